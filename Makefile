@@ -1,0 +1,37 @@
+# Two commands: `make quickstart` trains an agent on this machine, `make test` runs the tests.
+# Both create the virtual environment they need.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/quickstart
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/axpo quickstart --out $(RUN)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing axpo and what it needs into $(VENV) (once, 1-2 minutes) ..."
+	$(BIN)/pip install --quiet --progress-bar on -c constraints.txt torch
+	$(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e ".[lab]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,tracking,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,33 @@
+"""Advantages and the loss items that carry them (METHOD 7 and 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from axpo.tree import Credit, Group, Stream, Trajectory
+
+
+def advantage(reward: float, pool: Sequence[float]) -> float:
+    """(reward - mean) / std over `pool`; 0 where std is 0 or the pool has fewer than two.
+
+    std is the sample deviation (n - 1), as in verl, which the paper trains with (choice).
+    """
+    if len(pool) < 2:
+        return 0.0
+    mean = math.fsum(pool) / len(pool)
+    variance = math.fsum((r - mean) ** 2 for r in pool) / (len(pool) - 1)
+    # Rewards that are equal but not exactly representable must not divide noise by noise.
+    if variance <= 1e-18:
+        return 0.0
+    return (reward - mean) / math.sqrt(variance)
+
+
+def rollout_credit(rollout: Trajectory, value: float, weight: float) -> Credit:
+    """One item over the whole rollout (its policy tokens)."""
+    return Credit(0, rollout.tokens, value, Stream.ROLLOUT, weight)
+
+
+def scored_pool(group: Group) -> list[float]:
+    """The group's original rewards, unscored rollouts left out."""
+    return [r.reward for r in group.rollouts if r.reward is not None]

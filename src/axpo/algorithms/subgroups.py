@@ -1,0 +1,56 @@
+"""Tool-using and no-tool subgroups, and the Thinking-Acting Gap's figures (METHOD: problem).
+
+Unscored rollouts (infrastructure failed) belong to no subgroup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from axpo.tree import Group, Trajectory
+
+
+def scored(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+    """Those with a reward."""
+    return [t for t in trajectories if t.reward is not None]
+
+
+def rewards(trajectories: Iterable[Trajectory]) -> list[float]:
+    """Rewards of the scored ones, in order."""
+    return [t.reward for t in trajectories if t.reward is not None]
+
+
+def subgroup(group: Group, *, tool: bool) -> list[Trajectory]:
+    """Scored rollouts that used a tool (or did not). A malformed call counts as use."""
+    return [r for r in scored(group.rollouts) if r.uses_tool is tool]
+
+
+def all_wrong(trajectories: Sequence[Trajectory]) -> bool:
+    """The trigger: non-empty, and every reward is 0 (METHOD 2)."""
+    return bool(trajectories) and all(r <= 0 for r in rewards(trajectories))
+
+
+def gap(groups: Sequence[Group]) -> dict[str, float]:
+    """The gap's figures over a batch; a rate whose denominator is empty is left out.
+
+    `tool_rate`: share of rollouts that tried a tool. `all_wrong_tool`: share of the questions
+    with tool-using rollouts where all of them are wrong; `all_wrong_no_tool` likewise.
+    `recovery_rate`: share of resampled prefixes with a right continuation.
+    """
+    rollouts = [r for g in groups for r in scored(g.rollouts)]
+    figures: dict[str, float] = {}
+
+    def rate(name: str, hits: Iterable[float]) -> None:
+        values = list(hits)
+        if values:
+            figures[name] = sum(values) / len(values)
+
+    rate("reward_mean", rewards(rollouts))
+    rate("tool_rate", [float(r.uses_tool) for r in rollouts])
+    for name, tool in (("tool", True), ("no_tool", False)):
+        rate(f"accuracy_{name}", rewards(r for r in rollouts if r.uses_tool is tool))
+        subgroups = [s for g in groups if (s := subgroup(g, tool=tool))]
+        rate(f"all_wrong_{name}", [float(all_wrong(s)) for s in subgroups])
+    recovered = [b.recovered for g in groups for b in g.branches]
+    rate("recovery_rate", [float(r) for r in recovered if r is not None])
+    return figures

@@ -1,0 +1,176 @@
+"""The `axpo` command. Heavy imports happen inside commands, after every setting is checked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from axpo.config import Config, ConfigError, load_config
+
+app = typer.Typer(
+    help="Train vision-language agents to use tools with AXPO.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[Path, typer.Argument(help="TOML recipe, e.g. recipes/lab.toml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="settings on top of the recipe"),
+]
+Out = Annotated[Path, typer.Option("--out", help="the run's folder; a run in it goes on")]
+Model = Annotated[
+    str, typer.Option("--model", help="run folder, checkpoint folder or Hub id to look at")
+]
+
+
+@app.command()
+def quickstart(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+    """SFT, then GRPO and AXPO beside each other, evaluation and report."""
+    from axpo.quickstart import quickstart as run
+
+    config = load_config(recipe, overrides or ())
+    print(f"Report: {run(config, recipe, overrides or (), out)}")
+
+
+@app.command()
+def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+    """Cold-start model.path on the task's demonstrations."""
+    config = load_config(recipe, overrides or ())
+    _claim(out, config)
+    from axpo.report.monitor import RunMonitor
+    from axpo.training import sft
+
+    with RunMonitor(out, f"SFT {out.name}", config.run.tensorboard) as monitor:
+        last = sft.train(config, _model_path(config.model.path), out, monitor)
+    print(f"Checkpoint: {last}")
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    out: Out,
+    overrides: Overrides = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--start", help="start (and KL reference): run, checkpoint or Hub id"),
+    ] = None,
+) -> None:
+    """Train with the recipe's algorithm (algorithm.name: grpo or axpo)."""
+    config = load_config(recipe, overrides or ())
+    _claim(out, config)
+    from axpo.report.monitor import RunMonitor
+    from axpo.training import rl
+
+    model = _model_path(start or config.model.path)
+    title = f"{config.algorithm.name.upper()} {out.name}"
+    with RunMonitor(out, title, config.run.tensorboard) as monitor:
+        last = rl.train(config, model, out, monitor)
+    print(f"Checkpoint: {last}")
+
+
+@app.command("eval")
+def evaluate(recipe: Recipe, out: Out, model: Model, overrides: Overrides = None) -> None:
+    """Pass@1, Pass@k and the gap's rates of a model, with intervals."""
+    config = load_config(recipe, overrides or ())
+    from axpo.evaluation.run import evaluate
+    from axpo.report.monitor import RunMonitor
+    from axpo.report.tables import print_evaluation
+
+    with RunMonitor(out, f"evaluate {out.name}") as monitor:
+        result = evaluate(config, _model_path(model), out, monitor)
+    print_evaluation(result)
+
+
+@app.command()
+def diagnose(recipe: Recipe, out: Out, model: Model, overrides: Overrides = None) -> None:
+    """The Thinking-Acting Gap of a model: resample failed prefixes, count calls and recoveries."""
+    config = load_config(recipe, overrides or ())
+    from axpo.evaluation.run import diagnose
+    from axpo.report.monitor import RunMonitor
+    from axpo.report.tables import print_diagnostics
+
+    with RunMonitor(out, f"diagnose {out.name}") as monitor:
+        result = diagnose(config, _model_path(model), out, monitor)
+    print_diagnostics(result)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, start first")],
+    out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
+) -> None:
+    """One self-contained HTML page: curves, tables and the trajectory trees."""
+    from axpo.report.command import write_report
+
+    print(f"Report: {write_report(runs, out)}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="evaluated run folders, baseline first")],
+) -> None:
+    """Paired differences of evaluated runs on the same questions, with intervals."""
+    from axpo.report.tables import print_comparison
+
+    print_comparison(runs)
+
+
+@app.command()
+def show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
+    config = load_config(recipe, overrides or ())
+    from axpo.report.dryrun import show
+
+    show(config, _model_path(config.model.path))
+
+
+def _claim(out: Path, config: Config) -> None:
+    """Write the run's settings; refuse a folder that another run's settings made."""
+    path = out / "config.json"
+    settings: dict[str, Any] = json.loads(config.model_dump_json())
+    if path.is_file() and (old := json.loads(path.read_text())) != settings:
+        changed = [
+            f"{section}.{key}: {old.get(section, {}).get(key)!r} -> {value!r}"
+            for section, values in settings.items()
+            for key, value in values.items()
+            if old.get(section, {}).get(key) != value
+        ]
+        raise ConfigError(
+            f"{out} holds a run with other settings ({'; '.join(changed)}): "
+            "give another --out, or the settings it was started with"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=1))
+
+
+def _model_path(model: str) -> str:
+    """A run folder's newest checkpoint, a checkpoint's model, the shipped base or `model` itself.
+
+    Raises `ConfigError` for a folder that holds none of these.
+    """
+    if model == "lab-base":
+        from axpo.tasks.lab import BASE
+
+        return str(BASE)
+    path = Path(model)
+    if not path.is_dir():
+        return model
+    found = sorted(path.glob("checkpoints/step-*/model/config.json"))
+    for config in [path / "config.json", path / "model" / "config.json", *reversed(found)]:
+        if config.is_file() and "model_type" in config.read_text():
+            return str(config.parent)
+    raise ConfigError(f"{model}: no checkpoint in it; expected a run, a checkpoint or a model")
+
+
+def main() -> None:
+    """Run the command; a wrong setting ends with its message, not with a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        sys.exit(f"axpo: {error}")

@@ -1,0 +1,296 @@
+"""Typed settings: a sparse TOML recipe plus dotted overrides becomes one checked `Config`.
+
+Nothing here imports torch, so that a wrong key or value is refused in milliseconds, before any
+model is loaded. Numbers quote their source where the paper names them (METHOD = arXiv
+2605.28774); the others are our choices and are listed in `docs/paper_map.md`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, ineffective or out of range; the message names the key."""
+
+
+class Section(BaseModel):
+    """Base of all settings: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(Section):
+    path: str = "lab-base"
+    """Checkpoint folder or Hub id; "lab-base" is the tiny base model that the package ships."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights' type while training and sampling."""
+    device: str = "auto"
+    """torch device; "auto" takes a GPU when there is one."""
+    threads: NonNegativeInt = 1
+    """CPU threads of one process; 0 leaves torch's default."""
+
+
+class TaskSettings(Section):
+    name: Literal["lab", "jsonl"] = "lab"
+    """"lab" generates find-and-read questions; "jsonl" reads `path`."""
+    path: str | None = None
+    """JSONL file of the "jsonl" task, a split a file: `{split}` in the name is replaced."""
+    system: str | None = None
+    """System message before the tools' signatures; none by default."""
+
+
+class RolloutSettings(Section):
+    tools: tuple[str, ...] = ("image_zoom_in_tool",)
+    """Tools that the agent may call."""
+    max_turns: PositiveInt = 3
+    """Policy turns a trajectory (METHOD: at most 3)."""
+    max_turn_tokens: PositiveInt = 64
+    """Sampled tokens a turn."""
+    max_tokens: PositiveInt = 256
+    """Tokens of a trajectory after the prompt, observations included."""
+    max_seconds: PositiveFloat = 120.0
+    """Wall time of a trajectory; what is past it ends as max_seconds."""
+    temperature: NonNegativeFloat = 1.0
+    """RL samples at 1: truncated or sharpened sampling biases the ratio."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 turns it off."""
+    top_k: NonNegativeInt = 0
+    """0 turns it off."""
+
+
+class EngineSettings(Section):
+    name: Literal["transformers"] = "transformers"
+    """Where tokens are sampled: "transformers" runs in this process."""
+    slots: PositiveInt = 256
+    """KV slots: sequences kept or running at once; requests beyond it wait."""
+    max_prefill_tokens: PositiveInt = 4096
+    """Padded tokens of one prefill call."""
+
+
+class AlgorithmSettings(Section):
+    """GRPO and AXPO; every ablation of the paper is one of these settings."""
+
+    name: Literal["grpo", "axpo"] = "axpo"
+    """"grpo" is the baseline without resampling."""
+    rollouts: Annotated[int, Field(ge=2)] = 8
+    """N, rollouts a question (METHOD: 8)."""
+    continuations: Annotated[int, Field(ge=2)] = 4
+    """K, continuations a selected prefix (METHOD: 4)."""
+    extra_budget: Fraction = 0.25
+    """r: at most floor(r B N) extra continuations a batch (METHOD: 0.25)."""
+    clip_low: PositiveFloat = 0.2
+    """rho is clipped from below at 1 - clip_low (METHOD: 0.2)."""
+    clip_high: PositiveFloat = 0.4
+    """rho is clipped from above at 1 + clip_high (METHOD: 0.4)."""
+    kl: NonNegativeFloat = 1e-3
+    """beta of the k3 KL estimate to the SFT policy (METHOD: 1e-3)."""
+    aggregation: Literal["question_mean", "token_mean"] = "question_mean"
+    """question_mean: Eq. 5, each slot 1/N, then mean over questions (choice)."""
+    prefix: Literal["tool_call", "scratch"] = "tool_call"
+    """"scratch" resamples whole rollouts: the ablation without prefix fix."""
+    resample: Literal["tool", "no_tool"] = "tool"
+    """"no_tool" triggers on and resamples no-tool rollouts instead (ablation)."""
+    ranking: Literal["confidence", "random"] = "confidence"
+    """"random" ranks candidate prefixes by a seeded draw (ablation)."""
+    prefix_credit: bool = True
+    """False: a selected source keeps its plain GRPO advantage (ablation)."""
+    separate_group: bool = True
+    """False: continuations join the rollouts' advantage group (ablation)."""
+
+    @model_validator(mode="after")
+    def _ineffective(self) -> AlgorithmSettings:
+        if self.name == "grpo":
+            branching = {
+                "continuations", "extra_budget", "prefix", "resample", "ranking",
+                "prefix_credit", "separate_group",
+            }  # fmt: skip
+            if idle := sorted(branching & self.model_fields_set):
+                raise ValueError(f"{', '.join(idle)}: no effect with name = 'grpo'; remove it")
+        return self
+
+
+class OptimizerSettings(Section):
+    learning_rate: NonNegativeFloat = 1e-4
+    """AdamW's peak rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled decay of matrices (norms and biases have none)."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this global norm."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates over which the rate grows linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after the warm-up; to 0 at the last update."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is (its mergers too)."""
+    max_tokens_per_micro_batch: PositiveInt = 8192
+    """Packed tokens of one forward/backward; a single tree above it is refused."""
+
+
+class RLSettings(Section):
+    steps: PositiveInt = 60
+    """Training steps (batches of questions)."""
+    questions: PositiveInt = 16
+    """B, questions a step."""
+    updates: PositiveInt = 2
+    """Optimizer updates a step; from 2 on the clip is alive."""
+    old_logprobs: Literal["engine", "recompute"] = "engine"
+    """pi_old: the engine's own numbers, or the trainer's before the first update."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+
+class SFTSettings(Section):
+    steps: PositiveInt = 300
+    """Optimizer steps."""
+    batch: PositiveInt = 48
+    """Demonstrations a step."""
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-3, decay="linear")
+
+
+class EvalSettings(Section):
+    split: str = "test"
+    """Split of the task that is evaluated."""
+    questions: PositiveInt = 200
+    """Questions evaluated; a smaller split is taken whole."""
+    samples: PositiveInt = 8
+    """Rollouts a question (n of the unbiased Pass@k)."""
+    k: PositiveInt = 4
+    """k of Pass@k."""
+    prefixes: NonNegativeInt = 32
+    """Failed prefixes that the diagnostics resample."""
+    prefix_samples: PositiveInt = 16
+    """Calls resampled from each (METHOD: 16)."""
+
+
+class RunSettings(Section):
+    seed: int = 0
+    """Seeds data order, sampling and ranking."""
+    checkpoint_every: PositiveInt = 10
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    trees_every: PositiveInt = 10
+    """Steps between saved trajectory trees."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (extra "tracking")."""
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    model: ModelSettings = ModelSettings()
+    task: TaskSettings = TaskSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    engine: EngineSettings = EngineSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    rl: RLSettings = RLSettings()
+    sft: SFTSettings = SFTSettings()
+    eval: EvalSettings = EvalSettings()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.task.name == "jsonl" and self.task.path is None:
+            raise ValueError("task.path: the jsonl task needs a file; set task.path")
+        if self.task.name == "lab" and self.task.path is not None:
+            raise ValueError("task.path: no effect with task.name = 'lab'; remove it")
+        if self.rl.questions % self.rl.updates:
+            raise ValueError(
+                f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"
+            )
+        if self.eval.k > self.eval.samples:
+            raise ValueError(
+                f"eval.k: Pass@{self.eval.k} needs at least {self.eval.k} samples, "
+                f"eval.samples is {self.eval.samples}"
+            )
+        return self
+
+
+def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The checked settings of a TOML `recipe` with `section.key=value` overrides on top.
+
+    Raises `ConfigError` naming the key and, for an unknown one, the nearest valid name.
+    """
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        path = Path(recipe)
+        if not path.is_file():
+            raise ConfigError(f"no recipe at {path}; expected a TOML file such as lab.toml")
+        try:
+            values = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r}: expected section.key=value")
+        _assign(values, key.strip().split("."), _value(text.strip()), override)
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Check plain values; raises `ConfigError`, a line a problem."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for name in path[:-1]:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {name} is a value, not a section")
+        values = typing.cast("dict[str, Any]", inner)
+    values[path[-1]] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        names = list(_fields(path[:-1]))
+        near = difflib.get_close_matches(path[-1], names, n=1)
+        where = ".".join(path[:-1]) or "a recipe"
+        hint = f"did you mean {near[0]!r}?" if near else f"{where} has {', '.join(names)}"
+        return f"{key}: unknown setting; {hint}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}.{message}" if key else message
+    return f"{key}: {message} (got {problem['input']!r})"
+
+
+def _fields(path: Iterable[str]) -> Iterable[str]:
+    model: type[BaseModel] = Config
+    for name in path:
+        inner = model.model_fields[name].annotation if name in model.model_fields else None
+        if isinstance(inner, types.UnionType) or not isinstance(inner, type):
+            return ()
+        if not issubclass(inner, BaseModel):
+            return ()
+        model = inner
+    return model.model_fields

@@ -1,0 +1,1 @@
+"""Engines sample tokens: `scripted` for tests and demonstrations, `transformers` in-process."""

@@ -1,0 +1,60 @@
+"""What makes a request servable: the checks that every engine does before it computes anything.
+
+A wrong placeholder count would otherwise shift pictures silently, and an id outside the
+vocabulary fails deep in an embedding; here both name the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+from axpo.engines.base import Picture, Request, RequestError
+from axpo.tree import ImageSpan
+
+
+def check_tokens(request: Request, vocabulary: int) -> None:
+    """Raise `RequestError` unless there are tokens, all ids exist, and one may be sampled."""
+    if not request.tokens:
+        raise RequestError(f"request {request.id}: no tokens to sample after")
+    for name, ids in (("tokens", request.tokens), ("banned", request.sampling.banned)):
+        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+            wrong = next(i for i in ids if not 0 <= i < vocabulary)
+            raise RequestError(
+                f"request {request.id}: {name} hold id {wrong}; the vocabulary is 0..{vocabulary - 1}"
+            )
+    if len(set(request.sampling.banned)) >= vocabulary:
+        raise RequestError(f"request {request.id}: nothing to sample, every id is banned")
+
+
+def image_spans(
+    request: Request, image_token: int, length: Callable[[Picture], int]
+) -> tuple[ImageSpan, ...]:
+    """Where each picture's placeholders lie in `request.tokens`, in order.
+
+    `length` gives the placeholder tokens that a picture takes. Raises `RequestError` with got
+    and expected where runs of `image_token` and pictures do not correspond.
+    """
+    runs: list[tuple[int, int]] = []
+    if image_token in request.tokens:
+        start = 0
+        for token, run in groupby(request.tokens):
+            size = sum(1 for _ in run)
+            if token == image_token:
+                runs.append((start, size))
+            start += size
+    if len(runs) != len(request.pictures):
+        raise RequestError(
+            f"request {request.id}: got {len(runs)} runs of image placeholders (id {image_token}), "
+            f"expected {len(request.pictures)}, one a picture"
+        )
+    spans: list[ImageSpan] = []
+    for i, ((start, size), picture) in enumerate(zip(runs, request.pictures, strict=True)):
+        expected = length(picture)
+        if size != expected:
+            raise RequestError(
+                f"request {request.id}: picture {i} ({picture.digest}) has {size} placeholder "
+                f"tokens at {start}, expected {expected} for its {picture.image.size} pixels"
+            )
+        spans.append(ImageSpan(picture.digest, start, size))
+    return tuple(spans)

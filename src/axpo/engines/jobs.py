@@ -1,0 +1,135 @@
+"""A request on its way through the in-process engine, and what the engine counts."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from axpo.engines.base import Completion, Finish, Picture, Request, RequestError
+from axpo.engines.checking import check_tokens, image_spans
+from axpo.engines.runner import Piece
+from axpo.engines.slots import Slot
+from axpo.models.loading import Checkpoint
+from axpo.models.positions import rope_positions
+from axpo.models.vision import PixelCache, Pixels
+from axpo.tree import ImageSpan
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the engine was made; tokens unless said otherwise.
+
+    `prefilled` and `decoded` were computed, `reused` were not. `pictures` went through the
+    vision tower, `evictions` are kept sequences that made room for others.
+    """
+
+    requests: int = 0
+    reused: int = 0
+    prefilled: int = 0
+    decoded: int = 0
+    sampled: int = 0
+    pictures: int = 0
+    prefill_calls: int = 0
+    decode_calls: int = 0
+    evictions: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A checked request with its positions [3, length], its draws and what it sampled so far."""
+
+    request: Request
+    tokens: list[int]
+    spans: tuple[ImageSpan, ...]
+    pixels: tuple[Pixels, ...]
+    positions: torch.Tensor
+    next_position: int
+    random: random.Random
+    future: asyncio.Future[Completion]
+    slot: Slot | None = None
+    reused: int = 0
+    sampled: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def pending(self) -> int:
+        """Tokens of the request that are left to compute."""
+        return len(self.tokens) - self.reused
+
+    def new_pictures(self) -> dict[str, Pixels]:
+        """Pictures, by digest, whose placeholders are among the pending tokens."""
+        pairs = zip(self.spans, self.pixels, strict=True)
+        return {span.digest: pixels for span, pixels in pairs if span.start >= self.reused}
+
+    def piece(self) -> Piece:
+        """The pending tokens as one row of a prefill."""
+        start = self.reused
+        pictures = tuple(span.digest for span in self.spans if span.start >= start)
+        return Piece(self.tokens[start:], start, self.positions[:, start:], pictures)
+
+    def record(self, token: int, logprob: float) -> bool:
+        """Add a sampled token; returns whether it is the last."""
+        self.sampled.append(token)
+        self.logprobs.append(logprob)
+        sampling = self.request.sampling
+        over = token in sampling.stop or len(self.sampled) >= sampling.max_tokens
+        return over or not self.finite
+
+    @property
+    def finite(self) -> bool:
+        """Whether the last logprob is a number: diverged weights give none."""
+        return math.isfinite(self.logprobs[-1])
+
+    def completion(self, version: int) -> Completion:
+        stopped = self.sampled[-1] in self.request.sampling.stop
+        return Completion(
+            tokens=tuple(self.sampled),
+            logprobs=tuple(self.logprobs),
+            finish=Finish.STOP if stopped else Finish.LENGTH,
+            version=version,
+            reused=self.reused,
+        )
+
+
+def accept(
+    request: Request, checkpoint: Checkpoint, cache: PixelCache, future: asyncio.Future[Completion]
+) -> Job:
+    """Check `request` against the checkpoint and prepare it; raises `RequestError`."""
+    check_tokens(request, checkpoint.model.config.text_config.vocab_size)
+
+    def pixels(picture: Picture) -> Pixels:
+        try:
+            return cache(picture.digest, picture.image)
+        except ValueError as error:
+            raise RequestError(f"request {request.id}: picture {picture.digest}: {error}") from None
+
+    prepared = tuple(pixels(picture) for picture in request.pictures)
+    lengths = iter([p.tokens(checkpoint.merge_size) for p in prepared])
+    spans = image_spans(request, checkpoint.image_token, lambda _: next(lengths))
+    grids = [p.grid for p in prepared]
+    positions, following = rope_positions(
+        len(request.tokens), zip(spans, grids, strict=True), 0, checkpoint.merge_size
+    )
+    draws = random.Random(request.sampling.seed)
+    return Job(request, list(request.tokens), spans, prepared, positions, following, draws, future)
+
+
+def prefill_batches(jobs: Sequence[Job], max_tokens: int) -> Iterator[tuple[int, list[Job]]]:
+    """Consecutive `jobs` (sorted by pending tokens) to prefill in one call, with their offset.
+
+    A call holds at most `max_tokens`, padding included (a longer row goes alone), and no row
+    that would make most of the others padding.
+    """
+    first = 0
+    for i in range(1, len(jobs) + 1):
+        if i < len(jobs):
+            longest, shortest = jobs[i].pending, jobs[first].pending
+            if (i + 1 - first) * longest <= max_tokens and longest <= 2 * shortest + 8:
+                continue
+        yield first, list(jobs[first:i])
+        first = i

@@ -1,0 +1,118 @@
+"""Forward passes of the in-process engine: pictures to features, prompts and steps to logits.
+
+Owns the features of pictures seen lately and the tensors of one pass. Position ids are always
+explicit: the model's own `rope_deltas` are left over from whatever batch ran last.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from axpo.engines.kv import SlotMemory
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
+
+FEATURE_TOKENS = 2**16
+"""Placeholder tokens whose features are kept; the pictures used longest ago leave first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New tokens of one row: `tokens` follow the `start` that are stored.
+
+    `positions` [3, len(tokens)]; `pictures` are the digests whose placeholders they hold.
+    """
+
+    tokens: list[int]
+    start: int
+    positions: torch.Tensor
+    pictures: tuple[str, ...] = ()
+
+
+class Runner:
+    """Runs a checkpoint's model on a `SlotMemory`; call under `torch.inference_mode`."""
+
+    def __init__(self, checkpoint: Checkpoint, memory: SlotMemory) -> None:
+        self._model = checkpoint.model
+        self._memory = memory
+        self._padding = 0 if checkpoint.image_token else 1
+        self._features: OrderedDict[str, Features] = OrderedDict()
+
+    def encode(self, pictures: dict[str, Pixels]) -> int:
+        """Make the features of `pictures` (by digest) ready in one call; returns how many were new.
+
+        They are ready until the next `encode`.
+        """
+        new = [digest for digest in pictures if digest not in self._features]
+        encoded = encode_pictures(self._model, [pictures[digest] for digest in new])
+        self._features.update(zip(new, encoded, strict=True))
+        for digest in pictures:
+            self._features.move_to_end(digest)
+        kept = sum(len(features.embeds) for features in self._features.values())
+        while kept > FEATURE_TOKENS and len(self._features) > len(pictures):
+            _, oldest = self._features.popitem(last=False)
+            kept -= len(oldest.embeds)
+        return len(new)
+
+    def forget_features(self) -> None:
+        self._features.clear()
+
+    def prefill(self, first: int, pieces: Sequence[Piece]) -> torch.Tensor:
+        """Logits [n, V] after the last token of each piece; rows `first`, `first` + 1, ..."""
+        longest = max(len(piece.tokens) for piece in pieces)
+        tokens = torch.full((len(pieces), longest), self._padding)
+        positions = torch.zeros(3, len(pieces), longest, dtype=torch.long)
+        for i, piece in enumerate(pieces):
+            tokens[i, : len(piece.tokens)] = torch.tensor(piece.tokens)
+            positions[:, i, : len(piece.tokens)] = piece.positions
+        starts = torch.tensor([piece.start for piece in pieces])
+        columns = starts[:, None] + torch.arange(longest)
+        pictures = [self._features[digest] for piece in pieces for digest in piece.pictures]
+        hidden = self._forward(first, tokens, positions, columns, pictures)
+        last = torch.tensor([len(piece.tokens) - 1 for piece in pieces], device=hidden.device)
+        rows = torch.arange(len(pieces), device=hidden.device)
+        return self._model.lm_head(hidden[rows, last])
+
+    def step(
+        self, tokens: Sequence[int], columns: Sequence[int], positions: Sequence[int]
+    ) -> torch.Tensor:
+        """Logits [n, V] after one more token in each of the rows 0, 1, ..., n - 1."""
+        index = torch.tensor([tokens, columns, positions])
+        position = index[2, None, :, None].expand(3, -1, -1)
+        hidden = self._forward(0, index[0, :, None], position, index[1, :, None])
+        return self._model.lm_head(hidden[:, 0])
+
+    def _forward(
+        self,
+        first: int,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        columns: torch.Tensor,
+        pictures: Sequence[Features] = (),
+    ) -> torch.Tensor:
+        """Hidden states [n, q, hidden] of `tokens` [n, q], stored at `columns` [n, q]."""
+        device = self._model.device
+        width = int(columns.max()) + 1
+        self._memory.reserve(first + len(tokens), width)
+        columns = columns.to(device)
+        self._memory.view(first, columns, width)
+        return self._model.model(
+            input_ids=tokens.to(device),
+            position_ids=positions.to(device),
+            attention_mask=self._mask(columns, width),
+            past_key_values=self._memory,
+            mm_encoder_outputs=encoder_outputs(pictures),
+            use_cache=True,
+        ).last_hidden_state
+
+    def _mask(self, columns: torch.Tensor, width: int) -> torch.Tensor:
+        """Additive mask [n or 1, 1, q, width]: a token sees its own column and those before."""
+        if (columns == columns[:1]).all():
+            columns = columns[:1]
+        hidden = torch.arange(width, device=columns.device) > columns[:, None, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=columns.device)
+        return mask.masked_fill_(hidden, float("-inf"))

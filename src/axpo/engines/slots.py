@@ -1,0 +1,169 @@
+"""Which sequence lives in which row: reuse of prefixes, placement, eviction.
+
+Running sequences occupy the first rows, without gaps, so that a step is one block. The rows
+behind them keep finished sequences: a request of the same group takes over the one that it
+continues, or copies the longest prefix that it shares with any, running ones included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from axpo.engines.kv import SlotMemory
+from axpo.tree import ImageSpan
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One row. The keys and values of the first `length` of `tokens` are stored in it.
+
+    `tokens` is longer than `length` only while the rest is about to be computed.
+    """
+
+    row: int
+    group: str | None = None
+    tokens: list[int] = field(default_factory=list)
+    spans: tuple[ImageSpan, ...] = ()
+    length: int = 0
+    used: int = 0
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the longest prefix that `a` and `b` share."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def reusable(
+    tokens: list[int], spans: Sequence[ImageSpan], other: Slot, common: int | None = None
+) -> int:
+    """How many of the first tokens `other` can stand for, once all of its own are computed.
+
+    The last token is always left to compute (its output is what sampling needs), the pictures
+    must be the same, and a picture is taken whole or not at all.
+    """
+    if common is None:
+        common = common_prefix(tokens, other.tokens)
+    count = min(common, len(tokens) - 1)
+    for i, span in enumerate(spans):
+        if span.start >= count:
+            break
+        if i >= len(other.spans) or other.spans[i] != span or span.start + span.length > count:
+            return span.start
+    return count
+
+
+class SlotPool:
+    """The rows of a `SlotMemory`: the first `running` are computed on, the others are kept."""
+
+    def __init__(self, memory: SlotMemory, slots: int) -> None:
+        self._memory = memory
+        self._capacity = slots
+        self._clock = 0
+        self.slots: list[Slot] = []
+        self.running = 0
+        self.evictions = 0
+
+    def match(
+        self, group: str, tokens: list[int], spans: Sequence[ImageSpan]
+    ) -> tuple[Slot | None, int, int]:
+        """The best source of a prefix: (slot, tokens ready in it, tokens that some slot will have).
+
+        The third number is larger than the second while a prefix is about to be computed.
+        """
+        best: Slot | None = None
+        ready = soon = 0
+        for slot in self.slots:
+            if slot.group != group:
+                continue
+            common = common_prefix(tokens, slot.tokens)
+            soon = max(soon, reusable(tokens, spans, slot, common))
+            now = reusable(tokens, spans, slot, min(common, slot.length))
+            # A slot that the request continues in place saves the copy.
+            if now > ready or (now and now == ready and self._continues(slot, common)):
+                best, ready = slot, now
+        return best, ready, soon
+
+    def _continues(self, slot: Slot, common: int) -> bool:
+        return slot.row >= self.running and common == slot.length
+
+    def claim(
+        self, group: str, tokens: list[int], spans: tuple[ImageSpan, ...], source: Slot | None,
+        ready: int,
+    ) -> Slot | None:  # fmt: skip
+        """A running slot for `tokens` with the first `ready` stored; None while all are busy."""
+        if source is not None and self._continues(source, common_prefix(tokens, source.tokens)):
+            target = source
+        else:
+            target = self._free(source)
+            if target is None:
+                return None
+            if source is not None and target is not source:
+                self._memory.copy(source.row, target.row, ready)
+        target.group, target.tokens, target.spans, target.length = group, tokens, spans, ready
+        self.place(target, self.running)
+        self.running += 1
+        return target
+
+    def _free(self, source: Slot | None) -> Slot | None:
+        """An empty slot, a new one, or the idle one that was used longest ago.
+
+        `source`, whose prefix is wanted, goes last: it is then cut to the prefix.
+        """
+        idle = self.slots[self.running :]
+        for slot in idle:
+            if slot.group is None:
+                return slot
+        if len(self.slots) < self._capacity:
+            self._memory.reserve(len(self.slots) + 1, 1)
+            self.slots.append(Slot(len(self.slots)))
+            return self.slots[-1]
+        target = min(idle, key=lambda slot: (slot is source, slot.used), default=None)
+        if target is not None and target is not source:
+            self.evictions += 1
+        return target
+
+    def place(self, slot: Slot, row: int) -> None:
+        """Move `slot` to `row`, whose occupant takes its place."""
+        if slot.row == row:
+            return
+        other = self.slots[row]
+        self._memory.swap(slot.row, row, slot.length, other.length)
+        self.slots[slot.row], self.slots[row] = other, slot
+        slot.row, other.row = row, slot.row
+
+    def retire(self, slot: Slot) -> None:
+        """Stop running `slot`; what it stores is kept. The last running slot takes its row."""
+        self._clock += 1
+        slot.used = self._clock
+        self.running -= 1
+        self.place(slot, self.running)
+        if slot.group is None:
+            self.forget(slot)
+
+    def forget(self, slot: Slot) -> None:
+        """Keep nothing of a slot that is not running."""
+        slot.group, slot.tokens, slot.spans, slot.length = None, [], (), 0
+
+    def release(self, group: str) -> None:
+        """Keep nothing of `group`; a running slot is forgotten when it retires."""
+        for slot in self.slots:
+            if slot.group == group:
+                slot.group = None
+                if slot.row >= self.running:
+                    self.forget(slot)
+
+    def clear(self) -> None:
+        """Keep nothing at all; nothing may be running."""
+        self.slots.clear()
+        self.running = 0
+        self._memory.clear()

@@ -1,0 +1,273 @@
+"""The in-process engine: transformers' own model, batched over every request in flight.
+
+One asyncio task serves all requests. A round admits what waits, prefills what is new of it,
+and computes one token for every running row; between rounds the agents' coroutines run. It
+uses no thread and no clock, so the same requests in the same order give the same result.
+Weights may be shared with a trainer in the same process: nothing here writes to them but
+`load_weights`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from axpo.engines.base import Completion, EngineError, Request, Sampling
+from axpo.engines.jobs import EngineStats, Job, accept, prefill_batches
+from axpo.engines.kv import SlotMemory
+from axpo.engines.runner import Runner
+from axpo.engines.sampling import Sampler
+from axpo.engines.slots import SlotPool
+from axpo.engines.weights import copy_weights
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import PixelCache, Pixels
+
+
+class TransformersEngine:
+    """Implements `axpo.engines.base.Engine` with the model of `checkpoint`.
+
+    `slots` sequences are kept or running at once; further requests wait their turn.
+    `max_prefill_tokens` bounds one prefill call, padding included (a longer request goes alone).
+    `stats` counts since the start.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        slots: int = 256,
+        max_prefill_tokens: int = 4096,
+        version: int = 0,
+    ) -> None:
+        model = checkpoint.model
+        self._checkpoint = checkpoint
+        self._max_prefill = max_prefill_tokens
+        self._version = version
+        self._memory = SlotMemory(model.config.text_config, slots, model.dtype, model.device)
+        self._pool = SlotPool(self._memory, slots)
+        self._runner = Runner(checkpoint, self._memory)
+        self._pixels = PixelCache(checkpoint.image_processor)
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []  # row i of the memory computes for _running[i]
+        self._sampler: Sampler | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self.stats = EngineStats()
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that sample now."""
+        return self._version
+
+    async def generate(self, request: Request) -> Completion:
+        """Sample one completion; raises `RequestError` or `EngineError`."""
+        if self._closed:
+            raise EngineError(f"request {request.id}: the engine is closed")
+        loop = asyncio.get_running_loop()
+        job = accept(request, self._checkpoint, self._pixels, loop.create_future())
+        self.stats.requests += 1
+        self._waiting.append(job)
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task = loop.create_task(self._serve())
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            self._cancel(job)
+            raise
+
+    async def release(self, group: str) -> None:
+        """Forget what is kept for `group`; its requests in flight go on."""
+        self._pool.release(group)
+
+    async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """Sample with `weights` (a state dict of the model) from now on; all caches are dropped.
+
+        Tensors that the model shares are left alone. Raises `EngineError` while requests are in
+        flight and `ValueError` for names or shapes that do not fit, with nothing changed.
+        """
+        if self._waiting or self._running:
+            raise EngineError(
+                f"weights {version}: {len(self._waiting) + len(self._running)} requests are in "
+                "flight; await or cancel them first"
+            )
+        copy_weights(self._checkpoint.model, weights)
+        self._version = version
+        self._pool.clear()
+        self._runner.forget_features()
+
+    async def close(self) -> None:
+        """Stop; pending requests raise `EngineError`."""
+        self._closed = True
+        self._abandon("the engine was closed")
+
+    # ------------------------------------------------------------------ the loop
+
+    async def _serve(self) -> None:
+        try:
+            while self._waiting or self._running:
+                with torch.inference_mode():
+                    self._round()
+                await asyncio.sleep(0)
+        except Exception as error:
+            self._abandon(f"the engine's loop failed: {error!r}")
+        finally:
+            self._abandon("the engine's loop was cancelled")
+
+    def _round(self) -> None:
+        """Admit and prefill until nothing more fits, then one token for every running row."""
+        while wave := self._admit():
+            self._prefill(wave)
+        if self._running:
+            self._step()
+
+    def _admit(self) -> list[Job]:
+        """Give waiting jobs a row, first come first served; those to prefill, shortest first.
+
+        A job whose prefix is about to be computed for another of its group waits for it.
+        """
+        wave: list[Job] = []
+        deferred: list[Job] = []
+        while self._waiting:
+            job = self._waiting[0]
+            group = job.request.group
+            source, ready, soon = self._pool.match(group, job.tokens, job.spans)
+            if soon > ready:
+                deferred.append(self._waiting.popleft())
+                continue
+            slot = self._pool.claim(group, job.tokens, job.spans, source, ready)
+            if slot is None:
+                break
+            job.slot, job.reused = slot, ready
+            self.stats.reused += ready
+            wave.append(self._waiting.popleft())
+        self._waiting.extendleft(reversed(deferred))
+        self.stats.evictions = self._pool.evictions
+        wave.sort(key=lambda job: job.pending)
+        for job in wave:
+            assert job.slot is not None
+            self._pool.place(job.slot, len(self._running))
+            self._running.append(job)
+        self._sampler = None
+        return wave
+
+    def _prefill(self, wave: Sequence[Job]) -> None:
+        """Compute the pending tokens of `wave`, the last of the running rows; sample their first.
+
+        A failing call fails its own jobs only.
+        """
+        offset = len(self._running) - len(wave)
+        over: list[Job] = []
+        try:
+            pictures: dict[str, Pixels] = {}
+            for job in wave:
+                pictures |= job.new_pictures()
+            self.stats.pictures += self._runner.encode(pictures) if pictures else 0
+        except Exception as error:
+            self._fail(wave, error)
+            return
+        failures: list[tuple[Sequence[Job], Exception]] = []
+        for first, jobs in prefill_batches(wave, self._max_prefill):
+            try:
+                logits = self._runner.prefill(offset + first, [job.piece() for job in jobs])
+                for job in jobs:
+                    assert job.slot is not None
+                    job.slot.length = len(job.tokens)
+                over += self._sample(jobs, logits, Sampler(_settings(jobs), logits.device))
+            except Exception as error:
+                failures.append((jobs, error))
+                continue
+            self.stats.prefill_calls += 1
+            self.stats.prefilled += sum(job.pending for job in jobs)
+        self._finish(over)
+        for jobs, error in failures:
+            self._fail(jobs, error)
+
+    def _step(self) -> None:
+        """One token for every running row."""
+        jobs = self._running
+        steps = [len(job.sampled) - 1 for job in jobs]
+        try:
+            logits = self._runner.step(
+                [job.sampled[-1] for job in jobs],
+                [len(job.tokens) + n for job, n in zip(jobs, steps, strict=True)],
+                [job.next_position + n for job, n in zip(jobs, steps, strict=True)],
+            )
+            for slot in self._pool.slots[: len(jobs)]:
+                slot.length += 1
+            if self._sampler is None:
+                self._sampler = Sampler(_settings(jobs), logits.device)
+            over = self._sample(jobs, logits, self._sampler)
+        except Exception as error:
+            self._fail(list(jobs), error)
+            return
+        self.stats.decode_calls += 1
+        self.stats.decoded += len(jobs)
+        self._finish(over)
+
+    def _sample(self, jobs: Sequence[Job], logits: torch.Tensor, sampler: Sampler) -> list[Job]:
+        """Add a token to each job from `logits` [n, V]; returns the jobs that are done."""
+        tokens, logprobs = sampler(logits, [job.random.random() for job in jobs])
+        self.stats.sampled += len(jobs)
+        pairs = zip(jobs, tokens.tolist(), logprobs.tolist(), strict=True)
+        return [job for job, token, logprob in pairs if job.record(token, logprob)]
+
+    # ------------------------------------------------------------------ endings
+
+    def _finish(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if not job.finite:
+                self._fail([job], ArithmeticError("the logits are not finite"))
+                continue
+            self._retire(job, keep=True)
+            if not job.future.done():
+                job.future.set_result(job.completion(self._version))
+
+    def _fail(self, jobs: Iterable[Job], error: Exception) -> None:
+        for job in jobs:
+            self._retire(job, keep=False)
+            if not job.future.done():
+                failure = EngineError(f"request {job.request.id}: {error!r}")
+                failure.__cause__ = error
+                job.future.set_exception(failure)
+
+    def _cancel(self, job: Job) -> None:
+        """Free what a cancelled request holds, at once."""
+        if job.slot is not None:
+            self._retire(job, keep=True)
+        elif job in self._waiting:
+            self._waiting.remove(job)
+
+    def _retire(self, job: Job, keep: bool) -> None:
+        """End a running job; `keep` its keys and values for requests to come."""
+        slot, job.slot = job.slot, None
+        assert slot is not None
+        row = slot.row
+        with torch.inference_mode():
+            if keep:
+                slot.tokens += job.sampled[:-1]  # the last one was sampled, but not computed on
+            else:
+                self._memory.wipe(row)
+                self._pool.forget(slot)
+            self._pool.retire(slot)
+        last = self._running.pop()
+        if last is not job:
+            self._running[row] = last
+        self._sampler = None
+
+    def _abandon(self, reason: str) -> None:
+        """Fail everything in flight and drop what is kept."""
+        jobs = [*self._waiting, *self._running]
+        self._waiting.clear()
+        self._running.clear()
+        if jobs or self._closed:
+            self._pool.clear()
+        for job in jobs:
+            job.slot = None
+            if not job.future.done():
+                job.future.set_exception(EngineError(f"request {job.request.id}: {reason}"))
+
+
+def _settings(jobs: Iterable[Job]) -> list[Sampling]:
+    return [job.request.sampling for job in jobs]

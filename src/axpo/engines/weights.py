@@ -1,0 +1,60 @@
+"""New weights into a module that samples: everything is checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
+    """Copy `weights` (a state dict) into `module`; returns how many tensors were copied.
+
+    A tensor that already shares its storage with the module's (a trainer in the same process)
+    is left alone. Of names that are tied to one storage, any one will do. Raises `ValueError`
+    naming unknown, missing or mis-shaped tensors, or tied ones that differ, with nothing changed.
+    """
+    own = module.state_dict(keep_vars=True)
+    if unknown := sorted(set(weights) - set(own)):
+        raise ValueError(f"weights hold {_some(unknown)}, which the model does not have")
+    tied: dict[tuple[int, torch.Size], list[str]] = {}
+    for name, tensor in own.items():
+        tied.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
+    copies: dict[str, torch.Tensor] = {}
+    missing: list[str] = []
+    for names in tied.values():
+        given = [name for name in names if name in weights]
+        if not given:
+            missing.append(names[0])
+            continue
+        for name in given:
+            if weights[name].shape != own[name].shape:
+                raise ValueError(
+                    f"weights[{name!r}] has shape {tuple(weights[name].shape)}, "
+                    f"expected {tuple(own[name].shape)}"
+                )
+            first = weights[given[0]]
+            if not _shares(weights[name], first) and not torch.equal(weights[name], first):
+                raise ValueError(
+                    f"weights[{given[0]!r}] and weights[{name!r}] differ, "
+                    "but the model ties them to one tensor"
+                )
+        copies[given[0]] = weights[given[0]]
+    if missing:
+        raise ValueError(f"weights lack {_some(sorted(missing))}")
+    copies = {name: new for name, new in copies.items() if not _shares(new, own[name])}
+    with torch.no_grad():
+        for name, new in copies.items():
+            own[name].copy_(new)
+    return len(copies)
+
+
+def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride()
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a long list."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

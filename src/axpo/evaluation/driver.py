@@ -1,0 +1,191 @@
+"""Samples the groups that evaluation measures: bounded in flight, and resumable.
+
+How a group is sampled is the caller's (`Sample`, `Resample`). Finished groups go to a `Shelf` on
+disk a chunk at a time; a killed evaluation that is started again on the same shelf samples only
+what is missing. Seeds belong to trajectories (the engine's contract), so a resumed evaluation
+gives what an unbroken one gives, and two models on the same questions share their draws.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from axpo.evaluation.diagnostics import Probe
+from axpo.store import load_groups, save_groups
+from axpo.tasks.base import Example
+from axpo.tree import Branch, Group
+
+Sample = Callable[[Example, int, int, str], Awaitable[Group]]
+"""(example, rollouts, seed, group id) -> group, after which the engine keeps nothing of it."""
+Resample = Callable[[Group, Branch, int, int], Awaitable[None]]
+"""(group, branch, continuations, seed): fill the branch's continuations."""
+Release = Callable[[str], Awaitable[None]]
+"""(group id): the group is done with."""
+Progress = Callable[[Sequence[Group], int], None]
+"""(groups finished so far, groups in all), after each."""
+Job = tuple[str, Callable[[], Awaitable[Group]]]
+
+CHUNK = 8
+"""Groups a file: what a kill can cost at most, besides those in flight."""
+
+
+class ShelfError(ValueError):
+    """A folder that holds another evaluation's groups."""
+
+
+class Shelf:
+    """Finished groups in `folder` (their pictures in `../pictures`), under one `identity`.
+
+    `identity` says what made the groups (model, split, sampling settings, seed) in plain JSON
+    values; a folder that was made with another one is refused, never mixed.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], chunk: int = CHUNK) -> None:
+        self.folder = folder
+        self.groups: dict[str, Group] = {}
+        self._chunk = chunk
+        self._pending: list[Group] = []
+        self._next = 0
+        self._claim(json.loads(json.dumps(identity)))
+        for file in sorted(folder.glob("*.parquet")):
+            self.groups |= {group.id: group for group in load_groups(file)}
+            self._next = int(file.stem) + 1
+
+    def add(self, group: Group) -> None:
+        """Keep a finished group; written with the chunk it completes."""
+        self.groups[group.id] = group
+        self._pending.append(group)
+        if len(self._pending) >= self._chunk:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet."""
+        if self._pending:
+            save_groups(self.folder / f"{self._next:06d}.parquet", self._pending)
+            self._next += 1
+            self._pending = []
+
+    def _claim(self, identity: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "identity.json"
+        if file.is_file():
+            found = json.loads(file.read_text())
+            changed = [
+                f"{key}: expected {identity.get(key)!r}, got {found.get(key)!r}"
+                for key in sorted({*identity, *found})
+                if identity.get(key) != found.get(key)
+            ]
+            if changed:
+                raise ShelfError(
+                    f"{self.folder} holds another evaluation ({'; '.join(changed)}); "
+                    "remove the folder or choose another"
+                )
+            return
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(identity, indent=1))
+        temporary.replace(file)
+
+
+async def evaluate(
+    examples: Iterable[Example],
+    total: int,
+    sample: Sample,
+    samples: int,
+    seed: int,
+    shelf: Shelf,
+    *,
+    in_flight: int = 16,
+    progress: Progress | None = None,
+) -> list[Group]:
+    """`samples` rollouts of each of `total` examples, in their order, as groups `eval/{example id}`.
+
+    `examples` is read lazily, as questions start.
+    """
+    order: dict[str, None] = {}
+
+    def jobs() -> Iterable[Job]:
+        for example in examples:
+            id = f"eval/{example.id}"
+            if id in order:
+                raise ValueError(f"two examples have the id {example.id}; expected distinct ids")
+            order[id] = None
+            yield id, lambda id=id, example=example: sample(example, samples, seed, id)
+
+    await _collect(jobs(), total, shelf, in_flight, progress)
+    return [shelf.groups[id] for id in order]
+
+
+async def resample_prefixes(
+    groups: Sequence[Group],
+    probes: Sequence[Probe],
+    resample: Resample,
+    samples: int,
+    seed: int,
+    shelf: Shelf,
+    *,
+    release: Release | None = None,
+    in_flight: int = 16,
+    progress: Progress | None = None,
+) -> list[Group]:
+    """Copies of the probed groups, each probe a branch with `samples` continuations."""
+    by_id = {group.id: group for group in groups}
+    wanted: dict[str, list[Probe]] = {}
+    for probe in probes:
+        wanted.setdefault(probe.prefix.group, []).append(probe)
+
+    async def grow(id: str) -> Group:
+        group = by_id[id]
+        meta = copy.deepcopy(group.meta)
+        group = replace(group, branches=[], pictures=dict(group.pictures), meta=meta)
+        try:
+            for prefix in (probe.prefix for probe in wanted[id]):
+                branch = group.fork(group.trajectory(prefix.source), prefix.cut, prefix.confidence)
+                await resample(group, branch, samples, seed)
+        finally:
+            if release is not None:
+                await release(id)
+        return group
+
+    jobs = ((id, lambda id=id: grow(id)) for id in wanted)
+    await _collect(jobs, len(wanted), shelf, in_flight, progress)
+    return [shelf.groups[id] for id in wanted]
+
+
+async def _collect(
+    jobs: Iterable[Job], total: int, shelf: Shelf, in_flight: int, progress: Progress | None
+) -> None:
+    """Run the jobs whose groups the shelf lacks, at most `in_flight` at once.
+
+    The first error cancels the others and is raised as it is; what was finished stays.
+    """
+    done: list[Group] = []
+    queue = iter(jobs)
+
+    def finished(group: Group) -> None:
+        done.append(group)
+        if progress is not None:
+            progress(done, total)
+
+    async def work() -> None:
+        for id, job in queue:
+            if id not in shelf.groups:
+                group = await job()
+                if group.id != id:
+                    raise ValueError(f"sampled group: expected id {id}, got {group.id}")
+                shelf.add(group)
+            finished(shelf.groups[id])
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(in_flight):
+                tasks.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    finally:
+        shelf.flush()

@@ -1,0 +1,195 @@
+"""The `eval`, `diagnose` and `compare` commands: settings and a model to figures in a run's folder.
+
+`evaluate` writes `evaluation.json`, `diagnose` `diagnosis.json`; the groups they come from lie in
+`evaluation/` and `diagnosis/`, so that either goes on where it was stopped. A diagnosis starts
+from the evaluation's groups and samples what they lack. Only one of the two may run in a folder
+at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from axpo.algorithms.subgroups import gap
+from axpo.config import AlgorithmSettings, Config
+from axpo.evaluation import driver
+from axpo.evaluation.diagnostics import choose_prefixes
+from axpo.evaluation.diagnostics import diagnose as diagnose_groups
+from axpo.evaluation.driver import Progress, Shelf
+from axpo.evaluation.summary import compare, summarize
+from axpo.models.loading import load_checkpoint
+from axpo.rollout.agent import Agent
+from axpo.rollout.sampling import resample, sample_group
+from axpo.rollout.setup import build_agent, build_task, torch_settings
+from axpo.store import load_groups
+from axpo.tasks.base import Example
+from axpo.training.monitor import Monitor
+from axpo.tree import Branch, Group
+
+EVALUATION, DIAGNOSIS = "evaluation", "diagnosis"
+RECENT = 64
+"""Questions that the live figures look back on."""
+_TAIL = 1 << 20
+
+
+def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[str, Any]:
+    """Sample and summarise `model` on the recipe's evaluation split; returns `evaluation.json`."""
+
+    async def run() -> list[Group]:
+        agent = _agent(config, model)
+        try:
+            return await _sample(config, agent, model, out, _show(monitor, "eval"))
+        finally:
+            await agent.engine.close()
+
+    monitor.start("eval", 0, _questions(config))
+    groups = asyncio.run(run())
+    summary = summarize(
+        groups, config.eval.k, config.run.seed,
+        model=model, step=_step(model), split=config.eval.split,
+    )  # fmt: skip
+    return _write(out / f"{EVALUATION}.json", summary.to_dict())
+
+
+def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[str, Any]:
+    """Resample `model`'s failed prefixes; returns `diagnosis.json`.
+
+    Prefixes, K and budget are the paper's (`AlgorithmSettings`' defaults), whatever the recipe
+    trains with, so that models of any algorithm are measured alike.
+    """
+    settings, seed = AlgorithmSettings(), config.run.seed
+
+    async def run() -> dict[str, Any]:
+        agent = _agent(config, model)
+        try:
+            groups = await _sample(config, agent, model, out, None)
+            probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
+            monitor.start("diagnose", 0, len({p.prefix.group for p in probes}))
+            identity = _identity(config, model) | {
+                "probes": [[p.prefix.source, p.prefix.cut] for p in probes],
+                "prefix_samples": config.eval.prefix_samples,
+            }
+            grown = await driver.resample_prefixes(
+                groups, probes, _resampler(agent), config.eval.prefix_samples, seed,
+                Shelf(out / DIAGNOSIS, identity), release=agent.engine.release,
+                in_flight=max(1, config.engine.slots // config.eval.prefix_samples),
+                progress=_show(monitor, "diagnose"),
+            )  # fmt: skip
+        finally:
+            await agent.engine.close()
+        diagnosis = diagnose_groups(
+            groups, probes, grown, settings, seed,
+            model=model, step=_step(model), split=config.eval.split,
+        )  # fmt: skip
+        return diagnosis.to_dict()
+
+    return _write(out / f"{DIAGNOSIS}.json", asyncio.run(run()))
+
+
+def evaluated_groups(out: Path) -> list[Group]:
+    """The groups that `evaluate` left in a run's folder."""
+    files = sorted((out / EVALUATION).glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"no evaluation in {out}; run `axpo eval` with --out {out} first")
+    return [group for file in files for group in load_groups(file)]
+
+
+def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
+    """`summary.compare` of two evaluated run folders, baseline first; k as evaluated."""
+    k = {json.loads((out / f"{EVALUATION}.json").read_text())["k"] for out in (first, second)}
+    if len(k) != 1:
+        raise ValueError(f"{first} and {second} were evaluated with k = {sorted(k)}; expected one")
+    return compare(evaluated_groups(first), evaluated_groups(second), k.pop(), seed)
+
+
+async def _sample(
+    config: Config, agent: Agent, model: str, out: Path, progress: Progress | None
+) -> list[Group]:
+    """The evaluation's groups, from disk as far as they are there."""
+    settings, task = config.eval, build_task(config.task)
+    questions = _questions(config)
+
+    async def one(example: Example, n: int, seed: int, id: str) -> Group:
+        group = await sample_group(agent, example, n, seed, id)
+        await agent.engine.release(id)
+        return group
+
+    return await driver.evaluate(
+        (task.example(settings.split, i) for i in range(questions)),
+        questions,
+        one,
+        settings.samples,
+        config.run.seed,
+        Shelf(out / EVALUATION, _identity(config, model)),
+        in_flight=max(1, config.engine.slots // settings.samples),
+        progress=progress,
+    )
+
+
+def _resampler(agent: Agent) -> driver.Resample:
+    async def grow(group: Group, branch: Branch, k: int, seed: int) -> None:
+        await resample(agent, group, branch, k, seed)
+
+    return grow
+
+
+def _agent(config: Config, model: str) -> Agent:
+    dtype, device = torch_settings(config.model)
+    return build_agent(config, load_checkpoint(model, dtype, device))
+
+
+def _questions(config: Config) -> int:
+    size = build_task(config.task).size(config.eval.split)
+    return config.eval.questions if size is None else min(size, config.eval.questions)
+
+
+def _show(monitor: Monitor, kind: str) -> Progress:
+    def progress(done: Sequence[Group], total: int) -> None:
+        monitor.step(kind, len(done) - 1, gap(done[-RECENT:]))
+
+    return progress
+
+
+def _identity(config: Config, model: str) -> dict[str, Any]:
+    """What the groups depend on; the number of questions may grow."""
+    return {
+        "model": _fingerprint(model),
+        "split": config.eval.split,
+        "samples": config.eval.samples,
+        "seed": config.run.seed,
+        "task": config.task.model_dump(mode="json"),
+        "rollout": config.rollout.model_dump(mode="json"),
+    }
+
+
+def _fingerprint(model: str) -> str:
+    """Tells one checkpoint's weights from another's in the same place; a Hub id as it is."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    if not files:
+        return model
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}/{size}/".encode())
+        with file.open("rb") as opened:
+            opened.seek(max(0, size - _TAIL))
+            digest.update(opened.read())
+    return f"weights {digest.hexdigest()[:16]}"
+
+
+def _step(model: str) -> int | None:
+    found = re.search(r"step-(\d+)", model)
+    return int(found.group(1)) if found else None
+
+
+def _write(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(path)
+    return result

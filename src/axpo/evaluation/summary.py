@@ -1,0 +1,201 @@
+"""What a model scores on a set of questions, and how two models differ on the same ones.
+
+`summarize` gives each metric with an interval, split by tool use and by what the examples say of
+themselves; `compare` pairs two models question by question. The all-wrong rates depend on the
+number of samples a question: compare them only at equal `samples` (METHOD's are at N = 8).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from axpo.algorithms.subgroups import all_wrong, scored, subgroup
+from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, paired_differences, ratios
+from axpo.evaluation.passk import question_pass_at_k, tally
+from axpo.tree import Group
+
+EXAMPLE = "example"
+"""Key of `Group.meta` that names the example, the same for every model."""
+HIGHER_IS_BETTER: Mapping[str, bool] = {
+    "accuracy_tool": True,
+    "accuracy_no_tool": True,
+    "all_wrong_tool": False,
+    "all_wrong_no_tool": False,
+}
+"""Metrics with a direction, besides Pass@k. Tool use and tokens have none."""
+
+
+class AlignmentError(ValueError):
+    """Two evaluations that are not of the same questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A model's metrics on a split.
+
+    `dropped` questions have fewer than k scored rollouts (no Pass@k); `unscored` rollouts and
+    `stops` count over all rollouts. `by` maps a key of the examples' meta and its value to the
+    metrics of those questions. A metric that no question has a share in is left out.
+    """
+
+    model: str
+    step: int | None
+    split: str
+    questions: int
+    samples: int
+    k: int
+    metrics: Mapping[str, Estimate]
+    dropped: int = 0
+    unscored: int = 0
+    stops: Mapping[str, int] = field(default_factory=dict)
+    by: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        names = ("model", "step", "split", "questions", "samples", "k", "dropped", "unscored")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "metrics": {name: e.to_dict() for name, e in self.metrics.items()},
+            "stops": dict(self.stops),
+            "by": {
+                key: {value: part.to_dict() for value, part in parts.items()}
+                for key, parts in self.by.items()
+            },
+        }
+
+
+def summarize(
+    groups: Sequence[Group],
+    k: int,
+    seed: int,
+    *,
+    model: str = "",
+    step: int | None = None,
+    split: str = "",
+    by: Sequence[str] = ("difficulty", "easy"),
+    resamples: int = RESAMPLES,
+) -> Summary:
+    """Every metric with its interval; again for each value of the meta keys `by` that occur."""
+    if not groups:
+        raise ValueError("no questions to summarize")
+    names, numerators, denominators = _table(groups, k)
+    estimates = ratios(numerators, denominators, seed, resamples)
+    rollouts = [r for group in groups for r in group.rollouts]
+    parts: dict[str, dict[str, Summary]] = {}
+    for key in by:
+        for value in sorted({str(g.meta[key]) for g in groups if key in g.meta}):
+            chosen = [g for g in groups if str(g.meta.get(key)) == value and key in g.meta]
+            part = summarize(
+                chosen, k, seed, model=model, step=step, split=split, by=(), resamples=resamples
+            )
+            parts.setdefault(key, {})[value] = part
+    return Summary(
+        model,
+        step,
+        split,
+        len(groups),
+        max(len(group.rollouts) for group in groups),
+        k,
+        {name: e for name, e in zip(names, estimates, strict=True) if e is not None},
+        dropped=sum(tally(group.rollouts)[0] < k for group in groups),
+        unscored=sum(not r.scored for r in rollouts),
+        stops=dict(Counter(str(r.stop) for r in rollouts).most_common()),
+        by=parts,
+    )
+
+
+def compare(
+    first: Sequence[Group],
+    second: Sequence[Group],
+    k: int,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Second minus first on the same questions, with paired intervals; plain JSON values.
+
+    Questions are matched by `meta["example"]`; `AlignmentError` where the sets differ.
+    `probability_better` is that of the second being better (lower, for an all-wrong rate), ties
+    half; metrics without a direction have none. A question that lacks k scored rollouts in either
+    leaves Pass@k of both.
+    """
+    pairs = _align(first, second)
+    names, *a = _table([pair[0] for pair in pairs], k)
+    _, *b = _table([pair[1] for pair in pairs], k)
+    dropped = 0
+    for m, name in enumerate(names):
+        if name.startswith("pass@"):
+            both = (a[1][:, m] > 0) & (b[1][:, m] > 0)
+            dropped = max(dropped, int((~both).sum()))
+            for table in (*a, *b):
+                table[~both, m] = 0.0
+    found = paired_differences((a[0], a[1]), (b[0], b[1]), seed, resamples)
+    known = {name: d for name, d in zip(names, found, strict=True) if d is not None}
+    better = {name: d.probability_above for name, d in known.items()}
+    return {
+        "questions": len(pairs),
+        "dropped": dropped,
+        "difference": {name: d.estimate.to_dict() for name, d in known.items()},
+        "probability_better": {
+            name: above if HIGHER_IS_BETTER.get(name, True) else 1.0 - above
+            for name, above in better.items()
+            if name in HIGHER_IS_BETTER or name.startswith("pass@")
+        },
+    }
+
+
+def measures(group: Group, k: int) -> dict[str, tuple[float, float]]:
+    """The question's share (numerator, denominator) in each metric."""
+    rollouts = scored(group.rollouts)
+    found: dict[str, tuple[float, float]] = {}
+    for size in dict.fromkeys((1, k)):
+        value = question_pass_at_k(group, size)
+        found[f"pass@{size}"] = (0.0, 0.0) if value is None else (value, 1.0)
+    found["tool_rate"] = (sum(r.uses_tool for r in rollouts), len(rollouts))
+    for name, tool in (("tool", True), ("no_tool", False)):
+        members = subgroup(group, tool=tool)
+        n, right = tally(members)
+        found[f"accuracy_{name}"] = (right, n)
+        found[f"all_wrong_{name}"] = (float(all_wrong(members)), float(n > 0))
+    found["tokens"] = (sum(r.tokens for r in rollouts), len(rollouts))
+    return found
+
+
+def _table(groups: Sequence[Group], k: int) -> tuple[list[str], Floats, Floats]:
+    """Metric names, numerators [Q, M] and denominators [Q, M]."""
+    rows = [measures(group, k) for group in groups]
+    values = np.array([list(row.values()) for row in rows], dtype=np.float64)
+    return list(rows[0]), values[:, :, 0].copy(), values[:, :, 1].copy()
+
+
+def _align(first: Sequence[Group], second: Sequence[Group]) -> list[tuple[Group, Group]]:
+    by_id = [_by_example(groups) for groups in (first, second)]
+    expected, got = (set(groups) for groups in by_id)
+    if expected != got or not expected:
+        raise AlignmentError(
+            f"the two evaluations are of different questions: expected {len(expected)}, "
+            f"got {len(got)}; only in the first {_some(expected - got)}, "
+            f"only in the second {_some(got - expected)}"
+        )
+    return [(group, by_id[1][id]) for id, group in by_id[0].items()]
+
+
+def _by_example(groups: Sequence[Group]) -> dict[str, Group]:
+    found: dict[str, Group] = {}
+    for group in groups:
+        if EXAMPLE not in group.meta:
+            raise AlignmentError(f"group {group.id}: expected meta[{EXAMPLE!r}], got none")
+        id = str(group.meta[EXAMPLE])
+        if id in found:
+            raise AlignmentError(f"example {id}: got groups {found[id].id} and {group.id}")
+        found[id] = group
+    return found
+
+
+def _some(ids: set[str]) -> str:
+    shown = sorted(ids)[:3]
+    return ", ".join([*shown, "..."] if len(ids) > 3 else shown) or "none"

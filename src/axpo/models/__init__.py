@@ -1,0 +1,1 @@
+"""Loading a Qwen3-VL checkpoint and what engine and trainer share of it."""

@@ -1,0 +1,130 @@
+"""A Qwen3-VL checkpoint folder (or Hub id): model, tokenizer, image processor, special ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.utils import logging
+
+from axpo.models.attention import use_varlen_vision_attention
+
+VISION_TOKENS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""Placeholders that a policy must never sample (the trainer could not place their features)."""
+
+
+class CheckpointError(ValueError):
+    """A folder or Hub id that does not hold a usable Qwen3-VL checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration.
+
+    `banned` are the ids of `VISION_TOKENS`, `stop` the end-of-turn ids.
+    """
+
+    path: str
+    model: Any  # Qwen3VLForConditionalGeneration, whose annotations refuse its own calls
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
+    banned: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    @property
+    def image_token(self) -> int:
+        return self.model.config.image_token_id
+
+    @property
+    def merge_size(self) -> int:
+        return self.model.config.vision_config.spatial_merge_size
+
+    def save(self, folder: Path) -> None:
+        """Write everything that `load_checkpoint` reads."""
+        with _no_progress_bars():
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    active = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if active:
+            logging.enable_progress_bar()
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
+    """Id of a special token; raises `CheckpointError` where the vocabulary lacks it."""
+    id = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(id, int) or id == tokenizer.unk_token_id:
+        raise CheckpointError(f"{path}: the tokenizer has no {token!r}; a Qwen3-VL one is needed")
+    return id
+
+
+def load_checkpoint(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    *,
+    weights: bool = True,
+) -> Checkpoint:
+    """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
+
+    Dropout does not exist in Qwen3-VL; the model is left in eval mode. Without `weights` the
+    model has shapes only (the meta device): enough to render and to count.
+    """
+    path = str(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"no checkpoint at {path!r}: {str(error).splitlines()[0]} "
+            "Give a local folder or a Hub id such as Qwen/Qwen3-VL-4B-Thinking."
+        ) from error
+    if config.model_type != "qwen3_vl":
+        raise CheckpointError(
+            f"{path}: model_type is {config.model_type!r}; expected 'qwen3_vl' "
+            "(Qwen3VLForConditionalGeneration)"
+        )
+    model: Any
+    if weights:
+        # A local folder loads in a moment; a download keeps its bar.
+        with _no_progress_bars() if Path(path).is_dir() else nullcontext():
+            model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=dtype)
+        model = model.to(device)
+    else:
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+    model.eval()
+    use_varlen_vision_attention(model)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return Checkpoint(
+        path=path,
+        model=model,
+        tokenizer=tokenizer,
+        image_processor=AutoImageProcessor.from_pretrained(path, backend="pil"),
+        banned=tuple(token_id(tokenizer, t, path) for t in VISION_TOKENS),
+        stop=tuple(token_id(tokenizer, t, path) for t in ("<|im_end|>", "<|endoftext|>")),
+    )

@@ -1,0 +1,91 @@
+"""Pictures on their way into the model: pixels by the checkpoint's processor, then features.
+
+One preprocessing, so one pixel cap, serves engine and trainer alike.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """`values` [patches, channels * temporal * patch^2]; `grid` (t, h, w) in patches."""
+
+    values: torch.Tensor
+    grid: tuple[int, int, int]
+
+    def tokens(self, merge_size: int) -> int:
+        """Number of placeholder tokens that the picture takes in the prompt."""
+        t, h, w = self.grid
+        return t * h * w // merge_size**2
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """A picture after the vision tower: `embeds` [tokens, hidden], `deepstack` one a layer."""
+
+    embeds: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...]
+
+
+class PixelCache:
+    """Preprocessed pictures by content hash; the least recently used leave first."""
+
+    def __init__(self, image_processor: Any, capacity: int = 1024) -> None:
+        self._processor = image_processor
+        self._capacity = capacity
+        self._pixels: OrderedDict[str, Pixels] = OrderedDict()
+
+    def __call__(self, digest: str, image: Image.Image) -> Pixels:
+        pixels = self._pixels.get(digest)
+        if pixels is None:
+            out = self._processor(images=[image], return_tensors="pt")
+            t, h, w = out["image_grid_thw"][0].tolist()
+            pixels = self._pixels[digest] = Pixels(out["pixel_values"], (t, h, w))
+            if len(self._pixels) > self._capacity:
+                self._pixels.popitem(last=False)
+        self._pixels.move_to_end(digest)
+        return pixels
+
+
+def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:
+    """Vision tower of `model` once over `pixels`, in one call; differentiable where grad is on."""
+    if not pixels:
+        return []
+    device, dtype = model.model.visual.device, model.model.visual.dtype
+    # Pictures of one size become one attention batch when they stand side by side.
+    order = sorted(range(len(pixels)), key=lambda i: pixels[i].grid)
+    values = torch.cat([pixels[i].values for i in order]).to(device, dtype)
+    grids = torch.tensor([pixels[i].grid for i in order], device=device)
+    out = model.model.get_image_features(values, grids)
+    features: list[Features | None] = [None] * len(pixels)
+    for rank, i in enumerate(order):
+        features[i] = Features(
+            out.pooler_output[rank], tuple(layer[rank] for layer in out.deepstack_features)
+        )
+    return [f for f in features if f is not None]
+
+
+def encoder_outputs(
+    features: Iterable[Features],
+) -> dict[str, BaseModelOutputWithDeepstackFeatures] | None:
+    """`mm_encoder_outputs` of `model.model(...)`, features in placeholder order; None if empty."""
+    features = list(features)
+    if not features:
+        return None
+    return {
+        "image": BaseModelOutputWithDeepstackFeatures(
+            pooler_output=tuple(f.embeds for f in features),  # pyright: ignore[reportArgumentType]
+            deepstack_features=[
+                tuple(layer) for layer in zip(*(f.deepstack for f in features), strict=True)
+            ],  # pyright: ignore[reportArgumentType]
+        )
+    }

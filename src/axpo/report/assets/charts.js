@@ -1,0 +1,125 @@
+// Curves of the runs over each other: raw values faint, smoothed ones strong, one shared cursor.
+
+const charts = [];
+let cursor = null;
+
+/** Exponential moving average without the pull of a zero start. */
+function smooth(points, weight) {
+  let total = 0, mass = 0;
+  return points.map(([step, value]) => {
+    total = weight * total + (1 - weight) * value;
+    mass = weight * mass + (1 - weight);
+    return [step, total / mass];
+  });
+}
+
+function show(value, fraction) {
+  if (value === undefined) return "–";
+  if (fraction) return (100 * value).toFixed(1) + " %";
+  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(3));
+}
+
+/** About `count` round values that span [low, high]. */
+function ticks(low, high, count) {
+  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
+  const size = power * [1, 2, 5, 10].find((m) => m * power >= raw);
+  const first = Math.ceil(low / size - 1e-9), last = Math.floor(high / size + 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * size);
+}
+
+function addChart(holder, spec, height) {
+  const lines = DATA.runs.map((run) => ({ ...run, raw: run.series[spec.key] })).filter((l) => l.raw.length);
+  const readout = el("div", { class: "readout" });
+  const plot = el("div", { class: "plot", tabindex: 0, role: "img", "aria-label": spec.title + " by step" });
+  holder.append(
+    el("figure", { class: "chart" },
+      el("figcaption", {}, el("b", {}, spec.title), spec.note && el("span", { class: "note" }, spec.note)),
+      readout, plot));
+  const chart = { spec, lines, readout, plot, height, steps: lines.flatMap((l) => l.raw.map((p) => p[0])) };
+  charts.push(chart);
+  plot.addEventListener("pointermove", (event) => {
+    const box = plot.getBoundingClientRect();
+    setCursor(Math.round(chart.fromX(event.clientX - box.left)));
+  });
+  plot.addEventListener("pointerleave", () => setCursor(null));
+  plot.addEventListener("keydown", (event) => {
+    const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!way) return;
+    event.preventDefault();
+    const last = Math.max(...chart.steps);
+    setCursor(Math.min(last, Math.max(Math.min(...chart.steps), (cursor ?? last) + way)));
+  });
+  new ResizeObserver(() => draw(chart)).observe(plot);
+}
+
+function draw(chart) {
+  const width = chart.plot.clientWidth;
+  if (!width) return;
+  const { spec, height } = chart, left = 42, right = 10, top = 8, bottom = 22;
+  const weight = Number(byId("smoothing").value);
+  for (const line of chart.lines) line.smooth = smooth(line.raw, weight);
+  const values = chart.lines.flatMap((l) => l.raw.map((p) => p[1]));
+  let low = Math.min(...values, spec.fraction ? 0 : Infinity), high = Math.max(...values);
+  if (spec.fraction) high = high > 0.5 ? 1 : Math.max(0.05, high * 1.1);
+  if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
+  const first = Math.min(...chart.steps), last = Math.max(...chart.steps), range = Math.max(1, last - first);
+  const x = (step) => left + ((step - first) / range) * (width - left - right);
+  const y = (value) => top + (1 - (value - low) / (high - low)) * (height - top - bottom);
+  chart.x = x;
+  chart.y = y;
+  chart.fromX = (px) => Math.min(last, Math.max(first, first + ((px - left) / (width - left - right)) * range));
+  const path = (points) => points.map(([s, v], i) => `${i ? "L" : "M"}${x(s).toFixed(1)},${y(v).toFixed(1)}`).join("");
+  const svg = el("svg:svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+  for (const value of ticks(low, high, 4)) {
+    const text = spec.fraction ? Math.round(100 * value) + " %" : Math.abs(value) >= 1e4 ? value / 1000 + "k" : String(+value.toPrecision(3));
+    svg.append(el("svg:line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
+      el("svg:text", { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text));
+  }
+  for (const value of ticks(first, first + range, Math.max(2, Math.floor(width / 110)))) {
+    if (value % 1 === 0) svg.append(el("svg:text", { class: "tick", x: x(value), y: height - 5, "text-anchor": "middle" }, String(value)));
+  }
+  for (const line of chart.lines) {
+    if (weight) svg.append(el("svg:path", { class: "raw", d: path(line.raw), stroke: line.colour }));
+    svg.append(el("svg:path", { class: "curve", d: path(line.smooth), stroke: line.colour }));
+    if (line.raw.length === 1) svg.append(el("svg:circle", { cx: x(line.raw[0][0]), cy: y(line.raw[0][1]), r: 4, fill: line.colour }));
+  }
+  chart.mark = el("svg:g", {});
+  svg.append(chart.mark);
+  chart.plot.replaceChildren(svg);
+  read(chart);
+}
+
+/** The values at the cursor (or the last ones) beside the title, and the cursor's line. */
+function read(chart) {
+  if (!chart.mark) return;
+  chart.mark.replaceChildren();
+  const inside = cursor !== null && cursor >= Math.min(...chart.steps) && cursor <= Math.max(...chart.steps);
+  if (inside) chart.mark.append(el("svg:line", { class: "cursor", x1: chart.x(cursor), x2: chart.x(cursor), y1: 8, y2: chart.height - 22 }));
+  const parts = chart.lines.map((line) => {
+    const at = inside ? line.raw.findLastIndex((p) => p[0] <= cursor) : line.raw.length - 1;
+    const raw = line.raw[at], level = line.smooth[at];
+    if (inside && level) chart.mark.append(el("svg:circle", { cx: chart.x(level[0]), cy: chart.y(level[1]), r: 4, fill: line.colour }));
+    const swatch = el("span", { class: "key" });
+    swatch.style.setProperty("--colour", line.colour);
+    return el("span", { class: "value" }, swatch, el("b", {}, show(level?.[1], chart.spec.fraction)),
+      inside ? el("span", { class: "note" }, " raw " + show(raw?.[1], chart.spec.fraction)) : null);
+  });
+  chart.readout.replaceChildren(...parts, el("span", { class: "note" }, inside ? "step " + cursor : "at the end"));
+}
+
+function setCursor(step) {
+  cursor = step;
+  charts.forEach(read);
+}
+
+if (byId("curves")) {
+  for (const run of DATA.runs) {
+    const swatch = el("span", { class: "key" });
+    swatch.style.setProperty("--colour", run.colour);
+    byId("legend").append(el("span", {}, swatch, run.name));
+  }
+  DATA.main.forEach((spec) => addChart(byId("main-charts"), spec, 210));
+  DATA.more.forEach((spec) => addChart(byId("more-charts"), spec, 150));
+  byId("more").hidden = !DATA.more.length;
+  byId("smoothing").addEventListener("input", () => charts.forEach(draw));
+}

@@ -1,0 +1,142 @@
+"""`axpo show`: what a recipe means, before anything is trained.
+
+Prints the resolved settings, one real prompt and (where the task has one) a demonstration with
+the mask that training puts on it, token counts and an estimate of memory. No weights are loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from axpo.config import Config, Section
+from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.rollout.demonstrations import demonstrate
+from axpo.rollout.rendering import Rendering
+from axpo.rollout.sampling import new_group
+from axpo.rollout.setup import build_rendering, build_task
+from axpo.tree import Group, Origin, Segment
+
+COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan"}
+
+
+def show(config: Config, model: str) -> None:
+    """Print the dry run of `config` with the checkpoint at `model`."""
+    console = Console()
+    _print_settings(console, config)
+    task = build_task(config.task)
+    checkpoint = load_checkpoint(model, weights=False)
+    rendering = build_rendering(config, checkpoint)
+    split = "train"
+    if task.example("sft", 0).demonstration:
+        example = next(
+            e for i in range(100) if len((e := task.example("sft", i)).demonstration) > 1 or i == 99
+        )
+        group = asyncio.run(
+            demonstrate(rendering, rendering.tools, config.rollout, example, "demonstration")
+        )
+        split = "sft"
+    else:
+        group = new_group(rendering, task.example(split, 0), "example")
+    _print_group(console, rendering, group, split)
+    _print_costs(console, config, checkpoint, group)
+
+
+def _print_settings(console: Console, config: Config) -> None:
+    table = Table("setting", "value", "what it is", title="Settings", title_justify="left")
+    default = Config()
+    for name, section in config:
+        for key, value, was, text in _settings(name, section, getattr(default, name)):
+            changed = value != was
+            table.add_row(key, Text(str(value), "bold" if changed else ""), text)
+    console.print(table)
+
+
+def _settings(
+    path: str, section: Section, default: Section
+) -> Iterable[tuple[str, object, object, str]]:
+    for key, field in type(section).model_fields.items():
+        value, was = getattr(section, key), getattr(default, key)
+        if isinstance(value, Section):
+            yield from _settings(f"{path}.{key}", value, was)
+        else:
+            yield f"{path}.{key}", value, was, field.description or ""
+
+
+def _print_group(console: Console, rendering: Rendering, group: Group, split: str) -> None:
+    trained = "green tokens are trained, grey and blue ones are masked"
+    console.print(f"\n[bold]An example of {split!r}[/bold]: {trained}")
+    segments: list[Segment] = [group.prompt]
+    if group.rollouts:
+        segments = group.path(group.rollouts[0])
+    text = Text()
+    for segment in segments:
+        text.append(rendering.decode(_folded(segment, rendering)), COLOURS[segment.origin])
+    console.print(text, soft_wrap=True)
+    counts = ", ".join(f"{s.origin} {len(s)}" for s in segments)
+    pictures = sum(i.length for s in segments for i in s.images)
+    console.print(f"\nTokens: {counts}; {pictures} of them are picture tokens")
+
+
+def _folded(segment: Segment, rendering: Rendering) -> list[int]:
+    """The segment's tokens with each picture's placeholders shown as one."""
+    tokens, done = [], 0
+    for span in segment.images:
+        tokens += segment.tokens[done : span.start + 1]
+        done = span.start + span.length
+    return [*tokens, *segment.tokens[done:]]
+
+
+def _print_costs(console: Console, config: Config, checkpoint: Checkpoint, group: Group) -> None:
+    table = Table("what", "estimate", title="Costs", title_justify="left")
+    for name, value in costs(config, checkpoint, len(group.prompt)).items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def costs(config: Config, checkpoint: Checkpoint, prompt: int) -> dict[str, str]:
+    """Upper bounds from sizes alone: parameters, weights and optimizer, KV cache, largest tree.
+
+    Training holds weights and gradients in the weights' type, AdamW's two moments in the same,
+    and the reference's weights when there is a KL term. The largest tree is the prompt once, N
+    rollouts and every continuation that one question could get, each at its token limit.
+    """
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    width = {"float32": 4, "bfloat16": 2}[config.model.dtype]
+    copies = 4 + (config.algorithm.kl > 0)
+    text = checkpoint.model.config.text_config
+    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * width
+    algorithm, rollout = config.algorithm, config.rollout
+    paths = algorithm.rollouts
+    if algorithm.name == "axpo":
+        paths += algorithm.continuations * algorithm.rollouts
+    tree = prompt + paths * rollout.max_tokens
+    budget = config.rl.optimizer.max_tokens_per_micro_batch
+    sequences = config.rl.questions * algorithm.rollouts
+    kv = min(sequences, config.engine.slots) * (prompt + rollout.max_tokens) * kv_token
+    fits = "fits" if tree <= budget else "may not fit: raise it or lower rollout.max_tokens"
+    return {
+        "parameters": f"{parameters / 1e6:,.1f} M",
+        "weights, gradients, optimizer, reference": _bytes(copies * parameters * width),
+        "KV cache of a batch": _bytes(kv),
+        "prompt of this example": f"{prompt} tokens",
+        "largest possible tree": f"{tree:,} tokens; max_tokens_per_micro_batch = {budget:,}: {fits}",
+        "samples a step": f"{sequences} rollouts"
+        + (
+            f" + at most {int(algorithm.extra_budget * sequences)}"
+            if algorithm.name == "axpo"
+            else ""
+        ),
+    }
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError

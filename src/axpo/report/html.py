@@ -1,0 +1,144 @@
+"""The report page: one self-contained HTML file with curves, tables and the tree browser.
+
+Everything is inlined; the page asks the network for nothing, and its content security policy
+forbids it. Text of a model is untrusted: it reaches the page only as escaped text or as JSON that
+the script puts into text nodes, and only the page's own script may run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from axpo.report import summary
+from axpo.report.names import MAIN_CHARTS, MORE_CHARTS, Chart, colours
+from axpo.report.runs import RunView, distinct_names, main_kind
+from axpo.report.trees import CATEGORIES, Decode, TreePayload, collect
+
+MAX_BYTES = 8_000_000
+RESERVED_BYTES = 400_000
+
+
+def build_report(
+    out: Path,
+    runs: Sequence[RunView],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    decode: Decode,
+    *,
+    comparisons: summary.Comparisons | None = None,
+    title: str = "",
+    max_bytes: int = MAX_BYTES,
+) -> Path:
+    """Write the page to `out` and return it.
+
+    `evaluations` maps a shown name ("start", "GRPO", "AXPO") to an evaluation's JSON, and
+    `comparisons` (model, baseline) to a paired comparison's. `decode` turns token ids into one
+    string a token. As many trees are embedded as `max_bytes` allows.
+    """
+    names = distinct_names(runs)
+    kind = main_kind(runs)
+    shown = {n: r.evaluation for n, r in zip(names, runs, strict=True) if r.evaluation}
+    evaluated = dict(evaluations) or shown
+    compared = dict(comparisons or {})
+    palette = colours([*names, *evaluated])
+    curves = [_curves(r, name, palette[name], kind) for r, name in zip(runs, names, strict=True)]
+    main, more = _charts(curves)
+    data: dict[str, Any] = {"runs": curves, "main": main, "more": more}
+    spent = len(json.dumps(data)) + RESERVED_BYTES
+    payload = collect(runs, decode, max(0, max_bytes - spent))
+    data |= _tree_data(payload)
+    differing, shared = summary.settings_table(runs)
+    timings = summary.timing_table(runs, kind)
+    page = _render(
+        title=title or " and ".join(names) or "Report",
+        ran=summary.what_was_run(runs, names, kind),
+        verdicts=summary.verdicts(evaluated, compared),
+        one_each=len(runs) > 1 and bool(compared),
+        names=names,
+        palette=palette,
+        evaluation=summary.evaluation_table(evaluated, compared),
+        training=summary.edge_table(runs, [c.key for c in (*MAIN_CHARTS, *MORE_CHARTS[:3])], kind),
+        edge_steps=summary.EDGE_STEPS,
+        stops=summary.share_table(runs, "stop", kind),
+        calls=summary.share_table(runs, "call", kind),
+        timings=timings,
+        longest=max((seconds or 0.0 for _, cells in timings for seconds in cells), default=1.0),
+        differing=differing,
+        shared=shared,
+        has_curves=bool(main),
+        trees=len(payload.groups),
+        left_out=payload.left_out,
+        data=script_json(data),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".new")
+    temporary.write_text(page, encoding="utf-8", errors="replace")
+    temporary.replace(out)
+    return out
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that cannot end or open a tag wherever it stands in the page: no <, > or &."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _render(**values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("axpo.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = "\n".join(_asset(name) for name in ("page.js", "charts.js", "trees.js", "picker.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("template.html.jinja").render(
+        css=Markup(_asset("report.css")), script=Markup(script), script_hash=digest, **values
+    )
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
+
+
+def _curves(run: RunView, name: str, colour: str, kind: str) -> dict[str, Any]:
+    keys = [chart.key for chart in (*MAIN_CHARTS, *MORE_CHARTS)]
+    series = {key: run.series(key, kind) for key in keys}
+    return {
+        "name": name,
+        "colour": colour,
+        "series": {k: [[s, round(v, 6)] for s, v in points] for k, points in series.items()},
+    }
+
+
+def _charts(curves: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], ...]:
+    """Charts that any run has points for: the main ones (or, without them, all) and the rest."""
+
+    def present(charts: Sequence[Chart]) -> list[dict[str, Any]]:
+        return [
+            {"key": c.key, "title": c.title, "note": c.note, "fraction": c.fraction}
+            for c in charts
+            if any(run["series"][c.key] for run in curves)
+        ]
+
+    main, more = present(MAIN_CHARTS), present(MORE_CHARTS)
+    return (main, more) if main else (more, [])
+
+
+def _tree_data(payload: TreePayload) -> dict[str, Any]:
+    return {
+        "categories": CATEGORIES,
+        "strings": payload.strings,
+        "pictures": payload.pictures,
+        "groups": payload.groups,
+    }

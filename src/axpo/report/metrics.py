@@ -1,0 +1,143 @@
+"""A run's numbers: append-only `metrics.jsonl`, TensorBoard beside it when asked for.
+
+One JSON object a line: `kind` ("sft", "rl", ...), `step`, `time` (epoch seconds) and flat numbers.
+Each line is flushed, so a killed process loses at most the line it was writing; a resumed one
+drops what it is about to write again. NaN and infinities are written as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsError(RuntimeError):
+    """Metrics cannot be written as asked; the message says what to do."""
+
+
+class MetricsWriter:
+    """Appends metric lines to `run_dir`; a context manager.
+
+    Call `resume(kind, step)` before the first write of a run that goes on from `step`.
+    Raises `MetricsError` at once when TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, run_dir: Path, tensorboard: bool = False) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.path = run_dir / FILE_NAME
+        self._summary = _summary_writer() if tensorboard else None
+        self._board_dir = run_dir / "tensorboard"
+        self._boards: dict[str, Any] = {}
+        self._purge: dict[str, int] = {}
+        _drop(self.path, lambda _: False)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def resume(self, kind: str, step: int) -> None:
+        """Drop the lines of `kind` at `step` or later: they are written again."""
+        self._file.close()
+        _drop(self.path, lambda line: line.get("kind") == kind and line.get("step", -1) >= step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._purge[kind] = step
+
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line; each value must be a number."""
+        now = time.time()
+        line: dict[str, Any] = {"kind": kind, "step": step, "time": round(now, 3)}
+        for name, value in metrics.items():
+            if name in ("kind", "step", "time"):
+                raise MetricsError(f"metric {name!r}: the name is taken by the line's own fields")
+            number = float(value)
+            line[name] = number if math.isfinite(number) else None
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._summary is not None:
+            board = self._board(kind)
+            for name, value in metrics.items():
+                board.add_scalar(name, float(value), step, walltime=now)
+            board.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        for board in self._boards.values():
+            board.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _board(self, kind: str) -> Any:
+        if kind not in self._boards:
+            assert self._summary is not None
+            folder = str(self._board_dir / kind)
+            self._boards[kind] = self._summary(folder, purge_step=self._purge.get(kind))
+        return self._boards[kind]
+
+
+def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The run's metric lines in file order, of one `kind` or all; null reads as NaN.
+
+    A torn last line is left out; a damaged line elsewhere raises `MetricsError` naming it.
+    """
+    path = run_dir / FILE_NAME
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, text in enumerate(lines, 1):
+        line = _parse(text)
+        if line is None:
+            if number == len(lines):
+                break
+            raise MetricsError(f"{path}:{number}: not a metrics line: {text[:60]!r}")
+        if kind is None or line.get("kind") == kind:
+            rows.append({k: math.nan if v is None else v for k, v in line.items()})
+    return rows
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _drop(path: Path, unwanted: Any) -> None:
+    """Rewrite the file without `unwanted` lines and without a torn last one, if it has any."""
+    if not path.is_file():
+        return
+    before = path.read_text(encoding="utf-8", errors="replace")
+    kept = ""
+    for text in before.splitlines(keepends=True):
+        line = _parse(text)
+        torn = line is None or not text.endswith("\n")
+        if not torn and not unwanted(line):
+            kept += text
+    if kept != before:
+        fresh = path.with_suffix(".jsonl.new")
+        fresh.write_text(kept, encoding="utf-8")
+        fresh.replace(path)
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MetricsError(
+            "run.tensorboard is on, but TensorBoard is not installed: pip install axpo[tracking]"
+        ) from error
+    return SummaryWriter

@@ -1,0 +1,109 @@
+"""The report's vocabulary: metric labels, the order of charts, and one colour per method.
+
+The live view, the page and the static figures all read from here, so that a metric has one name
+and a method one colour wherever it is shown. Colours keep apart under colour blindness and hold
+on a dark and on a light ground.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+BASE_COLOURS = {"AXPO": "#1f7fd1", "GRPO": "#e08a00"}
+NEUTRAL = "#7a828c"
+OTHER_COLOURS = ("#c2609a", "#12a37a", "#8a6fd1", "#4fb3d9", "#a6761d", "#d1495b")
+START_NAMES = ("start", "sft", "base")
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A curve of the report: metric `key`, its title, and what the reader should know of it."""
+
+    key: str
+    title: str
+    note: str = ""
+    fraction: bool = True
+
+
+MAIN_CHARTS = (
+    Chart("reward_mean", "Accuracy", "mean reward of all original rollouts"),
+    Chart("tool_rate", "Tool rate", "rollouts that attempt a tool call"),
+    Chart("all_wrong_tool", "All-wrong tool subgroups", "of questions where a tool was used"),
+    Chart("recovery_rate", "Recovery", "resampled prefixes with a right continuation"),
+)
+MORE_CHARTS = (
+    Chart("accuracy_tool", "Accuracy with tool"),
+    Chart("accuracy_no_tool", "Accuracy without tool"),
+    Chart("all_wrong_no_tool", "All-wrong no-tool subgroups"),
+    Chart("branches", "Resampled prefixes a step", fraction=False),
+    Chart("extra_samples", "Extra samples a step", fraction=False),
+    Chart("clip_fraction", "Clipped tokens"),
+    Chart("kl", "KL to the reference", fraction=False),
+    Chart("loss", "Loss", fraction=False),
+    Chart("grad_norm", "Gradient norm", fraction=False),
+    Chart("tokens_sampled", "Tokens sampled a step", fraction=False),
+    Chart("tokens_trained", "Tokens trained a step", fraction=False),
+)
+LABELS: Mapping[str, str] = {
+    **{chart.key: chart.title for chart in (*MAIN_CHARTS, *MORE_CHARTS)},
+    "distinct_calls": "Distinct calls from one prefix",
+}
+EVALUATION_ORDER = (
+    "tool_rate", "accuracy_tool", "accuracy_no_tool", "all_wrong_tool", "all_wrong_no_tool",
+    "recovery_rate", "distinct_calls",
+)  # fmt: skip
+
+
+def label(metric: str) -> str:
+    """A metric as a reader knows it: `pass@4` is Pass@4, `grad_norm` is Gradient norm."""
+    if metric.startswith("pass@"):
+        return "P" + metric[1:]
+    return LABELS.get(metric, metric.replace("_", " ").capitalize())
+
+
+def evaluation_order(metrics: Sequence[str]) -> list[str]:
+    """Pass@k by k, then the gap's diagnostics, then whatever else there is."""
+
+    def rank(metric: str) -> tuple[int, float, str]:
+        if metric.startswith("pass@"):
+            k = metric.removeprefix("pass@")
+            return (0, float(k) if k.isdigit() else math.inf, metric)
+        if metric in EVALUATION_ORDER:
+            return (1, EVALUATION_ORDER.index(metric), metric)
+        return (2, 0, metric)
+
+    return sorted(set(metrics), key=rank)
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour a name: AXPO's, GRPO's and the start's own; variants take the others in order."""
+    chosen: dict[str, str] = {}
+    for name in names:
+        if name.upper() in BASE_COLOURS:
+            chosen[name] = BASE_COLOURS[name.upper()]
+        elif name.lower() in START_NAMES:
+            chosen[name] = NEUTRAL
+    for name in names:
+        family = next((m for m in BASE_COLOURS if name.upper().startswith(m)), None)
+        if name not in chosen and family and BASE_COLOURS[family] not in chosen.values():
+            chosen[name] = BASE_COLOURS[family]
+    free = [c for c in OTHER_COLOURS if c not in chosen.values()]
+    rest = [name for name in dict.fromkeys(names) if name not in chosen]
+    for index, name in enumerate(rest):
+        chosen[name] = free[index % len(free)]
+    return chosen
+
+
+def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """Exponential moving average without the pull of a zero start; gaps (NaN) stay gaps."""
+    total, mass, out = 0.0, 0.0, []
+    for value in values:
+        if math.isfinite(value):
+            total = weight * total + (1 - weight) * value
+            mass = weight * mass + (1 - weight)
+            out.append(total / mass)
+        else:
+            out.append(math.nan)
+    return out

@@ -1,0 +1,95 @@
+"""A run's folder as the report sees it: settings, metrics, evaluation and where its trees lie."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from axpo.report.metrics import read_metrics
+from axpo.tree import Group
+
+TREE_FILE = re.compile(r"step-(\d+)\.parquet$")
+
+
+@dataclass(slots=True)
+class RunView:
+    """One run to show. `trees` maps a step to its file; `groups` reads one."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    evaluation: Mapping[str, Any] | None = None
+    trees: Mapping[int, Path] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path, name: str | None = None) -> RunView:
+        """Read a run's folder; what is not there is left empty. `name` defaults to the method's."""
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no run at {folder}: expected a folder with metrics.jsonl")
+        config = _json(folder / "config.json") or {}
+        metrics = read_metrics(folder)
+        found = [(TREE_FILE.search(p.name), p) for p in sorted(folder.glob("trees/*.parquet"))]
+        trees = {int(match.group(1)): path for match, path in found if match}
+        evaluation = _json(folder / "evaluation.json")
+        return cls(
+            name or _method(config, metrics) or folder.name,
+            folder, config, metrics, evaluation, trees,
+        )  # fmt: skip
+
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(str(line.get("kind", "")) for line in self.metrics))
+
+    def series(self, metric: str, kind: str) -> list[tuple[int, float]]:
+        """`(step, value)` of a metric, finite values only."""
+        return [
+            (int(line["step"]), float(line[metric]))
+            for line in self.metrics
+            if line.get("kind") == kind
+            and isinstance(line.get(metric), int | float)
+            and math.isfinite(line[metric])
+        ]
+
+    def groups(self, step: int) -> list[Group]:
+        """The trees saved at `step`."""
+        from axpo.store import load_groups
+
+        return load_groups(self.trees[step])
+
+
+def main_kind(runs: Sequence[RunView]) -> str:
+    """The kind of step that the curves show: RL where any run has it, else the first found."""
+    kinds = [kind for run in runs for kind in run.kinds()]
+    return "rl" if "rl" in kinds or not kinds else kinds[0]
+
+
+def distinct_names(runs: Sequence[RunView]) -> list[str]:
+    """The runs' names; where two share one, the folder tells them apart."""
+    names = [run.name for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name} ({run.folder.name})"
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def _method(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    kinds = {line.get("kind") for line in metrics}
+    if "rl" in kinds:
+        name = config.get("algorithm", {}).get("name")
+        return str(name).upper() if name else None
+    return "SFT" if "sft" in kinds else None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,258 @@
+"""What a report says in words and tables: what was run, what came out, and how sure that is.
+
+A difference is only claimed where its interval excludes zero; everything missing is left out, not
+guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from axpo.report.names import evaluation_order, label
+from axpo.report.runs import RunView
+
+Estimate = Mapping[str, Any]
+Comparisons = Mapping[tuple[str, str], Mapping[str, Any]]
+MAIN_METRIC = "pass@1"
+EDGE_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One sentence on a comparison; `state` is better, worse or none (no difference shown)."""
+
+    state: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationTable:
+    """Rows of (metric label, one cell a column); a cell is (value, interval, state)."""
+
+    columns: list[str]
+    notes: list[str]
+    rows: list[tuple[str, list[tuple[str, str, str]]]]
+
+
+def verdict(names: tuple[str, str], comparison: Mapping[str, Any]) -> Verdict | None:
+    """The comparison's main metric as a sentence; None where it was not measured."""
+    model, baseline = names
+    difference = comparison.get("difference", {}).get(MAIN_METRIC)
+    if not difference:
+        return None
+    name, state = label(MAIN_METRIC), _state(difference)
+    chance = comparison.get("probability_better", {}).get(MAIN_METRIC)
+    sure = "" if chance is None else f", probability better {_chance(chance)}"
+    amount = f"{_signed(difference['value'], 2)} {name} {_interval(difference, 2, signed=True)}"
+    if state == "none":
+        return Verdict(
+            state, f"No difference shown between {model} and {baseline}: {amount}{sure}."
+        )
+    side = "over" if state == "better" else "against"
+    return Verdict(state, f"{model} {amount} {side} {baseline}{sure}.")
+
+
+def verdicts(evaluations: Mapping[str, Estimate], comparisons: Comparisons) -> list[Verdict]:
+    """What came out: each comparison, else the values beside each other, else that none exist."""
+    said = [v for names, c in comparisons.items() if (v := verdict(names, c)) is not None]
+    if said:
+        return said
+    values = [
+        f"{name} {_number(main['value'])} {_interval(main)}"
+        for name, evaluation in evaluations.items()
+        if (main := evaluation.get("metrics", {}).get(MAIN_METRIC))
+    ]
+    if len(values) > 1:
+        text = f"{label(MAIN_METRIC)}: {'; '.join(values)}. No paired comparison was made."
+        return [Verdict("none", text)]
+    if values:
+        return [Verdict("none", f"{label(MAIN_METRIC)}: {values[0]}.")]
+    return [Verdict("none", "Not evaluated on held-out questions; the curves are of training.")]
+
+
+def what_was_run(runs: Sequence[RunView], names: Sequence[str], kind: str) -> str:
+    """One sentence: methods, steps, batch, model and task, as far as the settings say."""
+    if not runs:
+        return "No runs."
+    parts: list[str] = []
+    for run, name in zip(runs, names, strict=True):
+        steps = len({line["step"] for line in run.metrics if line.get("kind") == kind})
+        parts.append(f"{name} ({steps} steps)" if steps else name)
+    sentence = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    questions = _common(runs, "rl", "questions")
+    rollouts = _common(runs, "algorithm", "rollouts")
+    if kind == "rl" and questions and rollouts:
+        sentence += f", each step {questions} questions × {rollouts} rollouts"
+    if model := _common(runs, "model", "path"):
+        both = "from the same start" if len(runs) > 1 else "from"
+        sentence += f", {both} {PurePath(str(model)).name}"
+    if task := _common(runs, "task", "name"):
+        sentence += f", on {task}"
+    return sentence + "."
+
+
+def evaluation_table(
+    evaluations: Mapping[str, Estimate], comparisons: Comparisons
+) -> EvaluationTable | None:
+    """Evaluations side by side, then each comparison's differences; None without any."""
+    metrics = {m for e in evaluations.values() for m in e.get("metrics", {})}
+    metrics |= {m for c in comparisons.values() for m in c.get("difference", {})}
+    if not metrics:
+        return None
+    columns = [*evaluations, *(f"{model} − {baseline}" for model, baseline in comparisons)]
+    rows: list[tuple[str, list[tuple[str, str, str]]]] = []
+    for metric in evaluation_order(list(metrics)):
+        cells = [_cell(e.get("metrics", {}).get(metric)) for e in evaluations.values()]
+        cells += [_difference_cell(c, metric) for c in comparisons.values()]
+        rows.append((label(metric), cells))
+    return EvaluationTable(columns, _notes(evaluations), rows)
+
+
+def edge_table(
+    runs: Sequence[RunView], keys: Sequence[str], kind: str
+) -> list[tuple[str, list[str]]]:
+    """Training metrics: mean of the first and of the last steps, a cell a run."""
+    rows: list[tuple[str, list[str]]] = []
+    for key in keys:
+        cells: list[str] = []
+        for run in runs:
+            values = [v for _, v in run.series(key, kind)]
+            edge = min(EDGE_STEPS, max(1, len(values) // 2))
+            first, last = values[:edge], values[-edge:]
+            cells.append(f"{_mean(first):.3f} → {_mean(last):.3f}" if values else "–")
+        if any(cell != "–" for cell in cells):
+            rows.append((label(key), cells))
+    return rows
+
+
+def share_table(
+    runs: Sequence[RunView], prefix: str, kind: str
+) -> list[tuple[str, list[float | None]]]:
+    """`<prefix>_<name>` metrics as shares of their sum, a value a run; largest first."""
+    totals = [_totals(run, prefix, kind) for run in runs]
+    names = {name for total in totals for name in total}
+    rows: list[tuple[str, list[float | None]]] = []
+    for name in names:
+        cells: list[float | None] = []
+        for total in totals:
+            whole = sum(total.values())
+            cells.append(total.get(name, 0.0) / whole if whole > 0 else None)
+        rows.append((name.replace("_", " "), cells))
+    return sorted(rows, key=lambda row: (-max(c or 0.0 for c in row[1]), row[0]))
+
+
+def timing_table(runs: Sequence[RunView], kind: str) -> list[tuple[str, list[float | None]]]:
+    """Mean seconds a step of each phase, a value a run; longest first."""
+    totals = [_totals(run, "seconds", kind) for run in runs]
+    counts = [max(1, len([m for m in r.metrics if m.get("kind") == kind])) for r in runs]
+    names = {name for total in totals for name in total}
+    rows: list[tuple[str, list[float | None]]] = [
+        (
+            name.replace("_", " "),
+            [t[name] / n if name in t else None for t, n in zip(totals, counts, strict=True)],
+        )
+        for name in names
+    ]
+    return sorted(rows, key=lambda row: (-max(c or 0.0 for c in row[1]), row[0]))
+
+
+def settings_table(runs: Sequence[RunView]) -> tuple[list[tuple[str, list[str]]], ...]:
+    """Settings that differ between the runs, and those that they share."""
+    flat = [_flatten(run.config) for run in runs]
+    keys = list(dict.fromkeys(key for values in flat for key in values))
+    rows = [(key, [values.get(key, "–") for values in flat]) for key in keys]
+    differing = [row for row in rows if len(set(row[1])) > 1]
+    return differing, [row for row in rows if len(set(row[1])) == 1]
+
+
+def _totals(run: RunView, prefix: str, kind: str) -> dict[str, float]:
+    start = prefix + "_"
+    names = {k for m in run.metrics if m.get("kind") == kind for k in m if k.startswith(start)}
+    sums = {n.removeprefix(start): math.fsum(v for _, v in run.series(n, kind)) for n in names}
+    return {name: total for name, total in sums.items() if total > 0}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _common(runs: Sequence[RunView], section: str, key: str) -> Any:
+    """The setting's value where all runs share it, else None."""
+    values = [run.config.get(section, {}).get(key) for run in runs]
+    return values[0] if all(v == values[0] for v in values) else None
+
+
+def _notes(evaluations: Mapping[str, Estimate]) -> list[str]:
+    """What was evaluated on, once where all agree."""
+    notes: dict[str, list[str]] = {}
+    for name, e in evaluations.items():
+        words = {"questions": "questions", "samples": "samples each"}
+        parts = [f"{e[key]} {word}" for key, word in words.items() if key in e]
+        if "split" in e:
+            parts.append(f"split {e['split']}")
+        if parts:
+            notes.setdefault(", ".join(parts), []).append(name)
+    if len(notes) == 1:
+        return list(notes)
+    return [f"{', '.join(names)}: {note}" for note, names in notes.items()]
+
+
+def _cell(estimate: Estimate | None) -> tuple[str, str, str]:
+    if not estimate or estimate.get("value") is None:
+        return ("–", "", "")
+    return (_number(estimate["value"]), _interval(estimate), "")
+
+
+def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, str, str]:
+    difference = comparison.get("difference", {}).get(metric)
+    if not difference or difference.get("value") is None:
+        return ("–", "", "")
+    chance = comparison.get("probability_better", {}).get(metric)
+    sure = "" if chance is None else f" · P {_chance(chance)}"
+    state = _state(difference, chance)
+    return (
+        _signed(difference["value"], 3), _interval(difference, 3, signed=True) + sure, state,
+    )  # fmt: skip
+
+
+def _state(difference: Estimate, chance: float | None = None) -> str:
+    """better, worse or none; `chance` tells the direction of a metric where less is better."""
+    low, high = difference.get("low"), difference.get("high")
+    if low is None or high is None or low <= 0 <= high:
+        return "none"
+    better = low > 0 if chance is None else chance > 0.5
+    return "better" if better else "worse"
+
+
+def _chance(value: float) -> str:
+    return "> 0.99" if value > 0.995 else "< 0.01" if value < 0.005 else f"{value:.2f}"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _interval(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is None or high is None:
+        return ""
+    form = _signed if signed else _number
+    return f"[{form(low, digits)}, {form(high, digits)}]"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

@@ -1,0 +1,192 @@
+"""The agent loop: think, call, observe, answer; one coroutine a trajectory.
+
+Owns the limits, the stop reasons and whose fault an ending is:
+
+- an answer is graded; running out of turns or tokens scores 0 (the model's fault: the recipe's
+  limits are part of the task);
+- a tool or engine fault, and running out of wall time, is ours: the trajectory keeps what was
+  sampled, says why in `fault`, and stays unscored. Wall time counts as ours because it
+  measures this machine and its load, not the policy (choice);
+- a grader that fails leaves the answer unscored too.
+
+On the last allowed turn no call is run. A turn that reaches a token limit ends the trajectory,
+and its calls are not run: what would have followed is unknown (choice).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from axpo.config import RolloutSettings
+from axpo.engines.base import Completion, Engine, EngineError, Finish, Request, Sampling
+from axpo.rollout.parsing import ParsedCall
+from axpo.rollout.paths import Path, remember_views
+from axpo.rollout.rendering import Rendering
+from axpo.tools.base import Tool, ToolContext
+from axpo.tools.runner import CallResult, refuse, run_call
+from axpo.tree import Call, CallStatus, Group, Origin, Segment, StopReason, Trajectory
+
+Grade = Callable[[str, str, str], Awaitable[float]]
+"""(grading, answer, truth) -> reward, as `axpo.tasks.grading.grade`."""
+GRADING = "grading"
+"""Key of `Group.meta`: the name of the question's grader."""
+
+
+def request_seed(seed: int, trajectory: str, turn: int) -> int:
+    """A request's seed: the same whatever is sampled beside it, in whatever order."""
+    digest = hashlib.sha256(f"{seed}/{trajectory}/{turn}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Agent:
+    """Runs trajectories with one engine, one set of tools and one recipe's limits."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        rendering: Rendering,
+        tools: Mapping[str, Tool],
+        settings: RolloutSettings,
+        grade: Grade,
+    ) -> None:
+        if set(tools) != set(rendering.tools):
+            raise ValueError(
+                f"the prompt offers the tools {sorted(rendering.tools)}, "
+                f"but the agent has {sorted(tools)}"
+            )
+        self.engine = engine
+        self.rendering = rendering
+        self.tools = dict(tools)
+        self.settings = settings
+        self.grade = grade
+
+    def room(self, path: Path) -> int:
+        """Tokens that the limits leave for the path's current turn."""
+        settings = self.settings
+        return min(
+            settings.max_turn_tokens - len(path.current_turn), settings.max_tokens - path.length
+        )
+
+    async def run(self, path: Path, id: str, seed: int) -> Trajectory:
+        """Go on from `path` to an end; the trajectory holds what was added. Pictures that tools
+        return are put into the path's group."""
+        trajectory = Trajectory(id)
+        began = time.monotonic()
+        deadline = asyncio.timeout(self.settings.max_seconds)
+        try:
+            async with deadline:
+                await self._turns(path, trajectory, seed)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            trajectory.stop = StopReason.MAX_SECONDS
+            trajectory.fault = f"no answer after {self.settings.max_seconds:g} s"
+        except EngineError as error:
+            trajectory.stop = StopReason.ENGINE_FAULT
+            trajectory.fault = f"engine: {error}"
+        trajectory.seconds = time.monotonic() - began
+        await self._score(path.group, trajectory)
+        return trajectory
+
+    async def _turns(self, path: Path, trajectory: Trajectory, seed: int) -> None:
+        while trajectory.stop is None:
+            completion = await self._sample(path, trajectory, seed)
+            if completion is None:
+                trajectory.stop = StopReason.MAX_TOKENS
+                return
+            parsed = self.rendering.parse(path.current_turn, path.call_at)
+            if completion.finish is Finish.LENGTH:
+                trajectory.stop = StopReason.MAX_TOKENS
+            elif not parsed.calls:
+                trajectory.stop = StopReason.ANSWER
+                trajectory.answer = parsed.answer
+                if parsed.content is not None:
+                    trajectory.answer_start = path.offset(parsed.content)
+            elif path.turn >= self.settings.max_turns:
+                trajectory.stop = StopReason.MAX_TURNS
+            await self._call(path, trajectory, parsed.calls)
+
+    async def _sample(self, path: Path, trajectory: Trajectory, seed: int) -> Completion | None:
+        """Sample the rest of the current turn; None where a token limit leaves no room."""
+        settings, room = self.settings, self.room(path)
+        if room < 1:
+            return None
+        sampling = Sampling(
+            max_tokens=room,
+            seed=request_seed(seed, trajectory.id, path.turn),
+            stop=self.rendering.stop,
+            banned=self.rendering.banned,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+        )
+        id = f"{trajectory.id}/t{path.turn}"
+        tokens, pictures = tuple(path.tokens), tuple(path.pictures)
+        completion = await self.engine.generate(
+            Request(id, path.group.id, tokens, pictures, sampling)
+        )
+        segment = Segment(
+            id,
+            Origin.POLICY,
+            completion.tokens,
+            completion.logprobs,
+            version=completion.version,
+        )
+        path.add_policy(completion.tokens)
+        trajectory.segments.append(segment)
+        return completion
+
+    async def _call(self, path: Path, trajectory: Trajectory, calls: Sequence[ParsedCall]) -> None:
+        """Run a turn's calls in order and add what they showed; none is run after a stop."""
+        results: list[CallResult] = []
+        for call in calls:
+            result = await self._result(path, trajectory, call)
+            results.append(result)
+            self._record(path, trajectory, call, result)
+            if result.status is CallStatus.INFRA_ERROR:
+                trajectory.stop = StopReason.TOOL_FAULT
+                trajectory.fault = f"tool {result.error}"
+        if trajectory.stop is not None:
+            return
+        observations = [result.observation for result in results]
+        segment, pictures = self.rendering.observation(
+            path.current_turn, observations, f"{trajectory.id}/o{path.turn}"
+        )
+        if path.length + len(segment) >= self.settings.max_tokens:
+            trajectory.stop = StopReason.MAX_TOKENS
+            return
+        views = [view for observation in observations for view in observation.views]
+        remember_views(path.group, segment, pictures, views)
+        path.add_observation(segment, views)
+        trajectory.segments.append(segment)
+
+    async def _result(self, path: Path, trajectory: Trajectory, call: ParsedCall) -> CallResult:
+        if call.error is not None or call.name is None:
+            return refuse(CallStatus.MALFORMED, call.error or "no function name")
+        if trajectory.stop is not None:
+            return refuse(CallStatus.NOT_RUN, f"not run: {trajectory.stop}")
+        return await run_call(self.tools, call.name, call.arguments, ToolContext(tuple(path.views)))
+
+    def _record(
+        self, path: Path, trajectory: Trajectory, call: ParsedCall, result: CallResult
+    ) -> None:
+        """Note a call; one that lies in the prefix as a whole is its source's, run again here."""
+        if path.offset(call.end) > path.base:
+            start, end = path.offset(call.start), path.offset(call.end)
+            trajectory.calls.append(
+                Call(start, end, call.name, call.arguments, result.status, result.error)
+            )
+
+    async def _score(self, group: Group, trajectory: Trajectory) -> None:
+        if trajectory.stop in (StopReason.MAX_TURNS, StopReason.MAX_TOKENS):
+            trajectory.reward = 0.0
+        elif trajectory.answer is not None:
+            try:
+                trajectory.reward = await self.grade(
+                    group.meta[GRADING], trajectory.answer, group.truth
+                )
+            except Exception as error:
+                trajectory.fault = f"grading: {type(error).__name__}: {error}"

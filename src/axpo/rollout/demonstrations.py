@@ -1,0 +1,110 @@
+"""A teacher's demonstration as a tree with one leaf, for supervised training.
+
+The agent loop itself runs the demonstration, with an engine that repeats the teacher's turns: real
+tools answer, so the observations are those that the policy will meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from axpo.config import RolloutSettings
+from axpo.engines.base import Completion, Finish, Request
+from axpo.rollout.agent import Agent
+from axpo.rollout.paths import start_path
+from axpo.rollout.rendering import Rendering
+from axpo.rollout.sampling import new_group
+from axpo.tasks.base import Example
+from axpo.tools.base import Tool
+from axpo.tree import CallStatus, Credit, Group, Origin, StopReason, Stream, Trajectory
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DemonstrationError(ValueError):
+    """A demonstration that cannot be learned from; names the example and what is wrong."""
+
+
+class _Teacher:
+    """An engine that says an example's demonstration, each turn with its end-of-turn token."""
+
+    version = 0
+
+    def __init__(self, rendering: Rendering, example: Example) -> None:
+        end = rendering.encode("<|im_end|>")
+        self._example = example
+        self._turns = [(*rendering.encode(text), *end) for text in example.demonstration]
+        self.said = 0
+
+    async def generate(self, request: Request) -> Completion:
+        if self.said == len(self._turns):
+            raise DemonstrationError(
+                f"example {self._example.id}: the demonstration ends in a call after turn "
+                f"{self.said}; expected an answer"
+            )
+        tokens = self._turns[self.said]
+        self.said += 1
+        if len(tokens) > request.sampling.max_tokens:
+            raise DemonstrationError(
+                f"example {self._example.id}: turn {self.said} takes {len(tokens)} tokens, the "
+                f"limits leave {request.sampling.max_tokens}"
+            )
+        return Completion(tokens, (0.0,) * len(tokens), Finish.STOP, self.version)
+
+    async def release(self, group: str) -> None: ...
+
+    async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+async def _ungraded(grading: str, answer: str, truth: str) -> float:
+    return 1.0
+
+
+async def demonstrate(
+    rendering: Rendering,
+    tools: Mapping[str, Tool],
+    settings: RolloutSettings,
+    example: Example,
+    group_id: str,
+) -> Group:
+    """`example.demonstration` as a group with one rollout, credited as a whole.
+
+    The policy's segments have no logprobs (nobody sampled them). A teacher may be wrong, so the
+    answer is not graded. Raises `DemonstrationError` where there is no demonstration, a call is
+    refused, or it does not end in an answer within the limits.
+    """
+    if not example.demonstration:
+        raise DemonstrationError(f"example {example.id}: there is no demonstration")
+    teacher = _Teacher(rendering, example)
+    agent = Agent(teacher, rendering, tools, settings, _ungraded)
+    group = new_group(rendering, example, group_id)
+    rollout = await agent.run(start_path(group), f"{group_id}/r0", seed=0)
+    _check(example, rollout, teacher.said)
+    rollout.reward = None
+    rollout.segments = [
+        replace(s, logprobs=()) if s.origin is Origin.POLICY else s for s in rollout.segments
+    ]
+    rollout.credit = [Credit(0, rollout.tokens, 1.0, Stream.DEMONSTRATION, 1.0)]
+    group.rollouts = [rollout]
+    return group
+
+
+def _check(example: Example, rollout: Trajectory, said: int) -> None:
+    where = f"example {example.id}"
+    for number, call in enumerate(rollout.calls, start=1):
+        if call.status is not CallStatus.OK:
+            raise DemonstrationError(f"{where}: call {number} is {call.status}: {call.error}")
+    if rollout.stop is not StopReason.ANSWER or not rollout.answer:
+        raise DemonstrationError(
+            f"{where}: ends as {rollout.stop} after turn {said} "
+            f"({rollout.fault or 'no answer'}); expected an answer"
+        )
+    if said < len(example.demonstration):
+        raise DemonstrationError(
+            f"{where}: turn {said} of {len(example.demonstration)} is already an answer"
+        )

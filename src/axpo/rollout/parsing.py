@@ -1,0 +1,109 @@
+"""What a sampled turn says: thinking, tool calls with their token spans, or an answer.
+
+Works on token ids, never on re-encoded text: only the real control tokens count, so a tag that is
+spelled by ordinary tokens is text. The rule for what is a call:
+
+- thinking ends at the turn's first `</think>`; an opening `<tool_call>` before it is a literal
+  tag inside thinking, not a call;
+- in a turn without `</think>`, the first `<tool_call>` itself ends the thinking and is a call;
+- a turn grown from a cut right after a call's opening tag keeps that call, whatever follows.
+
+The first two agree with `renderers.parse_response`, and a test holds them to it. The parser is our
+own for the third, and because renderers lets two things escape that a policy can sample: JSON
+nested beyond the recursion limit and integers longer than Python converts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ControlTokens:
+    """Ids that structure a turn. `thinking`: the generation prompt has opened it."""
+
+    think_end: int
+    call: int
+    call_end: int
+    stop: tuple[int, ...]
+    thinking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCall:
+    """One attempt at tokens [start, end) of its turn; `error` says why it is malformed."""
+
+    start: int
+    end: int
+    name: str | None = None
+    arguments: Any = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedTurn:
+    """A turn's calls, or its answer where it has none.
+
+    `content` is the first token after thinking, None where thinking never ended; then `answer`
+    is "" (the turn said nothing).
+    """
+
+    calls: tuple[ParsedCall, ...]
+    answer: str
+    content: int | None
+
+
+def parse_turn(
+    turn: Sequence[int],
+    control: ControlTokens,
+    decode: Callable[[list[int]], str],
+    call_at: int | None = None,
+) -> ParsedTurn:
+    """Parse the policy's tokens of one turn; `call_at` is an opening tag known to be a call."""
+    end = next((i for i, token in enumerate(turn) if token in control.stop), len(turn))
+    ids = list(turn[:end])
+    content = call_at if call_at is not None else _content_start(ids, control)
+    if content is None:
+        return ParsedTurn((), "", None)
+    calls: list[ParsedCall] = []
+    at = _find(ids, control.call, content)
+    while at is not None:
+        close = _find(ids, control.call_end, at + 1)
+        if close is None:
+            error = "the call has no </tool_call>"
+            calls.append(ParsedCall(at, len(ids), error=error))
+            break
+        calls.append(_read_call(at, close + 1, decode(ids[at + 1 : close])))
+        at = _find(ids, control.call, close + 1)
+    answer = "" if calls else decode(ids[content:]).strip()
+    return ParsedTurn(tuple(calls), answer, content)
+
+
+def _content_start(ids: list[int], control: ControlTokens) -> int | None:
+    if not control.thinking:
+        return 0
+    close = _find(ids, control.think_end, 0)
+    return close + 1 if close is not None else _find(ids, control.call, 0)
+
+
+def _find(ids: list[int], token: int, start: int) -> int | None:
+    try:
+        return ids.index(token, start)
+    except ValueError:
+        return None
+
+
+def _read_call(start: int, end: int, text: str) -> ParsedCall:
+    expected = 'expected {"name": ..., "arguments": {...}}'
+    try:
+        call = json.loads(text)
+    except json.JSONDecodeError as error:
+        return ParsedCall(start, end, error=f"not JSON ({error.msg}): {expected}")
+    except (ValueError, RecursionError):
+        return ParsedCall(start, end, error=f"not usable JSON: {expected}")
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+        return ParsedCall(start, end, error=f"no function name: {expected}")
+    return ParsedCall(start, end, call["name"], call.get("arguments", {}))

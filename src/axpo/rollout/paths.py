@@ -1,0 +1,135 @@
+"""A growing path: all that the agent loop must know of what was sampled and seen so far.
+
+A path starts at a group's prompt, or at a cut in the tree: then its prefix is replayed from the
+tree, so that a continuation goes on exactly where its source stood, with the same pictures and
+the same counts against the limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from axpo.engines.base import Picture
+from axpo.rollout.rendering import as_picture
+from axpo.tools.base import View
+from axpo.tree import Branch, Group, Origin, Segment, Trajectory, TreeError, cut_segments
+
+VIEWS = "views"
+"""Key of `Group.meta`: crop digest -> [original's digest, box], for the tools' `View`s."""
+
+
+@dataclass(slots=True)
+class Path:
+    """`tokens` begin with the prompt; `turn_start` is where the policy's current turn begins.
+
+    `turn` counts policy turns from 1; `call_at` is the offset within the current turn of the
+    first call that the path was grown from; `base` is the path offset of its first own token.
+    """
+
+    group: Group
+    tokens: list[int]
+    pictures: list[Picture] = field(default_factory=list[Picture])
+    views: list[View] = field(default_factory=list[View])
+    turn: int = 1
+    turn_start: int = 0
+    call_at: int | None = None
+    base: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens after the prompt."""
+        return len(self.tokens) - len(self.group.prompt)
+
+    @property
+    def current_turn(self) -> list[int]:
+        """The policy's tokens of the current turn."""
+        return self.tokens[self.turn_start :]
+
+    def offset(self, within_turn: int) -> int:
+        """Path offset of a token of the current turn."""
+        return self.turn_start - len(self.group.prompt) + within_turn
+
+    def add_policy(self, tokens: Sequence[int]) -> None:
+        """Add sampled tokens to the current turn."""
+        self.tokens += tokens
+
+    def add_observation(self, segment: Segment, views: Sequence[View]) -> None:
+        """Add an observation, its pictures in placeholder order; the next turn begins."""
+        self.tokens += segment.tokens
+        self._see(segment, views)
+        self.turn += 1
+        self.turn_start = len(self.tokens)
+        self.call_at = None
+
+    def _see(self, segment: Segment, views: Sequence[View]) -> None:
+        for span, view in zip(segment.images, views, strict=True):
+            self.pictures.append(Picture(span.digest, self.group.pictures[span.digest]))
+            self.views.append(view)
+
+
+def start_path(group: Group) -> Path:
+    """The path of a new rollout: the prompt alone."""
+    path = Path(group, list(group.prompt.tokens), turn_start=len(group.prompt))
+    path._see(group.prompt, _known_views(group, group.prompt))
+    return path
+
+
+def branch_path(group: Group, branch: Branch, stop: Sequence[int]) -> Path:
+    """The path up to a branch's cut; raises `TreeError` where there is nothing to sample next."""
+    source = group.trajectory(branch.source)
+    where = f"cut at {branch.cut} of {source.id}"
+    prefix, rest = cut_segments(group.after_prompt(source), branch.cut)
+    path = start_path(group)
+    for segment in prefix:
+        if segment.origin is Origin.POLICY:
+            path.add_policy(segment.tokens)
+        else:
+            if rest and rest[0].id == segment.id:
+                raise TreeError(f"{where}: inside observation {segment.id}")
+            path.add_observation(segment, _known_views(group, segment))
+    if path.current_turn and path.current_turn[-1] in stop:
+        raise TreeError(f"{where}: that turn is over, there is nothing to sample")
+    starts = [s for s in _call_starts(group, source) if path.offset(0) <= s < branch.cut]
+    path.call_at = min(starts) - path.offset(0) if starts else None
+    path.base = branch.cut
+    return path
+
+
+def remember_views(
+    group: Group, segment: Segment, pictures: Sequence[Picture], views: Sequence[View]
+) -> None:
+    """Keep in the group what an observation showed and which originals it was cut from."""
+    known: dict[str, Any] = group.meta.setdefault(VIEWS, {})
+    for span, picture, view in zip(segment.images, pictures, views, strict=True):
+        group.pictures.setdefault(picture.digest, picture.image)
+        if view.original is view.image:
+            continue
+        origin = next((d for d, p in group.pictures.items() if p is view.original), None)
+        if origin is None:
+            original = as_picture(view.original)
+            origin = original.digest
+            group.pictures.setdefault(origin, original.image)
+        known.setdefault(span.digest, [origin, list(view.box)])
+
+
+def _call_starts(group: Group, trajectory: Trajectory) -> list[int]:
+    branch = group.branch_of(trajectory)
+    before = _call_starts(group, group.trajectory(branch.source)) if branch else []
+    cut = branch.cut if branch else 0
+    return [s for s in before if s < cut] + [call.start for call in trajectory.calls]
+
+
+def _known_views(group: Group, segment: Segment) -> list[View]:
+    known: dict[str, Any] = group.meta.get(VIEWS, {})
+    views: list[View] = []
+    for span in segment.images:
+        image = group.pictures[span.digest]
+        if span.digest in known:
+            origin, box = known[span.digest]
+            left, top, right, bottom = box
+            views.append(View(image, group.pictures[origin], (left, top, right, bottom)))
+        else:
+            views.append(View.whole(image))
+    return views

@@ -1,0 +1,176 @@
+"""Between examples, observations and token ids, in the Qwen3-VL wire format.
+
+Owns the conventions of a rollout's text. `renderers` writes the format; here its one placeholder
+a picture becomes as many tokens as our own preprocessing gives the picture, so that pictures are
+preprocessed once, with the pixel cap that engine and trainer use. Sampled tokens are never
+rendered again: an observation is only what follows them.
+
+Thinking. Every turn of a Thinking model starts inside thinking: the generation prompt ends
+`<|im_start|>assistant\\n<think>\\n` (part of the prompt or observation segment, so never trained).
+Whether a checkpoint thinks is read off its chat template; one without a template thinks.
+All past thinking stays on the path, as the family's template keeps it within a tool loop.
+
+Text from outside (questions, tool results) cannot open or close anything: where it spells a
+control token, a space is put after its `<`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from renderers import Qwen3VLRendererConfig
+from renderers.qwen3_vl import Qwen3VLRenderer
+
+from axpo.engines.base import Picture
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import PixelCache
+from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
+from axpo.tasks.base import Example
+from axpo.tools.base import Observation, Tool
+from axpo.tree import ImageSpan, Origin, Segment, picture_digest
+
+_CONTROL_TEXT = re.compile(r"<(?=\|\w+\|>|/?(?:tool_call|tool_response|think)>)")
+
+
+class RenderingError(RuntimeError):
+    """Rendered tokens that are not what the rollout needs; names the segment."""
+
+
+def plain(text: str) -> str:
+    """`text` with no control token spelled in it."""
+    return _CONTROL_TEXT.sub("< ", text)
+
+
+def as_picture(image: Any) -> Picture:
+    """An RGB picture with its content hash."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return Picture(picture_digest(rgb), rgb)
+
+
+def detect_thinking(tokenizer: Any) -> bool:
+    """Whether the chat template's generation prompt opens thinking; True without a template."""
+    if not tokenizer.chat_template:
+        return True
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
+    )
+    return text.rstrip().endswith("<think>")
+
+
+class Rendering:
+    """Renders prompts and observations for one checkpoint and one set of tools."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        pixels: PixelCache,
+        tools: Mapping[str, Tool],
+        system: str | None = None,
+    ) -> None:
+        self.tokenizer: Any = checkpoint.tokenizer
+        self.banned = checkpoint.banned
+        self.stop = checkpoint.stop
+        self.tools = dict(tools)
+        self.thinking = detect_thinking(self.tokenizer)
+        self._specs: list[Any] = [tool.spec for tool in tools.values()]
+        self._system = system
+        self._pixels = pixels
+        self._merge_size = checkpoint.merge_size
+        self._image_token = checkpoint.image_token
+        self._renderer = Qwen3VLRenderer(self.tokenizer, Qwen3VLRendererConfig())
+        self._opening = self.encode("<think>\n") if self.thinking else []
+        self._generation_prompt = [*self.encode("<|im_start|>assistant\n"), *self._opening]
+        self._control = ControlTokens(
+            think_end=self._id("</think>"),
+            call=self._id("<tool_call>"),
+            call_end=self._id("</tool_call>"),
+            stop=self.stop,
+            thinking=self.thinking,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; control tokens written in it are real ones."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, control tokens included."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def prompt(self, example: Example, id: str) -> tuple[Segment, tuple[Picture, ...]]:
+        """The prompt segment, up to where the policy starts, and its pictures in order."""
+        pictures = tuple(as_picture(image) for image in example.images)
+        content = [*({"type": "image"} for _ in pictures), _text(example.question)]
+        messages: list[Any] = [{"role": "user", "content": content}]
+        if self._system:
+            messages.insert(0, {"role": "system", "content": self._system})
+        rendered = self._renderer.render(
+            messages,
+            tools=self._specs or None,
+            add_generation_prompt=True,
+            process_multimodal=False,
+        )
+        tokens = [*rendered.token_ids, *self._opening]
+        return self._segment(id, Origin.PROMPT, tokens, pictures), pictures
+
+    def observation(
+        self, turn: Sequence[int], results: Sequence[Observation], id: str
+    ) -> tuple[Segment, tuple[Picture, ...]]:
+        """What follows the policy's `turn`: the calls' results in one user turn, and its pictures.
+
+        Closes the turn where the policy did not, and opens the policy's next one.
+        """
+        pictures: list[Picture] = []
+        messages: list[Any] = []
+        for result in results:
+            found = [as_picture(view.image) for view in result.views]
+            text = [_text(result.text)] if result.text else []
+            images = [{"type": "image"} for _ in found]
+            messages.append({"role": "tool", "content": [*text, *images]})
+            pictures += found
+        before = [*self._generation_prompt, *turn]
+        # renderers reads the turn's state off the generation prompt; the path before is not needed.
+        bridged = self._renderer.bridge_to_next_turn(
+            self._generation_prompt, list(turn), messages, process_multimodal=False
+        )
+        if bridged is None or bridged.token_ids[: len(before)] != before:
+            raise RenderingError(f"segment {id}: renderers did not extend the sampled tokens")
+        tokens = [*bridged.token_ids[len(before) :], *self._opening]
+        return self._segment(id, Origin.OBSERVATION, tokens, pictures), tuple(pictures)
+
+    def parse(self, turn: Sequence[int], call_at: int | None = None) -> ParsedTurn:
+        """See `parse_turn`; spans count from the turn's first token."""
+        return parse_turn(turn, self._control, self.decode, call_at)
+
+    def _segment(
+        self, id: str, origin: Origin, tokens: Sequence[int], pictures: Sequence[Picture]
+    ) -> Segment:
+        """Expand each picture's one placeholder to the number of tokens it takes."""
+        if tokens.count(self._image_token) != len(pictures):
+            raise RenderingError(
+                f"segment {id}: {tokens.count(self._image_token)} placeholders for "
+                f"{len(pictures)} pictures"
+            )
+        rest = iter(pictures)
+        out: list[int] = []
+        spans: list[ImageSpan] = []
+        for token in tokens:
+            if token != self._image_token:
+                out.append(token)
+                continue
+            picture = next(rest)
+            count = self._pixels(picture.digest, picture.image).tokens(self._merge_size)
+            spans.append(ImageSpan(picture.digest, len(out), count))
+            out += [token] * count
+        return Segment(id, origin, tuple(out), images=tuple(spans))
+
+    def _id(self, token: str) -> int:
+        id = self.tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(id, int) or id == self.tokenizer.unk_token_id:
+            raise RenderingError(f"the tokenizer has no {token!r}; a Qwen3-VL one is needed")
+        return id
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": plain(text)}

@@ -1,0 +1,76 @@
+"""Growing a question's tree: its rollouts, and continuations from a cut.
+
+Trajectories run concurrently. Each draws from its own seed, so the result does not depend on how
+they were scheduled; a fault ends one trajectory and leaves the others. What the engine keeps for
+a group is left in place for `resample`: release it (`engine.release(group.id)`) once a group is
+done with. Where sampling a group is cancelled or fails as a whole, that happens here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from axpo.rollout.agent import GRADING, Agent
+from axpo.rollout.paths import branch_path, start_path
+from axpo.rollout.rendering import Rendering
+from axpo.tasks.base import Example
+from axpo.tree import Branch, Group, Trajectory
+
+EXAMPLE = "example"
+"""Key of `Group.meta`: the example's id."""
+
+
+def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
+    """A group with its prompt and pictures and nothing sampled; `example.meta` goes into `meta`."""
+    prompt, pictures = rendering.prompt(example, f"{group_id}/prompt")
+    return Group(
+        group_id,
+        prompt,
+        question=example.question,
+        truth=example.answer,
+        pictures={picture.digest: picture.image for picture in pictures},
+        meta={**example.meta, EXAMPLE: example.id, GRADING: example.grading},
+    )
+
+
+async def sample_group(agent: Agent, example: Example, n: int, seed: int, group_id: str) -> Group:
+    """`n` rollouts of a question, with ids `{group_id}/r{i}`."""
+    group = new_group(agent.rendering, example, group_id)
+    runs = [agent.run(start_path(group), f"{group_id}/r{i}", seed) for i in range(n)]
+    try:
+        group.rollouts = await _together(runs)
+    except BaseException:
+        await agent.engine.release(group_id)
+        raise
+    return group
+
+
+async def resample(agent: Agent, group: Group, branch: Branch, k: int, seed: int) -> None:
+    """Fill `branch.continuations` with `k` continuations, ids `{source}/c{i}`
+    (`{source}/b{j}c{i}` in the source's further branches).
+
+    They go on from the cut under the same limits, the prefix's turns and tokens included (wall
+    time is their own). Where the limits leave no room after the cut, none is grown. Raises
+    `TreeError` for a cut after which there is nothing to sample.
+    """
+    paths = [branch_path(group, branch, agent.rendering.stop) for _ in range(k)]
+    if paths and agent.room(paths[0]) < 1:
+        return
+    siblings = [b for b in group.branches if b.source == branch.source]
+    number = next(i for i, b in enumerate(siblings) if b is branch)
+    name = f"{branch.source}/b{number}c" if number else f"{branch.source}/c"
+    first = len(branch.continuations)
+    runs = [agent.run(path, f"{name}{first + i}", seed) for i, path in enumerate(paths)]
+    branch.continuations += await _together(runs)
+
+
+async def _together(runs: Sequence[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
+    """All results in order; the first error cancels the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            pending = [tasks.create_task(run) for run in runs]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in pending]

@@ -1,0 +1,65 @@
+"""From settings to a task, an engine and an agent; every name is checked before weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from axpo.config import Config, ConfigError, ModelSettings, TaskSettings
+from axpo.engines.transformers import TransformersEngine
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import PixelCache
+from axpo.rollout.agent import Agent
+from axpo.rollout.rendering import Rendering
+from axpo.tasks.base import Task
+from axpo.tasks.grading import grade
+from axpo.tools import make_tools
+from axpo.tools.base import Tool
+
+
+def torch_settings(settings: ModelSettings) -> tuple[torch.dtype, str]:
+    """Set this process's threads; returns the weights' type and the device."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return getattr(torch, settings.dtype), device
+
+
+def build_task(settings: TaskSettings) -> Task:
+    """The recipe's task; raises `ConfigError` where its files or packages are missing."""
+    if settings.name == "jsonl":
+        from axpo.tasks.jsonl import JsonlTask
+
+        assert settings.path is not None
+        return JsonlTask(Path(settings.path))
+    try:
+        from axpo.tasks.lab.questions import LabTask
+    except ImportError as error:
+        raise ConfigError(f"task.name: the lab needs scikit-learn: pip install axpo[lab] ({error})") from error  # fmt: skip
+    return LabTask()
+
+
+def build_rendering(config: Config, checkpoint: Checkpoint) -> Rendering:
+    """Prompts and observations for `checkpoint` with the recipe's tools."""
+    return Rendering(
+        checkpoint, PixelCache(checkpoint.image_processor), recipe_tools(config), config.task.system
+    )
+
+
+def recipe_tools(config: Config) -> Mapping[str, Tool]:
+    """The recipe's tools by name; raises `ConfigError` for an unknown one."""
+    try:
+        return make_tools(config.rollout.tools)
+    except ValueError as error:
+        raise ConfigError(f"rollout.tools: {error}") from error
+
+
+def build_agent(config: Config, checkpoint: Checkpoint) -> Agent:
+    """An agent that samples with `checkpoint`'s own weights, in this process."""
+    rendering = build_rendering(config, checkpoint)
+    engine = TransformersEngine(checkpoint, config.engine.slots, config.engine.max_prefill_tokens)
+    return Agent(engine, rendering, rendering.tools, config.rollout, grade)

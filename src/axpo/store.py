@@ -1,0 +1,242 @@
+"""Trajectory trees on disk: Parquet for the trees, PNG by content hash for the pictures.
+
+One row a trajectory, nested lists for its segments, calls and credit, so that pandas and duckdb
+read a run directly. The prompt is a row of its own (`kind` "prompt") and carries what belongs
+to the group; a continuation's `branch` counts in its group's `branches`. What a policy wrote can
+hold half a surrogate pair, which Parquet's text cannot: it is stored as its escape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from axpo.tree import (
+    Branch,
+    Call,
+    CallStatus,
+    Credit,
+    Group,
+    ImageSpan,
+    Origin,
+    Segment,
+    StopReason,
+    Stream,
+    Trajectory,
+    TreeError,
+)
+
+_SPAN = pa.struct([("digest", pa.string()), ("start", pa.int32()), ("length", pa.int32())])
+_SEGMENT = pa.struct(
+    [
+        ("id", pa.string()),
+        ("origin", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float64())),
+        ("images", pa.list_(_SPAN)),
+        ("version", pa.int64()),
+    ]
+)
+_CALL = pa.struct(
+    [
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("name", pa.string()),
+        ("arguments", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+_CREDIT = pa.struct(
+    [
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("advantage", pa.float64()),
+        ("stream", pa.string()),
+        ("weight", pa.float64()),
+    ]
+)
+_BRANCH = pa.struct([("source", pa.string()), ("cut", pa.int32()), ("confidence", pa.float64())])
+SCHEMA = pa.schema(
+    [
+        ("group", pa.string()),
+        ("kind", pa.string()),
+        ("trajectory", pa.string()),
+        ("branch", pa.int32()),
+        ("source", pa.string()),
+        ("cut", pa.int32()),
+        ("confidence", pa.float64()),
+        ("stop", pa.string()),
+        ("answer", pa.string()),
+        ("answer_start", pa.int32()),
+        ("reward", pa.float64()),
+        ("fault", pa.string()),
+        ("seconds", pa.float64()),
+        ("segments", pa.list_(_SEGMENT)),
+        ("calls", pa.list_(_CALL)),
+        ("credit", pa.list_(_CREDIT)),
+        ("question", pa.string()),
+        ("truth", pa.string()),
+        ("meta", pa.string()),
+        ("branches", pa.list_(_BRANCH)),
+        ("pictures", pa.list_(pa.string())),
+    ]
+)
+
+
+def save_groups(path: Path, groups: Iterable[Group]) -> None:
+    """Write `groups` to `path` (Parquet) and their pictures to `../pictures` beside its folder.
+
+    Raises `TreeError` for two groups with one id. Killed in the middle, it leaves no half file.
+    """
+    rows: list[dict[str, Any]] = []
+    pictures = path.parent.parent / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
+    for group in groups:
+        if group.id in seen:
+            raise TreeError(f"{path}: two groups have the id {group.id}")
+        seen.add(group.id)
+        rows.append(_prompt_row(group))
+        rows += [_row(group, r, None) for r in group.rollouts]
+        rows += [_row(group, c, i) for i, b in enumerate(group.branches) for c in b.continuations]
+        for digest, picture in group.pictures.items():
+            _save_picture(pictures / f"{digest}.png", picture)
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
+    temporary.replace(path)
+
+
+def load_groups(path: Path) -> list[Group]:
+    """Read what `save_groups` wrote; a missing picture raises `TreeError` naming it."""
+    groups: dict[str, Group] = {}
+    folder = path.parent.parent / "pictures"
+    for row in pq.read_table(path).to_pylist():
+        if row["kind"] == "prompt":
+            groups[row["group"]] = Group(
+                row["group"],
+                _segment(row["segments"][0]),
+                row["question"],
+                row["truth"],
+                branches=[Branch(b["source"], b["cut"], b["confidence"]) for b in row["branches"]],
+                pictures={d: _load_picture(folder, d, row["group"]) for d in row["pictures"]},
+                meta=json.loads(row["meta"]),
+            )
+        elif row["kind"] == "rollout":
+            groups[row["group"]].rollouts.append(_trajectory(row))
+        else:
+            branch = groups[row["group"]].branches[row["branch"]]
+            branch.continuations.append(_trajectory(row))
+    return list(groups.values())
+
+
+def _save_picture(file: Path, picture: Image.Image) -> None:
+    """Write a picture once; processes that share the folder may write it at the same time."""
+    if file.exists():
+        return
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    picture.convert("RGB").save(temporary, format="PNG")
+    temporary.replace(file)
+
+
+def _load_picture(folder: Path, digest: str, group: str) -> Image.Image:
+    file = folder / f"{digest}.png"
+    if not file.is_file():
+        raise TreeError(f"group {group}: picture {digest} is missing; expected {file}")
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
+
+
+def _prompt_row(group: Group) -> dict[str, Any]:
+    segments = [group.prompt, *(s for t in group.trajectories() for s in t.segments)]
+    shown = [image.digest for s in segments for image in s.images]
+    return {
+        "group": group.id,
+        "kind": "prompt",
+        "segments": [_segment_row(group.prompt)],
+        "question": group.question,
+        "truth": group.truth,
+        "meta": json.dumps(group.meta),
+        "branches": [
+            {"source": b.source, "cut": b.cut, "confidence": b.confidence} for b in group.branches
+        ],
+        "pictures": list(dict.fromkeys([*group.pictures, *shown])),
+    }
+
+
+def _row(group: Group, trajectory: Trajectory, index: int | None) -> dict[str, Any]:
+    branch = None if index is None else group.branches[index]
+    return {
+        "group": group.id,
+        "kind": "rollout" if branch is None else "continuation",
+        "trajectory": trajectory.id,
+        "branch": index,
+        "source": branch.source if branch else None,
+        "cut": branch.cut if branch else None,
+        "confidence": branch.confidence if branch else None,
+        "stop": trajectory.stop,
+        "answer": _text(trajectory.answer),
+        "answer_start": trajectory.answer_start,
+        "reward": trajectory.reward,
+        "fault": _text(trajectory.fault),
+        "seconds": trajectory.seconds,
+        "segments": [_segment_row(s) for s in trajectory.segments],
+        "calls": [_call_row(c) for c in trajectory.calls],
+        "credit": [asdict(c) for c in trajectory.credit],
+    }
+
+
+def _call_row(call: Call) -> dict[str, Any]:
+    return asdict(call) | {
+        "name": _text(call.name),
+        "arguments": json.dumps(call.arguments),
+        "error": _text(call.error),
+    }
+
+
+def _text(text: str | None) -> str | None:
+    return None if text is None else text.encode(errors="backslashreplace").decode()
+
+
+def _segment_row(segment: Segment) -> dict[str, Any]:
+    return asdict(segment)
+
+
+def _segment(row: Mapping[str, Any]) -> Segment:
+    return Segment(
+        row["id"],
+        Origin(row["origin"]),
+        tuple(row["tokens"]),
+        tuple(row["logprobs"]),
+        tuple(ImageSpan(**span) for span in row["images"]),
+        row["version"],
+    )
+
+
+def _trajectory(row: Mapping[str, Any]) -> Trajectory:
+    return Trajectory(
+        row["trajectory"],
+        [_segment(s) for s in row["segments"]],
+        [
+            Call(
+                **(c | {"arguments": json.loads(c["arguments"]), "status": CallStatus(c["status"])})
+            )
+            for c in row["calls"]
+        ],
+        StopReason(row["stop"]) if row["stop"] else None,
+        row["answer"],
+        row["answer_start"],
+        row["reward"],
+        [Credit(**(c | {"stream": Stream(c["stream"])})) for c in row["credit"]],
+        row["fault"],
+        row["seconds"],
+    )

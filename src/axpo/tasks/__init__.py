@@ -1,0 +1,1 @@
+"""Questions with pictures and verifiable answers."""

@@ -1,0 +1,36 @@
+"""What every task hands to a rollout: an `Example`, and what a task is: `Task`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question. `grading` names a grader of `axpo.tasks.grading`; `answer` is its truth.
+
+    `demonstration` is a teacher's policy turns for SFT: what the policy would sample after the
+    generation prompt, turn by turn, without the end-of-turn token. Empty where there is none.
+    """
+
+    id: str
+    question: str
+    images: tuple[Image.Image, ...]
+    answer: str
+    grading: str = "exact"
+    demonstration: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A source of examples. `size` is None for an endless (generated) split."""
+
+    def size(self, split: str) -> int | None: ...
+
+    def example(self, split: str, index: int) -> Example:
+        """The `index`-th example of `split` ("train", "val", "test", "sft"); deterministic."""
+        ...

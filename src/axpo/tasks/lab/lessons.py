@@ -1,0 +1,217 @@
+"""What the base model learns from: dense picture targets, then short question-answer sequences.
+
+Owns the pretraining batches; each is a pure function of (seed, index), so that training runs are
+reproducible whatever process prepares them. No lesson holds a tool call: the base learns to place
+a card (cell, then window), to read a card in the small view, and to read a zoomed crop.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from axpo.tasks.lab import teacher
+from axpo.tasks.lab import tokenizer as words
+from axpo.tasks.lab.model import IMAGE_TOKENS, TOKENS_PER_SIDE, VIEW, text_positions, view
+from axpo.tasks.lab.pictures import COLOURS, SIDE, Box, Scene, Split, make_scene, to_pixels
+
+COLOUR_NAMES = tuple(COLOURS)
+WHOLE_PICTURE: Box = (0, 0, SIDE, SIDE)
+READABLE_PX = 8
+
+
+@dataclass(frozen=True)
+class DenseBatch:
+    """Views [N, 64, 64, 3] and, for each of the 16 tokens, what card is there.
+
+    `colour` 0 is none; `digit` -1 is unknown; `weight` is the digit's share in the loss;
+    `place` is (dx, dy, size) of the card in view widths, valid where `colour` > 0.
+    """
+
+    views: torch.Tensor
+    colour: torch.Tensor
+    digit: torch.Tensor
+    weight: torch.Tensor
+    place: torch.Tensor
+
+
+def _overlap(a: float, b: float, c: float, d: float) -> float:
+    return max(0.0, min(b, d) - max(a, c))
+
+
+def token_targets(scene: Scene, box: Box) -> np.ndarray:
+    """Targets [16, 6] of a view on `box`: colour, digit, weight, dx, dy, size."""
+    out = np.zeros((IMAGE_TOKENS, 6), np.float32)
+    out[:, 1] = -1
+    best = np.zeros(IMAGE_TOKENS)
+    scale = VIEW / (box[2] - box[0])
+    cell = VIEW / TOKENS_PER_SIDE
+    for card in scene.cards:
+        x1, y1, x2, y2 = ((v - box[i % 2]) * scale for i, v in enumerate(card.box))
+        a, b, c, d = ((v - box[i % 2]) * scale for i, v in enumerate(card.digit_box))
+        whole = a >= -0.5 and b >= -0.5 and c <= VIEW + 0.5 and d <= VIEW + 0.5
+        readable = max(c - a, d - b) >= READABLE_PX
+        for token in range(IMAGE_TOKENS):
+            row, column = divmod(token, TOKENS_PER_SIDE)
+            left, top = column * cell, row * cell
+            area = _overlap(x1, x2, left, left + cell) * _overlap(y1, y2, top, top + cell)
+            share = area / min(cell * cell, (x2 - x1) * (y2 - y1))
+            if share > max(0.2, best[token]):
+                best[token] = share
+                dx, dy = (x1 + x2) / 2 - left - cell / 2, (y1 + y2) / 2 - top - cell / 2
+                out[token] = (
+                    1 + COLOUR_NAMES.index(card.colour), card.digit if whole else -1,
+                    1.0 if readable else 0.2, dx / VIEW, dy / VIEW, (x2 - x1) / VIEW,
+                )  # fmt: skip
+    return out
+
+
+def random_crop(scene: Scene, rng: random.Random) -> Box:
+    """A square box in pixels: on a card at a zoom's distances, or anywhere."""
+    if rng.random() < 0.8:
+        card = rng.choice(scene.cards)
+        window = teacher.window_of(card)
+        if rng.random() < 0.3:
+            window = teacher.shifted(window, rng)
+        x1, y1, x2, y2 = to_pixels(window)
+        side = (x2 - x1) * rng.uniform(0.9, 1.15)
+        x, y = (x1 + x2 - side) / 2, (y1 + y2 - side) / 2
+    else:
+        side = rng.uniform(55, 130)
+        x, y = rng.uniform(0, SIDE - side), rng.uniform(0, SIDE - side)
+    left, top, width = round(x), round(y), round(side)
+    left, top = (min(max(v, 0), SIDE - width) for v in (left, top))
+    return left, top, left + width, top + width
+
+
+class DenseLessons(Dataset[DenseBatch]):
+    """Batches for the vision tower: half whole scenes, half crops of them."""
+
+    def __init__(self, seed: int, steps: int, size: int, split: Split = "train") -> None:
+        self.seed, self.steps, self.size, self.split = seed, steps, size, split
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> DenseBatch:
+        if index >= self.steps:
+            raise IndexError(index)
+        rng = random.Random(f"lab-dense/{self.split}/{self.seed}/{index}")
+        views, targets = [], []
+        for _ in range(self.size // 2):
+            scene = make_scene(self.split, rng.getrandbits(48))
+            for box in (WHOLE_PICTURE, random_crop(scene, rng)):
+                views.append(view(scene.picture, box))
+                targets.append(token_targets(scene, box))
+        t = torch.from_numpy(np.stack(targets))
+        return DenseBatch(
+            torch.from_numpy(np.stack(views)), t[..., 0].long(), t[..., 1].long(), t[..., 2],
+            t[..., 3:],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Right-padded sequences: `loss` marks the tokens that are trained (as targets)."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    views: torch.Tensor
+    loss: torch.Tensor
+
+
+def prompt_text(question: str, pictures: int, header: str) -> str:
+    """The family's wire format up to where the policy begins, pictures expanded."""
+    image = "<|vision_start|>" + "<|image_pad|>" * IMAGE_TOKENS + "<|vision_end|>"
+    return (
+        f"<|im_start|>system\n{header}<|im_end|>\n<|im_start|>user\n{image * pictures}{question}"
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    )
+
+
+Lesson = tuple[str, list[Box], str, str]
+"""Question, boxes of the pictures, given beginning of the answer, trained rest."""
+
+
+def place_lesson(scene: Scene, rng: random.Random) -> Lesson:
+    """Where a card is: its cell, then the window that shows its digit."""
+    card = rng.choice(scene.cards)
+    asked = card
+    if rng.random() < 0.3:  # the given cell decides, not the question
+        asked = rng.choice(scene.cards)
+    start = rng.choice(("", words.TOO_SMALL)) + words.cell_phrase(*teacher.cell_of(card))
+    box = words.CLOSE_THINKING + words.box_phrase(teacher.window_of(card))
+    question = words.ASK_PLACE + asked.colour + " card?"
+    if asked is card:
+        return question, [WHOLE_PICTURE], "", start + box
+    return question, [WHOLE_PICTURE], start, box
+
+
+def read_lesson(scene: Scene, rng: random.Random) -> Lesson:
+    """The digit of a card in the small view."""
+    card = rng.choice((scene.target, rng.choice(scene.cards)))
+    question = words.ASK_DIGIT + card.colour + " card?"
+    return question, [WHOLE_PICTURE], "", teacher.answer_turn(words.LARGE_ENOUGH, card.digit)
+
+
+def crop_lesson(scene: Scene, rng: random.Random) -> Lesson:
+    """The digit in a crop, alone or after the scene it was cut from; a guess where it is cut."""
+    window = teacher.window_of(rng.choice(scene.cards))
+    if rng.random() < 0.35:
+        window = teacher.shifted(window, rng)
+    answer = teacher.reading_turn(scene, window, rng)
+    boxes = [WHOLE_PICTURE, to_pixels(window)] if rng.random() < 0.6 else [to_pixels(window)]
+    return words.ASK_SHOWN, boxes, "", answer
+
+
+LESSONS = (place_lesson, read_lesson, crop_lesson)
+
+
+class SequenceLessons(Dataset[SequenceBatch]):
+    """Batches for the language model, the three kinds of lesson in equal shares."""
+
+    def __init__(
+        self, tokenizer: Any, header: str, seed: int, steps: int, size: int, split: Split = "train"
+    ) -> None:
+        self.tokenizer, self.header = tokenizer, header
+        self.seed, self.steps, self.size, self.split = seed, steps, size, split
+        self.image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def __getitem__(self, index: int) -> SequenceBatch:
+        if index >= self.steps:
+            raise IndexError(index)
+        rng = random.Random(f"lab-sequence/{self.split}/{self.seed}/{index}")
+        rows, views = [], []
+        for slot in range(self.size):
+            scene = make_scene(self.split, rng.getrandbits(48))
+            question, boxes, given, rest = LESSONS[slot % len(LESSONS)](scene, rng)
+            views += [view(scene.picture, box) for box in boxes]
+            prompt = self.encode(prompt_text(question, len(boxes), self.header) + given)
+            rows.append((prompt, self.encode(rest + "<|im_end|>")))
+        return collate(rows, views, self.image_token, self.tokenizer.pad_token_id)
+
+
+def collate(
+    rows: list[tuple[list[int], list[int]]], views: list[np.ndarray], image_token: int, pad: int
+) -> SequenceBatch:
+    """Pad `(context, trained)` rows on the right."""
+    length = max(len(a) + len(b) for a, b in rows)
+    ids = torch.full((len(rows), length), pad)
+    loss = torch.zeros(len(rows), length, dtype=torch.bool)
+    positions = []
+    for i, (context, trained) in enumerate(rows):
+        ids[i, : len(context) + len(trained)] = torch.tensor(context + trained)
+        loss[i, len(context) : len(context) + len(trained)] = True
+        positions.append(text_positions(ids[i], image_token))
+    return SequenceBatch(ids, torch.stack(positions, 1), torch.from_numpy(np.stack(views)), loss)

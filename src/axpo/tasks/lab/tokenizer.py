@@ -1,0 +1,100 @@
+"""The lab's tokenizer: any text as bytes, the lab's own phrases as one token each.
+
+Owns the vocabulary. A byte-level BPE without merges represents any text; Qwen's special tokens
+are the family's own; the lab's phrases (the whole tools header, question words, thinking, the
+scaffolding of a zoom call, coordinates) are added tokens, matched leftmost-longest. So a lab prompt
+is some 40 tokens in the real Qwen3-VL wire format, rendered by the real renderer.
+
+The header is taken from rendering the zoom tool's actual spec when the tokenizer is built: after a
+change of the spec it still renders, but byte by byte; rebuild the base then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+CONTROL_TOKENS = (
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+COORDINATE_STEP = 20
+CELLS = 4
+
+CALL_OPEN = '\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": ['
+CALL_CLOSE = '], "label": "digit", "img_idx": 0}}\n'
+ANSWER = "Answer: "
+CLOSE_THINKING = "\n</think>\n\n"
+LARGE_ENOUGH = "large enough to read"
+TOO_SMALL = "too small, zoom in on "
+FOUND = "it can be read now"
+NOT_FOUND = "no digit there, a guess"
+ASK_DIGIT = "Which digit is on the "
+ASK_PLACE = "Where is the "
+ASK_SHOWN = "Which digit is shown?"
+
+
+def cell_phrase(row: int, column: int) -> str:
+    """How the thinking names a cell of the coarse `CELLS` x `CELLS` grid."""
+    return f"row {row + 1}, column {column + 1}"
+
+
+def box_phrase(bbox: tuple[int, int, int, int]) -> str:
+    """A box as a call writes it, without brackets."""
+    return ", ".join(str(v) for v in bbox)
+
+
+def phrases() -> list[str]:
+    """Every phrase that is one token, besides the tools header."""
+    words = [
+        "system\n", "user\n", "user", "assistant\n", "\n\n", CALL_OPEN, CALL_CLOSE, ANSWER,
+        LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, ASK_DIGIT, ASK_PLACE, ASK_SHOWN,
+        "red", "blue", "green", "yellow", " card?", "Error: ",
+    ]  # fmt: skip
+    words += [f"row {i + 1}, " for i in range(CELLS)] + [f"column {i + 1}" for i in range(CELLS)]
+    for value in range(0, 1001, COORDINATE_STEP):
+        words += [f"{value}, "] + ([str(value)] if value > 9 else [])
+    return words
+
+
+def tools_header(tool_specs: list[dict[str, Any]]) -> str:
+    """The system turn's text that the family's renderer writes for these tools."""
+    import json
+
+    from renderers.qwen3_vl import _TOOLS_FOOTER, _TOOLS_HEADER
+
+    specs = "".join("\n" + json.dumps(spec, ensure_ascii=False) for spec in tool_specs)
+    return _TOOLS_HEADER + specs + _TOOLS_FOOTER
+
+
+def build_tokenizer(tool_specs: list[dict[str, Any]]) -> Any:
+    """A fast tokenizer whose one header phrase is the system turn for `tool_specs`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
+    )
+    texts = [*CONTROL_TOKENS, tools_header(tool_specs), *phrases()]
+    core.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+    )
+
+
+def save_tokenizer(folder: Path, tool_specs: list[dict[str, Any]]) -> Any:
+    """Build, save into `folder` (loadable by `AutoTokenizer`), and return the tokenizer."""
+    tokenizer = build_tokenizer(tool_specs)
+    tokenizer.save_pretrained(folder)
+    return tokenizer

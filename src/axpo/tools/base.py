@@ -1,0 +1,73 @@
+"""What a tool is: a JSON schema and an asynchronous call with an honest outcome.
+
+A `ModelError` is the caller's mistake and becomes an error observation that a model can learn
+from; anything else that escapes a tool is ours (`InfraError`) and never scored against it.
+A picture that a tool hands out is a `View`: it remembers where in which original it was cut, so
+that a later call can go back to the original's pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+Box = tuple[int, int, int, int]
+
+
+class ModelError(Exception):
+    """The call itself is wrong; the message is shown to the model and names the field."""
+
+
+class InfraError(Exception):
+    """The tool failed through no fault of the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A picture as the model sees it: `box` (left, top, right, bottom) pixels of `original`."""
+
+    image: Image.Image
+    original: Image.Image
+    box: Box
+
+    @classmethod
+    def whole(cls, picture: Image.Image) -> View:
+        """A picture that was cut from nothing."""
+        return cls(picture, picture, (0, 0, picture.width, picture.height))
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the model sees of a call's result: text, then pictures."""
+
+    text: str = ""
+    views: tuple[View, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """What a call may look at: every picture of the trajectory so far, in order."""
+
+    views: tuple[View, ...] = ()
+
+
+class Tool(Protocol):
+    """`spec` is the function in OpenAI's format: {"type": "function", "function": {...}}.
+
+    `timeout` is the deadline of one call in seconds; a call past it is our fault.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> dict[str, Any]: ...
+
+    @property
+    def timeout(self) -> float: ...
+
+    async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
+        """Raises `ModelError` for a wrong call and `InfraError` for a fault of ours."""
+        ...

@@ -1,0 +1,119 @@
+"""The Qwen3-VL family's zoom tool: crop a region of any picture seen so far, enlarged if small.
+
+Coordinates are relative, 0-1000 on both axes, as the family is trained to write them. A crop of
+a crop is cut from the original picture, so a chain of zooms never loses resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+from axpo.tools.arguments import parse_arguments, shorten
+from axpo.tools.base import Box, ModelError, Observation, ToolContext, View
+
+NAME = "image_zoom_in_tool"
+SCALE = 1000
+"""Relative coordinates run from 0 to this (Qwen3-VL's grounding convention)."""
+MIN_SIDE = 32
+"""Shorter side of a returned crop in pixels: Qwen-Agent's zoom tool for Qwen3-VL has the same
+minimum, one image token's side (patch 16 x merge 2)."""
+MAX_ASPECT = 200
+"""Longer by shorter side that the family's image processor accepts (qwen-vl-utils)."""
+
+Coordinate = StrictInt | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+SPEC: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "Zoom in on a region of an image.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "bbox_2d": {
+                    "type": "array",
+                    "items": {"type": "number"},
+                    "minItems": 4,
+                    "maxItems": 4,
+                    "description": "The region as [x1, y1, x2, y2], relative from 0 to 1000.",
+                },
+                "label": {"type": "string", "description": "What the region shows."},
+                "img_idx": {
+                    "type": "integer",
+                    "description": "Which image, from 0, counting all images so far.",
+                },
+            },
+            "required": ["bbox_2d", "label", "img_idx"],
+        },
+    },
+}
+
+
+class ZoomArguments(BaseModel):
+    """Arguments of one call, checked without coercion."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bbox_2d: tuple[Coordinate, Coordinate, Coordinate, Coordinate] = Field(
+        description="[x1, y1, x2, y2], numbers from 0 to 1000"
+    )
+    label: StrictStr = Field(description="a string")
+    img_idx: StrictInt = Field(description="an integer")
+
+
+def pixel_box(view: View, bbox: tuple[float, float, float, float]) -> Box:
+    """The original's pixels that relative `bbox` of `view` covers, rounded outwards.
+
+    Inverted corners are swapped and what lies outside the picture is left out; raises
+    `ModelError` where nothing is left or the region is too thin.
+    """
+    left, top, right, bottom = view.box
+    x1, x2 = sorted(min(max(x, 0), SCALE) for x in (bbox[0], bbox[2]))
+    y1, y2 = sorted(min(max(y, 0), SCALE) for y in (bbox[1], bbox[3]))
+    if x1 == x2 or y1 == y2:
+        raise ModelError(f"bbox_2d is {shorten(list(bbox))}: expected an area inside 0-1000")
+    width, height = right - left, bottom - top
+    box = (
+        left + math.floor(x1 * width / SCALE),
+        top + math.floor(y1 * height / SCALE),
+        left + math.ceil(x2 * width / SCALE),
+        top + math.ceil(y2 * height / SCALE),
+    )
+    sides = sorted((box[2] - box[0], box[3] - box[1]))
+    if sides[1] > MAX_ASPECT * sides[0]:
+        raise ModelError(
+            f"bbox_2d is {shorten(list(bbox))}: expected sides of at most {MAX_ASPECT}:1"
+        )
+    return box
+
+
+def crop(view: View, bbox: tuple[float, float, float, float]) -> View:
+    """Relative `bbox` of `view`, cut from its original; small crops are enlarged (bicubic)."""
+    box = pixel_box(view, bbox)
+    image = view.original.crop(box)
+    factor = MIN_SIDE / min(image.size)
+    if factor > 1:
+        size = (round(image.width * factor), round(image.height * factor))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return View(image, view.original, box)
+
+
+class ZoomTool:
+    """`image_zoom_in_tool(bbox_2d, label, img_idx)`; answers with the crop alone, no text."""
+
+    name = NAME
+    spec = SPEC
+    timeout = 10.0
+
+    async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
+        call = parse_arguments(ZoomArguments, arguments)
+        if not context.views:
+            raise ModelError(f"img_idx is {shorten(call.img_idx)}: there is no image")
+        if not 0 <= call.img_idx < len(context.views):
+            last = len(context.views) - 1
+            raise ModelError(f"img_idx is {shorten(call.img_idx)}: expected 0 to {last}")
+        return Observation(views=(crop(context.views[call.img_idx], call.bbox_2d),))

@@ -1,0 +1,145 @@
+"""Checkpoints of a training run: whole or absent, and resumable to the bit.
+
+A checkpoint is a folder `step-000010/` with the model (`model/`, loadable on its own),
+`trainer.pt` (optimizer, schedule, random states) and `state.json`. It is written beside its
+final place, flushed to disk and renamed, so that a reader never meets half a one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from axpo.models.loading import load_checkpoint
+from axpo.training.trainer import Trainer
+
+MODEL, TRAINER, STATE = "model", "trainer.pt", "state.json"
+_NAME = re.compile(r"step-(\d{6,})")
+_TEMPORARY = ".writing-"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a run continues from: the step that was finished and the data's position."""
+
+    step: int
+    data: dict[str, Any]
+
+
+def save(
+    folder: Path, step: int, trainer: Trainer, data: dict[str, Any] | None = None, keep: int = 2
+) -> Path:
+    """Write `folder/step-NNNNNN` and remove all but the `keep` newest; returns its path.
+
+    `data` (plain JSON) says where the data stands. A checkpoint of the same step is replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(stale)
+    final = folder / f"step-{step:06d}"
+    temporary = folder / f"{_TEMPORARY}{final.name}"
+    temporary.mkdir()
+    trainer.checkpoint.save(temporary / MODEL)
+    torch.save({"trainer": trainer.state_dict(), "random": _random_state()}, temporary / TRAINER)
+    (temporary / STATE).write_text(json.dumps({"step": step, "data": data or {}}, indent=1))
+    _flush(temporary)
+    if final.exists():
+        final.rename(folder / f"{_TEMPORARY}replaced-{final.name}")
+    temporary.rename(final)
+    _flush_entry(folder)
+    for old in checkpoints(folder)[:-keep]:
+        # Renamed first: a kill in the middle of the removal leaves no half checkpoint.
+        doomed = old.rename(folder / f"{_TEMPORARY}removed-{old.name}")
+        shutil.rmtree(doomed)
+    for stale in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(stale)
+    return final
+
+
+def due(step: int, total: int, every: int) -> bool:
+    """Whether what happens every so many steps, and at the end, happens after `step`."""
+    return (step + 1) % every == 0 or step + 1 == total
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
+    return [p for _, p in sorted(found) if _complete(p)]
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, None where there is none."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def restore(path: Path, trainer: Trainer) -> State:
+    """Put weights, optimizer, schedule and random states back as they were at `save`.
+
+    Raises `ValueError` naming `path` where it is not a complete checkpoint.
+    """
+    if not _complete(path):
+        raise ValueError(
+            f"{path} is not a complete checkpoint; expected {MODEL}/, {TRAINER}, {STATE}"
+        )
+    model = trainer.checkpoint.model
+    stored = load_checkpoint(path / MODEL, model.dtype, str(model.device))
+    model.load_state_dict(stored.model.state_dict())
+    state = torch.load(path / TRAINER, weights_only=True, map_location="cpu")
+    trainer.load_state_dict(state["trainer"])
+    _set_random_state(state["random"])
+    return State(**json.loads((path / STATE).read_text()))
+
+
+def _complete(path: Path) -> bool:
+    return (
+        (path / MODEL / "config.json").is_file()
+        and (path / TRAINER).is_file()
+        and (path / STATE).is_file()
+    )
+
+
+def _random_state() -> dict[str, Any]:
+    """Python's, numpy's and torch's generators as tensors and plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _flush(folder: Path) -> None:
+    """Force a folder's files and names to disk."""
+    for path in folder.rglob("*"):
+        _flush_entry(path)
+    _flush_entry(folder)
+
+
+def _flush_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,185 @@
+"""The RL loop, one page: sample, plan, resample, credit, update, hand over the weights.
+
+The loop knows no algorithm (it asks for `plan` and `credit`), no engine and no tool. Whatever it
+does depends only on the settings, the start checkpoint and the step's number, so a run that was
+killed and goes on from its last checkpoint ends with the same weights as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from axpo.algorithms import ALGORITHMS, Algorithm
+from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.subgroups import gap
+from axpo.config import Config
+from axpo.engines.base import Engine
+from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.rollout.agent import Agent
+from axpo.rollout.sampling import resample, sample_group
+from axpo.rollout.setup import build_agent, build_task, torch_settings
+from axpo.store import save_groups
+from axpo.tasks.base import Task
+from axpo.training import checkpoints
+from axpo.training.data import training_example
+from axpo.training.monitor import Monitor, Stopwatch
+from axpo.training.trainer import Trainer
+from axpo.tree import Group
+
+
+@dataclass(slots=True)
+class Run:
+    """What a training run holds in memory."""
+
+    config: Config
+    task: Task
+    checkpoint: Checkpoint
+    engine: Engine
+    agent: Agent
+    trainer: Trainer
+    algorithm: Algorithm
+
+
+def build_run(config: Config, start: Path | str) -> Run:
+    """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
+    dtype, device = torch_settings(config.model)
+    checkpoint = load_checkpoint(start, dtype, device)
+    reference = load_checkpoint(start, dtype, device) if config.algorithm.kl > 0 else None
+    agent = build_agent(config, checkpoint)
+    trainer = Trainer(
+        checkpoint,
+        reference,
+        config.rl.optimizer,
+        config.rl.steps * config.rl.updates,
+        config.rollout.temperature,
+    )
+    algorithm = ALGORITHMS[config.algorithm.name]
+    task = build_task(config.task)
+    return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm)
+
+
+def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
+    """Train from `start`; returns the last checkpoint in `out/checkpoints`. Resumes by itself."""
+    return asyncio.run(_train(config, start, out, monitor))
+
+
+async def _hand_over(run: Run, version: int) -> None:
+    """Let the engine sample with the trainer's weights."""
+    await run.engine.load_weights(run.checkpoint.model.state_dict(), version)
+
+
+async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
+    run = build_run(config, start)
+    folder = out / "checkpoints"
+    last = checkpoints.latest(folder)
+    first = checkpoints.restore(last, run.trainer).step if last else 0
+    monitor.start("rl", first, config.rl.steps)
+    await _hand_over(run, first)
+    for step in range(first, config.rl.steps):
+        watch = Stopwatch(monitor)
+        with watch("sample"):
+            groups = await sample(run, step)
+        with watch("resample"):
+            await grow(run, groups)
+        for group in groups:
+            assign_credit(run, group)
+        metrics = update(run, groups, watch)
+        with watch("sync"):
+            await _hand_over(run, step + 1)
+            for group in groups:
+                await run.engine.release(group.id)
+        if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
+            with watch("write"):
+                save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
+        monitor.step("rl", step, gap(groups) | counts(groups) | metrics | watch.metrics())
+        if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
+            last = checkpoints.save(folder, step + 1, run.trainer, keep=config.run.keep_checkpoints)
+    await run.engine.close()
+    assert last is not None
+    return last
+
+
+async def sample(run: Run, step: int) -> list[Group]:
+    """N rollouts of each of the step's B questions, all at once."""
+    config = run.config
+    first = step * config.rl.questions
+
+    async def one(place: int) -> Group:
+        example = training_example(run.task, "train", first + place, config.run.seed)
+        group_id = f"s{step}/q{place}"
+        n = config.algorithm.rollouts
+        return await sample_group(run.agent, example, n, config.run.seed, group_id)
+
+    return await asyncio.gather(*(one(place) for place in range(config.rl.questions)))
+
+
+async def grow(run: Run, groups: Sequence[Group]) -> None:
+    """Plan the batch's branches and sample their continuations.
+
+    The budget is shared by the whole batch and ranks across questions, so planning waits for
+    every group: a prefix chosen earlier could not be taken back.
+    """
+    config = run.config
+    by_id = {group.id: group for group in groups}
+    plans = run.algorithm.plan(groups, config.algorithm, seed=config.run.seed)
+    branches = [
+        (group, group.fork(group.trajectory(p.source), p.cut, p.confidence))
+        for p in plans
+        for group in [by_id[p.group]]
+    ]
+    await asyncio.gather(
+        *(
+            resample(run.agent, group, branch, config.algorithm.continuations, config.run.seed)
+            for group, branch in branches
+        )
+    )
+
+
+def assign_credit(run: Run, group: Group) -> None:
+    """Write the algorithm's loss items on the group's trajectories."""
+    for id, credit in run.algorithm.credit(group, run.config.algorithm).items():
+        group.trajectory(id).credit = list(credit)
+
+
+def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, float]:
+    """The step's optimizer updates, one a mini-batch of questions; metrics averaged over them."""
+    rl, algorithm = run.config.rl, run.config.algorithm
+    loss = partial(
+        clipped_loss, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high, kl=algorithm.kl
+    )
+    kl = algorithm.kl > 0
+    old = None
+    if rl.old_logprobs == "recompute":
+        with watch("old_logprobs"):
+            old = run.trainer.recompute_logprobs(groups, kl)
+    size = len(groups) // rl.updates
+    total: Counter[str] = Counter()
+    with watch("update"):
+        for start in range(0, len(groups), size):
+            part = groups[start : start + size]
+            total.update(run.trainer.update(part, loss, algorithm.aggregation, kl, old))
+    return {
+        name: value if name.startswith(("tokens_", "seconds_")) else value / rl.updates
+        for name, value in total.items()
+    }
+
+
+def counts(groups: Sequence[Group]) -> dict[str, float]:
+    """Samples, tokens, branches, stop reasons and call outcomes of a batch."""
+    trajectories = [t for g in groups for t in g.trajectories()]
+    rollouts = sum(len(g.rollouts) for g in groups)
+    figures = Counter(f"stop_{t.stop}" for t in trajectories)
+    figures.update(f"call_{call.status}" for t in trajectories for call in t.calls)
+    return {
+        "rollouts": float(rollouts),
+        "extra_samples": (len(trajectories) - rollouts) / rollouts,
+        "branches": float(sum(len(g.branches) for g in groups)),
+        "unscored": float(sum(not t.scored for t in trajectories)),
+        "tokens_sampled": float(sum(len(s.logprobs) for t in trajectories for s in t.segments)),
+        **{name: float(count) for name, count in figures.items()},
+    }

@@ -1,0 +1,60 @@
+"""Supervised fine-tuning on demonstrations: trees with one leaf through the same trainer.
+
+A demonstration is replayed through the agent loop with its real tools, so that its tokens are
+exactly those that the policy will meet in RL; its policy tokens carry advantage 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from axpo.algorithms.losses import likelihood_loss
+from axpo.config import Config
+from axpo.models.loading import load_checkpoint
+from axpo.rollout.demonstrations import demonstrate
+from axpo.rollout.rendering import Rendering
+from axpo.rollout.setup import build_rendering, build_task, torch_settings
+from axpo.tasks.base import Task
+from axpo.training import checkpoints
+from axpo.training.data import training_example
+from axpo.training.monitor import Monitor, Stopwatch
+from axpo.training.trainer import Trainer
+from axpo.tree import Group
+
+
+def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
+    """Train `start` on the "sft" split; returns the last checkpoint. Resumes by itself."""
+    task = build_task(config.task)
+    checkpoint = load_checkpoint(start, *torch_settings(config.model))
+    rendering = build_rendering(config, checkpoint)
+    trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
+    folder = out / "checkpoints"
+    last = checkpoints.latest(folder)
+    first = checkpoints.restore(last, trainer).step if last else 0
+    monitor.start("sft", first, config.sft.steps)
+    for step in range(first, config.sft.steps):
+        watch = Stopwatch(monitor)
+        with watch("demonstrate"):
+            groups = asyncio.run(_batch(config, task, rendering, step))
+        with watch("update"):
+            metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
+        monitor.step("sft", step, metrics | watch.metrics())
+        if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
+            last = checkpoints.save(folder, step + 1, trainer, keep=config.run.keep_checkpoints)
+    assert last is not None
+    return last
+
+
+async def _batch(config: Config, task: Task, rendering: Rendering, step: int) -> list[Group]:
+    first = step * config.sft.batch
+    return [
+        await demonstrate(
+            rendering,
+            rendering.tools,
+            config.rollout,
+            training_example(task, "sft", position, config.run.seed),
+            f"s{step}/d{position - first}",
+        )
+        for position in range(first, first + config.sft.batch)
+    ]

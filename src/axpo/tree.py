@@ -1,0 +1,370 @@
+"""The trajectory tree of a question: every token once, from the first sample to the loss.
+
+A `Group` holds one question's prompt, the rollouts that grow from it and the branches that
+resampling adds. Each `Trajectory` stores only the segments it adds; its whole path is a
+computed view (`Group.path`), token for token what the engine saw. Nothing here knows a model,
+an engine or an algorithm: ids, numbers and pictures only.
+
+Offsets. A *path offset* counts tokens of a path after the prompt: offset 0 is the first token
+that follows the prompt. A continuation that grows from a cut at offset c owns the offsets from
+c on; offsets below c belong to its source. `Call` and `Credit` use path offsets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any
+
+from PIL import Image
+
+
+class TreeError(ValueError):
+    """A segment, cut or span that cannot be part of a trajectory tree."""
+
+
+class Origin(StrEnum):
+    """Who produced a segment's tokens."""
+
+    PROMPT = "prompt"
+    POLICY = "policy"
+    OBSERVATION = "observation"
+
+
+class StopReason(StrEnum):
+    """Why a trajectory ended; each value is also a metric."""
+
+    ANSWER = "answer"
+    MAX_TURNS = "max_turns"
+    MAX_TOKENS = "max_tokens"
+    MAX_SECONDS = "max_seconds"
+    TOOL_FAULT = "tool_fault"
+    ENGINE_FAULT = "engine_fault"
+
+    @property
+    def is_fault(self) -> bool:
+        """True where infrastructure failed: the trajectory is not scored."""
+        return self in (StopReason.TOOL_FAULT, StopReason.ENGINE_FAULT)
+
+
+class CallStatus(StrEnum):
+    """What became of a tool call."""
+
+    OK = "ok"
+    MODEL_ERROR = "model_error"
+    MALFORMED = "malformed"
+    INFRA_ERROR = "infra_error"
+    NOT_RUN = "not_run"
+
+
+class Stream(StrEnum):
+    """The advantage stream that gives a run of tokens its credit (METHOD: credit)."""
+
+    ROLLOUT = "rollout"
+    PREFIX = "prefix"
+    CONTINUATION = "continuation"
+    DEMONSTRATION = "demonstration"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """One picture's placeholder tokens: `length` of them from `start` within the segment."""
+
+    digest: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens of one origin.
+
+    `logprobs` (nats, under the distribution that sampled) stand beside the tokens of a policy
+    segment and are empty elsewhere; a policy segment that nobody sampled (a demonstration) has
+    none either. `version` is the weights version that sampled. Raises `TreeError` naming `id`.
+    """
+
+    id: str
+    origin: Origin
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    images: tuple[ImageSpan, ...] = ()
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise TreeError(f"segment {self.id}: no tokens; leave an empty segment out")
+        if self.logprobs and self.origin is not Origin.POLICY:
+            raise TreeError(
+                f"segment {self.id}: {len(self.logprobs)} logprobs on a {self.origin} segment; "
+                "only policy tokens are sampled"
+            )
+        if self.logprobs and len(self.logprobs) != len(self.tokens):
+            raise TreeError(
+                f"segment {self.id}: {len(self.logprobs)} logprobs for {len(self.tokens)} tokens"
+            )
+        if self.images and self.origin is Origin.POLICY:
+            raise TreeError(f"segment {self.id}: a policy segment cannot hold pictures")
+        end = 0
+        for span in self.images:
+            if span.start < end or span.length < 1 or span.start + span.length > len(self.tokens):
+                raise TreeError(
+                    f"segment {self.id}: image span {span.start}+{span.length} is out of order or "
+                    f"outside the segment's {len(self.tokens)} tokens"
+                )
+            end = span.start + span.length
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def split(self, at: int) -> tuple[Segment, Segment]:
+        """The segment's tokens before and from `at` (0 < at < len); never through a picture."""
+        if not 0 < at < len(self.tokens):
+            raise TreeError(f"segment {self.id}: cut at {at} of {len(self.tokens)} tokens")
+        for span in self.images:
+            if span.start < at < span.start + span.length:
+                raise TreeError(
+                    f"segment {self.id}: cut at {at} is inside the image span "
+                    f"{span.start}..{span.start + span.length} of picture {span.digest}"
+                )
+        head = Segment(
+            self.id,
+            self.origin,
+            self.tokens[:at],
+            self.logprobs[:at],
+            tuple(s for s in self.images if s.start < at),
+            self.version,
+        )
+        tail = Segment(
+            self.id,
+            self.origin,
+            self.tokens[at:],
+            self.logprobs[at:],
+            tuple(
+                ImageSpan(s.digest, s.start - at, s.length) for s in self.images if s.start >= at
+            ),
+            self.version,
+        )
+        return head, tail
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One attempted tool call: path offsets [start, end) from opening to closing tag.
+
+    A malformed call without a closing tag ends where its policy turn ends.
+    """
+
+    start: int
+    end: int
+    name: str | None
+    arguments: Any
+    status: CallStatus
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """One loss item: `advantage` on the policy tokens at path offsets [start, end).
+
+    `weight` is the item's share of its group's loss (METHOD 8: 1/N for each slot's items).
+    """
+
+    start: int
+    end: int
+    advantage: float
+    stream: Stream
+    weight: float
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """What one sampling process added to the tree, and what came of it.
+
+    `reward` None means not scored (infrastructure failed or grading did not run); 0.0 means
+    scored and wrong. `answer_start` is the path offset of the first token after the thinking of
+    the turn that answered; None where no turn did.
+    """
+
+    id: str
+    segments: list[Segment] = field(default_factory=list[Segment])
+    calls: list[Call] = field(default_factory=list[Call])
+    stop: StopReason | None = None
+    answer: str | None = None
+    answer_start: int | None = None
+    reward: float | None = None
+    credit: list[Credit] = field(default_factory=list[Credit])
+    fault: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def uses_tool(self) -> bool:
+        """Whether an opening call tag was emitted after thinking, however malformed the call."""
+        return bool(self.calls)
+
+    @property
+    def scored(self) -> bool:
+        return self.reward is not None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens this trajectory stores (its own, without prompt and prefix)."""
+        return sum(len(s) for s in self.segments)
+
+
+@dataclass(slots=True)
+class Branch:
+    """Continuations grown from trajectory `source`, cut before path offset `cut`.
+
+    `confidence` is the value that ranked it; `cut` 0 resamples from the prompt alone.
+    """
+
+    source: str
+    cut: int
+    confidence: float = 0.0
+    continuations: list[Trajectory] = field(default_factory=list[Trajectory])
+
+    @property
+    def recovered(self) -> bool | None:
+        """Whether any scored continuation is right; None if none was scored."""
+        rewards = [c.reward for c in self.continuations if c.reward is not None]
+        return any(r > 0 for r in rewards) if rewards else None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An unbranched run of the tree: `segments` of one trajectory from path offset `start`.
+
+    `parent` indexes the list that `Group.nodes` returns (-1 for the prompt, node 0).
+    """
+
+    parent: int
+    trajectory: str
+    start: int
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        return sum(len(s) for s in self.segments)
+
+
+def cut_segments(segments: Sequence[Segment], at: int) -> tuple[list[Segment], list[Segment]]:
+    """Split a run of segments before token `at`; both sides keep order, origins and pictures."""
+    head: list[Segment] = []
+    tail: list[Segment] = []
+    position = 0
+    for segment in segments:
+        end = position + len(segment)
+        if end <= at:
+            head.append(segment)
+        elif position >= at:
+            tail.append(segment)
+        else:
+            left, right = segment.split(at - position)
+            head.append(left)
+            tail.append(right)
+        position = end
+    if not 0 <= at <= position:
+        name = segments[-1].id if segments else "(none)"
+        raise TreeError(f"cut at {at} is outside the {position} tokens that end in segment {name}")
+    return head, tail
+
+
+@dataclass(slots=True)
+class Group:
+    """One question's tree. `pictures` maps content digests to RGB pictures."""
+
+    id: str
+    prompt: Segment
+    question: str = ""
+    truth: str = ""
+    rollouts: list[Trajectory] = field(default_factory=list[Trajectory])
+    branches: list[Branch] = field(default_factory=list[Branch])
+    pictures: dict[str, Image.Image] = field(default_factory=dict[str, Image.Image])
+    meta: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def trajectories(self) -> Iterator[Trajectory]:
+        """Rollouts, then each branch's continuations."""
+        yield from self.rollouts
+        for branch in self.branches:
+            yield from branch.continuations
+
+    def trajectory(self, id: str) -> Trajectory:
+        for trajectory in self.trajectories():
+            if trajectory.id == id:
+                return trajectory
+        raise TreeError(f"group {self.id} has no trajectory {id}")
+
+    def branch_of(self, trajectory: Trajectory) -> Branch | None:
+        """The branch a continuation grew in; None for a rollout."""
+        for branch in self.branches:
+            if any(c is trajectory for c in branch.continuations):
+                return branch
+        return None
+
+    def after_prompt(self, trajectory: Trajectory) -> list[Segment]:
+        """The path's segments after the prompt, the source's prefix included."""
+        branch = self.branch_of(trajectory)
+        if branch is None:
+            return list(trajectory.segments)
+        prefix, _ = cut_segments(self.after_prompt(self.trajectory(branch.source)), branch.cut)
+        return prefix + trajectory.segments
+
+    def path(self, trajectory: Trajectory) -> list[Segment]:
+        """The whole path, prompt first: exactly what the engine saw."""
+        return [self.prompt, *self.after_prompt(trajectory)]
+
+    def offset(self, trajectory: Trajectory) -> int:
+        """Path offset of the trajectory's first own token."""
+        branch = self.branch_of(trajectory)
+        return 0 if branch is None else branch.cut
+
+    def fork(self, source: Trajectory, cut: int, confidence: float = 0.0) -> Branch:
+        """Add a branch at path offset `cut` of `source`; raises `TreeError` on a bad cut."""
+        cut_segments(self.after_prompt(source), cut)
+        if cut < self.offset(source):
+            raise TreeError(
+                f"cut at {cut} lies before trajectory {source.id}'s own tokens "
+                f"(from {self.offset(source)}); cut its source instead"
+            )
+        branch = Branch(source.id, cut, confidence)
+        self.branches.append(branch)
+        return branch
+
+    def nodes(self) -> list[Node]:
+        """The tree as unbranched nodes in depth-first preorder, each token in exactly one.
+
+        Node 0 is the prompt. A trajectory is split where branches leave it; at a cut the
+        source's own rest comes first, then the continuations in order.
+        """
+        nodes = [Node(-1, "", 0, (self.prompt,))]
+        cuts: dict[str, list[Branch]] = {}
+        for branch in self.branches:
+            cuts.setdefault(branch.source, []).append(branch)
+
+        def grow(trajectory: Trajectory, parent: int, start: int) -> None:
+            branches = cuts.get(trajectory.id, [])
+            here = sorted({b.cut for b in branches} | {start, start + trajectory.tokens})
+            rest = list(trajectory.segments)
+            leaving: list[tuple[int, Branch]] = [(parent, b) for b in branches if b.cut == start]
+            for begin, end in pairwise(here):
+                piece, rest = cut_segments(rest, end - begin)
+                nodes.append(Node(parent, trajectory.id, begin, tuple(piece)))
+                parent = len(nodes) - 1
+                leaving += [(parent, b) for b in branches if b.cut == end]
+            # Deepest cut first: a later cut lies inside the subtree of an earlier one.
+            for node, branch in sorted(leaving, key=lambda item: -item[1].cut):
+                for continuation in branch.continuations:
+                    grow(continuation, node, branch.cut)
+
+        for rollout in self.rollouts:
+            grow(rollout, 0, 0)
+        return nodes
+
+
+def picture_digest(picture: Image.Image) -> str:
+    """Content hash of a picture's RGB pixels and size (32 hex digits)."""
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]

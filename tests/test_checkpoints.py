@@ -1,0 +1,175 @@
+"""Checkpoints: a run that is killed, anywhere, and goes on ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from axpo.algorithms.losses import clipped_loss
+from axpo.config import OptimizerSettings
+from axpo.training import checkpoints
+from axpo.training.trainer import Trainer
+from padded_oracle import branching_group
+from tiny import tiny_checkpoint
+
+STEPS = 8
+LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.01)
+
+
+def start(seed: int = 0) -> Trainer:
+    torch.set_num_threads(1)
+    settings = OptimizerSettings(
+        learning_rate=1e-3, warmup_steps=2, decay="cosine", weight_decay=0.01
+    )
+    return Trainer(tiny_checkpoint(seed), tiny_checkpoint(7), settings, STEPS)
+
+
+def run(folder: Path, kill_at: int | None = None) -> None:
+    """Train to `STEPS`, each step on data of all three random generators, saving after each.
+
+    `kill_at`: die at that flush to disk, which is somewhere inside a save.
+    """
+    trainer = start()
+    for module in (random, np.random):
+        module.seed(0)
+    torch.manual_seed(0)
+    step, drawn = 0, []
+    last = checkpoints.latest(folder)
+    if last is not None:
+        state = checkpoints.restore(last, trainer)
+        step, drawn = state.step, state.data["drawn"]
+    if kill_at is not None:
+        die_at_flush(kill_at)
+    while step < STEPS:
+        seed = random.randrange(50) + int(np.random.randint(50)) + int(torch.randint(50, ()))
+        drawn.append(seed)
+        group = branching_group(trainer.checkpoint, seed, f"g{step}")
+        trainer.update([group], LOSS, "question_mean", kl=True)
+        step += 1
+        checkpoints.save(folder, step, trainer, {"drawn": drawn})
+
+
+def die_at_flush(count: int) -> None:
+    flush, calls = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(descriptor)
+
+    os.fsync = fsync
+
+
+def in_process(folder: Path, kill_at: int | None = None, seconds: float | None = None) -> int:
+    """Exit code of `run` in a process of its own, killed after `seconds` if given."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["axpo.training.checkpoints", "tokenizers", "pytest"])
+    process = context.Process(target=run, args=(folder, kill_at))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The last checkpoint of a run that nothing disturbed, and its seconds."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    in_process(tmp_path_factory.mktemp("warm"), kill_at=1)
+    began = time.monotonic()
+    assert in_process(folder) == 0
+    last = checkpoints.latest(folder)
+    assert last is not None
+    return last, time.monotonic() - began
+
+
+def assert_same(one: Path, other: Path) -> None:
+    ours, theirs = (load_file(p / "model" / "model.safetensors") for p in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    states = [torch.load(p / checkpoints.TRAINER, weights_only=True) for p in (one, other)]
+    moments = [s["trainer"]["optimizer"]["state"] for s in states]
+    for index, state in moments[0].items():
+        for name, value in state.items():
+            assert torch.equal(value, moments[1][index][name]), (index, name)
+    assert states[0]["random"]["python"] == states[1]["random"]["python"]
+    assert torch.equal(states[0]["random"]["numpy"][1], states[1]["random"]["numpy"][1])
+    assert torch.equal(states[0]["random"]["torch"], states[1]["random"]["torch"])
+    assert (one / checkpoints.STATE).read_text() == (other / checkpoints.STATE).read_text()
+
+
+def test_killed_inside_saves_and_resumed(tmp_path: Path, unbroken: tuple[Path, float]):
+    """Killed at every kind of flush: in the first save, later, and just before its rename."""
+    rng = random.Random(1)
+    for kill_at in (1, 3, *(rng.randrange(2, 40) for _ in range(4))):
+        assert in_process(tmp_path, kill_at=kill_at) == -signal.SIGKILL
+        whole = checkpoints.checkpoints(tmp_path)
+        assert {p.name for p in tmp_path.glob("step-*")} == {p.name for p in whole}
+    assert in_process(tmp_path) == 0
+    last = checkpoints.latest(tmp_path)
+    assert last is not None
+    assert_same(last, unbroken[0])
+
+
+def test_killed_at_random_moments_and_resumed(tmp_path: Path, unbroken: tuple[Path, float]):
+    rng = random.Random(2)
+    for _ in range(4):
+        in_process(tmp_path, seconds=rng.uniform(0.2, 0.8) * unbroken[1])
+    assert in_process(tmp_path) == 0
+    last = checkpoints.latest(tmp_path)
+    assert last is not None
+    assert_same(last, unbroken[0])
+
+
+def test_keeps_the_newest_and_leaves_nothing_else(unbroken: tuple[Path, float]):
+    names = sorted(p.name for p in unbroken[0].parent.iterdir())
+    assert names == [f"step-{STEPS - 1:06d}", f"step-{STEPS:06d}"]
+    assert len(json.loads((unbroken[0] / checkpoints.STATE).read_text())["data"]["drawn"]) == STEPS
+
+
+def test_latest_ignores_what_is_incomplete(tmp_path: Path):
+    assert checkpoints.latest(tmp_path / "absent") is None
+    trainer = start()
+    good = checkpoints.save(tmp_path, 3, trainer)
+    (tmp_path / "step-000004").mkdir()
+    (tmp_path / "step-000005" / "model").mkdir(parents=True)
+    (tmp_path / ".writing-step-000006").mkdir()
+    (tmp_path / "step-notes").mkdir()
+    assert checkpoints.latest(tmp_path) == good
+    with pytest.raises(ValueError, match="step-000004 is not a complete checkpoint"):
+        checkpoints.restore(tmp_path / "step-000004", trainer)
+
+
+def test_the_same_step_can_be_saved_again(tmp_path: Path):
+    trainer = start()
+    first = checkpoints.save(tmp_path, 2, trainer, {"at": 1})
+    assert checkpoints.save(tmp_path, 2, trainer, {"at": 2}) == first
+    assert checkpoints.restore(first, trainer).data == {"at": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_a_saved_model_loads_on_its_own(tmp_path: Path):
+    from axpo.models.loading import load_checkpoint
+
+    trainer = start()
+    path = checkpoints.save(tmp_path, 1, trainer)
+    loaded = load_checkpoint(path / "model")
+    assert loaded.banned == trainer.checkpoint.banned
+    for name, tensor in trainer.checkpoint.model.state_dict().items():
+        assert torch.equal(tensor, loaded.model.state_dict()[name]), name

@@ -1,0 +1,81 @@
+"""Settings: recipes, overrides, and errors that name the key and the next step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from axpo.config import Config, ConfigError, load_config
+
+
+def test_the_papers_numbers_are_the_defaults() -> None:
+    a = Config().algorithm
+    assert (a.rollouts, a.continuations, a.extra_budget) == (8, 4, 0.25)
+    assert (a.clip_low, a.clip_high, a.kl) == (0.2, 0.4, 1e-3)
+    assert Config().rollout.max_turns == 3
+
+
+def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[algorithm]\nname = "axpo"\nrollouts = 4\n[rl.optimizer]\nbetas=[0.8,0.9]')
+    config = load_config(recipe, ["algorithm.rollouts=6", "model.path=some/folder", "run.seed=3"])
+    assert (config.algorithm.rollouts, config.model.path, config.run.seed) == (6, "some/folder", 3)
+    assert config.rl.optimizer.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rl.stepz=3", ["rl.stepz", "'steps'"]),
+        ("trainer.lr=1", ["trainer", "a recipe has model"]),
+        ("rl.steps=0", ["rl.steps", "greater than 0", "got 0"]),
+        ("rl.steps=many", ["rl.steps", "integer", "'many'"]),
+        ("rl.updates=3", ["rl.updates", "does not divide", "16"]),
+        ("eval.k=9", ["eval.k", "at least 9"]),
+        ("task.path=x.jsonl", ["task.path", "no effect"]),
+        ("task.name=jsonl", ["task.path", "needs a file"]),
+        ("rl.optimizer.decay=log", ["rl.optimizer.decay", "'cosine'"]),
+        ("rl", ["'rl'", "section.key=value"]),
+        ("rl.steps.more=1", ["rl.steps"]),
+    ],
+)
+def test_bad_settings_are_named(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_setting_without_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ranking: no effect with name = 'grpo'"):
+        load_config(None, ["algorithm.name=grpo", "algorithm.ranking=random"])
+
+
+def test_missing_and_broken_recipes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no recipe at"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[rl\nsteps = 3")
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_every_setting_is_documented() -> None:
+    def undocumented(section: type, path: str) -> list[str]:
+        missing = []
+        for name, field in section.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and hasattr(inner, "model_fields"):
+                missing += undocumented(inner, f"{path}{name}.")
+            elif field.description is None:
+                missing.append(path + name)
+        return missing
+
+    assert undocumented(Config, "") == []
+
+
+def test_settings_import_no_torch() -> None:
+    code = "import sys, axpo.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,116 @@
+"""Graders, with answers written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from axpo.tasks.grading import GradingError, grade
+from axpo.tasks.grading.maths import MathWorker, anchored
+from axpo.tasks.grading.text import chosen_letter, final_answer, normalise
+
+
+def score(grading: str, answer: str, truth: str) -> float:
+    return asyncio.run(grade(grading, answer, truth))
+
+
+@pytest.mark.parametrize(
+    ("text", "final"),
+    [
+        ("7", "7"),
+        ("It is 7.\nAnswer: 8", "8"),
+        ("Answer: 1\nno\n**Final answer:** 2", "2"),
+        ("Answer: 1 or \\boxed{3}", "3"),
+        ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{1} and an open \\boxed{2", "1"),
+        ("The answer: 5 is wrong", "The answer: 5 is wrong"),
+        ("", ""),
+    ],
+)
+def test_final_answer(text: str, final: str) -> None:
+    assert final_answer(text) == final
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "reward"),
+    [
+        ("Answer: 7", "7", 1),
+        ("Answer:  New   york.", "New York", 1),
+        ("“Blue”", "blue", 1),
+        ("Answer: 17", "7", 0),
+        ("7 or 8", "7", 0),
+        ("", "7", 0),
+        ("２", "2", 1),
+    ],
+)
+def test_exact(answer: str, truth: str, reward: float) -> None:
+    assert score("exact", answer, truth) == reward
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"), ("b", "B"), ("(B)", "B"), ("B.", "B"), ("B. a red car", "B"),
+        ("(C) left", "C"), ("Answer: D) up", "D"), ("\\boxed{A}", "A"),
+        ("The answer is B because", "B"), ("not option A but option C", "C"),
+        ("It must be (D).", "D"), ("either (A) or (B)", None), ("A red car", None),
+        ("no idea", None), ("", None),
+    ],
+)  # fmt: skip
+def test_chosen_letter(answer: str, letter: str | None) -> None:
+    assert chosen_letter(answer) == letter
+
+
+def test_choice_needs_a_letter_as_truth() -> None:
+    assert score("choice", "(B) red", "B") == 1
+    assert score("choice", "A", "B") == 0
+    with pytest.raises(GradingError, match="truth 'red' is not a letter"):
+        score("choice", "B", "red")
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "reward"),
+    [
+        ("\\boxed{\\frac{1}{2}}", "0.5", 1),
+        ("Answer: 2\\sqrt{3}", "\\sqrt{12}", 1),
+        ("So the result is 42.", "42", 1),
+        ("Answer: 41", "42", 0),
+        ("nothing", "3", 0),
+        ("", "3", 0),
+        ("\\boxed{\\frac{}{{{}", "3", 0),
+    ],
+)
+def test_math(answer: str, truth: str, reward: float) -> None:
+    assert score("math", answer, truth) == reward
+
+
+def test_a_comparison_without_end_is_stopped_and_the_next_one_works() -> None:
+    worker = MathWorker(check_seconds=1)
+    assert worker.equal([anchored("1/2")], anchored("0.5"))
+    began = time.monotonic()
+    with pytest.raises(GradingError, match="no result after 1 s"):
+        worker.equal([anchored("9^{9^{9^{9}}}")], anchored("5"))
+    assert time.monotonic() - began < 5
+    assert not worker.equal([anchored("4")], anchored("5"))
+    worker.close()
+
+
+def test_a_dead_worker_is_replaced() -> None:
+    worker = MathWorker()
+    assert worker.equal([anchored("5.0")], anchored("5"))
+    assert worker._process is not None
+    worker._process.kill()
+    worker._process.wait()
+    assert worker.equal([anchored("5.0")], anchored("5"))
+    worker.close()
+
+
+def test_an_unknown_grader_lists_the_valid_ones() -> None:
+    with pytest.raises(GradingError, match="unknown grader 'judge'; there are exact, choice, math"):
+        score("judge", "1", "1")
+
+
+def test_normalise() -> None:
+    assert normalise("  **A  B.** ") == "a b"

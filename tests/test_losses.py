@@ -1,0 +1,88 @@
+"""Losses against hand-computed numbers (METHOD 8; clip 0.2 / 0.4, beta 1e-3)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from axpo.algorithms.losses import TokenBatch, clipped_loss, likelihood_loss
+
+
+def batch(
+    ratios: list[float], advantages: list[float], refs: list[float] | None = None
+) -> TokenBatch:
+    """Old probability 0.1 everywhere, so that the policy's is 0.1 * ratio; weight 1 a token."""
+    old = torch.full((len(ratios),), math.log(0.1), dtype=torch.float64)
+    logprobs = (old + torch.tensor(ratios, dtype=torch.float64).log()).requires_grad_()
+    ref = None if refs is None else torch.tensor(refs, dtype=torch.float64).log()
+    weights = torch.ones(len(ratios), dtype=torch.float64)
+    return TokenBatch(logprobs, old, ref, torch.tensor(advantages, dtype=torch.float64), weights)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        # Inside the clip: loss -rho A, d/dlogp = -rho A.
+        (1.0, 1.0, -1.0, -1.0),
+        (1.3, 2.0, -2.6, -2.6),
+        (0.9, -1.0, 0.9, 0.9),
+        # A > 0 beyond 1.4: flat at 1.4; below 0.8 the min keeps the gradient.
+        (2.0, 1.0, -1.4, 0.0),
+        (0.5, 1.0, -0.5, -0.5),
+        # A < 0 below 0.8: flat at 0.8; above 1.4 the min keeps the gradient.
+        (0.5, -1.0, 0.8, 0.0),
+        (2.0, -1.0, 2.0, 2.0),
+    ],
+)
+def test_asymmetric_clip(ratio: float, advantage: float, loss: float, gradient: float) -> None:
+    tokens = batch([ratio], [advantage])
+    value, stats = clipped_loss(tokens, 0.2, 0.4, 0.0)
+    value.backward()
+    assert value.item() == pytest.approx(loss)
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.item() == pytest.approx(gradient)
+    assert stats["clipped"] == float(gradient == 0.0)
+
+
+def test_k3_kl() -> None:
+    # pi = 0.1, ref = 0.2: k3 = 2 - ln 2 - 1; d(beta k3)/dlogp = beta (1 - ref/pi) = -beta.
+    tokens = batch([1.0], [0.0], refs=[0.2])
+    value, stats = clipped_loss(tokens, 0.2, 0.4, 1e-3)
+    value.backward()
+    assert value.item() == pytest.approx(1e-3 * (1 - math.log(2)))
+    assert stats["kl"] == pytest.approx(1 - math.log(2))
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.item() == pytest.approx(-1e-3)
+
+
+def test_k3_is_unbiased_for_the_kl() -> None:
+    """E_pi[k3] = KL(pi || ref) summed exactly over a distribution."""
+    p, r = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
+    weights = p.clone()
+    zero = torch.zeros(3, dtype=torch.float64)
+    value, _ = clipped_loss(TokenBatch(p.log(), p.log(), r.log(), zero, weights), 0.2, 0.4, 1.0)
+    assert value.item() == pytest.approx((p * (p / r).log()).sum().item())
+
+
+def test_weights_are_the_only_mean() -> None:
+    tokens = batch([1.0, 1.3, 2.0], [1.0, -1.0, 1.0])
+    weighted = TokenBatch(
+        tokens.logprobs,
+        tokens.old,
+        None,
+        tokens.advantages,
+        torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64),
+    )
+    value, stats = clipped_loss(weighted, 0.2, 0.4, 0.0)
+    assert value.item() == pytest.approx(-(0.5 * 1.0 + 0.25 * -1.3 + 0.25 * 1.4))
+    assert (stats["tokens"], stats["clipped"]) == (3.0, 1.0)
+    assert stats["ratio_max"] == pytest.approx(2.0)
+
+
+def test_likelihood() -> None:
+    value, stats = likelihood_loss(batch([1.0, 2.0], [1.0, 1.0]))
+    expected = -(math.log(0.1) + math.log(0.2))
+    assert value.item() == pytest.approx(expected)
+    assert stats == {"tokens": 2.0, "nll": pytest.approx(expected)}

@@ -1,0 +1,302 @@
+"""Synthetic runs, made as training writes them, and what the report reads out of them.
+
+`make_run` is the fixture of the other report tests too: a folder with settings, metrics and real
+trees (branches, crops, credit by the algorithm itself), whose text can be made hostile.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from axpo.algorithms import ALGORITHMS
+from axpo.config import parse_config
+from axpo.report.names import BASE_COLOURS, colours, smooth
+from axpo.report.plots import comparison_png
+from axpo.report.runs import RunView, distinct_names
+from axpo.report.summary import edge_table, evaluation_table, share_table, verdicts
+from axpo.store import save_groups
+from axpo.tree import (
+    Branch,
+    Call,
+    CallStatus,
+    Group,
+    ImageSpan,
+    Origin,
+    Segment,
+    StopReason,
+    Trajectory,
+    picture_digest,
+)
+
+HOSTILE = (
+    "</script><script>document.documentElement.dataset.pwned=1</script>"
+    "<img src=x onerror=document.documentElement.dataset.pwned=2>"
+)
+WORDS = (
+    "the", " red", " card", " is", " too", " small", ",", " zoom", " in", "\n", "</think>",
+    "<tool_call>", '{"bbox_2d": [', "120", ", ", "340", "]}", "</tool_call>", "Answer:", " 7", " 3",
+    "<|image_pad|>", HOSTILE,
+)  # fmt: skip
+THINK = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+CALL = (11, 12, 13, 14, 15, 16, 17)
+CUT = len(THINK) + 1
+
+
+def decode(tokens) -> list[str]:
+    return [WORDS[t] for t in tokens]
+
+
+def scene(seed: int) -> Image.Image:
+    """A picture with three framed cards on a gradient."""
+    rng = random.Random(seed)
+    picture = Image.linear_gradient("L").resize((384, 384)).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    for colour in ("#e1191e", "#1e46e6", "#f0d214"):
+        x, y, side = rng.randint(8, 280), rng.randint(8, 280), rng.choice((42, 84))
+        draw.rectangle((x, y, x + side, y + side), fill="white", outline=colour, width=6)
+    return picture
+
+
+def sampled(id: str, tokens, rng: random.Random) -> Segment:
+    return Segment(
+        id, Origin.POLICY, tuple(tokens), tuple(math.log(rng.uniform(0.2, 1)) for _ in tokens)
+    )
+
+
+def tool_part(group: Group, id: str, first, start: int, right: bool, rng: random.Random, picture):
+    """Segments and call of a tool turn whose policy tokens are `first`, then the answer."""
+    x, y = rng.randint(0, 800), rng.randint(0, 800)
+    box = [x, y, x + rng.randint(60, 190), y + rng.randint(60, 190)]
+    crop = picture.crop(tuple(v * 384 // 1000 for v in box)).resize((48, 48))
+    digest = picture_digest(crop)
+    group.pictures[digest] = crop
+    status = CallStatus.OK if rng.random() < 0.85 else CallStatus.MODEL_ERROR
+    images = (ImageSpan(digest, 1, 4),) if status is CallStatus.OK else ()
+    observation = (9, 21, 21, 21, 21, 9) if images else (9, 0, 9)
+    segments = [
+        sampled(f"{id}/0", first, rng),
+        Segment(f"{id}/1", Origin.OBSERVATION, observation, images=images),
+        sampled(f"{id}/2", (2, 3, 10, 18, 19 if right else 20), rng),
+    ]
+    arguments = {"bbox_2d": box, "label": "digit", "img_idx": 0}
+    error = None if images else "bbox_2d: x2 must be larger than x1"
+    end = start + len(first)
+    call = Call(CUT - 1, end, "image_zoom_in_tool", arguments, status, error)
+    return segments, call, end + len(observation) + 3
+
+
+def make_group(id: str, seed: int, algorithm: str, hostile: bool = False) -> Group:
+    """Eight rollouts, three with a tool; seed % 3: recovered, hopeless, mixed."""
+    rng = random.Random(seed)
+    picture = scene(seed)
+    digest = picture_digest(picture)
+    prompt = Segment(
+        f"{id}/prompt", Origin.PROMPT, (0, *[21] * 16, 1, 2), images=(ImageSpan(digest, 1, 16),)
+    )
+    question = HOSTILE if hostile else "Which digit is on the red card?"
+    group = Group(id, prompt, question, HOSTILE if hostile else "7", pictures={digest: picture})
+    for i in range(8):
+        name = f"{id}/r{i}"
+        tool = i < 3
+        right = (tool and seed % 3 == 2 and i == 0) or (not tool and rng.random() < 0.4)
+        think = (22, *THINK[1:]) if hostile else THINK
+        if tool:
+            segments, call, answer = tool_part(group, name, (*think, *CALL), 0, right, rng, picture)
+            calls = [call]
+        else:
+            segments, calls = [sampled(f"{name}/0", (*think, 18, 19 if right else 20), rng)], []
+            answer = len(think)
+        said = HOSTILE if hostile else "7" if right else "3"
+        reason = StopReason.ANSWER if i != 7 else StopReason.MAX_TOKENS
+        group.rollouts.append(
+            Trajectory(name, segments, calls, reason, said, answer, float(right), seconds=1.5)
+        )
+    if algorithm == "axpo" and seed % 3 != 2:
+        for source in group.rollouts[: 1 + seed % 2]:
+            grow(group, source, recovered=seed % 3 == 0, rng=rng, picture=picture)
+    settings = parse_config({"algorithm": {"name": algorithm}}).algorithm
+    for trajectory, credit in ALGORITHMS[algorithm].credit(group, settings).items():
+        group.trajectory(trajectory).credit = credit
+    return group
+
+
+def grow(group: Group, source: Trajectory, recovered: bool, rng: random.Random, picture) -> Branch:
+    branch = group.fork(source, CUT, confidence=rng.uniform(0.2, 0.7))
+    for k in range(4):
+        right = recovered and k in (1, 2)
+        id = f"{source.id}/c{k}"
+        segments, call, answer = tool_part(group, id, CALL[1:], CUT, right, rng, picture)
+        branch.continuations.append(
+            Trajectory(
+                id, segments, [call], StopReason.ANSWER, "7" if right else "3", answer, float(right)
+            )
+        )
+    return branch
+
+
+def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
+    rng = random.Random(f"{algorithm}{seed}")
+    axpo = algorithm == "axpo"
+    lines = []
+    for step in range(steps):
+        t = step / max(1, steps - 1)
+        line = {
+            "kind": "rl", "step": step, "time": 1.7e9 + step,
+            "reward_mean": 0.44 + (0.22 if axpo else 0.1) * t + rng.gauss(0, 0.03),
+            "tool_rate": 0.33 + (0.4 if axpo else -0.22) * t + rng.gauss(0, 0.03),
+            "all_wrong_tool": 0.42 - (0.24 if axpo else 0.03) * t + rng.gauss(0, 0.05),
+            "all_wrong_no_tool": 0.2 + rng.gauss(0, 0.03),
+            "accuracy_tool": 0.3 + 0.3 * t * axpo + rng.gauss(0, 0.03),
+            "accuracy_no_tool": 0.5 + rng.gauss(0, 0.02),
+            "loss": rng.gauss(0, 0.01), "grad_norm": 0.4 + rng.random() * 0.2, "kl": 0.01 * t,
+            "clip_fraction": 0.02 * rng.random(),
+            "tokens_sampled": 3000.0, "tokens_trained": 2500.0,
+            "stop_answer": 0.9, "stop_max_tokens": 0.08, "stop_max_turns": 0.02,
+            "call_ok": 0.8, "call_malformed": 0.05, "call_model_error": 0.15,
+            "seconds_sample": 0.9, "seconds_forward": 0.5,
+            "seconds_backward": 0.8, "seconds_optimizer": 0.1,
+        }  # fmt: skip
+        if axpo:
+            line |= {
+                "recovery_rate": 0.14 + rng.gauss(0, 0.05),
+                "branches": 6.0,
+                "seconds_resample": 0.3,
+            }
+            line["extra_samples"] = 24.0
+        lines.append(line)
+    return lines
+
+
+def make_run(
+    root: Path, algorithm: str, steps: int = 40, groups: int = 6, hostile: bool = False
+) -> Path:
+    """A run's folder with trees at its first and last step."""
+    folder = root / algorithm
+    folder.mkdir(parents=True)
+    config = parse_config({"algorithm": {"name": algorithm}, "rl": {"steps": steps}})
+    (folder / "config.json").write_text(config.model_dump_json())
+    lines = [json.dumps(line) for line in make_metrics(algorithm, steps)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    for step in (0, steps - 1):
+        made = [
+            make_group(f"q{step}-{i}", 6 * step + i, algorithm, hostile and i == 0)
+            for i in range(groups)
+        ]
+        save_groups(folder / "trees" / f"step-{step:06}.parquet", made)
+    return folder
+
+
+def evaluation(value: float, **more: float) -> dict:
+    metrics = {"pass@1": value, "pass@4": value + 0.2, "tool_rate": 0.4, **more}
+    estimates = {k: {"value": v, "low": v - 0.04, "high": v + 0.04} for k, v in metrics.items()}
+    about = {"model": "m", "step": 40, "split": "test", "questions": 200, "samples": 8}
+    return about | {"metrics": estimates}
+
+
+def difference(value: float, low: float, high: float, chance: float) -> dict:
+    return {
+        "difference": {"pass@1": {"value": value, "low": low, "high": high}},
+        "probability_better": {"pass@1": chance},
+    }
+
+
+def test_run_view_reads_a_run_folder(tmp_path: Path) -> None:
+    run = RunView.load(make_run(tmp_path, "axpo", steps=5, groups=2))
+    assert run.name == "AXPO"
+    assert [s for s, _ in run.series("tool_rate", "rl")] == [0, 1, 2, 3, 4]
+    assert run.series("absent", "rl") == []
+    assert sorted(run.trees) == [0, 4]
+    assert [g.id for g in run.groups(4)] == ["q4-0", "q4-1"]
+
+
+def test_run_view_of_an_empty_folder_is_empty_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    run = RunView.load(tmp_path)
+    assert (run.name, run.metrics, run.trees, run.evaluation) == (tmp_path.name, [], {}, None)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        RunView.load(tmp_path / "nowhere")
+
+
+def test_runs_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
+    runs = [
+        RunView("AXPO", tmp_path / "a"),
+        RunView("AXPO", tmp_path / "b"),
+        RunView("GRPO", tmp_path),
+    ]
+    assert distinct_names(runs) == ["AXPO (a)", "AXPO (b)", "GRPO"]
+
+
+def test_a_difference_is_claimed_only_where_its_interval_excludes_zero() -> None:
+    names = ("AXPO", "GRPO")
+    (better,) = verdicts({}, {names: difference(0.08, 0.02, 0.14, 0.992)})
+    assert better.state == "better"
+    assert better.text == "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, probability better 0.99."
+    (none,) = verdicts({}, {names: difference(0.03, -0.02, 0.08, 0.87)})
+    assert none.state == "none"
+    assert none.text.startswith("No difference shown between AXPO and GRPO: +0.03 Pass@1 [−0.02,")
+    (worse,) = verdicts({}, {names: difference(-0.05, -0.09, -0.01, 0.01)})
+    assert worse.state == "worse"
+    assert worse.text.startswith("AXPO −0.05 Pass@1")
+
+
+def test_without_a_comparison_the_values_stand_beside_each_other() -> None:
+    (said,) = verdicts({"GRPO": evaluation(0.5), "AXPO": evaluation(0.6)}, {})
+    assert "GRPO 0.500 [0.460, 0.540]; AXPO 0.600" in said.text
+    assert "No paired comparison" in said.text
+    assert "Not evaluated" in verdicts({}, {})[0].text
+
+
+def test_evaluation_table_tolerates_missing_metrics_and_marks_lower_is_better() -> None:
+    compared = {
+        "difference": {"all_wrong_tool": {"value": -0.2, "low": -0.3, "high": -0.1}},
+        "probability_better": {"all_wrong_tool": 0.999},
+    }
+    table = evaluation_table(
+        {"start": evaluation(0.4), "AXPO": evaluation(0.6, all_wrong_tool=0.2)},
+        {("AXPO", "start"): compared},
+    )
+    assert table is not None
+    assert table.columns == ["start", "AXPO", "AXPO − start"]
+    assert [name for name, _ in table.rows] == [
+        "Pass@1",
+        "Pass@4",
+        "Tool rate",
+        "All-wrong tool subgroups",
+    ]
+    cells = table.rows[3][1]
+    assert cells[0] == ("–", "", "")
+    assert cells[2] == ("−0.200", "[−0.300, −0.100] · P > 0.99", "better")
+    assert table.notes == ["200 questions, 8 samples each, split test"]
+
+
+def test_tables_of_training(tmp_path: Path) -> None:
+    stops = {"stop_answer": 3.0, "stop_max_turns": 1.0}
+    lines = [{"kind": "rl", "step": s, "reward_mean": s / 10} | stops for s in range(4)]
+    run = RunView("x", tmp_path, metrics=lines)
+    assert edge_table([run], ["reward_mean", "kl"], "rl") == [("Accuracy", ["0.050 → 0.250"])]
+    assert share_table([run], "stop", "rl") == [("answer", [0.75]), ("max turns", [0.25])]
+
+
+def test_methods_keep_their_colours() -> None:
+    palette = colours(["start", "AXPO random rank", "GRPO", "AXPO", "other"])
+    assert (palette["AXPO"], palette["GRPO"]) == (BASE_COLOURS["AXPO"], BASE_COLOURS["GRPO"])
+    assert len(set(palette.values())) == 5
+
+
+def test_smoothing_starts_at_the_first_value_and_keeps_gaps() -> None:
+    out = smooth([2.0, math.nan, 2.0], 0.9)
+    assert out[0] == pytest.approx(2.0) and math.isnan(out[1]) and out[2] == pytest.approx(2.0)
+
+
+def test_comparison_png(tmp_path: Path) -> None:
+    runs = [RunView.load(make_run(tmp_path, name, steps=20, groups=1)) for name in ("grpo", "axpo")]
+    out = comparison_png(tmp_path / "figures" / "gap.png", runs, "GRPO and AXPO")
+    with Image.open(out) as picture:
+        assert picture.width > 1800 and picture.height > 400
+    with pytest.raises(ValueError, match="no metrics"):
+        comparison_png(out, [RunView("x", tmp_path)])
