@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from axpo.algorithms.losses import TokenBatch
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Checkpoint, token_id
 from axpo.tree import (
     Branch,
     Credit,
@@ -51,7 +52,7 @@ class Builder:
 
     def shown(self, id: str, origin: Origin, seeds: Sequence[int], words: int) -> Segment:
         """`words` tokens, then each picture in its vision tags, then `words` tokens."""
-        token = self.checkpoint.tokenizer.convert_tokens_to_ids
+        token = partial(token_id, self.checkpoint.tokenizer, path=self.checkpoint.path)
         tokens, spans = self.words(words), []
         for seed in seeds:
             picture = tiny_picture(seed, 64 if seed % 2 else 48)

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from renderers.qwen3_vl import Qwen3VLRenderer
+from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
+
 from axpo.tasks.lab import lessons, measure, model, pictures, pretrain, questions, teacher
 from axpo.tasks.lab import tokenizer as words
 from axpo.tools.zoom import SPEC, View, crop
-from renderers.qwen3_vl import Qwen3VLRenderer
-from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
 BASE = Path(str(files("axpo.tasks.lab") / "base"))
 HEADER = words.tools_header([SPEC])

@@ -55,8 +55,7 @@ def decode(tokens) -> list[str]:
 def scene(seed: int) -> Image.Image:
     """A picture with three framed cards on a gradient."""
     rng = random.Random(seed)
-    picture = Image.linear_gradient("L").resize((384, 384)).convert("RGB")
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(picture := Image.linear_gradient("L").resize((384, 384)).convert("RGB"))
     for colour in ("#e1191e", "#1e46e6", "#f0d214"):
         x, y, side = rng.randint(8, 280), rng.randint(8, 280), rng.choice((42, 84))
         draw.rectangle((x, y, x + side, y + side), fill="white", outline=colour, width=6)
@@ -168,7 +167,7 @@ def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
                 "branches": 6.0,
                 "seconds_resample": 0.3,
             }
-            line["extra_samples"] = 24.0
+            line["extra_samples"] = 0.19
         lines.append(line)
     return lines
 
@@ -179,8 +178,8 @@ def make_run(
     """A run's folder with trees at its first and last step."""
     folder = root / algorithm
     folder.mkdir(parents=True)
-    config = parse_config({"algorithm": {"name": algorithm}, "rl": {"steps": steps}})
-    (folder / "config.json").write_text(config.model_dump_json())
+    config = {"algorithm": {"name": algorithm}, "rl": {"steps": steps}}
+    (folder / "config.json").write_text(parse_config(config).model_dump_json())
     lines = [json.dumps(line) for line in make_metrics(algorithm, steps)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     for step in (0, steps - 1):
@@ -193,10 +192,10 @@ def make_run(
 
 
 def evaluation(value: float, **more: float) -> dict:
-    metrics = {"pass@1": value, "pass@4": value + 0.2, "tool_rate": 0.4, **more}
-    estimates = {k: {"value": v, "low": v - 0.04, "high": v + 0.04} for k, v in metrics.items()}
+    values = {"pass@1": value, "pass@4": value + 0.2, "tool_rate": 0.4, **more}
+    metrics = {k: {"value": v, "low": v - 0.04, "high": v + 0.04} for k, v in values.items()}
     about = {"model": "m", "step": 40, "split": "test", "questions": 200, "samples": 8}
-    return about | {"metrics": estimates}
+    return about | {"metrics": metrics}
 
 
 def difference(value: float, low: float, high: float, chance: float) -> dict:
@@ -208,9 +207,8 @@ def difference(value: float, low: float, high: float, chance: float) -> dict:
 
 def test_run_view_reads_a_run_folder(tmp_path: Path) -> None:
     run = RunView.load(make_run(tmp_path, "axpo", steps=5, groups=2))
-    assert run.name == "AXPO"
+    assert run.name == "AXPO" and run.series("absent", "rl") == []
     assert [s for s, _ in run.series("tool_rate", "rl")] == [0, 1, 2, 3, 4]
-    assert run.series("absent", "rl") == []
     assert sorted(run.trees) == [0, 4]
     assert [g.id for g in run.groups(4)] == ["q4-0", "q4-1"]
 
@@ -234,14 +232,16 @@ def test_runs_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
 def test_a_difference_is_claimed_only_where_its_interval_excludes_zero() -> None:
     names = ("AXPO", "GRPO")
     (better,) = verdicts({}, {names: difference(0.08, 0.02, 0.14, 0.992)})
-    assert better.state == "better"
-    assert better.text == "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, probability better 0.99."
+    assert (
+        better.state == "better"
+        and better.text == "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, probability better 0.99."
+    )
     (none,) = verdicts({}, {names: difference(0.03, -0.02, 0.08, 0.87)})
-    assert none.state == "none"
-    assert none.text.startswith("No difference shown between AXPO and GRPO: +0.03 Pass@1 [−0.02,")
+    assert none.state == "none" and none.text.startswith(
+        "No difference shown between AXPO and GRPO: +0.03 Pass@1 [−0.02,"
+    )
     (worse,) = verdicts({}, {names: difference(-0.05, -0.09, -0.01, 0.01)})
-    assert worse.state == "worse"
-    assert worse.text.startswith("AXPO −0.05 Pass@1")
+    assert worse.state == "worse" and worse.text.startswith("AXPO −0.05 Pass@1")
 
 
 def test_without_a_comparison_the_values_stand_beside_each_other() -> None:
@@ -260,8 +260,7 @@ def test_evaluation_table_tolerates_missing_metrics_and_marks_lower_is_better() 
         {"start": evaluation(0.4), "AXPO": evaluation(0.6, all_wrong_tool=0.2)},
         {("AXPO", "start"): compared},
     )
-    assert table is not None
-    assert table.columns == ["start", "AXPO", "AXPO − start"]
+    assert table is not None and table.columns == ["start", "AXPO", "AXPO − start"]
     assert [name for name, _ in table.rows] == [
         "Pass@1",
         "Pass@4",
@@ -289,14 +288,12 @@ def test_methods_keep_their_colours() -> None:
 
 
 def test_smoothing_starts_at_the_first_value_and_keeps_gaps() -> None:
-    out = smooth([2.0, math.nan, 2.0], 0.9)
-    assert out[0] == pytest.approx(2.0) and math.isnan(out[1]) and out[2] == pytest.approx(2.0)
+    assert smooth([2.0, math.nan, 2.0], 0.9) == pytest.approx([2.0, math.nan, 2.0], nan_ok=True)
 
 
 def test_comparison_png(tmp_path: Path) -> None:
     runs = [RunView.load(make_run(tmp_path, name, steps=20, groups=1)) for name in ("grpo", "axpo")]
-    out = comparison_png(tmp_path / "figures" / "gap.png", runs, "GRPO and AXPO")
-    with Image.open(out) as picture:
+    with Image.open(out := comparison_png(tmp_path / "f" / "gap.png", runs, "Gap")) as picture:
         assert picture.width > 1800 and picture.height > 400
     with pytest.raises(ValueError, match="no metrics"):
         comparison_png(out, [RunView("x", tmp_path)])

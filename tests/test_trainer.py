@@ -46,8 +46,8 @@ def groups(checkpoint: Checkpoint) -> list[Group]:
 def trainer(
     checkpoint: Checkpoint, reference: Checkpoint | None = None, total: int = 10, **values
 ) -> Trainer:
-    defaults = {"learning_rate": 1e-3, "max_grad_norm": 1e9}
-    return Trainer(checkpoint, reference, OptimizerSettings(**(defaults | values)), total)
+    settings = {"learning_rate": 1e-3, "max_grad_norm": 1e9} | values
+    return Trainer(checkpoint, reference, OptimizerSettings.model_validate(settings), total)
 
 
 def flat(checkpoint: Checkpoint) -> torch.Tensor:

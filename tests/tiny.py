@@ -42,7 +42,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """64 hidden, 3 text layers of 4 heads (2 of keys and values), 3 vision layers."""
-    token = tokenizer.convert_tokens_to_ids
+
+    def token(name: str) -> int:
+        return token_id(tokenizer, name, "tiny")
+
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -21,6 +21,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from axpo.config import Config
 from axpo.report.live import duration
 from axpo.report.metrics import read_metrics
 
@@ -63,9 +64,12 @@ class Stage:
         return (self.total - self.steps) * passed / made
 
 
-def quickstart(recipe: Path, overrides: Sequence[str], out: Path, sizes: dict[str, int]) -> Path:
-    """Run every stage that `out` lacks; returns the report's path. Raises `StageError`."""
-    stages = _stages(recipe, overrides, out, sizes)
+def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
+    """Run every stage that `out` lacks; returns the report's path. Raises `StageError`.
+
+    `config` is what `recipe` and `overrides` say.
+    """
+    stages = _stages(config, recipe, overrides, out)
     (out / "logs").mkdir(parents=True, exist_ok=True)
     for stage in stages:
         done = stage.folder / f"{stage.name}.{DONE}"
@@ -88,9 +92,14 @@ def quickstart(recipe: Path, overrides: Sequence[str], out: Path, sizes: dict[st
     return out / "report.html"
 
 
-def _stages(
-    recipe: Path, overrides: Sequence[str], out: Path, sizes: dict[str, int]
-) -> list[Stage]:
+def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> list[Stage]:
+    sizes = {
+        "sft": config.sft.steps,
+        "rl": config.rl.steps,
+        "eval": config.eval.questions,
+        "diagnose": config.eval.prefixes,
+    }
+
     def stage(name: str, command: str, kind: str, guess: float, *args: str, after: tuple[str, ...]):
         folder = out / name.split()[-1]
         parts = [command, str(recipe), *overrides, *args, "--out", str(folder)]
@@ -98,23 +107,23 @@ def _stages(
 
     start = str(out / "sft")
     grpo = "algorithm.name=grpo"
-    names = {"start": "sft", "grpo": "grpo", "axpo": "axpo"}
     stages = [
-        stage("sft", "sft", "sft", 150, after=()),
-        stage("grpo", "train", "rl", 200, grpo, "--start", start, after=("sft",)),
-        stage("axpo", "train", "rl", 240, "--start", start, after=("sft",)),
+        stage("sft", "sft", "sft", 180, after=()),
+        stage("grpo", "train", "rl", 120, grpo, "--start", start, after=("sft",)),
+        stage("axpo", "train", "rl", 160, "--start", start, after=("sft",)),
     ]
-    for name in names.values():
-        model = str(out / name)
+    runs = [s.name for s in stages]
+    for name in runs:
+        model = ("--model", str(out / name))
+        stages.append(stage(f"evaluate {name}", "eval", "eval", 60, *model, after=(name,)))
+    for name in runs:
+        model = ("--model", str(out / name))
         stages.append(
-            stage(f"evaluate {name}", "eval", "eval", 60, "--model", model, after=(name,))
+            stage(
+                f"diagnose {name}", "diagnose", "diagnose", 30, *model, after=(f"evaluate {name}",)
+            )
         )
-    for name in names.values():
-        model = str(out / name)
-        stages.append(
-            stage(f"diagnose {name}", "diagnose", "diagnose", 30, "--model", model, after=(name,))
-        )
-    folders = [str(out / name) for name in names.values()]
+    folders = [str(out / name) for name in runs]
     report = Stage(
         "report",
         ["report", *folders, "--out", str(out / "report.html")],

@@ -21,7 +21,8 @@ def check_tokens(request: Request, vocabulary: int) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
             wrong = next(i for i in ids if not 0 <= i < vocabulary)
             raise RequestError(
-                f"request {request.id}: {name} hold id {wrong}; the vocabulary is 0..{vocabulary - 1}"
+                f"request {request.id}: {name} hold id {wrong}, "
+                f"outside the vocabulary of {vocabulary}"
             )
     if len(set(request.sampling.banned)) >= vocabulary:
         raise RequestError(f"request {request.id}: nothing to sample, every id is banned")

@@ -1,4 +1,4 @@
-"""A request on its way through the in-process engine, and what the engine counts."""
+"""A request on its way through the in-process engine."""
 
 from __future__ import annotations
 
@@ -18,25 +18,6 @@ from axpo.models.loading import Checkpoint
 from axpo.models.positions import rope_positions
 from axpo.models.vision import PixelCache, Pixels
 from axpo.tree import ImageSpan
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counters since the engine was made; tokens unless said otherwise.
-
-    `prefilled` and `decoded` were computed, `reused` were not. `pictures` went through the
-    vision tower, `evictions` are kept sequences that made room for others.
-    """
-
-    requests: int = 0
-    reused: int = 0
-    prefilled: int = 0
-    decoded: int = 0
-    sampled: int = 0
-    pictures: int = 0
-    prefill_calls: int = 0
-    decode_calls: int = 0
-    evictions: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -42,14 +42,12 @@ class SlotMemory(Cache):
         """Make room for `rows` rows of `columns` tokens; what is stored stays."""
         if rows <= self._rows and columns <= self._columns:
             return
-        if rows > self._rows:
-            rows = min(self._slots, max(rows, 2 * self._rows, 8))
-        else:
-            rows = self._rows
-        if columns > self._columns:
-            columns = max(64, 1 << (columns - 1).bit_length())
-        else:
-            columns = self._columns
+        wanted_rows, wanted_columns = rows, columns
+        rows, columns = self._rows, self._columns
+        if wanted_rows > rows:
+            rows = min(self._slots, max(wanted_rows, 2 * rows, 8))
+        if wanted_columns > columns:
+            columns = max(64, 1 << (wanted_columns - 1).bit_length())
         heads, width = self._shape
         for memory in (self._keys, self._values):
             for layer in range(self._layers):

@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from axpo.engines.base import Completion, EngineError, Request, Sampling
-from axpo.engines.jobs import EngineStats, Job, accept, prefill_batches
+from axpo.engines.jobs import Job, accept, prefill_batches
 from axpo.engines.kv import SlotMemory
 from axpo.engines.runner import Runner
 from axpo.engines.sampling import Sampler
 from axpo.engines.slots import SlotPool
+from axpo.engines.stats import EngineStats
 from axpo.engines.weights import copy_weights
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import PixelCache, Pixels

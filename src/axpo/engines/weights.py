@@ -35,7 +35,7 @@ def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
                     f"expected {tuple(own[name].shape)}"
                 )
             first = weights[given[0]]
-            if not _shares(weights[name], first) and not torch.equal(weights[name], first):
+            if not _same(weights[name], first):
                 raise ValueError(
                     f"weights[{given[0]!r}] and weights[{name!r}] differ, "
                     "but the model ties them to one tensor"
@@ -52,6 +52,11 @@ def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride()
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether the values are equal; NaN equals NaN (diverged weights are another error)."""
+    return _shares(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _some(names: list[str]) -> str:

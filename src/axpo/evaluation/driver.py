@@ -103,7 +103,7 @@ async def evaluate(
     in_flight: int = 16,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """`samples` rollouts of each of `total` examples, in their order, as groups `eval/{example id}`.
+    """`samples` rollouts of each of `total` examples, in order, as groups `eval/{example id}`.
 
     `examples` is read lazily, as questions start.
     """

@@ -70,7 +70,7 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
         try:
             groups = await _sample(config, agent, model, out, None)
             probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
-            monitor.start("diagnose", 0, len({p.prefix.group for p in probes}))
+            monitor.start("diagnose", 0, max(1, len({p.prefix.group for p in probes})))
             identity = _identity(config, model) | {
                 "probes": [[p.prefix.source, p.prefix.cut] for p in probes],
                 "prefix_samples": config.eval.prefix_samples,

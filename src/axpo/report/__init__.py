@@ -1,1 +1,1 @@
-""""""
+"""What a run did, to look at: metrics files, the live view, figures and the HTML report."""

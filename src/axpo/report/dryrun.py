@@ -119,18 +119,17 @@ def costs(config: Config, checkpoint: Checkpoint, prompt: int) -> dict[str, str]
     sequences = config.rl.questions * algorithm.rollouts
     kv = min(sequences, config.engine.slots) * (prompt + rollout.max_tokens) * kv_token
     fits = "fits" if tree <= budget else "may not fit: raise it or lower rollout.max_tokens"
+    samples = f"{sequences} rollouts"
+    if algorithm.name == "axpo":
+        samples += f" + at most {int(algorithm.extra_budget * sequences)} continuations"
     return {
         "parameters": f"{parameters / 1e6:,.1f} M",
         "weights, gradients, optimizer, reference": _bytes(copies * parameters * width),
         "KV cache of a batch": _bytes(kv),
         "prompt of this example": f"{prompt} tokens",
-        "largest possible tree": f"{tree:,} tokens; max_tokens_per_micro_batch = {budget:,}: {fits}",
-        "samples a step": f"{sequences} rollouts"
-        + (
-            f" + at most {int(algorithm.extra_budget * sequences)}"
-            if algorithm.name == "axpo"
-            else ""
-        ),
+        "largest possible tree": f"{tree:,} tokens",
+        "max_tokens_per_micro_batch": f"{budget:,}: {fits}",
+        "samples a step": samples,
     }
 
 

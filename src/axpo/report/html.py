@@ -23,7 +23,7 @@ from axpo.report.runs import RunView, distinct_names, main_kind
 from axpo.report.trees import CATEGORIES, Decode, TreePayload, collect
 
 MAX_BYTES = 8_000_000
-RESERVED_BYTES = 400_000
+RESERVED_BYTES = 150_000
 
 
 def build_report(

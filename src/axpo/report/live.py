@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 SPARKS = "▁▂▃▄▅▆▇█"
-WIDE = 110
+WIDE, WIDEST = 110, 140
 RATES = {"samples_per_second": "samples", "tokens_per_second": "tokens_sampled"}
 
 
@@ -124,6 +124,8 @@ class LiveView:
         self._ticks.append((now, step))
         self.step = step
         values = dict(metrics)
+        if "rollouts" in values:
+            values["samples"] = values["rollouts"] * (1 + values.get("extra_samples", 0.0))
         for rate, count in RATES.items():
             if rate not in values and count in values and seconds > 0:
                 values[rate] = values[count] / seconds
@@ -141,7 +143,7 @@ class LiveView:
 
     def render(self) -> RenderableType:
         """The panel for the console's present width."""
-        width = self.console.width
+        width = min(self.console.width, WIDEST)
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column()
         head.add_column(ratio=1)
@@ -154,7 +156,7 @@ class LiveView:
             parts.append(self._figure_table(figures, width))
         return Panel(
             Group(*parts), title=Text(self.title, style="bold"), title_align="left",
-            border_style="bright_black", width=min(width, 140),
+            border_style="bright_black", width=width,
         )  # fmt: skip
 
     def line(self) -> str:
@@ -176,7 +178,7 @@ class LiveView:
 
     def _figure_table(self, figures: list[tuple[Figure, list[float]]], width: int) -> Table:
         pairs = 2 if width >= WIDE else 1
-        cells = width // pairs - 38
+        cells = width // pairs - 41
         table = Table.grid(padding=(0, 1))
         for _ in range(pairs):
             table.add_column(style="bright_black", min_width=14)

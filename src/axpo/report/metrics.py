@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -116,7 +116,7 @@ def _parse(text: str) -> dict[str, Any] | None:
     return line if isinstance(line, dict) else None
 
 
-def _drop(path: Path, unwanted: Any) -> None:
+def _drop(path: Path, unwanted: Callable[[Mapping[str, Any]], bool]) -> None:
     """Rewrite the file without `unwanted` lines and without a torn last one, if it has any."""
     if not path.is_file():
         return
@@ -124,8 +124,7 @@ def _drop(path: Path, unwanted: Any) -> None:
     kept = ""
     for text in before.splitlines(keepends=True):
         line = _parse(text)
-        torn = line is None or not text.endswith("\n")
-        if not torn and not unwanted(line):
+        if line is not None and text.endswith("\n") and not unwanted(line):
             kept += text
     if kept != before:
         fresh = path.with_suffix(".jsonl.new")

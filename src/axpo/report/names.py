@@ -38,7 +38,7 @@ MORE_CHARTS = (
     Chart("accuracy_no_tool", "Accuracy without tool"),
     Chart("all_wrong_no_tool", "All-wrong no-tool subgroups"),
     Chart("branches", "Resampled prefixes a step", fraction=False),
-    Chart("extra_samples", "Extra samples a step", fraction=False),
+    Chart("extra_samples", "Extra samples", "continuations for each original rollout"),
     Chart("clip_fraction", "Clipped tokens"),
     Chart("kl", "KL to the reference", fraction=False),
     Chart("loss", "Loss", fraction=False),

@@ -59,11 +59,11 @@ def _panel(axis: Any, chart: Chart, series: list[tuple[str, list[tuple[int, floa
             textcoords="offset points", va="center", color=colour, fontsize=9, fontweight="bold",
         )  # fmt: skip
     highest = max(v for _, points in series for _, v in points)
-    axis.set_ylim(0, 1.02 if highest > 0.5 else max(0.05, math.ceil(highest * 11) / 10))
+    axis.set_ylim(0, 1.02 * min(1.0, max(0.1, math.ceil(highest * 10 + 0.2) / 10)))
     axis.set_title(chart.title, fontsize=10.5, color=INK, loc="left", pad=7)
     axis.set_xlabel("step", fontsize=9, color=SOFT)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axis.yaxis.set_major_locator(MaxNLocator(5))
+    axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.tick_params(labelsize=8.5, colors=SOFT, length=0)
     axis.grid(axis="y", color=LINE, lw=0.8)

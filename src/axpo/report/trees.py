@@ -35,7 +35,6 @@ CATEGORIES = {
 STEPS_PER_RUN = 8
 PICTURE_SIDE = 640
 JPEG_FROM_SIDE = 160
-ARGUMENTS_SHOWN = 2000
 
 
 def category(group: Group) -> str:
@@ -225,7 +224,6 @@ def _call(call: Call) -> dict[str, Any]:
         "start": call.start,
         "end": call.end,
         "name": call.name,
-        "arguments": json.dumps(call.arguments, ensure_ascii=False, default=str)[:ARGUMENTS_SHOWN],
         "status": str(call.status),
         "error": call.error,
         "box": _box(arguments.get("bbox_2d")),

@@ -39,7 +39,9 @@ def build_task(settings: TaskSettings) -> Task:
     try:
         from axpo.tasks.lab.questions import LabTask
     except ImportError as error:
-        raise ConfigError(f"task.name: the lab needs scikit-learn: pip install axpo[lab] ({error})") from error  # fmt: skip
+        raise ConfigError(
+            f"task.name: the lab needs scikit-learn: pip install axpo[lab] ({error})"
+        ) from error
     return LabTask()
 
 

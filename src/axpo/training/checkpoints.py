@@ -40,7 +40,8 @@ def save(
 ) -> Path:
     """Write `folder/step-NNNNNN` and remove all but the `keep` newest; returns its path.
 
-    `data` (plain JSON) says where the data stands. A checkpoint of the same step is replaced.
+    `data` (plain JSON) says where the data stands. A checkpoint of the same step is replaced
+    (a kill between the two renames that this takes leaves only the older checkpoints).
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{_TEMPORARY}*"):

@@ -140,28 +140,29 @@ def item_weights(groups: Sequence[Sequence[Item]], aggregation: Aggregation) -> 
 
 def pack(
     group: Group,
-    items: Sequence[Item],
+    chosen: Sequence[Item],
     weights: Sequence[float],
     grids: Callable[[str], Grid],
     merge_size: int,
     old: OldLogprobs | None = None,
 ) -> PackedTree:
-    """Lay out what `items` (one weight a token each) need of the group's tree, each token once.
+    """Lay out what `chosen` items need of the group's tree, each token once.
 
+    `weights` holds one number an item, the weight of each of its tokens (`item_weights`).
     `grids` gives a picture's patch grid by digest; `old` replaces the recorded logprobs. Nodes
     that no trained token depends on (a masked failed rest, uncredited rollouts) are left out:
     less work, same result. Raises `TreeError` where `old` lacks a trained token.
     """
     nodes = group.nodes()
-    trained = {o: set[int]() for o in {item.trajectory.id for item in items}}
-    for item in items:
-        trained[item.trajectory.id].update(item.offsets)
+    trained: dict[str, set[int]] = {}
+    for item in chosen:
+        trained.setdefault(item.trajectory.id, set()).update(item.offsets)
     layout = _lay_out(_needed(nodes, trained), grids, merge_size)
     index: list[int] = []
     olds: list[float] = []
     advantages: list[float] = []
     per_token: list[float] = []
-    for item, weight in zip(items, weights, strict=True):
+    for item, weight in zip(chosen, weights, strict=True):
         index += [layout.place[item.trajectory.id, offset] for offset in item.offsets]
         olds += _old_logprobs(group, item, old)
         advantages += [item.credit.advantage] * len(item.offsets)
@@ -204,9 +205,9 @@ def _needed(nodes: Sequence[Node], trained: Mapping[str, set[int]]) -> list[Node
         keep[i] |= any(node.start <= o < node.start + len(node) for o in offsets)
         if keep[i] and node.parent >= 0:
             keep[node.parent] = True
-    number = {old: new for new, old in enumerate(i for i in range(len(nodes)) if keep[i])}
-    number[-1] = -1
-    return [replace(nodes[i], parent=number[nodes[i].parent]) for i in number if i >= 0]
+    kept = [i for i in range(len(nodes)) if keep[i]]
+    number = {-1: -1} | {old: new for new, old in enumerate(kept)}
+    return [replace(nodes[i], parent=number[nodes[i].parent]) for i in kept]
 
 
 def _lay_out(nodes: Sequence[Node], grids: Callable[[str], Grid], merge_size: int) -> _Layout:

@@ -49,7 +49,8 @@ function addChart(holder, spec, height) {
     const last = Math.max(...chart.steps);
     setCursor(Math.min(last, Math.max(Math.min(...chart.steps), (cursor ?? last) + way)));
   });
-  new ResizeObserver(() => draw(chart)).observe(plot);
+  plot.style.height = height + "px";
+  new ResizeObserver(() => requestAnimationFrame(() => draw(chart))).observe(plot);
 }
 
 function draw(chart) {
@@ -60,7 +61,7 @@ function draw(chart) {
   for (const line of chart.lines) line.smooth = smooth(line.raw, weight);
   const values = chart.lines.flatMap((l) => l.raw.map((p) => p[1]));
   let low = Math.min(...values, spec.fraction ? 0 : Infinity), high = Math.max(...values);
-  if (spec.fraction) high = high > 0.5 ? 1 : Math.max(0.05, high * 1.1);
+  if (spec.fraction) high = Math.min(1, Math.max(0.1, Math.ceil(high * 10 + 0.2) / 10));
   if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
   const first = Math.min(...chart.steps), last = Math.max(...chart.steps), range = Math.max(1, last - first);
   const x = (step) => left + ((step - first) / range) * (width - left - right);

@@ -112,7 +112,7 @@ function blocks(group, t, from, to, frozen = false) {
   let block = null, seen = first;
   const open = (kind, call) => {
     if (block?.kind === kind && block.call === call) return block;
-    const title = kind === "call" ? `call · ${call.name ?? "unreadable"} · ${call.status.replaceAll("_", " ")}` : kind;
+    const title = kind === "call" ? `${call.name ?? "call"} · ${call.status.replaceAll("_", " ")}` : kind;
     block = { kind, call, body: el("div", { class: "tokens" }) };
     out.push(el("div", { class: `block ${kind}${frozen ? " frozen" : ""}` },
       el("div", { class: `kind ${call && call.status !== "ok" ? "bad" : ""}` }, title),
@@ -134,7 +134,10 @@ function blocks(group, t, from, to, frozen = false) {
   return out;
 }
 
-const ending = (t) => [t.answer === null ? null : `answer ${t.answer}`, t.stop?.replaceAll("_", " "), t.fault].filter((x) => x).join(" · ");
+const ending = (t) => [
+  t.answer === null ? "no answer" : "answer " + JSON.stringify(t.answer).slice(0, 80),
+  t.stop === "answer" ? null : t.stop?.replaceAll("_", " "), t.fault,
+].filter((x) => x).join(" · ");
 
 function badge(t) {
   return el("span", { class: "badge " + outcome(t) }, sign[outcome(t)] + (t.reward === null ? " unscored" : " " + t.reward));
@@ -197,13 +200,14 @@ function drawScene(group) {
 function drawList(group) {
   byId("rollouts").replaceChildren(...group.order.map((t) => {
     const head = t.credit.map((c) => signed(c[2])).join(" ");
-    const used = t.calls.length ? (t.calls.some((c) => c.status !== "ok") ? "call failed" : "tool") : "no tool";
+    const failed = t.calls.some((c) => c.status !== "ok");
+    const used = failed ? "call failed" : t.branch ? "" : t.calls.length ? "tool" : "no tool";
     const row = el("div", {
       role: "option", class: `option ${t === state.chosen ? "on" : ""}`, "aria-selected": String(t === state.chosen),
       "data-trajectory": t.id, onclick: () => choose(t),
     }, el("span", { class: "name" }, (t.branch ? "└ " : "") + t.name), badge(t),
-      el("span", { class: "answer" }, t.answer ?? "–"), el("span", { class: "small" }, t.branch ? "" : used),
-      el("span", { class: "advantage", title: "advantage" }, head ? "A " + head : ""),
+      el("span", { class: "answer" }, t.answer ?? "–"), el("span", { class: "small" }, used),
+      el("span", { class: "advantage", title: "advantage" }, head),
       t.branches.map((b) => el("span", { class: "branch-note" }, "✂ " + (b.recovered ? "recovered" : "not recovered") + `, ${b.continuations.filter((c) => c.reward > 0).length}/${b.continuations.length}`)));
     row.style.setProperty("--depth", t.depth);
     return row;

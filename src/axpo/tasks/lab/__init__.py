@@ -8,6 +8,7 @@ Owns the embedded default task and everything its shipped base model is made of:
 - `teacher`: demonstrations for the supervised cold start;
 - `tokenizer`: a byte-level tokenizer with whole phrases as tokens, for the Qwen3-VL wire format;
 - `model`: the configuration and an equal-size forward pass of the tiny Qwen3-VL;
+- `lessons`, `measure`, `card`: the base's training batches, what it can do, and its model card;
 - `pretrain`: the script that trains the base model in `base/` from scratch.
 """
 

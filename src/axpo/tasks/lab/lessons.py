@@ -8,6 +8,7 @@ a card (cell, then window), to read a card in the small view, and to read a zoom
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 from axpo.tasks.lab import teacher
 from axpo.tasks.lab import tokenizer as words
 from axpo.tasks.lab.model import IMAGE_TOKENS, TOKENS_PER_SIDE, VIEW, text_positions, view
-from axpo.tasks.lab.pictures import COLOURS, SIDE, Box, Scene, Split, make_scene, to_pixels
+from axpo.tasks.lab.pictures import COLOURS, SIDE, Box, Card, Scene, Split, make_scene, to_pixels
 
 COLOUR_NAMES = tuple(COLOURS)
 WHOLE_PICTURE: Box = (0, 0, SIDE, SIDE)
@@ -138,25 +139,32 @@ Lesson = tuple[str, list[Box], str, str]
 """Question, boxes of the pictures, given beginning of the answer, trained rest."""
 
 
+def _asked_and_named(scene: Scene, rng: random.Random) -> tuple[Card, Card]:
+    """The card that a question asks for and the one whose cell the thinking names.
+
+    Mostly the red one; where they differ the named cell is given and decides.
+    """
+    asked = scene.target if rng.random() < 0.8 else rng.choice(scene.cards)
+    return asked, rng.choice(scene.cards) if rng.random() < 0.3 else asked
+
+
 def place_lesson(scene: Scene, rng: random.Random) -> Lesson:
     """Where a card is: its cell, then the window that shows its digit."""
-    card = rng.choice(scene.cards)
-    asked = card
-    if rng.random() < 0.3:  # the given cell decides, not the question
-        asked = rng.choice(scene.cards)
-    start = rng.choice(("", words.TOO_SMALL)) + words.cell_phrase(*teacher.cell_of(card))
-    box = words.CLOSE_THINKING + words.box_phrase(teacher.window_of(card))
+    asked, card = _asked_and_named(scene, rng)
     question = words.ASK_PLACE + asked.colour + " card?"
-    if asked is card:
-        return question, [WHOLE_PICTURE], "", start + box
-    return question, [WHOLE_PICTURE], start, box
+    start = words.TOO_SMALL + words.cell_phrase(*teacher.cell_of(card))
+    rest = words.CLOSE_THINKING + words.box_phrase(teacher.window_of(card))
+    given = "" if asked is card else start
+    return question, [WHOLE_PICTURE], given, (start + rest)[len(given) :]
 
 
 def read_lesson(scene: Scene, rng: random.Random) -> Lesson:
-    """The digit of a card in the small view."""
-    card = rng.choice((scene.target, rng.choice(scene.cards)))
-    question = words.ASK_DIGIT + card.colour + " card?"
-    return question, [WHOLE_PICTURE], "", teacher.answer_turn(words.LARGE_ENOUGH, card.digit)
+    """The cell of a card and its digit, in the small view."""
+    asked, card = _asked_and_named(scene, rng)
+    question = words.ASK_DIGIT + asked.colour + " card?"
+    answer = teacher.reading_small(card)
+    given = "" if asked is card else answer[: answer.index(words.CLOSE_THINKING)]
+    return question, [WHOLE_PICTURE], given, answer[len(given) :]
 
 
 def crop_lesson(scene: Scene, rng: random.Random) -> Lesson:
@@ -169,7 +177,9 @@ def crop_lesson(scene: Scene, rng: random.Random) -> Lesson:
     return words.ASK_SHOWN, boxes, "", answer
 
 
-LESSONS = (place_lesson, read_lesson, crop_lesson)
+def lessons_of(index: int) -> tuple[Callable[[Scene, random.Random], Lesson], ...]:
+    """The kinds of lesson in a batch; kinds of one length go together."""
+    return (crop_lesson,) if index % 3 == 2 else (place_lesson, read_lesson)
 
 
 class SequenceLessons(Dataset[SequenceBatch]):
@@ -193,9 +203,10 @@ class SequenceLessons(Dataset[SequenceBatch]):
             raise IndexError(index)
         rng = random.Random(f"lab-sequence/{self.split}/{self.seed}/{index}")
         rows, views = [], []
+        kinds = lessons_of(index)
         for slot in range(self.size):
             scene = make_scene(self.split, rng.getrandbits(48))
-            question, boxes, given, rest = LESSONS[slot % len(LESSONS)](scene, rng)
+            question, boxes, given, rest = kinds[slot % len(kinds)](scene, rng)
             views += [view(scene.picture, box) for box in boxes]
             prompt = self.encode(prompt_text(question, len(boxes), self.header) + given)
             rows.append((prompt, self.encode(rest + "<|im_end|>")))

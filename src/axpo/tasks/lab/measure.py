@@ -44,10 +44,10 @@ def reading_accuracy(
     items = [
         (
             prompt_text(question, len(b), header)
-            + f"{thinking}{words.CLOSE_THINKING}{words.ANSWER}",
+            + f"{thought}{words.CLOSE_THINKING}{words.ANSWER}",
             [view(scene.picture, box) for box in b],
         )
-        for scene, b in zip(scenes, boxes, strict=True)
+        for scene, thought, b in zip(scenes, thinking, boxes, strict=True)
     ]
     logits = next_logits(model, tokenizer, items)[:, _digit_ids(tokenizer)]
     truth = torch.tensor([scene.target.digit for scene in scenes])
@@ -103,9 +103,13 @@ def measure(
         off = [to_pixels(teacher.shifted(teacher.window_of(s.target), rng)) for s in scenes]
 
         def read(question: str, thinking: str, boxes: list[list[Box]], s: list[Scene] = scenes):
-            return reading_accuracy(model, tokenizer, header, s, question, thinking, boxes)
+            thoughts = [thinking] * len(s)
+            return reading_accuracy(model, tokenizer, header, s, question, thoughts, boxes)
 
-        result[f"read_small_view_{name}"] = read(ask, words.LARGE_ENOUGH, whole)
+        cells = [words.LARGE_ENOUGH + words.cell_phrase(*teacher.cell_of(s.target)) for s in scenes]
+        result[f"read_small_view_{name}"] = reading_accuracy(
+            model, tokenizer, header, scenes, ask, cells, whole
+        )
         result[f"read_crop_{name}"] = read(words.ASK_SHOWN, words.FOUND, [[c] for c in crops])
         both = [[WHOLE_PICTURE, c] for c in crops]
         result[f"read_crop_after_scene_{name}"] = read(words.ASK_SHOWN, words.FOUND, both)

@@ -39,7 +39,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Card:
-    """A card: `box` is its outer frame, `digit_box` the digit's ink, both in pixels (x1, y1, x2, y2)."""
+    """A card: `box` is its outer frame, `digit_box` the digit's ink, pixels (x1, y1, x2, y2)."""
 
     colour: str
     digit: int
@@ -96,7 +96,7 @@ def digit_ids(split: Split) -> tuple[tuple[int, ...], ...]:
 
 @functools.cache
 def regions() -> tuple[tuple[int, Box], ...]:
-    """Tiles of the two photos, `(photo, box)`: disjoint, so that splits share no background pixel."""
+    """Tiles of the two photos, `(photo, box)`: disjoint, so that splits share no background."""
     tiles: list[tuple[int, Box]] = []
     for index, photo in enumerate(_photos()):
         width, height = photo.width // GRID_COLUMNS, photo.height // GRID_ROWS
@@ -187,7 +187,7 @@ def _frame(size: int) -> tuple[int, int]:
 
 
 def make_scene(split: Split, seed: int, *, easy: bool | None = None) -> Scene:
-    """The scene of a seed: 2-3 cards of distinct colours and digits, each easy or hard at random."""
+    """The scene of a seed: 2-3 cards of distinct colours and digits, each easy or hard."""
     rng = random.Random(f"lab-scene/{split}/{seed}")
     region = rng.choice(region_ids(split))
     picture = _background(region, rng)

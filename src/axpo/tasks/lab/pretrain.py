@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from axpo.tasks.lab import model as lab_model
+from axpo.tasks.lab.card import model_card
 from axpo.tasks.lab.lessons import DenseBatch, DenseLessons, SequenceBatch, SequenceLessons
 from axpo.tasks.lab.measure import measure
 from axpo.tasks.lab.tokenizer import save_tokenizer, tools_header
@@ -202,7 +203,7 @@ def pretrain(
     tokenizer = save_tokenizer(out, tool_specs)
     model = lab_model.build_model(tokenizer)
     header = tools_header(tool_specs)
-    report(f"{sum(p.numel() for p in model.parameters())} parameters, {asdict(settings)}")
+    report(f"{asdict(settings)}")
     first = {
         "see": _log("see", see(model, settings), settings.see_steps, report),
         "speak": _log(
@@ -217,6 +218,8 @@ def pretrain(
         "settings": asdict(settings), "minutes": minutes, "first_losses": first, "test": numbers,
     }  # fmt: skip
     (out / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n")
+    parameters = sum(p.numel() for p in model.parameters())
+    (out / "README.md").write_text(model_card(record, parameters))
     return model
 
 

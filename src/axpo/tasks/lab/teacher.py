@@ -1,7 +1,7 @@
 """The teacher: demonstrations for the supervised cold start, precise or noisy on purpose.
 
 Owns what a good zoom is (a window on a coarse grid that shows a card's digit whole) and how the
-teacher errs. Its thinking commits to a cell of a coarse grid; its call refines the cell to a window.
+teacher errs. Its thinking commits to a cell of a coarse grid; its call refines it to a window.
 A wrong cell is hopeless whatever call follows, a right cell can be recovered by another call: that
 is the structure that resampling from a tool call needs. The two rates are settings.
 """
@@ -115,6 +115,11 @@ def answer_turn(thinking: str, digit: int) -> str:
     return f"{thinking}{words.CLOSE_THINKING}{words.ANSWER}{digit}"
 
 
+def reading_small(card: Card) -> str:
+    """The only turn of a trajectory without a tool: where the card is, then its digit."""
+    return answer_turn(words.LARGE_ENOUGH + words.cell_phrase(*cell_of(card)), card.digit)
+
+
 def reading_turn(scene: Scene, window: Window, rng: random.Random) -> str:
     """Second turn: reads whatever digit the crop shows, guesses where it shows none whole."""
     card = shown_card(scene, window)
@@ -127,7 +132,7 @@ def demonstration(scene: Scene, rng: random.Random, settings: TeacherSettings) -
     """The policy turns of one teacher trajectory, without the end-of-turn token."""
     rate = settings.tool_easy if scene.target.easy else settings.tool_hard
     if rng.random() >= rate:
-        return [answer_turn(words.LARGE_ENOUGH, scene.target.digit)]
+        return [reading_small(scene.target)]
     cell = choose_cell(scene, rng, settings)
     window = choose_window(scene, cell, rng, settings)
     return [zoom_turn(cell, window), reading_turn(scene, window, rng)]

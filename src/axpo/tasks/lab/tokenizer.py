@@ -28,7 +28,7 @@ CALL_OPEN = '\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": ['
 CALL_CLOSE = '], "label": "digit", "img_idx": 0}}\n'
 ANSWER = "Answer: "
 CLOSE_THINKING = "\n</think>\n\n"
-LARGE_ENOUGH = "large enough to read"
+LARGE_ENOUGH = "large enough to read in "
 TOO_SMALL = "too small, zoom in on "
 FOUND = "it can be read now"
 NOT_FOUND = "no digit there, a guess"
@@ -79,9 +79,7 @@ def build_tokenizer(tool_specs: list[dict[str, Any]]) -> Any:
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
-    )
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
     texts = [*CONTROL_TOKENS, tools_header(tool_specs), *phrases()]
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts])
     return PreTrainedTokenizerFast(

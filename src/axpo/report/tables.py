@@ -1,0 +1,68 @@
+"""Evaluations, diagnoses and comparisons as tables in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from axpo.evaluation.run import compare_runs
+from axpo.report.names import evaluation_order, label
+from axpo.report.summary import verdict
+
+Estimates = Mapping[str, Mapping[str, float]]
+
+
+def print_evaluation(result: Mapping[str, Any]) -> None:
+    """`evaluation.json` with its parts side by side."""
+    columns: dict[str, Estimates] = {"all": result["metrics"]}
+    for key, parts in result["by"].items():
+        columns |= {f"{key} {value}": part["metrics"] for value, part in parts.items()}
+    title = f"{result['questions']} {result['split']} questions x {result['samples']} samples"
+    _print(title, columns)
+    if result["unscored"]:
+        Console().print(f"{result['unscored']} rollouts were not scored (infrastructure faults)")
+
+
+def print_diagnostics(result: Mapping[str, Any]) -> None:
+    """`diagnosis.json`: the gap's rates, then what failed prefixes could still have led to."""
+    _print("The Thinking-Acting Gap", {"all questions": result["metrics"]})
+    columns = {
+        f"{name} ({part['prefixes']})": part["metrics"]
+        for name, part in result["prefixes"].items()
+        if part["metrics"]
+    }
+    if columns:
+        title = f"Failed prefixes, {result['prefix_samples']} continuations each, K = {result['k']}"
+        _print(title, columns)
+    else:
+        Console().print("No question was triggered: there is no failed prefix to resample.")
+
+
+def print_comparison(runs: Sequence[Path]) -> None:
+    """Each pair of evaluated runs, the earlier one as baseline."""
+    for first, second in combinations(runs, 2):
+        comparison = compare_runs(first, second)
+        said = verdict((second.name, first.name), comparison)
+        if said is not None:
+            Console().print(said.text)
+        _print(f"{second.name} - {first.name}", {"difference": comparison["difference"]})
+
+
+def _print(title: str, columns: Mapping[str, Estimates]) -> None:
+    table = Table("metric", *columns, title=title, title_justify="left")
+    for metric in evaluation_order(list(dict.fromkeys(m for c in columns.values() for m in c))):
+        table.add_row(label(metric), *(_cell(column.get(metric)) for column in columns.values()))
+    Console().print(table)
+
+
+def _cell(estimate: Mapping[str, float] | None) -> str:
+    if estimate is None:
+        return ""
+    digits = 1 if abs(estimate["value"]) >= 10 else 3
+    value, low, high = (f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

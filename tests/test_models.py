@@ -1,0 +1,141 @@
+"""What engine and trainer share of the model: positions and picture features."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from axpo.models.loading import Checkpoint
+from axpo.models.positions import Grid, rope_positions
+from axpo.models.vision import Features, PixelCache, encode_pictures, encoder_outputs
+from axpo.tree import ImageSpan, picture_digest
+from tiny import tiny_checkpoint, tiny_picture
+
+SIZES = ((64, 64), (48, 64), (32, 32), (64, 64), (128, 16), (48, 64), (16, 96))
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    torch.set_num_threads(1)
+    return tiny_checkpoint(0)
+
+
+def page(
+    checkpoint: Checkpoint, grids: list[Grid], gaps: list[int]
+) -> tuple[list[int], list[ImageSpan]]:
+    """Tokens with `gaps[i]` words before picture i, and the last gap after the last."""
+    tokens: list[int] = []
+    spans: list[ImageSpan] = []
+    for grid, gap in zip(grids, gaps, strict=False):
+        tokens += [1] * gap
+        length = grid[0] * grid[1] * grid[2] // checkpoint.merge_size**2
+        spans.append(ImageSpan(str(len(spans)), len(tokens), length))
+        tokens += [checkpoint.image_token] * length
+    return tokens + [1] * gaps[-1], spans
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_positions_are_the_models_own(checkpoint: Checkpoint, seed: int) -> None:
+    draws = random.Random(seed)
+    grids = [
+        (1, 2 * draws.randint(1, 9), 2 * draws.randint(1, 9)) for _ in range(draws.randrange(4))
+    ]
+    gaps = [draws.randint(1, 7) for _ in range(len(grids) + 1)]
+    tokens, spans = page(checkpoint, grids, gaps)
+    got, following = rope_positions(
+        len(tokens), zip(spans, grids, strict=True), 0, checkpoint.merge_size
+    )
+    ids = torch.tensor([tokens])
+    expected, _ = checkpoint.model.model.get_rope_index(
+        ids,
+        (ids == checkpoint.image_token).int(),
+        torch.tensor(grids) if grids else None,
+    )
+    assert torch.equal(got, expected[:, 0])
+    assert following == expected.max() + 1
+    # A later run starts where the one before it ends, on all axes.
+    shifted, end = rope_positions(
+        len(tokens), zip(spans, grids, strict=True), 100, checkpoint.merge_size
+    )
+    assert torch.equal(shifted, got + 100)
+    assert end == following + 100
+
+
+def test_positions_of_a_wide_picture_are_pinned() -> None:
+    spans = [(ImageSpan("a", 2, 3), (1, 2, 6))]
+    positions, following = rope_positions(6, spans, 10, 2)
+    assert positions.tolist() == [
+        [10, 11, 12, 12, 12, 15],
+        [10, 11, 12, 12, 12, 15],
+        [10, 11, 12, 13, 14, 15],
+    ]
+    assert following == 16
+
+
+def test_positions_name_a_resized_picture() -> None:
+    with pytest.raises(ValueError, match="picture a has 4 placeholder tokens.*needs 3"):
+        rope_positions(9, [(ImageSpan("a", 2, 4), (1, 2, 6))], 0, 2)
+
+
+def features(checkpoint: Checkpoint, sizes: tuple[tuple[int, int], ...]) -> list[Features]:
+    cache = PixelCache(checkpoint.image_processor)
+    pictures = [tiny_picture(i, size) for i, size in enumerate(sizes)]
+    pixels = [cache(picture_digest(picture), picture) for picture in pictures]
+    with torch.no_grad():
+        together = encode_pictures(checkpoint.model, pixels)
+        for i, own in enumerate(pixels):
+            (alone,) = encode_pictures(checkpoint.model, [own])
+            assert len(alone.embeds) == own.tokens(checkpoint.merge_size)
+            for one, other in zip(
+                (together[i].embeds, *together[i].deepstack),
+                (alone.embeds, *alone.deepstack),
+                strict=True,
+            ):
+                assert (one - other).abs().max() < 3e-5 * other.abs().max()
+    return together
+
+
+def test_pictures_together_are_pictures_alone(checkpoint: Checkpoint) -> None:
+    """Whatever their sizes and order; and no two pictures look alike."""
+    together = features(checkpoint, SIZES)
+    assert (together[0].embeds - together[3].embeds).abs().max() > 0.1
+
+
+def test_features_stand_for_pixels(checkpoint: Checkpoint) -> None:
+    """Precomputed features give the logits that transformers' own attention gives pixels."""
+    pictures = [tiny_picture(i, size) for i, size in enumerate(SIZES[:3])]
+    cache = PixelCache(checkpoint.image_processor)
+    pixels = [cache(picture_digest(picture), picture) for picture in pictures]
+    grids = [p.grid for p in pixels]
+    tokens, spans = page(checkpoint, grids, [3, 2, 4, 5])
+    positions, _ = rope_positions(
+        len(tokens), zip(spans, grids, strict=True), 0, checkpoint.merge_size
+    )
+    ids = torch.tensor([tokens])
+    vision = checkpoint.model.model.visual.config
+    with torch.no_grad():
+        got = checkpoint.model(
+            input_ids=ids,
+            position_ids=positions[:, None],
+            mm_encoder_outputs=encoder_outputs(encode_pictures(checkpoint.model, pixels)),
+        ).logits
+        batched, vision._attn_implementation = vision._attn_implementation, "sdpa"
+        expected = checkpoint.model(
+            input_ids=ids,
+            mm_token_type_ids=(ids == checkpoint.image_token).int(),
+            **checkpoint.image_processor(images=pictures, return_tensors="pt"),
+        ).logits
+        vision._attn_implementation = batched
+    assert (got - expected).abs().max() < 1e-4
+    assert encoder_outputs([]) is None
+
+
+def test_pixels_are_kept_by_content(checkpoint: Checkpoint) -> None:
+    cache = PixelCache(checkpoint.image_processor, capacity=2)
+    pictures = {name: tiny_picture(i) for i, name in enumerate("abc")}
+    first = {name: cache(name, picture) for name, picture in pictures.items()}
+    assert cache("c", pictures["c"]) is first["c"]
+    assert cache("a", pictures["a"]) is not first["a"]  # the oldest left
+    assert cache("b", pictures["b"]) is not first["b"]

@@ -1,0 +1,100 @@
+"""The live view: a panel that fits the terminal, plain lines elsewhere, an ETA that adds up."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from axpo.report import live
+from axpo.report.live import LiveView, duration, sparkline
+
+METRICS = {"tool_rate": 0.34, "all_wrong_tool": 0.42, "reward_mean": 0.5, "recovery_rate": 0.13}
+
+
+def screen(width: int, terminal: bool) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
+
+
+def output(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_panel_fits_and_shows_the_key_figures(width: int) -> None:
+    view = LiveView("AXPO", 60, plain=False, console=screen(width, True))
+    for step in range(1, 31):
+        view.update(step, METRICS | {"rollouts": 128, "loss": 0.01, "tool_rate": step / 60})
+    view.phase("resampling")
+    console = screen(width, False)
+    console.print(view.render())
+    lines = output(console).splitlines()
+    assert max(len(line) for line in lines) <= width
+    text = " ".join(lines)
+    for part in ("step 30/60", "ETA", "resampling", "tool rate", "50 %", "recovery", "13 %"):
+        assert part in text
+    if width >= 80:
+        assert len(lines) == 4 + (3 if width >= live.WIDE else 6)
+
+
+def test_terminal_session_draws_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = screen(80, True)
+    with LiveView("AXPO", 2, console=console) as view:
+        view.phase("sampling")
+        view.update(1, METRICS)
+        view.update(2, METRICS)
+    assert not view.plain
+    assert "done" in output(console) and "step 2/2" in output(console)
+
+
+def test_plain_lines_come_at_once_and_every_few_seconds() -> None:
+    console = screen(80, False)
+    with LiveView("AXPO", 10, console=console, interval=0.05) as view:
+        assert "step 0/10 (0 %)" in output(console)
+        view.phase("sampling")
+        view.update(1, METRICS)
+        time.sleep(0.2)
+    lines = output(console).splitlines()
+    assert view.plain
+    assert 3 <= len(lines) <= 7
+    assert "sampling" in lines[-2] and "ETA" in lines[-2] and "tool rate 34 %" in lines[-2]
+    assert "done" in lines[-1]
+
+
+def test_a_failure_ends_as_stopped() -> None:
+    console = screen(80, False)
+    with pytest.raises(KeyboardInterrupt), LiveView("AXPO", 10, console=console):
+        raise KeyboardInterrupt
+    assert "stopped" in output(console).splitlines()[-1]
+
+
+def test_eta_follows_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    view = LiveView("AXPO", 60, plain=True, start=30, interval=1e6, console=screen(80, False))
+    with view:
+        assert view.eta() is None
+        now[0] += 20
+        view.update(40, {})
+        assert view.eta() == pytest.approx(40)
+        now[0] += 15
+        assert view.eta() == pytest.approx(25)
+
+
+def test_rates_are_counts_over_the_time_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    view = LiveView("SFT", 5, plain=True, console=screen(80, False))
+    now[0] = 4.0
+    view.update(1, {"tokens_sampled": 1000.0, "rollouts": 32.0, "extra_samples": 0.25})
+    assert "samples/s 10 | tokens/s 250" in view.line()
+
+
+def test_sparkline_and_duration() -> None:
+    assert sparkline([0, 1], 10) == "▁█"
+    assert sparkline([0.3, 0.3], 10) == "▁▁"
+    assert len(sparkline(list(range(1000)), 24)) == 24
+    assert [duration(s) for s in (9, 75, 4000)] == ["0:09", "1:15", "1:06:40"]
