@@ -129,8 +129,11 @@ def fresh_logprobs(
     positions, _ = model.model.get_rope_index(ids, inputs["mm_token_type_ids"], grids)
     if arange:
         positions = torch.arange(len(tokens)).expand(3, 1, -1)
+    vision = model.model.visual.config
+    implementation, vision._attn_implementation = vision._attn_implementation, "sdpa"
     with torch.no_grad():
         logits = model(input_ids=ids, position_ids=positions, use_cache=False, **inputs).logits[0]
+    vision._attn_implementation = implementation
     logits[:, list(sampling.banned)] = float("-inf")
     return (logits / (sampling.temperature or 1.0)).log_softmax(-1)
 

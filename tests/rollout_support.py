@@ -8,7 +8,6 @@ from typing import Any
 
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Finish, Request
-from axpo.models.vision import PixelCache
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Example
@@ -86,7 +85,7 @@ def decode(tokens: Any) -> str:
 
 def make_rendering(tools: Mapping[str, Tool] | None = None) -> Rendering:
     tools = make_tools([ZOOM]) if tools is None else tools
-    return Rendering(CHECKPOINT, PixelCache(CHECKPOINT.image_processor), tools)
+    return Rendering(CHECKPOINT, tools)
 
 
 def make_agent(

@@ -75,7 +75,7 @@ def test_positions_of_a_wide_picture_are_pinned() -> None:
 
 
 def test_positions_name_a_resized_picture() -> None:
-    with pytest.raises(ValueError, match="picture a has 4 placeholder tokens.*needs 3"):
+    with pytest.raises(ValueError, match=r"picture a has 4 placeholder tokens.*needs 3"):
         rope_positions(9, [(ImageSpan("a", 2, 4), (1, 2, 6))], 0, 2)
 
 

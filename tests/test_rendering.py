@@ -53,8 +53,7 @@ def test_the_prompt_is_the_familys_with_every_picture_expanded() -> None:
 
 
 def test_system_text_and_no_tools() -> None:
-    pixels = PixelCache(CHECKPOINT.image_processor)
-    rendering = Rendering(CHECKPOINT, pixels, {}, system="Be brief.")
+    rendering = Rendering(CHECKPOINT, {}, system="Be brief.")
     prompt, _ = rendering.prompt(example(images=()), "p")
     assert decode(prompt.tokens) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhich digit?<|im_end|>\n" + OPEN
@@ -133,8 +132,7 @@ def test_a_checkpoint_without_thinking_opens_none() -> None:
     assert detect_thinking(tokenizer)
     tokenizer.chat_template = turns + "<|im_start|>assistant\n"
     assert not detect_thinking(tokenizer)
-    pixels = PixelCache(CHECKPOINT.image_processor)
-    rendering = Rendering(replace(CHECKPOINT, tokenizer=tokenizer), pixels, {})
+    rendering = Rendering(replace(CHECKPOINT, tokenizer=tokenizer), {})
     prompt, _ = rendering.prompt(example(images=()), "p")
     assert decode(prompt.tokens).endswith("<|im_start|>assistant\n")
     assert rendering.parse(encode("7<|im_end|>")).answer == "7"
@@ -142,8 +140,7 @@ def test_a_checkpoint_without_thinking_opens_none() -> None:
 
 
 def test_placeholders_and_pictures_must_agree() -> None:
-    pixels = PixelCache(CHECKPOINT.image_processor)
-    rendering = Rendering(CHECKPOINT, pixels, {}, system="<|image_pad|>")
+    rendering = Rendering(CHECKPOINT, {}, system="<|image_pad|>")
     with pytest.raises(RenderingError, match="segment p: 1 placeholders for 0 pictures"):
         rendering.prompt(example(images=()), "p")
 
@@ -252,7 +249,9 @@ def test_pictures_are_preprocessed_once() -> None:
             Counting.made += digest not in self._pixels
             return super().__call__(digest, image)
 
-    rendering = Rendering(CHECKPOINT, Counting(CHECKPOINT.image_processor), {})
+    checkpoint = replace(CHECKPOINT)
+    vars(checkpoint)["pixels"] = Counting(checkpoint.image_processor)
+    rendering = Rendering(checkpoint, {})
     for _ in range(3):
         rendering.prompt(example(), "p")
     assert Counting.made == 1

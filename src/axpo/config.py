@@ -37,8 +37,6 @@ class Section(BaseModel):
 class ModelSettings(Section):
     path: str = "lab-base"
     """Checkpoint folder or Hub id; "lab-base" is the tiny base model that the package ships."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights' type while training and sampling."""
     device: str = "auto"
     """torch device; "auto" takes a GPU when there is one."""
     threads: NonNegativeInt = 1

@@ -24,7 +24,7 @@ from axpo.engines.slots import SlotPool
 from axpo.engines.stats import EngineStats
 from axpo.engines.weights import copy_weights
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import PixelCache, Pixels
+from axpo.models.vision import Pixels
 
 
 class TransformersEngine:
@@ -49,7 +49,7 @@ class TransformersEngine:
         self._memory = SlotMemory(model.config.text_config, slots, model.dtype, model.device)
         self._pool = SlotPool(self._memory, slots)
         self._runner = Runner(checkpoint, self._memory)
-        self._pixels = PixelCache(checkpoint.image_processor)
+        self._pixels = checkpoint.pixels
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []  # row i of the memory computes for _running[i]
         self._sampler: Sampler | None = None

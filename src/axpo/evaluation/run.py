@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from axpo.evaluation.summary import compare, summarize
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, torch_settings
+from axpo.rollout.setup import build_agent, build_task, torch_device
 from axpo.store import load_groups
 from axpo.tasks.base import Example
 from axpo.training.monitor import Monitor
-from axpo.tree import Branch, Group
+from axpo.tree import Group
 
 EVALUATION, DIAGNOSIS = "evaluation", "diagnosis"
 RECENT = 64
@@ -44,7 +45,7 @@ def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     async def run() -> list[Group]:
         agent = _agent(config, model)
         try:
-            return await _sample(config, agent, model, out, _show(monitor, "eval"))
+            return await _sample(config, agent, model, out, _show_questions(monitor))
         finally:
             await agent.engine.close()
 
@@ -70,16 +71,16 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
         try:
             groups = await _sample(config, agent, model, out, None)
             probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
-            monitor.start("diagnose", 0, max(1, len({p.prefix.group for p in probes})))
+            monitor.start("diagnose", 0, max(1, len(probes)))
             identity = _identity(config, model) | {
                 "probes": [[p.prefix.source, p.prefix.cut] for p in probes],
                 "prefix_samples": config.eval.prefix_samples,
             }
             grown = await driver.resample_prefixes(
-                groups, probes, _resampler(agent), config.eval.prefix_samples, seed,
+                groups, probes, partial(resample, agent), config.eval.prefix_samples, seed,
                 Shelf(out / DIAGNOSIS, identity), release=agent.engine.release,
                 in_flight=max(1, config.engine.slots // config.eval.prefix_samples),
-                progress=_show(monitor, "diagnose"),
+                progress=_show_prefixes(monitor),
             )  # fmt: skip
         finally:
             await agent.engine.close()
@@ -94,18 +95,24 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
 
 def evaluated_groups(out: Path) -> list[Group]:
     """The groups that `evaluate` left in a run's folder."""
+    _evaluated(out)
     files = sorted((out / EVALUATION).glob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"no evaluation in {out}; run `axpo eval` with --out {out} first")
     return [group for file in files for group in load_groups(file)]
 
 
 def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
     """`summary.compare` of two evaluated run folders, baseline first; k as evaluated."""
-    k = {json.loads((out / f"{EVALUATION}.json").read_text())["k"] for out in (first, second)}
+    k = {_evaluated(out)["k"] for out in (first, second)}
     if len(k) != 1:
         raise ValueError(f"{first} and {second} were evaluated with k = {sorted(k)}; expected one")
     return compare(evaluated_groups(first), evaluated_groups(second), k.pop(), seed)
+
+
+def _evaluated(out: Path) -> dict[str, Any]:
+    file = out / f"{EVALUATION}.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no evaluation in {out}; run `axpo eval` with --out {out} first")
+    return json.loads(file.read_text())
 
 
 async def _sample(
@@ -132,16 +139,8 @@ async def _sample(
     )
 
 
-def _resampler(agent: Agent) -> driver.Resample:
-    async def grow(group: Group, branch: Branch, k: int, seed: int) -> None:
-        await resample(agent, group, branch, k, seed)
-
-    return grow
-
-
 def _agent(config: Config, model: str) -> Agent:
-    dtype, device = torch_settings(config.model)
-    return build_agent(config, load_checkpoint(model, dtype, device))
+    return build_agent(config, load_checkpoint(model, torch_device(config.model)))
 
 
 def _questions(config: Config) -> int:
@@ -149,22 +148,36 @@ def _questions(config: Config) -> int:
     return config.eval.questions if size is None else min(size, config.eval.questions)
 
 
-def _show(monitor: Monitor, kind: str) -> Progress:
+def _show_questions(monitor: Monitor) -> Progress:
     def progress(done: Sequence[Group], total: int) -> None:
-        monitor.step(kind, len(done) - 1, gap(done[-RECENT:]))
+        monitor.step("eval", len(done) - 1, gap(done[-RECENT:]))
+
+    return progress
+
+
+def _show_prefixes(monitor: Monitor) -> Progress:
+    def progress(done: Sequence[Group], total: int) -> None:
+        found = [b.recovered for group in done for b in group.branches]
+        scored = [float(r) for r in found if r is not None]
+        figures = {"recovery_any": sum(scored) / len(scored)} if scored else {}
+        monitor.step("diagnose", len(found) - 1, figures)
 
     return progress
 
 
 def _identity(config: Config, model: str) -> dict[str, Any]:
     """What the groups depend on; the number of questions may grow."""
+    sections = {"task": config.task, "rollout": config.rollout}
     return {
         "model": _fingerprint(model),
-        "split": config.eval.split,
-        "samples": config.eval.samples,
-        "seed": config.run.seed,
-        "task": config.task.model_dump(mode="json"),
-        "rollout": config.rollout.model_dump(mode="json"),
+        "eval.split": config.eval.split,
+        "eval.samples": config.eval.samples,
+        "run.seed": config.run.seed,
+        **{
+            f"{name}.{key}": value
+            for name, section in sections.items()
+            for key, value in section.model_dump(mode="json").items()
+        },
     }
 
 
@@ -184,8 +197,8 @@ def _fingerprint(model: str) -> str:
 
 
 def _step(model: str) -> int | None:
-    found = re.search(r"step-(\d+)", model)
-    return int(found.group(1)) if found else None
+    found = re.findall(r"step-(\d+)", model)
+    return int(found[-1]) if found else None
 
 
 def _write(path: Path, result: dict[str, Any]) -> dict[str, Any]:

@@ -63,10 +63,15 @@ class Summary:
             "metrics": {name: e.to_dict() for name, e in self.metrics.items()},
             "stops": dict(self.stops),
             "by": {
-                key: {value: part.to_dict() for value, part in parts.items()}
+                key: {value: part._part() for value, part in parts.items()}
                 for key, parts in self.by.items()
             },
         }
+
+    def _part(self) -> dict[str, Any]:
+        names = ("questions", "dropped", "unscored", "metrics")
+        whole = self.to_dict()
+        return {name: whole[name] for name in names}
 
 
 def summarize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from axpo.models.attention import use_varlen_vision_attention
+from axpo.models.vision import PixelCache
 
 VISION_TOKENS = (
     "<|vision_start|>",
@@ -34,7 +36,7 @@ class CheckpointError(ValueError):
     """A folder or Hub id that does not hold a usable Qwen3-VL checkpoint."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration.
 
@@ -47,6 +49,11 @@ class Checkpoint:
     image_processor: Any
     banned: tuple[int, ...]
     stop: tuple[int, ...]
+
+    @cached_property
+    def pixels(self) -> PixelCache:
+        """Preprocessed pictures, shared by prompt, engine and trainer."""
+        return PixelCache(self.image_processor)
 
     @property
     def image_token(self) -> int:
@@ -83,14 +90,10 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
     return id
 
 
-def load_checkpoint(
-    path: str | Path,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    *,
-    weights: bool = True,
-) -> Checkpoint:
+def load_checkpoint(path: str | Path, device: str = "cpu", *, weights: bool = True) -> Checkpoint:
     """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
+
+    Weights are float32: AdamW's updates at RL's learning rates are below what bfloat16 resolves.
 
     Dropout does not exist in Qwen3-VL; the model is left in eval mode. Without `weights` the
     model has shapes only (the meta device): enough to render and to count.
@@ -112,7 +115,7 @@ def load_checkpoint(
     if weights:
         # A local folder loads in a moment; a download keeps its bar.
         with _no_progress_bars() if Path(path).is_dir() else nullcontext():
-            model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=dtype)
+            model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
         model = model.to(device)
     else:
         with torch.device("meta"):

@@ -21,6 +21,7 @@ from axpo.rollout.sampling import new_group
 from axpo.rollout.setup import build_rendering, build_task
 from axpo.tree import Group, Origin, Segment
 
+FLOAT32 = 4  # bytes
 COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan"}
 
 
@@ -101,15 +102,14 @@ def _print_costs(console: Console, config: Config, checkpoint: Checkpoint, group
 def costs(config: Config, checkpoint: Checkpoint, prompt: int) -> dict[str, str]:
     """Upper bounds from sizes alone: parameters, weights and optimizer, KV cache, largest tree.
 
-    Training holds weights and gradients in the weights' type, AdamW's two moments in the same,
-    and the reference's weights when there is a KL term. The largest tree is the prompt once, N
+    Training holds weights, gradients and AdamW's two moments, and the reference's weights when
+    there is a KL term. The largest tree is the prompt once, N
     rollouts and every continuation that one question could get, each at its token limit.
     """
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    width = {"float32": 4, "bfloat16": 2}[config.model.dtype]
     copies = 4 + (config.algorithm.kl > 0)
     text = checkpoint.model.config.text_config
-    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * width
+    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * FLOAT32
     algorithm, rollout = config.algorithm, config.rollout
     paths = algorithm.rollouts
     if algorithm.name == "axpo":
@@ -124,7 +124,7 @@ def costs(config: Config, checkpoint: Checkpoint, prompt: int) -> dict[str, str]
         samples += f" + at most {int(algorithm.extra_budget * sequences)} continuations"
     return {
         "parameters": f"{parameters / 1e6:,.1f} M",
-        "weights, gradients, optimizer, reference": _bytes(copies * parameters * width),
+        "weights, gradients, optimizer, reference": _bytes(copies * parameters * FLOAT32),
         "KV cache of a batch": _bytes(kv),
         "prompt of this example": f"{prompt} tokens",
         "largest possible tree": f"{tree:,} tokens",

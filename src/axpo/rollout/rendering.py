@@ -25,7 +25,6 @@ from renderers.qwen3_vl import Qwen3VLRenderer
 
 from axpo.engines.base import Picture
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import PixelCache
 from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
 from axpo.tasks.base import Example
 from axpo.tools.base import Observation, Tool
@@ -65,7 +64,6 @@ class Rendering:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        pixels: PixelCache,
         tools: Mapping[str, Tool],
         system: str | None = None,
     ) -> None:
@@ -76,7 +74,7 @@ class Rendering:
         self.thinking = detect_thinking(self.tokenizer)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
         self._system = system
-        self._pixels = pixels
+        self._pixels = checkpoint.pixels
         self._merge_size = checkpoint.merge_size
         self._image_token = checkpoint.image_token
         self._renderer = Qwen3VLRenderer(self.tokenizer, Qwen3VLRendererConfig())

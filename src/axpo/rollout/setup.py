@@ -10,7 +10,6 @@ import torch
 from axpo.config import Config, ConfigError, ModelSettings, TaskSettings
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import PixelCache
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
@@ -19,14 +18,14 @@ from axpo.tools import make_tools
 from axpo.tools.base import Tool
 
 
-def torch_settings(settings: ModelSettings) -> tuple[torch.dtype, str]:
-    """Set this process's threads; returns the weights' type and the device."""
+def torch_device(settings: ModelSettings) -> str:
+    """Set this process's threads; returns the device."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return getattr(torch, settings.dtype), device
+    return device
 
 
 def build_task(settings: TaskSettings) -> Task:
@@ -47,9 +46,7 @@ def build_task(settings: TaskSettings) -> Task:
 
 def build_rendering(config: Config, checkpoint: Checkpoint) -> Rendering:
     """Prompts and observations for `checkpoint` with the recipe's tools."""
-    return Rendering(
-        checkpoint, PixelCache(checkpoint.image_processor), recipe_tools(config), config.task.system
-    )
+    return Rendering(checkpoint, recipe_tools(config), config.task.system)
 
 
 def recipe_tools(config: Config) -> Mapping[str, Tool]:

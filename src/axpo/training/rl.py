@@ -22,7 +22,7 @@ from axpo.engines.base import Engine
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, torch_settings
+from axpo.rollout.setup import build_agent, build_task, torch_device
 from axpo.store import save_groups
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
@@ -47,9 +47,9 @@ class Run:
 
 def build_run(config: Config, start: Path | str) -> Run:
     """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
-    dtype, device = torch_settings(config.model)
-    checkpoint = load_checkpoint(start, dtype, device)
-    reference = load_checkpoint(start, dtype, device) if config.algorithm.kl > 0 else None
+    device = torch_device(config.model)
+    checkpoint = load_checkpoint(start, device)
+    reference = load_checkpoint(start, device) if config.algorithm.kl > 0 else None
     agent = build_agent(config, checkpoint)
     trainer = Trainer(
         checkpoint,
@@ -158,15 +158,18 @@ def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, flo
         with watch("old_logprobs"):
             old = run.trainer.recompute_logprobs(groups, kl)
     size = len(groups) // rl.updates
-    total: Counter[str] = Counter()
     with watch("update"):
-        for start in range(0, len(groups), size):
-            part = groups[start : start + size]
-            total.update(run.trainer.update(part, loss, algorithm.aggregation, kl, old))
+        parts = [
+            run.trainer.update(groups[start : start + size], loss, algorithm.aggregation, kl, old)
+            for start in range(0, len(groups), size)
+        ]
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
     return {
         name: value if name.startswith(("tokens_", "seconds_")) else value / rl.updates
         for name, value in total.items()
-    }
+    } | {"ratio_max": max(part.get("ratio_max", 1.0) for part in parts)}
 
 
 def counts(groups: Sequence[Group]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from axpo.config import Config
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import build_rendering, build_task, torch_settings
+from axpo.rollout.setup import build_rendering, build_task, torch_device
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
@@ -26,7 +26,7 @@ from axpo.tree import Group
 def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
     """Train `start` on the "sft" split; returns the last checkpoint. Resumes by itself."""
     task = build_task(config.task)
-    checkpoint = load_checkpoint(start, *torch_settings(config.model))
+    checkpoint = load_checkpoint(start, torch_device(config.model))
     rendering = build_rendering(config, checkpoint)
     trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
     folder = out / "checkpoints"

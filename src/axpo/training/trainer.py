@@ -18,7 +18,7 @@ import torch
 from axpo.algorithms.losses import TokenBatch
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import PixelCache, Pixels
+from axpo.models.vision import Pixels
 from axpo.training.packing import (
     Aggregation,
     Item,
@@ -57,8 +57,7 @@ class Trainer:
     """Trains `checkpoint`'s model in place.
 
     `reference` is a second, frozen checkpoint for the KL term, None without one.
-    `total_updates` is the length of the schedule, `temperature` the sampler's, `pixels` a cache
-    to share with the engine.
+    `total_updates` is the length of the schedule, `temperature` the sampler's.
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class Trainer:
         settings: OptimizerSettings,
         total_updates: int,
         temperature: float = 1.0,
-        pixels: PixelCache | None = None,
     ) -> None:
         if reference is not None:
             if reference.model is checkpoint.model:
@@ -86,7 +84,7 @@ class Trainer:
         self.updates = 0
         self.parameters = [p for p in checkpoint.model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, settings)
-        self._pixels = pixels or PixelCache(checkpoint.image_processor)
+        self._pixels = checkpoint.pixels
 
     def update(
         self,

@@ -41,34 +41,36 @@ class DenseBatch:
     place: torch.Tensor
 
 
-def _overlap(a: float, b: float, c: float, d: float) -> float:
-    return max(0.0, min(b, d) - max(a, c))
+_CELL = VIEW / TOKENS_PER_SIDE
+_TOP, _LEFT = (axis.ravel() * _CELL for axis in np.indices((TOKENS_PER_SIDE, TOKENS_PER_SIDE)))
+
+
+def _covered(start: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Length of [low, high] inside each token's [start, start + cell]."""
+    return np.clip(np.minimum(high, start + _CELL) - np.maximum(low, start), 0, None)
 
 
 def token_targets(scene: Scene, box: Box) -> np.ndarray:
     """Targets [16, 6] of a view on `box`: colour, digit, weight, dx, dy, size."""
     out = np.zeros((IMAGE_TOKENS, 6), np.float32)
     out[:, 1] = -1
-    best = np.zeros(IMAGE_TOKENS)
+    best = np.full(IMAGE_TOKENS, 0.2)
     scale = VIEW / (box[2] - box[0])
-    cell = VIEW / TOKENS_PER_SIDE
     for card in scene.cards:
         x1, y1, x2, y2 = ((v - box[i % 2]) * scale for i, v in enumerate(card.box))
         a, b, c, d = ((v - box[i % 2]) * scale for i, v in enumerate(card.digit_box))
         whole = a >= -0.5 and b >= -0.5 and c <= VIEW + 0.5 and d <= VIEW + 0.5
         readable = max(c - a, d - b) >= READABLE_PX
-        for token in range(IMAGE_TOKENS):
-            row, column = divmod(token, TOKENS_PER_SIDE)
-            left, top = column * cell, row * cell
-            area = _overlap(x1, x2, left, left + cell) * _overlap(y1, y2, top, top + cell)
-            share = area / min(cell * cell, (x2 - x1) * (y2 - y1))
-            if share > max(0.2, best[token]):
-                best[token] = share
-                dx, dy = (x1 + x2) / 2 - left - cell / 2, (y1 + y2) / 2 - top - cell / 2
-                out[token] = (
-                    1 + COLOUR_NAMES.index(card.colour), card.digit if whole else -1,
-                    1.0 if readable else 0.2, dx / VIEW, dy / VIEW, (x2 - x1) / VIEW,
-                )  # fmt: skip
+        area = _covered(_LEFT, x1, x2) * _covered(_TOP, y1, y2)
+        share = area / min(_CELL * _CELL, (x2 - x1) * (y2 - y1))
+        here = share > best
+        best[here] = share[here]
+        out[here, 0] = 1 + COLOUR_NAMES.index(card.colour)
+        out[here, 1] = card.digit if whole else -1
+        out[here, 2] = 1.0 if readable else 0.2
+        out[here, 3] = ((x1 + x2) / 2 - _LEFT[here] - _CELL / 2) / VIEW
+        out[here, 4] = ((y1 + y2) / 2 - _TOP[here] - _CELL / 2) / VIEW
+        out[here, 5] = (x2 - x1) / VIEW
     return out
 
 

@@ -1,0 +1,141 @@
+"""The `eval`, `diagnose` and `compare` commands end to end, with a scripted engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from axpo.config import Config, load_config
+from axpo.engines.base import Request
+from axpo.evaluation import run
+from axpo.evaluation.driver import ShelfError
+from axpo.tasks.base import Example
+from rollout_support import FakeEngine, example, make_agent, zoom
+
+ANSWER, WRONG = "</think>7", "</think>0"
+
+
+class FiveQuestions:
+    def size(self, split: str) -> int:
+        return 5
+
+    def example(self, split: str, index: int) -> Example:
+        return example(id=f"{split}{index}", meta={"difficulty": "easy" if index < 2 else "hard"})
+
+
+class CountingMonitor:
+    def __init__(self) -> None:
+        self.started: list[tuple[str, int, int]] = []
+        self.steps: list[int] = []
+
+    def start(self, kind: str, first: int, total: int) -> None:
+        self.started.append((kind, first, total))
+        self.steps = []
+
+    def phase(self, name: str) -> None: ...
+
+    def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.steps.append(step)
+
+
+async def say(request: Request) -> str:
+    """Rollouts 0 and 1 of 4 look and fail; the others answer, right for questions below 2. Of the
+    continuations of r0 the first is right, with a call of its own; those of r1 all fail."""
+    _, question, rollout, *rest = request.id.split("/")
+    if len(rest) == 2:  # a continuation: its call's opening tag is in the prefix
+        first = rest[0] == "c0" and rollout == "r0"
+        if rest[1] == "t2":
+            return ANSWER if first else WRONG
+        return zoom("[500, 500, 900, 900]" if first else "[0, 0, 500, 500]")[len("<tool_call>") :]
+    if rollout in ("r0", "r1"):
+        return f"</think>{zoom()}" if rest == ["t1"] else WRONG
+    return ANSWER if question in ("test0", "test1") else WRONG
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    engine = FakeEngine({}, say)
+    monkeypatch.setattr(run, "build_task", lambda settings: FiveQuestions())
+    monkeypatch.setattr(run, "_agent", lambda config, model: make_agent(engine))
+    return engine
+
+
+def config(*changes: str) -> Config:
+    return load_config(None, ["eval.samples=4", "eval.k=2", "eval.prefix_samples=8", *changes])
+
+
+def test_evaluate_then_diagnose_then_compare(tmp_path: Path, engine: FakeEngine) -> None:
+    monitor = CountingMonitor()
+    result = run.evaluate(config(), "hub/model-step-000040", tmp_path / "a", monitor)
+    assert monitor.started == [("eval", 0, 5)]
+    assert monitor.steps == [0, 1, 2, 3, 4]
+    assert json.loads((tmp_path / "a" / "evaluation.json").read_text()) == result
+    assert (result["model"], result["step"], result["split"]) == (
+        "hub/model-step-000040",
+        40,
+        "test",
+    )
+    values = {name: e["value"] for name, e in result["metrics"].items()}
+    assert values["pass@1"] == pytest.approx(2 / 5 * 1 / 2)
+    assert values["tool_rate"] == 0.5
+    assert values["all_wrong_tool"] == 1.0
+    assert values["all_wrong_no_tool"] == pytest.approx(3 / 5)
+    assert result["by"]["difficulty"]["easy"]["metrics"]["pass@1"]["value"] == 0.5
+    assert sorted(engine.released) == [f"eval/test{i}" for i in range(5)]
+
+    sampled = len(engine.requests)
+    diagnosis = run.diagnose(config(), "hub/model-step-000040", tmp_path / "a", monitor)
+    assert monitor.started[-1] == ("diagnose", 0, 10)
+    assert monitor.steps[-1] == 9
+    # 10 failed prefixes, 8 continuations of 2 turns each; no rollout is sampled again.
+    assert len(engine.requests) - sampled == 10 * 8 * 2
+    assert (diagnosis["triggered"], diagnosis["candidates"]) == (5, 10)
+    every = {n: e["value"] for n, e in diagnosis["prefixes"]["all"]["metrics"].items()}
+    assert diagnosis["prefixes"]["all"]["prefixes"] == 10
+    assert every["recovery_rate"] == pytest.approx((4 / 8) / 2)  # 1 - C(7,4)/C(8,4) for r0
+    assert (every["recovery_any"], every["never_recovered"]) == (0.5, 0.5)
+    assert (every["distinct_calls"], every["single_call"]) == (1.5, 0.5)
+
+    sampled = len(engine.requests)
+    assert run.diagnose(config(), "hub/model-step-000040", tmp_path / "a", monitor) == diagnosis
+    assert len(engine.requests) == sampled
+
+    run.evaluate(config(), "hub/other", tmp_path / "b", monitor)
+    comparison = run.compare_runs(tmp_path / "a", tmp_path / "b")
+    assert comparison["difference"]["pass@2"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert comparison["probability_better"]["pass@1"] == 0.5
+
+
+def test_what_was_made_otherwise_is_refused(tmp_path: Path, engine: FakeEngine) -> None:
+    monitor = CountingMonitor()
+    run.evaluate(config("eval.questions=2"), "hub/model", tmp_path, monitor)
+    sampled = len(engine.requests)
+    run.evaluate(config(), "hub/model", tmp_path, monitor)
+    assert {r.group for r in engine.requests[sampled:]} == {f"eval/test{i}" for i in (2, 3, 4)}
+    with pytest.raises(ShelfError, match=r"rollout.max_turns: expected 2, got 3\); remove"):
+        run.evaluate(config("rollout.max_turns=2"), "hub/model", tmp_path, monitor)
+    with pytest.raises(ShelfError, match="model: expected 'hub/other', got 'hub/model'"):
+        run.evaluate(config(), "hub/other", tmp_path, monitor)
+
+
+def test_comparing_what_was_not_evaluated_alike(tmp_path: Path, engine: FakeEngine) -> None:
+    monitor = CountingMonitor()
+    run.evaluate(config(), "hub/model", tmp_path / "a", monitor)
+    run.evaluate(config("eval.k=4"), "hub/model", tmp_path / "b", monitor)
+    with pytest.raises(ValueError, match=r"k = \[2, 4\]"):
+        run.compare_runs(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match="no evaluation in"):
+        run.compare_runs(tmp_path / "a", tmp_path / "c")
+
+
+def test_a_retrained_checkpoint_is_another_model(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = run._fingerprint(str(tmp_path))
+    assert run._fingerprint(str(tmp_path)) == before
+    weights.write_bytes(b"two")
+    assert run._fingerprint(str(tmp_path)) != before
+    assert run._fingerprint("hub/model") == "hub/model"
