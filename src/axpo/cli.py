@@ -24,9 +24,6 @@ Overrides = Annotated[
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="settings on top of the recipe"),
 ]
 Out = Annotated[Path, typer.Option("--out", help="the run's folder; a run in it goes on")]
-Model = Annotated[
-    str, typer.Option("--model", help="run folder, checkpoint folder or Hub id to look at")
-]
 
 
 @app.command()
@@ -52,22 +49,14 @@ def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(
-    recipe: Recipe,
-    out: Out,
-    overrides: Overrides = None,
-    start: Annotated[
-        str | None,
-        typer.Option("--start", help="start (and KL reference): run, checkpoint or Hub id"),
-    ] = None,
-) -> None:
-    """Train with the recipe's algorithm (algorithm.name: grpo or axpo)."""
+def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+    """Train model.path (start and KL reference) with algorithm.name: grpo or axpo."""
     config = load_config(recipe, overrides or ())
     _claim(out, config)
     from axpo.report.monitor import RunMonitor
     from axpo.training import rl
 
-    model = _model_path(start or config.model.path)
+    model = _model_path(config.model.path)
     title = f"{config.algorithm.name.upper()} {out.name}"
     with RunMonitor(out, title, config.run.tensorboard) as monitor:
         last = rl.train(config, model, out, monitor)
@@ -75,28 +64,28 @@ def train(
 
 
 @app.command("eval")
-def evaluate(recipe: Recipe, out: Out, model: Model, overrides: Overrides = None) -> None:
-    """Pass@1, Pass@k and the gap's rates of a model, with intervals."""
+def evaluate(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+    """Pass@1, Pass@k and the gap's rates of model.path, with intervals."""
     config = load_config(recipe, overrides or ())
     from axpo.evaluation.run import evaluate
     from axpo.report.monitor import RunMonitor
     from axpo.report.tables import print_evaluation
 
     with RunMonitor(out, f"evaluate {out.name}") as monitor:
-        result = evaluate(config, _model_path(model), out, monitor)
+        result = evaluate(config, _model_path(config.model.path), out, monitor)
     print_evaluation(result)
 
 
 @app.command()
-def diagnose(recipe: Recipe, out: Out, model: Model, overrides: Overrides = None) -> None:
-    """The Thinking-Acting Gap of a model: resample failed prefixes, count calls and recoveries."""
+def diagnose(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+    """The Thinking-Acting Gap of model.path: resample failed prefixes, count what they lead to."""
     config = load_config(recipe, overrides or ())
     from axpo.evaluation.run import diagnose
     from axpo.report.monitor import RunMonitor
     from axpo.report.tables import print_diagnostics
 
     with RunMonitor(out, f"diagnose {out.name}") as monitor:
-        result = diagnose(config, _model_path(model), out, monitor)
+        result = diagnose(config, _model_path(config.model.path), out, monitor)
     print_diagnostics(result)
 
 

@@ -36,7 +36,7 @@ class Section(BaseModel):
 
 class ModelSettings(Section):
     path: str = "lab-base"
-    """Checkpoint folder or Hub id; "lab-base" is the tiny base model that the package ships."""
+    """Run folder (its newest checkpoint), checkpoint, Hub id, or "lab-base", the shipped model."""
     device: str = "auto"
     """torch device; "auto" takes a GPU when there is one."""
     threads: NonNegativeInt = 1

@@ -105,22 +105,21 @@ def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -
         parts = [command, str(recipe), *overrides, *args, "--out", str(folder)]
         return Stage(name, parts, folder, kind, sizes[kind], guess, after)
 
-    start = str(out / "sft")
-    grpo = "algorithm.name=grpo"
+    grpo, start = "algorithm.name=grpo", f"model.path={out / 'sft'}"
     stages = [
         stage("sft", "sft", "sft", 180, after=()),
-        stage("grpo", "train", "rl", 120, grpo, "--start", start, after=("sft",)),
-        stage("axpo", "train", "rl", 160, "--start", start, after=("sft",)),
+        stage("grpo", "train", "rl", 120, grpo, start, after=("sft",)),
+        stage("axpo", "train", "rl", 160, start, after=("sft",)),
     ]
     runs = [s.name for s in stages]
     for name in runs:
-        model = ("--model", str(out / name))
-        stages.append(stage(f"evaluate {name}", "eval", "eval", 60, *model, after=(name,)))
+        model = f"model.path={out / name}"
+        stages.append(stage(f"evaluate {name}", "eval", "eval", 60, model, after=(name,)))
     for name in runs:
-        model = ("--model", str(out / name))
+        model = f"model.path={out / name}"
         stages.append(
             stage(
-                f"diagnose {name}", "diagnose", "diagnose", 30, *model, after=(f"evaluate {name}",)
+                f"diagnose {name}", "diagnose", "diagnose", 30, model, after=(f"evaluate {name}",)
             )
         )
     folders = [str(out / name) for name in runs]
