@@ -334,6 +334,34 @@ class EngineParity(EngineBehaviour):
         for path in run(main()):
             self.check(checkpoint, *zip(*path, strict=True))
 
+    def test_settings_of_neighbours(self, checkpoint: Checkpoint, writer: Writer) -> None:
+        """Rows come and go, each with its own settings; none takes on another's."""
+        palette: list[dict[str, Any]] = [
+            {"temperature": 0.3},
+            {"temperature": 1.7, "banned": (*checkpoint.banned, *range(0, WORDS, 3))},
+            {"temperature": 0.0},
+            {"top_k": 2},
+        ]
+
+        async def agent(engine: Engine, i: int) -> list[tuple[Request, Completion]]:
+            request = writer.request(f"g{i}", (), max_tokens=2 + 3 * i, **palette[i])
+            path = [(request, await engine.generate(request))]
+            for turn in range(1, 4):
+                settings = palette[(i + turn) % 4]
+                request = writer.follow(*path[-1], (), max_tokens=2 + 2 * i, **settings)
+                path.append((request, await engine.generate(request)))
+            return path
+
+        async def main() -> list[list[tuple[Request, Completion]]]:
+            engine = self.make(checkpoint)
+            return await asyncio.gather(*(agent(engine, i) for i in range(4)))
+
+        for path in run(main()):
+            self.check(checkpoint, *zip(*path, strict=True))
+            for request, done in path:
+                assert not set(done.tokens) & set(request.sampling.banned)
+                assert run(self.make(checkpoint).generate(request)).tokens == done.tokens
+
     def test_forks(self, checkpoint: Checkpoint, writer: Writer) -> None:
         """From a cut behind `<tool_call>`, and in the middle of later text."""
 

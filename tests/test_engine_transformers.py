@@ -181,6 +181,22 @@ class TestFaults:
 
         run(main())
 
+    def test_failed_row_does_not_poison_its_successor(
+        self, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """What a failed pass stored is NaN; masked, NaN is still NaN."""
+        engine = TransformersEngine(checkpoint)
+        norm = checkpoint.model.model.language_model.layers[0].input_layernorm.weight
+        with torch.no_grad():
+            norm.fill_(float("nan"))
+        with pytest.raises(EngineError, match="not finite"):
+            run(engine.generate(writer.request("long", (128,))))
+        with torch.no_grad():
+            norm.fill_(1.0)
+        requests = [writer.request("short", (), max_tokens=4), writer.request("tall", (128,))]
+        for request, done in zip(requests, run(ask(engine, requests)), strict=True):
+            assert difference(checkpoint, request, done) < 1e-5
+
     def test_loop_can_end_in_the_middle(self, checkpoint: Checkpoint, writer: Writer) -> None:
         engine = TransformersEngine(checkpoint)
         request = writer.request(max_tokens=10**6, stop=())

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from axpo.algorithms import ALGORITHMS
-from axpo.config import parse_config
+from axpo.config import UserError, parse_config
 from axpo.report.names import BASE_COLOURS, colours, smooth
 from axpo.report.plots import comparison_png
 from axpo.report.runs import RunView, distinct_names
@@ -216,7 +216,7 @@ def test_run_view_reads_a_run_folder(tmp_path: Path) -> None:
 def test_run_view_of_an_empty_folder_is_empty_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
     run = RunView.load(tmp_path)
     assert (run.name, run.metrics, run.trees, run.evaluation) == (tmp_path.name, [], {}, None)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         RunView.load(tmp_path / "nowhere")
 
 

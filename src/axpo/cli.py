@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from axpo.config import Config, ConfigError, load_config
+from axpo.config import Config, ConfigError, UserError, load_config
 
 app = typer.Typer(
     help="Train vision-language agents to use tools with AXPO.",
@@ -161,5 +161,5 @@ def main() -> None:
     """Run the command; a wrong setting ends with its message, not with a traceback."""
     try:
         app()
-    except ConfigError as error:
+    except UserError as error:
         sys.exit(f"axpo: {error}")

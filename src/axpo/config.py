@@ -24,7 +24,11 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """Something that whoever runs a command can put right; the command prints the message alone."""
+
+
+class ConfigError(UserError):
     """A setting that is unknown, ineffective or out of range; the message names the key."""
 
 

@@ -21,14 +21,14 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from axpo.config import Config
+from axpo.config import Config, UserError
 from axpo.report.live import duration
 from axpo.report.metrics import read_metrics
 
 DONE = "done.json"
 
 
-class StageError(RuntimeError):
+class StageError(UserError):
     """A stage's process failed; the message holds the end of its log."""
 
 

@@ -26,6 +26,10 @@ from axpo.engines.weights import copy_weights
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 
+PATIENCE = 4
+"""Rounds that a few requests wait for more to come, while many rows run: a prefill and a vision
+call cost about as much for one as for several."""
+
 
 class TransformersEngine:
     """Implements `axpo.engines.base.Engine` with the model of `checkpoint`.
@@ -55,6 +59,7 @@ class TransformersEngine:
         self._sampler: Sampler | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._patience = PATIENCE
         self.stats = EngineStats()
 
     @property
@@ -118,10 +123,22 @@ class TransformersEngine:
 
     def _round(self) -> None:
         """Admit and prefill until nothing more fits, then one token for every running row."""
-        while wave := self._admit():
-            self._prefill(wave)
+        if self._worth_admitting():
+            while wave := self._admit():
+                self._prefill(wave)
         if self._running:
             self._step()
+
+    def _worth_admitting(self) -> bool:
+        """Whether enough waits, or waits for long enough, to interrupt the running rows."""
+        if not self._waiting:
+            self._patience = PATIENCE
+            return False
+        self._patience -= 1
+        if self._patience >= 0 and len(self._waiting) < len(self._running) / PATIENCE:
+            return False
+        self._patience = PATIENCE
+        return True
 
     def _admit(self) -> list[Job]:
         """Give waiting jobs a row, first come first served; those to prefill, shortest first.

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from axpo.config import UserError
 from axpo.evaluation.diagnostics import Probe
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
@@ -35,7 +36,7 @@ CHUNK = 8
 """Groups a file: what a kill can cost at most, besides those in flight."""
 
 
-class ShelfError(ValueError):
+class ShelfError(UserError):
     """A folder that holds another evaluation's groups."""
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.algorithms.subgroups import gap
-from axpo.config import AlgorithmSettings, Config
+from axpo.config import AlgorithmSettings, Config, UserError
 from axpo.evaluation import driver
 from axpo.evaluation.diagnostics import choose_prefixes
 from axpo.evaluation.diagnostics import diagnose as diagnose_groups
@@ -27,7 +27,7 @@ from axpo.evaluation.summary import compare, summarize
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, torch_device
+from axpo.rollout.setup import build_agent, build_task, recipe_tools, torch_device
 from axpo.store import load_groups
 from axpo.tasks.base import Example
 from axpo.training.monitor import Monitor
@@ -111,7 +111,7 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
 def _evaluated(out: Path) -> dict[str, Any]:
     file = out / f"{EVALUATION}.json"
     if not file.is_file():
-        raise FileNotFoundError(f"no evaluation in {out}; run `axpo eval` with --out {out} first")
+        raise UserError(f"no evaluation in {out}; run `axpo eval` with --out {out} first")
     return json.loads(file.read_text())
 
 
@@ -140,7 +140,8 @@ async def _sample(
 
 
 def _agent(config: Config, model: str) -> Agent:
-    return build_agent(config, load_checkpoint(model, torch_device(config.model)))
+    tools = recipe_tools(config)
+    return build_agent(config, load_checkpoint(model, torch_device(config.model)), tools)
 
 
 def _questions(config: Config) -> int:

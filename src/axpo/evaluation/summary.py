@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from axpo.algorithms.subgroups import all_wrong, scored, subgroup
+from axpo.config import UserError
 from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, paired_differences, ratios
 from axpo.evaluation.passk import question_pass_at_k, tally
 from axpo.tree import Group
@@ -30,7 +31,7 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
 """Metrics with a direction, besides Pass@k. Tool use and tokens have none."""
 
 
-class AlignmentError(ValueError):
+class AlignmentError(UserError):
     """Two evaluations that are not of the same questions."""
 
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from axpo.config import UserError
 from axpo.models.attention import use_varlen_vision_attention
 from axpo.models.vision import PixelCache
 
@@ -32,7 +33,7 @@ VISION_TOKENS = (
 """Placeholders that a policy must never sample (the trainer could not place their features)."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A folder or Hub id that does not hold a usable Qwen3-VL checkpoint."""
 
 
@@ -100,7 +101,7 @@ def load_checkpoint(path: str | Path, device: str = "cpu", *, weights: bool = Tr
     """
     path = str(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config: Any = AutoConfig.from_pretrained(path)
     except OSError as error:
         raise CheckpointError(
             f"no checkpoint at {path!r}: {str(error).splitlines()[0]} "

@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from axpo.config import UserError
 from axpo.evaluation.run import compare_runs
 from axpo.report.html import build_report
 from axpo.report.runs import RunView, distinct_names
@@ -52,6 +53,6 @@ def _decoder(folders: Sequence[Path]) -> Callable[[Sequence[int]], list[str]]:
         for path in sorted(folder.glob("checkpoints/step-*/model")):
             tokenizer: Any = AutoTokenizer.from_pretrained(path)
             return lambda ids: [tokenizer.decode([i]) for i in ids]
-    raise FileNotFoundError(
+    raise UserError(
         f"no checkpoint in {', '.join(map(str, folders))}: its tokenizer is needed to show tokens"
     )

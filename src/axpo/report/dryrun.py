@@ -18,7 +18,7 @@ from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
-from axpo.rollout.setup import build_rendering, build_task
+from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tree import Group, Origin, Segment
 
 FLOAT32 = 4  # bytes
@@ -27,19 +27,17 @@ COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OB
 
 def show(config: Config, model: str) -> None:
     """Print the dry run of `config` with the checkpoint at `model`."""
+    task, tools = build_task(config.task), recipe_tools(config)
     console = Console()
     _print_settings(console, config)
-    task = build_task(config.task)
     checkpoint = load_checkpoint(model, weights=False)
-    rendering = build_rendering(config, checkpoint)
+    rendering = Rendering(checkpoint, tools, config.task.system)
     split = "train"
     if task.example("sft", 0).demonstration:
         example = next(
             e for i in range(100) if len((e := task.example("sft", i)).demonstration) > 1 or i == 99
         )
-        group = asyncio.run(
-            demonstrate(rendering, rendering.tools, config.rollout, example, "demonstration")
-        )
+        group = asyncio.run(demonstrate(rendering, tools, config.rollout, example, "demonstration"))
         split = "sft"
     else:
         group = new_group(rendering, task.example(split, 0), "example")

@@ -15,10 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from axpo.config import UserError
+
 FILE_NAME = "metrics.jsonl"
 
 
-class MetricsError(RuntimeError):
+class MetricsError(UserError):
     """Metrics cannot be written as asked; the message says what to do."""
 
 

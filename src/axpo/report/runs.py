@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from axpo.config import UserError
 from axpo.report.metrics import read_metrics
 from axpo.tree import Group
 
@@ -31,7 +32,7 @@ class RunView:
     def load(cls, folder: Path, name: str | None = None) -> RunView:
         """Read a run's folder; what is not there is left empty. `name` defaults to the method's."""
         if not folder.is_dir():
-            raise FileNotFoundError(f"no run at {folder}: expected a folder with metrics.jsonl")
+            raise UserError(f"no run at {folder}: expected a folder with metrics.jsonl")
         config = _json(folder / "config.json") or {}
         metrics = read_metrics(folder)
         found = [(TREE_FILE.search(p.name), p) for p in sorted(folder.glob("trees/*.parquet"))]

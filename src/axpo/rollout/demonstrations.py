@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from axpo.config import RolloutSettings
+from axpo.config import RolloutSettings, UserError
 from axpo.engines.base import Completion, Finish, Request
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class DemonstrationError(ValueError):
+class DemonstrationError(UserError):
     """A demonstration that cannot be learned from; names the example and what is wrong."""
 
 

@@ -44,11 +44,6 @@ def build_task(settings: TaskSettings) -> Task:
     return LabTask()
 
 
-def build_rendering(config: Config, checkpoint: Checkpoint) -> Rendering:
-    """Prompts and observations for `checkpoint` with the recipe's tools."""
-    return Rendering(checkpoint, recipe_tools(config), config.task.system)
-
-
 def recipe_tools(config: Config) -> Mapping[str, Tool]:
     """The recipe's tools by name; raises `ConfigError` for an unknown one."""
     try:
@@ -57,8 +52,8 @@ def recipe_tools(config: Config) -> Mapping[str, Tool]:
         raise ConfigError(f"rollout.tools: {error}") from error
 
 
-def build_agent(config: Config, checkpoint: Checkpoint) -> Agent:
+def build_agent(config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool]) -> Agent:
     """An agent that samples with `checkpoint`'s own weights, in this process."""
-    rendering = build_rendering(config, checkpoint)
+    rendering = Rendering(checkpoint, tools, config.task.system)
     engine = TransformersEngine(checkpoint, config.engine.slots, config.engine.max_prefill_tokens)
-    return Agent(engine, rendering, rendering.tools, config.rollout, grade)
+    return Agent(engine, rendering, tools, config.rollout, grade)

@@ -27,13 +27,14 @@ from typing import Annotated, Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from axpo.config import UserError
 from axpo.tasks.base import Example
 from axpo.tasks.grading import GradingError, check_grader
 
 Text = Annotated[str, Field(min_length=1)]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be used; the message names file, line and field."""
 
 

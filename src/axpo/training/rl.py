@@ -22,7 +22,7 @@ from axpo.engines.base import Engine
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, torch_device
+from axpo.rollout.setup import build_agent, build_task, recipe_tools, torch_device
 from axpo.store import save_groups
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
@@ -47,10 +47,11 @@ class Run:
 
 def build_run(config: Config, start: Path | str) -> Run:
     """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
+    task, tools = build_task(config.task), recipe_tools(config)
     device = torch_device(config.model)
     checkpoint = load_checkpoint(start, device)
     reference = load_checkpoint(start, device) if config.algorithm.kl > 0 else None
-    agent = build_agent(config, checkpoint)
+    agent = build_agent(config, checkpoint, tools)
     trainer = Trainer(
         checkpoint,
         reference,
@@ -59,7 +60,6 @@ def build_run(config: Config, start: Path | str) -> Run:
         config.rollout.temperature,
     )
     algorithm = ALGORITHMS[config.algorithm.name]
-    task = build_task(config.task)
     return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm)
 
 

@@ -14,7 +14,7 @@ from axpo.config import Config
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import build_rendering, build_task, torch_device
+from axpo.rollout.setup import build_task, recipe_tools, torch_device
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
@@ -25,9 +25,9 @@ from axpo.tree import Group
 
 def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
     """Train `start` on the "sft" split; returns the last checkpoint. Resumes by itself."""
-    task = build_task(config.task)
+    task, tools = build_task(config.task), recipe_tools(config)
     checkpoint = load_checkpoint(start, torch_device(config.model))
-    rendering = build_rendering(config, checkpoint)
+    rendering = Rendering(checkpoint, tools, config.task.system)
     trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
     folder = out / "checkpoints"
     last = checkpoints.latest(folder)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from axpo.algorithms.losses import TokenBatch
-from axpo.config import OptimizerSettings
+from axpo.config import OptimizerSettings, UserError
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 from axpo.training.packing import (
@@ -35,7 +35,7 @@ from axpo.tree import Group, TreeError
 LossFunction = Callable[[TokenBatch], tuple[torch.Tensor, dict[str, float]]]
 
 
-class BudgetError(ValueError):
+class BudgetError(UserError):
     """A tree that no micro-batch can hold."""
 
 

@@ -1,0 +1,75 @@
+"""The `axpo` command as a person meets it: help, dry run, and messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "lab.toml"
+
+
+def axpo(*args: str, code: int = 0) -> str:
+    run = subprocess.run(
+        [sys.executable, "-m", "axpo", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "", "COLUMNS": "100", "NO_COLOR": "1"},
+    )
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    return run.stdout + run.stderr
+
+
+def test_help_names_every_command_and_imports_no_torch() -> None:
+    text = axpo("--help")
+    for command in ("quickstart", "sft", "train", "eval", "diagnose", "report", "compare", "show"):
+        assert command in text
+    code = "import sys, axpo.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_show_renders_a_masked_demonstration_with_costs() -> None:
+    text = axpo("show", str(RECIPE), "rl.steps=7")
+    assert "rl.steps" in text and "7" in text
+    assert '<tool_call>\n{"name": "image_zoom_in_tool"' in text
+    assert "<tool_response>" in text and "Answer: " in text
+    assert "1.4 M" in text and "128 rollouts + at most 32 continuations" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["show", "none.toml"], ["no recipe at none.toml"]),
+        (["show", str(RECIPE), "rl.stepz=3"], ["rl.stepz: unknown setting; did you mean 'steps'?"]),
+        (["show", str(RECIPE), "rollout.tools=['zoom']"], ["rollout.tools", "image_zoom_in_tool"]),
+        (["show", str(RECIPE), "task.name=jsonl", "task.path=no.jsonl"], ["no.jsonl", "no such"]),
+        (["report", "nowhere"], ["no run at nowhere"]),
+        (["compare", "nowhere", "elsewhere"], ["nowhere", "axpo eval"]),
+    ],
+)
+def test_mistakes_are_explained(args: list[str], words: list[str]) -> None:
+    text = axpo(*args, code=1)
+    assert text.startswith("axpo: ")
+    for word in words:
+        assert word in text
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    text = axpo(
+        "train", str(RECIPE), f"model.path={tmp_path}", "--out", str(tmp_path / "o"), code=1
+    )
+    assert "no checkpoint in it" in text
+
+
+def test_a_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
+    from axpo.config import load_config
+
+    settings = json.loads(load_config(RECIPE).model_dump_json())
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    text = axpo("train", str(RECIPE), "rl.steps=9", "--out", str(tmp_path), code=1)
+    assert "rl.steps" in text and "80 -> 9" in text and "another --out" in text
