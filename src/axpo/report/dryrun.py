@@ -13,15 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from axpo.config import Config, Section
+from axpo.config import Config, Section, UserError
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.rollout.setup import build_task, recipe_tools
+from axpo.tasks.base import Example, Task
 from axpo.tree import Group, Origin, Segment
 
 FLOAT32 = 4  # bytes
+LOOK_AT = 100
 COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan"}
 
 
@@ -32,17 +34,26 @@ def show(config: Config, model: str) -> None:
     _print_settings(console, config)
     checkpoint = load_checkpoint(model, weights=False)
     rendering = Rendering(checkpoint, tools, config.task.system)
-    split = "train"
-    if task.example("sft", 0).demonstration:
-        example = next(
-            e for i in range(100) if len((e := task.example("sft", i)).demonstration) > 1 or i == 99
-        )
+    split, example = _example(task)
+    if example.demonstration:
         group = asyncio.run(demonstrate(rendering, tools, config.rollout, example, "demonstration"))
-        split = "sft"
     else:
-        group = new_group(rendering, task.example(split, 0), "example")
+        group = new_group(rendering, example, "example")
     _print_group(console, rendering, group, split)
     _print_costs(console, config, checkpoint, group)
+
+
+def _example(task: Task) -> tuple[str, Example]:
+    """A demonstration of several turns if the task has one soon, else its first question."""
+    try:
+        size = task.size("sft")
+    except UserError:  # a data set need not have demonstrations
+        size = 0
+    for index in range(LOOK_AT if size is None else min(size, LOOK_AT)):
+        example = task.example("sft", index)
+        if len(example.demonstration) > 1:
+            return "sft", example
+    return "train", task.example("train", 0)
 
 
 def _print_settings(console: Console, config: Config) -> None:
