@@ -144,7 +144,7 @@ def _save_picture(file: Path, picture: Image.Image) -> None:
     if file.exists():
         return
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    picture.convert("RGB").save(temporary, format="PNG")
+    picture.convert("RGB").save(temporary, format="PNG", compress_level=1)
     temporary.replace(file)
 
 
