@@ -285,7 +285,9 @@ class EngineParity(EngineBehaviour):
         self, checkpoint: Checkpoint, requests: Sequence[Request], done: Sequence[Completion]
     ) -> None:
         for request, completion in zip(requests, done, strict=True):
-            assert difference(checkpoint, request, completion) < self.tolerance, request.id
+            # Logits divided by a temperature below 1 carry their rounding multiplied.
+            tolerance = self.tolerance / min(request.sampling.temperature or 1.0, 1.0)
+            assert difference(checkpoint, request, completion) < tolerance, request.id
 
     @pytest.mark.parametrize(
         "settings",
@@ -347,6 +349,8 @@ class EngineParity(EngineBehaviour):
             request = writer.request(f"g{i}", (), max_tokens=2 + 3 * i, **palette[i])
             path = [(request, await engine.generate(request))]
             for turn in range(1, 4):
+                for _ in range(2 * turn):  # so that rows join in the middle of others
+                    await asyncio.sleep(0)
                 settings = palette[(i + turn) % 4]
                 request = writer.follow(*path[-1], (), max_tokens=2 + 2 * i, **settings)
                 path.append((request, await engine.generate(request)))

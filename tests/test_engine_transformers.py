@@ -143,6 +143,43 @@ class TestSharing:
 
         run(main())
 
+    def test_source_of_a_fork_is_not_evicted_for_it(
+        self, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        async def main() -> None:
+            engine = TransformersEngine(checkpoint, slots=2)
+            a, b = writer.request("a"), writer.request("b")
+            done, _ = await engine.generate(a), await engine.generate(b)
+            await engine.generate(writer.again(a, 1)[0])
+            assert (await engine.generate(writer.follow(a, done))).reused > len(a.tokens)
+            assert engine.stats.evictions == 1
+
+        run(main())
+
+    def test_features_kept_are_bounded(
+        self, checkpoint: Checkpoint, writer: Writer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("axpo.engines.runner.FEATURE_TOKENS", 40)  # two pictures of 16
+
+        async def main() -> None:
+            engine = TransformersEngine(checkpoint)
+            a, b, c = (writer.request(g) for g in "abc")
+            both = replace(
+                c,
+                tokens=c.tokens + a.tokens + b.tokens,
+                pictures=c.pictures + a.pictures + b.pictures,
+            )
+            encoded: list[int] = []
+            for request in (a, b, both, a, c):
+                before = engine.stats.pictures
+                await engine.release(request.group)
+                done = await engine.generate(request)
+                assert difference(checkpoint, request, done) < 1e-5
+                encoded.append(engine.stats.pictures - before)
+            assert encoded == [1, 1, 1, 0, 1]
+
+        run(main())
+
 
 class TestFaults:
     def test_failing_forward_fails_its_requests_only(
@@ -210,6 +247,18 @@ class TestFaults:
         run(main())
         short = writer.request("other", max_tokens=4)
         assert difference(checkpoint, short, run(engine.generate(short))) < 1e-5
+
+    def test_another_event_loop_can_take_over(self, checkpoint: Checkpoint, writer: Writer) -> None:
+        """A loop that merely stopped (a notebook's cell) holds nobody up."""
+        engine = TransformersEngine(checkpoint)
+        stopped = asyncio.new_event_loop()
+        task = stopped.create_task(engine.generate(writer.request(max_tokens=10**6, stop=())))
+        stopped.run_until_complete(asyncio.sleep(0))
+        assert run(engine.generate(writer.request("other"))).tokens
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            stopped.run_until_complete(task)
+        stopped.close()
 
     def test_training_goes_on_after_sampling(self, checkpoint: Checkpoint, writer: Writer) -> None:
         """Nothing of inference mode is left in the shared module."""

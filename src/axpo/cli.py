@@ -32,6 +32,7 @@ def quickstart(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     from axpo.quickstart import quickstart as run
 
     config = load_config(recipe, overrides or ())
+    _claim(out, config)
     print(f"Report: {run(config, recipe, overrides or (), out)}")
 
 
@@ -40,10 +41,10 @@ def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Cold-start model.path on the task's demonstrations."""
     config = load_config(recipe, overrides or ())
     _claim(out, config)
-    from axpo.report.monitor import RunMonitor
+    from axpo.report.monitor import run_monitor
     from axpo.training import sft
 
-    with RunMonitor(out, f"SFT {out.name}", config.run.tensorboard) as monitor:
+    with run_monitor(out, f"SFT {out.name}", config.run.tensorboard) as monitor:
         last = sft.train(config, _model_path(config.model.path), out, monitor)
     print(f"Checkpoint: {last}")
 
@@ -53,12 +54,12 @@ def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo or axpo."""
     config = load_config(recipe, overrides or ())
     _claim(out, config)
-    from axpo.report.monitor import RunMonitor
+    from axpo.report.monitor import run_monitor
     from axpo.training import rl
 
     model = _model_path(config.model.path)
     title = f"{config.algorithm.name.upper()} {out.name}"
-    with RunMonitor(out, title, config.run.tensorboard) as monitor:
+    with run_monitor(out, title, config.run.tensorboard) as monitor:
         last = rl.train(config, model, out, monitor)
     print(f"Checkpoint: {last}")
 
@@ -68,10 +69,10 @@ def evaluate(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Pass@1, Pass@k and the gap's rates of model.path, with intervals."""
     config = load_config(recipe, overrides or ())
     from axpo.evaluation.run import evaluate
-    from axpo.report.monitor import RunMonitor
+    from axpo.report.monitor import run_monitor
     from axpo.report.tables import print_evaluation
 
-    with RunMonitor(out, f"evaluate {out.name}") as monitor:
+    with run_monitor(out, f"evaluate {out.name}") as monitor:
         result = evaluate(config, _model_path(config.model.path), out, monitor)
     print_evaluation(result)
 
@@ -81,10 +82,10 @@ def diagnose(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """The Thinking-Acting Gap of model.path: resample failed prefixes, count what they lead to."""
     config = load_config(recipe, overrides or ())
     from axpo.evaluation.run import diagnose
-    from axpo.report.monitor import RunMonitor
+    from axpo.report.monitor import run_monitor
     from axpo.report.tables import print_diagnostics
 
-    with RunMonitor(out, f"diagnose {out.name}") as monitor:
+    with run_monitor(out, f"diagnose {out.name}") as monitor:
         result = diagnose(config, _model_path(config.model.path), out, monitor)
     print_diagnostics(result)
 

@@ -8,12 +8,14 @@ other share the machine's cores.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from axpo.report.live import duration
 from axpo.report.metrics import read_metrics
 
 DONE = "done.json"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StageError(UserError):
@@ -78,7 +81,7 @@ def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path
             stage.steps = stage.total
     console = Console(stderr=True)
     began = time.monotonic()
-    with _view(console, stages, began) as refresh:
+    with _StageView(console, stages, began) as refresh:
         try:
             while not all(stage.finished for stage in stages):
                 _advance(stages, out)
@@ -100,7 +103,9 @@ def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -
         "diagnose": config.eval.prefixes,
     }
 
-    def stage(name: str, command: str, kind: str, guess: float, *args: str, after: tuple[str, ...]):
+    def stage(
+        name: str, command: str, kind: str, guess: float, *args: str, after: tuple[str, ...]
+    ) -> Stage:
         folder = out / name.split()[-1]
         parts = [command, str(recipe), *overrides, *args, "--out", str(folder)]
         return Stage(name, parts, folder, kind, sizes[kind], guess, after)
@@ -162,8 +167,17 @@ def _advance(stages: Sequence[Stage], out: Path) -> None:
         stage.began = time.monotonic()
         with _log(stage, out).open("ab") as log:
             stage.process = subprocess.Popen(
-                [sys.executable, "-m", "axpo", *stage.args], stdout=log, stderr=log
+                [sys.executable, "-m", "axpo", *stage.args],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
+
+
+def _die_with_parent() -> None:
+    """A stage must not outlive a killed quickstart: the next one works in the same folders."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _log(stage: Stage, out: Path) -> Path:
@@ -181,7 +195,7 @@ def _read_progress(stage: Stage) -> None:
                 stage.figures[name] = sum(values) / len(values)
 
 
-class _view:
+class _StageView:
     """A table of stages that redraws itself on a terminal, and plain lines elsewhere."""
 
     def __init__(self, console: Console, stages: Sequence[Stage], began: float) -> None:
@@ -189,7 +203,7 @@ class _view:
         self._last = 0.0
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
 
-    def __enter__(self):
+    def __enter__(self) -> Callable[[], None]:
         if self._live is not None:
             self._live.start()
         return self._refresh

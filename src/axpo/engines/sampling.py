@@ -91,10 +91,10 @@ class Sampler:
 def _inverse_cdf(weights: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     """First index of each row of `weights` [R, V] whose cumulative sum passes its uniform.
 
-    An index of weight 0 adds nothing to the sum, so it is never the first to pass.
+    An index of weight 0 adds nothing to the sum, so it is never the first to pass. (A row of
+    NaN has no such index; its logprob tells.)
     """
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
     points = torch.tensor(uniforms, dtype=torch.float64, device=weights.device)[:, None] * total
-    points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)

@@ -104,7 +104,9 @@ class SlotPool:
         if source is not None and self._continues(source, common_prefix(tokens, source.tokens)):
             target = source
         else:
-            target = self._free(source)
+            if source is not None:
+                self._touch(source)
+            target = self._free()
             if target is None:
                 return None
             if source is not None and target is not source:
@@ -114,11 +116,8 @@ class SlotPool:
         self.running += 1
         return target
 
-    def _free(self, source: Slot | None) -> Slot | None:
-        """An empty slot, a new one, or the idle one that was used longest ago.
-
-        `source`, whose prefix is wanted, goes last: it is then cut to the prefix.
-        """
+    def _free(self) -> Slot | None:
+        """An empty slot, a new one, or the idle one that was used longest ago."""
         idle = self.slots[self.running :]
         for slot in idle:
             if slot.group is None:
@@ -127,10 +126,12 @@ class SlotPool:
             self._memory.reserve(len(self.slots) + 1, 1)
             self.slots.append(Slot(len(self.slots)))
             return self.slots[-1]
-        target = min(idle, key=lambda slot: (slot is source, slot.used), default=None)
-        if target is not None and target is not source:
-            self.evictions += 1
-        return target
+        self.evictions += bool(idle)
+        return min(idle, key=lambda slot: slot.used, default=None)
+
+    def _touch(self, slot: Slot) -> None:
+        self._clock += 1
+        slot.used = self._clock
 
     def place(self, slot: Slot, row: int) -> None:
         """Move `slot` to `row`, whose occupant takes its place."""
@@ -143,19 +144,16 @@ class SlotPool:
 
     def retire(self, slot: Slot) -> None:
         """Stop running `slot`; what it stores is kept. The last running slot takes its row."""
-        self._clock += 1
-        slot.used = self._clock
+        self._touch(slot)
         self.running -= 1
         self.place(slot, self.running)
-        if slot.group is None:
-            self.forget(slot)
 
     def forget(self, slot: Slot) -> None:
         """Keep nothing of a slot that is not running."""
         slot.group, slot.tokens, slot.spans, slot.length = None, [], (), 0
 
     def release(self, group: str) -> None:
-        """Keep nothing of `group`; a running slot is forgotten when it retires."""
+        """Keep nothing of `group`; its running slots go on and are free once they retire."""
         for slot in self.slots:
             if slot.group == group:
                 slot.group = None

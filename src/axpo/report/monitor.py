@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from axpo.report.live import LiveView
 from axpo.report.metrics import MetricsWriter
 
 
 class RunMonitor:
-    """Writes `metrics.jsonl` in `out` and shows a live view; a context manager.
+    """Writes metrics and shows a live view. Implements `axpo.training.monitor.Monitor`."""
 
-    Implements `axpo.training.monitor.Monitor`.
-    """
-
-    def __init__(self, out: Path, title: str, tensorboard: bool = False) -> None:
+    def __init__(self, writer: MetricsWriter, title: str, views: ExitStack) -> None:
+        self._writer = writer
         self._title = title
+        self._views = views
         self._view: LiveView | None = None
-        self._stack = ExitStack()
-        self._writer = self._stack.enter_context(MetricsWriter(out, tensorboard))
 
     def start(self, kind: str, first: int, total: int) -> None:
         self._writer.resume(kind, first)
-        self._view = self._stack.enter_context(LiveView(self._title, total, start=first))
+        self._view = self._views.enter_context(LiveView(self._title, total, start=first))
 
     def phase(self, name: str) -> None:
         if self._view is not None:
@@ -36,13 +32,10 @@ class RunMonitor:
         if self._view is not None:
             self._view.update(step + 1, metrics)
 
-    def __enter__(self) -> RunMonitor:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+@contextmanager
+def run_monitor(out: Path, title: str, tensorboard: bool = False) -> Iterator[RunMonitor]:
+    """A monitor that writes `metrics.jsonl` in `out` while the context lasts."""
+    with ExitStack() as stack:
+        writer = stack.enter_context(MetricsWriter(out, tensorboard))
+        yield RunMonitor(writer, title, stack)

@@ -7,6 +7,7 @@ a card (cell, then window), to read a card in the small view, and to read a zoom
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,13 +72,19 @@ def token_targets(scene: Scene, box: Box) -> np.ndarray:
         out[here, 3] = ((x1 + x2) / 2 - _LEFT[here] - _CELL / 2) / VIEW
         out[here, 4] = ((y1 + y2) / 2 - _TOP[here] - _CELL / 2) / VIEW
         out[here, 5] = (x2 - x1) / VIEW
+    for digit in set(out[:, 1]) - {-1}:  # a card counts alike, however many tokens it covers
+        out[out[:, 1] == digit, 2] /= (out[:, 1] == digit).sum()
     return out
 
 
 def random_crop(scene: Scene, rng: random.Random) -> Box:
-    """A square box in pixels: on a card at a zoom's distances, or anywhere."""
-    if rng.random() < 0.8:
-        card = rng.choice(scene.cards)
+    """A square box in pixels: on a card at a zoom's distances, or around one at any scale.
+
+    The scales between a zoom and the whole scene carry the reading of large digits over to small
+    ones: without them the small view stays at chance.
+    """
+    card = rng.choice(scene.cards)
+    if rng.random() < 0.5:
         window = teacher.window_of(card)
         if rng.random() < 0.3:
             window = teacher.shifted(window, rng)
@@ -85,15 +92,17 @@ def random_crop(scene: Scene, rng: random.Random) -> Box:
         side = (x2 - x1) * rng.uniform(0.9, 1.15)
         x, y = (x1 + x2 - side) / 2, (y1 + y2 - side) / 2
     else:
-        side = rng.uniform(55, 130)
-        x, y = rng.uniform(0, SIDE - side), rng.uniform(0, SIDE - side)
+        x1, y1, x2, _ = card.box
+        least = 1.05 * (x2 - x1)
+        side = least * math.exp(rng.random() * math.log(SIDE / least))
+        x, y = x1 - rng.random() * (side - x2 + x1), y1 - rng.random() * (side - x2 + x1)
     left, top, width = round(x), round(y), round(side)
     left, top = (min(max(v, 0), SIDE - width) for v in (left, top))
     return left, top, left + width, top + width
 
 
 class DenseLessons(Dataset[DenseBatch]):
-    """Batches for the vision tower: half whole scenes, half crops of them."""
+    """Batches for the vision tower: one third whole scenes, the others crops of them."""
 
     def __init__(self, seed: int, steps: int, size: int, split: Split = "train") -> None:
         self.seed, self.steps, self.size, self.split = seed, steps, size, split
@@ -106,9 +115,10 @@ class DenseLessons(Dataset[DenseBatch]):
             raise IndexError(index)
         rng = random.Random(f"lab-dense/{self.split}/{self.seed}/{index}")
         views, targets = [], []
-        for _ in range(self.size // 2):
+        while len(views) < self.size:
             scene = make_scene(self.split, rng.getrandbits(48))
-            for box in (WHOLE_PICTURE, random_crop(scene, rng)):
+            boxes = (WHOLE_PICTURE, random_crop(scene, rng), random_crop(scene, rng))
+            for box in boxes[: self.size - len(views)]:
                 views.append(view(scene.picture, box))
                 targets.append(token_targets(scene, box))
         t = torch.from_numpy(np.stack(targets))

@@ -76,7 +76,7 @@ def dense_loss(visual: Any, head: DenseHead, batch: DenseBatch) -> torch.Tensor:
     )
     return (
         F.cross_entropy(colour.flatten(0, 1), batch.colour.flatten())
-        + (digits * known.flatten()).sum() / known.sum().clamp(min=1)
+        + (digits * known.flatten()).sum() / known.sum().clamp(min=1e-3)
         + 10 * F.smooth_l1_loss(place[card], batch.place[card], beta=0.02)
     )
 

@@ -15,7 +15,7 @@ from axpo.tasks.lab import tokenizer as words
 from axpo.tasks.lab.pictures import Box, Card, Scene, shown_card, to_relative
 
 WINDOW_STEP = 80
-WINDOW_HARD, WINDOW_EASY = 160, 280
+WINDOW_HARD, WINDOW_EASY = 160, 300
 Cell = tuple[int, int]
 Window = tuple[int, int, int, int]
 
