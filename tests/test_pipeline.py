@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from axpo.config import Config, parse_config
+from axpo.config import Config, ConfigError, UserError, parse_config
 from axpo.evaluation.run import compare_runs, diagnose, evaluate
 from axpo.report.command import write_report
 from axpo.store import load_groups
@@ -173,6 +173,17 @@ def test_recomputed_logprobs_equal_the_engines(start: Path, tmp_path: Path) -> N
     a, b = (seen.steps[0][2] for seen in lines.values())
     assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
     assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 0}, {"top_p": 0.9}, {"top_k": 5}])
+def test_rl_refuses_sampling_that_biases_it(bad: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        rl.train(config(rollout=bad), "no model is loaded", tmp_path, Lines())
+
+
+def test_a_step_without_any_score_stops(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of 32 rollouts .* no answer after 1e-09 s"):
+        rl.train(config(rollout={"max_seconds": 1e-9}), start, tmp_path, Lines())
 
 
 def _toml(values: Mapping[str, object], path: str = "") -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from axpo.algorithms import ALGORITHMS, Algorithm
 from axpo.algorithms.losses import clipped_loss
 from axpo.algorithms.subgroups import gap
-from axpo.config import Config
+from axpo.config import Config, ConfigError, RolloutSettings, UserError
 from axpo.engines.base import Engine
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
@@ -47,6 +47,7 @@ class Run:
 
 def build_run(config: Config, start: Path | str) -> Run:
     """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
+    _check_sampling(config.rollout)
     task, tools = build_task(config.task), recipe_tools(config)
     device = torch_device(config.model)
     checkpoint = load_checkpoint(start, device)
@@ -61,6 +62,16 @@ def build_run(config: Config, start: Path | str) -> Run:
     )
     algorithm = ALGORITHMS[config.algorithm.name]
     return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm)
+
+
+def _check_sampling(rollout: RolloutSettings) -> None:
+    if rollout.temperature == 0:
+        raise ConfigError("rollout.temperature: greedy rollouts are all alike; RL needs it above 0")
+    if rollout.top_p < 1 or rollout.top_k > 0:
+        raise ConfigError(
+            f"rollout.top_p = {rollout.top_p}, rollout.top_k = {rollout.top_k}: truncated sampling "
+            "biases the ratio of the loss; RL needs top_p = 1 and top_k = 0"
+        )
 
 
 def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
@@ -115,7 +126,14 @@ async def sample(run: Run, step: int) -> list[Group]:
         n = config.algorithm.rollouts
         return await sample_group(run.agent, example, n, config.run.seed, group_id)
 
-    return await asyncio.gather(*(one(place) for place in range(config.rl.questions)))
+    groups = await asyncio.gather(*(one(place) for place in range(config.rl.questions)))
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if not any(rollout.scored for rollout in rollouts):
+        raise UserError(
+            f"step {step}: none of {len(rollouts)} rollouts could be scored, nothing can be "
+            f"learned; the first says: {rollouts[0].fault}"
+        )
+    return groups
 
 
 async def grow(run: Run, groups: Sequence[Group]) -> None:
