@@ -75,7 +75,7 @@ class TransformersEngine:
         job = accept(request, self._checkpoint, self._pixels, loop.create_future())
         self.stats.requests += 1
         self._waiting.append(job)
-        if self._task is None or self._task.done():
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             self._task = loop.create_task(self._serve())
         try:
             return await job.future

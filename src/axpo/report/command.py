@@ -11,6 +11,7 @@ from typing import Any
 from axpo.config import UserError
 from axpo.evaluation.run import compare_runs
 from axpo.report.html import build_report
+from axpo.report.plots import comparison_png
 from axpo.report.runs import RunView, distinct_names
 
 START = "start"
@@ -18,7 +19,10 @@ PREFIX_METRICS = ("recovery_rate", "distinct_calls")
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """The page of `folders`; an SFT run among RL runs is shown as their start."""
+    """The page of `folders`, and its main curves as a PNG beside it.
+
+    An SFT run among RL runs is shown as their start.
+    """
     runs = [RunView.load(folder) for folder in folders]
     trained = [run for run in runs if "rl" in run.kinds()] or runs
     names = dict(zip((id(r) for r in trained), distinct_names(trained), strict=True))
@@ -31,6 +35,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     }
     # The last pair (AXPO against GRPO) is what the reader came for.
     ordered = dict(reversed(comparisons.items()))
+    if any(run.metrics for run in trained):
+        comparison_png(out.with_suffix(".png"), trained)
     return build_report(out, trained, evaluations, _decoder(folders), comparisons=ordered)
 
 
