@@ -105,7 +105,8 @@ class DenseLessons(Dataset[DenseBatch]):
     """Batches for the vision tower: one third whole scenes, the others crops of them."""
 
     def __init__(self, seed: int, steps: int, size: int, split: Split = "train") -> None:
-        self.seed, self.steps, self.size, self.split = seed, steps, size, split
+        self.seed, self.steps, self.size = seed, steps, size
+        self.split: Split = split
 
     def __len__(self) -> int:
         return self.steps
@@ -201,7 +202,8 @@ class SequenceLessons(Dataset[SequenceBatch]):
         self, tokenizer: Any, header: str, seed: int, steps: int, size: int, split: Split = "train"
     ) -> None:
         self.tokenizer, self.header = tokenizer, header
-        self.seed, self.steps, self.size, self.split = seed, steps, size, split
+        self.seed, self.steps, self.size = seed, steps, size
+        self.split: Split = split
         self.image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
     def __len__(self) -> int:

@@ -37,7 +37,8 @@ def _digit_ids(tokenizer: Any) -> list[int]:
 
 
 def reading_accuracy(
-    model: Any, tokenizer: Any, header: str, scenes: list[Scene], question: str, thinking: str,
+    model: Any, tokenizer: Any, header: str, scenes: list[Scene], question: str,
+    thinking: list[str],
     boxes: list[list[Box]],
 ) -> float:  # fmt: skip
     """Share of scenes whose target digit is the most probable of the ten."""

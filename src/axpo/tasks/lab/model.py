@@ -31,7 +31,12 @@ VISION_HIDDEN = 96
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """Sizes of the tiny model; ids as the tokenizer has them."""
-    token = tokenizer.convert_tokens_to_ids
+
+    def token(name: str) -> int:
+        id = tokenizer.convert_tokens_to_ids(name)
+        assert isinstance(id, int)
+        return id
+
     text = {
         "vocab_size": len(tokenizer), "hidden_size": HIDDEN, "intermediate_size": 320,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -66,7 +66,7 @@ class Scene:
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     return data.images.astype(np.float32) / 16.0, data.target.astype(int)
 
 
@@ -138,7 +138,7 @@ def _ink(digit_id: int, size: int, rng: random.Random) -> tuple[Image.Image, Box
     image = Image.fromarray((_digits()[0][digit_id] * 255).astype(np.uint8))
     mask = image.resize((size, size), Image.Resampling.BICUBIC)
     mask = mask.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
-    box = mask.point(lambda v: 255 if v > 80 else 0).getbbox()
+    box = mask.point([255 * (v > 80) for v in range(256)]).getbbox()
     return mask, box or (0, 0, size, size)
 
 

@@ -59,25 +59,38 @@ def window_of(card: Card) -> Window:
     return x, y, x + width, y + width
 
 
-def window_in(cell: Cell, rng: random.Random) -> Window:
-    """Any window centred in a cell: where the teacher looks when it sees no card there."""
+def window_in(cell: Cell) -> Window:
+    """The window in the middle of a cell: where the teacher looks when no card is there."""
     size = 1000 / words.CELLS
-    width = rng.choice((WINDOW_HARD, WINDOW_EASY))
-    x, y = (_snap((v + rng.random()) * size, width) for v in (cell[1], cell[0]))
+    x, y = (_snap((v + 0.5) * size, WINDOW_HARD) for v in (cell[1], cell[0]))
+    return x, y, x + WINDOW_HARD, y + WINDOW_HARD
+
+
+def _moved(window: Window, dx: int, dy: int) -> Window:
+    width = window[2] - window[0]
+    x, y = (
+        min(max(v + WINDOW_STEP * d, 0), 1000 - width)
+        for v, d in ((window[0], dx), (window[1], dy))
+    )
     return x, y, x + width, y + width
 
 
 def shifted(window: Window, rng: random.Random) -> Window:
     """The window moved by one step in x, in y or in both: nearly always a miss."""
-    width = window[2] - window[0]
     while True:
-        dx, dy = rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1))
-        x, y = (
-            min(max(v + WINDOW_STEP * d, 0), 1000 - width)
-            for v, d in ((window[0], dx), (window[1], dy))
-        )
-        if (x, y) != window[:2]:
-            return x, y, x + width, y + width
+        other = _moved(window, rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1)))
+        if other != window:
+            return other
+
+
+def drifted(window: Window, rng: random.Random) -> Window:
+    """The noisy teacher's own mistake: a step to the right or a step down (else back).
+
+    Only two ways to err, so that a prefix leads to few distinct calls.
+    """
+    dx, dy = rng.choice(((1, 0), (0, 1)))
+    other = _moved(window, dx, dy)
+    return other if other != window else _moved(window, -dx, -dy)
 
 
 def choose_cell(scene: Scene, rng: random.Random, settings: TeacherSettings) -> Cell:
@@ -97,8 +110,8 @@ def choose_window(
 ) -> Window:
     """The window of the card in the cell (the target before others), perhaps a step off."""
     card = next((c for c in scene.cards if cell_of(c) == cell), None)
-    window = window_of(card) if card else window_in(cell, rng)
-    return shifted(window, rng) if rng.random() < settings.wrong_window else window
+    window = window_of(card) if card else window_in(cell)
+    return drifted(window, rng) if rng.random() < settings.wrong_window else window
 
 
 def zoom_turn(cell: Cell, window: Window) -> str:
