@@ -72,19 +72,20 @@ def token_targets(scene: Scene, box: Box) -> np.ndarray:
         out[here, 3] = ((x1 + x2) / 2 - _LEFT[here] - _CELL / 2) / VIEW
         out[here, 4] = ((y1 + y2) / 2 - _TOP[here] - _CELL / 2) / VIEW
         out[here, 5] = (x2 - x1) / VIEW
-    for digit in set(out[:, 1]) - {-1}:  # a card counts alike, however many tokens it covers
-        out[out[:, 1] == digit, 2] /= (out[:, 1] == digit).sum()
+    for digit in set(out[:, 1]) - {-1}:  # a large card counts more, but not as its area
+        out[out[:, 1] == digit, 2] /= math.sqrt((out[:, 1] == digit).sum())
     return out
 
 
-def random_crop(scene: Scene, rng: random.Random) -> Box:
-    """A square box in pixels: on a card at a zoom's distances, or around one at any scale.
+def random_crop(scene: Scene, rng: random.Random, zoom: float) -> Box:
+    """A square box in pixels: with chance `zoom` on a card at a zoom's distances, else around one
+    at any scale.
 
     The scales between a zoom and the whole scene carry the reading of large digits over to small
     ones: without them the small view stays at chance.
     """
     card = rng.choice(scene.cards)
-    if rng.random() < 0.5:
+    if rng.random() < zoom:
         window = teacher.window_of(card)
         if rng.random() < 0.3:
             window = teacher.shifted(window, rng)
@@ -118,7 +119,7 @@ class DenseLessons(Dataset[DenseBatch]):
         views, targets = [], []
         while len(views) < self.size:
             scene = make_scene(self.split, rng.getrandbits(48))
-            boxes = (WHOLE_PICTURE, random_crop(scene, rng), random_crop(scene, rng))
+            boxes = (WHOLE_PICTURE, random_crop(scene, rng, 1.0), random_crop(scene, rng, 0.5))
             for box in boxes[: self.size - len(views)]:
                 views.append(view(scene.picture, box))
                 targets.append(token_targets(scene, box))

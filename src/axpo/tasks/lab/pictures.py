@@ -29,7 +29,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "green": (20, 160, 50),
     "yellow": (240, 210, 20),
 }
-EASY_DIGIT_PX = (70, 78)
+EASY_DIGIT_PX = (88, 96)
 HARD_DIGIT_PX = (27, 31)
 GRID_COLUMNS, GRID_ROWS = 3, 2
 HELD_OUT_REGIONS = 2

@@ -15,7 +15,7 @@ from axpo.tasks.lab import tokenizer as words
 from axpo.tasks.lab.pictures import Box, Card, Scene, shown_card, to_relative
 
 WINDOW_STEP = 80
-WINDOW_HARD, WINDOW_EASY = 160, 300
+WINDOW_HARD, WINDOW_EASY = 160, 340
 Cell = tuple[int, int]
 Window = tuple[int, int, int, int]
 
@@ -84,13 +84,17 @@ def shifted(window: Window, rng: random.Random) -> Window:
 
 
 def drifted(window: Window, rng: random.Random) -> Window:
-    """The noisy teacher's own mistake: a step to the right or a step down (else back).
+    """The noisy teacher's own mistake: a step down and a step to the left or to the right.
 
-    Only two ways to err, so that a prefix leads to few distinct calls.
+    At the picture's edge it steps the other way. Only two ways to err, so that a prefix leads to
+    few distinct calls.
     """
-    dx, dy = rng.choice(((1, 0), (0, 1)))
-    other = _moved(window, dx, dy)
-    return other if other != window else _moved(window, -dx, -dy)
+    dx, dy = rng.choice((-1, 1)), 1
+    if _moved(window, dx, 0) == window:
+        dx = -dx
+    if _moved(window, 0, dy) == window:
+        dy = -dy
+    return _moved(window, dx, dy)
 
 
 def choose_cell(scene: Scene, rng: random.Random, settings: TeacherSettings) -> Cell:
