@@ -72,4 +72,4 @@ def test_a_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
     settings = json.loads(load_config(RECIPE).model_dump_json())
     (tmp_path / "config.json").write_text(json.dumps(settings))
     text = axpo("train", str(RECIPE), "rl.steps=9", "--out", str(tmp_path), code=1)
-    assert "rl.steps" in text and "80 -> 9" in text and "another --out" in text
+    assert "rl.steps" in text and "100 -> 9" in text and "another --out" in text

@@ -163,11 +163,16 @@ def _asked_and_named(scene: Scene, rng: random.Random) -> tuple[Card, Card]:
 
 
 def place_lesson(scene: Scene, rng: random.Random) -> Lesson:
-    """Where a card is: its cell, then the window that shows its digit."""
+    """Where a card is: its cell, then the window that shows its digit.
+
+    In the family's grounding format, with or without an answer's beginning, so that a window's
+    numbers do not hang on how far behind the cell they stand.
+    """
     asked, card = _asked_and_named(scene, rng)
-    question = words.ASK_PLACE + asked.colour + " card?"
+    question = rng.choice((words.ASK_PLACE, words.ASK_DIGIT)) + asked.colour + " card?"
     start = words.TOO_SMALL + words.cell_phrase(*teacher.cell_of(card))
-    rest = words.CLOSE_THINKING + words.box_phrase(teacher.window_of(card))
+    box = words.BOX_OPEN + words.box_phrase(teacher.window_of(card)) + words.BOX_CLOSE
+    rest = words.CLOSE_THINKING + rng.choice(("", words.ANSWER)) + box
     given = "" if asked is card else start
     return question, [WHOLE_PICTURE], given, (start + rest)[len(given) :]
 

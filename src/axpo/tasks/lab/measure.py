@@ -72,7 +72,8 @@ def placing(model: Any, tokenizer: Any, header: str, scenes: list[Scene]) -> dic
 
     right = [words.cell_phrase(*teacher.cell_of(scene.target)) for scene in scenes]
     cells = greedy([words.TOO_SMALL] * len(scenes), 2)
-    windows = greedy([words.TOO_SMALL + cell + words.CLOSE_THINKING for cell in right], 4)
+    opening = words.CLOSE_THINKING + words.BOX_OPEN
+    windows = greedy([words.TOO_SMALL + cell + opening for cell in right], 4)
     hits = [_hit(scene, text) for scene, text in zip(scenes, windows, strict=True)]
     return {
         "cell": sum(a == b for a, b in zip(cells, right, strict=True)) / len(scenes),

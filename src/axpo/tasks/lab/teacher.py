@@ -32,7 +32,7 @@ class TeacherSettings:
     """Of the wrong cells, how many are the cell of another card (else: any other cell)."""
 
 
-PRECISE = TeacherSettings()
+PRECISE = TeacherSettings(tool_easy=0.5, tool_hard=0.6)
 NOISY = TeacherSettings(wrong_cell=0.45, wrong_window=0.4)
 
 
@@ -67,16 +67,18 @@ def window_in(cell: Cell) -> Window:
 
 
 def _moved(window: Window, dx: int, dy: int) -> Window:
+    """The window moved so far that little of its card's digit is left in it."""
     width = window[2] - window[0]
+    far = WINDOW_STEP * (3 if width == WINDOW_EASY else 2)
     x, y = (
-        min(max(v + WINDOW_STEP * d, 0), 1000 - width)
+        min(max(v + far * d, 0), 1000 - width)
         for v, d in ((window[0], dx), (window[1], dy))
     )
     return x, y, x + width, y + width
 
 
 def shifted(window: Window, rng: random.Random) -> Window:
-    """The window moved by one step in x, in y or in both: nearly always a miss."""
+    """The window moved in x, in y or in both: a miss, unless the picture's edge stops it."""
     while True:
         other = _moved(window, rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1)))
         if other != window:
@@ -84,7 +86,7 @@ def shifted(window: Window, rng: random.Random) -> Window:
 
 
 def drifted(window: Window, rng: random.Random) -> Window:
-    """The noisy teacher's own mistake: a step down and a step to the left or to the right.
+    """The noisy teacher's own mistake: too far down and too far to the left or to the right.
 
     At the picture's edge it steps the other way. Only two ways to err, so that a prefix leads to
     few distinct calls.

@@ -26,6 +26,8 @@ CELLS = 4
 
 CALL_OPEN = '\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": ['
 CALL_CLOSE = '], "label": "digit", "img_idx": 0}}\n'
+BOX_OPEN = '{"bbox_2d": ['
+BOX_CLOSE = '], "label": "digit"}'
 ANSWER = "Answer: "
 CLOSE_THINKING = "\n</think>\n\n"
 LARGE_ENOUGH = "large enough to read in "
@@ -50,9 +52,9 @@ def box_phrase(bbox: tuple[int, int, int, int]) -> str:
 def phrases() -> list[str]:
     """Every phrase that is one token, besides the tools header."""
     words = [
-        "system\n", "user\n", "user", "assistant\n", "\n\n", CALL_OPEN, CALL_CLOSE, ANSWER,
+        "system\n", "user\n", "assistant\n", "\n\n", CALL_OPEN, CALL_CLOSE, BOX_OPEN, BOX_CLOSE, ANSWER,
         LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, ASK_DIGIT, ASK_PLACE, ASK_SHOWN,
-        "red", "blue", "green", "yellow", " card?", "Error: ",
+        "red", "blue", "green", "yellow", " card?",
     ]  # fmt: skip
     words += [f"row {i + 1}, " for i in range(CELLS)] + [f"column {i + 1}" for i in range(CELLS)]
     for value in range(0, 1001, COORDINATE_STEP):
