@@ -77,6 +77,19 @@ def token_targets(scene: Scene, box: Box) -> np.ndarray:
     return out
 
 
+def _nudged(window: teacher.Window, rng: random.Random) -> teacher.Window:
+    """The window a grid step away in x, in y or in both: digits cut by its edge."""
+    width = window[2] - window[0]
+    while True:
+        dx, dy = rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1))
+        x, y = (
+            min(max(v + teacher.WINDOW_STEP * d, 0), 1000 - width)
+            for v, d in ((window[0], dx), (window[1], dy))
+        )
+        if (x, y) != window[:2]:
+            return x, y, x + width, y + width
+
+
 def random_crop(scene: Scene, rng: random.Random, zoom: float) -> Box:
     """A square box in pixels: with chance `zoom` on a card at a zoom's distances, else around one
     at any scale.
@@ -88,7 +101,7 @@ def random_crop(scene: Scene, rng: random.Random, zoom: float) -> Box:
     if rng.random() < zoom:
         window = teacher.window_of(card)
         if rng.random() < 0.3:
-            window = teacher.shifted(window, rng)
+            window = _nudged(window, rng)
         x1, y1, x2, y2 = to_pixels(window)
         side = (x2 - x1) * rng.uniform(0.9, 1.15)
         x, y = (x1 + x2 - side) / 2, (y1 + y2 - side) / 2

@@ -41,11 +41,11 @@ class PretrainSettings:
     """The shipped base's recipe; a smaller one makes a worse base sooner."""
 
     seed: int = 0
-    see_steps: int = 2500
+    see_steps: int = 3000
     see_batch: int = 64
-    see_lr: float = 1.5e-3
-    speak_steps: int = 700
-    speak_batch: int = 96
+    see_lr: float = 2e-3
+    speak_steps: int = 1100
+    speak_batch: int = 64
     speak_lr: float = 2e-3
     warmup: int = 50
     weight_decay: float = 0.05

@@ -16,6 +16,9 @@ from axpo.tasks.lab.teacher import NOISY, PRECISE, TeacherSettings, demonstratio
 QUESTION = f"{words.ASK_DIGIT}{TARGET} card?"
 SIZES: dict[str, int | None] = {"train": None, "sft": None, "val": 512, "test": 1024}
 SFT_OFFSET = 2**40
+EASY_SHARE = 0.58
+"""Questions whose red card can be read without a zoom: so many that some no-tool rollout succeeds
+on three questions of four, as in the paper's gap."""
 
 
 class LabTask:
@@ -49,10 +52,12 @@ class LabTask:
         size = self.size(split)
         if index < 0 or (size is not None and index >= size):
             raise IndexError(f"lab: {split} has {size} examples, got index {index}")
-        if split == "val" or split == "test":
-            return make_scene(split, index)
         pixels: Split = "train"
-        return make_scene(pixels, self.seed * 2**24 + index + SFT_OFFSET * (split == "sft"))
+        seed = self.seed * 2**24 + index + SFT_OFFSET * (split == "sft")
+        if split == "val" or split == "test":
+            pixels, seed = split, index
+        easy = random.Random(f"lab-easy/{split}/{seed}").random() < EASY_SHARE
+        return make_scene(pixels, seed, easy=easy)
 
     def example(self, split: str, index: int) -> Example:
         """The `index`-th example of a split; the same numbers give the same example."""

@@ -33,7 +33,7 @@ class TeacherSettings:
 
 
 PRECISE = TeacherSettings(tool_easy=0.5, tool_hard=0.6)
-NOISY = TeacherSettings(wrong_cell=0.45, wrong_window=0.4)
+NOISY = TeacherSettings(wrong_cell=0.3, wrong_window=0.3)
 
 
 def _centre(box: Box) -> tuple[float, float]:
@@ -70,10 +70,7 @@ def _moved(window: Window, dx: int, dy: int) -> Window:
     """The window moved so far that little of its card's digit is left in it."""
     width = window[2] - window[0]
     far = WINDOW_STEP * (3 if width == WINDOW_EASY else 2)
-    x, y = (
-        min(max(v + far * d, 0), 1000 - width)
-        for v, d in ((window[0], dx), (window[1], dy))
-    )
+    x, y = (min(max(v + far * d, 0), 1000 - width) for v, d in ((window[0], dx), (window[1], dy)))
     return x, y, x + width, y + width
 
 

@@ -52,8 +52,8 @@ def box_phrase(bbox: tuple[int, int, int, int]) -> str:
 def phrases() -> list[str]:
     """Every phrase that is one token, besides the tools header."""
     words = [
-        "system\n", "user\n", "assistant\n", "\n\n", CALL_OPEN, CALL_CLOSE, BOX_OPEN, BOX_CLOSE, ANSWER,
-        LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, ASK_DIGIT, ASK_PLACE, ASK_SHOWN,
+        "system\n", "user\n", "assistant\n", "\n\n", CALL_OPEN, CALL_CLOSE, BOX_OPEN, BOX_CLOSE,
+        ANSWER, LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, ASK_DIGIT, ASK_PLACE, ASK_SHOWN,
         "red", "blue", "green", "yellow", " card?",
     ]  # fmt: skip
     words += [f"row {i + 1}, " for i in range(CELLS)] + [f"column {i + 1}" for i in range(CELLS)]
