@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 .PHONY: quickstart test lint clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/axpo quickstart --out $(RUN)
+	$(BIN)/axpo quickstart recipes/lab.toml --out $(RUN)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
