@@ -217,9 +217,11 @@ def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, s
     difference = comparison.get("difference", {}).get(metric)
     if not difference or difference.get("value") is None:
         return ("–", "", "")
-    chance = comparison.get("probability_better", {}).get(metric)
+    known = comparison.get("probability_better", {})
+    chance = known.get(metric)
     sure = "" if chance is None else f" · P {_chance(chance)}"
-    state = _state(difference, chance)
+    # Where others have one, a metric without a probability has no direction (tool rate, tokens).
+    state = "none" if known and chance is None else _state(difference, chance)
     return (
         _signed(difference["value"], 3), _interval(difference, 3, signed=True) + sure, state,
     )  # fmt: skip
