@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from axpo.config import Config, load_config
+from axpo.config import Config, UserError, load_config
 from axpo.engines.base import Request
 from axpo.evaluation import run
 from axpo.evaluation.driver import ShelfError
@@ -127,7 +127,7 @@ def test_comparing_what_was_not_evaluated_alike(tmp_path: Path, engine: FakeEngi
     run.evaluate(config("eval.k=4"), "hub/model", tmp_path / "b", monitor)
     with pytest.raises(ValueError, match=r"k = \[2, 4\]"):
         run.compare_runs(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(FileNotFoundError, match="no evaluation in"):
+    with pytest.raises(UserError, match="no evaluation in"):
         run.compare_runs(tmp_path / "a", tmp_path / "c")
 
 

@@ -104,7 +104,7 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
     """`summary.compare` of two evaluated run folders, baseline first; k as evaluated."""
     k = {_evaluated(out)["k"] for out in (first, second)}
     if len(k) != 1:
-        raise ValueError(f"{first} and {second} were evaluated with k = {sorted(k)}; expected one")
+        raise UserError(f"{first} and {second} were evaluated with k = {sorted(k)}; expected one")
     return compare(evaluated_groups(first), evaluated_groups(second), k.pop(), seed)
 
 
