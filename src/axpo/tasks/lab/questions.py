@@ -16,7 +16,7 @@ from axpo.tasks.lab.teacher import NOISY, PRECISE, TeacherSettings, demonstratio
 QUESTION = f"{words.ASK_DIGIT}{TARGET} card?"
 SIZES: dict[str, int | None] = {"train": None, "sft": None, "val": 512, "test": 1024}
 SFT_OFFSET = 2**40
-EASY_SHARE = 0.58
+EASY_SHARE = 0.62
 """Questions whose red card can be read without a zoom: so many that some no-tool rollout succeeds
 on three questions of four, as in the paper's gap."""
 

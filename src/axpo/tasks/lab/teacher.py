@@ -83,17 +83,14 @@ def shifted(window: Window, rng: random.Random) -> Window:
 
 
 def drifted(window: Window, rng: random.Random) -> Window:
-    """The noisy teacher's own mistake: too far down and too far to the left or to the right.
+    """The noisy teacher's own mistake: too far to the left or to the right.
 
-    At the picture's edge it steps the other way. Only two ways to err, so that a prefix leads to
-    few distinct calls.
+    At the picture's edge it goes the other way. Only two ways to err, and along one axis, so that
+    a prefix leads to few distinct calls and a small model learns them without mixing them up.
     """
-    dx, dy = rng.choice((-1, 1)), 1
-    if _moved(window, dx, 0) == window:
-        dx = -dx
-    if _moved(window, 0, dy) == window:
-        dy = -dy
-    return _moved(window, dx, dy)
+    dx = rng.choice((-1, 1))
+    moved = _moved(window, dx, 0)
+    return moved if abs(moved[0] - window[0]) >= WINDOW_HARD else _moved(window, -dx, 0)
 
 
 def choose_cell(scene: Scene, rng: random.Random, settings: TeacherSettings) -> Cell:
