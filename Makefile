@@ -1,18 +1,22 @@
 # Two commands: `make quickstart` trains an agent on this machine, `make test` runs the tests.
-# Both create the virtual environment they need.
+# `make bench` measures speed and memory (docs/performance.md). Each creates the environment it
+# needs.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart recipes/lab.toml --out $(RUN)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -30,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,tracking,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,tracking,bench,dev]"
 	@touch $@
 
 clean:

@@ -132,7 +132,11 @@ def fresh_logprobs(
     vision = model.model.visual.config
     implementation, vision._attn_implementation = vision._attn_implementation, "sdpa"
     with torch.no_grad():
-        logits = model(input_ids=ids, position_ids=positions, use_cache=False, **inputs).logits[0]
+        logits = (
+            model(input_ids=ids, position_ids=positions, use_cache=False, **inputs)
+            .logits[0]
+            .float()
+        )
     vision._attn_implementation = implementation
     logits[:, list(sampling.banned)] = float("-inf")
     return (logits / (sampling.temperature or 1.0)).log_softmax(-1)

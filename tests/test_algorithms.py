@@ -127,6 +127,19 @@ class TestBudget:
         # M = 1 with two triggered questions: the least confident of the round.
         assert axpo.plan([b, a, c], s, 0) == [Plan("a", "a/t1", CUT, pytest.approx(0.1), 2)]
 
+    def test_while_questions_are_pending_only_what_is_certain(self) -> None:
+        a = group("a", [tool_rollout(f"a/t{i}", 0, c) for i, c in enumerate((0.1, 0.2))])
+        b = group("b", [tool_rollout("b/t0", 0, 0.3)])
+        s = settings_with(rollouts=4, continuations=2, extra_budget=0.5)
+        # 4 questions: M = floor(0.5 * 4 * 4 / 2) = 4. One pending may take a place in each round:
+        # 3 places are left for a/t0 and b/t0, then 4 - 2 - 1 - 1 = 0 for a/t1.
+        solved = tools_and_plain("c", [1], [])
+        assert [p.source for p in axpo.plan([a, b, solved], s, 0, pending=1)] == ["a/t0", "b/t0"]
+        # Three pending could take the places of all but the least confident.
+        assert [p.source for p in axpo.plan([a], s, 0, pending=3)] == ["a/t0"]
+        assert [p.source for p in axpo.plan([a, b], s, 0, pending=2)] == ["a/t0", "b/t0"]
+        assert axpo.plan([], s, 0, pending=4) == []
+
     def test_what_is_left_is_not_spent_twice(self) -> None:
         a = group("a", [tool_rollout("a/t0", 0)])
         plans = axpo.plan([a] + [tools_and_plain(f"n{i}", [], [1]) for i in range(15)], AXPO, 0)
@@ -356,6 +369,28 @@ def test_order_of_rollouts_changes_nothing(
         rng.shuffle(g.rollouts)
     assert {(p.source, p.cut) for p in axpo.plan(batch, s, 5)} == plans
     assert [axpo.credit(g, s) for g in batch] == before
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches(), st.randoms(use_true_random=False), st.sampled_from([*VARIANTS]))
+def test_what_is_planned_early_is_planned_in_the_end(
+    batch: list[Group], rng: random.Random, variant: dict
+) -> None:
+    """In whatever order questions finish; and the worst that may still come leaves nothing else."""
+    s = settings_with(**{"extra_budget": 0.9, "continuations": 2, **variant})
+    final = {p.source for p in axpo.plan(batch, s, 5)}
+    rng.shuffle(batch)
+    for finished in range(len(batch) + 1):
+        done, pending = batch[:finished], len(batch) - finished
+        early = {p.source for p in axpo.plan(done, s, 5, pending)}
+        assert early <= final
+        if s.ranking == "confidence" and s.resample == "tool":
+            worst = [
+                group(f"w{i}", [tool_rollout(f"w{i}/r{j}", 0, 0.001) for j in range(8)])
+                for i in range(pending)
+            ]
+            chosen = {p.source for p in axpo.plan([*done, *worst], s, 5)}
+            assert early == {source for source in chosen if not source.startswith("w")}
 
 
 @settings(max_examples=40, deadline=None)

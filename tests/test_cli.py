@@ -12,13 +12,13 @@ import pytest
 RECIPE = Path(__file__).parent.parent / "recipes" / "lab.toml"
 
 
-def axpo(*args: str, code: int = 0) -> str:
+def axpo(*args: str, code: int = 0, **environment: str) -> str:
     run = subprocess.run(
         [sys.executable, "-m", "axpo", *args],
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "", "COLUMNS": "100", "NO_COLOR": "1"},
+        env={"PATH": "", "COLUMNS": "100", "NO_COLOR": "1"} | environment,
     )
     assert run.returncode == code, run.stderr
     assert "Traceback" not in run.stderr
@@ -27,8 +27,11 @@ def axpo(*args: str, code: int = 0) -> str:
 
 def test_help_names_every_command_and_imports_no_torch() -> None:
     text = axpo("--help")
-    for command in ("quickstart", "sft", "train", "eval", "diagnose", "report", "compare", "show"):
-        assert command in text
+    commands = (
+        "quickstart", "show", "profile", "sft", "train", "eval", "diagnose", "compare", "report",
+    )  # fmt: skip
+    places = [text.index(f" {command} ") for command in commands]
+    assert places == sorted(places)
     code = "import sys, axpo.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -41,6 +44,17 @@ def test_show_renders_a_masked_demonstration_with_costs() -> None:
     assert "1.4 M" in text and "128 rollouts + at most 32 continuations" in text
 
 
+def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> None:
+    tiny = ("rl.questions=2", "algorithm.rollouts=2", "rollout.max_turn_tokens=8")
+    text = axpo("profile", str(RECIPE), *tiny, "--steps", "2", TMPDIR=str(tmp_path))
+    said = text.splitlines()
+    assert "AXPO: 2 questions × 2 rollouts a step" in text and "median of 2" in text
+    for phase in ("sampling", "forward", "backward", "optimizer"):
+        assert any(line.split()[:1] == [phase] for line in said)
+    assert any(" % of the step; of it" in line for line in said)
+    assert list(tmp_path.glob("axpo-*")) == []
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -48,6 +62,8 @@ def test_show_renders_a_masked_demonstration_with_costs() -> None:
         (["show", str(RECIPE), "rl.stepz=3"], ["rl.stepz: unknown setting; did you mean 'steps'?"]),
         (["show", str(RECIPE), "rollout.tools=['zoom']"], ["rollout.tools", "image_zoom_in_tool"]),
         (["show", str(RECIPE), "task.name=jsonl", "task.path=no.jsonl"], ["no.jsonl", "no such"]),
+        (["profile", str(RECIPE), "rl.steps=9"], ["rl.steps", "--steps"]),
+        (["profile", str(RECIPE), "model.path=tests"], ["tests", "no checkpoint in it"]),
         (["report", "nowhere"], ["no run at nowhere"]),
         (["compare", "nowhere", "elsewhere"], ["nowhere", "axpo eval"]),
     ],

@@ -39,6 +39,9 @@ addEventListener("load", () => setTimeout(async () => {
     on.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
   seen.charts = all("#main-charts svg").length;
   seen.curves = all("#main-charts path.curve").length;
+  seen.bands = all("#timing-charts svg").map((s) => s.querySelectorAll("path.band").length);
+  seen.bars = all(".stack").map((s) => Math.round(s.getBoundingClientRect().width));
+  seen.pieces = all(".stack")[0].children.length;
   pick("pick-run", "1");
   pick("pick-step", "0");
   pick("pick-category", "recovered");
@@ -149,6 +152,8 @@ def test_page_says_what_came_out(page: Path) -> None:
     assert "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, probability better 0.99." in text
     assert "GRPO (12 steps) and AXPO (12 steps), each step 16 questions × 8 rollouts" in text
     assert "algorithm.name" in text and "Why trajectories ended" in text
+    assert "Learning takes 47 % of the step; of it backward 57 %, forward 36 %" in text
+    assert "Engine busy: GRPO 78 %, AXPO 58 % of sampling and resampling" in text
 
 
 def test_pictures_are_embedded_once_and_tokens_once(page: Path) -> None:
@@ -178,7 +183,7 @@ def test_a_run_without_trees_metrics_or_evaluation_still_has_a_page(tmp_path: Pa
     page = build_report(tmp_path / "r.html", [RunView("AXPO", tmp_path)], {}, decode)
     text = page.read_text()
     assert "Not evaluated on held-out questions" in text
-    assert 'id="trees"' not in text and 'id="curves"' not in text
+    assert all(f'id="{part}"' not in text for part in ("trees", "curves", "timing"))
 
 
 def test_groups_are_told_apart_by_what_they_teach() -> None:
@@ -223,6 +228,13 @@ def test_browser_loads_without_errors_and_runs_no_hostile_script(seen: dict) -> 
 def test_browser_draws_the_curves(seen: dict) -> None:
     assert seen["charts"] == 4
     assert seen["curves"] == 7  # GRPO has no recovery
+
+
+def test_browser_stacks_the_phases_of_each_run(seen: dict) -> None:
+    # sampling, resampling, forward, backward, optimizer and the rest; GRPO has no resampling
+    assert seen["bands"] == [6, 6]
+    assert seen["pieces"] == 5
+    assert seen["bars"][0] == pytest.approx(seen["bars"][1], abs=2) and seen["bars"][0] > 800
 
 
 def test_browser_shows_a_tree_with_boxes_and_branches_side_by_side(seen: dict) -> None:

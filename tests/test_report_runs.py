@@ -155,19 +155,18 @@ def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
             "accuracy_no_tool": 0.5 + rng.gauss(0, 0.02),
             "loss": rng.gauss(0, 0.01), "grad_norm": 0.4 + rng.random() * 0.2, "kl": 0.01 * t,
             "clip_fraction": 0.02 * rng.random(),
-            "tokens_sampled": 3000.0, "tokens_trained": 2500.0,
+            "tokens_sampled": 3000.0, "tokens_trained": 2500.0, "tokens_packed": 5000.0,
             "stop_answer": 0.9, "stop_max_tokens": 0.08, "stop_max_turns": 0.02,
             "call_ok": 0.8, "call_malformed": 0.05, "call_model_error": 0.15,
-            "seconds_sample": 0.9, "seconds_forward": 0.5,
-            "seconds_backward": 0.8, "seconds_optimizer": 0.1,
+            "seconds_step": 3.0, "seconds_sample": 0.9, "seconds_forward": 0.5,
+            "seconds_backward": 0.8, "seconds_optimizer": 0.1, "seconds_tools": 0.3,
+            "seconds_engine_prefill": 0.2, "seconds_engine_decode": 0.5,
         }  # fmt: skip
         if axpo:
             line |= {
-                "recovery_rate": 0.14 + rng.gauss(0, 0.05),
-                "branches": 6.0,
-                "seconds_resample": 0.3,
-            }
-            line["extra_samples"] = 0.19
+                "recovery_rate": 0.14 + rng.gauss(0, 0.05), "branches": 6.0,
+                "seconds_resample": 0.3, "extra_samples": 0.19,
+            }  # fmt: skip
         lines.append(line)
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from functools import partial
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from axpo.algorithms.losses import TokenBatch, clipped_loss, likelihood_loss
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
+from axpo.training.batches import micro_batches, prepare
 from axpo.training.packing import Aggregation
-from axpo.training.trainer import BudgetError, NonFiniteError, Trainer, learning_rate
+from axpo.training.trainer import NonFiniteError, Trainer, learning_rate
 from axpo.tree import Group, TreeError
 from padded_oracle import (
     Builder,
@@ -120,12 +122,19 @@ def test_micro_batches_change_nothing(
 
 def test_metrics(checkpoint: Checkpoint, groups: list[Group]):
     before = flat(checkpoint)
-    metrics = trainer(checkpoint).update(groups, CLIP, "question_mean", kl=False)
+    some = trainer(checkpoint, tiny_checkpoint(1))
+    began = time.perf_counter()
+    metrics = some.update(groups, CLIP_KL, "question_mean", kl=True)
+    wall = time.perf_counter() - began
     assert all(isinstance(v, float) and math.isfinite(v) for v in metrics.values())
+    assert metrics["chunks"] == metrics["micro_batches"] == 1
     assert metrics["tokens_trained"] < metrics["tokens_packed"] < metrics["tokens_path"]
     assert 0 < metrics["clip_fraction"] < 1 < metrics["ratio_max"]
     assert metrics["learning_rate"] == 1e-3
-    assert metrics["seconds_backward"] > 0
+    phases = ("pack", "reference", "forward", "backward", "optimizer")
+    seconds = [metrics[f"seconds_{phase}"] for phase in phases]
+    assert all(value > 0 for value in seconds)
+    assert 0.9 * wall < sum(seconds) <= wall
     assert not torch.equal(flat(checkpoint), before)
     assert all(p.grad is None for p in checkpoint.model.parameters())
 
@@ -160,13 +169,21 @@ def test_an_update_without_any_signal_leaves_the_weights(checkpoint: Checkpoint)
     assert some.updates == 1
 
 
-def test_a_tree_over_budget_is_refused_before_any_work(checkpoint: Checkpoint, groups: list[Group]):
-    some = trainer(checkpoint, max_tokens_per_micro_batch=100)
-    before = flat(checkpoint)
-    with pytest.raises(BudgetError, match=r"g0 packs to \d+ .*max_tokens_per_micro_batch = 100"):
-        some.update(groups, CLIP, "question_mean", kl=False)
-    assert torch.equal(flat(checkpoint), before)
-    assert some.updates == 0
+def test_trees_share_micro_batches_by_size(checkpoint: Checkpoint, groups: list[Group]):
+    small = [demonstration_group(checkpoint, seed, f"d{seed}") for seed in range(2)]
+    prepared = prepare(
+        checkpoint, [small[0], groups[0], small[1], groups[1]], "token_mean", False, None
+    )
+    sizes = {work.group.id: len(work.tree) for work in prepared}
+    assert sizes["d0"] < sizes["g0"] == sizes["g1"]
+
+    def ids(budget: int) -> list[list[str]]:
+        return [[w.group.id for w in batch] for batch in micro_batches(prepared, budget)]
+
+    assert ids(10_000) == [["g0", "g1", "d0", "d1"]]
+    assert ids(sizes["g0"] + sizes["d0"]) == [["g0", "d0"], ["g1", "d1"]]
+    assert ids(sizes["g0"]) == [["g0"], ["g1"], ["d0", "d1"]]
+    assert ids(sizes["d0"]) == [["g0"], ["g1"], ["d0"], ["d1"]]
 
 
 def test_non_finite_names_the_group_and_spares_the_weights(

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from axpo.models.attention import use_varlen_vision_attention
+from axpo.models.attention import use_fast_vision
 from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
 
 SPECIAL_TOKENS = (
@@ -86,7 +86,7 @@ def tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGenerat
             model.model.visual.pos_embed.weight.normal_(0, 0.5)
             model.model.language_model.embed_tokens.weight.normal_(0, 2 / math.sqrt(64))
         model.tie_weights()
-    use_varlen_vision_attention(model)
+    use_fast_vision(model)
     return model.eval()
 
 
@@ -115,3 +115,10 @@ def tiny_picture(seed: int, size: int | tuple[int, int] = 64) -> Image.Image:
     width, height = (size, size) if isinstance(size, int) else size
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def in_bfloat16(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` with rounded weights; buffers stay float32, as `from_pretrained` leaves them."""
+    for parameter in checkpoint.model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return checkpoint

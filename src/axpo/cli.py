@@ -37,6 +37,33 @@ def quickstart(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
+    config = load_config(recipe, overrides or ())
+    from axpo.report.dryrun import show
+
+    show(config, _model_path(config.model.path))
+
+
+@app.command()
+def profile(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps to measure, after one warm-up")] = 3,
+    sft: Annotated[bool, typer.Option("--sft", help="measure `axpo sft` instead")] = False,
+) -> None:
+    """Where a step of `axpo train` spends its time: a few steps, measured and thrown away."""
+    kind = "sft" if sft else "rl"
+    if any(override.partition("=")[0].strip() == f"{kind}.steps" for override in overrides or ()):
+        raise ConfigError(f"{kind}.steps: no effect on a profile; say --steps")
+    config = load_config(recipe, overrides or ())
+    model = _model_path(config.model.path)
+    from axpo.report.profile import profile
+
+    profile(config, model, kind, steps)
+
+
+@app.command()
 def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Cold-start model.path on the task's demonstrations."""
     config = load_config(recipe, overrides or ())
@@ -91,17 +118,6 @@ def diagnose(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="run folders, start first")],
-    out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
-) -> None:
-    """One self-contained HTML page: curves, tables and the trajectory trees."""
-    from axpo.report.command import write_report
-
-    print(f"Report: {write_report(runs, out)}")
-
-
-@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="evaluated run folders, baseline first")],
 ) -> None:
@@ -112,12 +128,14 @@ def compare(
 
 
 @app.command()
-def show(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
-    config = load_config(recipe, overrides or ())
-    from axpo.report.dryrun import show
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, start first")],
+    out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
+) -> None:
+    """One self-contained HTML page: curves, tables and the trajectory trees."""
+    from axpo.report.command import write_report
 
-    show(config, _model_path(config.model.path))
+    print(f"Report: {write_report(runs, out)}")
 
 
 def _claim(out: Path, config: Config) -> None:

@@ -43,6 +43,8 @@ class ModelSettings(Section):
     """Run folder (its newest checkpoint), checkpoint, Hub id, or "lab-base", the shipped model."""
     device: str = "auto"
     """torch device; "auto" takes a GPU when there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """float32, or bfloat16 (for GPUs), trained on float32 masters that only a resume reads back."""
     threads: NonNegativeInt = 1
     """CPU threads of one process; 0 leaves torch's default."""
 
@@ -142,7 +144,7 @@ class OptimizerSettings(Section):
     freeze_vision: bool = False
     """Leave the vision tower as it is (its mergers too)."""
     max_tokens_per_micro_batch: PositiveInt = 8192
-    """Packed tokens of one forward/backward; a single tree above it is refused."""
+    """Packed tokens of one forward/backward; a larger tree is trained in pieces of so many."""
 
 
 class RLSettings(Section):

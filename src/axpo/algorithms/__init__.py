@@ -1,7 +1,9 @@
 """Algorithms: pure functions on groups. Each is a page: `plan` what to resample, `credit` tokens.
 
-`plan(groups, settings, seed)` returns the branches to grow (`budget.Plan`), `credit(group,
-settings)` the loss items of every trajectory. Neither touches a model or changes a group.
+`plan(groups, settings, seed, pending)` returns the branches to grow (`budget.Plan`); with
+`pending` groups of the batch still being sampled, those that will be grown whatever they turn
+out to be. `credit(group, settings)` gives the loss items of every trajectory. Neither touches a
+model or changes a group.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ class Algorithm(Protocol):
     """What the training loop needs of an algorithm."""
 
     @staticmethod
-    def plan(groups: Sequence[Group], settings: AlgorithmSettings, seed: int) -> list[Plan]: ...
+    def plan(
+        groups: Sequence[Group], settings: AlgorithmSettings, seed: int, pending: int = 0
+    ) -> list[Plan]: ...
 
     @staticmethod
     def credit(group: Group, settings: AlgorithmSettings) -> Mapping[str, list[Credit]]: ...

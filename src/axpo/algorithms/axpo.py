@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from axpo.algorithms.budget import Plan, breadth_first
+from axpo.algorithms.budget import Plan, breadth_first, prefix_budget
 from axpo.algorithms.credit import advantage, rollout_credit, scored_pool
 from axpo.algorithms.ranking import Candidate, answer_candidate, tool_candidate
 from axpo.algorithms.subgroups import all_wrong, rewards, subgroup
@@ -29,10 +29,18 @@ def candidates(group: Group, settings: AlgorithmSettings) -> list[Candidate]:
     return [candidate for candidate in made if candidate is not None]
 
 
-def plan(groups: Sequence[Group], settings: AlgorithmSettings, seed: int) -> list[Plan]:
-    """The batch's branches: triggered questions, breadth-first, floor(r B N / K) at most."""
+def plan(
+    groups: Sequence[Group], settings: AlgorithmSettings, seed: int, pending: int = 0
+) -> list[Plan]:
+    """The batch's branches: triggered questions, breadth-first, floor(r B N / K) at most.
+
+    While `pending` more groups of the batch are being sampled: the branches that are certain.
+    """
+    questions = len(groups) + pending
+    if prefix_budget(questions, settings) <= pending:
+        return []
     found = [candidates(group, settings) for group in groups]
-    return breadth_first(found, len(groups), settings, seed)
+    return breadth_first(found, questions, settings, seed, pending)
 
 
 def credit(group: Group, settings: AlgorithmSettings) -> dict[str, list[Credit]]:

@@ -34,20 +34,24 @@ def breadth_first(
     questions: int,
     settings: AlgorithmSettings,
     seed: int,
+    pending: int = 0,
 ) -> list[Plan]:
     """Spend the budget over the triggered questions' `candidates` (one list a question).
 
     Every question gets its first prefix before any gets a second; where the budget ends inside
     a round, the least confident of that round go first (choice: METHOD 5). What is not used is
     not carried over.
+
+    `pending` of the `questions` are still being sampled: what is returned is chosen whatever
+    they turn out to be, as if each of them came first in every round.
     """
     queues = [rank(c, settings, seed) for c in candidates if c]
     left = prefix_budget(questions, settings)
     chosen: list[Candidate] = []
     depth = 0
-    while left > 0 and (turn := [queue[depth] for queue in queues if depth < len(queue)]):
-        taken = rank(turn, settings, seed)[:left]
+    while left > pending and (turn := [queue[depth] for queue in queues if depth < len(queue)]):
+        taken = rank(turn, settings, seed)[: left - pending]
         chosen += taken
-        left -= len(taken)
+        left -= len(taken) + pending
         depth += 1
     return [Plan(c.group, c.source, c.cut, c.confidence, settings.continuations) for c in chosen]

@@ -14,7 +14,9 @@ from axpo.config import AlgorithmSettings
 from axpo.tree import Credit, Group
 
 
-def plan(groups: Sequence[Group], settings: AlgorithmSettings, seed: int) -> list[Plan]:
+def plan(
+    groups: Sequence[Group], settings: AlgorithmSettings, seed: int, pending: int = 0
+) -> list[Plan]:
     """GRPO grows no branches."""
     return []
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
+from axpo.engines.stats import EngineStats
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,7 +47,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. `seed` fixes this request's draws whatever else runs beside it.
+    """How to sample. `seed` fixes this request's draws whatever else runs beside it (in bfloat16
+    logits round differently in a batch of another shape: the same draw may give another token).
 
     `banned` ids get probability 0 before the softmax (vision placeholders); `stop` ids end
     sampling and are returned as the last token. RL needs temperature 1, top_p 1 and top_k 0.
@@ -99,6 +102,8 @@ class Completion:
 
 class Engine(Protocol):
     """Asynchronous; cancel a request by cancelling the task that awaits it."""
+
+    stats: EngineStats
 
     @property
     def version(self) -> int:

@@ -26,12 +26,12 @@ class SlotMemory(Cache):
         self._slots = slots
         self._shape = (heads, width)
         self._options: dict[str, Any] = {"dtype": dtype, "device": device}
-        self.clear()
+        self.free()
 
     def __len__(self) -> int:
         return self._layers
 
-    def clear(self) -> None:
+    def free(self) -> None:
         """Give the memory back."""
         self._rows = self._columns = 0
         self._keys: list[torch.Tensor] = []

@@ -14,6 +14,7 @@ import torch
 
 from axpo.engines.kv import SlotMemory
 from axpo.models.loading import Checkpoint
+from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
 
 FEATURE_TOKENS = 2**16
@@ -31,6 +32,19 @@ class Piece:
     start: int
     positions: torch.Tensor
     pictures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a pass sees of the memory: rows from `first`, the first `width` columns.
+
+    `aligned`: all its rows are equally long. Known before anything is sent to a GPU, which would
+    have to be waited for to learn it.
+    """
+
+    first: int
+    width: int
+    aligned: bool
 
 
 class Runner:
@@ -69,11 +83,12 @@ class Runner:
         for i, piece in enumerate(pieces):
             tokens[i, : len(piece.tokens)] = torch.tensor(piece.tokens)
             positions[:, i, : len(piece.tokens)] = piece.positions
-        starts = torch.tensor([piece.start for piece in pieces])
-        columns = starts[:, None] + torch.arange(longest)
+        starts = [piece.start for piece in pieces]
+        columns = torch.tensor(starts)[:, None] + torch.arange(longest)
         pictures = [self._features[digest] for piece in pieces for digest in piece.pictures]
-        hidden = self._forward(first, tokens, positions, columns, pictures)
-        last = torch.tensor([len(piece.tokens) - 1 for piece in pieces], device=hidden.device)
+        view = View(first, max(starts) + longest, len(set(starts)) == 1)
+        hidden = self._forward(view, tokens, positions, columns, pictures)
+        last = to_device(torch.tensor([len(piece.tokens) - 1 for piece in pieces]), hidden.device)
         rows = torch.arange(len(pieces), device=hidden.device)
         return self._model.lm_head(hidden[rows, last])
 
@@ -81,14 +96,15 @@ class Runner:
         self, tokens: Sequence[int], columns: Sequence[int], positions: Sequence[int]
     ) -> torch.Tensor:
         """Logits [n, V] after one more token in each of the rows 0, 1, ..., n - 1."""
-        index = torch.tensor([tokens, columns, positions])
+        index = to_device(torch.tensor([tokens, columns, positions]), self._model.device)
         position = index[2, None, :, None].expand(3, -1, -1)
-        hidden = self._forward(0, index[0, :, None], position, index[1, :, None])
+        view = View(0, max(columns) + 1, len(set(columns)) == 1)
+        hidden = self._forward(view, index[0, :, None], position, index[1, :, None])
         return self._model.lm_head(hidden[:, 0])
 
     def _forward(
         self,
-        first: int,
+        view: View,
         tokens: torch.Tensor,
         positions: torch.Tensor,
         columns: torch.Tensor,
@@ -96,14 +112,13 @@ class Runner:
     ) -> torch.Tensor:
         """Hidden states [n, q, hidden] of `tokens` [n, q], stored at `columns` [n, q]."""
         device = self._model.device
-        width = int(columns.max()) + 1
-        self._memory.reserve(first + len(tokens), width)
-        columns = columns.to(device)
-        self._memory.view(first, columns, width)
+        self._memory.reserve(view.first + len(tokens), view.width)
+        columns = to_device(columns, device)
+        self._memory.view(view.first, columns, view.width)
         return self._model.model(
-            input_ids=tokens.to(device),
-            position_ids=positions.to(device),
-            attention_mask=self._mask(columns, width),
+            input_ids=to_device(tokens, device),
+            position_ids=to_device(positions, device),
+            attention_mask=self._mask(columns[:1] if view.aligned else columns, view.width),
             past_key_values=self._memory,
             mm_encoder_outputs=encoder_outputs(pictures),
             use_cache=True,
@@ -111,8 +126,6 @@ class Runner:
 
     def _mask(self, columns: torch.Tensor, width: int) -> torch.Tensor:
         """Additive mask [n or 1, 1, q, width]: a token sees its own column and those before."""
-        if (columns == columns[:1]).all():
-            columns = columns[:1]
         hidden = torch.arange(width, device=columns.device) > columns[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=columns.device)
         return mask.masked_fill_(hidden, float("-inf"))

@@ -164,4 +164,3 @@ class SlotPool:
         """Keep nothing at all; nothing may be running."""
         self.slots.clear()
         self.running = 0
-        self._memory.clear()

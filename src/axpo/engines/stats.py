@@ -10,7 +10,8 @@ class EngineStats:
     """Counters since the engine was made; tokens unless said otherwise.
 
     `prefilled` and `decoded` were computed, `reused` were not. `pictures` went through the
-    vision tower; `evictions` are kept sequences that made room for others.
+    vision tower; `evictions` are kept sequences that made room for others. The seconds (wall) are
+    the engine's own, disjoint: vision tower, prefill, decoding; sampling and bookkeeping included.
     """
 
     requests: int = 0
@@ -22,3 +23,6 @@ class EngineStats:
     prefill_calls: int = 0
     decode_calls: int = 0
     evictions: int = 0
+    seconds_vision: float = 0.0
+    seconds_prefill: float = 0.0
+    seconds_decode: float = 0.0

@@ -10,6 +10,7 @@ Weights may be shared with a trainer in the same process: nothing here writes to
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -102,6 +103,9 @@ class TransformersEngine:
         self._version = version
         self._pool.clear()
         self._runner.forget_features()
+        if self._checkpoint.model.device.type != "cpu":
+            # To the training step; a CPU keeps it, where new pages are what costs.
+            self._memory.free()
 
     async def close(self) -> None:
         """Stop; pending requests raise `EngineError`."""
@@ -175,6 +179,7 @@ class TransformersEngine:
 
         A failing call fails its own jobs only.
         """
+        began = time.perf_counter()
         offset = len(self._running) - len(wave)
         over: list[Job] = []
         try:
@@ -185,6 +190,8 @@ class TransformersEngine:
         except Exception as error:
             self._fail(wave, error)
             return
+        encoded = time.perf_counter()
+        self.stats.seconds_vision += encoded - began
         failures: list[tuple[Sequence[Job], Exception]] = []
         for first, jobs in prefill_batches(wave, self._max_prefill):
             try:
@@ -201,9 +208,11 @@ class TransformersEngine:
         self._finish(over)
         for jobs, error in failures:
             self._fail(jobs, error)
+        self.stats.seconds_prefill += time.perf_counter() - encoded
 
     def _step(self) -> None:
         """One token for every running row."""
+        began = time.perf_counter()
         jobs = self._running
         steps = [len(job.sampled) - 1 for job in jobs]
         try:
@@ -223,13 +232,16 @@ class TransformersEngine:
         self.stats.decode_calls += 1
         self.stats.decoded += len(jobs)
         self._finish(over)
+        self.stats.seconds_decode += time.perf_counter() - began
 
     def _sample(self, jobs: Sequence[Job], logits: torch.Tensor, sampler: Sampler) -> list[Job]:
         """Add a token to each job from `logits` [n, V]; returns the jobs that are done."""
         tokens, logprobs = sampler(logits, [job.random.random() for job in jobs])
         self.stats.sampled += len(jobs)
-        pairs = zip(jobs, tokens.tolist(), logprobs.tolist(), strict=True)
-        return [job for job, token, logprob in pairs if job.record(token, logprob)]
+        # One transfer for both, exact in float64.
+        drawn, scores = torch.stack([tokens.double(), logprobs.double()]).tolist()
+        pairs = zip(jobs, drawn, scores, strict=True)
+        return [job for job, token, logprob in pairs if job.record(int(token), logprob)]
 
     # ------------------------------------------------------------------ endings
 
@@ -281,6 +293,7 @@ class TransformersEngine:
         self._running.clear()
         if jobs or self._closed:
             self._pool.clear()
+            self._memory.free()  # a pass that broke off may have left NaN in it
         for job in jobs:
             job.slot = None
             if not job.future.done():

@@ -24,10 +24,9 @@ from axpo.evaluation.diagnostics import choose_prefixes
 from axpo.evaluation.diagnostics import diagnose as diagnose_groups
 from axpo.evaluation.driver import Progress, Shelf
 from axpo.evaluation.summary import compare, summarize
-from axpo.models.loading import load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, recipe_tools, torch_device
+from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
 from axpo.store import load_groups
 from axpo.tasks.base import Example
 from axpo.training.monitor import Monitor
@@ -141,7 +140,7 @@ async def _sample(
 
 def _agent(config: Config, model: str) -> Agent:
     tools = recipe_tools(config)
-    return build_agent(config, load_checkpoint(model, torch_device(config.model)), tools)
+    return build_agent(config, load_model(config.model, model), tools)
 
 
 def _questions(config: Config) -> int:

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from axpo.config import UserError
-from axpo.models.attention import use_varlen_vision_attention
+from axpo.models.attention import use_fast_vision
 from axpo.models.vision import PixelCache
 
 VISION_TOKENS = (
@@ -91,13 +91,18 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
     return id
 
 
-def load_checkpoint(path: str | Path, device: str = "cpu", *, weights: bool = True) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    weights: bool = True,
+) -> Checkpoint:
     """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
 
-    Weights are float32: AdamW's updates at RL's learning rates are below what bfloat16 resolves.
-
-    Dropout does not exist in Qwen3-VL; the model is left in eval mode. Without `weights` the
-    model has shapes only (the meta device): enough to render and to count.
+    Weights are rounded to `dtype` where the folder holds them more exactly. Dropout does not
+    exist in Qwen3-VL; the model is left in eval mode. Without `weights` the model has shapes
+    only (the meta device): enough to render and to count.
     """
     path = str(path)
     try:
@@ -116,13 +121,13 @@ def load_checkpoint(path: str | Path, device: str = "cpu", *, weights: bool = Tr
     if weights:
         # A local folder loads in a moment; a download keeps its bar.
         with _no_progress_bars() if Path(path).is_dir() else nullcontext():
-            model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+            model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=dtype)
         model = model.to(device)
     else:
         with torch.device("meta"):
             model = Qwen3VLForConditionalGeneration(config)
     model.eval()
-    use_varlen_vision_attention(model)
+    use_fast_vision(model)
     tokenizer = AutoTokenizer.from_pretrained(path)
     return Checkpoint(
         path=path,

@@ -13,6 +13,13 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+)
+
+from axpo.models.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +67,40 @@ def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:
     """Vision tower of `model` once over `pixels`, in one call; differentiable where grad is on."""
     if not pixels:
         return []
-    device, dtype = model.model.visual.device, model.model.visual.dtype
+    visual = model.model.visual
     # Pictures of one size become one attention batch when they stand side by side.
     order = sorted(range(len(pixels)), key=lambda i: pixels[i].grid)
-    values = torch.cat([pixels[i].values for i in order]).to(device, dtype)
-    grids = torch.tensor([pixels[i].grid for i in order], device=device)
-    out = model.model.get_image_features(values, grids)
+    values = to_device(torch.cat([pixels[i].values for i in order]).to(visual.dtype), visual.device)
+    grids = torch.tensor([pixels[i].grid for i in order])
+    out = model.model.get_image_features(values, grids, **_layout(visual, grids))
     features: list[Features | None] = [None] * len(pixels)
     for rank, i in enumerate(order):
         features[i] = Features(
             out.pooler_output[rank], tuple(layer[rank] for layer in out.deepstack_features)
         )
     return [f for f in features if f is not None]
+
+
+def _layout(visual: Any, grids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the tower derives from `grids` [pictures, 3], computed on the CPU.
+
+    It reads sizes off these numbers: of tensors on a GPU, each would make the host wait. The
+    attention wants its lengths on the host, too.
+    """
+    indices, weights = get_vision_interpolation_indices_and_weights(
+        grids,
+        num_grid_per_side=visual.num_grid_per_side,
+        mode=visual.interpolation_mode,
+        align_corners=visual.interpolation_align_corners,
+        spatial_merge_size=visual.spatial_merge_size,
+    )
+    positions = get_vision_position_ids(grids, visual.spatial_merge_size)
+    return {
+        "interp_indices": to_device(indices, visual.device),
+        "interp_weights": to_device(weights, visual.device),
+        "position_ids": to_device(positions, visual.device),
+        "cu_seqlens": get_vision_cu_seqlens(grids),
+    }
 
 
 def encoder_outputs(

@@ -11,8 +11,9 @@ from typing import Any
 from axpo.config import UserError
 from axpo.evaluation.run import compare_runs
 from axpo.report.html import build_report
+from axpo.report.names import MAIN_CHARTS
 from axpo.report.plots import comparison_png
-from axpo.report.runs import RunView, distinct_names
+from axpo.report.runs import RunView, distinct_names, main_kind
 
 START = "start"
 PREFIX_METRICS = ("recovery_rate", "distinct_calls")
@@ -35,7 +36,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     }
     # The last pair (AXPO against GRPO) is what the reader came for.
     ordered = dict(reversed(comparisons.items()))
-    if any(run.metrics for run in trained):
+    kind = main_kind(trained)
+    if any(run.series(chart.key, kind) for run in trained for chart in MAIN_CHARTS):
         comparison_png(out.with_suffix(".png"), trained)
     return build_report(out, trained, evaluations, _decoder(folders), comparisons=ordered)
 

@@ -13,16 +13,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from axpo.config import Config, Section, UserError
+from axpo.config import Config, ConfigError, Section, UserError
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
-from axpo.rollout.setup import build_task, recipe_tools
+from axpo.rollout.setup import build_task, recipe_tools, torch_device
 from axpo.tasks.base import Example, Task
+from axpo.training.preflight import (
+    check_positions,
+    estimate,
+    free_memory,
+    in_units,
+    longest_prompt,
+)
 from axpo.tree import Group, Origin, Segment
 
-FLOAT32 = 4  # bytes
 LOOK_AT = 100
 COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan"}
 
@@ -40,7 +46,11 @@ def show(config: Config, model: str) -> None:
     else:
         group = new_group(rendering, example, "example")
     _print_group(console, rendering, group, split)
-    _print_costs(console, config, checkpoint, group)
+    try:
+        prompt = longest_prompt(config, "rl", task, rendering)
+    except UserError:  # a data set of demonstrations alone
+        prompt = group.prompt
+    _print_costs(console, config, checkpoint, prompt)
 
 
 def _example(task: Task) -> tuple[str, Example]:
@@ -101,50 +111,46 @@ def _folded(segment: Segment, rendering: Rendering) -> list[int]:
     return [*tokens, *segment.tokens[done:]]
 
 
-def _print_costs(console: Console, config: Config, checkpoint: Checkpoint, group: Group) -> None:
-    table = Table("what", "estimate", title="Costs", title_justify="left")
-    for name, value in costs(config, checkpoint, len(group.prompt)).items():
+def _print_costs(console: Console, config: Config, checkpoint: Checkpoint, prompt: Segment) -> None:
+    table = Table("what", "estimate", title="Costs of an RL step", title_justify="left")
+    for name, value in costs(config, checkpoint, prompt, torch_device(config.model)).items():
         table.add_row(name, value)
     console.print(table)
 
 
-def costs(config: Config, checkpoint: Checkpoint, prompt: int) -> dict[str, str]:
-    """Upper bounds from sizes alone: parameters, weights and optimizer, KV cache, largest tree.
+def costs(config: Config, checkpoint: Checkpoint, prompt: Segment, device: str) -> dict[str, str]:
+    """Upper bounds of an RL step from sizes alone, and what this machine makes of them.
 
-    Training holds weights, gradients and AdamW's two moments, and the reference's weights when
-    there is a KL term. The largest tree is the prompt once, N
-    rollouts and every continuation that one question could get, each at its token limit.
+    The largest tree is `prompt` once, N rollouts and every continuation that one question could
+    get, each at its token limit.
     """
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    copies = 4 + (config.algorithm.kl > 0)
-    text = checkpoint.model.config.text_config
-    kv_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * FLOAT32
-    algorithm, rollout = config.algorithm, config.rollout
-    paths = algorithm.rollouts
+    found = estimate(config, "rl", checkpoint, prompt, device.startswith("cuda"))
+    sizes, algorithm = found.sizes, config.algorithm
+    rollouts = config.rl.questions * algorithm.rollouts
+    samples = f"{rollouts} rollouts"
     if algorithm.name == "axpo":
-        paths += algorithm.continuations * algorithm.rollouts
-    tree = prompt + paths * rollout.max_tokens
-    budget = config.rl.optimizer.max_tokens_per_micro_batch
-    sequences = config.rl.questions * algorithm.rollouts
-    kv = min(sequences, config.engine.slots) * (prompt + rollout.max_tokens) * kv_token
-    fits = "fits" if tree <= budget else "may not fit: raise it or lower rollout.max_tokens"
-    samples = f"{sequences} rollouts"
-    if algorithm.name == "axpo":
-        samples += f" + at most {int(algorithm.extra_budget * sequences)} continuations"
+        samples += f" + at most {sizes.rows - rollouts} continuations"
+    verdict = found.verdict
+    try:
+        check_positions(config, "rl", checkpoint, prompt)
+    except ConfigError as error:
+        verdict = f"refused: {error}"
+    free = free_memory(device)
+    memory = in_units(found.total)
+    if free is not None:
+        memory += f" of {in_units(free)} free" + (": may not fit" if found.total > free else "")
     return {
         "parameters": f"{parameters / 1e6:,.1f} M",
-        "weights, gradients, optimizer, reference": _bytes(copies * parameters * FLOAT32),
-        "KV cache of a batch": _bytes(kv),
-        "prompt of this example": f"{prompt} tokens",
-        "largest possible tree": f"{tree:,} tokens",
-        "max_tokens_per_micro_batch": f"{budget:,}: {fits}",
         "samples a step": samples,
+        "longest prompt seen": f"{sizes.prompt} tokens, {sizes.pictures} of them pictures",
+        "longest possible path": f"{sizes.path:,} tokens",
+        "largest possible tree": f"{sizes.tree:,} tokens",
+        "max_tokens_per_micro_batch": f"{found.budget:,}: {verdict}",
+        "weights, gradients, optimizer, reference": in_units(found.weights),
+        f"activations of {found.pass_tokens:,} tokens": in_units(found.activations),
+        "their logits": in_units(found.logits),
+        "activations of pictures": in_units(found.pictures),
+        "KV cache of the engine": in_units(found.kv),
+        "memory at most": memory,
     }
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError

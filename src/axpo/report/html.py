@@ -18,8 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from axpo.report import summary
+from axpo.report.anatomy import number_text, percent, seconds_text
 from axpo.report.names import MAIN_CHARTS, MORE_CHARTS, Chart, colours
 from axpo.report.runs import RunView, distinct_names, main_kind
+from axpo.report.timing import timing_view
 from axpo.report.trees import CATEGORIES, Decode, TreePayload, collect
 
 MAX_BYTES = 8_000_000
@@ -50,12 +52,12 @@ def build_report(
     palette = colours([*names, *evaluated])
     curves = [_curves(r, name, palette[name], kind) for r, name in zip(runs, names, strict=True)]
     main, more = _charts(curves)
-    data: dict[str, Any] = {"runs": curves, "main": main, "more": more}
+    timing, bands = timing_view(dict(zip(names, runs, strict=True)), kind)
+    data: dict[str, Any] = {"runs": curves, "main": main, "more": more, "timing": bands}
     spent = len(json.dumps(data)) + RESERVED_BYTES
     payload = collect(runs, decode, max(0, max_bytes - spent))
     data |= _tree_data(payload)
     differing, shared = summary.settings_table(runs)
-    timings = summary.timing_table(runs, kind)
     page = _render(
         title=title or " and ".join(names) or "Report",
         ran=summary.what_was_run(runs, names, kind),
@@ -68,8 +70,7 @@ def build_report(
         edge_steps=summary.EDGE_STEPS,
         stops=summary.share_table(runs, "stop", kind),
         calls=summary.share_table(runs, "call", kind),
-        timings=timings,
-        longest=max((seconds or 0.0 for _, cells in timings for seconds in cells), default=1.0),
+        timing=timing,
         differing=differing,
         shared=shared,
         has_curves=bool(main),
@@ -100,7 +101,10 @@ def _render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = "\n".join(_asset(name) for name in ("page.js", "charts.js", "trees.js", "picker.js"))
+    environment.filters |= {"seconds": seconds_text, "percent": percent, "number": number_text}
+    script = "\n".join(
+        _asset(name) for name in ("page.js", "charts.js", "timing.js", "trees.js", "picker.js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html.jinja").render(
         css=Markup(_asset("report.css")), script=Markup(script), script_hash=digest, **values

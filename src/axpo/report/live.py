@@ -105,10 +105,11 @@ class LiveView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._phase = "done" if kind is None else "stopped"
         self._done.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join()  # its last line must not be a second "done"
+        self._phase = "done" if kind is None else "stopped"
+        if self.plain:
             self._print()
         if self._live is not None:
             self._live.stop()

@@ -46,14 +46,16 @@ class RunView:
     def kinds(self) -> list[str]:
         return list(dict.fromkeys(str(line.get("kind", "")) for line in self.metrics))
 
+    def lines(self, kind: str) -> list[Mapping[str, Any]]:
+        """The metrics of the steps of one `kind`."""
+        return [line for line in self.metrics if line.get("kind") == kind]
+
     def series(self, metric: str, kind: str) -> list[tuple[int, float]]:
         """`(step, value)` of a metric, finite values only."""
         return [
             (int(line["step"]), float(line[metric]))
-            for line in self.metrics
-            if line.get("kind") == kind
-            and isinstance(line.get(metric), int | float)
-            and math.isfinite(line[metric])
+            for line in self.lines(kind)
+            if isinstance(line.get(metric), int | float) and math.isfinite(line[metric])
         ]
 
     def groups(self, step: int) -> list[Group]:

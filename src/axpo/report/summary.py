@@ -80,7 +80,7 @@ def what_was_run(runs: Sequence[RunView], names: Sequence[str], kind: str) -> st
         return "No runs."
     parts: list[str] = []
     for run, name in zip(runs, names, strict=True):
-        steps = len({line["step"] for line in run.metrics if line.get("kind") == kind})
+        steps = len({line["step"] for line in run.lines(kind)})
         parts.append(f"{name} ({steps} steps)" if steps else name)
     sentence = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     questions = _common(runs, "rl", "questions")
@@ -145,21 +145,6 @@ def share_table(
     return sorted(rows, key=lambda row: (-max(c or 0.0 for c in row[1]), row[0]))
 
 
-def timing_table(runs: Sequence[RunView], kind: str) -> list[tuple[str, list[float | None]]]:
-    """Mean seconds a step of each phase, a value a run; longest first."""
-    totals = [_totals(run, "seconds", kind) for run in runs]
-    counts = [max(1, len([m for m in r.metrics if m.get("kind") == kind])) for r in runs]
-    names = {name for total in totals for name in total}
-    rows: list[tuple[str, list[float | None]]] = [
-        (
-            name.replace("_", " "),
-            [t[name] / n if name in t else None for t, n in zip(totals, counts, strict=True)],
-        )
-        for name in names
-    ]
-    return sorted(rows, key=lambda row: (-max(c or 0.0 for c in row[1]), row[0]))
-
-
 def settings_table(runs: Sequence[RunView]) -> tuple[list[tuple[str, list[str]]], ...]:
     """Settings that differ between the runs, and those that they share."""
     flat = [_flatten(run.config) for run in runs]
@@ -171,7 +156,7 @@ def settings_table(runs: Sequence[RunView]) -> tuple[list[tuple[str, list[str]]]
 
 def _totals(run: RunView, prefix: str, kind: str) -> dict[str, float]:
     start = prefix + "_"
-    names = {k for m in run.metrics if m.get("kind") == kind for k in m if k.startswith(start)}
+    names = {k for line in run.lines(kind) for k in line if k.startswith(start)}
     sums = {n.removeprefix(start): math.fsum(v for _, v in run.series(n, kind)) for n in names}
     return {name: total for name, total in sums.items() if total > 0}
 

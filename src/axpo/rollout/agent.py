@@ -19,6 +19,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, EngineError, Finish, Request, Sampling
@@ -39,6 +40,15 @@ def request_seed(seed: int, trajectory: str, turn: int) -> int:
     """A request's seed: the same whatever is sampled beside it, in whatever order."""
     digest = hashlib.sha256(f"{seed}/{trajectory}/{turn}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(slots=True)
+class AgentStats:
+    """Seconds (wall) in tools and in grading since the start, summed over trajectories: they
+    overlap each other and the engine."""
+
+    seconds_tools: float = 0.0
+    seconds_grade: float = 0.0
 
 
 class Agent:
@@ -62,6 +72,7 @@ class Agent:
         self.tools = dict(tools)
         self.settings = settings
         self.grade = grade
+        self.stats = AgentStats()
 
     def room(self, path: Path) -> int:
         """Tokens that the limits leave for the path's current turn."""
@@ -168,7 +179,12 @@ class Agent:
             return refuse(CallStatus.MALFORMED, call.error or "no function name")
         if trajectory.stop is not None:
             return refuse(CallStatus.NOT_RUN, f"not run: {trajectory.stop}")
-        return await run_call(self.tools, call.name, call.arguments, ToolContext(tuple(path.views)))
+        context = ToolContext(tuple(path.views))
+        began = time.perf_counter()
+        try:
+            return await run_call(self.tools, call.name, call.arguments, context)
+        finally:
+            self.stats.seconds_tools += time.perf_counter() - began
 
     def _record(
         self, path: Path, trajectory: Trajectory, call: ParsedCall, result: CallResult
@@ -184,9 +200,12 @@ class Agent:
         if trajectory.stop in (StopReason.MAX_TURNS, StopReason.MAX_TOKENS):
             trajectory.reward = 0.0
         elif trajectory.answer is not None:
+            began = time.perf_counter()
             try:
                 trajectory.reward = await self.grade(
                     group.meta[GRADING], trajectory.answer, group.truth
                 )
             except Exception as error:
                 trajectory.fault = f"grading: {type(error).__name__}: {error}"
+            finally:
+                self.stats.seconds_grade += time.perf_counter() - began

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from axpo.config import RolloutSettings, UserError
 from axpo.engines.base import Completion, Finish, Request
+from axpo.engines.stats import EngineStats
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.rendering import Rendering
@@ -35,6 +36,7 @@ class _Teacher:
 
     def __init__(self, rendering: Rendering, example: Example) -> None:
         end = rendering.encode("<|im_end|>")
+        self.stats = EngineStats()
         self._example = example
         self._turns = [(*rendering.encode(text), *end) for text in example.demonstration]
         self.said = 0

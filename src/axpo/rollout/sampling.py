@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from axpo.rollout.agent import GRADING, Agent
 from axpo.rollout.paths import branch_path, start_path
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Example
-from axpo.tree import Branch, Group, Trajectory
+from axpo.tree import Branch, Group
 
+Result = TypeVar("Result")
 EXAMPLE = "example"
 """Key of `Group.meta`: the example's id."""
 
@@ -40,7 +41,7 @@ async def sample_group(agent: Agent, example: Example, n: int, seed: int, group_
     group = new_group(agent.rendering, example, group_id)
     runs = [agent.run(start_path(group), f"{group_id}/r{i}", seed) for i in range(n)]
     try:
-        group.rollouts = await _together(runs)
+        group.rollouts = await together(runs)
     except BaseException:
         await agent.engine.release(group_id)
         raise
@@ -63,10 +64,10 @@ async def resample(agent: Agent, group: Group, branch: Branch, k: int, seed: int
     name = f"{branch.source}/b{number}c" if number else f"{branch.source}/c"
     first = len(branch.continuations)
     runs = [agent.run(path, f"{name}{first + i}", seed) for i, path in enumerate(paths)]
-    branch.continuations += await _together(runs)
+    branch.continuations += await together(runs)
 
 
-async def _together(runs: Sequence[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
+async def together(runs: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
     """All results in order; the first error cancels the others and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -9,13 +9,19 @@ import torch
 
 from axpo.config import Config, ConfigError, ModelSettings, TaskSettings
 from axpo.engines.transformers import TransformersEngine
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
 from axpo.tasks.grading import grade
 from axpo.tools import make_tools
 from axpo.tools.base import Tool
+
+
+def load_model(settings: ModelSettings, path: str | Path) -> Checkpoint:
+    """The checkpoint at `path` on the settings' device, in their dtype; sets this process's
+    threads. Raises `CheckpointError`."""
+    return load_checkpoint(path, torch_device(settings), getattr(torch, settings.dtype))
 
 
 def torch_device(settings: ModelSettings) -> str:

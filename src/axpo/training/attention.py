@@ -1,8 +1,12 @@
-"""Attention over a packed forest: one rectangular call a run of the tree.
+"""Attention over a packed forest: by runs of the tree, on a GPU in one call over its blocks.
 
 A *run* is a chain of nodes in which each is the first child of the one before: it lies in one
 piece in the preorder layout, so it costs one attention call, its tokens as queries against its
-path as keys. There are as many runs as leaves. No [L, L] mask exists anywhere.
+path as keys. There are as many runs as leaves. No [L, L] mask exists anywhere. On a GPU so many
+calls are bound by their launches: `axpo.training.flex` makes one of them.
+
+A pass may compute some of the nodes only: the keys and values of those above come from passes
+before (`TreeLayout.given`), its own can be kept for passes to come (`TreeLayout.kept`).
 
 The function is registered with transformers and falls back to plain SDPA when a call brings no
 `tree`: trainer and in-process engine share one module and may alternate freely.
@@ -10,63 +14,144 @@ The function is registered with transformers and falls back to plain SDPA when a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from axpo.training.flex import BLOCK, block_mask, forest_attention
 from axpo.training.packing import PackedNode
 
 TREE_SDPA = "axpo_tree_sdpa"
 
 
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+NodeStates = dict[tuple[int, int], KeysValues]
+"""(node, layer) -> the node's keys (rotated) and values, each [1, H_kv, tokens, D]."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Queries of the layout's pieces [first, last); their keys are `above` and themselves.
+    """Queries of the pass's nodes [first, last), which see their path and themselves.
 
-    `mask` [queries, keys] is additive; None for a root's run, where plain causal order serves.
+    The path is `given`, nodes of the forest that another pass computed, then `above`, nodes of
+    this one. `mask` [queries, keys] is additive; None where plain causal order serves.
     """
 
     first: int
     last: int
+    given: tuple[int, ...]
     above: tuple[int, ...]
     mask: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """All queries of the pass in one call: keys are the nodes `given` and the pass's own."""
+
+    given: tuple[int, ...]
+    mask: BlockMask
+
+
+@dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """How to attend over a forest: `sizes` of its pieces (nodes) and the runs over them."""
+    """How one pass attends: `sizes` of its nodes and the runs over them, or `blocks`.
+
+    `given` holds the states of nodes outside the pass. The states of `keep`, pairs of a node's
+    place in the pass and its number in the forest, are put into `kept` as layers are computed.
+    """
 
     sizes: tuple[int, ...]
     runs: tuple[Run, ...]
+    given: Mapping[tuple[int, int], KeysValues] = field(default_factory=NodeStates)
+    keep: tuple[tuple[int, int], ...] = ()
+    kept: NodeStates = field(default_factory=NodeStates)
+    blocks: Blocks | None = None
 
 
 def tree_layout(
-    nodes: Sequence[PackedNode], dtype: torch.dtype, device: torch.device | str = "cpu"
+    nodes: Sequence[PackedNode],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    chosen: Sequence[int] | None = None,
+    given: Mapping[tuple[int, int], KeysValues] | None = None,
+    keep: Sequence[int] = (),
 ) -> TreeLayout:
-    """Cut the forest into runs; masks of `dtype` on `device`, shared by all layers."""
-    sizes = tuple(node.end - node.start for node in nodes)
+    """How to attend over the forest `nodes`; masks of `dtype` on `device`, for all layers.
+
+    A pass over some of the nodes names them in `chosen` (ascending); ancestors that it leaves
+    out must be in `given`. The states of the nodes `keep` are kept.
+    """
+    device = torch.device(device)
+    chosen = range(len(nodes)) if chosen is None else chosen
+    place = {node: i for i, node in enumerate(chosen)}
+    sizes = tuple(nodes[node].end - nodes[node].start for node in chosen)
+    blocks = _blocks(nodes, place, device) if in_blocks(device, sum(sizes)) else None
+    return TreeLayout(
+        sizes,
+        () if blocks else _runs(nodes, place, dtype, device),
+        given or {},
+        tuple((place[node], node) for node in keep),
+        blocks=blocks,
+    )
+
+
+def in_blocks(device: torch.device, queries: int) -> bool:
+    """Whether a pass of so many queries is worth the block kernel.
+
+    Not within one block: it has few runs, and each shape with a dimension of 1 is compiled anew.
+    """
+    return device.type == "cuda" and queries > BLOCK
+
+
+def _runs(
+    nodes: Sequence[PackedNode],
+    place: Mapping[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Run, ...]:
+    """The runs of the nodes in `place`, which maps each to its place in the pass."""
+    chosen = list(place)
+    sizes = [node.end - node.start for node in nodes]
     runs: list[Run] = []
     first = 0
-    for i in range(1, len(nodes) + 1):
-        if i < len(nodes) and nodes[i].parent == i - 1:
+    for i in range(1, len(chosen) + 1):
+        if i < len(chosen) and nodes[chosen[i]].parent == chosen[i - 1]:
             continue
-        above = _ancestors(nodes, first)
+        above = _ancestors(nodes, chosen[first])
         mask = None
         if above:
-            queries = sum(sizes[first:i])
-            path = sum(sizes[j] for j in above)
+            queries = sum(sizes[node] for node in chosen[first:i])
+            path = sum(sizes[node] for node in above)
             hidden = torch.ones(queries, path + queries, dtype=torch.bool, device=device)
             mask = torch.zeros(queries, path + queries, dtype=dtype, device=device)
             mask.masked_fill_(hidden.triu_(path + 1), float("-inf"))
-        runs.append(Run(first, i, above, mask))
+        outside = tuple(node for node in above if node not in place)
+        inside = tuple(place[node] for node in above if node in place)
+        runs.append(Run(first, i, outside, inside, mask))
         first = i
-    return TreeLayout(sizes, tuple(runs))
+    return tuple(runs)
+
+
+def _blocks(nodes: Sequence[PackedNode], place: Mapping[int, int], device: torch.device) -> Blocks:
+    """Each node's keys are for the queries of its subtree, which lie in one piece of the pass."""
+    spans: dict[int, tuple[int, int]] = {}
+    queries = 0
+    for node in place:
+        end = queries + nodes[node].end - nodes[node].start
+        for above in (*_ancestors(nodes, node), node):
+            spans[above] = (spans[above][0] if above in spans else queries, end)
+        queries = end
+    outside = tuple(sorted(node for node in spans if node not in place))
+    keys = (*outside, *place)
+    sizes = [nodes[node].end - nodes[node].start for node in keys]
+    return Blocks(outside, block_mask(sizes, [spans[node] for node in keys], queries, device))
 
 
 def _ancestors(nodes: Sequence[PackedNode], i: int) -> tuple[int, ...]:
@@ -103,22 +188,44 @@ def tree_attention(
     # One split for all runs: its backward is one concatenation, where a slice a run would
     # write a gradient of the full length each.
     queries, keys, values = (x.split(tree.sizes, dim=2) for x in (query, key, value))
-    grouped = query.shape[1] != key.shape[1]
+    layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+    tree.kept.update({(node, layer): (keys[i], values[i]) for i, node in tree.keep})
+    if tree.blocks is None:
+        attended = _along_runs(queries, keys, values, tree, layer, scaling)
+    else:
+        if before := [tree.given[node, layer] for node in tree.blocks.given]:
+            key = torch.cat([*(k for k, _ in before), key], dim=2)
+            value = torch.cat([*(v for _, v in before), value], dim=2)
+        attended = forest_attention(query, key, value, tree.blocks.mask, scaling)
+    return attended.transpose(1, 2), None
+
+
+def _along_runs(
+    queries: tuple[torch.Tensor, ...],
+    keys: tuple[torch.Tensor, ...],
+    values: tuple[torch.Tensor, ...],
+    tree: TreeLayout,
+    layer: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention [1, H, L, D] in a call a run; arguments are split by the pass's nodes."""
     out: list[torch.Tensor] = []
     for run in tree.runs:
+        # What was computed before comes first on every path: nodes stand behind their ancestors.
+        before = [tree.given[node, layer] for node in run.given]
         path = [*run.above, *range(run.first, run.last)]
         out.append(
             scaled_dot_product_attention(
                 torch.cat(queries[run.first : run.last], dim=2),
-                torch.cat([keys[i] for i in path], dim=2),
-                torch.cat([values[i] for i in path], dim=2),
+                torch.cat([*(k for k, _ in before), *(keys[i] for i in path)], dim=2),
+                torch.cat([*(v for _, v in before), *(values[i] for i in path)], dim=2),
                 attn_mask=run.mask,
                 is_causal=run.mask is None,
                 scale=scaling,
-                enable_gqa=grouped,
+                enable_gqa=queries[0].shape[1] != keys[0].shape[1],
             )
         )
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    return torch.cat(out, dim=2)
 
 
 AttentionInterface.register(TREE_SDPA, tree_attention)

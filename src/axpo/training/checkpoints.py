@@ -95,7 +95,7 @@ def restore(path: Path, trainer: Trainer) -> State:
             f"{path} is not a complete checkpoint; expected {MODEL}/, {TRAINER}, {STATE}"
         )
     model = trainer.checkpoint.model
-    stored = load_checkpoint(path / MODEL, str(model.device))
+    stored = load_checkpoint(path / MODEL, str(model.device), model.dtype)
     model.load_state_dict(stored.model.state_dict())
     state = torch.load(path / TRAINER, weights_only=True, map_location="cpu")
     trainer.load_state_dict(state["trainer"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Protocol
 
 
@@ -26,21 +25,28 @@ class Monitor(Protocol):
 
 
 class Stopwatch:
-    """Seconds of each phase of a step, as metrics `seconds_<phase>`."""
+    """Seconds of each phase of a step, as metrics `seconds_<phase>`; they add up to the step.
+
+    Calling it with a name ends the phase before; a phase may come again.
+    """
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-        self._began = time.perf_counter()
+        self._began = self._lap = time.perf_counter()
+        self._name: str | None = None
         self.seconds: dict[str, float] = defaultdict(float)
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        self._monitor.phase(phase)
-        began = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - began
+    def __call__(self, phase: str | None) -> None:
+        """From now on time counts as `phase`'s (None: nobody's)."""
+        now = time.perf_counter()
+        if self._name is not None:
+            self.seconds[self._name] += now - self._lap
+        self._name, self._lap = phase, now
+        if phase is not None:
+            self._monitor.phase(phase)
 
     def metrics(self) -> dict[str, float]:
-        """Every phase, and `seconds_step` for the whole."""
-        step = {"seconds_step": time.perf_counter() - self._began}
+        """End the phase; every phase, and `seconds_step` for the whole."""
+        self(None)
+        step = {"seconds_step": self._lap - self._began}
         return step | {f"seconds_{name}": value for name, value in self.seconds.items()}

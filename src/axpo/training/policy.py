@@ -1,23 +1,38 @@
 """Log-probabilities of a forest's trained tokens under a checkpoint: the one forward pass.
 
-Policy, reference and recomputed old logprobs all come from `policy_logprobs`. It samples
-nothing; it repeats what the sampler did (ban, temperature) so that the ratio starts at 1.
+Policy, reference and recomputed old logprobs all come from here. It samples nothing; it repeats
+what the sampler did (ban, temperature) so that the ratio starts at 1. `policy_logprobs` is the
+whole forest at once; `axpo.training.pieces` puts the same steps together for one that is too
+large for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import Pixels, encode_pictures, encoder_outputs
-from axpo.training.attention import tree_layout, use_tree_attention
+from axpo.models.transfer import to_device
+from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
+from axpo.training.attention import TreeLayout, tree_layout, use_tree_attention
 from axpo.training.packing import PackedTree
 
 LOGITS_AT_ONCE = 2**26
 """Logits (tokens x vocabulary) that may be kept for backward; beyond it they are recomputed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a forest shows: features of its distinct pictures, one below the other.
+
+    `rows` [L] is the row of `features` that a placeholder token shows, -1 for any other token.
+    """
+
+    features: Features
+    rows: torch.Tensor
 
 
 def policy_logprobs(
@@ -32,40 +47,93 @@ def policy_logprobs(
     of them in one call, and placed wherever the forest holds it. `temperature` and the
     checkpoint's banned ids act as they do at sampling.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; training needs one above 0")
+    model = checkpoint.model
+    pictures = distinct_pictures(forest)
+    features = encode_pictures(model, [pixels[digest] for digest in pictures])
+    shown = show(checkpoint, forest, pictures, features)
+    layout = tree_layout(forest.nodes, model.dtype, model.device)
+    hidden = hidden_states(checkpoint, forest, slice(None), shown, layout)
+    rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
+    return token_logprobs(checkpoint, hidden, rows, tokens, temperature)
+
+
+def distinct_pictures(forest: PackedTree) -> list[str]:
+    """Digests of the forest's pictures in order of appearance."""
+    return list(dict.fromkeys(forest.pictures))
+
+
+def show(
+    checkpoint: Checkpoint,
+    forest: PackedTree,
+    pictures: Sequence[str],
+    features: Sequence[Features],
+) -> Shown | None:
+    """Where `forest` shows the `features` of its distinct `pictures`; None without any."""
+    if not pictures:
+        return None
+    spans: dict[str, torch.Tensor] = {}
+    first = 0
+    for digest, some in zip(pictures, features, strict=True):
+        spans[digest] = torch.arange(first, first := first + len(some.embeds))
+    rows = torch.full((len(forest),), -1)
+    rows[forest.tokens == checkpoint.image_token] = torch.cat([spans[d] for d in forest.pictures])
+    layers = zip(*(some.deepstack for some in features), strict=True)
+    table = Features(
+        torch.cat([some.embeds for some in features]), tuple(torch.cat(layer) for layer in layers)
+    )
+    return Shown(table, rows)
+
+
+def hidden_states(
+    checkpoint: Checkpoint,
+    forest: PackedTree,
+    at: torch.Tensor | slice,
+    shown: Shown | None,
+    layout: TreeLayout,
+) -> torch.Tensor:
+    """Last hidden states [n, hidden] of the tokens `at` places of the forest, by `layout`."""
     model = checkpoint.model
     device = model.device
     use_tree_attention(model)
-    index, previous = forest.index.to(device), forest.previous.to(device)
-    tokens = forest.tokens.to(device)
-    hidden = model.model(
-        input_ids=tokens[None],
-        position_ids=forest.positions[:, None].to(device),
-        mm_encoder_outputs=_encoded(checkpoint, forest, pixels),
-        tree=tree_layout(forest.nodes, model.dtype, device),
+    placed = None
+    if shown is not None:
+        rows = shown.rows[at]
+        rows = to_device(rows[rows >= 0], device)
+        if rows.numel():
+            embeds, deepstack = shown.features.embeds, shown.features.deepstack
+            here = Features(embeds[rows], tuple(layer[rows] for layer in deepstack))
+            placed = encoder_outputs([here])
+    return model.model(
+        input_ids=to_device(forest.tokens[at][None], device),
+        position_ids=to_device(forest.positions[:, at][:, None], device),
+        mm_encoder_outputs=placed,
+        tree=layout,
         use_cache=False,
     ).last_hidden_state[0]
-    chunk = max(1, LOGITS_AT_ONCE // model.config.text_config.vocab_size)
-    pieces: list[torch.Tensor] = []
-    for some in index.split(chunk):
-        rows, row = previous[some].unique(return_inverse=True)
-        args = (checkpoint, hidden[rows], row, tokens[some], temperature)
-        if index.numel() > chunk and torch.is_grad_enabled():
-            pieces.append(recompute_in_backward(_gather, *args, use_reentrant=False))  # pyright: ignore
+
+
+def token_logprobs(
+    checkpoint: Checkpoint,
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    tokens: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Log-probability [T] of `tokens[i]` after `hidden[rows[i]]`, in chunks of `LOGITS_AT_ONCE`."""
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; training needs one above 0")
+    device = checkpoint.model.device
+    chunk = max(1, LOGITS_AT_ONCE // checkpoint.model.config.text_config.vocab_size)
+    parts: list[torch.Tensor] = []
+    for some, following in zip(rows.split(chunk), tokens.split(chunk), strict=True):
+        # On the CPU: the size of the result would make the host wait for a GPU.
+        distinct, row = (to_device(x, device) for x in some.unique(return_inverse=True))
+        args = (checkpoint, hidden[distinct], row, to_device(following, device), temperature)
+        if rows.numel() > chunk and torch.is_grad_enabled():
+            parts.append(recompute_in_backward(_gather, *args, use_reentrant=False))  # pyright: ignore
         else:
-            pieces.append(_gather(*args))
-    return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
-
-
-def _encoded(
-    checkpoint: Checkpoint, forest: PackedTree, pixels: Mapping[str, Pixels]
-) -> dict | None:
-    """Features of every placement, each distinct picture encoded once."""
-    distinct = list(dict.fromkeys(forest.pictures))
-    features = encode_pictures(checkpoint.model, [pixels[digest] for digest in distinct])
-    by_digest = dict(zip(distinct, features, strict=True))
-    return encoder_outputs(by_digest[digest] for digest in forest.pictures)
+            parts.append(_gather(*args))
+    return torch.cat(parts)
 
 
 def _gather(

@@ -15,21 +15,23 @@ from functools import partial
 from pathlib import Path
 
 from axpo.algorithms import ALGORITHMS, Algorithm
+from axpo.algorithms.budget import Plan
 from axpo.algorithms.losses import clipped_loss
 from axpo.algorithms.subgroups import gap
 from axpo.config import Config, ConfigError, RolloutSettings, UserError
 from axpo.engines.base import Engine
-from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.sampling import resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, recipe_tools, torch_device
+from axpo.rollout.sampling import resample, sample_group, together
+from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
 from axpo.store import save_groups
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
+from axpo.training.preflight import preflight
 from axpo.training.trainer import Trainer
-from axpo.tree import Group
+from axpo.tree import Group, Trajectory
 
 
 @dataclass(slots=True)
@@ -49,9 +51,9 @@ def build_run(config: Config, start: Path | str) -> Run:
     """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
     _check_sampling(config.rollout)
     task, tools = build_task(config.task), recipe_tools(config)
-    device = torch_device(config.model)
-    checkpoint = load_checkpoint(start, device)
-    reference = load_checkpoint(start, device) if config.algorithm.kl > 0 else None
+    preflight(config, "rl", start, task, tools)
+    checkpoint = load_model(config.model, start)
+    reference = load_model(config.model, start) if config.algorithm.kl > 0 else None
     agent = build_agent(config, checkpoint, tools)
     trainer = Trainer(
         checkpoint,
@@ -93,21 +95,21 @@ async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor)
     await _hand_over(run, first)
     for step in range(first, config.rl.steps):
         watch = Stopwatch(monitor)
-        with watch("sample"):
-            groups = await sample(run, step)
-        with watch("resample"):
-            await grow(run, groups)
+        before = work_done(run)
+        groups = await collect(run, step, watch)
+        watch("credit")
         for group in groups:
             assign_credit(run, group)
         metrics = update(run, groups, watch)
-        with watch("sync"):
-            await _hand_over(run, step + 1)
-            for group in groups:
-                await run.engine.release(group.id)
+        watch("sync")
+        await _hand_over(run, step + 1)
+        for group in groups:
+            await run.engine.release(group.id)
         if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
-            with watch("write"):
-                save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
-        monitor.step("rl", step, gap(groups) | counts(groups) | metrics | watch.metrics())
+            watch("write")
+            save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
+        metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
+        monitor.step("rl", step, gap(groups) | counts(groups) | metrics)
         if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
             last = checkpoints.save(folder, step + 1, run.trainer, keep=config.run.keep_checkpoints)
     await run.engine.close()
@@ -115,47 +117,55 @@ async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor)
     return last
 
 
-async def sample(run: Run, step: int) -> list[Group]:
-    """N rollouts of each of the step's B questions, all at once."""
+async def collect(run: Run, step: int, watch: Stopwatch) -> list[Group]:
+    """N rollouts of each of the step's B questions, and the continuations of its branches.
+
+    The budget ranks across the questions of the batch. A branch that it reaches whatever the
+    unfinished questions turn out to be (`plan`'s `pending`) grows at once, beside their
+    rollouts; only what depends on them waits. Which branches grow is not changed by it.
+    """
     config = run.config
-    first = step * config.rl.questions
+    first, questions = step * config.rl.questions, config.rl.questions
+    done: dict[str, Group] = {}
+    started: set[str] = set()
 
     async def one(place: int) -> Group:
         example = training_example(run.task, "train", first + place, config.run.seed)
-        group_id = f"s{step}/q{place}"
         n = config.algorithm.rollouts
-        return await sample_group(run.agent, example, n, config.run.seed, group_id)
+        group = await sample_group(run.agent, example, n, config.run.seed, f"s{step}/q{place}")
+        done[group.id] = group
+        watch("plan")
+        pending = questions - len(done)
+        groups = list(done.values())
+        plans = run.algorithm.plan(groups, config.algorithm, config.run.seed, pending)
+        new = [plan for plan in plans if plan.source not in started]
+        started.update(plan.source for plan in new)
+        watch("sample" if pending else "resample")
+        await together([grow(run, done[plan.group], plan) for plan in new])
+        return group
 
-    groups = await asyncio.gather(*(one(place) for place in range(config.rl.questions)))
+    watch("sample")
+    groups = await together([one(place) for place in range(questions)])
+    _check_scored(step, groups)
+    for group in groups:
+        order = [rollout.id for rollout in group.rollouts]
+        group.branches.sort(key=lambda branch: order.index(branch.source))
+    return groups
+
+
+async def grow(run: Run, group: Group, plan: Plan) -> None:
+    """Cut the plan's source and sample its continuations."""
+    branch = group.fork(group.trajectory(plan.source), plan.cut, plan.confidence)
+    await resample(run.agent, group, branch, plan.continuations, run.config.run.seed)
+
+
+def _check_scored(step: int, groups: Sequence[Group]) -> None:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     if not any(rollout.scored for rollout in rollouts):
         raise UserError(
             f"step {step}: none of {len(rollouts)} rollouts could be scored, nothing can be "
             f"learned; the first says: {rollouts[0].fault}"
         )
-    return groups
-
-
-async def grow(run: Run, groups: Sequence[Group]) -> None:
-    """Plan the batch's branches and sample their continuations.
-
-    The budget is shared by the whole batch and ranks across questions, so planning waits for
-    every group: a prefix chosen earlier could not be taken back.
-    """
-    config = run.config
-    by_id = {group.id: group for group in groups}
-    plans = run.algorithm.plan(groups, config.algorithm, seed=config.run.seed)
-    branches = [
-        (group, group.fork(group.trajectory(p.source), p.cut, p.confidence))
-        for p in plans
-        for group in [by_id[p.group]]
-    ]
-    await asyncio.gather(
-        *(
-            resample(run.agent, group, branch, config.algorithm.continuations, config.run.seed)
-            for group, branch in branches
-        )
-    )
 
 
 def assign_credit(run: Run, group: Group) -> None:
@@ -173,14 +183,14 @@ def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, flo
     kl = algorithm.kl > 0
     old = None
     if rl.old_logprobs == "recompute":
-        with watch("old_logprobs"):
-            old = run.trainer.recompute_logprobs(groups, kl)
+        watch("old_logprobs")
+        old = run.trainer.recompute_logprobs(groups, kl)
     size = len(groups) // rl.updates
-    with watch("update"):
-        parts = [
-            run.trainer.update(groups[start : start + size], loss, algorithm.aggregation, kl, old)
-            for start in range(0, len(groups), size)
-        ]
+    watch("update")
+    parts = [
+        run.trainer.update(groups[start : start + size], loss, algorithm.aggregation, kl, old)
+        for start in range(0, len(groups), size)
+    ]
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part)
@@ -193,14 +203,39 @@ def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, flo
 def counts(groups: Sequence[Group]) -> dict[str, float]:
     """Samples, tokens, branches, stop reasons and call outcomes of a batch."""
     trajectories = [t for g in groups for t in g.trajectories()]
-    rollouts = sum(len(g.rollouts) for g in groups)
+    grown = [t for g in groups for b in g.branches for t in b.continuations]
     figures = Counter(f"stop_{t.stop}" for t in trajectories)
     figures.update(f"call_{call.status}" for t in trajectories for call in t.calls)
     return {
-        "rollouts": float(rollouts),
-        "extra_samples": (len(trajectories) - rollouts) / rollouts,
+        "rollouts": float(len(trajectories) - len(grown)),
+        "extra_samples": len(grown) / (len(trajectories) - len(grown)),
         "branches": float(sum(len(g.branches) for g in groups)),
         "unscored": float(sum(not t.scored for t in trajectories)),
-        "tokens_sampled": float(sum(len(s.logprobs) for t in trajectories for s in t.segments)),
+        "tokens_sampled": _sampled(trajectories),
+        "tokens_resampled": _sampled(grown),
         **{name: float(count) for name, count in figures.items()},
+    }
+
+
+def _sampled(trajectories: Sequence[Trajectory]) -> float:
+    return float(sum(len(s.logprobs) for t in trajectories for s in t.segments))
+
+
+def work_done(run: Run) -> dict[str, float]:
+    """What engine and agent did since the start, as metrics; a step's is the difference.
+
+    The engine's seconds are disjoint; those of tools and grading overlap it and each other.
+    """
+    engine, agent = run.engine.stats, run.agent.stats
+    return {
+        "tokens_prefilled": engine.prefilled,
+        "tokens_decoded": engine.decoded,
+        "tokens_reused": engine.reused,
+        "pictures_encoded": engine.pictures,
+        "kv_evictions": engine.evictions,
+        "seconds_engine_vision": engine.seconds_vision,
+        "seconds_engine_prefill": engine.seconds_prefill,
+        "seconds_engine_decode": engine.seconds_decode,
+        "seconds_tools": agent.seconds_tools,
+        "seconds_grade": agent.seconds_grade,
     }

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from axpo.algorithms.losses import likelihood_loss
 from axpo.config import Config
-from axpo.models.loading import load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import build_task, recipe_tools, torch_device
+from axpo.rollout.setup import build_task, load_model, recipe_tools
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
+from axpo.training.preflight import preflight
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
 
@@ -26,7 +26,8 @@ from axpo.tree import Group
 def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
     """Train `start` on the "sft" split; returns the last checkpoint. Resumes by itself."""
     task, tools = build_task(config.task), recipe_tools(config)
-    checkpoint = load_checkpoint(start, torch_device(config.model))
+    preflight(config, "sft", start, task, tools)
+    checkpoint = load_model(config.model, start)
     rendering = Rendering(checkpoint, tools, config.task.system)
     trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
     folder = out / "checkpoints"
@@ -35,10 +36,10 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     monitor.start("sft", first, config.sft.steps)
     for step in range(first, config.sft.steps):
         watch = Stopwatch(monitor)
-        with watch("demonstrate"):
-            groups = asyncio.run(_batch(config, task, rendering, step))
-        with watch("update"):
-            metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
+        watch("demonstrate")
+        groups = asyncio.run(_batch(config, task, rendering, step))
+        watch("update")
+        metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
         monitor.step("sft", step, metrics | watch.metrics())
         if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
             last = checkpoints.save(folder, step + 1, trainer, keep=config.run.keep_checkpoints)

@@ -10,47 +10,42 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from axpo.algorithms.losses import TokenBatch
-from axpo.config import OptimizerSettings, UserError
+from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
-from axpo.training.packing import (
-    Aggregation,
-    Item,
-    OldLogprobs,
-    PackedTree,
-    item_weights,
-    items,
-    join,
-    pack,
-)
-from axpo.training.policy import policy_logprobs
-from axpo.tree import Group, TreeError
+from axpo.training.batches import Work, micro_batches, prepare
+from axpo.training.masters import MasterWeights
+from axpo.training.packing import Aggregation, OldLogprobs, PackedTree, join
+from axpo.training.pieces import plain_logprobs, training_passes
+from axpo.tree import Group
 
 LossFunction = Callable[[TokenBatch], tuple[torch.Tensor, dict[str, float]]]
-
-
-class BudgetError(UserError):
-    """A tree that no micro-batch can hold."""
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient that is not finite; the weights were not touched."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """One group ready for the forward pass: the items it trains, its tree, its pictures."""
+class _Laps:
+    """Adds the seconds since the last lap to a phase; on a GPU once its work is done."""
 
-    group: Group
-    items: list[Item]
-    tree: PackedTree
-    pixels: Mapping[str, Pixels]
+    def __init__(self, metrics: dict[str, float], device: torch.device) -> None:
+        self._metrics = metrics
+        self._device = device
+        self._last = time.perf_counter()
+
+    def __call__(self, phase: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        name = f"seconds_{phase}"
+        self._metrics[name] = self._metrics.get(name, 0.0) + now - self._last
+        self._last = now
 
 
 class Trainer:
@@ -82,9 +77,10 @@ class Trainer:
         self.total_updates = total_updates
         self.temperature = temperature
         self.updates = 0
-        self.parameters = [p for p in checkpoint.model.parameters() if p.requires_grad]
+        trained = [p for p in checkpoint.model.parameters() if p.requires_grad]
+        self._masters = MasterWeights(trained)
+        self.parameters = self._masters.parameters
         self.optimizer = _optimizer(self.parameters, settings)
-        self._pixels = checkpoint.pixels
 
     def update(
         self,
@@ -98,24 +94,31 @@ class Trainer:
 
         `old` (from `recompute_logprobs`) replaces the sampler's logprobs. Groups with nothing
         to learn from are skipped but count in the denominators; where all are, the weights
-        stay as they are. Raises `TreeError` (bad credit), `BudgetError` (a tree too large) and
-        `NonFiniteError`, each naming the group and before any weight has changed.
+        stay as they are. Raises `TreeError` (bad credit) and `NonFiniteError`, each naming the
+        group and before any weight has changed.
+
+        `seconds_pack`, `_reference`, `_forward`, `_backward` and `_optimizer` add up to the
+        call's wall time; `chunks` counts its forward/backward passes, a piece of a tree above
+        `max_tokens_per_micro_batch` each.
         """
         if kl and self.reference is None:
             raise ValueError("kl needs a reference checkpoint; give the Trainer one")
-        prepared = self._prepare(groups, aggregation, kl, old)
-        micro_batches = self._micro_batches(prepared)
         metrics = {"loss": 0.0, "tokens_trained": 0.0, "tokens_packed": 0.0, "tokens_path": 0.0}
-        metrics |= {"seconds_forward": 0.0, "seconds_backward": 0.0, "seconds_optimizer": 0.0}
+        names = ("pack", "reference", "forward", "backward", "optimizer")
+        metrics |= {"chunks": 0.0} | {f"seconds_{name}": 0.0 for name in names}
+        laps = _Laps(metrics, self.checkpoint.model.device)
+        prepared = prepare(self.checkpoint, groups, aggregation, kl, old)
+        batches = micro_batches(prepared, self.settings.max_tokens_per_micro_batch)
+        laps("pack")
         stats: list[dict[str, float]] = []
         try:
-            for micro_batch in micro_batches:
-                stats.append(self._accumulate(micro_batch, loss_fn, kl, metrics))
-            metrics["grad_norm"] = self._step(metrics) if micro_batches else 0.0
+            for batch in batches:
+                stats += self._accumulate(batch, loss_fn, kl, metrics, laps)
+            metrics["grad_norm"] = self._step(metrics) if batches else 0.0
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         metrics["learning_rate"] = learning_rate(self.settings, self.updates, self.total_updates)
-        metrics["micro_batches"] = float(len(micro_batches))
+        metrics["micro_batches"] = float(len(batches))
         metrics["groups_trained"] = float(len(prepared))
         self.updates += 1
         return metrics | _summary(stats, metrics["tokens_trained"])
@@ -127,8 +130,8 @@ class Trainer:
         The trees stay as they are; hand the result to `update` as `old`.
         """
         found: dict[tuple[str, str], list[float]] = {}
-        for work in self._prepare(groups, "token_mean", kl, None):
-            logprobs = policy_logprobs(self.checkpoint, work.tree, work.pixels, self.temperature)
+        for work in prepare(self.checkpoint, groups, "token_mean", kl, None):
+            logprobs = self._plain_logprobs(self.checkpoint, work.tree, work.pixels)
             values = iter(logprobs.tolist())
             for item in work.items:
                 own = found.setdefault(
@@ -140,91 +143,73 @@ class Trainer:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer and schedule; the weights are the checkpoint's."""
-        return {"updates": self.updates, "optimizer": self.optimizer.state_dict()}
+        """Optimizer, schedule and masters; the model's own weights are the checkpoint's."""
+        return {
+            "updates": self.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "masters": self._masters.state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back a `state_dict`; raises `ValueError` if the model had another dtype."""
+        self._masters.load(state.get("masters", ()))
         self.updates = state["updates"]
         self.optimizer.load_state_dict(dict(state["optimizer"]))
 
-    def _prepare(
-        self, groups: Sequence[Group], aggregation: Aggregation, kl: bool, old: OldLogprobs | None
-    ) -> list[_Work]:
-        """What each group with something to learn from needs; every tree within budget."""
-        credited = [items(group) for group in groups]
-        weights = item_weights(credited, aggregation)
-        prepared: list[_Work] = []
-        for group, all_items, all_weights in zip(groups, credited, weights, strict=True):
-            # Without a KL term an item without advantage moves no weight.
-            useful = [kl or item.credit.advantage != 0.0 for item in all_items]
-            chosen = [item for item, keep in zip(all_items, useful, strict=True) if keep]
-            if not chosen:
-                continue
-            tree = pack(
-                group,
-                chosen,
-                [weight for weight, keep in zip(all_weights, useful, strict=True) if keep],
-                lambda digest, group=group: self._picture(group, digest).grid,
-                self.checkpoint.merge_size,
-                old,
-            )
-            if len(tree) > (budget := self.settings.max_tokens_per_micro_batch):
-                raise BudgetError(
-                    f"group {group.id} packs to {len(tree)} tokens, above "
-                    f"max_tokens_per_micro_batch = {budget}: raise it, or shorten trajectories "
-                    "(rollout.max_tokens) or shrink pictures"
-                )
-            pixels = {digest: self._picture(group, digest) for digest in tree.pictures}
-            prepared.append(_Work(group, chosen, tree, pixels))
-        return prepared
-
-    def _micro_batches(self, prepared: Sequence[_Work]) -> list[list[_Work]]:
-        """Neighbouring trees together, up to the token budget."""
-        batches: list[list[_Work]] = []
-        room = 0
-        for work in prepared:
-            if len(work.tree) > room:
-                batches.append([])
-                room = self.settings.max_tokens_per_micro_batch
-            batches[-1].append(work)
-            room -= len(work.tree)
-        return batches
-
     def _accumulate(
         self,
-        micro_batch: Sequence[_Work],
+        batch: Sequence[Work],
         loss_fn: LossFunction,
         kl: bool,
         metrics: dict[str, float],
-    ) -> dict[str, float]:
+        laps: _Laps,
+    ) -> list[dict[str, float]]:
         """Forward and backward of one micro-batch; returns the loss function's stats."""
-        began = time.perf_counter()
-        forest = join([work.tree for work in micro_batch])
-        pixels = {d: p for work in micro_batch for d, p in work.pixels.items()}
+        forest = join([work.tree for work in batch])
+        pixels = {d: p for work in batch for d, p in work.pixels.items()}
+        where = f"group{'s' if len(forest.groups) > 1 else ''} {', '.join(forest.groups)}"
+        laps("pack")
         ref = None
         if kl and self.reference is not None:
-            with torch.no_grad():
-                ref = policy_logprobs(self.reference, forest, pixels, self.temperature)
-        logprobs = policy_logprobs(self.checkpoint, forest, pixels, self.temperature)
+            ref = self._plain_logprobs(self.reference, forest, pixels)
+            laps("reference")
+        device, budget = self.checkpoint.model.device, self.settings.max_tokens_per_micro_batch
         old, advantages, weights = (
-            x.to(logprobs.device) for x in (forest.old, forest.advantages, forest.weights)
+            x.to(device) for x in (forest.old, forest.advantages, forest.weights)
         )
-        # Weights hold the whole update's denominators: micro-batch losses add up as they are.
-        loss, stats = loss_fn(TokenBatch(logprobs, old, ref, advantages, weights))
-        where = f"group{'s' if len(forest.groups) > 1 else ''} {', '.join(forest.groups)}"
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"the loss of {where} is {loss.item()}; no weight was changed")
-        middle = time.perf_counter()
-        loss.backward()
+        stats: list[dict[str, float]] = []
+        for some in training_passes(self.checkpoint, forest, pixels, self.temperature, budget):
+            at = some.trained.to(device)
+            loss, figures = loss_fn(
+                TokenBatch(
+                    some.logprobs,
+                    old[at],
+                    None if ref is None else ref[at],
+                    advantages[at],
+                    weights[at],
+                )
+            )
+            stats.append(figures)
+            if not torch.isfinite(loss):
+                raise NonFiniteError(f"the loss of {where} is {loss.item()}; no weight was changed")
+            laps("forward")
+            some.backward(loss)
+            laps("backward")
+            metrics["loss"] += loss.item()
+            metrics["chunks"] += 1
         if not torch.isfinite(self._gradient_norm()):
             raise NonFiniteError(f"the gradient of {where} is not finite; no weight was changed")
-        metrics["seconds_forward"] += middle - began
-        metrics["seconds_backward"] += time.perf_counter() - middle
-        metrics["loss"] += loss.item()
+        laps("backward")
         metrics["tokens_trained"] += forest.index.numel()
         metrics["tokens_packed"] += len(forest)
         metrics["tokens_path"] += forest.path_tokens
         return stats
+
+    def _plain_logprobs(
+        self, checkpoint: Checkpoint, forest: PackedTree, pixels: Mapping[str, Pixels]
+    ) -> torch.Tensor:
+        budget = self.settings.max_tokens_per_micro_batch
+        return plain_logprobs(checkpoint, forest, pixels, self.temperature, budget)
 
     def _step(self, metrics: dict[str, float]) -> float:
         """Clip and step; returns the gradient's norm before clipping."""
@@ -235,18 +220,15 @@ class Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
+        self._masters.publish()
+        value = norm.item()  # a GPU is done by then
         metrics["seconds_optimizer"] = time.perf_counter() - began
-        return norm.item()
+        return value
 
     def _gradient_norm(self) -> torch.Tensor:
         return torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters if p.grad is not None]
         )
-
-    def _picture(self, group: Group, digest: str) -> Pixels:
-        if digest not in group.pictures:
-            raise TreeError(f"group {group.id}: a segment shows picture {digest}, which it lacks")
-        return self._pixels(digest, group.pictures[digest])
 
 
 def learning_rate(settings: OptimizerSettings, update: int, total: int) -> float:

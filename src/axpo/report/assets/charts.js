@@ -27,15 +27,21 @@ function ticks(low, high, count) {
   return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * size);
 }
 
-function addChart(holder, spec, height) {
-  const lines = DATA.runs.map((run) => ({ ...run, raw: run.series[spec.key] })).filter((l) => l.raw.length);
+/**
+ * A chart whose cursor all charts share. `kind` has its `steps`, `scale()` for the y axis
+ * ({low, high, text}), `paint(chart, svg)` and `values(chart, step)` for the readout, where `step`
+ * is null at the end.
+ */
+function addChart(holder, title, note, height, kind) {
   const readout = el("div", { class: "readout" });
-  const plot = el("div", { class: "plot", tabindex: 0, role: "img", "aria-label": spec.title + " by step" });
+  const plot = el("div", { class: "plot", tabindex: 0, role: "img", "aria-label": title + " by step" });
   holder.append(
     el("figure", { class: "chart" },
-      el("figcaption", {}, el("b", {}, spec.title), spec.note && el("span", { class: "note" }, spec.note)),
+      el("figcaption", {}, el("b", {}, title), note && el("span", { class: "note" }, note)),
       readout, plot));
-  const chart = { spec, lines, readout, plot, height, steps: lines.flatMap((l) => l.raw.map((p) => p[0])) };
+  const chart = { ...kind, readout, plot, height };
+  chart.first = Math.min(...chart.steps);
+  chart.last = Math.max(...chart.steps);
   charts.push(chart);
   plot.addEventListener("pointermove", (event) => {
     const box = plot.getBoundingClientRect();
@@ -46,8 +52,7 @@ function addChart(holder, spec, height) {
     const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!way) return;
     event.preventDefault();
-    const last = Math.max(...chart.steps);
-    setCursor(Math.min(last, Math.max(Math.min(...chart.steps), (cursor ?? last) + way)));
+    setCursor(Math.min(chart.last, Math.max(chart.first, (cursor ?? chart.last) + way)));
   });
   plot.style.height = height + "px";
   new ResizeObserver(() => requestAnimationFrame(() => draw(chart))).observe(plot);
@@ -56,56 +61,79 @@ function addChart(holder, spec, height) {
 function draw(chart) {
   const width = chart.plot.clientWidth;
   if (!width) return;
-  const { spec, height } = chart, left = 42, right = 10, top = 8, bottom = 22;
-  const weight = Number(byId("smoothing").value);
-  for (const line of chart.lines) line.smooth = smooth(line.raw, weight);
-  const values = chart.lines.flatMap((l) => l.raw.map((p) => p[1]));
-  let low = Math.min(...values, spec.fraction ? 0 : Infinity), high = Math.max(...values);
-  if (spec.fraction) high = Math.min(1, Math.max(0.1, Math.ceil(high * 10 + 0.2) / 10));
-  if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
-  const first = Math.min(...chart.steps), last = Math.max(...chart.steps), range = Math.max(1, last - first);
+  const { height, first, last } = chart, left = 42, right = 10, top = 8, bottom = 22;
+  const { low, high, text } = chart.scale();
+  const range = Math.max(1, last - first);
   const x = (step) => left + ((step - first) / range) * (width - left - right);
   const y = (value) => top + (1 - (value - low) / (high - low)) * (height - top - bottom);
   chart.x = x;
   chart.y = y;
   chart.fromX = (px) => Math.min(last, Math.max(first, first + ((px - left) / (width - left - right)) * range));
-  const path = (points) => points.map(([s, v], i) => `${i ? "L" : "M"}${x(s).toFixed(1)},${y(v).toFixed(1)}`).join("");
   const svg = el("svg:svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   for (const value of ticks(low, high, 4)) {
-    const text = spec.fraction ? Math.round(100 * value) + " %" : Math.abs(value) >= 1e4 ? value / 1000 + "k" : String(+value.toPrecision(3));
     svg.append(el("svg:line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-      el("svg:text", { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text));
+      el("svg:text", { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text(value)));
   }
   for (const value of ticks(first, first + range, Math.max(2, Math.floor(width / 110)))) {
     if (value % 1 === 0) svg.append(el("svg:text", { class: "tick", x: x(value), y: height - 5, "text-anchor": "middle" }, String(value)));
   }
-  for (const line of chart.lines) {
-    if (weight) svg.append(el("svg:path", { class: "raw", d: path(line.raw), stroke: line.colour }));
-    svg.append(el("svg:path", { class: "curve", d: path(line.smooth), stroke: line.colour }));
-    if (line.raw.length === 1) svg.append(el("svg:circle", { cx: x(line.raw[0][0]), cy: y(line.raw[0][1]), r: 4, fill: line.colour }));
-  }
+  chart.paint(chart, svg);
   chart.mark = el("svg:g", {});
   svg.append(chart.mark);
   chart.plot.replaceChildren(svg);
   read(chart);
 }
 
+const path = (chart, points) => points.map(([s, v], i) => `${i ? "L" : "M"}${chart.x(s).toFixed(1)},${chart.y(v).toFixed(1)}`).join("");
+
 /** The values at the cursor (or the last ones) beside the title, and the cursor's line. */
 function read(chart) {
   if (!chart.mark) return;
   chart.mark.replaceChildren();
-  const inside = cursor !== null && cursor >= Math.min(...chart.steps) && cursor <= Math.max(...chart.steps);
+  const inside = cursor !== null && cursor >= chart.first && cursor <= chart.last;
   if (inside) chart.mark.append(el("svg:line", { class: "cursor", x1: chart.x(cursor), x2: chart.x(cursor), y1: 8, y2: chart.height - 22 }));
-  const parts = chart.lines.map((line) => {
-    const at = inside ? line.raw.findLastIndex((p) => p[0] <= cursor) : line.raw.length - 1;
-    const raw = line.raw[at], level = line.smooth[at];
-    if (inside && level) chart.mark.append(el("svg:circle", { cx: chart.x(level[0]), cy: chart.y(level[1]), r: 4, fill: line.colour }));
-    const swatch = el("span", { class: "key" });
-    swatch.style.setProperty("--colour", line.colour);
-    return el("span", { class: "value" }, swatch, el("b", {}, show(level?.[1], chart.spec.fraction)),
-      inside ? el("span", { class: "note" }, " raw " + show(raw?.[1], chart.spec.fraction)) : null);
-  });
-  chart.readout.replaceChildren(...parts, el("span", { class: "note" }, inside ? "step " + cursor : "at the end"));
+  chart.readout.replaceChildren(...chart.values(chart, inside ? cursor : null), el("span", { class: "note" }, inside ? "step " + cursor : "at the end"));
+}
+
+function swatch(colour) {
+  const key = el("span", { class: "key" });
+  key.style.setProperty("--colour", colour);
+  return key;
+}
+
+/** The runs' curves of one metric over each other. */
+function lineChart(spec) {
+  const lines = DATA.runs.map((run) => ({ ...run, raw: run.series[spec.key] })).filter((l) => l.raw.length);
+  const all = lines.flatMap((l) => l.raw);
+  return {
+    steps: all.map((p) => p[0]),
+    scale() {
+      const values = all.map((p) => p[1]);
+      let low = Math.min(...values, spec.fraction ? 0 : Infinity), high = Math.max(...values);
+      if (spec.fraction) high = Math.min(1, Math.max(0.1, Math.ceil(high * 10 + 0.2) / 10));
+      if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
+      const text = (v) => (spec.fraction ? Math.round(100 * v) + " %" : Math.abs(v) >= 1e4 ? v / 1000 + "k" : String(+v.toPrecision(3)));
+      return { low, high, text };
+    },
+    paint(chart, svg) {
+      const weight = Number(byId("smoothing").value);
+      for (const line of lines) {
+        line.smooth = smooth(line.raw, weight);
+        if (weight) svg.append(el("svg:path", { class: "raw", d: path(chart, line.raw), stroke: line.colour }));
+        svg.append(el("svg:path", { class: "curve", d: path(chart, line.smooth), stroke: line.colour }));
+        if (line.raw.length === 1) svg.append(el("svg:circle", { cx: chart.x(line.raw[0][0]), cy: chart.y(line.raw[0][1]), r: 4, fill: line.colour }));
+      }
+    },
+    values(chart, step) {
+      return lines.map((line) => {
+        const at = step !== null ? line.raw.findLastIndex((p) => p[0] <= step) : line.raw.length - 1;
+        const raw = line.raw[at], level = line.smooth[at];
+        if (step !== null && level) chart.mark.append(el("svg:circle", { cx: chart.x(level[0]), cy: chart.y(level[1]), r: 4, fill: line.colour }));
+        return el("span", { class: "value" }, swatch(line.colour), el("b", {}, show(level?.[1], spec.fraction)),
+          step !== null ? el("span", { class: "note" }, " raw " + show(raw?.[1], spec.fraction)) : null);
+      });
+    },
+  };
 }
 
 function setCursor(step) {
@@ -114,13 +142,10 @@ function setCursor(step) {
 }
 
 if (byId("curves")) {
-  for (const run of DATA.runs) {
-    const swatch = el("span", { class: "key" });
-    swatch.style.setProperty("--colour", run.colour);
-    byId("legend").append(el("span", {}, swatch, run.name));
-  }
-  DATA.main.forEach((spec) => addChart(byId("main-charts"), spec, 210));
-  DATA.more.forEach((spec) => addChart(byId("more-charts"), spec, 150));
+  for (const run of DATA.runs) byId("legend").append(el("span", {}, swatch(run.colour), run.name));
+  const add = (id, spec, height) => addChart(byId(id), spec.title, spec.note, height, lineChart(spec));
+  DATA.main.forEach((spec) => add("main-charts", spec, 210));
+  DATA.more.forEach((spec) => add("more-charts", spec, 150));
   byId("more").hidden = !DATA.more.length;
   byId("smoothing").addEventListener("input", () => charts.forEach(draw));
 }

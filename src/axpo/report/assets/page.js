@@ -27,7 +27,7 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-for (const node of document.querySelectorAll("[data-colour]")) {
-  node.style.setProperty("--colour", node.dataset.colour);
+for (const node of document.querySelectorAll("[data-colour], [data-share]")) {
+  if (node.dataset.colour) node.style.setProperty("--colour", node.dataset.colour);
   if (node.dataset.share) node.style.setProperty("--share", node.dataset.share);
 }

@@ -1,0 +1,16 @@
+"""Moving host tensors to the model's device without waiting for it."""
+
+from __future__ import annotations
+
+import torch
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`; a GPU gets one of the host's in the order of its own work.
+
+    Only page-locked memory can be copied while the host goes on. PyTorch keeps such memory for
+    the next call and reuses it once the copy is done.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,277 @@
+"""Where a training step's time and tokens go, from the numbers that the loop writes about it.
+
+The phases of a step follow each other and add up to it; what no phase counts is "other". Inside
+sampling the work of many trajectories overlaps, so its parts are shares of the work and not of
+the clock. Any metric may be missing: SFT and older runs write fewer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+SAMPLING, LEARNING = "sampling", "learning"
+PREFIX = "seconds_"
+BAND = 0.02  # share of a step
+WARM_UP = 1  # first steps, which allocate, compile and open things
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A kind of work: metric `seconds_<key>`, its name and description, and what it handles.
+
+    Its tokens are the metric `tokens` without the metric `less`; `rated` says that they were made
+    in these seconds alone. Phases of one `family` are one answer to "what bounds my step?".
+    """
+
+    key: str
+    label: str
+    note: str
+    colour: str
+    family: str = ""
+    tokens: str = ""
+    less: str = ""
+    rated: bool = True
+
+
+PHASES = (
+    Part("demonstrate", "demonstrations", "replayed through the real tools", "#2ba39b",
+         "replaying demonstrations"),
+    Part("sample", "sampling", "until the last rollout is done", "#2ba39b", SAMPLING,
+         "tokens_sampled", less="tokens_resampled"),
+    Part("resample", "resampling", "from then until the last continuation is done", "#93d8cf",
+         SAMPLING, "tokens_resampled", rated=False),  # most of them are made while sampling
+    Part("plan", "planning", "which prefixes are grown", "#d8c58a", "bookkeeping"),
+    Part("credit", "credit", "from rewards to advantages", "#b9a765", "bookkeeping"),
+    Part("old_logprobs", "old logprobs", "the sampling policy's, by the trainer", "#f0b6d8",
+         LEARNING, "tokens_packed"),
+    Part("pack", "packing", "trees to micro-batches", "#e7c9f5", LEARNING, "tokens_packed"),
+    Part("reference", "reference", "the frozen model's logprobs, for the KL term", "#cdbcf6",
+         LEARNING, "tokens_packed"),
+    Part("forward", "forward", "logprobs and loss", "#b096f2", LEARNING, "tokens_packed"),
+    Part("backward", "backward", "gradients", "#8d6cea", LEARNING, "tokens_packed"),
+    Part("optimizer", "optimizer", "clipping and the weights' update", "#e08fc4", LEARNING),
+    Part("sync", "weight sync", "new weights to the engine", "#e0b04f", "bookkeeping"),
+    Part("write", "writing", "trees to disk", "#c9b48a", "bookkeeping"),
+)  # fmt: skip
+OTHER = Part("other", "other", "what no phase counts", "#aab2bc", "bookkeeping")
+REST = Part("rest", "the rest", "small phases and what no phase counts", OTHER.colour)
+INSIDE = (
+    Part("engine_decode", "decoding", "one token a step", "#2ba39b", tokens="tokens_decoded"),
+    Part("engine_prefill", "prefill", "prompts and observations", "#5cbdb3",
+         tokens="tokens_prefilled"),
+    Part("engine_vision", "pictures", "the vision tower", "#93d8cf"),
+    Part("tools", "tools", "all calls, overlapping", "#e0b04f"),
+    Part("grade", "grading", "all answers, overlapping", "#d8c58a"),
+)  # fmt: skip
+ENGINE = "engine_"
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number of tokens or events a step; `of` names the metrics whose sum it is a part of."""
+
+    metric: str
+    label: str
+    of: tuple[str, ...] = ()
+    whole: str = ""
+
+
+COUNTS = (
+    Count("tokens_sampled", "sampled by the policy"),
+    Count("tokens_resampled", "of these in continuations", ("tokens_sampled",), "sampled"),
+    Count("tokens_decoded", "decoded by the engine"),
+    Count("tokens_prefilled", "prefilled by the engine"),
+    Count("tokens_reused", "reused, not prefilled again", ("tokens_reused", "tokens_prefilled"),
+          "reused and prefilled"),
+    Count("tokens_path", "on the paths that are trained"),
+    Count("tokens_packed", "packed, shared prefixes once", ("tokens_path",), "the paths"),
+    Count("tokens_trained", "with a loss", ("tokens_packed",), "packed"),
+    Count("pictures_encoded", "pictures encoded"),
+    Count("kv_evictions", "KV evictions"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One part over the steps: typical, least and most seconds, its share, its tokens a step."""
+
+    part: Part
+    seconds: float
+    low: float
+    high: float
+    share: float
+    tokens: float | None
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second."""
+        if not self.part.rated or not self.tokens or self.seconds <= 0:
+            return None
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """A step in its parts, typical of `steps` steps.
+
+    `busy` is the share of sampling and resampling during which the engine computed. `counts`
+    are (what, a step, share of its whole).
+    """
+
+    steps: int
+    seconds: float
+    low: float
+    high: float
+    phases: list[Row]
+    inside: list[Row]
+    busy: float | None
+    counts: list[tuple[Count, float, float | None]]
+
+
+Middle = Callable[[Sequence[float]], float]
+
+
+def dissect(lines: Sequence[Mapping[str, Any]], middle: Middle = fmean) -> Anatomy | None:
+    """The anatomy of the steps whose metrics `lines` are; None where none of them was timed.
+
+    `middle` makes one number of a number a step: the mean keeps sums (a rare phase counts at
+    its rate), the median forgives one slow step.
+    """
+    steps = [phase_seconds(line) for line in lines]
+    phases = _rows((*PHASES, OTHER), steps, lines, middle)
+    if not phases:
+        return None
+    whole = [math.fsum(step.values()) for step in steps]
+    parts = [_seconds(line, INSIDE) for line in lines]
+    inside = _rows(INSIDE, parts, lines, middle)
+    sampling = math.fsum(row.seconds for row in phases if row.part.family == SAMPLING)
+    computed = math.fsum(row.seconds for row in inside if row.part.key.startswith(ENGINE))
+    known = {c.metric: v for c in COUNTS if (v := _typical(lines, c.metric, middle)) is not None}
+    return Anatomy(
+        len(lines),
+        middle(whole),
+        min(whole),
+        max(whole),
+        phases,
+        inside,
+        computed / sampling if computed and sampling else None,
+        [(c, known[c.metric], _part_of(c, known)) for c in COUNTS if c.metric in known],
+    )
+
+
+def phase_seconds(line: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of a step's phases by key, with what `seconds_step` has beyond them as "other"."""
+    seconds = _seconds(line, PHASES)
+    whole = _number(line, PREFIX + "step")
+    if whole is None:
+        return seconds
+    return seconds | {OTHER.key: max(0.0, whole - math.fsum(seconds.values()))}
+
+
+def aligned(tables: Sequence[Sequence[Row]]) -> list[tuple[Part, list[Row | None]]]:
+    """Rows of several runs beside each other, in the phases' order."""
+    found = [{row.part: row for row in rows} for rows in tables]
+    every = (*PHASES, OTHER, *INSIDE)
+    used = [part for part in every if any(part in rows for rows in found)]
+    return [(part, [rows.get(part) for rows in found]) for part in used]
+
+
+def bands(anatomies: Sequence[Anatomy]) -> list[Part]:
+    """Phases worth a band of their own in a chart of these runs, then `REST` for all others."""
+    rows = aligned([anatomy.phases for anatomy in anatomies])
+    large = [part for part, cells in rows if any(row and row.share >= BAND for row in cells)]
+    return [*(part for part in large if part is not OTHER), REST]
+
+
+def sentence(anatomy: Anatomy) -> str:
+    """What bounds the step, in one sentence: the largest family of phases and what is in it."""
+    families: dict[str, float] = {}
+    for row in anatomy.phases:
+        families[row.part.family] = families.get(row.part.family, 0.0) + row.share
+    largest = max(families, key=lambda family: families[family])
+    rows = [row for row in anatomy.phases if row.part.family == largest]
+    whole, of = families[largest], "it"
+    if largest == SAMPLING and anatomy.inside:
+        rows, whole, of = anatomy.inside, 1.0, "its work"
+    text = f"{largest} takes {percent(families[largest])} of the step"
+    shares = {row.part.label: row.share / whole for row in rows}
+    named = [f"{n} {percent(s)}" for n, s in sorted(shares.items(), key=lambda i: -i[1])]
+    named = [name for name in named if not name.endswith(" 0 %")]
+    if len(named) > 1:
+        text += f"; of {of} {', '.join(named[:5])}"
+    return text[0].upper() + text[1:] + "."
+
+
+def percent(share: float) -> str:
+    """0.237 is 24 %."""
+    return f"{100 * share:.0f} %"
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits with a unit: 12.3 s, 45 ms."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.1f} ms" if seconds < 0.01 else f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:#.3g} s"
+
+
+def number_text(value: float | None) -> str:
+    """12,345 and 1.23 M; a dash where there is no number."""
+    if value is None:
+        return "–"
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} M"
+    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
+
+
+def _rows(
+    parts: Sequence[Part],
+    steps: Sequence[Mapping[str, float]],
+    lines: Sequence[Mapping[str, Any]],
+    middle: Middle,
+) -> list[Row]:
+    """A row for each part that took any time; a step that does not name it spent none on it."""
+    found: list[tuple[Part, list[float]]] = []
+    for part in parts:
+        values = [step.get(part.key, 0.0) for step in steps]
+        if any(values):
+            found.append((part, values))
+    whole = math.fsum(middle(values) for _, values in found)
+    return [
+        Row(part, middle(values), min(values), max(values),
+            middle(values) / whole if whole else 0.0, _tokens(part, lines, middle))
+        for part, values in found
+    ]  # fmt: skip
+
+
+def _tokens(part: Part, lines: Sequence[Mapping[str, Any]], middle: Middle) -> float | None:
+    if not part.tokens:
+        return None
+    whole = _typical(lines, part.tokens, middle)
+    less = _typical(lines, part.less, middle) if part.less else 0.0
+    return None if whole is None or less is None else whole - less
+
+
+def _typical(lines: Sequence[Mapping[str, Any]], metric: str, middle: Middle) -> float | None:
+    values = [value for line in lines if (value := _number(line, metric)) is not None]
+    return middle(values) if values else None
+
+
+def _part_of(count: Count, known: Mapping[str, float]) -> float | None:
+    if not count.of or any(metric not in known for metric in count.of):
+        return None
+    whole = math.fsum(known[metric] for metric in count.of)
+    return known[count.metric] / whole if whole else None
+
+
+def _seconds(line: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, float]:
+    values = {part.key: _number(line, PREFIX + part.key) for part in parts}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _number(line: Mapping[str, Any], metric: str) -> float | None:
+    value = line.get(metric)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

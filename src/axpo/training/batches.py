@@ -1,0 +1,83 @@
+"""From an update's groups to its micro-batches: what is trained, packed, with its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import Pixels
+from axpo.training.packing import (
+    Aggregation,
+    Item,
+    OldLogprobs,
+    PackedTree,
+    item_weights,
+    items,
+    pack,
+)
+from axpo.tree import Group, TreeError
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One group ready for the forward pass: the items it trains, its tree, its pictures."""
+
+    group: Group
+    items: list[Item]
+    tree: PackedTree
+    pixels: Mapping[str, Pixels]
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    groups: Sequence[Group],
+    aggregation: Aggregation,
+    kl: bool,
+    old: OldLogprobs | None,
+) -> list[Work]:
+    """What each group with something to learn from needs; raises `TreeError` naming the group."""
+    credited = [items(group) for group in groups]
+    weights = item_weights(credited, aggregation)
+    prepared: list[Work] = []
+    for group, all_items, all_weights in zip(groups, credited, weights, strict=True):
+        # Without a KL term an item without advantage moves no weight.
+        useful = [kl or item.credit.advantage != 0.0 for item in all_items]
+        chosen = [item for item, keep in zip(all_items, useful, strict=True) if keep]
+        if not chosen:
+            continue
+        tree = pack(
+            group,
+            chosen,
+            [weight for weight, keep in zip(all_weights, useful, strict=True) if keep],
+            lambda digest, group=group: _picture(checkpoint, group, digest).grid,
+            checkpoint.merge_size,
+            old,
+        )
+        pixels = {digest: _picture(checkpoint, group, digest) for digest in tree.pictures}
+        prepared.append(Work(group, chosen, tree, pixels))
+    return prepared
+
+
+def micro_batches(prepared: Sequence[Work], budget: int) -> list[list[Work]]:
+    """Trees together up to `budget` tokens, each into the first batch with room, largest first.
+
+    A tree above the budget stays alone; it is trained in pieces.
+    """
+    batches: list[list[Work]] = []
+    rooms: list[int] = []
+    for work in sorted(prepared, key=lambda work: -len(work.tree)):
+        size = len(work.tree)
+        found = next((i for i, room in enumerate(rooms) if size <= room), len(batches))
+        if found == len(batches):
+            batches.append([])
+            rooms.append(budget)
+        batches[found].append(work)
+        rooms[found] -= size
+    return batches
+
+
+def _picture(checkpoint: Checkpoint, group: Group, digest: str) -> Pixels:
+    if digest not in group.pictures:
+        raise TreeError(f"group {group.id}: a segment shows picture {digest}, which it lacks")
+    return checkpoint.pixels(digest, group.pictures[digest])

@@ -1,0 +1,83 @@
+"""Float32 master weights: what the optimizer works on where the model's weights are bfloat16.
+
+bfloat16 resolves about one part in 256, an update at RL's learning rates is smaller: added to
+the weight itself it would round away. So each such weight has a master in float32. A gradient
+is added to its master's as soon as a backward pass has made it, so that micro-batches add up in
+float32 and no second set of gradients stays; norm, clip and AdamW see masters only; `publish`
+rounds them into the model. A weight that is float32 already is its own master and costs nothing.
+
+Bytes a trained parameter, weights, gradients and AdamW's moments: 16 in float32, 18 here.
+bfloat16 pays by faster kernels and by half the activations and keys and values, not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+_HOOK = "_axpo_master_hook"
+
+
+class MasterWeights:
+    """The masters of `weights`, in `parameters` in the same order.
+
+    Gradients of bfloat16 weights land in their master's `grad` (float32); the weight's own stays
+    None after a backward pass. A weight has one master: new ones take over from those before.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        self.parameters: list[nn.Parameter] = []
+        self._rounded: list[torch.Tensor] = []
+        self._masters: list[torch.Tensor] = []
+        for weight in weights:
+            if weight.dtype == torch.float32:
+                self.parameters.append(weight)
+                continue
+            master = nn.Parameter(weight.detach().float())
+            self.parameters.append(master)
+            self._rounded.append(weight)
+            self._masters.append(master)
+            if (before := getattr(weight, _HOOK, None)) is not None:
+                before.remove()
+            setattr(weight, _HOOK, weight.register_post_accumulate_grad_hook(_moving_to(master)))
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the model's weights (to nearest, ties to even)."""
+        for weight, master in zip(self._rounded, self._masters, strict=True):
+            weight.copy_(master)
+
+    def state(self) -> list[torch.Tensor]:
+        """The masters that the model's own weights do not hold; empty for a float32 model."""
+        return [master.detach() for master in self._masters]
+
+    @torch.no_grad()
+    def load(self, state: Sequence[torch.Tensor]) -> None:
+        """Take back a `state`, in place, and publish it.
+
+        Raises `ValueError` where it belongs to a model of another dtype, with nothing changed.
+        """
+        if len(state) != len(self._masters):
+            raise ValueError(
+                f"the checkpoint holds {len(state)} master weights, expected "
+                f"{len(self._masters)}: resume with the model.dtype that it was trained with"
+            )
+        for master, saved in zip(self._masters, state, strict=True):
+            master.copy_(saved)
+        self.publish()
+
+
+def _moving_to(master: nn.Parameter) -> Callable[[torch.Tensor], None]:
+    """A hook that adds a weight's fresh gradient to its master's and frees it."""
+
+    def move(weight: torch.Tensor) -> None:
+        assert weight.grad is not None
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad.add_(weight.grad)  # promoted: the sum is float32
+        weight.grad = None
+
+    return move

@@ -1,0 +1,217 @@
+"""Before any weights are loaded: what a recipe can come to, and whether this machine holds it.
+
+Sizes follow from the recipe and a few real prompts; `axpo.training.memory` turns them into
+bytes. They are upper bounds of what the recipe allows: every rollout at its token limit, every
+continuation that one question could get. A tree of any size trains (`axpo.training.pieces`);
+refused is only what the model's positions do not reach. Too little memory is a warning, for an
+upper bound need not come true.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from axpo.config import Config, ConfigError
+from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.rollout.rendering import Rendering
+from axpo.rollout.setup import torch_device
+from axpo.tasks.base import Task
+from axpo.tools.base import Tool
+from axpo.training import memory
+from axpo.training.data import training_example
+from axpo.training.policy import LOGITS_AT_ONCE
+from axpo.tree import Segment
+
+PROMPTS = 4
+"""Training examples whose prompts are rendered; the longest stands for all."""
+Kind = Literal["sft", "rl"]
+
+
+class MemoryWarning(UserWarning):
+    """An estimate above the memory that is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Tokens that an update can come to.
+
+    `prompt` with `pictures` picture tokens, the longest `path`, the largest `tree` with `paths`
+    of them, `trees` an update; `rows` sequences that the engine holds at once.
+    """
+
+    prompt: int
+    pictures: int
+    path: int
+    paths: int
+    tree: int
+    trees: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """`sizes`, the tokens of one pass, the number of `pieces` of the largest tree, and bytes."""
+
+    sizes: Sizes
+    budget: int
+    pass_tokens: int
+    pieces: int
+    weights: int
+    activations: int
+    pictures: int
+    logits: int
+    kv: int
+
+    @property
+    def total(self) -> int:
+        """Bytes at the worst moment; a tree in pieces never holds tokens and pictures at once."""
+        graphs = (self.activations + self.logits, self.pictures)
+        return self.weights + self.kv + (max(graphs) if self.pieces > 1 else sum(graphs))
+
+    @property
+    def verdict(self) -> str:
+        """What becomes of the largest tree."""
+        if self.pieces == 1:
+            return "fits"
+        return f"the largest tree will be split into about {self.pieces} pieces"
+
+
+def sizes(config: Config, kind: Kind, prompt: Segment) -> Sizes:
+    """What `config` allows from `prompt` on."""
+    pictures = sum(span.length for span in prompt.images)
+    path = len(prompt) + config.rollout.max_tokens
+    if kind == "sft":
+        return Sizes(len(prompt), pictures, path, 1, path, config.sft.batch, 0)
+    algorithm, questions = config.algorithm, config.rl.questions
+    rollouts = questions * algorithm.rollouts
+    extra = int(algorithm.extra_budget * rollouts) if algorithm.name == "axpo" else 0
+    paths = algorithm.rollouts + min(extra, algorithm.rollouts * algorithm.continuations)
+    tree = len(prompt) + paths * config.rollout.max_tokens
+    trees = questions // config.rl.updates
+    return Sizes(len(prompt), pictures, path, paths, tree, trees, rollouts + extra)
+
+
+def estimate(
+    config: Config, kind: Kind, checkpoint: Checkpoint, prompt: Segment, gpu: bool
+) -> Estimate:
+    """Upper bounds in bytes for `checkpoint` (its sizes alone are used).
+
+    On a GPU attention is one call, which keeps no copies of keys and no masks.
+    """
+    found = sizes(config, kind, prompt)
+    optimizer = config.sft.optimizer if kind == "sft" else config.rl.optimizer
+    budget = optimizer.max_tokens_per_micro_batch
+    model = checkpoint.model
+    text, vision = model.config.text_config, model.config.vision_config
+    size = getattr(torch, config.model.dtype).itemsize
+    tokens = min(budget, found.trees * found.tree)
+    pieces = -(-found.tree // budget)
+    runs = -(-tokens // config.rollout.max_tokens)
+    keys, mask = (0, 0) if gpu else (runs * found.path, tokens * found.path)
+    activations = memory.text_activations(text, tokens, keys, mask, size)
+    if pieces > 1:
+        trunk = found.prompt + (pieces - 1) * config.rollout.max_tokens
+        activations += 2 * memory.keys_values(text, min(trunk, found.tree), size)
+    shown = found.pictures * (1 + found.paths * (config.rollout.max_turns - 1))
+    patches = min(tokens, found.trees * shown) * checkpoint.merge_size**2
+    parameters = sum(p.numel() for p in model.parameters())
+    frozen = 0
+    if optimizer.freeze_vision:
+        frozen = sum(p.numel() for p in model.model.visual.parameters())
+    reference = parameters if kind == "rl" and config.algorithm.kl > 0 else 0
+    return Estimate(
+        found,
+        budget,
+        tokens,
+        pieces,
+        memory.weights(parameters - frozen, frozen, reference, size),
+        activations,
+        0 if frozen else memory.vision_activations(vision, patches, size),
+        memory.logits(text, tokens, LOGITS_AT_ONCE),
+        memory.keys_values(text, _rows(found, config.engine.slots) * _columns(found), size),
+    )
+
+
+def _rows(found: Sizes, slots: int) -> int:
+    """Rows of the engine's memory, which doubles them as needed."""
+    return min(slots, 1 << max(3, (found.rows - 1).bit_length())) if found.rows else 0
+
+
+def _columns(found: Sizes) -> int:
+    """Columns of the engine's memory: the next power of two, at least 64."""
+    return max(64, 1 << (found.path - 1).bit_length())
+
+
+def longest_prompt(config: Config, kind: Kind, task: Task, rendering: Rendering) -> Segment:
+    """The longest prompt of the first training examples."""
+    split = "sft" if kind == "sft" else "train"
+    size = task.size(split)
+    count = PROMPTS if size is None else min(PROMPTS, size)
+    examples = (training_example(task, split, i, config.run.seed) for i in range(count))
+    return max((rendering.prompt(example, "prompt")[0] for example in examples), key=len)
+
+
+def check_positions(config: Config, kind: Kind, checkpoint: Checkpoint, prompt: Segment) -> None:
+    """Raise `ConfigError` where a path can grow beyond the positions that the model knows."""
+    path = sizes(config, kind, prompt).path
+    limit = checkpoint.model.config.text_config.max_position_embeddings
+    if path > limit:
+        raise ConfigError(
+            f"rollout.max_tokens: {config.rollout.max_tokens} after a prompt of {len(prompt)} "
+            f"tokens make paths of {path}, above the model's {limit} positions: set it to at most "
+            f"{limit - len(prompt)}, or show smaller pictures"
+        )
+
+
+def preflight(
+    config: Config, kind: Kind, path: str | Path, task: Task, tools: Mapping[str, Tool]
+) -> None:
+    """Check the recipe against the checkpoint at `path` and this machine; loads no weights.
+
+    Raises `ConfigError` for what cannot work; warns (`MemoryWarning`) of what may not fit.
+    """
+    device = torch_device(config.model)
+    checkpoint = load_checkpoint(path, weights=False)
+    prompt = longest_prompt(config, kind, task, Rendering(checkpoint, tools, config.task.system))
+    check_positions(config, kind, checkpoint, prompt)
+    found = estimate(config, kind, checkpoint, prompt, device.startswith("cuda"))
+    free = free_memory(device)
+    if free is not None and found.total > free:
+        optimizer = "sft.optimizer" if kind == "sft" else "rl.optimizer"
+        warnings.warn(
+            f"up to {in_units(found.total)} may be needed, {in_units(free)} of memory are free "
+            f"(axpo show lists what takes it). {optimizer}.max_tokens_per_micro_batch = "
+            f"{found.budget} bounds activations, engine.slots and rollout.max_tokens the KV cache.",
+            MemoryWarning,
+            stacklevel=2,
+        )
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes free on `device`, at most a container's limit; None where this system does not say."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return None
+    try:
+        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return free
+
+
+def in_units(count: float) -> str:
+    """Bytes as a reader says them."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

@@ -1,0 +1,190 @@
+"""What a recipe needs, before weights are loaded: estimates held to what is really kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from axpo.config import Config, ConfigError, parse_config
+from axpo.engines.kv import SlotMemory
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import encode_pictures
+from axpo.rollout.setup import build_task, recipe_tools
+from axpo.tasks.lab import BASE
+from axpo.training import memory, preflight, rl, sft
+from axpo.training.attention import tree_layout
+from axpo.training.policy import hidden_states, show, token_logprobs
+from axpo.training.preflight import MemoryWarning, Sizes, estimate, sizes
+from axpo.tree import ImageSpan, Origin, Segment
+from padded_oracle import branching_group
+from saved_bytes import SavedBytes
+from test_packing import packed
+from tiny import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
+
+
+def wide_checkpoint() -> Checkpoint:
+    """Other proportions: one key head for six query heads, a wide MLP, a deep narrow tower."""
+    config = tiny_config(tiny_tokenizer())
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.num_attention_heads, text.num_key_value_heads = 96, 6, 1
+    text.intermediate_size, text.num_hidden_layers = 384, 5
+    vision.hidden_size, vision.depth, vision.out_hidden_size = 24, 6, 96
+    vision.intermediate_size, vision.deepstack_visual_indexes = 96, [3]
+    return Checkpoint(**(vars(tiny_checkpoint()) | {"model": tiny_model(config, 0)}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("made", [tiny_checkpoint, wide_checkpoint])
+def test_estimates_are_what_autograd_keeps(made, dtype: torch.dtype):
+    torch.set_num_threads(1)
+    checkpoint: Checkpoint = made()
+    model = checkpoint.model.to(dtype)
+    forest, pixels = packed(checkpoint, [branching_group(checkpoint, 1)])
+    pictures = list(dict.fromkeys(forest.pictures))
+    text, vision = model.config.text_config, model.config.vision_config
+    layout = tree_layout(forest.nodes, dtype)
+    with SavedBytes(model.parameters()) as saved:
+        features = encode_pictures(model, [pixels[d] for d in pictures])
+        shown = show(checkpoint, forest, pictures, features)
+        vision_kept = saved.live
+        hidden = hidden_states(checkpoint, forest, slice(None), shown, layout)
+        text_kept = saved.live - vision_kept
+        before = forest.previous[forest.index]
+        logprobs = token_logprobs(checkpoint, hidden, before, forest.tokens[forest.index], 1.0)
+        head_kept = saved.live - vision_kept - text_kept
+        del logprobs
+    seen = [
+        sum(layout.sizes[i] for i in (*run.above, *range(run.first, run.last)))
+        for run in layout.runs
+    ]
+    mask = sum(run.mask.numel() for run in layout.runs if run.mask is not None)
+    patches = sum(len(pixels[d].values) for d in pictures)
+    estimates = {
+        "text": memory.text_activations(text, len(forest), sum(seen), mask, dtype.itemsize),
+        "vision": memory.vision_activations(vision, patches, dtype.itemsize),
+    }
+    for name, kept in {"text": text_kept, "vision": vision_kept}.items():
+        print(f"{name}: estimated {estimates[name]:,}, kept {kept:,}: {estimates[name] / kept:.3f}")
+        assert estimates[name] == pytest.approx(kept, rel=0.15), name
+    assert head_kept < memory.logits(text, len(before.unique()), 2**26) < 3 * head_kept
+    assert memory.logits(text, 10**6, 1000) == 3 * 4 * 1000
+
+
+def prompt(tokens: int, pictures: int) -> Segment:
+    spans = (ImageSpan("d", 1, pictures),) if pictures else ()
+    return Segment("p", Origin.PROMPT, (1,) * tokens, images=spans)
+
+
+def recipe(**values: object) -> Config:
+    rl_settings = {"questions": 16, "updates": 2, "optimizer": {"max_tokens_per_micro_batch": 4000}}
+    return parse_config({"rollout": {"max_tokens": 100}, "rl": rl_settings, **values})
+
+
+def test_sizes_by_hand():
+    # 8 rollouts and all of the batch's 32 continuations could meet in one tree.
+    assert sizes(recipe(), "rl", prompt(50, 20)) == Sizes(50, 20, 150, 40, 4050, 8, 160)
+    plain = recipe(algorithm={"name": "grpo"})
+    assert sizes(plain, "rl", prompt(50, 20)) == Sizes(50, 20, 150, 8, 850, 8, 128)
+    assert sizes(recipe(), "sft", prompt(50, 20)) == Sizes(50, 20, 150, 1, 150, 48, 0)
+
+
+def test_estimate_says_whether_the_tree_is_split():
+    checkpoint = tiny_checkpoint()
+    split = estimate(recipe(), "rl", checkpoint, prompt(50, 20), gpu=False)
+    assert (split.pass_tokens, split.pieces) == (4000, 2)
+    assert split.verdict == "the largest tree will be split into about 2 pieces"
+    whole = estimate(
+        recipe(algorithm={"name": "grpo"}), "rl", checkpoint, prompt(50, 20), gpu=False
+    )
+    assert (whole.pass_tokens, whole.pieces, whole.verdict) == (4000, 1, "fits")
+    parts = (whole.weights, whole.kv, whole.activations, whole.logits, whole.pictures)
+    assert whole.total == sum(parts)
+    assert split.total == sum((split.weights, split.kv)) + max(
+        split.activations + split.logits, split.pictures
+    )
+    # One attention call keeps no masks and no copies.
+    gpu = estimate(recipe(), "rl", checkpoint, prompt(50, 20), gpu=True)
+    assert gpu.activations < split.activations
+
+
+def test_weights_by_hand():
+    assert memory.weights(100, 10, 110, size=4) == 100 * 16 + 120 * 4
+    assert memory.weights(100, 10, 110, size=2) == 100 * 18 + 120 * 2
+    checkpoint = tiny_checkpoint()
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    vision = sum(p.numel() for p in checkpoint.model.model.visual.parameters())
+    frozen = recipe(rl={"optimizer": {"freeze_vision": True}}, algorithm={"kl": 0.0})
+    found = estimate(frozen, "rl", checkpoint, prompt(50, 20), gpu=False)
+    assert found.weights == (parameters - vision) * 16 + vision * 4
+    assert found.pictures == 0
+    assert estimate(recipe(), "rl", checkpoint, prompt(50, 20), False).weights == parameters * 20
+
+
+@pytest.mark.parametrize(("slots", "limit"), [(256, 100), (256, 1000), (40, 20)])
+def test_kv_is_what_the_engine_reserves(slots: int, limit: int):
+    checkpoint = tiny_checkpoint()
+    config = recipe(engine={"slots": slots}, rollout={"max_tokens": limit})
+    found = estimate(config, "rl", checkpoint, prompt(50, 0), gpu=False)
+    text = checkpoint.model.config.text_config
+    slot_memory = SlotMemory(text, slots, torch.float32, torch.device("meta"))
+    for row in range(1, min(slots, 160) + 1):
+        slot_memory.reserve(row, 50 + limit)
+    held = (*slot_memory._keys, *slot_memory._values)
+    assert found.kv == sum(x.numel() * 4 for x in held)
+
+
+# ------------------------------------------------------------------ at the start of a run
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No weights may be loaded; warnings are errors."""
+
+    def load(*_: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(rl, "load_model", load)
+    monkeypatch.setattr(sft, "load_model", load)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_path_beyond_the_models_positions_is_refused(tmp_path: Path):
+    config = recipe(rollout={"max_tokens": 5000})
+    message = (
+        r"rollout.max_tokens: 5000 after a prompt of (\d+) .* 4096 positions: .* at most 40\d\d"
+    )
+    with pytest.raises(ConfigError, match=message):
+        rl.build_run(config, BASE)
+    with pytest.raises(ConfigError, match=message):
+        sft.train(config, BASE, tmp_path, monitor=None)  # pyright: ignore
+
+
+@pytest.mark.usefixtures("lab")
+def test_too_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    config = recipe()
+    task, tools = build_task(config.task), recipe_tools(config)
+    monkeypatch.setattr(preflight, "free_memory", lambda device: 10**12)
+    preflight.preflight(config, "rl", BASE, task, tools)
+    monkeypatch.setattr(preflight, "free_memory", lambda device: None)
+    preflight.preflight(config, "rl", BASE, task, tools)
+    monkeypatch.setattr(preflight, "free_memory", lambda device: 10**6)
+    for kind, key in (("rl", "rl.optimizer"), ("sft", "sft.optimizer")):
+        message = (
+            rf"MB may be needed, 1.0 MB of memory are free .* {key}.max_tokens_per_micro_batch"
+        )
+        with pytest.raises(MemoryWarning, match=message):
+            preflight.preflight(config, kind, BASE, task, tools)
+
+
+def test_free_memory_is_this_machines():
+    free = preflight.free_memory("cpu")
+    assert free is None or 10**7 < free < 10**14
+    assert preflight.in_units(999) == "999.0 B"
+    assert preflight.in_units(14.6e9) == "14.6 GB"

@@ -1,0 +1,140 @@
+"""A step's rollouts and continuations: what overlaps, and that it changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from axpo.algorithms import ALGORITHMS
+from axpo.config import Config, UserError, parse_config
+from axpo.engines.base import EngineError, Request
+from axpo.tasks.base import Example
+from axpo.training.monitor import Stopwatch
+from axpo.training.rl import Run, collect
+from axpo.tree import Group
+from rollout_support import LIMITS, FakeEngine, example, make_agent, zoom
+from test_pipeline import Lines
+
+CALL = f"small</think>\n\n{zoom()}"
+WRONG = "it is 8</think>\n\nAnswer: 8"
+RIGHT = "it is 7</think>\n\nAnswer: 7"
+
+
+class Questions:
+    """An endless task of one question."""
+
+    def size(self, split: str) -> int | None:
+        return None
+
+    def example(self, split: str, index: int) -> Example:
+        return replace(example(), id=str(index))
+
+
+def run_with(engine: FakeEngine, **algorithm: Any) -> Run:
+    config: Config = parse_config(
+        {"rl": {"questions": 4, "updates": 1}, "algorithm": {"rollouts": 2, **algorithm}}
+    )
+    agent = make_agent(engine, settings=LIMITS)
+    nothing: Any = None
+    return Run(
+        config, Questions(), nothing, agent.engine, agent, nothing,
+        ALGORITHMS[config.algorithm.name],
+    )  # fmt: skip
+
+
+def collected(engine: FakeEngine, **algorithm: Any) -> list[Group]:
+    watch = Stopwatch(Lines())
+    return asyncio.run(collect(run_with(engine, **algorithm), 0, watch))
+
+
+def test_a_certain_branch_grows_beside_the_rollouts_that_are_still_running() -> None:
+    """M = floor(0.5 * 4 * 2 / 2) = 2: with q0 done and q1 pending no more than one place is
+    taken, so q0's branch is certain; the last rollout waits for its continuation."""
+    grown = asyncio.Event()
+
+    async def when_grown(_: Request) -> str:
+        await asyncio.wait_for(grown.wait(), 5)
+        return RIGHT
+
+    async def continues(request: Request) -> str:
+        grown.set()
+        return RIGHT
+
+    script: dict[str, Any] = {"s0/q0/r0/t1": CALL, "s0/q0/r0/t2": WRONG, "s0/q1/r0/t1": when_grown}
+    script |= {f"s0/q0/r0/c{k}/t1": continues for k in range(2)}
+    groups = collected(FakeEngine(script, RIGHT), continuations=2, extra_budget=0.5)
+    (branch,) = groups[0].branches
+    assert [c.reward for c in branch.continuations] == [1.0, 1.0]
+    assert [len(group.rollouts) for group in groups] == [2] * 4
+
+
+def test_an_uncertain_branch_waits() -> None:
+    """M = 1: any pending question could take the one place, so nothing grows before the last."""
+    done: list[str] = []
+
+    async def slow(request: Request) -> str:
+        await asyncio.sleep(0.05)
+        done.append(request.id)
+        return RIGHT
+
+    async def continues(request: Request) -> str:
+        assert done == ["s0/q3/r1/t1"]
+        return RIGHT
+
+    script: dict[str, Any] = {"s0/q0/r0/t1": CALL, "s0/q0/r0/t2": WRONG, "s0/q3/r1/t1": slow}
+    script |= {f"s0/q0/r0/c{k}/t1": continues for k in range(2)}
+    groups = collected(FakeEngine(script, RIGHT), continuations=2, extra_budget=0.25)
+    assert [len(g.branches) for g in groups] == [1, 0, 0, 0]
+
+
+def test_the_order_in_which_rollouts_finish_changes_nothing() -> None:
+    """Three triggered questions compete for two places, whoever is done first."""
+
+    def step(order: int) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+        delays = random.Random(order)
+
+        def after(text: str) -> Any:
+            delay = delays.uniform(0, 0.03)
+
+            async def say(_: Request) -> str:
+                await asyncio.sleep(delay)
+                return text
+
+            return say
+
+        script: dict[str, Any] = {}
+        for q in range(3):
+            for r in range(2):
+                # A longer thought before the call leaves the fake engine less sure of the call.
+                script[f"s0/q{q}/r{r}/t1"] = after("hm " * (3 * q + r) + CALL)
+                script[f"s0/q{q}/r{r}/t2"] = after(WRONG)
+        groups = collected(FakeEngine(script, RIGHT), continuations=2, extra_budget=0.5)
+        return [
+            (g.id, [(b.source, [c.id for c in b.continuations]) for b in g.branches])
+            for g in groups
+        ]
+
+    first = step(0)
+    assert [len(branches) for _, branches in first] == [0, 1, 1, 0]
+    for order in range(1, 6):
+        assert step(order) == first
+
+
+def test_a_step_that_could_score_nothing_stops() -> None:
+    with pytest.raises(UserError, match=r"none of 8 rollouts could be scored.*engine: it broke"):
+        collected(FakeEngine({}, EngineError("it broke")))
+
+
+def test_phases_add_up_to_the_step() -> None:
+    watch = Stopwatch(Lines())
+    asyncio.run(collect(run_with(FakeEngine({}, RIGHT)), 0, watch))
+    metrics = watch.metrics()
+    assert set(metrics) == {
+        "seconds_step", "seconds_sample", "seconds_plan", "seconds_resample",
+    }  # fmt: skip
+    phases = sum(v for k, v in metrics.items() if k != "seconds_step")
+    assert 0 <= metrics["seconds_step"] - phases < 1e-3
