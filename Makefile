@@ -7,7 +7,7 @@ VENV ?= .venv
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart recipes/lab.toml --out $(RUN)
@@ -17,6 +17,11 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+gpu: $(VENV)/.installed-dev  # on a machine with one: its tests, then both benchmarks there
+	$(BIN)/python -m pytest tests/test_gpu.py -s -rs
+	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks --device cuda --out runs/benchmarks/gpu.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

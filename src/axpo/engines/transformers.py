@@ -49,6 +49,7 @@ class TransformersEngine:
     ) -> None:
         model = checkpoint.model
         self._checkpoint = checkpoint
+        self._slots = slots
         self._max_prefill = max_prefill_tokens
         self._version = version
         self._memory = SlotMemory(model.config.text_config, slots, model.dtype, model.device)
@@ -151,6 +152,11 @@ class TransformersEngine:
         """
         wave: list[Job] = []
         deferred: list[Job] = []
+        # At once what would otherwise grow, and be copied, request by request.
+        self._memory.reserve(
+            min(self._slots, len(self._running) + len(self._waiting)),
+            max(len(job.tokens) for job in self._waiting) if self._waiting else 0,
+        )
         while self._waiting:
             job = self._waiting[0]
             group = job.request.group

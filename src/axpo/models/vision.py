@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -44,22 +45,29 @@ class Features:
 
 
 class PixelCache:
-    """Preprocessed pictures by content hash; the least recently used leave first."""
+    """Preprocessed pictures by content hash; the least recently used leave first.
+
+    Threads may share it: SFT prepares its next batch beside an update.
+    """
 
     def __init__(self, image_processor: Any, capacity: int = 1024) -> None:
         self._processor = image_processor
         self._capacity = capacity
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
+        self._lock = Lock()
 
     def __call__(self, digest: str, image: Image.Image) -> Pixels:
-        pixels = self._pixels.get(digest)
-        if pixels is None:
-            out = self._processor(images=[image], return_tensors="pt")
-            t, h, w = out["image_grid_thw"][0].tolist()
-            pixels = self._pixels[digest] = Pixels(out["pixel_values"], (t, h, w))
+        with self._lock:
+            if digest in self._pixels:
+                self._pixels.move_to_end(digest)
+                return self._pixels[digest]
+        out = self._processor(images=[image], return_tensors="pt")
+        t, h, w = out["image_grid_thw"][0].tolist()
+        pixels = Pixels(out["pixel_values"], (t, h, w))
+        with self._lock:
+            self._pixels[digest] = pixels
             if len(self._pixels) > self._capacity:
                 self._pixels.popitem(last=False)
-        self._pixels.move_to_end(digest)
         return pixels
 
 

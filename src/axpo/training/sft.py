@@ -7,6 +7,7 @@ exactly those that the policy will meet in RL; its policy tokens carry advantage
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from axpo.algorithms.losses import likelihood_loss
@@ -34,28 +35,39 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     last = checkpoints.latest(folder)
     first = checkpoints.restore(last, trainer).step if last else 0
     monitor.start("sft", first, config.sft.steps)
-    for step in range(first, config.sft.steps):
-        watch = Stopwatch(monitor)
-        watch("demonstrate")
-        groups = asyncio.run(_batch(config, task, rendering, step))
-        watch("update")
-        metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
-        monitor.step("sft", step, metrics | watch.metrics())
-        if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
-            last = checkpoints.save(folder, step + 1, trainer, keep=config.run.keep_checkpoints)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        # A batch depends on its position alone, so it can be made while the one before is learned.
+        upcoming = beside.submit(_batch, config, task, rendering, first)
+        for step in range(first, config.sft.steps):
+            watch = Stopwatch(monitor)
+            watch("demonstrate")
+            groups = upcoming.result()
+            if step + 1 < config.sft.steps:
+                upcoming = beside.submit(_batch, config, task, rendering, step + 1)
+            watch("update")
+            metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
+            monitor.step("sft", step, metrics | watch.metrics())
+            if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
+                keep = config.run.keep_checkpoints
+                last = checkpoints.save(folder, step + 1, trainer, keep=keep)
     assert last is not None
     return last
 
 
-async def _batch(config: Config, task: Task, rendering: Rendering, step: int) -> list[Group]:
+def _batch(config: Config, task: Task, rendering: Rendering, step: int) -> list[Group]:
+    """The demonstrations of a step."""
     first = step * config.sft.batch
-    return [
-        await demonstrate(
-            rendering,
-            rendering.tools,
-            config.rollout,
-            training_example(task, "sft", position, config.run.seed),
-            f"s{step}/d{position - first}",
-        )
-        for position in range(first, first + config.sft.batch)
-    ]
+
+    async def replay() -> list[Group]:
+        return [
+            await demonstrate(
+                rendering,
+                rendering.tools,
+                config.rollout,
+                training_example(task, "sft", position, config.run.seed),
+                f"s{step}/d{position - first}",
+            )
+            for position in range(first, first + config.sft.batch)
+        ]
+
+    return asyncio.run(replay())

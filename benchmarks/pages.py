@@ -1,0 +1,202 @@
+"""The performance page: docs/performance.md and its figures, from the results file alone.
+
+Every benchmark has a section: its text below, a table of its rows, a figure. Columns are the
+parts of the case that differ between rows; what all rows share stands above the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Row
+from benchmarks.plots import AXES, growth_figure, ratio_figure, save
+from benchmarks.targets import targets_of
+
+INTRO = """# Performance
+
+Every number here comes from `python -m benchmarks`; `{file}` holds them all, with the machine
+and the command. Run it again and this page is written again; `--page-only` renders it from the
+file.
+
+**How to read.** Both sides of a ratio run in turn in one process, round by round, on one CPU
+thread, so that a slow minute hits both. A ratio is the median over rounds with its quartiles in
+brackets; above 1 means that axpo is faster, unless the section says otherwise. CPU time is the
+process's own and the one to trust; wall time is beside it. Models are random and small (about 5
+million parameters) or the lab's: what a ratio comes to at another size is a matter of operations,
+and `operations` columns give it for an 8B model where that can be counted.
+"""
+
+TITLES: Mapping[str, str] = {
+    "rollouts": "Rollouts with a tool",
+    "training_step": "Training step",
+    "whole_step": "A whole GRPO step",
+    "extra_samples": "What AXPO's extra samples cost",
+    "growth": "How time grows",
+}
+TEXTS: Mapping[str, str] = {
+    "rollouts": """The same questions, sampled by axpo's engine, by TRL's GRPOTrainer, and by
+`generate` under axpo's own agent with vision features kept. Every side starts with nothing cached.
+Draws differ, so ratios are of seconds a sampled token.""",
+    "training_step": """One question: 8 rollouts and 4 continuations of a frozen prefix, as AXPO
+trains them. axpo's `Trainer.update` on the packed tree against one padded row a trajectory with
+its whole path and pictures (TRL, verl), and against padded rows whose vision tower runs once a
+distinct picture (neither library does this). Padded rows run on transformers' own kernels. Loss
+and gradient are the same on all sides, checked before timing (relative difference at most 1e-5,
+float32 on a CPU). Pictures have 256, 512 and 1024 pixels a side:
+64, 256 and 1024 tokens. Memory is what torch allocates at the step's peak beyond what was there
+before, weights and optimizer state left out, axpo's as a share of the other's. Operations: how
+many times more the other side needs by formula, for this model and with the sizes of
+Qwen3-VL-8B.""",
+    "whole_step": """Sampling with the zoom tool, grading and one update on the lab's questions,
+against TRL's GRPOTrainer with the same model, prompts and limits. Ratios are per sampled token.""",
+    "extra_samples": """AXPO's step against GRPO's, both in axpo, from the same weights with the
+same questions and the same rollouts; here a ratio is AXPO's time over GRPO's: 1.10 means 10 %
+more. Extra samples are continuations for each rollout, at most 0.25; how many a step takes depends
+on how often tool use fails. Each one calls a tool and is shown a picture, which a rollout need not
+be, so tokens grow by more than samples.""",
+    "growth": """One axis at a time around 256 image tokens, 128 response tokens, 8 rollouts and
+no tool. Rollouts are of 4 questions; those with tool turns come from the model of the first
+section (40 tokens a turn). A training step is one question's, with half as many continuations as
+rollouts. Operations are the least that the result needs; their share is of the speed of a
+2048 x 2048 matrix product measured in the same process.""",
+}
+COLUMNS: Mapping[str, str] = {
+    "image_tokens": "image tokens",
+    "response": "response tokens",
+    "tool_turns": "tool turns",
+    "turns": "tool turns",
+    "max_tokens": "max tokens",
+}
+
+
+def case_text(case: Mapping[str, Any]) -> str:
+    """A case in a line: `256 image tokens, 64 response tokens`."""
+    return ", ".join(
+        f"{value} {COLUMNS.get(key, key)}" if not isinstance(value, str) else str(value)
+        for key, value in case.items()
+    )
+
+
+def spread(figure: Mapping[str, float]) -> str:
+    """`3.27 [3.25, 3.28]`."""
+    return f"{figure['median']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+
+def render(results: Mapping[str, Any], page: Path) -> Path:
+    """Write `page` and its figures (in a folder of the page's name); returns the page."""
+    folder = page.with_suffix("")
+    parts = [INTRO.format(file=page.with_suffix(".json").name)]
+    for name, title in TITLES.items():
+        if name in results:
+            parts.append(_section(name, title, results[name], folder))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(parts))
+    return page
+
+
+def _section(name: str, title: str, result: Mapping[str, Any], folder: Path) -> str:
+    rows: list[Row] = result["rows"]
+    measured = [row for row in rows if "skipped" not in row]
+    lines = [f"## {title}", "", TEXTS[name], ""]
+    lines += [f"Left out: {row['skipped']}.\n" for row in rows if "skipped" in row]
+    if measured:
+        figure = _figure(name, measured)
+        if figure is not None:
+            path = save(figure, folder / f"{name}.png")
+            lines += [f"![{title}]({folder.name}/{path.name})", ""]
+        lines += _growth_tables(measured) if name == "growth" else _table(measured)
+    return "\n".join([*lines, "", _provenance(result), ""])
+
+
+def _figure(name: str, rows: Sequence[Row]) -> Any:
+    if name == "growth":
+        return growth_figure(rows)
+    keys = [
+        key for key in ("image_tokens", "response", "tool_turns", "turns") if key in _vary(rows)
+    ]
+    return ratio_figure(rows, keys) if keys else None
+
+
+def _provenance(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    gpu = "" if machine.get("gpu", "none") == "none" else f", {machine['gpu']}"
+    return (
+        f"<sub>{result['date']}, `{result['command']}` ({result['seconds']} s), "
+        f"{machine['processor']}, {machine['cores']} cores{gpu}, {machine['threads']} thread(s), "
+        f"{versions}</sub>"
+    )
+
+
+def _vary(rows: Sequence[Row]) -> list[str]:
+    """Keys of the case that differ between rows."""
+    keys = dict.fromkeys(key for row in rows for key in row["case"])
+    return [key for key in keys if len({str(row["case"].get(key)) for row in rows}) > 1]
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    """Ratios, absolute seconds and targets, a line a row."""
+    keys = _vary(rows)
+    shared = {key: value for key, value in rows[0]["case"].items() if key not in keys}
+    figures = {
+        "ratio_step_cpu": "CPU a step", "memory_ratio": "memory", "ratio_flops": "operations",
+        "ratio_tokens": "tokens trained on",
+        "ratio_flops_8b": "operations, 8B",
+    }  # fmt: skip
+    figures = {key: text for key, text in figures.items() if any(key in row for row in rows)}
+    if any("extra_samples" in row["ours"] for row in rows):
+        figures["extra_samples"] = "extra samples"
+    head = [COLUMNS.get(key, key) for key in keys]
+    head += ["against", "CPU ratio", "wall ratio", *figures.values()]
+    head += ["ours, CPU s", "theirs, CPU s", "ours, wall s", "theirs, wall s", "rounds"]
+    with_targets = any(targets_of(row) for row in rows)
+    body: list[list[str]] = []
+    for row in rows:
+        ours, theirs = row["ours"], row["theirs"]
+        cells = [str(row["case"].get(key, "")) for key in keys]
+        cells += [row["against"], spread(row["ratio_cpu"]), spread(row["ratio_wall"])]
+        cells += [_number(row.get(key, ours.get(key))) for key in figures]
+        cells += [_number(s[clock]) for clock in ("cpu_s", "wall_s") for s in (ours, theirs)]
+        cells.append(str(row["rounds"]))
+        if with_targets:
+            cells.append("; ".join(f"{t} {'✓' if t.met(row) else '✗'}" for t in targets_of(row)))
+        body.append(cells)
+    text = f"All rows: {case_text(shared)}.\n" if shared else ""
+    return [text, *_markdown([*head, *(["target"] if with_targets else [])], body)]
+
+
+def _growth_tables(rows: Sequence[Row]) -> list[str]:
+    """A table a phase: seconds, operations and their share at every point."""
+    lines: list[str] = []
+    for phase in dict.fromkeys(row["case"]["phase"] for row in rows):
+        mine = [row for row in rows if row["case"]["phase"] == phase]
+        padded = all(row.get("theirs") for row in mine)
+        head = ["axis", "value", "CPU s", "wall s", "Gflop", "share of matmul"]
+        head += ["padded, CPU s", "padded, Gflop"] if padded else ["tokens sampled"]
+        body: list[list[str]] = []
+        for row in mine:
+            axis, ours = row["case"]["axis"], row["ours"]
+            cells = [AXES[axis], str(row["case"][axis]), _number(ours["cpu_s"])]
+            cells += [_number(ours["wall_s"]), f"{ours['flops'] / 1e9:.0f}", f"{ours['share']:.0%}"]
+            if padded:
+                cells += [_number(row["theirs"]["cpu_s"]), f"{row['theirs']['flops'] / 1e9:.0f}"]
+            else:
+                cells.append(f"{ours['tokens']:.0f}")
+            body.append(cells)
+        lines += [f"**{phase.capitalize()}**", "", *_markdown(head, body), ""]
+    return lines
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {' | '.join(cells)} |" for cells in body]
+
+
+def _number(figure: Any) -> str:
+    if figure is None:
+        return ""
+    if isinstance(figure, Mapping):
+        return spread(figure)
+    return f"{figure:.3g}" if abs(figure) < 1 else f"{figure:.2f}"

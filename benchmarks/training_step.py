@@ -1,0 +1,200 @@
+"""A training step on a packed tree against padded rows, and padded rows with pictures encoded once.
+
+One question's tree (`models`) goes through the real `Trainer.update`: packing, forward, backward,
+clipping, AdamW. The baselines (`padded`) make the same update. Before anything is timed, all
+sides must have the same loss and the same gradient. The learning rate is 0: everything is
+computed and the weights stay, so that each round repeats the same work.
+
+A question is one micro-batch on every side, so peak memory compares the same work too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from axpo.algorithms.losses import clipped_loss
+from axpo.config import OptimizerSettings
+from axpo.training.packing import PackedTree, items, pack
+from axpo.training.trainer import Trainer
+from axpo.tree import Group
+from benchmarks.flops import (
+    QWEN3_VL_8B,
+    TRAINING,
+    Sizes,
+    Work,
+    forward_flops,
+    packed_work,
+    padded_work,
+)
+from benchmarks.harness import Row, Side, Timing, interleave, means, peak_bytes, ratio
+from benchmarks.models import Shape, training_checkpoint, training_group, with_logprobs
+from benchmarks.padded import PaddedTrainer, Rows, padded_rows
+
+PACKED, PADDED, ONCE = "packed tree", "padded rows", "padded rows, pictures once"
+LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
+SETTINGS = OptimizerSettings(learning_rate=0.0, max_grad_norm=1e9)
+"""The bound is never reached: clipping computes and changes nothing, gradients compare."""
+TOLERANCE = {"cpu": 1e-5, "cuda": 1e-4}
+"""Largest relative difference of loss and gradient (L2), float32."""
+SHAPES = (
+    *(Shape(image, response) for image in (64, 256, 1024) for response in (64, 256)),
+    Shape(256, 64, turns=1),
+)
+TINY = Shape(16, 12, turns=1, rollouts=3, continuations=2)
+
+
+class ParityError(RuntimeError):
+    """Two sides that should train the same do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One tree and what trains it: `packed` on our model, `padded` on transformers' own."""
+
+    group: Group
+    packed: Trainer
+    padded: PaddedTrainer
+    rows: Rows
+
+    def sides(self) -> dict[str, Callable[[], Mapping[str, float]]]:
+        """One optimizer step of each side; `loss` and `grad_norm` are among its figures."""
+        groups = [self.group]
+        return {
+            PACKED: lambda: self.packed.update(groups, LOSS, "question_mean", kl=False),
+            PADDED: lambda: self.padded.update(self.rows, LOSS, vision_once=False),
+            ONCE: lambda: self.padded.update(self.rows, LOSS, vision_once=True),
+        }
+
+    def work(self) -> dict[str, Work]:
+        """What each side computes."""
+        checkpoint, rows = self.packed.checkpoint, self.rows
+        tokens = {d: checkpoint.pixels(d, i).tokens(checkpoint.merge_size)
+                  for d, i in self.group.pictures.items()}  # fmt: skip
+        tree, shown = self.tree(), [tokens[d] for d in rows.digests]
+        shape = (*rows.tokens.shape, rows.prompt)
+        return {
+            PACKED: packed_work(tree, [tokens[d] for d in dict.fromkeys(tree.pictures)]),
+            PADDED: padded_work(*shape, shown),
+            ONCE: padded_work(*shape, list(tokens.values())),
+        }
+
+    def tree(self) -> PackedTree:
+        """The layout that `Trainer.update` trains."""
+        checkpoint, found = self.packed.checkpoint, items(self.group)
+        return pack(
+            self.group,
+            found,
+            [1.0] * len(found),
+            lambda digest: checkpoint.pixels(digest, self.group.pictures[digest]).grid,
+            checkpoint.merge_size,
+        )
+
+
+def bench(shape: Shape, device: str = "cpu") -> Bench:
+    """Models with the same weights, and a tree whose old logprobs are theirs."""
+    packed = Trainer(training_checkpoint(device), None, SETTINGS, total_updates=1)
+    padded = PaddedTrainer(training_checkpoint(device, stock=True), SETTINGS)
+    group = training_group(packed.checkpoint, shape)
+    with_logprobs(group, packed.recompute_logprobs([group], kl=False))
+    return Bench(group, packed, padded, padded_rows(padded.checkpoint, group))
+
+
+def gradient(optimizer: torch.optim.Optimizer, step: Side) -> tuple[float, torch.Tensor]:
+    """Loss of a step, and the gradient that its optimizer saw, flat."""
+    seen: list[torch.Tensor] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # Matrices first: the order of our two groups.
+        parameters.sort(key=lambda p: p.ndim <= 1)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        seen.append(torch.cat([g.flatten() for g in grads]))
+
+    handle = optimizer.register_step_pre_hook(note)
+    try:
+        loss = step()["loss"]
+    finally:
+        handle.remove()
+    return loss, seen[0]
+
+
+def parity(bench: Bench) -> dict[str, dict[str, float]]:
+    """Relative differences of loss and gradient from the packed side's; also a warm-up.
+
+    Raises `ParityError` where one is above the tolerance.
+    """
+    sides = bench.sides()
+    loss, reference = gradient(bench.packed.optimizer, sides[PACKED])
+    found: dict[str, dict[str, float]] = {}
+    for name in (PADDED, ONCE):
+        other, grads = gradient(bench.padded.optimizer, sides[name])
+        found[name] = {
+            "loss": abs(other - loss) / abs(loss),
+            "gradient": ((grads - reference).norm() / reference.norm()).item(),
+        }
+        limit = TOLERANCE[grads.device.type]
+        if not max(found[name].values()) <= limit:
+            raise ParityError(f"{PACKED} and {name} differ by {found[name]}; at most {limit}")
+    return found
+
+
+def measure(shape: Shape, rounds: int, device: str = "cpu", peaks: bool = True) -> list[Row]:
+    """Packed against both baselines: time, and with `peaks` memory."""
+    made = bench(shape, device)
+    differences = parity(made)
+    sides = made.sides()
+    memory = {name: peak_bytes(side, device) for name, side in sides.items()} if peaks else {}
+    timings = interleave(sides, rounds, warmup=0)
+    work, config = made.work(), made.packed.checkpoint.model.config
+    return [
+        row(shape, against, timings, memory, work, differences[against], config)
+        for against in (PADDED, ONCE)
+    ]
+
+
+def row(
+    shape: Shape,
+    against: str,
+    timings: Mapping[str, Timing],
+    memory: Mapping[str, int],
+    work: Mapping[str, Work],
+    difference: Mapping[str, float],
+    config: Any,
+) -> Row:
+    """The comparison as plain data; time and FLOP ratios are theirs over ours, memory ours over
+    theirs. `flops` are of forward and backward."""
+    sizes = Sizes.of(config)
+    count = {name: forward_flops(sizes, done) for name, done in work.items()}
+    large = {name: forward_flops(QWEN3_VL_8B, done) for name, done in work.items()}
+
+    def figures(name: str) -> dict[str, float]:
+        kept = {k: v for k, v in means(timings[name]).items() if k in ("cpu_s", "wall_s")}
+        found = kept | {"tokens": work[name].tokens, "flops": TRAINING * count[name]}
+        return found | ({"peak_mib": memory[name] / 2**20} if memory else {})
+
+    found: Row = {
+        "benchmark": "training_step",
+        "case": asdict(shape),
+        "against": against,
+        "ratio_cpu": asdict(ratio(timings[against], timings[PACKED], "cpu")),
+        "ratio_wall": asdict(ratio(timings[against], timings[PACKED], "wall")),
+        "ratio_flops": count[against] / count[PACKED],
+        "ratio_flops_8b": large[against] / large[PACKED],
+        "ours": figures(PACKED),
+        "theirs": figures(against),
+        "parity": dict(difference),
+        "rounds": len(timings[PACKED].cpu),
+    }
+    return found | ({"memory_ratio": memory[PACKED] / memory[against]} if memory else {})
+
+
+def run(quick: bool, device: str = "cpu") -> Iterator[Row]:
+    """Every shape (about 8 minutes on one CPU thread); `quick` is one tiny tree, one round."""
+    for shape in (TINY,) if quick else SHAPES:
+        rounds = 1 if quick else 2 if shape.image_tokens > 256 else 5
+        yield from measure(shape, rounds, device)
