@@ -53,7 +53,8 @@ class Loop:
         self.number += 1
         await run.engine.load_weights(self.weights, number)
         watch = Stopwatch(Silent())
-        groups = await rl.collect(run, number, watch)
+        groups = rl.new_groups(run, number)
+        await rl.collect(run, groups, watch)
         for group in groups:
             rl.assign_credit(run, group)
         figures = gap(groups) | rl.counts(groups) | rl.update(run, groups, watch)

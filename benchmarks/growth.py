@@ -21,7 +21,7 @@ from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.sampling import sample_group
+from axpo.rollout.sampling import new_group, sample_group
 from axpo.tasks.grading import grade
 from axpo.tools import make_tools
 from axpo.tree import Group
@@ -117,7 +117,7 @@ def _sample(checkpoint: Checkpoint, settings: RolloutSettings, shape: Shape) -> 
 
     async def groups() -> list[Group]:
         tasks = (
-            sample_group(agent, example, shape.rollouts, 0, f"q{i}")
+            sample_group(agent, new_group(agent.rendering, example, f"q{i}"), shape.rollouts, 0)
             for i, example in enumerate(examples)
         )
         return await asyncio.gather(*tasks)

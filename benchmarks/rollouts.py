@@ -25,7 +25,7 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import Features, encode_pictures, encoder_outputs
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.sampling import sample_group
+from axpo.rollout.sampling import new_group, sample_group
 from axpo.tasks.base import Example
 from axpo.tasks.grading import grade
 from axpo.tools import make_tools
@@ -158,7 +158,7 @@ def sample(
 
     async def groups() -> list[Group]:
         tasks = (
-            sample_group(agent, example, case.rollouts, seed, f"q{i}")
+            sample_group(agent, new_group(agent.rendering, example, f"q{i}"), case.rollouts, seed)
             for i, example in enumerate(examples)
         )
         return await asyncio.gather(*tasks)

@@ -113,7 +113,8 @@ def our_step(config: Config, start: Path, questions: Questions) -> Side:
     async def step() -> dict[str, float]:
         number = next(numbers)
         watch = Stopwatch(Silent())
-        groups = await rl.collect(run, number, watch)
+        groups = rl.new_groups(run, number)
+        await rl.collect(run, groups, watch)
         for group in groups:
             rl.assign_credit(run, group)
         metrics = rl.update(run, groups, watch)

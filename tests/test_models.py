@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from axpo.models.loading import Checkpoint
 from axpo.models.positions import Grid, rope_positions
@@ -132,9 +133,19 @@ def test_features_stand_for_pixels(checkpoint: Checkpoint) -> None:
     assert encoder_outputs([]) is None
 
 
-def test_pixels_are_kept_by_content(checkpoint: Checkpoint) -> None:
-    cache = PixelCache(checkpoint.image_processor, capacity=2)
+def test_patches_are_embedded_as_by_the_convolution(checkpoint: Checkpoint) -> None:
+    embed = checkpoint.model.model.visual.patch_embed
+    patches = PixelCache(checkpoint.image_processor)("a", tiny_picture(1)).values
+    with torch.no_grad():
+        assert embed.proj.weight.ndim == 5
+        expected = Qwen3VLVisionPatchEmbed.forward(embed, patches)
+        assert (embed(patches) - expected).abs().max() < 1e-5
+
+
+def test_pixels_are_kept_by_content_up_to_a_size(checkpoint: Checkpoint) -> None:
     pictures = {name: tiny_picture(i) for i, name in enumerate("abc")}
+    size = PixelCache(checkpoint.image_processor)("a", pictures["a"]).values.nbytes
+    cache = PixelCache(checkpoint.image_processor, capacity=2 * size)
     first = {name: cache(name, picture) for name, picture in pictures.items()}
     assert cache("c", pictures["c"]) is first["c"]
     assert cache("a", pictures["a"]) is not first["a"]  # the oldest left

@@ -11,7 +11,7 @@ import pytest
 from axpo.engines.base import EngineError, Request, RequestError
 from axpo.rollout.agent import Agent
 from axpo.rollout.demonstrations import DemonstrationError, demonstrate
-from axpo.rollout.sampling import resample, sample_group
+from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.tree import (
     Branch,
     CallStatus,
@@ -40,9 +40,13 @@ CALL = f"small</think>\n\n{zoom()}"
 AT_TAG = len(encode("small</think>\n\n<tool_call>"))
 
 
+def asked(agent: Agent, id: str, **changes: Any) -> Group:
+    return new_group(agent.rendering, example(**changes), id)
+
+
 def group_of(engine: FakeEngine, n: int = 1, **changes: Any) -> tuple[Agent, Group]:
     agent = make_agent(engine)
-    return agent, asyncio.run(sample_group(agent, example(**changes), n, 3, "g"))
+    return agent, asyncio.run(sample_group(agent, asked(agent, "g", **changes), n, 3))
 
 
 def grow(agent: Agent, group: Group, cut: int, k: int = 1, source: str = "g/r0") -> Branch:
@@ -96,7 +100,8 @@ def test_cancelling_stops_every_request_and_releases_the_group() -> None:
     engine = FakeEngine({}, default=hang)
 
     async def scenario() -> None:
-        task = asyncio.create_task(sample_group(make_agent(engine), example(), 3, 0, "g"))
+        agent = make_agent(engine)
+        task = asyncio.create_task(sample_group(agent, asked(agent, "g"), 3, 0))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -122,7 +127,7 @@ def test_results_do_not_depend_on_scheduling() -> None:
 
     def outcome(delays: int, seed: int) -> list[Any]:
         agent = make_agent(engine(delays))
-        group = asyncio.run(sample_group(agent, example(), 6, seed, "g"))
+        group = asyncio.run(sample_group(agent, asked(agent, "g"), 6, seed))
         user = next(r for r in group.rollouts if r.uses_tool)
         branch = group.fork(user, user.calls[0].start + 1)
         asyncio.run(resample(agent, group, branch, 3, seed))
@@ -282,7 +287,7 @@ def test_cuts_after_which_nothing_can_be_sampled() -> None:
 def test_no_room_after_the_cut_grows_nothing() -> None:
     limits = LIMITS.model_copy(update={"max_turn_tokens": AT_TAG})
     agent = make_agent(FakeEngine({"g/r0/t1": CALL}), settings=limits)
-    group = asyncio.run(sample_group(agent, example(), 1, 3, "g"))
+    group = asyncio.run(sample_group(agent, asked(agent, "g"), 1, 3))
     assert group.rollouts[0].calls[0].status is CallStatus.MALFORMED
     assert grow(agent, group, AT_TAG, k=2).continuations == []
 
@@ -305,7 +310,8 @@ def test_a_demonstration() -> None:
     assert rollout.calls[0].status is CallStatus.OK
     # The same turns sampled by a policy are the same tokens.
     script = {"d/r0/t1": CALL, "d/r0/t2": ANSWER}
-    sampled = asyncio.run(sample_group(make_agent(FakeEngine(script)), example(), 1, 0, "d"))
+    agent = make_agent(FakeEngine(script))
+    sampled = asyncio.run(sample_group(agent, asked(agent, "d"), 1, 0))
     assert tokens(group, "d/r0") == tokens(sampled, "d/r0")
     assert cut_segments(rollout.segments, rollout.tokens)[1] == []
 

@@ -25,7 +25,7 @@ from axpo.evaluation.diagnostics import diagnose as diagnose_groups
 from axpo.evaluation.driver import Progress, Shelf
 from axpo.evaluation.summary import compare, summarize
 from axpo.rollout.agent import Agent
-from axpo.rollout.sampling import resample, sample_group
+from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
 from axpo.store import load_groups
 from axpo.tasks.base import Example
@@ -122,7 +122,7 @@ async def _sample(
     questions = _questions(config)
 
     async def one(example: Example, n: int, seed: int, id: str) -> Group:
-        group = await sample_group(agent, example, n, seed, id)
+        group = await sample_group(agent, new_group(agent.rendering, example, id), n, seed)
         await agent.engine.release(id)
         return group
 

@@ -45,14 +45,15 @@ class Features:
 
 
 class PixelCache:
-    """Preprocessed pictures by content hash; the least recently used leave first.
+    """Preprocessed pictures by content hash, at most `capacity` bytes of them; the least recently
+    used leave first.
 
-    Threads may share it: SFT prepares its next batch beside an update.
+    Threads may share it: the next batch is prepared beside an update.
     """
 
-    def __init__(self, image_processor: Any, capacity: int = 1024) -> None:
+    def __init__(self, image_processor: Any, capacity: int = 2**31) -> None:
         self._processor = image_processor
-        self._capacity = capacity
+        self._room = capacity
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = Lock()
 
@@ -65,9 +66,12 @@ class PixelCache:
         t, h, w = out["image_grid_thw"][0].tolist()
         pixels = Pixels(out["pixel_values"], (t, h, w))
         with self._lock:
-            self._pixels[digest] = pixels
-            if len(self._pixels) > self._capacity:
-                self._pixels.popitem(last=False)
+            if digest not in self._pixels:
+                self._pixels[digest] = pixels
+                self._room -= pixels.values.nbytes
+            while self._room < 0 and len(self._pixels) > 1:
+                _, oldest = self._pixels.popitem(last=False)
+                self._room += oldest.values.nbytes
         return pixels
 
 

@@ -36,14 +36,13 @@ def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
     )
 
 
-async def sample_group(agent: Agent, example: Example, n: int, seed: int, group_id: str) -> Group:
-    """`n` rollouts of a question, with ids `{group_id}/r{i}`."""
-    group = new_group(agent.rendering, example, group_id)
-    runs = [agent.run(start_path(group), f"{group_id}/r{i}", seed) for i in range(n)]
+async def sample_group(agent: Agent, group: Group, n: int, seed: int) -> Group:
+    """Give a new `group` its `n` rollouts, ids `{group.id}/r{i}`; returns it."""
+    runs = [agent.run(start_path(group), f"{group.id}/r{i}", seed) for i in range(n)]
     try:
         group.rollouts = await together(runs)
     except BaseException:
-        await agent.engine.release(group_id)
+        await agent.engine.release(group.id)
         raise
     return group
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from axpo.config import Config, ConfigError, RolloutSettings, UserError
 from axpo.engines.base import Engine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.sampling import resample, sample_group, together
+from axpo.rollout.sampling import new_group, resample, sample_group, together
 from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
 from axpo.store import save_groups
 from axpo.tasks.base import Task
@@ -93,64 +94,79 @@ async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor)
     first = checkpoints.restore(last, run.trainer).step if last else 0
     monitor.start("rl", first, config.rl.steps)
     await _hand_over(run, first)
-    for step in range(first, config.rl.steps):
-        watch = Stopwatch(monitor)
-        before = work_done(run)
-        groups = await collect(run, step, watch)
-        watch("credit")
-        for group in groups:
-            assign_credit(run, group)
-        metrics = update(run, groups, watch)
-        watch("sync")
-        await _hand_over(run, step + 1)
-        for group in groups:
-            await run.engine.release(group.id)
-        if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
-            watch("write")
-            save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
-        metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
-        monitor.step("rl", step, gap(groups) | counts(groups) | metrics)
-        if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
-            last = checkpoints.save(folder, step + 1, run.trainer, keep=config.run.keep_checkpoints)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        upcoming = beside.submit(new_groups, run, first)
+        for step in range(first, config.rl.steps):
+            watch = Stopwatch(monitor)
+            before = work_done(run)
+            watch("sample")
+            groups = upcoming.result()
+            await collect(run, groups, watch)
+            watch("credit")
+            for group in groups:
+                assign_credit(run, group)
+            if step + 1 < config.rl.steps:
+                # Beside the update: its time is torch's, that of sampling is Python's as well.
+                upcoming = beside.submit(new_groups, run, step + 1)
+            metrics = update(run, groups, watch)
+            watch("sync")
+            await _hand_over(run, step + 1)
+            for group in groups:
+                await run.engine.release(group.id)
+            if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
+                watch("write")
+                save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
+            metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
+            monitor.step("rl", step, gap(groups) | counts(groups) | metrics)
+            if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
+                keep = config.run.keep_checkpoints
+                last = checkpoints.save(folder, step + 1, run.trainer, keep=keep)
     await run.engine.close()
     assert last is not None
     return last
 
 
-async def collect(run: Run, step: int, watch: Stopwatch) -> list[Group]:
-    """N rollouts of each of the step's B questions, and the continuations of its branches.
+def new_groups(run: Run, step: int) -> list[Group]:
+    """The step's B questions, rendered, their pictures preprocessed; nothing is sampled."""
+    first, seed = step * run.config.rl.questions, run.config.run.seed
+    return [
+        new_group(
+            run.agent.rendering,
+            training_example(run.task, "train", first + place, seed),
+            f"s{step}/q{place}",
+        )
+        for place in range(run.config.rl.questions)
+    ]
+
+
+async def collect(run: Run, groups: Sequence[Group], watch: Stopwatch) -> None:
+    """Sample N rollouts of each question, and the continuations of the batch's branches.
 
     The budget ranks across the questions of the batch. A branch that it reaches whatever the
     unfinished questions turn out to be (`plan`'s `pending`) grows at once, beside their
     rollouts; only what depends on them waits. Which branches grow is not changed by it.
     """
-    config = run.config
-    first, questions = step * config.rl.questions, config.rl.questions
+    algorithm, seed = run.config.algorithm, run.config.run.seed
     done: dict[str, Group] = {}
     started: set[str] = set()
 
-    async def one(place: int) -> Group:
-        example = training_example(run.task, "train", first + place, config.run.seed)
-        n = config.algorithm.rollouts
-        group = await sample_group(run.agent, example, n, config.run.seed, f"s{step}/q{place}")
+    async def one(group: Group) -> None:
+        await sample_group(run.agent, group, algorithm.rollouts, seed)
         done[group.id] = group
         watch("plan")
-        pending = questions - len(done)
-        groups = list(done.values())
-        plans = run.algorithm.plan(groups, config.algorithm, config.run.seed, pending)
+        pending = len(groups) - len(done)
+        plans = run.algorithm.plan(list(done.values()), algorithm, seed, pending)
         new = [plan for plan in plans if plan.source not in started]
         started.update(plan.source for plan in new)
         watch("sample" if pending else "resample")
         await together([grow(run, done[plan.group], plan) for plan in new])
-        return group
 
     watch("sample")
-    groups = await together([one(place) for place in range(questions)])
-    _check_scored(step, groups)
+    await together([one(group) for group in groups])
+    _check_scored(groups)
     for group in groups:
         order = [rollout.id for rollout in group.rollouts]
         group.branches.sort(key=lambda branch: order.index(branch.source))
-    return groups
 
 
 async def grow(run: Run, group: Group, plan: Plan) -> None:
@@ -159,12 +175,12 @@ async def grow(run: Run, group: Group, plan: Plan) -> None:
     await resample(run.agent, group, branch, plan.continuations, run.config.run.seed)
 
 
-def _check_scored(step: int, groups: Sequence[Group]) -> None:
+def _check_scored(groups: Sequence[Group]) -> None:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     if not any(rollout.scored for rollout in rollouts):
         raise UserError(
-            f"step {step}: none of {len(rollouts)} rollouts could be scored, nothing can be "
-            f"learned; the first says: {rollouts[0].fault}"
+            f"none of {len(rollouts)} rollouts could be scored ({rollouts[0].id}, ...), nothing "
+            f"can be learned; the first says: {rollouts[0].fault}"
         )
 
 
