@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from axpo.models.vision import encode_pictures
+from axpo.tasks.lab import BASE
+from benchmarks import extra_samples, growth
 from benchmarks.__main__ import main
 from benchmarks.flops import Sizes, causal_pairs, forward_flops, rollout_work, vision_flops
 from benchmarks.harness import Spread, Timing, interleave, peak_bytes, ratio
@@ -223,3 +225,28 @@ def test_unknown_benchmark_lists_the_known(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["speed"])
     assert "unknown: speed; there are rollouts, training_step" in capsys.readouterr().err
+
+
+def test_extra_samples_come_on_top_of_the_same_rollouts():
+    start, training = extra_samples.run(quick=True, start=BASE)
+    for row in (start, training):
+        ours, theirs = row["ours"], row["theirs"]
+        assert ours["rollouts"] == theirs["rollouts"] == 16
+        # The learning rate is 0 in the first row, and GRPO follows AXPO's weights in the second.
+        assert ours["tokens_sampled"] - ours["tokens_resampled"] == theirs["tokens_sampled"]
+        assert theirs["tokens_resampled"] == theirs["extra_samples"] == 0
+
+
+def test_growth_counts_the_work_of_what_it_times():
+    rows = {(r["case"]["phase"], r["case"]["axis"]): r for r in growth.run(quick=True)}
+    assert set(rows) == {
+        (phase, axis)
+        for phase in (growth.TRAINING_STEP, growth.ROLLOUTS)
+        for axis in ("image_tokens", "turns")
+    }
+    for (phase, _), row in rows.items():
+        assert 0 < row["ours"]["share"] < 1
+        if phase == growth.TRAINING_STEP:
+            assert row["ours"]["flops"] < row["theirs"]["flops"]
+    sampled = rows[growth.ROLLOUTS, "image_tokens"]["ours"]["tokens"]
+    assert sampled <= growth.QUESTIONS * growth.SMALL.rollouts * growth.SMALL.response

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,8 +177,19 @@ def _model_path(model: str) -> str:
     raise ConfigError(f"{model}: no checkpoint in it; expected a run, a checkpoint or a model")
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    line: str | None = None,
+) -> str:  # fmt: skip
+    """Our own warnings are for whoever runs the command, not about a line of code."""
+    if category.__module__.startswith("axpo."):
+        return f"axpo: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
 def main() -> None:
     """Run the command; a wrong setting ends with its message, not with a traceback."""
+    warnings.formatwarning = _format_warning
     try:
         app()
     except UserError as error:
