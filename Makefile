@@ -39,7 +39,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,tracking,bench,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,tracking,sandbox,search,mcp,bench,dev]"
 	@touch $@
 
 clean:

@@ -139,6 +139,22 @@ def report(
     print(f"Report: {write_report(runs, out)}")
 
 
+@app.command()
+def index(
+    source: Annotated[Path, typer.Argument(help="folder of texts, a .jsonl file, or pictures")],
+    out: Annotated[Path, typer.Option("--out", help="the index file to write")],
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="a gallery for image_search")
+    ] = False,
+) -> None:
+    """Index texts for web_search, or a folder of pictures for image_search."""
+    from axpo.tools.search.gallery import build_gallery
+    from axpo.tools.search.index import build_index
+
+    made = (build_gallery if pictures else build_index)(source, out)
+    print(f"{made.facts.entries} entries, {made.size / 1e6:.1f} MB, {made.seconds:.1f} s: {out}")
+
+
 def _claim(out: Path, config: Config) -> None:
     """Write the run's settings; refuse a folder that another run's settings made."""
     path = out / "config.json"

@@ -46,7 +46,7 @@ def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
         try:
             return await _sample(config, agent, model, out, _show_questions(monitor))
         finally:
-            await agent.engine.close()
+            await agent.close()
 
     monitor.start("eval", 0, _questions(config))
     groups = asyncio.run(run())
@@ -82,7 +82,7 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
                 progress=_show_prefixes(monitor),
             )  # fmt: skip
         finally:
-            await agent.engine.close()
+            await agent.close()
         diagnosis = diagnose_groups(
             groups, probes, grown, settings, seed,
             model=model, step=_step(model), split=config.eval.split,
@@ -167,7 +167,7 @@ def _show_prefixes(monitor: Monitor) -> Progress:
 
 def _identity(config: Config, model: str) -> dict[str, Any]:
     """What the groups depend on; the number of questions may grow."""
-    sections = {"task": config.task, "rollout": config.rollout}
+    sections = {"task": config.task, "rollout": config.rollout, "tools": config.tools}
     return {
         "model": _fingerprint(model),
         "eval.split": config.eval.split,

@@ -20,6 +20,7 @@ from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.rollout.setup import build_task, recipe_tools, torch_device
 from axpo.tasks.base import Example, Task
+from axpo.tools.toolbox import Toolbox
 from axpo.training.preflight import (
     check_positions,
     estimate,
@@ -42,7 +43,7 @@ def show(config: Config, model: str) -> None:
     rendering = Rendering(checkpoint, tools, config.task.system)
     split, example = _example(task)
     if example.demonstration:
-        group = asyncio.run(demonstrate(rendering, tools, config.rollout, example, "demonstration"))
+        group = asyncio.run(_demonstrated(rendering, tools, config, example))
     else:
         group = new_group(rendering, example, "example")
     _print_group(console, rendering, group, split)
@@ -51,6 +52,15 @@ def show(config: Config, model: str) -> None:
     except UserError:  # a data set of demonstrations alone
         prompt = group.prompt
     _print_costs(console, config, checkpoint, prompt)
+
+
+async def _demonstrated(
+    rendering: Rendering, tools: Toolbox, config: Config, example: Example
+) -> Group:
+    try:
+        return await demonstrate(rendering, tools, config.rollout, example, "demonstration")
+    finally:
+        await tools.close()
 
 
 def _example(task: Task) -> tuple[str, Example]:

@@ -9,6 +9,8 @@ Owns the limits, the stop reasons and whose fault an ending is:
   measures this machine and its load, not the policy (choice);
 - a grader that fails leaves the answer unscored too.
 
+However a trajectory ends, cancelled ones included, every tool is told once that it is over.
+
 On the last allowed turn no call is run. A turn that reaches a token limit ends the trajectory,
 and its calls are not run: what would have followed is unknown (choice).
 """
@@ -28,6 +30,7 @@ from axpo.rollout.paths import Path, remember_views
 from axpo.rollout.rendering import Rendering
 from axpo.tools.base import Tool, ToolContext
 from axpo.tools.runner import CallResult, refuse, run_call
+from axpo.tools.toolbox import Toolbox
 from axpo.tree import Call, CallStatus, Group, Origin, Segment, StopReason, Trajectory
 
 Grade = Callable[[str, str, str], Awaitable[float]]
@@ -69,10 +72,15 @@ class Agent:
             )
         self.engine = engine
         self.rendering = rendering
-        self.tools = dict(tools)
+        self.tools = Toolbox.of(tools)
         self.settings = settings
         self.grade = grade
         self.stats = AgentStats()
+
+    async def close(self) -> None:
+        """End the tools and the engine."""
+        await self.tools.close()
+        await self.engine.close()
 
     def room(self, path: Path) -> int:
         """Tokens that the limits leave for the path's current turn."""
@@ -83,7 +91,8 @@ class Agent:
 
     async def run(self, path: Path, id: str, seed: int) -> Trajectory:
         """Go on from `path` to an end; the trajectory holds what was added. Pictures that tools
-        return are put into the path's group."""
+        return are put into the path's group. Raises `UserError` where a tool does not start."""
+        await self.tools.start()
         trajectory = Trajectory(id)
         began = time.monotonic()
         deadline = asyncio.timeout(self.settings.max_seconds)
@@ -98,7 +107,9 @@ class Agent:
         except EngineError as error:
             trajectory.stop = StopReason.ENGINE_FAULT
             trajectory.fault = f"engine: {error}"
-        trajectory.seconds = time.monotonic() - began
+        finally:
+            trajectory.seconds = time.monotonic() - began
+            await self.tools.end(id)
         await self._score(path.group, trajectory)
         return trajectory
 
@@ -179,10 +190,10 @@ class Agent:
             return refuse(CallStatus.MALFORMED, call.error or "no function name")
         if trajectory.stop is not None:
             return refuse(CallStatus.NOT_RUN, f"not run: {trajectory.stop}")
-        context = ToolContext(tuple(path.views))
+        context = ToolContext(tuple(path.views), trajectory.id)
         began = time.perf_counter()
         try:
-            return await run_call(self.tools, call.name, call.arguments, context)
+            return await run_call(self.tools, call.name, call.arguments, context, self.rendering)
         finally:
             self.stats.seconds_tools += time.perf_counter() - began
 

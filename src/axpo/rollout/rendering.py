@@ -70,7 +70,7 @@ class Rendering:
         self.tokenizer: Any = checkpoint.tokenizer
         self.banned = checkpoint.banned
         self.stop = checkpoint.stop
-        self.tools = dict(tools)
+        self.tools = tools
         self.thinking = detect_thinking(self.tokenizer)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
         self._system = system

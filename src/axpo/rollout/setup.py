@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from axpo.config import Config, ConfigError, ModelSettings, TaskSettings
+from axpo.config import Config, ConfigError, McpSettings, ModelSettings, TaskSettings, UserError
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
@@ -16,6 +16,7 @@ from axpo.tasks.base import Task
 from axpo.tasks.grading import grade
 from axpo.tools import make_tools
 from axpo.tools.base import Tool
+from axpo.tools.toolbox import Toolbox
 
 
 def load_model(settings: ModelSettings, path: str | Path) -> Checkpoint:
@@ -50,12 +51,37 @@ def build_task(settings: TaskSettings) -> Task:
     return LabTask()
 
 
-def recipe_tools(config: Config) -> Mapping[str, Tool]:
-    """The recipe's tools by name; raises `ConfigError` for an unknown one."""
+def recipe_tools(config: Config) -> Toolbox:
+    """The recipe's tools, those of its MCP servers after them, with their limits.
+
+    Asks the servers what they have; raises `ConfigError` that names the setting.
+    """
     try:
-        return make_tools(config.rollout.tools)
+        tools = make_tools(config.rollout.tools, config.tools)
     except ValueError as error:
         raise ConfigError(f"rollout.tools: {error}") from error
+    for place, server in enumerate(config.tools.mcp):
+        for tool in _server_tools(server, f"tools.mcp.{place}"):
+            if tool.name in tools:
+                raise ConfigError(
+                    f"tools.mcp.{place}.prefix: there is a tool {tool.name!r} already; set a prefix"
+                )
+            tools[tool.name] = tool
+    try:
+        return Toolbox(tools, config.tools.limits)
+    except ValueError as error:
+        raise ConfigError(f"tools.limits: {error}") from error
+
+
+def _server_tools(settings: McpSettings, key: str) -> Sequence[Tool]:
+    try:
+        from axpo.tools.mcp import server_tools
+    except ImportError as error:
+        raise ConfigError(f"{key}: needs the MCP SDK: pip install axpo[mcp] ({error})") from error
+    try:
+        return server_tools(settings)
+    except UserError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def build_agent(config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool]) -> Agent:

@@ -1,23 +1,58 @@
-"""Tools that an agent can call: what a tool is (`base`), how a call is run (`runner`), built-ins.
+"""Tools that an agent can call.
 
-`TOOLS` maps the name that recipes and models use to what makes the tool.
+What a tool is (`base`), how a function becomes one (`function`) and a server's do (`mcp`), how a
+call is run (`runner`) with its limits and figures (`toolbox`), and built-ins. `TOOLS` maps the
+name that recipes and models use to what makes the tool; a recipe names others as "module:name".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from axpo.config import ToolsSettings
 from axpo.tools.base import Tool
+from axpo.tools.function import tool
+from axpo.tools.loading import load_tool
+from axpo.tools.python import PythonTool
+from axpo.tools.search.image import ImageSearchTool
+from axpo.tools.search.settings import SearchTools, image_tool
+from axpo.tools.search.web import WebExtractorTool, WebSearchTool
 from axpo.tools.zoom import ZoomTool
 
-TOOLS: dict[str, Callable[[], Tool]] = {ZoomTool.name: ZoomTool}
+__all__ = ["TOOLS", "make_tools", "tool"]
 
 
-def make_tools(names: Iterable[str]) -> dict[str, Tool]:
-    """Built-in tools by name, in order; raises `ValueError` that lists the valid names."""
+class Settings:
+    """What makers of tools get: the recipe's settings, and what several tools share."""
+
+    def __init__(self, tools: ToolsSettings) -> None:
+        self.tools = tools
+        self.search = SearchTools(tools.search)
+
+
+TOOLS: dict[str, Callable[[Settings], Tool]] = {
+    ZoomTool.name: lambda _: ZoomTool(),
+    PythonTool.name: lambda made: PythonTool(made.tools.python.level, made.tools.python.packages),
+    WebSearchTool.name: lambda made: made.search.web[WebSearchTool.name],
+    WebExtractorTool.name: lambda made: made.search.web[WebExtractorTool.name],
+    ImageSearchTool.name: lambda made: image_tool(made.tools.search),
+}
+
+
+def make_tools(names: Iterable[str], settings: ToolsSettings | None = None) -> dict[str, Tool]:
+    """Tools by their own names, in order; raises `ValueError` that says what is valid."""
+    made = Settings(settings or ToolsSettings())
     tools: dict[str, Tool] = {}
     for name in names:
-        if name not in TOOLS:
-            raise ValueError(f"unknown tool {name!r}; there are {', '.join(TOOLS)}")
-        tools[name] = TOOLS[name]()
+        if ":" in name:
+            found = load_tool(name)
+        elif name in TOOLS:
+            found = TOOLS[name](made)
+        else:
+            raise ValueError(
+                f"unknown tool {name!r}; there are {', '.join(TOOLS)}, or module:name of your own"
+            )
+        if found.name in tools:
+            raise ValueError(f"{name!r}: there is a tool {found.name!r} already")
+        tools[found.name] = found
     return tools

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from axpo.tools.base import ModelError
 
@@ -31,15 +33,41 @@ def parse_arguments(model: type[Arguments], arguments: Any) -> Arguments:
     try:
         return model.model_validate(arguments)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False)[0]
-    path = [str(part) for part in problem["loc"]]
-    field = path[0] if path else "arguments"
-    names = ", ".join(model.model_fields)
-    if problem["type"] == "missing" and len(path) == 1:
-        raise ModelError(f"{field} is missing: expected {names}")
-    if problem["type"] == "extra_forbidden":
-        raise ModelError(f"{shorten(field)} is unknown: expected {names}")
-    if not path:
-        raise ModelError(f"arguments are {shorten(arguments)}: expected an object with {names}")
+        problem = _first(error)
+    field = _field(model, arguments, problem)
     expected = model.model_fields[field].description
     raise ModelError(f"{field} is {shorten(arguments[field])}: expected {expected}")
+
+
+def parse_json_arguments(model: type[Arguments], arguments: Any) -> Arguments:
+    """As `parse_arguments`, by pydantic's rules for JSON (a tuple is a list there, a date text),
+    in pydantic's words: for models whose descriptions do not say what is expected."""
+    try:
+        text = json.dumps(arguments)
+    except ValueError as error:  # an integer with more digits than Python prints
+        raise ModelError(f"arguments cannot be read: {error}") from error
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        problem = _first(error)
+    _field(model, arguments, problem)
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"])
+    says = problem["msg"][0].lower() + problem["msg"][1:]
+    raise ModelError(f"{path[1:]} is {shorten(problem['input'])}: {says}")
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    return error.errors(include_url=False, include_context=False)[0]
+
+
+def _field(model: type[BaseModel], arguments: Any, problem: ErrorDetails) -> str:
+    """The model's field that a problem lies in; raises where it is in none of them."""
+    path = [str(part) for part in problem["loc"]]
+    names = ", ".join(model.model_fields) or "none"
+    if not path:
+        raise ModelError(f"arguments are {shorten(arguments)}: expected an object with {names}")
+    if problem["type"] == "missing" and len(path) == 1:
+        raise ModelError(f"{path[0]} is missing: expected {names}")
+    if problem["type"] == "extra_forbidden" and len(path) == 1:
+        raise ModelError(f"{shorten(path[0])} is unknown: expected {names}")
+    return path[0]

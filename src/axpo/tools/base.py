@@ -4,6 +4,16 @@ A `ModelError` is the caller's mistake and becomes an error observation that a m
 from; anything else that escapes a tool is ours (`InfraError`) and never scored against it.
 A picture that a tool hands out is a `View`: it remembers where in which original it was cut, so
 that a later call can go back to the original's pixels.
+
+A tool that keeps something between calls may also have, all optional:
+
+- `async start()`: once, before the first trajectory (again after `close`, and on another event
+  loop); a `UserError` that names the remedy stops the run;
+- `async end(trajectory)`: that trajectory is over, however it ended, cancellation included, and
+  what is kept for it can go; awaited once a trajectory, also where it never called the tool;
+- `async close()`: once, at the end of the run;
+- `limits`, a `LimitSettings` with its own defaults, which a recipe overrides field by field;
+- `stuck`, how many of its calls were given up and still run.
 """
 
 from __future__ import annotations
@@ -14,6 +24,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 Box = tuple[int, int, int, int]
+MAX_ASPECT = 200
+"""Longer by shorter side that the family's image processor accepts (qwen-vl-utils)."""
 
 
 class ModelError(Exception):
@@ -40,17 +52,25 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the model sees of a call's result: text, then pictures."""
+    """What the model sees of a call's result: text, then pictures.
+
+    `cached` only counts: the tool had the result already.
+    """
 
     text: str = ""
     views: tuple[View, ...] = ()
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ToolContext:
-    """What a call may look at: every picture of the trajectory so far, in order."""
+    """What a call may look at: every picture of the trajectory so far, in order.
+
+    `trajectory` is the id of the trajectory that calls, unique among those that run.
+    """
 
     views: tuple[View, ...] = ()
+    trajectory: str = ""
 
 
 class Tool(Protocol):

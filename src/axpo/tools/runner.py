@@ -2,18 +2,20 @@
 
 The one place that decides whose fault a failed call is. The caller's mistakes (malformed,
 unknown tool, wrong arguments) become an observation that the model reads; a tool past its
-deadline or with any other exception is a fault of ours.
+deadline, without a free place or with any other exception is a fault of ours.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from axpo.tools.arguments import shorten
 from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
+from axpo.tools.limits import QueueError, Tokens
+from axpo.tools.stats import Outcome
+from axpo.tools.toolbox import Lane, LateError, Toolbox
 from axpo.tree import CallStatus
 
 
@@ -32,27 +34,45 @@ def refuse(status: CallStatus, error: str) -> CallResult:
 
 
 async def run_call(
-    tools: Mapping[str, Tool], name: str, arguments: Any, context: ToolContext
+    tools: Mapping[str, Tool],
+    name: str,
+    arguments: Any,
+    context: ToolContext,
+    tokens: Tokens | None = None,
 ) -> CallResult:
-    """Run tool `name`; only cancellation gets out as an exception."""
-    tool = tools.get(name)
-    if tool is None:
+    """Run tool `name` within the limits of its toolbox (the defaults for a plain mapping).
+
+    Only cancellation, and a `UserError` of a tool that does not start, get out as an exception.
+    """
+    toolbox = Toolbox.of(tools)
+    lane = toolbox.lanes.get(name)
+    if lane is None:
         error = f"unknown tool {shorten(name)}: expected {' or '.join(tools)}"
         return refuse(CallStatus.MODEL_ERROR, error)
-    if not isinstance(arguments, dict):
-        error = f"arguments are {shorten(arguments)}: expected an object"
-        return refuse(CallStatus.MODEL_ERROR, error)
-    deadline = asyncio.timeout(tool.timeout)
+    await toolbox.start()
+    outcome = Outcome.CANCELLED
     try:
-        async with deadline:
-            return CallResult(CallStatus.OK, await tool(arguments, context))
+        outcome, result = await _outcome(lane, name, arguments, context, tokens)
+        return result
+    finally:
+        lane.stats.outcomes[outcome] += 1
+
+
+async def _outcome(
+    lane: Lane, name: str, arguments: Any, context: ToolContext, tokens: Tokens | None
+) -> tuple[Outcome, CallResult]:
+    try:
+        if not isinstance(arguments, dict):
+            raise ModelError(f"arguments are {shorten(arguments)}: expected an object")
+        return Outcome.OK, CallResult(CallStatus.OK, await lane.call(arguments, context, tokens))
     except ModelError as error:
-        return refuse(CallStatus.MODEL_ERROR, str(error))
+        return Outcome.MODEL_ERROR, refuse(CallStatus.MODEL_ERROR, str(error))
+    except LateError as error:
+        outcome, fault = Outcome.TIMEOUT, str(error)
+    except QueueError as error:
+        outcome, fault = Outcome.QUEUE, str(error)
     except InfraError as error:
-        fault = f"{name}: {error}"
-    except TimeoutError as error:
-        late = f"no result after {tool.timeout:g} s"
-        fault = f"{name}: {late if deadline.expired() else f'TimeoutError: {error}'}"
+        outcome, fault = Outcome.FAULT, str(error)
     except Exception as error:
-        fault = f"{name}: {type(error).__name__}: {error}"
-    return CallResult(CallStatus.INFRA_ERROR, Observation(), fault)
+        outcome, fault = Outcome.CRASH, f"{type(error).__name__}: {error}"
+    return outcome, CallResult(CallStatus.INFRA_ERROR, Observation(), f"{name}: {fault}")

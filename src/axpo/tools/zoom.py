@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from axpo.tools.arguments import parse_arguments, shorten
-from axpo.tools.base import Box, ModelError, Observation, ToolContext, View
+from axpo.tools.base import MAX_ASPECT, Box, ModelError, Observation, ToolContext, View
 
 NAME = "image_zoom_in_tool"
 SCALE = 1000
@@ -21,8 +21,6 @@ SCALE = 1000
 MIN_SIDE = 32
 """Shorter side of a returned crop in pixels: Qwen-Agent's zoom tool for Qwen3-VL has the same
 minimum, one image token's side (patch 16 x merge 2)."""
-MAX_ASPECT = 200
-"""Longer by shorter side that the family's image processor accepts (qwen-vl-utils)."""
 
 Coordinate = StrictInt | Annotated[float, Field(strict=True, allow_inf_nan=False)]
 

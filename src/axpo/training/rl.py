@@ -89,6 +89,15 @@ async def _hand_over(run: Run, version: int) -> None:
 
 async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
     run = build_run(config, start)
+    try:
+        return await _steps(run, out, monitor)
+    finally:
+        await run.agent.close()
+
+
+async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
+    """What is left of the run's steps; returns the last checkpoint."""
+    config = run.config
     folder = out / "checkpoints"
     last = checkpoints.latest(folder)
     first = checkpoints.restore(last, run.trainer).step if last else 0
@@ -117,11 +126,11 @@ async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor)
                 watch("write")
                 save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
             metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
-            monitor.step("rl", step, gap(groups) | counts(groups) | metrics)
+            metrics |= gap(groups) | counts(groups) | latencies(run)
+            monitor.step("rl", step, metrics)
             if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
                 keep = config.run.keep_checkpoints
                 last = checkpoints.save(folder, step + 1, run.trainer, keep=keep)
-    await run.engine.close()
     assert last is not None
     return last
 
@@ -254,4 +263,18 @@ def work_done(run: Run) -> dict[str, float]:
         "seconds_engine_decode": engine.seconds_decode,
         "seconds_tools": agent.seconds_tools,
         "seconds_grade": agent.seconds_grade,
+        **{
+            f"tool_{name}_{figure}": value
+            for name, stats in run.agent.tools.stats.items()
+            for figure, value in stats.counters().items()
+        },
+    }
+
+
+def latencies(run: Run) -> dict[str, float]:
+    """Percentiles of each tool's latest calls, in seconds."""
+    return {
+        f"tool_{name}_{figure}": value
+        for name, stats in run.agent.tools.stats.items()
+        for figure, value in stats.percentiles().items()
     }

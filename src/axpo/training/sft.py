@@ -16,6 +16,7 @@ from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.setup import build_task, load_model, recipe_tools
 from axpo.tasks.base import Task
+from axpo.tools.toolbox import Toolbox
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
@@ -57,17 +58,21 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
 def _batch(config: Config, task: Task, rendering: Rendering, step: int) -> list[Group]:
     """The demonstrations of a step."""
     first = step * config.sft.batch
+    tools = Toolbox.of(rendering.tools)
 
     async def replay() -> list[Group]:
-        return [
-            await demonstrate(
-                rendering,
-                rendering.tools,
-                config.rollout,
-                training_example(task, "sft", position, config.run.seed),
-                f"s{step}/d{position - first}",
-            )
-            for position in range(first, first + config.sft.batch)
-        ]
+        try:
+            return [
+                await demonstrate(
+                    rendering,
+                    tools,
+                    config.rollout,
+                    training_example(task, "sft", position, config.run.seed),
+                    f"s{step}/d{position - first}",
+                )
+                for position in range(first, first + config.sft.batch)
+            ]
+        finally:
+            await tools.close()
 
     return asyncio.run(replay())

@@ -1,0 +1,221 @@
+"""A typed function with a docstring becomes a tool: `@tool`.
+
+Owns how a signature becomes a JSON schema and a function's result an observation. What the model
+writes is checked with pydantic's strict JSON rules: "3" is no number, 3.5 is no integer, and a
+name that the function does not have is refused.
+
+A plain function runs in a thread of its own, so that it may block; an `async` one runs on the
+event loop and must not. A thread cannot be stopped: one that goes on after its call is over is
+counted in `stuck` until it ends, and dies with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import re
+import threading
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, overload
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
+
+from axpo.config import LimitSettings
+from axpo.tools.arguments import parse_json_arguments
+from axpo.tools.base import Observation, ToolContext, View
+from axpo.tools.docstrings import parse_docstring
+
+TIMEOUT = 10.0
+"""Seconds of one call of a function that names no deadline."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class ToolDefinitionError(TypeError):
+    """A function that cannot be a tool; names the function and the parameter."""
+
+
+class FunctionTool:
+    """A function as a tool; the function itself stays callable as `function`."""
+
+    def __init__(
+        self, function: Callable[..., Any], name: str, timeout: float, limits: LimitSettings
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ToolDefinitionError(f"{name!r}: expected letters, digits, _ and - as its name")
+        description, parameters = parse_docstring(function.__doc__ or "")
+        if not description:
+            raise ToolDefinitionError(f"{name} needs a docstring: it tells the model what it does")
+        self.name, self.timeout, self.limits = name, timeout, limits
+        self.function = function
+        self.model, self._context = _arguments_model(function, name, parameters)
+        schema = _plain(self.model.model_json_schema())
+        schema.pop("additionalProperties")
+        self.spec: dict[str, Any] = {
+            "type": "function",
+            "function": {"name": name, "description": description, "parameters": schema},
+        }
+        self._threads = 0
+
+    @property
+    def stuck(self) -> int:
+        """Threads that still run though their call is over."""
+        return self._threads
+
+    async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
+        call = parse_json_arguments(self.model, arguments)
+        values = {name: getattr(call, name) for name in type(call).model_fields}
+        if self._context is not None:
+            values[self._context] = context
+        try:
+            if inspect.iscoroutinefunction(self.function):
+                return as_observation(await self.function(**values))
+            return await self._in_thread(lambda: as_observation(self.function(**values)))
+        except SystemExit as error:  # would end the whole run
+            raise RuntimeError(f"{self.name} called exit") from error
+
+    async def _in_thread(self, work: Callable[[], Observation]) -> Observation:
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[Observation] = loop.create_future()
+        run = contextvars.copy_context().run
+
+        def finish(result: Observation | None, error: BaseException | None) -> None:
+            if over.cancelled():
+                self._threads -= 1
+            elif error is not None:
+                over.set_exception(_raisable(error))
+            elif result is not None:
+                over.set_result(result)
+
+        def body() -> None:
+            result, error = None, None
+            try:
+                result = run(work)
+            except BaseException as raised:
+                error = raised
+            try:
+                loop.call_soon_threadsafe(finish, result, error)
+            except RuntimeError:  # the loop is closed: the run is over
+                self._threads -= 1
+
+        threading.Thread(target=body, name=f"tool {self.name}", daemon=True).start()
+        try:
+            return await over
+        except asyncio.CancelledError:
+            self._threads += over.cancelled()  # else the thread has ended already
+            raise
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> FunctionTool: ...
+@overload
+def tool(
+    *, name: str | None = None, timeout: float = TIMEOUT, limits: LimitSettings | None = None
+) -> Callable[[Callable[..., Any]], FunctionTool]: ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout: float = TIMEOUT,
+    limits: LimitSettings | None = None,
+) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
+    """Make a function a tool: `@tool`, or `@tool(timeout=30)`.
+
+    `name` is the function's by default, `timeout` the deadline of one call in seconds, `limits`
+    the tool's defaults for what a recipe may set. Raises `ToolDefinitionError`.
+    """
+
+    def make(function: Callable[..., Any]) -> FunctionTool:
+        return FunctionTool(function, name or function.__name__, timeout, limits or LimitSettings())
+
+    return make if function is None else make(function)
+
+
+def as_observation(value: Any) -> Observation:
+    """What a function returned: text, a picture, a list of both, or an observation as it is."""
+    if isinstance(value, Observation):
+        return value
+    parts: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    texts: list[str] = []
+    views: list[View] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Image.Image):
+            part.load()  # a file that cannot be read fails here, as this call
+            views.append(View.whole(part))
+        elif isinstance(part, View):
+            views.append(part)
+        else:
+            raise TypeError(
+                f"returned {type(part).__name__}: expected str, PIL.Image, View, a list of them, "
+                "or Observation"
+            )
+    return Observation("\n".join(texts), tuple(views))
+
+
+def _raisable(error: BaseException) -> BaseException:
+    """A future cannot hold `StopIteration`, and a thread's exit must not end the loop."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _arguments_model(
+    function: Callable[..., Any], name: str, documented: dict[str, str]
+) -> tuple[type[BaseModel], str | None]:
+    """What the model may write, and the parameter that takes the `ToolContext`."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ToolDefinitionError(f"{name}: {error} in an annotation") from error
+    fields: dict[str, Any] = {}
+    context: str | None = None
+    for parameter in inspect.signature(function).parameters.values():
+        where = f"{name}: parameter {parameter.name!r}"
+        if parameter.kind not in _KINDS:
+            raise ToolDefinitionError(f"{where}: expected one that can be given by name")
+        if parameter.name not in hints:
+            raise ToolDefinitionError(f"{where} needs a type")
+        hint = hints[parameter.name]
+        if hint is ToolContext:
+            context = parameter.name
+            continue
+        if (text := documented.pop(parameter.name, None)) and not _described(hint):
+            hint = Annotated[hint, Field(description=text)]
+        required = parameter.default is inspect.Parameter.empty
+        fields[parameter.name] = (hint, ... if required else parameter.default)
+    if unknown := sorted(set(documented) - {context}):
+        raise ToolDefinitionError(f"{name}: the docstring's {unknown[0]!r} is no parameter")
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    try:
+        model = create_model(name, __config__=config, **fields)
+        model.model_json_schema()
+    except (PydanticUserError, NameError) as error:
+        raise ToolDefinitionError(f"{name}: {error}") from error
+    return model, context
+
+
+def _described(hint: Any) -> bool:
+    return any(isinstance(part, FieldInfo) and part.description for part in typing.get_args(hint))
+
+
+def _plain(schema: Any, names: bool = False) -> Any:
+    """`schema` without the titles that pydantic adds; `names`: its keys are fields' names."""
+    if isinstance(schema, list):
+        return [_plain(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: part if key in ("default", "const", "enum", "examples") and not names
+        else _plain(part, names=key in ("properties", "$defs") and not names)
+        for key, part in schema.items()
+        if names or key != "title"
+    }  # fmt: skip

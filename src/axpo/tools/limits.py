@@ -1,0 +1,136 @@
+"""How many calls of a tool run at once and how often, and how much of a result is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Protocol
+
+from PIL import Image
+
+from axpo.config import LimitSettings
+from axpo.tools.base import MAX_ASPECT, InfraError, Observation, View
+
+
+class QueueError(InfraError):
+    """A call found no place in time."""
+
+
+class Tokens(Protocol):
+    """Between text and token ids, to count a result's text as the model does."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class Gate:
+    """Places for calls that run at once, and a pace; belongs to one event loop."""
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._queue_seconds = limits.queue_seconds
+        self._places = asyncio.Semaphore(limits.concurrency)
+        self._rate = limits.calls_per_second
+        self._turn = asyncio.Lock()
+        self._burst = max(1.0, self._rate or 0.0)
+        self._tokens = self._burst
+        self._filled = time.monotonic()
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Hold a place; raises `QueueError` where place and pace take more than the limit."""
+        try:
+            async with asyncio.timeout(self._queue_seconds):
+                await self._enter()
+        except TimeoutError:
+            raise QueueError(f"no free place within {self._queue_seconds:g} s") from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def pace(self) -> None:
+        """Wait for this attempt's turn in the limit of calls a second (a token bucket)."""
+        if self._rate is None:
+            return
+        async with self._turn:
+            while (short := 1 - self._fill(self._rate)) > 0:
+                await asyncio.sleep(short / self._rate)
+            self._tokens -= 1
+
+    async def _enter(self) -> None:
+        await self._places.acquire()
+        try:
+            await self.pace()
+        except BaseException:
+            self._places.release()
+            raise
+
+    def _fill(self, rate: float) -> float:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled) * rate)
+        self._filled = now
+        return self._tokens
+
+
+async def capped(
+    observation: Observation, limits: LimitSettings, tokens: Tokens | None
+) -> Observation:
+    """`observation` within the limits; without `tokens` its text is measured in characters only.
+
+    Raises `InfraError` for a picture that no model takes.
+    """
+    text = cut_characters(observation.text, limits.max_characters)
+    if tokens is not None and text:
+        text = cut_tokens(text, limits.max_tokens, tokens)
+    views: list[View] = []
+    for number, view in enumerate(observation.views):
+        width, height = view.image.size
+        if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
+            raise InfraError(
+                f"picture {number} of the result is {width} x {height}: "
+                f"expected sides of at most {MAX_ASPECT}:1"
+            )
+        if width * height > limits.max_pixels:  # in a thread: it can take a second
+            view = await asyncio.to_thread(shrink, view, limits.max_pixels)
+        views.append(view)
+    return replace(observation, text=text, views=tuple(views))
+
+
+def shrink(view: View, max_pixels: int) -> View:
+    """`view` with at most `max_pixels`; it remembers its original in full."""
+    image = view.image
+    factor = math.sqrt(max_pixels / (image.width * image.height))
+    size = (max(1, int(image.width * factor)), max(1, int(image.height * factor)))
+    small = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return View(small, view.original, view.box)
+
+
+def cut_characters(text: str, limit: int) -> str:
+    """`text` in at most `limit` characters: its beginning and end, and how much was left out."""
+    if len(text) <= limit:
+        return text
+    keep = max(0, limit - len(_left_out(len(text), "characters")))
+    tail = keep // 2
+    note = _left_out(len(text) - keep, "characters")
+    return text[: keep - tail] + note + text[len(text) - tail :]
+
+
+def cut_tokens(text: str, limit: int, tokens: Tokens) -> str:
+    """As `cut_characters`, in tokens; a character that the cut splits is left out."""
+    ids = tokens.encode(text)
+    if len(ids) <= limit:
+        return text
+    keep = max(0, limit - len(tokens.encode(_left_out(len(ids), "tokens"))))
+    tail = keep // 2
+    head = tokens.decode(ids[: keep - tail]).rstrip("\ufffd")
+    end = tokens.decode(ids[len(ids) - tail :]).lstrip("\ufffd")
+    return head + _left_out(len(ids) - keep, "tokens") + end
+
+
+def _left_out(count: int, unit: str) -> str:
+    return f"\n[... {count} {unit} left out ...]\n"

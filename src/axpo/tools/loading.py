@@ -1,0 +1,53 @@
+"""A user's own tool, named `module:name`; the current folder can be imported from."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from axpo.tools.base import Tool
+
+
+def load_tool(name: str) -> Tool:
+    """The tool `name` (`module:name`); raises `ValueError` that says which part is wrong."""
+    module_name, _, attribute = name.partition(":")
+    module = _module(module_name, name)
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        tools = [key for key, value in vars(module).items() if is_tool(value)]
+        raise ValueError(
+            f"{name!r}: {module_name} has no {attribute!r}; its tools are {', '.join(tools) or 0}"
+        ) from None
+    if not is_tool(found):
+        hint = "; put @axpo.tools.tool above it" if callable(found) else ""
+        raise ValueError(f"{name!r} is a {type(found).__name__}, not a tool{hint}")
+    return found
+
+
+def is_tool(value: object) -> bool:
+    """Whether `value` has what a tool needs (a class that makes tools is none)."""
+    needed = ("name", "spec", "timeout")
+    return (
+        not isinstance(value, type) and callable(value) and all(hasattr(value, n) for n in needed)
+    )
+
+
+def _module(module_name: str, name: str) -> ModuleType:
+    folder = str(Path.cwd())
+    if folder not in sys.path:  # a console script does not put it there, `python -m` does
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ValueError(
+                f"{name!r}: there is no module {error.name!r} in {folder} or installed"
+            ) from error
+        raise ValueError(f"{name!r}: {module_name} needs {error.name!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{name!r}: {module_name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,272 @@
+"""Tools of an MCP server, over the official SDK: a process of ours (stdio) or an address (HTTP).
+
+Owns the connection. A task of its own holds it, as the SDK wants it opened and closed by the same
+one. Where the server died, the calls in flight are faults of ours and the next call starts it
+again; one that keeps dying is waited for longer and longer, and meanwhile every call fails at
+once. A call is never repeated by itself: it may have done something before the server died.
+
+What the server calls an error of the tool is shown to the model: the protocol does not say whose
+fault it is (choice). The server checks the arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from mcp import Client, MCPError, StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, CallToolResult
+from mcp.types import Tool as ServerTool
+from PIL import Image, UnidentifiedImageError
+
+from axpo.config import McpSettings, UserError
+from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
+
+STOP_SECONDS = 8.0
+"""Seconds that a server may take to stop; the SDK kills it before."""
+BACKOFF, BACKOFF_MAX = 1.0, 60.0
+"""Seconds without a new attempt after the second failure in a row, doubled up to the latter."""
+ANSWERED = (INTERNAL_ERROR, METHOD_NOT_FOUND)
+"""Errors after which a connection is good for other calls."""
+
+
+class McpTool:
+    """One tool of a server."""
+
+    def __init__(self, server: McpServer, tool: ServerTool) -> None:
+        self.name = server.settings.prefix + tool.name
+        self.timeout = server.settings.timeout
+        self.spec: dict[str, Any] = {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": tool.description or "",
+                "parameters": tool.input_schema,
+            },
+        }
+        self._server = server
+        self._name = tool.name
+
+    async def start(self) -> None:
+        """Connect; raises `UserError`."""
+        try:
+            await self._server.connected()
+        except InfraError as error:
+            raise UserError(str(error)) from error
+
+    async def close(self) -> None:
+        """Stop the server's process, or leave the address."""
+        await self._server.close()
+
+    async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
+        result = await self._server.call(self._name, arguments)
+        observation = await asyncio.to_thread(as_observation, result)
+        if result.is_error:
+            raise ModelError(observation.text or "the tool failed")
+        return observation
+
+
+class McpServer:
+    """A connection that is made again where it was lost; all calls share it."""
+
+    def __init__(self, settings: McpSettings) -> None:
+        self.settings = settings
+        self._connection: asyncio.Task[Client] | None = None
+        self._holder: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+        self._failures = 0
+        self._not_before = 0.0
+
+    async def call(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
+        """Raises `InfraError` where the server is down, answers nonsense or dies meanwhile."""
+        client = await self.connected()
+        try:
+            result = await client.call_tool(name, arguments)
+        except MCPError as error:
+            if error.code == INVALID_PARAMS:
+                raise ModelError(str(error)) from error
+            if error.code not in ANSWERED:
+                self._lost(client)
+            raise InfraError(f"{self._who} failed: {error}") from error
+        except Exception as error:
+            self._lost(client)
+            raise InfraError(f"{self._who} failed: {_reason(error)}") from error
+        self._failures = 0
+        return result
+
+    async def connected(self) -> Client:
+        """The connection, made where there is none; raises `InfraError`."""
+        connection = self._connection
+        if connection is None or not _usable(connection):
+            if (wait := self._not_before - time.monotonic()) > 0:
+                raise InfraError(f"{self._who} is down; it is tried again in {wait:.0f} s")
+            connection = self._connection = asyncio.create_task(self._connect())
+        return await asyncio.shield(connection)
+
+    async def close(self) -> None:
+        """Stop; a later call starts it again."""
+        connection, self._connection = self._connection, None
+        if connection is not None and not connection.done():
+            connection.cancel()
+            await asyncio.wait({connection})
+        await self._stopped()
+
+    @property
+    def _who(self) -> str:
+        return f"MCP server {self.settings.url or self.settings.command[0]}"
+
+    async def _connect(self) -> Client:
+        await self._stopped()
+        self._stop = asyncio.Event()
+        ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+        self._holder = asyncio.create_task(self._hold(ready, self._stop))
+        try:
+            async with asyncio.timeout(self.settings.start_seconds):
+                return await ready
+        except BaseException as error:
+            self._holder.cancel()
+            if not isinstance(error, Exception):
+                raise
+            self._failed()
+            raise InfraError(f"{self._who} does not start: {str(error) or 'no answer'}") from error
+
+    async def _hold(self, ready: asyncio.Future[Client], stop: asyncio.Event) -> None:
+        """Be the task that opens the connection, keeps it until `stop`, and closes it."""
+        try:
+            with Path(os.devnull).open("w") as nowhere:
+                async with _client(self.settings, nowhere) as client:
+                    if not ready.done():
+                        ready.set_result(client)
+                    await stop.wait()
+        except Exception as error:
+            if not ready.done():
+                ready.set_exception(InfraError(_reason(error)))
+
+    def _lost(self, client: Client) -> None:
+        """Let go of a connection that failed, unless another call has done so."""
+        connection = self._connection
+        if connection is None or not connection.done() or not _usable(connection):
+            return
+        if connection.result() is client:
+            self._connection = None
+            self._stop.set()
+            self._failed()
+
+    def _failed(self) -> None:
+        self._failures += 1
+        if self._failures > 1:
+            wait = min(BACKOFF * 2 ** (self._failures - 2), BACKOFF_MAX)
+            self._not_before = time.monotonic() + wait
+
+    async def _stopped(self) -> None:
+        """Wait until the last connection's process is gone."""
+        holder, self._holder = self._holder, None
+        if holder is not None and not holder.done():
+            self._stop.set()
+            await asyncio.wait({holder}, timeout=STOP_SECONDS)
+            holder.cancel()
+
+
+def _usable(connection: asyncio.Task[Client]) -> bool:
+    """Whether it may still come to something: not failed, not of a loop that is gone."""
+    if connection.get_loop() is not asyncio.get_running_loop():
+        return False
+    return not connection.done() or not (connection.cancelled() or connection.exception())
+
+
+def server_tools(settings: McpSettings) -> list[McpTool]:
+    """The tools that a server says it has; connects for that, and leaves again.
+
+    Raises `UserError` where the server does not answer or lacks one of `settings.tools`.
+    """
+    listed = _listed(settings)
+    names = [tool.name for tool in listed]
+    if missing := [name for name in settings.tools if name not in names]:
+        raise UserError(f"the server has no tool {missing[0]!r}; it has {', '.join(names)}")
+    server = McpServer(settings)
+    return [McpTool(server, t) for t in listed if not settings.tools or t.name in settings.tools]
+
+
+def as_observation(result: CallToolResult) -> Observation:
+    """Texts, a line between, and pictures; raises `InfraError` for a picture that is none."""
+    texts: list[str] = []
+    views: list[View] = []
+    for block in result.content:
+        if block.type == "text":
+            texts.append(block.text)
+        elif block.type == "image":
+            views.append(View.whole(_picture(block.data)))
+        else:
+            texts.append(f"[{block.type} that cannot be shown]")
+    return Observation("\n".join(texts), tuple(views))
+
+
+def _picture(data: str) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+        picture.load()
+    except (
+        binascii.Error, UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
+        raise InfraError(f"a picture cannot be read: {error}") from error
+    return picture
+
+
+def _client(settings: McpSettings, errors: IO[str]) -> Client:
+    if settings.url:
+        return Client(streamable_http_client(settings.url), cache=None)
+    program, *arguments = settings.command
+    env = {name: os.environ[name] for name in settings.env if name in os.environ}
+    parameters = StdioServerParameters(command=program, args=arguments, env=env)
+    return Client(stdio_client(parameters, errors), cache=None)  # pyright: ignore[reportArgumentType]
+
+
+def _listed(settings: McpSettings) -> list[ServerTool]:
+    """Ask in a thread, as the caller's own loop may be running."""
+    found: list[ServerTool] = []
+    failed: list[str] = []
+
+    def work() -> None:
+        with tempfile.TemporaryFile("w+") as said:
+            try:
+                found.extend(asyncio.run(_ask(settings, said)))
+            except Exception as error:
+                said.seek(0)
+                last = said.read().strip().splitlines()[-1:]
+                failed.append("; it says: ".join([_reason(error), *last]))
+
+    thread = threading.Thread(target=work, name="MCP tools")
+    thread.start()
+    thread.join()
+    if failed:
+        address = settings.url or " ".join(settings.command)
+        raise UserError(f"no tools from {address}: {failed[0]}")
+    return found
+
+
+async def _ask(settings: McpSettings, errors: IO[str]) -> list[ServerTool]:
+    tools: list[ServerTool] = []
+    cursor: str | None = None
+    async with asyncio.timeout(settings.start_seconds), _client(settings, errors) as client:
+        while True:
+            page = await client.list_tools(cursor=cursor)
+            tools += page.tools
+            cursor = page.next_cursor
+            if cursor is None:
+                return tools
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost error: the SDK wraps them in groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"

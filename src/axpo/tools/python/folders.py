@@ -1,0 +1,72 @@
+"""A session's folder from outside: how full it is, and removing it whatever it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def overfull(folder: Path, size: int, entries: int) -> bool:
+    """Whether `folder` holds over `size` bytes or over `entries` files; follows no link.
+
+    Stops at the first excess, so that a folder full of files costs little to look at.
+    """
+    waiting = [str(folder)]
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as listing:
+                for entry in listing:
+                    entries -= 1
+                    with contextlib.suppress(FileNotFoundError):
+                        size -= entry.stat(follow_symlinks=False).st_blocks * 512
+                    if size < 0 or entries < 0:
+                        return True
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+    except FileNotFoundError:
+        return False  # removed while we looked
+    except OSError:
+        return True  # a path too long to name: nothing that a tool's call needs
+    return False
+
+
+def remove(folder: Path) -> None:
+    """Remove `folder` and all below, at any depth; follows no link.
+
+    Every folder found is first moved to the top, so that depth costs no recursion and no long
+    paths, both of which the model's code could overstretch.
+    """
+    try:
+        top = os.open(folder, FOLDER)
+    except FileNotFoundError:
+        return
+    try:
+        while names := os.listdir(top):  # noqa: PTH208 (a descriptor)
+            for name in names:
+                _remove_entry(top, name)
+    finally:
+        os.close(top)
+    folder.rmdir()
+
+
+def _remove_entry(top: int, name: str) -> None:
+    """Remove one entry of `top`; the folders that it holds go up to `top`."""
+    try:
+        os.unlink(name, dir_fd=top)  # a link or a file; a folder refuses
+        return
+    except IsADirectoryError:
+        os.chmod(name, 0o700, dir_fd=top)  # it may have been made without rights
+    inner = os.open(name, FOLDER, dir_fd=top)
+    try:
+        for child in os.listdir(inner):  # noqa: PTH208
+            try:
+                os.unlink(child, dir_fd=inner)
+            except IsADirectoryError:
+                os.rename(child, uuid.uuid4().hex, src_dir_fd=inner, dst_dir_fd=top)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=top)

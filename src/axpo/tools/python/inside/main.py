@@ -1,0 +1,113 @@
+"""The fork server: imports the packages once, then forks a confined child a trajectory.
+
+It never runs the model's code, reads no environment and holds no secret. On its control socket
+it is told {"id", "folder"} with one end of a connection as descriptor; it answers {"id"} with
+the child's pidfd, and later {"id", "status", "cpu"} when the child has ended. The children die
+with it, and it ends when its control socket closes.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from . import wire
+from .confine import CONNECTION, Limits, confine
+from .notebook import Notebook
+
+MESSAGE = 1 << 16
+"""Bytes of the longest control message."""
+
+
+class Server:
+    """One control socket and the children that are alive."""
+
+    def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
+        self.control = control
+        self.level: str = settings["level"]
+        self.limits = Limits(**settings["limits"])
+        self.pictures: dict[str, int] = settings["pictures"]
+        self.characters: int = settings["characters"]
+        self.readable = tuple(_open_path(path) for path in settings["readable"])
+        self.process = os.getpid()
+        self.poll = select.poll()
+        self.children: dict[int, tuple[int, int]] = {}  # pidfd: (session, process)
+
+    def serve(self) -> None:
+        """Until the parent closes the control socket."""
+        self.poll.register(self.control, select.POLLIN)
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd != self.control.fileno():
+                    self._reap(fd)
+                elif not self._spawn():
+                    return
+
+    def _spawn(self) -> bool:
+        data, fds, _, _ = socket.recv_fds(self.control, MESSAGE, 1)
+        if not data:
+            return False
+        order = json.loads(data)
+        process = os.fork()
+        if process == 0:
+            self._child(fds[0], Path(order["folder"]))
+        os.close(fds[0])
+        pidfd = os.pidfd_open(process)
+        self.children[pidfd] = (order["id"], process)
+        self.poll.register(pidfd, select.POLLIN)
+        socket.send_fds(self.control, [json.dumps({"id": order["id"]}).encode()], [pidfd])
+        return True
+
+    def _reap(self, pidfd: int) -> None:
+        session, process = self.children.pop(pidfd)
+        self.poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status, usage = os.wait4(process, 0)
+        cpu = usage.ru_utime + usage.ru_stime
+        self.control.send(json.dumps({"id": session, "status": status, "cpu": cpu}).encode())
+
+    def _child(self, connection: int, folder: Path) -> None:
+        """Never returns: whatever happens, the child must not come back as a second server."""
+        code = 1
+        try:
+            confine(connection, folder, self.readable, self.limits, self.level, self.process)
+            connection = CONNECTION
+            notebook = Notebook(connection, folder, self.pictures, self.characters)
+            wire.write(connection, wire.pack({"ready": True}))
+            notebook.serve()
+            code = 0
+        except EOFError:
+            code = 0
+        except BaseException as error:
+            reason = "".join(traceback.format_exception_only(error))
+            wire.write(connection, wire.pack({"error": reason}))
+        finally:
+            os._exit(code)
+
+
+def _open_path(path: str) -> int:
+    return os.open(path, os.O_PATH)
+
+
+def main() -> None:
+    """Start from the settings in the only argument, say so, and serve."""
+    settings = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
+    sys.path.append(settings["packages"])
+    for name in settings["imports"]:
+        importlib.import_module(name)
+    control = socket.socket(fileno=settings["control"])
+    server = Server(control, settings)
+    gc.collect()
+    gc.freeze()  # the imported objects stay shared between the children
+    control.send(json.dumps({"ready": True}).encode())
+    server.serve()

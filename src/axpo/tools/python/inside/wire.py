@@ -1,0 +1,49 @@
+"""Frames between the parent and a session: two lengths, a JSON object, then raw bytes.
+
+Pictures travel as raw pixels, so neither side runs an image decoder on what the other wrote: a
+picture is valid if its mode is known and its bytes number width x height x channels. Nothing
+is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from typing import Any
+
+LENGTHS = struct.Struct("!II")
+"""Bytes of JSON, then bytes of pixels."""
+
+CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
+"""Modes of the pictures that travel; others are converted first."""
+
+
+def pack(message: dict[str, Any], pixels: bytes = b"") -> bytes:
+    """One frame."""
+    text = json.dumps(message).encode("ascii")
+    return b"".join((LENGTHS.pack(len(text), len(pixels)), text, pixels))
+
+
+def write(fd: int, frame: bytes) -> None:
+    """Write all of `frame` to a blocking descriptor."""
+    rest = memoryview(frame)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def read(fd: int) -> tuple[dict[str, Any], bytes]:
+    """The next frame of a blocking descriptor; raises `EOFError` where the other side is gone."""
+    text, pixels = LENGTHS.unpack(_exactly(fd, LENGTHS.size))
+    return json.loads(_exactly(fd, text)), _exactly(fd, pixels)
+
+
+def _exactly(fd: int, size: int) -> bytes:
+    parts: list[bytes] = []
+    while size:
+        part = os.read(fd, min(size, 1 << 20))
+        if not part:
+            raise EOFError("the other side closed the connection")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,214 @@
+"""Answers of a backend on disk: recorded once, replayed ever after, by any number of processes.
+
+The first recorded answer of a question stays, so that every run over the file sees the same. Equal
+questions under way at once make one call, which goes on when whoever asked is cancelled: it is
+paid for. The count of paid calls is in the file too, and holds over restarts and processes.
+The file is in WAL mode, which network file systems do not support.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from axpo.config import UserError
+from axpo.tools.search.base import SearchFault
+from axpo.tools.search.database import Database, open_index
+
+FORMAT = 1
+"""Version of the file's tables and of what an answer is made of."""
+BUSY_SECONDS = 30.0
+"""How long one process waits for another one's write."""
+THREADS = 2
+
+Mode = Literal["record", "replay"]
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS answers (
+    backend TEXT, kind TEXT, question TEXT, options TEXT, answer TEXT,
+    PRIMARY KEY (backend, kind, question, options)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (calls INTEGER);
+INSERT INTO spent SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM spent);
+"""
+_FIND = """
+SELECT answer FROM answers WHERE backend = ? AND kind = ? AND question = ? AND options = ?
+"""
+_SPEND = "UPDATE spent SET calls = calls + 1 WHERE ? IS NULL OR calls < ?"
+
+
+class BudgetSpent(SearchFault):
+    """No paid call is left: only what is recorded is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What an answer belongs to; `question` is normalised, `options` is JSON."""
+
+    backend: str
+    kind: str
+    question: str
+    options: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Plain JSON values, and whether they were in the file already."""
+
+    value: Any
+    cached: bool
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """Counts since the start: `calls` = `hits` + `misses` + `shared` once all are answered.
+
+    `shared` joined an equal call under way; `paid` are the misses that may have been billed.
+    """
+
+    calls: int = 0
+    hits: int = 0
+    misses: int = 0
+    shared: int = 0
+    paid: int = 0
+
+
+class AnswerCache:
+    """The file at `path`; "record" asks for what is missing, "replay" refuses it.
+
+    `budget` bounds the paid calls of the whole file; None does not.
+    """
+
+    def __init__(self, path: Path, mode: Mode, budget: int | None = None) -> None:
+        self.mode = mode
+        self.stats = CacheStats()
+        self._path = path
+        self._budget = budget
+        self._running: dict[Key, asyncio.Task[Answered]] = {}
+        self._prepare()
+        self._database = Database(path, self._connect, THREADS)
+
+    async def answer(self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool) -> Answered:
+        """The recorded answer or, where there is none, what `ask` gives (plain JSON values).
+
+        Raises what `ask` raises, `SearchFault` for a miss in replay and `BudgetSpent`.
+        """
+        self.stats.calls += 1
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(self._answer(key, ask, paid))
+            self._running[key] = task
+            task.add_done_callback(lambda task: self._ended(key, task))
+        else:
+            self.stats.shared += 1
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """End calls under way and free threads and connections."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._database.close()
+
+    def _ended(self, key: Key, task: asyncio.Task[Answered]) -> None:
+        del self._running[key]
+        if not task.cancelled():
+            task.exception()  # nobody may be left to ask for it
+
+    async def _answer(self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool) -> Answered:
+        row = (key.backend, key.kind, key.question, key.options)
+        found = await self._database.run(lambda file: file.execute(_FIND, row).fetchone())
+        if found is not None:
+            self.stats.hits += 1
+            return Answered(json.loads(found[0]), cached=True)
+        self.stats.misses += 1
+        if self.mode == "replay":
+            raise SearchFault(
+                f"{key.kind} {key.question!r} is not recorded in {self._path}; {_HOW}"
+            )
+        if paid:
+            await self._database.run(self._spend)
+            self.stats.paid += 1
+        try:
+            answer = await ask()
+        except SearchFault as fault:
+            if paid and not fault.charged:
+                await self._database.run(_refund)
+                self.stats.paid -= 1
+            raise
+        stored = json.dumps(answer)
+        kept = await self._database.run(lambda file: _store(file, row, stored))
+        return Answered(json.loads(kept), cached=False)
+
+    def _connect(self) -> sqlite3.Connection:
+        if self.mode == "replay":
+            return open_index(self._path)
+        return sqlite3.connect(
+            self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+
+    def _prepare(self) -> None:
+        """Make the tables where we record; raises `UserError` for a file that is not ours."""
+        if self.mode == "replay" and not self._path.is_file():
+            raise UserError(f"no recorded answers at {self._path}; {_HOW}")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _alone_in(self._path.parent), closing(self._connect()) as file:
+                (version,) = file.execute("PRAGMA user_version").fetchone()
+                (tables,) = file.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+                if self.mode == "record" and not version and not tables:
+                    _create(file)
+                    version = FORMAT
+                if version != FORMAT:
+                    raise sqlite3.DatabaseError(f"format {version}, expected {FORMAT}")
+                file.execute(_FIND, ("", "", "", ""))
+        except sqlite3.Error as error:
+            raise UserError(f"{self._path}: no file of recorded answers ({error})") from None
+
+    def _spend(self, file: sqlite3.Connection) -> None:
+        """Count a paid call before it is made, or raise `BudgetSpent`."""
+        limit = (self._budget, self._budget)
+        if not file.execute(_SPEND, limit).rowcount:
+            raise BudgetSpent(
+                f"all {self._budget} paid calls of {self._path} are spent: raise the budget, or "
+                "replay what is recorded"
+            )
+
+
+_HOW = 'record it with mode = "record"'
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Other processes wait: SQLite does not wait for one that turns the WAL mode on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _create(file: sqlite3.Connection) -> None:
+    """The WAL mode, then tables and format in one transaction."""
+    file.execute("PRAGMA journal_mode = WAL")
+    file.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
+
+
+def _refund(file: sqlite3.Connection) -> None:
+    file.execute("UPDATE spent SET calls = calls - 1")
+
+
+def _store(file: sqlite3.Connection, row: tuple[str, ...], answer: str) -> str:
+    """Record `answer` unless another process was faster; what is recorded."""
+    file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", (*row, answer))
+    return file.execute(_FIND, row).fetchone()[0]

@@ -1,0 +1,154 @@
+"""SQLite for search: index files that appear whole or not at all, and queries off the event loop.
+
+An index file carries `FORMAT` and a row of facts, among them a digest of what it was built from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from axpo.config import UserError
+from axpo.tools.search.base import SearchFault
+
+FORMAT = 1
+"""Version of the index files' tables; another one has to be built again."""
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`kind` is "corpus" or "gallery"; `digest` (32 hex digits) names the indexed content."""
+
+    kind: str
+    digest: str
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A finished index: what it holds, the file's size in bytes, the seconds it took."""
+
+    facts: Facts
+    size: int
+    seconds: float
+
+
+@contextmanager
+def new_index(out: Path, kind: str) -> Iterator[sqlite3.Connection]:
+    """A connection to an empty file that replaces `out` when the block ends without an error.
+
+    Raises `UserError` where `out` is something else than such an index, or is being built. What
+    a killed build left behind is overwritten by the next one.
+    """
+    if out.exists():
+        read_facts(out, kind, any_format=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    with part.open("ab") as claim:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = part.stat().st_ino == os.fstat(claim.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise UserError(f"{out} is being built by another process")
+        try:
+            claim.truncate(0)
+            with closing(sqlite3.connect(part)) as connection:
+                connection.executescript(
+                    "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+                    "CREATE TABLE facts (kind TEXT, digest TEXT, entries INTEGER);"
+                )
+                yield connection
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+                connection.commit()
+            os.fsync(claim.fileno())
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def write_facts(connection: sqlite3.Connection, facts: Facts) -> None:
+    """Say what the index holds."""
+    row = (facts.kind, facts.digest, facts.entries)
+    connection.execute("INSERT INTO facts VALUES (?, ?, ?)", row)
+
+
+def open_index(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write; it may be used and closed from any thread."""
+    frozen = "" if os.access(path.parent, os.W_OK) else "&immutable=1"  # no -shm can be made there
+    uri = f"{path.resolve().as_uri()}?mode=ro{frozen}"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+
+def read_facts(path: Path, kind: str, any_format: bool = False) -> Facts:
+    """What the index at `path` holds; raises `UserError` where it is not one of `kind`."""
+    command = f"axpo index SOURCE --out {path}"
+    if not path.is_file():
+        raise UserError(f"no {kind} index at {path}; build one with `{command}`")
+    try:
+        with closing(open_index(path)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            facts = Facts(*connection.execute("SELECT * FROM facts").fetchone())
+    except (sqlite3.Error, TypeError):
+        raise UserError(f"{path} is not an index that `axpo index` made") from None
+    if version != FORMAT and not any_format:
+        raise UserError(
+            f"{path} has format {version}, expected {FORMAT}: build it again with `{command}`"
+        )
+    if facts.kind != kind:
+        raise UserError(f"{path} is a {facts.kind} index, expected a {kind} index")
+    return facts
+
+
+class Database:
+    """Runs queries of one file in `threads` threads, each with a connection of its own.
+
+    Threads and connections come with the first query, also after a `close`.
+    """
+
+    def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection], threads: int) -> None:
+        self._path = path
+        self._connect = connect
+        self._count = threads
+        self._threads: ThreadPoolExecutor | None = None
+        self._own = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+
+    async def run(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """`work`'s answer; raises `SearchFault` for an error of the database."""
+        if self._threads is None:
+            name = f"search-{self._path.name}"
+            self._threads = ThreadPoolExecutor(self._count, thread_name_prefix=name)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self._work, work)
+        except sqlite3.Error as error:
+            raise SearchFault(f"{self._path}: {error}") from error
+
+    def close(self) -> None:
+        """Drop waiting queries, wait for the running ones and free threads and connections."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(cancel_futures=True)
+        self._own = threading.local()
+        while self._connections:
+            self._connections.pop().close()
+
+    def _work(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        connection: sqlite3.Connection | None = getattr(self._own, "connection", None)
+        if connection is None:
+            connection = self._own.connection = self._connect()
+            self._connections.append(connection)
+        return work(connection)

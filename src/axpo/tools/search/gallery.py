@@ -1,0 +1,205 @@
+"""Reverse search over a gallery: pictures that look the same as one, by perceptual hash.
+
+A hash of 64 bits (`imagehash.phash`) stands for a whole picture. Found are copies of a gallery
+picture: resized, squeezed, compressed, blurred, brighter, cropped by some 5 %. Not found are
+narrower crops, turned or mirrored copies, and other pictures of the same thing: the index knows
+how a picture looks, not what it shows. Hashes of windows of the pictures were tried and left out:
+a crop is found by them only where it is off by less than 3 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
+
+from axpo.config import UserError
+from axpo.tools.search.base import Results
+from axpo.tools.search.database import (
+    Database,
+    Facts,
+    Summary,
+    new_index,
+    open_index,
+    read_facts,
+    write_facts,
+)
+from axpo.tools.search.index import parse_line
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+CAPTIONS = "captions.jsonl"
+"""In the gallery's folder: lines with file, and title, url and caption where there are any."""
+BITS = 64
+CUTOFF = 10
+"""Bits of 64 in which a match may differ; the nearest of 400 unrelated ones differs in 18."""
+FLAT = 4.0
+"""Standard deviation of grey levels (of 255) below which a picture has nothing to be known by."""
+THREADS = 2
+
+_TABLE = """
+CREATE TABLE pictures (id INTEGER PRIMARY KEY, title TEXT, url TEXT, caption TEXT, hash BLOB)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A gallery picture; `distance` is the number of bits (of 64) in which its hash differs."""
+
+    title: str
+    url: str
+    caption: str
+    distance: int
+
+
+class Pictures(Protocol):
+    """Where `image_search` finds pictures; as `Backend`, with a picture for the query."""
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def paid(self) -> bool: ...
+
+    async def start(self) -> None: ...
+
+    async def find(self, picture: Image.Image, results: int) -> Results[Match]: ...
+
+    async def close(self) -> None: ...
+
+
+class Caption(BaseModel):
+    """A line of `CAPTIONS`; other fields are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    file: str
+    title: str = ""
+    url: str = ""
+    caption: str = ""
+
+
+def perceptual_hash(picture: Image.Image) -> bytes | None:
+    """Eight bytes, or None for a picture that is all of one shade."""
+    from imagehash import phash
+
+    grey = picture.convert("RGB").convert("L")
+    if float(np.asarray(grey).std()) < FLAT:
+        return None
+    return np.packbits(phash(grey).hash).tobytes()
+
+
+def build_gallery(source: Path, out: Path) -> Summary:
+    """Index the pictures in folder `source` at `out`, whole or not at all.
+
+    A picture without a caption line has its file's name for a title and the path inside the
+    folder for a url. Raises `UserError` naming the file or line that cannot be read.
+    """
+    start = time.perf_counter()
+    _library()
+    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"{source}: no picture in it; expected a folder of {', '.join(SUFFIXES)}")
+    captions = _captions(source)
+    digest = hashlib.sha256()
+    with new_index(out, "gallery") as connection:
+        connection.execute(_TABLE)
+        for number, file in enumerate(files, 1):
+            name = file.relative_to(source).as_posix()
+            known = captions.pop(name, Caption(file=name))
+            row = (known.title or file.stem, known.url or name, known.caption)
+            hash = _file_hash(file)
+            digest.update(json.dumps([*row, hash and hash.hex()]).encode())
+            values = (number, *row, hash)
+            connection.execute("INSERT INTO pictures VALUES (?, ?, ?, ?, ?)", values)
+        if captions:
+            raise UserError(f"{source / CAPTIONS}: no picture {next(iter(captions))}")
+        facts = Facts("gallery", digest.hexdigest()[:32], len(files))
+        write_facts(connection, facts)
+    return Summary(facts, out.stat().st_size, time.perf_counter() - start)
+
+
+class Gallery:
+    """`Pictures` over the index file `path`, whose hashes are kept in memory."""
+
+    paid = False
+
+    def __init__(self, path: Path) -> None:
+        self.identity = f"gallery:{read_facts(path, 'gallery').digest}:{CUTOFF}"
+        self._database = Database(path, lambda: open_index(path), THREADS)
+        self._numbers: list[int] = []
+        self._hashes = np.zeros((0, BITS // 8), np.uint8)
+
+    async def start(self) -> None:
+        """Read the hashes; raises `UserError` where the hashing library is missing."""
+        _library()
+        rows = await self._database.run(_read_hashes)
+        self._numbers = [number for number, _ in rows]
+        joined = b"".join(hash for _, hash in rows)
+        self._hashes = np.frombuffer(joined, np.uint8).reshape(-1, BITS // 8)
+
+    async def find(self, picture: Image.Image, results: int) -> Results[Match]:
+        """At most `results` pictures within the cutoff, nearest first; equals by their order."""
+        find = partial(self._find, picture=picture, results=results)
+        return Results(await self._database.run(find))
+
+    async def close(self) -> None:
+        self._database.close()
+
+    def _find(self, file: sqlite3.Connection, picture: Image.Image, results: int) -> list[Match]:
+        hash = perceptual_hash(picture)
+        if hash is None:
+            return []
+        different = self._hashes ^ np.frombuffer(hash, np.uint8)
+        distances = np.unpackbits(different, axis=1).sum(axis=1)
+        near = [
+            place for place in np.argsort(distances, kind="stable") if distances[place] <= CUTOFF
+        ]
+        query = "SELECT title, url, caption FROM pictures WHERE id = ?"
+        matches: list[Match] = []
+        for place in near[:results]:
+            title, url, caption = file.execute(query, (self._numbers[place],)).fetchone()
+            matches.append(Match(title, url, caption, int(distances[place])))
+        return matches
+
+
+def _library() -> None:
+    try:
+        import imagehash  # noqa: F401
+    except ImportError:
+        raise UserError("imagehash is missing; install axpo[search]") from None
+
+
+def _file_hash(file: Path) -> bytes | None:
+    try:
+        with Image.open(file) as picture:
+            return perceptual_hash(picture)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _captions(source: Path) -> dict[str, Caption]:
+    """The folder's caption lines by file."""
+    path = source / CAPTIONS
+    if not path.is_file():
+        return {}
+    found: dict[str, Caption] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            caption = parse_line(Caption, line, path, number)
+            found[caption.file] = caption
+    return found
+
+
+def _read_hashes(file: sqlite3.Connection) -> list[tuple[int, bytes]]:
+    return file.execute(
+        "SELECT id, hash FROM pictures WHERE hash IS NOT NULL ORDER BY id"
+    ).fetchall()

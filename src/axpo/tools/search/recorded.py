@@ -1,0 +1,87 @@
+"""Backends whose answers are recorded and replayed: `cache` in front of a search or a gallery.
+
+In replay nothing but the file is needed: the backend behind it is never started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import unicodedata
+from dataclasses import asdict
+from typing import Any
+
+from PIL import Image
+
+from axpo.tools.search.base import Backend, Hit, Page, Results
+from axpo.tools.search.cache import AnswerCache, Key
+from axpo.tools.search.gallery import Match, Pictures
+from axpo.tree import picture_digest
+
+
+class RecordedSearch:
+    """A `Backend` that asks `backend` only for what `cache` does not hold.
+
+    Queries that differ in case and spaces alone have one answer (choice).
+    """
+
+    paid = False
+
+    def __init__(self, backend: Backend, cache: AnswerCache) -> None:
+        self.identity = backend.identity
+        self._backend = backend
+        self.cache = cache
+
+    async def start(self) -> None:
+        if self.cache.mode == "record":
+            await self._backend.start()
+
+    async def search(self, query: str, results: int) -> Results[Hit]:
+        async def ask() -> list[dict[str, Any]]:
+            return [asdict(hit) for hit in (await self._backend.search(query, results)).items]
+
+        question = " ".join(unicodedata.normalize("NFC", query).casefold().split())
+        key = Key(self.identity, "search", question, json.dumps({"results": results}))
+        found = await self.cache.answer(key, ask, self._backend.paid)
+        return Results([Hit(**hit) for hit in found.value], found.cached)
+
+    async def page(self, url: str) -> Page | None:
+        async def ask() -> list[str] | None:
+            page = await self._backend.page(url)
+            return None if page is None else [page.title, page.url, page.text]
+
+        key = Key(self.identity, "page", url, "{}")
+        found = await self.cache.answer(key, ask, self._backend.paid)
+        return None if found.value is None else Page(*found.value, cached=found.cached)
+
+    async def close(self) -> None:
+        await self.cache.close()
+        await self._backend.close()
+
+
+class RecordedPictures:
+    """`Pictures` that asks `pictures` only for what `cache` does not hold, by a picture's hash."""
+
+    paid = False
+
+    def __init__(self, pictures: Pictures, cache: AnswerCache) -> None:
+        self.identity = pictures.identity
+        self._pictures = pictures
+        self.cache = cache
+
+    async def start(self) -> None:
+        if self.cache.mode == "record":
+            await self._pictures.start()
+
+    async def find(self, picture: Image.Image, results: int) -> Results[Match]:
+        async def ask() -> list[dict[str, Any]]:
+            return [asdict(match) for match in (await self._pictures.find(picture, results)).items]
+
+        digest = await asyncio.to_thread(picture_digest, picture)
+        key = Key(self.identity, "picture", digest, json.dumps({"results": results}))
+        found = await self.cache.answer(key, ask, self._pictures.paid)
+        return Results([Match(**match) for match in found.value], found.cached)
+
+    async def close(self) -> None:
+        await self.cache.close()
+        await self._pictures.close()

@@ -1,0 +1,227 @@
+"""An agent's tools with what lies around each: places, deadline, retries, figures, its life.
+
+Owns how one call is carried out (`Lane`) and when tools start, end a trajectory and close
+(`Toolbox`); whose fault a failure is, is decided in `runner`.
+
+Nothing here waits for a tool that does not listen. A call past its deadline, or whose trajectory
+ended, is cancelled; where it goes on for all that (a thread, a tool that swallows cancellation)
+it is given up: its place is free again, and it counts as stuck until it ends. A tool with
+`max_stuck` such calls is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import Any
+
+import stamina
+
+from axpo.config import LimitSettings, UserError
+from axpo.tools.base import InfraError, Observation, Tool, ToolContext
+from axpo.tools.limits import Gate, Tokens, capped
+from axpo.tools.stats import ToolStats
+
+GRACE = 1.0
+"""Seconds that a cancelled call has to clear up before it is given up."""
+END_SECONDS = 10.0
+"""Seconds that a tool has to clear up after a trajectory, and to close."""
+RETRY_WAIT, RETRY_WAIT_MAX = 0.1, 5.0
+"""Seconds before the first further attempt (plus up to a second, drawn); it doubles up to the
+second number."""
+
+_log = logging.getLogger(__name__)
+# Retries are counted in `ToolStats`; without a handler each would be printed.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
+
+
+class LateError(InfraError):
+    """The deadline passed without a result."""
+
+
+class Lane:
+    """One tool and what its calls share."""
+
+    def __init__(self, tool: Tool, settings: LimitSettings | None = None) -> None:
+        self.tool = tool
+        own: LimitSettings = getattr(tool, "limits", LimitSettings())
+        changed = settings.model_dump(exclude_unset=True) if settings else {}
+        self.limits = own.model_copy(update=changed)
+        self.timeout = self.limits.timeout or tool.timeout
+        self.stats = ToolStats()
+        self.gate = Gate(self.limits)
+        self._given_up: set[asyncio.Task[Observation]] = set()
+
+    @property
+    def stuck(self) -> int:
+        """Calls that were given up and still run."""
+        return len(self._given_up) + int(getattr(self.tool, "stuck", 0))
+
+    async def call(
+        self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
+    ) -> Observation:
+        """The tool's result within the limits; raises `QueueError`, `LateError`, or its error."""
+        queued = time.perf_counter()
+        async with self.gate.place():
+            began = time.perf_counter()
+            self.stats.seconds_queued += began - queued
+            try:
+                observation = await self._within_deadline(arguments, context, tokens)
+            finally:
+                self.stats.latencies.append(time.perf_counter() - began)
+        self.stats.cache_hits += observation.cached
+        return observation
+
+    async def life(self, step: str, *arguments: str) -> None:
+        """Run the tool's `start`, `end` or `close`, where it has one."""
+        method = getattr(self.tool, step, None)
+        if method is not None:
+            await method(*arguments)
+
+    async def _within_deadline(
+        self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
+    ) -> Observation:
+        if self.stuck >= self.limits.max_stuck:
+            raise InfraError(f"{self.stuck} calls were given up and still run")
+        task = asyncio.create_task(self._attempts(arguments, context, tokens))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self.timeout)
+        finally:
+            if not task.done():
+                await self._give_up(task)
+        if not done:
+            raise LateError(f"no result after {self.timeout:g} s")
+        if task.cancelled():  # by itself: not to be taken for the end of the trajectory
+            raise InfraError("the tool cancelled its own call")
+        return task.result()
+
+    async def _attempts(
+        self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
+    ) -> Observation:
+        attempts = stamina.retry_context(
+            on=_worth_another,
+            attempts=1 + self.limits.retries,
+            timeout=None,  # the call's deadline holds for all of them
+            wait_initial=RETRY_WAIT,
+            wait_max=RETRY_WAIT_MAX,
+        )
+        observation = Observation()
+        async for attempt in attempts:
+            with attempt:
+                if attempt.num > 1:
+                    self.stats.retries += 1
+                    await self.gate.pace()
+                observation = await self.tool(arguments, context)
+        return await capped(observation, self.limits, tokens)
+
+    async def _give_up(self, task: asyncio.Task[Observation]) -> None:
+        """Cancel a call; it is stuck from now on, until it ends."""
+        self._given_up.add(task)
+        task.add_done_callback(self._ended)
+        task.cancel()
+        await asyncio.wait({task}, timeout=GRACE)
+        self.stats.given_up += not task.done()
+
+    def _ended(self, task: asyncio.Task[Observation]) -> None:
+        self._given_up.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody is left to read it
+
+
+class Toolbox(Mapping[str, Tool]):
+    """Tools by name, with their limits (defaults where none are given), figures and lives.
+
+    Agents may share one. It belongs to one event loop at a time: on another it starts anew.
+    """
+
+    def __init__(
+        self, tools: Mapping[str, Tool], limits: Mapping[str, LimitSettings] | None = None
+    ) -> None:
+        limits = limits or {}
+        if unknown := sorted(set(limits) - set(tools)):
+            raise ValueError(f"limits of {unknown[0]!r}: the tools are {', '.join(tools)}")
+        self.lanes = {name: Lane(tool, limits.get(name)) for name, tool in tools.items()}
+        self._starting: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(cls, tools: Mapping[str, Tool]) -> Toolbox:
+        """`tools` itself where it is a toolbox."""
+        return tools if isinstance(tools, Toolbox) else cls(tools)
+
+    def __getitem__(self, name: str) -> Tool:
+        return self.lanes[name].tool
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.lanes)
+
+    def __len__(self) -> int:
+        return len(self.lanes)
+
+    @property
+    def stats(self) -> dict[str, ToolStats]:
+        """Figures by tool name."""
+        return {name: lane.stats for name, lane in self.lanes.items()}
+
+    async def start(self) -> None:
+        """Start every tool, once; raises `UserError` where one does not, again at each call."""
+        loop = asyncio.get_running_loop()
+        if self._starting is None or self._starting.get_loop() is not loop:
+            for lane in self.lanes.values():
+                lane.gate = Gate(lane.limits)
+            self._starting = loop.create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def end(self, trajectory: str) -> None:
+        """Tell every tool that a trajectory is over; goes on where the caller is cancelled."""
+        task = asyncio.create_task(self._everywhere("end", trajectory))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Close every tool that was started; a later start begins a new life."""
+        starting, self._starting = self._starting, None
+        if starting is None:
+            return
+        await asyncio.gather(*self._ending)
+        if not starting.done():
+            await asyncio.wait({starting})
+        await self._everywhere("close")
+
+    async def _start(self) -> None:
+        for name, lane in self.lanes.items():
+            try:
+                await lane.life("start")
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"tool {name} does not start: {type(error).__name__}: {error}"
+                ) from error
+
+    async def _everywhere(self, step: str, *arguments: str) -> None:
+        await asyncio.gather(
+            *(
+                _forgiven(lane, name, step, lane.life(step, *arguments))
+                for name, lane in self.lanes.items()
+            )
+        )
+
+
+def _worth_another(error: Exception) -> bool:
+    """Whether a further attempt may go better: a fault of ours that does not say otherwise."""
+    return isinstance(error, InfraError) and getattr(error, "retryable", True)
+
+
+async def _forgiven(lane: Lane, name: str, step: str, life: Coroutine[Any, Any, None]) -> None:
+    """Clearing up that fails or takes too long is counted, the first time also logged."""
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await life
+    except Exception as error:
+        lane.stats.end_errors += 1
+        if lane.stats.end_errors == 1:
+            _log.warning("tool %s: %s: %s: %s", name, step, type(error).__name__, error)

@@ -1,0 +1,242 @@
+"""Tools of an MCP server: a real server process of our own, over stdio and over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mcp")
+
+from axpo.config import ConfigError, McpSettings, UserError, parse_config
+from axpo.rollout.setup import recipe_tools
+from axpo.tools import mcp
+from axpo.tools.base import ToolContext
+from axpo.tools.mcp import server_tools
+from axpo.tools.runner import CallResult, run_call
+from axpo.tools.toolbox import Toolbox
+from axpo.tree import CallStatus
+
+SERVER = (sys.executable, str(Path(__file__).with_name("mcp_server.py")))
+Call = Callable[..., Awaitable[CallResult]]
+
+
+def children() -> set[int]:
+    """Processes (zombies too) whose parent is this one."""
+    found: set[int] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid():
+            found.add(int(folder.name))
+    return found
+
+
+def open_files() -> int:
+    """Files, pipes and sockets that this process holds."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+class HttpServer:
+    """The test server on a port of its own."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([*SERVER, str(self.port)])
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the server does not listen")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    before = children(), open_files()
+    yield
+    assert (children(), open_files()) == before
+
+
+@pytest.fixture
+def http() -> Iterator[HttpServer]:
+    server = HttpServer()
+    yield server
+    server.stop()
+
+
+def stdio(**changes: Any) -> McpSettings:
+    return McpSettings(command=SERVER, **changes)
+
+
+def use(settings: McpSettings, scenario: Callable[[Call], Awaitable[None]]) -> Toolbox:
+    """Run `scenario` with a function that calls the server's tools, then close them."""
+    tools = Toolbox({tool.name: tool for tool in server_tools(settings)})
+
+    async def run() -> None:
+        async def call(name: str, **arguments: Any) -> CallResult:
+            return await run_call(tools, name, arguments, ToolContext())
+
+        try:
+            await asyncio.wait_for(scenario(call), 60)
+        finally:
+            await tools.close()
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+    return tools
+
+
+async def pid(call: Call) -> int:
+    """The server's process id."""
+    result = await call("add", a=1, b=2)
+    assert result.status is CallStatus.OK, result
+    return int(result.observation.text.split()[-1])
+
+
+async def _results(call: Call) -> None:
+    added = await call("add", a=40, b=2)
+    assert added.observation.text.startswith("42 by ")
+    looked = await call("look")
+    assert looked.observation.text == "one pixel"
+    (view,) = looked.observation.views
+    assert (view.image.size, view.image.getpixel((0, 0))) == ((1, 1), (255, 0, 0))
+    refused = await call("refuse")
+    assert refused.status is CallStatus.MODEL_ERROR
+    assert "try something else" in refused.observation.text
+    wrong = await call("add", a="x", b=2)
+    assert wrong.status is CallStatus.MODEL_ERROR
+    assert "Input should be a valid integer" in wrong.observation.text
+    assert await pid(call) == await pid(call)
+
+
+def test_results_over_stdio() -> None:
+    use(stdio(), _results)
+
+
+def test_results_over_http(http: HttpServer) -> None:
+    use(McpSettings(url=f"http://127.0.0.1:{http.port}/mcp"), _results)
+
+
+def test_the_schema_is_the_servers() -> None:
+    add, look = server_tools(stdio(tools=("add", "look"), prefix="x_", timeout=7))
+    assert (add.name, look.name, add.timeout) == ("x_add", "x_look", 7)
+    assert add.spec["function"]["name"] == "x_add"
+    assert add.spec["function"]["description"] == "Add two numbers."
+    assert set(add.spec["function"]["parameters"]["properties"]) == {"a", "b"}
+
+
+def test_a_server_killed_within_a_call_is_our_fault_and_started_again() -> None:
+    async def scenario(call: Call) -> None:
+        first = await pid(call)
+        hanging = [asyncio.create_task(call("hang")) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        os.kill(first, signal.SIGKILL)
+        for result in await asyncio.gather(*hanging):
+            assert result.status is CallStatus.INFRA_ERROR
+            assert result.error is not None and "failed: Connection closed" in result.error
+        pids = await asyncio.gather(*(pid(call) for _ in range(3)))
+        assert len(set(pids)) == 1 and pids[0] != first
+
+    use(stdio(), scenario)
+
+
+def test_a_server_killed_between_calls_is_started_again() -> None:
+    async def scenario(call: Call) -> None:
+        first = await pid(call)
+        os.kill(first, signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        assert (await call("add", a=1, b=2)).status is CallStatus.INFRA_ERROR
+        assert await pid(call) != first
+
+    use(stdio(), scenario)
+
+
+def test_an_address_that_dies_fails_fast_and_is_reached_again(http: HttpServer) -> None:
+    async def scenario(call: Call) -> None:
+        await pid(call)
+        hanging = asyncio.create_task(call("hang"))
+        await asyncio.sleep(0.2)
+        http.stop()
+        assert (await hanging).status is CallStatus.INFRA_ERROR
+        errors = [str((await call("add", a=1, b=2)).error) for _ in range(2)]
+        assert "does not start: ConnectError" in errors[0]
+        assert "is down; it is tried again in" in errors[1]
+        http.start()
+        await asyncio.sleep(mcp.BACKOFF)
+        assert await pid(call) == http.process.pid
+
+    use(McpSettings(url=f"http://127.0.0.1:{http.port}/mcp"), scenario)
+
+
+def test_a_call_past_its_deadline_leaves_the_server_to_the_others() -> None:
+    async def scenario(call: Call) -> None:
+        first = await pid(call)
+        assert (await call("hang")).error == "hang: no result after 2 s"
+        assert await pid(call) == first
+
+    tools = use(stdio(timeout=2), scenario)
+    assert tools.lanes["hang"].stuck == 0
+
+
+def test_a_new_event_loop_connects_anew() -> None:
+    tools = Toolbox({tool.name: tool for tool in server_tools(stdio(tools=("add",)))})
+
+    async def once() -> int:
+        return await pid(lambda name, **given: run_call(tools, name, given, ToolContext()))
+
+    assert asyncio.run(once()) != asyncio.run(once())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (McpSettings(command=("no-such-program",)), "no tools from no-such-program: FileNotFound"),
+        (
+            McpSettings(command=(sys.executable, "-c", "raise SystemExit('no key')")),
+            "it says: no key",
+        ),
+        (
+            McpSettings(command=(sys.executable, "-c", "input(); input()"), start_seconds=0.5),
+            "TimeoutError",
+        ),
+        (McpSettings(url="http://127.0.0.1:9/mcp"), "no tools from http://127.0.0.1:9/mcp: Conn"),
+        (stdio(tools=("sub",)), "the server has no tool 'sub'; it has add, look, refuse, hang"),
+    ],
+)
+def test_a_server_without_tools_says_why(settings: McpSettings, error: str) -> None:
+    with pytest.raises(UserError) as raised:
+        server_tools(settings)
+    assert error in str(raised.value)
+
+
+def test_a_recipe_gets_a_servers_tools_beside_its_own() -> None:
+    table = {"command": list(SERVER), "tools": ["add"], "prefix": "x_"}
+    values: dict[str, Any] = {"tools": {"mcp": [table], "limits": {"x_add": {"concurrency": 2}}}}
+    tools = recipe_tools(parse_config(values))
+    assert list(tools) == ["image_zoom_in_tool", "x_add"]
+    assert Toolbox.of(tools).lanes["x_add"].limits.concurrency == 2
+    values["tools"]["mcp"] = [table, table]
+    with pytest.raises(ConfigError, match=r"tools.mcp.1.prefix: there is a tool 'x_add' already"):
+        recipe_tools(parse_config(values))

@@ -1,0 +1,301 @@
+"""Recorded answers: asked once, replayed by anyone, paid for within a budget."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from axpo.config import UserError
+from axpo.tools.search.base import Hit, Page, Results, SearchFault
+from axpo.tools.search.cache import AnswerCache, BudgetSpent, Mode
+from axpo.tools.search.recorded import RecordedSearch
+
+
+class Counting:
+    """A paid backend that counts its calls and answers when `gate` is open."""
+
+    identity = "counting"
+    paid = True
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.asked: list[str] = []
+        self.fault = fault
+        self.started = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def start(self) -> None:
+        self.started = True
+
+    async def search(self, query: str, results: int) -> Results[Hit]:
+        self.asked.append(query)
+        await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+        return Results([Hit(f"{query} {len(self.asked)}", "u", "s")][:results])
+
+    async def page(self, url: str) -> Page | None:
+        self.asked.append(url)
+        return Page("title", url, "text") if url == "known" else None
+
+    async def close(self) -> None:
+        pass
+
+
+def recorded(
+    path: Path, backend: Counting, mode: Mode = "record", budget: int | None = None
+) -> tuple[RecordedSearch, AnswerCache]:
+    cache = AnswerCache(path, mode, budget)
+    return RecordedSearch(backend, cache), cache
+
+
+def spent(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    (calls,) = connection.execute("SELECT calls FROM spent").fetchone()
+    connection.close()
+    return calls
+
+
+def test_an_answer_is_asked_once_and_replayed_without_the_backend(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "answers.db"
+
+    async def record() -> None:
+        backend = Counting()
+        search, cache = recorded(path, backend)
+        await search.start()
+        first = await search.search(" Two  words", 5)
+        assert first == Results([Hit(" Two  words 1", "u", "s")], cached=False)
+        assert await search.search("two words", 5) == Results(first.items, cached=True)
+        assert (await search.search("two words", 3)).cached is False
+        assert await search.page("known") == Page("title", "known", "text")
+        assert await search.page("KNOWN") is None
+        assert backend.asked == [" Two  words", "two words", "known", "KNOWN"]
+        stats = cache.stats
+        assert (stats.calls, stats.hits, stats.misses, stats.paid) == (5, 1, 4, 4)
+        await search.close()
+
+    async def replay() -> None:
+        backend = Counting()
+        search, cache = recorded(path, backend, "replay")
+        await search.start()
+        assert (await search.search("TWO words ", 5)).items == [Hit(" Two  words 1", "u", "s")]
+        assert await search.page("known") == Page("title", "known", "text", cached=True)
+        assert await search.page("KNOWN") is None
+        with pytest.raises(SearchFault, match=r"'other' is not recorded in .*record") as error:
+            await search.search("other", 5)
+        assert error.value.retryable is False
+        assert (backend.started, backend.asked) == (False, [])
+        assert (cache.stats.hits, cache.stats.misses) == (3, 1)
+        await search.close()
+
+    asyncio.run(record())
+    asyncio.run(replay())
+
+
+def test_a_file_in_a_folder_that_cannot_be_written_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(mode: Mode) -> None:
+        search, _ = recorded(tmp_path / "a.db", Counting(), mode)
+        await search.search("x", 5)
+        await search.close()
+
+    asyncio.run(ask("record"))
+    monkeypatch.setattr("axpo.tools.search.database.os.access", lambda *_: False)
+    before = {file.name for file in tmp_path.iterdir()}
+    asyncio.run(ask("replay"))
+    assert {file.name for file in tmp_path.iterdir()} == before == {"a.db"}
+
+
+def test_equal_questions_at_once_make_one_call(tmp_path: Path) -> None:
+    async def run() -> None:
+        backend = Counting()
+        backend.gate.clear()
+        search, cache = recorded(tmp_path / "a.db", backend)
+        tasks = [asyncio.create_task(search.search("same", 5)) for _ in range(20)]
+        other = asyncio.create_task(search.search("other", 5))
+        while len(backend.asked) < 2:
+            await asyncio.sleep(0.001)
+        tasks[0].cancel()  # the first asker: the call is its task's
+        tasks[7].cancel()
+        await asyncio.sleep(0.01)
+        backend.gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await other
+        assert sum(isinstance(result, asyncio.CancelledError) for result in results) == 2
+        assert sum(isinstance(result, Results) for result in results) == 18
+        assert sorted(backend.asked) == ["other", "same"]
+        assert (cache.stats.calls, cache.stats.shared, cache.stats.paid) == (21, 19, 2)
+        await search.close()
+
+    asyncio.run(run())
+
+
+def test_an_answer_paid_for_is_kept_though_nobody_waits(tmp_path: Path) -> None:
+    async def run() -> None:
+        backend = Counting()
+        backend.gate.clear()
+        search, _ = recorded(tmp_path / "a.db", backend)
+        task = asyncio.create_task(search.search("x", 5))
+        while not backend.asked:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        backend.gate.set()
+        assert (await search.search("x", 5)).items[0].title == "x 1"
+        await search.close()
+
+    asyncio.run(run())
+
+
+def test_a_shared_fault_reaches_all_and_is_not_kept(tmp_path: Path) -> None:
+    async def run() -> None:
+        backend = Counting(SearchFault("busy", retryable=True))
+        search, cache = recorded(tmp_path / "a.db", backend)
+        both = await asyncio.gather(
+            search.search("x", 5), search.search("x", 5), return_exceptions=True
+        )
+        assert [str(error) for error in both] == ["busy", "busy"]
+        assert (len(backend.asked), cache.stats.paid, spent(tmp_path / "a.db")) == (1, 0, 0)
+        backend.fault = None
+        assert (await search.search("x", 5)).items[0].title == "x 2"
+        await search.close()
+
+    asyncio.run(run())
+
+
+def test_the_budget_stops_paid_calls_for_good(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+
+    async def run(budget: int, queries: list[str]) -> tuple[list[str], list[str]]:
+        backend = Counting()
+        search, _ = recorded(path, backend, budget=budget)
+        answers: list[str] = []
+        for query in queries:
+            try:
+                answers.append((await search.search(query, 5)).items[0].title)
+            except BudgetSpent as error:
+                assert not error.retryable
+                answers.append(str(error))
+        await search.close()
+        return backend.asked, answers
+
+    asked, answers = asyncio.run(run(2, ["a", "b", "c", "a"]))
+    stop = f"all 2 paid calls of {path} are spent: raise the budget, or replay what is recorded"
+    assert asked == ["a", "b"]
+    assert answers == ["a 1", "b 2", stop, "a 1"]
+    assert asyncio.run(run(2, ["c", "b"])) == ([], [stop, "b 2"])  # a new process would see it
+    assert asyncio.run(run(3, ["c", "d"]))[0] == ["c"]
+    assert asyncio.run(run(0, ["e"]))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "calls"),
+    [(SearchFault("timed out", charged=True), 1), (SearchFault("429"), 0), (ValueError("bug"), 1)],
+)
+def test_what_may_have_been_billed_stays_spent(
+    tmp_path: Path, fault: Exception, calls: int
+) -> None:
+    async def run() -> None:
+        search, _ = recorded(tmp_path / "a.db", Counting(fault))
+        with pytest.raises(type(fault)):
+            await search.search("x", 5)
+        await search.close()
+
+    asyncio.run(run())
+    assert spent(tmp_path / "a.db") == calls
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from axpo.tools.search.cache import AnswerCache, BudgetSpent, Key
+
+async def run(path, name, count):
+    print("ready", flush=True); sys.stdin.readline()
+    cache = AnswerCache(Path(path), "record", 150)
+    async def one(i):
+        async def ask():
+            await asyncio.sleep(0.001)
+            return name
+        try:
+            answer = await cache.answer(Key("b", "search", f"q{i}", "{}"), ask, i >= count)
+            return answer.value
+        except BudgetSpent:
+            return "stop"
+    print(*await asyncio.gather(*(one(i) for i in range(2 * count))))
+    await cache.close()
+
+asyncio.run(run(sys.argv[1], sys.argv[2], 100))
+"""
+
+
+def test_processes_write_at_once_and_agree(tmp_path: Path) -> None:
+    path = tmp_path / "answers.db"
+    names = ["p0", "p1", "p2"]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for name in names
+    ]  # fmt: skip
+    for child in children:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    outputs = []
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+    for child in children:
+        output, _ = child.communicate(timeout=60)
+        assert child.returncode == 0
+        outputs.append(output.split())
+    for answers in zip(*(output[:100] for output in outputs), strict=True):
+        assert len(set(answers)) == 1 and answers[0] in names
+    for answers in zip(*(output[100:] for output in outputs), strict=True):
+        assert len(set(answers) - {"stop"}) <= 1  # who was answered was answered the same
+    assert 100 <= spent(path) <= 150
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.db"]
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no recorded answers at"):
+        AnswerCache(tmp_path / "none.db", "replay")
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "text.db").write_text("not a database" * 100)
+    connection = sqlite3.connect(tmp_path / "other.db")
+    connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    modes: tuple[Mode, ...] = ("record", "replay")
+    for name in ("text.db", "other.db"):
+        before = (tmp_path / name).read_bytes()
+        for mode in modes:
+            with pytest.raises(UserError, match="no file of recorded answers"):
+                AnswerCache(tmp_path / name, mode)
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_nothing_stays_after_closing_amid_calls(tmp_path: Path) -> None:
+    async def run() -> None:
+        backend = Counting()
+        backend.gate.clear()
+        search, _ = recorded(tmp_path / "a.db", backend)
+        tasks = [asyncio.create_task(search.search(f"q{i}", 5)) for i in range(10)]
+        await asyncio.sleep(0.05)
+        await asyncio.gather(search.close(), search.close())
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+    files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    asyncio.run(run())
+    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == (
+        files,
+        threads,
+    )

@@ -1,0 +1,78 @@
+"""Settings become tools, and what is missing or has no effect is refused before a run starts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from axpo.config import SearchSettings, UserError
+from axpo.tools.base import ToolContext
+from axpo.tools.search.base import SearchFault
+from axpo.tools.search.index import build_index
+from axpo.tools.search.settings import image_tool, web_tools
+
+
+def test_tools_of_a_corpus_share_a_backend_and_can_start_again(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Moss\nGreen and wet.")
+    build_index(tmp_path, tmp_path / "a.idx")
+    settings = SearchSettings(corpus=str(tmp_path / "a.idx"), cache=str(tmp_path / "cache.db"))
+    tools = web_tools(settings)
+    assert list(tools) == ["web_search", "web_extractor"]
+
+    async def life() -> tuple[str, bool, str]:
+        for tool in tools.values():
+            await tool.start()  # type: ignore[attr-defined]
+        found = await tools["web_search"]({"query": "wet"}, ToolContext())
+        page = await tools["web_extractor"]({"url": "a.md"}, ToolContext())
+        await asyncio.gather(*(tool.close() for tool in tools.values()))  # type: ignore[attr-defined]
+        return found.text, found.cached, page.text
+
+    text, page = "[1] Moss\na.md\n# Moss Green and **wet**.", "Moss\n\n# Moss\nGreen and wet."
+    assert asyncio.run(life()) == (text, False, page)
+    assert asyncio.run(life()) == (text, True, page)
+
+
+def test_replay_of_the_web_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TAVILY_API_KEY", raising=False)
+    cache = str(tmp_path / "cache.db")
+    record = web_tools(SearchSettings(backend="tavily", cache=cache))["web_search"]
+    with pytest.raises(UserError, match="TAVILY_API_KEY is not set"):
+        asyncio.run(record.start())  # type: ignore[attr-defined]
+
+    async def replay() -> None:
+        settings = SearchSettings(backend="tavily", cache=cache, mode="replay")
+        tool: Any = web_tools(settings)["web_search"]
+        await tool.start()
+        with pytest.raises(SearchFault, match="'x' is not recorded"):
+            await tool({"query": "x"}, ToolContext())
+        await tool.close()
+
+    asyncio.run(replay())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "replay"}, "mode: no effect without cache"),
+        ({"budget": 5}, "budget: no effect without cache"),
+        ({"backend": "tavily", "corpus": "a"}, "corpus: no effect with backend = 'tavily'"),
+        ({"results": 0}, "results"),
+        ({"backend": "bing"}, "backend"),
+    ],
+)
+def test_an_ineffective_setting_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SearchSettings(**settings)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match=r"search\.corpus"):
+        web_tools(SearchSettings())
+    with pytest.raises(UserError, match="no corpus index at /nowhere"):
+        web_tools(SearchSettings(corpus="/nowhere"))
+    with pytest.raises(UserError, match=r"search\.gallery"):
+        image_tool(SearchSettings())

@@ -1,0 +1,293 @@
+"""Limits around a tool's calls: places, pace, deadline, retries, what is shown of a result."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from axpo.config import LimitSettings
+from axpo.tools import toolbox
+from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
+from axpo.tools.limits import cut_characters, cut_tokens, shrink
+from axpo.tools.runner import CallResult, run_call
+from axpo.tools.stats import Outcome, ToolStats
+from axpo.tools.toolbox import Toolbox
+from axpo.tree import CallStatus
+from rollout_support import FakeTool
+
+Body = Callable[[], Awaitable[Observation]]
+
+
+def box(body: Body, tool_timeout: float = 5.0, **limits: Any) -> Toolbox:
+    async def run(arguments: dict[str, Any], context: ToolContext) -> Observation:
+        return await body()
+
+    tool = FakeTool(run)
+    tool.timeout = tool_timeout
+    return Toolbox({"look": tool}, {"look": LimitSettings(**limits)})
+
+
+async def call(tools: Toolbox) -> CallResult:
+    return await run_call(tools, "look", {}, ToolContext())
+
+
+def calls(tools: Toolbox, n: int = 1) -> list[CallResult]:
+    async def scenario() -> list[CallResult]:
+        return await asyncio.wait_for(asyncio.gather(*(call(tools) for _ in range(n))), 30)
+
+    return asyncio.run(scenario())
+
+
+class Busy:
+    """A body that notes how many of its calls run at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now, self.most = seconds, 0, 0
+
+    async def __call__(self) -> Observation:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(self.seconds)
+        self.now -= 1
+        return Observation("done")
+
+
+class Failing:
+    """A body that fails `times` times with `error`."""
+
+    def __init__(self, times: int, error: Exception) -> None:
+        self.times, self.error, self.calls = times, error, 0
+
+    async def __call__(self) -> Observation:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+        return Observation("done")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolbox, "RETRY_WAIT", 0.001)
+    monkeypatch.setattr(toolbox, "RETRY_WAIT_MAX", 0.01)
+    monkeypatch.setattr(toolbox, "GRACE", 0.05)
+
+
+def test_no_more_calls_run_at_once_than_there_are_places() -> None:
+    body = Busy(0.01)
+    tools = box(body, concurrency=2)
+    assert {r.status for r in calls(tools, 7)} == {CallStatus.OK}
+    assert body.most == 2
+    assert tools.stats["look"].seconds_queued > 0
+
+
+def test_waiting_for_a_place_is_not_the_tools_time_but_bounded() -> None:
+    waits = box(Busy(0.3), concurrency=1, timeout=1)
+    assert {r.status for r in calls(waits, 4)} == {CallStatus.OK}
+    full = box(Busy(0.5), concurrency=1, queue_seconds=0.05)
+    first, second = calls(full, 2)
+    assert (first.status, second.status) == (CallStatus.OK, CallStatus.INFRA_ERROR)
+    assert second.error == "look: no free place within 0.05 s"
+    assert full.stats["look"].outcomes == {Outcome.OK: 1, Outcome.QUEUE: 1}
+    # The place that nobody got is not lost.
+    assert calls(full)[0].status is CallStatus.OK
+
+
+def test_calls_keep_to_the_pace_after_a_burst() -> None:
+    starts: list[float] = []
+
+    async def note() -> Observation:
+        starts.append(time.monotonic())
+        return Observation()
+
+    calls(box(note, calls_per_second=20), 26)
+    assert len(starts) == 26
+    assert starts[-1] - starts[0] >= 0.25  # 20 at once, 6 more at 20 a second
+
+
+def test_a_call_that_waits_too_long_for_its_turn_leaves_its_place() -> None:
+    async def scenario() -> None:
+        tools = box(Busy(0), concurrency=1, calls_per_second=1, queue_seconds=0.05)
+        statuses = [(await call(tools)).status for _ in range(2)]
+        assert statuses == [CallStatus.OK, CallStatus.INFRA_ERROR]
+        await asyncio.sleep(1)
+        assert (await call(tools)).status is CallStatus.OK
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "ran", "status"),
+    [
+        (InfraError("down"), 2, 3, CallStatus.OK),
+        (InfraError("down"), 9, 3, CallStatus.INFRA_ERROR),
+        (ModelError("wrong"), 1, 1, CallStatus.MODEL_ERROR),
+        (ZeroDivisionError(), 1, 1, CallStatus.INFRA_ERROR),
+    ],
+)
+def test_only_faults_of_ours_are_tried_again(
+    error: Exception, times: int, ran: int, status: CallStatus
+) -> None:
+    body = Failing(times, error)
+    tools = box(body, retries=2)
+    assert calls(tools)[0].status is status
+    assert (body.calls, tools.stats["look"].retries) == (ran, ran - 1)
+
+
+def test_nothing_is_tried_again_by_default() -> None:
+    body = Failing(1, InfraError("down"))
+    assert calls(box(body))[0].error == "look: down"
+    assert body.calls == 1
+
+
+def test_attempts_end_with_the_deadline() -> None:
+    tools = box(Failing(10**9, InfraError("down")), retries=10**6, timeout=0.2)
+    assert calls(tools)[0].error == "look: no result after 0.2 s"
+    assert tools.stats["look"].outcomes == {Outcome.TIMEOUT: 1}
+
+
+def test_a_recipes_limit_overrides_the_tools_own_one_by_one() -> None:
+    tool = FakeTool(Busy(0))  # pyright: ignore[reportArgumentType]
+    tool.limits = LimitSettings(concurrency=3, retries=2)  # pyright: ignore
+    lane = Toolbox({"look": tool}, {"look": LimitSettings(retries=5, timeout=7)}).lanes["look"]
+    assert (lane.limits.concurrency, lane.limits.retries, lane.timeout) == (3, 5, 7)
+    with pytest.raises(ValueError, match="limits of 'zoom': the tools are look"):
+        Toolbox({"look": tool}, {"zoom": LimitSettings()})
+
+
+def test_a_call_that_swallows_its_cancellation_is_given_up_and_blocks_nobody() -> None:
+    free = asyncio.Event()
+
+    async def deaf() -> Observation:
+        while not free.is_set():
+            try:
+                await free.wait()
+            except asyncio.CancelledError:
+                continue
+        return Observation("late")
+
+    async def scenario() -> None:
+        tools = box(deaf, concurrency=1, timeout=0.05, max_stuck=2)
+        lane = tools.lanes["look"]
+        try:
+            late = [await call(tools) for _ in range(2)]
+            assert [r.error for r in late] == ["look: no result after 0.05 s"] * 2
+            assert (lane.stuck, lane.stats.given_up) == (2, 2)
+            refused = await call(tools)
+            assert refused.error == "look: 2 calls were given up and still run"
+        finally:
+            free.set()
+        while lane.stuck:
+            await asyncio.sleep(0.01)
+        assert (await call(tools)).status is CallStatus.OK
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_cancellation_reaches_the_tool_before_it_goes_on() -> None:
+    seen: list[str] = []
+
+    async def slow() -> Observation:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.01)
+            seen.append("cleared up")
+            raise
+        return Observation()
+
+    async def scenario() -> None:
+        tools = box(slow)
+        task = asyncio.create_task(call(tools))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seen == ["cleared up"]
+        assert tools.stats["look"].outcomes == {Outcome.CANCELLED: 1}
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_tool_that_cancels_itself_does_not_cancel_the_trajectory() -> None:
+    async def odd() -> Observation:
+        raise asyncio.CancelledError
+
+    assert calls(box(odd))[0].error == "look: the tool cancelled its own call"
+
+
+def test_long_text_loses_its_middle_and_says_so() -> None:
+    assert cut_characters("a" * 50, 50) == "a" * 50
+    text = "".join(chr(ord("a") + i % 26) for i in range(1000))
+    cut = cut_characters(text, 100)
+    assert len(cut) <= 100
+    head, tail = cut.split("\n[... ")[0], cut.split(" ...]\n")[1]
+    assert text.startswith(head) and text.endswith(tail) and head and tail
+    assert f"[... {1000 - len(head) - len(tail)} characters left out ...]" in cut
+
+
+class Bytes:
+    """Counts a byte as a token."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+def test_long_text_is_cut_by_the_models_tokens() -> None:
+    assert cut_tokens("ä" * 20, 40, Bytes()) == "ä" * 20
+    for limit in (60, 61, 62, 63):
+        cut = cut_tokens("ä" * 500, limit, Bytes())
+        assert len(cut.encode()) <= limit
+        assert "\ufffd" not in cut and cut.startswith("ä") and cut.endswith("ä")
+        assert "tokens left out" in cut
+
+    async def long() -> Observation:
+        return Observation("ä" * 500)
+
+    tools = box(long, max_tokens=60)
+    result = asyncio.run(run_call(tools, "look", {}, ToolContext(), Bytes()))
+    assert len(result.observation.text.encode()) <= 60
+
+
+def test_a_large_picture_is_shrunk_and_its_original_kept() -> None:
+    whole = View.whole(Image.new("RGB", (400, 100)))
+    small = shrink(whole, 10_000)
+    assert small.image.size == (200, 50)
+    assert (small.original, small.box) == (whole.image, (0, 0, 400, 100))
+
+    async def show() -> Observation:
+        return Observation(views=(whole, View.whole(Image.new("RGB", (10, 10)))))
+
+    (result,) = calls(box(show, max_pixels=10_000))
+    assert [v.image.size for v in result.observation.views] == [(200, 50), (10, 10)]
+
+
+def test_a_picture_that_no_model_takes_is_our_fault() -> None:
+    async def thin() -> Observation:
+        return Observation(views=(View.whole(Image.new("RGB", (401, 2))),))
+
+    expected = "look: picture 0 of the result is 401 x 2: expected sides of at most 200:1"
+    assert calls(box(thin))[0].error == expected
+
+
+def test_figures_count_outcomes_and_rank_latencies() -> None:
+    async def known() -> Observation:
+        return Observation(cached=True)
+
+    tools = box(known)
+    calls(tools, 3)
+    figures = tools.stats["look"].counters()
+    assert (figures["calls"], figures["ok"], figures["cache_hits"]) == (3, 3, 3)
+    assert set(ToolStats().counters()) == set(figures)
+    stats = ToolStats()
+    assert stats.percentiles() == {}
+    stats.latencies.extend([float(n) for n in range(100, 0, -1)])
+    assert stats.percentiles() == {"seconds_p50": 51.0, "seconds_p95": 96.0}
