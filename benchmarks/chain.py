@@ -32,6 +32,7 @@ from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
 from axpo.tasks.base import Example
 from axpo.tasks.lab.tokenizer import CALL_CLOSE, CALL_OPEN, build_tokenizer
 from axpo.tools.zoom import SPEC
+from benchmarks.models import family_config
 
 THINKING = (16, 48)
 """Least and most thinking tokens of a turn."""
@@ -124,35 +125,8 @@ def _tick(k: int) -> str:
 
 
 def _config(tokenizer: Any) -> Qwen3VLConfig:
-    def token(name: str) -> int:
-        return token_id(tokenizer, name, "chain")
-
-    text = {
-        "vocab_size": len(tokenizer), "hidden_size": HIDDEN, "intermediate_size": 640,
-        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "head_dim": 32, "max_position_embeddings": 8192, "tie_word_embeddings": False,
-        "pad_token_id": token("<|endoftext|>"),
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5],
-            "mrope_interleaved": True,
-        },
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 128, "depth": 3, "num_heads": 4, "intermediate_size": 256,
-        "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
-        "out_hidden_size": HIDDEN, "num_position_embeddings": 256,
-        "deepstack_visual_indexes": [0, 1],
-    }  # fmt: skip
-    return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=False,
-        dtype="float32",
-    )
+    text = {"vocab_size": len(tokenizer), "intermediate_size": 640, "tie_word_embeddings": False}
+    return family_config(tokenizer, text, {"hidden_size": 128, "depth": 3, "num_heads": 4})
 
 
 def _model(tokenizer: Any, seed: int) -> Any:

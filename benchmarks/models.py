@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,35 +80,46 @@ def training_checkpoint(device: str = "cpu", *, stock: bool = False, seed: int =
 
 
 def _config(tokenizer: Any) -> Qwen3VLConfig:
-    def token(name: str) -> int:
-        return token_id(tokenizer, name, "training")
+    text = {"vocab_size": VOCABULARY, "intermediate_size": 1024, "tie_word_embeddings": True}
+    vision = {"hidden_size": 64, "depth": 2, "num_heads": 2}
+    return family_config(tokenizer, text, vision)
 
-    text = {
-        "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 1024,
-        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "head_dim": 32, "max_position_embeddings": 8192, "tie_word_embeddings": True,
-        "pad_token_id": token("<|endoftext|>"),
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5],
-            "mrope_interleaved": True,
-        },
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 64, "depth": 2, "num_heads": 2, "intermediate_size": 256,
-        "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2,
-        "out_hidden_size": 256, "num_position_embeddings": 256,
-        "deepstack_visual_indexes": [0, 1],
-    }  # fmt: skip
+
+def family_config(
+    tokenizer: Any, text: Mapping[str, Any], vision: Mapping[str, Any]
+) -> Qwen3VLConfig:
+    """A small Qwen3-VL of text width 256 with the family's patches; ids as the tokenizer has them.
+
+    `text` and `vision` hold what else there is to choose.
+    """
+
+    def token(name: str) -> int:
+        return token_id(tokenizer, name, "benchmark")
+
     return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
+        text_config={
+            "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 8192,
+            "pad_token_id": token("<|endoftext|>"),
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+            **text,
+        },
+        vision_config={
+            "intermediate_size": 256, "patch_size": PATCH, "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2, "out_hidden_size": 256, "num_position_embeddings": 256,
+            "deepstack_visual_indexes": [0, 1],
+            **vision,
+        },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
+        tie_word_embeddings=text["tie_word_embeddings"],
         dtype="float32",
-    )
+    )  # fmt: skip
 
 
 def _model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:

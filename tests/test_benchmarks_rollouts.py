@@ -52,6 +52,7 @@ def examples() -> list[Example]:
 
 @cache
 def our_groups() -> list[Group]:
+    torch.manual_seed(0)  # `sample` draws its seed from it
     return sample(checkpoint(), TransformersEngine(checkpoint()), CASE, examples())
 
 
@@ -148,7 +149,8 @@ class TestVisionCached:
     def test_our_logprobs_are_its_own(self) -> None:
         requests = [whole(group, rollout) for group, rollout in leaves()]
         engine = GenerateEngine(checkpoint(), len(requests))
-        assert difference(engine, requests) < 1e-5
+        # Logits of 30 stand 2e-6 apart in float32, and each pass rounds its own way.
+        assert difference(engine, requests) < 2e-5
         # Another question's picture in the first one's place is seen in the numbers.
         first = requests[0]
         wrong = requests[-1].pictures[0]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from axpo.config import SearchSettings, UserError
+from axpo.config import SearchSettings, ToolsSettings, UserError
+from axpo.tools import make_tools
 from axpo.tools.base import ToolContext
 from axpo.tools.search.base import SearchFault
 from axpo.tools.search.index import build_index
@@ -76,3 +77,13 @@ def test_what_is_missing_is_named() -> None:
         web_tools(SearchSettings(corpus="/nowhere"))
     with pytest.raises(UserError, match=r"search\.gallery"):
         image_tool(SearchSettings())
+
+
+def test_a_recipes_web_tools_share_one_backend(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Moss\nGreen and wet.")
+    build_index(tmp_path, tmp_path / "a.idx")
+    settings = ToolsSettings(search=SearchSettings(corpus=str(tmp_path / "a.idx")))
+    tools: Any = make_tools(["web_search", "web_extractor"], settings)
+    assert tools["web_search"].backend is tools["web_extractor"].backend
+    with pytest.raises(ValueError, match=r"search\.corpus: web_search needs an index"):
+        make_tools(["web_search"])

@@ -8,6 +8,7 @@ name that recipes and models use to what makes the tool; a recipe names others a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
 from axpo.config import ToolsSettings
 from axpo.tools.base import Tool
@@ -15,39 +16,43 @@ from axpo.tools.function import tool
 from axpo.tools.loading import load_tool
 from axpo.tools.python import PythonTool
 from axpo.tools.search.image import ImageSearchTool
-from axpo.tools.search.settings import SearchTools, image_tool
+from axpo.tools.search.settings import image_tool, web_tools
 from axpo.tools.search.web import WebExtractorTool, WebSearchTool
 from axpo.tools.zoom import ZoomTool
 
 __all__ = ["TOOLS", "make_tools", "tool"]
 
 
-class Settings:
-    """What makers of tools get: the recipe's settings, and what several tools share."""
+class Makings:
+    """What tools are made of: the recipe's settings, and what several tools share."""
 
-    def __init__(self, tools: ToolsSettings) -> None:
-        self.tools = tools
-        self.search = SearchTools(tools.search)
+    def __init__(self, settings: ToolsSettings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def web(self) -> dict[str, Tool]:
+        """The tools that share a search backend."""
+        return web_tools(self.settings.search)
 
 
-TOOLS: dict[str, Callable[[Settings], Tool]] = {
+TOOLS: dict[str, Callable[[Makings], Tool]] = {
     ZoomTool.name: lambda _: ZoomTool(),
-    PythonTool.name: lambda made: PythonTool(made.tools.python.level, made.tools.python.packages),
-    WebSearchTool.name: lambda made: made.search.web[WebSearchTool.name],
-    WebExtractorTool.name: lambda made: made.search.web[WebExtractorTool.name],
-    ImageSearchTool.name: lambda made: image_tool(made.tools.search),
+    PythonTool.name: lambda of: PythonTool(of.settings.python.level, of.settings.python.packages),
+    WebSearchTool.name: lambda of: of.web[WebSearchTool.name],
+    WebExtractorTool.name: lambda of: of.web[WebExtractorTool.name],
+    ImageSearchTool.name: lambda of: image_tool(of.settings.search),
 }
 
 
 def make_tools(names: Iterable[str], settings: ToolsSettings | None = None) -> dict[str, Tool]:
     """Tools by their own names, in order; raises `ValueError` that says what is valid."""
-    made = Settings(settings or ToolsSettings())
+    makings = Makings(settings or ToolsSettings())
     tools: dict[str, Tool] = {}
     for name in names:
         if ":" in name:
             found = load_tool(name)
         elif name in TOOLS:
-            found = TOOLS[name](made)
+            found = TOOLS[name](makings)
         else:
             raise ValueError(
                 f"unknown tool {name!r}; there are {', '.join(TOOLS)}, or module:name of your own"

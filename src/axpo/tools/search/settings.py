@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 from axpo.config import SearchSettings, UserError
@@ -31,17 +30,6 @@ def web_tools(settings: SearchSettings) -> dict[str, Tool]:
     search = WebSearchTool(backend, settings.results, settings.snippet)
     extractor = WebExtractorTool(backend, settings.page)
     return {search.name: search, extractor.name: extractor}
-
-
-class SearchTools:
-    """The search tools of one run: `web_search` and `web_extractor` share a backend."""
-
-    def __init__(self, settings: SearchSettings) -> None:
-        self.settings = settings
-
-    @cached_property
-    def web(self) -> dict[str, Tool]:
-        return web_tools(self.settings)
 
 
 def image_tool(settings: SearchSettings) -> ImageSearchTool:
