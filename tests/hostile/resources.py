@@ -12,7 +12,7 @@ VIEWS = "number and size of the answer's pictures stay below their bounds"
 BOUNDED = "harmless only while it is bounded"
 
 RESOURCES = [
-    Snippet("memory_at_once", MEMORY, "x = bytearray(3 << 30); harm()"),
+    Snippet("memory_at_once", MEMORY, "x = bytearray(3 * AMOUNT); harm()"),
     Snippet("memory_mapped", MEMORY, "import mmap\nx = mmap.mmap(-1, 3 << 30); harm()"),
     Snippet("memory_piecewise", MEMORY, "import mmap\nx = []\n"
             "while len(x) < 300: x.append(mmap.mmap(-1, 10 << 20))\nharm()", None, BOUNDED),
