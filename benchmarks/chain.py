@@ -30,7 +30,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from axpo.models.attention import use_fast_vision
 from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
 from axpo.tasks.base import Example
-from axpo.tasks.lab.tokenizer import CALL_CLOSE, CALL_OPEN, build_tokenizer
+from axpo.tasks.lab.tokenizer import ZOOM_CLOSE, ZOOM_OPEN, build_tokenizer
 from axpo.tools.zoom import SPEC
 from benchmarks.models import family_config
 
@@ -107,8 +107,8 @@ def transitions(tokenizer: Any) -> Mapping[int, tuple[int, ...]]:
 
     low, high = THINKING
     start = tokenizer.encode("<think>\n", add_special_tokens=False)[-1]
-    end = [one(t) for t in ("</think>", "\n\n", "<tool_call>", CALL_OPEN)]
-    close = [one(t) for t in (CALL_CLOSE, "</tool_call>", "<|im_end|>")]
+    end = [one(t) for t in ("</think>", "\n\n", "<tool_call>", ZOOM_OPEN)]
+    close = [one(t) for t in (ZOOM_CLOSE, "</tool_call>", "<|im_end|>")]
     boxes = tuple(one(box) for box in BOXES)
     chain = {start: tuple(one(_tick(k)) for k in range(low, high + 1))}
     chain |= {one(_tick(k)): (one(_tick(k - 1)),) for k in range(2, high + 1)}

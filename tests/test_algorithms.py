@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,8 +70,23 @@ class TestSubgroups:
             "accuracy_no_tool": pytest.approx(4 / 7),
             "all_wrong_no_tool": pytest.approx(1 / 3),
             "recovery_rate": 1.0,
+            "tool_zoom_rate": pytest.approx(4 / 11),
+            "tool_zoom_all_wrong": 1 / 2,
         }
         assert "accuracy_tool" not in gap([c])
+
+    def test_gap_of_each_tool_that_answered(self) -> None:
+        a = group("a", [tool_rollout("a/0", 0), tool_rollout("a/1", 0), plain_rollout("a/2", 1)])
+        b = group("b", [tool_rollout("b/0", 1), plain_rollout("b/1", None)])
+        for rollout, names in ((a.rollouts[0], "xy"), (a.rollouts[1], "x"), (b.rollouts[0], "y")):
+            rollout.calls = [replace(rollout.calls[0], name=name) for name in names]
+        unknown = replace(a.rollouts[1].calls[0], name="made up", status=CallStatus.MODEL_ERROR)
+        a.rollouts[1].calls.append(unknown)
+        figures = {k: v for k, v in gap([a, b]).items() if k.startswith(("tool_x", "tool_y"))}
+        assert figures == {
+            "tool_x_rate": 2 / 4, "tool_x_all_wrong": 1.0,
+            "tool_y_rate": 2 / 4, "tool_y_all_wrong": 1 / 2,
+        }  # fmt: skip
 
 
 class TestRanking:

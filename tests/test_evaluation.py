@@ -20,6 +20,7 @@ from axpo.evaluation.bootstrap import (
     ratios,
     resampled_sums,
 )
+from axpo.evaluation.diagnostics import GAP
 from axpo.evaluation.passk import mean_pass_at_k, pass_at_k, question_pass_at_k
 from axpo.evaluation.summary import AlignmentError, compare, summarize
 from axpo.tree import Group, StopReason
@@ -198,6 +199,8 @@ class TestSummary:
         assert (hard.questions, hard.dropped) == (2, 1)
         assert hard.metrics["tool_rate"].value == pytest.approx(2 / 7)
         assert set(summary.by) == {"easy"}
+        zoom = {name: e.value for name, e in summary.tools["zoom"].items()}
+        assert zoom == pytest.approx({"rate": 4 / 11, "accuracy": 1 / 4, "all_wrong": 1 / 2})
 
         plain = summary.to_dict()
         assert json.loads(json.dumps(plain)) == plain
@@ -226,11 +229,16 @@ class TestSummary:
     )
     def test_agrees_with_trainings_figures(self, rewards: list[tuple[Rewards, Rewards]]) -> None:
         groups = [question(str(i), *pair) for i, pair in enumerate(rewards)]
-        metrics = summarize(groups, 2, seed=0, resamples=20).metrics
-        expected = {name: v for name, v in gap(groups).items() if name != "reward_mean"}
+        summary = summarize(groups, 2, seed=0, resamples=20)
+        metrics = summary.metrics
+        figures = gap(groups)
+        expected = {name: v for name, v in figures.items() if name in GAP}
         shared = {name: metrics[name].value for name in expected}
         assert shared == pytest.approx(expected)
         assert set(metrics) - set(expected) <= {"pass@1", "pass@2", "tokens"}
+        zoom = {f"tool_zoom_{name}": e.value for name, e in summary.tools.get("zoom", {}).items()}
+        zoom.pop("tool_zoom_accuracy", None)
+        assert zoom == pytest.approx({k: v for k, v in figures.items() if "zoom" in k})
 
 
 class TestCompare:

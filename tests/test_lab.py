@@ -1,12 +1,11 @@
-"""The lab: splits, determinism, hits, wire format, teacher, and the shipped base model."""
+"""The lab: splits, determinism, hits, families, wire format, teacher, and the base model."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +13,37 @@ import torch
 from renderers.qwen3_vl import Qwen3VLRenderer
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
-from axpo.tasks.lab import lessons, measure, model, pictures, pretrain, questions, teacher
+from axpo.config import UserError, load_config
+from axpo.models.loading import load_checkpoint
+from axpo.rollout.demonstrations import demonstrate
+from axpo.rollout.rendering import Rendering
+from axpo.rollout.setup import recipe_tools
+from axpo.tasks.lab import (
+    BASE,
+    CORPUS,
+    GALLERY,
+    calculate,
+    data,
+    facts,
+    lessons,
+    measure,
+    model,
+    pictures,
+    pretrain,
+    questions,
+    recognise,
+    teacher,
+)
 from axpo.tasks.lab import tokenizer as words
-from axpo.tools.zoom import SPEC, View, crop
+from axpo.tools.base import ToolContext
+from axpo.tools.search.database import read_facts
+from axpo.tools.zoom import View, crop
+from axpo.tree import CallStatus, Origin
 
-BASE = Path(str(files("axpo.tasks.lab") / "base"))
-HEADER = words.tools_header([SPEC])
+FAMILIES = ("find", "calculate", "look_up")
+TOOLSETS = pretrain.toolsets()
+HEADERS = [words.tools_header(specs) for specs in TOOLSETS]
+HEADER = HEADERS[0]
 CALL = re.compile(r"<tool_call>\n(.*)\n</tool_call>$", re.S)
 
 
@@ -121,7 +145,7 @@ def test_precise_teacher_always_hits_and_answers_right():
 
 
 def test_a_missing_teacher_is_near_chance():
-    settings = teacher.TeacherSettings(tool_easy=1, tool_hard=1, wrong_window=1.0)
+    settings = teacher.TeacherSettings(tool_easy=1, tool_hard=1, wrong_call=1.0)
     right = misses = 0
     for seed in range(600):
         scene = pictures.make_scene("train", seed)
@@ -142,6 +166,124 @@ def _bbox(turn: str) -> list[int]:
     return call["arguments"]["bbox_2d"]
 
 
+# Families
+
+
+def test_families_take_turns_and_recognise_is_never_trained_on():
+    task = questions.LabTask(FAMILIES)
+    for split in ("train", "sft", "val", "test"):
+        found = [task.example(split, i).meta["family"] for i in range(6)]
+        assert found == [*FAMILIES, *FAMILIES]
+    unseen = questions.LabTask(("recognise",))
+    assert unseen.example("test", 0).answer in facts.ALL_PLACES
+    for split in ("train", "sft"):
+        with pytest.raises(UserError, match="'recognise' is for evaluation"):
+            unseen.size(split)
+
+
+def test_places_of_splits_differ_and_every_path_ends_within_two_hops():
+    places = [set(facts.KNOWN), *(set(facts.PLACES[s]) for s in pictures.SPLITS)]
+    assert sum(map(len, places)) == len(set().union(*places)) == 48
+    hops = []
+    for split in pictures.SPLITS:
+        for place in facts.PLACES[split]:
+            for digit in range(10):
+                path = facts.path(place, digit)
+                hops.append(len(path))
+                assert all(entry.place in facts.PLACES[split] for entry in path)
+                assert [e.code is None for e in path] == [True] * (len(path) - 1) + [False]
+    assert set(hops) == {1, 2} and 0.25 < hops.count(2) / len(hops) < 0.42
+    assert all(len(facts.path(p, d)) == 1 for p in facts.KNOWN for d in range(10))
+
+
+def test_easy_questions_need_no_tool_and_hard_ones_do():
+    task = questions.LabTask(FAMILIES)
+    for index in range(120):
+        example = task.example("test", index)
+        if example.meta["family"] == "calculate":
+            assert (" plus " in example.question) is example.meta["easy"]
+        if example.meta["family"] == "look_up":
+            known = any(place in example.question for place in facts.KNOWN)
+            assert known is example.meta["easy"]
+
+
+def test_a_precise_teacher_of_each_family_ends_in_the_answer():
+    precise = teacher.TeacherSettings(tool_easy=1.0, tool_hard=1.0)
+    for index in range(60):
+        rng, scene = random.Random(index), pictures.make_scene("train", index, easy=True)
+        digit = scene.target.digit
+        asked = calculate.make_calculation(index % 2 == 0, rng)
+        turns = calculate.demonstration(scene, asked, rng, precise)
+        assert turns[-1].endswith(f"Answer: {asked.answer(digit)}") and len(turns) == 2
+        assert asked.answer(digit) == eval(asked.formula(digit))
+        place = questions.look_up.make_place(False, "train", rng)
+        turns = questions.look_up.demonstration(scene, place, rng, precise)
+        path = facts.path(place, digit)
+        assert turns[-1].endswith(f"Answer: {path[-1].code}") and len(turns) == len(path) + 1
+
+
+def test_demonstrations_say_what_the_real_tools_answer():
+    """Every demonstrated answer is in the last observation, and every call is answered."""
+    config = load_config("recipes/lab.toml")
+    checkpoint = load_checkpoint(BASE)
+    tools = recipe_tools(config)
+    rendering = Rendering(checkpoint, tools, None)
+    task = questions.LabTask(config.task.families)
+    called = dict.fromkeys(config.rollout.tools, 0)
+
+    async def main() -> None:
+        await tools.start()
+        try:
+            for index in range(60):
+                example = task.example("sft", index)
+                group = await demonstrate(rendering, tools, config.rollout, example, f"g{index}")
+                (rollout,) = group.rollouts
+                for call in rollout.calls:
+                    assert call.status is CallStatus.OK
+                    called[call.name or ""] += 1
+                seen = [s for s in rollout.segments if s.origin is Origin.OBSERVATION]
+                if seen and example.meta["family"] != "find":
+                    text = checkpoint.tokenizer.decode(list(seen[-1].tokens))
+                    said = example.demonstration[-1].split("Answer: ")[1]
+                    assert re.search(rf"\b{said}\b", text), (text, said)
+        finally:
+            await tools.close()
+
+    asyncio.run(main())
+    assert all(count > 3 for count in called.values())
+
+
+def test_shipped_indexes_are_what_the_script_builds(tmp_path):
+    data.build(tmp_path / "corpus.index", tmp_path / "gallery.index")
+    for kind, shipped in (("corpus", CORPUS), ("gallery", GALLERY)):
+        built = read_facts(tmp_path / f"{kind}.index", kind)
+        assert built == read_facts(shipped, kind)
+
+
+def test_the_gallery_knows_nearly_every_photo_of_a_question():
+    config = load_config(
+        "recipes/lab.toml", ['rollout.tools=["image_search"]', 'tools.search.gallery="lab"']
+    )
+    tools = recipe_tools(config)
+    task = questions.LabTask(("recognise",))
+
+    async def main() -> int:
+        await tools.start()
+        right = 0
+        for index in range(100):
+            example = task.example("test", index)
+            (picture,) = example.images
+            view = View(picture, picture, (0, 0, *picture.size))
+            found = await tools["image_search"]({"img_idx": 0}, ToolContext((view,)))
+            right += f"[1] {example.answer}\n" in found.text
+        await tools.close()
+        return right
+
+    assert asyncio.run(main()) >= 99
+    photos = {recognise.photo(place).tobytes() for place in recognise.shown_places()}
+    assert len(photos) == len(recognise.shown_places()) > 36
+
+
 # Tokenizer and pictures in the real wire format
 
 
@@ -150,14 +292,15 @@ def test_any_text_round_trips(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_prompt_equals_the_renderers_and_is_short(tokenizer):
+@pytest.mark.parametrize("place", range(len(TOOLSETS)))
+def test_prompt_equals_the_renderers_and_is_short(tokenizer, place):
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
     message["content"][1]["text"] = questions.QUESTION
     rendered = Qwen3VLRenderer(tokenizer).render(
-        [message], tools=[SPEC], add_generation_prompt=True, process_multimodal=False
+        [message], tools=TOOLSETS[place], add_generation_prompt=True, process_multimodal=False
     )
     thinking = tokenizer.encode("<think>\n", add_special_tokens=False)
-    text = lessons.prompt_text(questions.QUESTION, 1, HEADER)
+    text = lessons.prompt_text(questions.QUESTION, 1, HEADERS[place])
     text = text.replace("<|image_pad|>" * model.IMAGE_TOKENS, "<|image_pad|>")
     assert [*rendered.token_ids, *thinking] == tokenizer.encode(text, add_special_tokens=False)
     assert len(rendered.token_ids) + len(thinking) + model.IMAGE_TOKENS - 1 < 40
@@ -191,7 +334,7 @@ def test_training_views_are_what_processor_and_tool_make():
 
 
 def test_fast_forward_equals_transformers(base, tokenizer):
-    batch = lessons.SequenceLessons(tokenizer, HEADER, 0, 1, 6, "val")[0]
+    batch = lessons.SequenceLessons(tokenizer, HEADERS, 0, 1, 6, "val")[0]
     image = batch.ids == base.config.image_token_id
     with torch.no_grad():
         mine = model.forward(base, batch.ids, batch.positions, batch.views)
@@ -206,21 +349,25 @@ def test_fast_forward_equals_transformers(base, tokenizer):
 
 def test_base_has_never_seen_a_call(tokenizer):
     """No lesson holds a token of a call or of a tool's answer."""
-    batch = lessons.SequenceLessons(tokenizer, HEADER, 0, 3, 30)
+    batch = lessons.SequenceLessons(tokenizer, HEADERS, 0, 3, 60)
     ids = torch.cat([b.ids.flatten() for b in (batch[0], batch[1], batch[2])])
-    calls = [words.CALL_OPEN, words.CALL_CLOSE, "<tool_call>", "<tool_response>"]
+    calls = [
+        *(words.ZOOM_OPEN, words.ZOOM_CLOSE, words.PYTHON_OPEN, words.SEARCH_OPEN),
+        *(words.TEXT_CLOSE, "<tool_call>", "<tool_response>"),
+    ]
     for text in calls:
         (token,) = tokenizer.encode(text, add_special_tokens=False)
         assert token not in ids
 
 
 def test_base_reads_crops_and_easy_cards_but_not_hard_ones(base, tokenizer):
-    numbers = measure.measure(base, tokenizer, HEADER, "val", 60)
+    numbers = measure.measure(base, tokenizer, HEADERS[1], "val", 60)
     assert numbers["read_crop_hard"] > 0.85
     assert numbers["read_crop_after_scene_hard"] > 0.85
     assert numbers["read_small_view_easy"] > 0.6
     assert numbers["read_small_view_hard"] < 0.45
     assert numbers["read_missed_crop_hard"] < 0.35
+    assert min(numbers[name] for name in ("adds", "knows_by_heart", "finds_in_text")) > 0.9
     assert numbers["cell"] > 0.6 and numbers["window_hit_given_cell"] > 0.5
 
 
@@ -228,7 +375,7 @@ def test_pretraining_reproduces_its_first_losses():
     """Same seed, same pictures, same arithmetic: recorded on another machine to 2 %."""
     recorded = json.loads((BASE / "pretrain.json").read_text())
     torch.manual_seed(recorded["settings"]["seed"])
-    fresh = model.build_model(words.build_tokenizer([SPEC]))
+    fresh = model.build_model(words.build_tokenizer(*TOOLSETS))
     settings = pretrain.PretrainSettings(**{**recorded["settings"], "workers": 0})
     losses = pretrain.see(fresh, settings)
     first = [next(losses) for _ in range(3)]

@@ -21,6 +21,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Family = Literal["find", "calculate", "look_up", "recognise"]
 
 
 class UserError(ValueError):
@@ -50,7 +51,11 @@ class ModelSettings(Section):
 
 class TaskSettings(Section):
     name: Literal["lab", "jsonl"] = "lab"
-    """"lab" generates find-and-read questions; "jsonl" reads `path`."""
+    """"lab" generates questions of `families`; "jsonl" reads `path`."""
+    families: Annotated[tuple[Family, ...], Field(min_length=1)] = ("find",)
+    """The lab's families of questions, in turn: find (for image_zoom_in_tool), calculate (python),
+    look_up (web_search, over corpus "lab") and, for evaluation only, recognise (image_search, over
+    gallery "lab")."""
     path: str | None = None
     """JSONL file of the "jsonl" task, a split a file: `{split}` in the name is replaced."""
     system: str | None = None
@@ -142,9 +147,10 @@ class SearchSettings(Section):
     backend: Literal["corpus", "tavily"] = "corpus"
     """"corpus" searches the index at `corpus`; "tavily" the web, with the key in TAVILY_API_KEY."""
     corpus: str | None = None
-    """Index file of `axpo index FOLDER` or `axpo index FILE.jsonl`."""
+    """Index file of `axpo index FOLDER` or `axpo index FILE.jsonl`; "lab" is the lab's own."""
     gallery: str | None = None
-    """Index file of `axpo index FOLDER --pictures`, which image_search looks in."""
+    """Index file of `axpo index FOLDER --pictures`, which image_search looks in; "lab" is the
+    lab's own."""
     cache: str | None = None
     """File of recorded answers; none by default."""
     mode: Literal["record", "replay"] = "record"
@@ -316,6 +322,8 @@ class Config(Section):
             raise ValueError("task.path: the jsonl task needs a file; set task.path")
         if self.task.name == "lab" and self.task.path is not None:
             raise ValueError("task.path: no effect with task.name = 'lab'; remove it")
+        if self.task.name == "jsonl" and "families" in self.task.model_fields_set:
+            raise ValueError("task.families: no effect with task.name = 'jsonl'; remove it")
         if self.rl.questions % self.rl.updates:
             raise ValueError(
                 f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"

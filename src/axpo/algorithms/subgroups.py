@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from axpo.tree import Group, Trajectory
+from axpo.tree import CallStatus, Group, Trajectory
 
 
 def scored(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
@@ -25,6 +25,20 @@ def subgroup(group: Group, *, tool: bool) -> list[Trajectory]:
     return [r for r in scored(group.rollouts) if r.uses_tool is tool]
 
 
+def tools_used(groups: Iterable[Group]) -> list[str]:
+    """Names of the tools that answered a rollout's call at least once, sorted.
+
+    A name that a model makes up is none of them.
+    """
+    calls = [call for g in groups for r in g.rollouts for call in r.calls]
+    return sorted({c.name for c in calls if c.status is CallStatus.OK and c.name is not None})
+
+
+def callers(group: Group, tool: str) -> list[Trajectory]:
+    """Scored rollouts that called `tool`, whatever came of it."""
+    return [r for r in scored(group.rollouts) if any(c.name == tool for c in r.calls)]
+
+
 def all_wrong(trajectories: Sequence[Trajectory]) -> bool:
     """The trigger: non-empty, and every reward is 0 (METHOD 2)."""
     return bool(trajectories) and all(r <= 0 for r in rewards(trajectories))
@@ -35,7 +49,9 @@ def gap(groups: Sequence[Group]) -> dict[str, float]:
 
     `tool_rate`: share of rollouts that tried a tool. `all_wrong_tool`: share of the questions
     with tool-using rollouts where all of them are wrong; `all_wrong_no_tool` likewise.
-    `recovery_rate`: share of resampled prefixes with a right continuation.
+    `recovery_rate`: share of resampled prefixes with a right continuation. For each tool that was
+    used: `tool_<name>_rate`, share of rollouts that called it, and `tool_<name>_all_wrong`, share
+    of the questions with such rollouts where all of them are wrong.
     """
     rollouts = [r for g in groups for r in scored(g.rollouts)]
     figures: dict[str, float] = {}
@@ -51,6 +67,11 @@ def gap(groups: Sequence[Group]) -> dict[str, float]:
         rate(f"accuracy_{name}", rewards(r for r in rollouts if r.uses_tool is tool))
         subgroups = [s for g in groups if (s := subgroup(g, tool=tool))]
         rate(f"all_wrong_{name}", [float(all_wrong(s)) for s in subgroups])
+    for tool in tools_used(groups):
+        using = [c for g in groups if (c := callers(g, tool))]
+        if rollouts:
+            figures[f"tool_{tool}_rate"] = sum(map(len, using)) / len(rollouts)
+        rate(f"tool_{tool}_all_wrong", [float(all_wrong(c)) for c in using])
     recovered = [b.recovered for g in groups for b in g.branches]
     rate("recovery_rate", [float(r) for r in recovered if r is not None])
     return figures

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from axpo.algorithms.subgroups import all_wrong, scored, subgroup
+from axpo.algorithms.subgroups import all_wrong, callers, scored, subgroup, tools_used
 from axpo.config import UserError
 from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, paired_differences, ratios
 from axpo.evaluation.passk import question_pass_at_k, tally
@@ -31,6 +31,10 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
 """Metrics with a direction, besides Pass@k. Tool use and tokens have none."""
 
 
+Shares = Mapping[str, tuple[float, float]]
+"""A question's numerator and denominator in each metric."""
+
+
 class AlignmentError(UserError):
     """Two evaluations that are not of the same questions."""
 
@@ -41,7 +45,9 @@ class Summary:
 
     `dropped` questions have fewer than k scored rollouts (no Pass@k); `unscored` rollouts and
     `stops` count over all rollouts. `by` maps a key of the examples' meta and its value to the
-    metrics of those questions. A metric that no question has a share in is left out.
+    metrics of those questions; `tools` maps a tool that was used to its `rate` (share of rollouts
+    that called it), `accuracy` (of those) and `all_wrong` (share of the questions with such
+    rollouts where all of them are wrong). A metric that no question has a share in is left out.
     """
 
     model: str
@@ -55,13 +61,15 @@ class Summary:
     unscored: int = 0
     stops: Mapping[str, int] = field(default_factory=dict)
     by: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
+    tools: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         names = ("model", "step", "split", "questions", "samples", "k", "dropped", "unscored")
         return {
             **{name: getattr(self, name) for name in names},
-            "metrics": {name: e.to_dict() for name, e in self.metrics.items()},
+            "metrics": _plain(self.metrics),
+            "tools": {tool: _plain(metrics) for tool, metrics in self.tools.items()},
             "stops": dict(self.stops),
             "by": {
                 key: {value: part._part() for value, part in parts.items()}
@@ -83,14 +91,17 @@ def summarize(
     model: str = "",
     step: int | None = None,
     split: str = "",
-    by: Sequence[str] = ("difficulty", "easy"),
+    by: Sequence[str] = ("family", "difficulty", "easy"),
     resamples: int = RESAMPLES,
 ) -> Summary:
     """Every metric with its interval; again for each value of the meta keys `by` that occur."""
     if not groups:
         raise ValueError("no questions to summarize")
-    names, numerators, denominators = _table(groups, k)
-    estimates = ratios(numerators, denominators, seed, resamples)
+    metrics = _estimates([measures(group, k) for group in groups], seed, resamples)
+    tools = {
+        tool: _estimates([tool_measures(group, tool) for group in groups], seed, resamples)
+        for tool in tools_used(groups)
+    }
     rollouts = [r for group in groups for r in group.rollouts]
     parts: dict[str, dict[str, Summary]] = {}
     for key in by:
@@ -107,11 +118,12 @@ def summarize(
         len(groups),
         max(len(group.rollouts) for group in groups),
         k,
-        {name: e for name, e in zip(names, estimates, strict=True) if e is not None},
+        metrics,
         dropped=sum(tally(group.rollouts)[0] < k for group in groups),
         unscored=sum(not r.scored for r in rollouts),
         stops=dict(Counter(str(r.stop) for r in rollouts).most_common()),
         by=parts,
+        tools=tools,
     )
 
 
@@ -130,8 +142,8 @@ def compare(
     leaves Pass@k of both.
     """
     pairs = _align(first, second)
-    names, *a = _table([pair[0] for pair in pairs], k)
-    _, *b = _table([pair[1] for pair in pairs], k)
+    names, *a = _table([measures(pair[0], k) for pair in pairs])
+    _, *b = _table([measures(pair[1], k) for pair in pairs])
     dropped = 0
     for m, name in enumerate(names):
         if name.startswith("pass@"):
@@ -154,7 +166,7 @@ def compare(
     }
 
 
-def measures(group: Group, k: int) -> dict[str, tuple[float, float]]:
+def measures(group: Group, k: int) -> Shares:
     """The question's share (numerator, denominator) in each metric."""
     rollouts = scored(group.rollouts)
     found: dict[str, tuple[float, float]] = {}
@@ -171,9 +183,29 @@ def measures(group: Group, k: int) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _table(groups: Sequence[Group], k: int) -> tuple[list[str], Floats, Floats]:
-    """Metric names, numerators [Q, M] and denominators [Q, M]."""
-    rows = [measures(group, k) for group in groups]
+def tool_measures(group: Group, tool: str) -> Shares:
+    """The question's share (numerator, denominator) in each metric of a tool."""
+    members = callers(group, tool)
+    n, right = tally(members)
+    return {
+        "rate": (n, len(scored(group.rollouts))),
+        "accuracy": (right, n),
+        "all_wrong": (float(all_wrong(members)), float(n > 0)),
+    }
+
+
+def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: e.to_dict() for name, e in metrics.items()}
+
+
+def _estimates(rows: Sequence[Shares], seed: int, resamples: int) -> dict[str, Estimate]:
+    names, numerators, denominators = _table(rows)
+    found = ratios(numerators, denominators, seed, resamples)
+    return {name: e for name, e in zip(names, found, strict=True) if e is not None}
+
+
+def _table(rows: Sequence[Shares]) -> tuple[list[str], Floats, Floats]:
+    """Metric names, numerators [Q, M] and denominators [Q, M] of the questions' rows."""
     values = np.array([list(row.values()) for row in rows], dtype=np.float64)
     return list(rows[0]), values[:, :, 0].copy(), values[:, :, 1].copy()
 

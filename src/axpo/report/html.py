@@ -19,13 +19,17 @@ from markupsafe import Markup
 
 from axpo.report import summary
 from axpo.report.anatomy import number_text, percent, seconds_text
-from axpo.report.names import MAIN_CHARTS, MORE_CHARTS, Chart, colours
+from axpo.report.names import MAIN_CHARTS, MORE_CHARTS, Chart, colours, tool_charts
 from axpo.report.runs import RunView, distinct_names, main_kind
 from axpo.report.timing import timing_view
 from axpo.report.trees import CATEGORIES, Decode, TreePayload, collect
 
 MAX_BYTES = 8_000_000
 RESERVED_BYTES = 150_000
+TOOL_NOTE = (
+    "Attempt rate: rollouts that called the tool. All wrong: of the questions where it was called, "
+    "those where every such rollout is wrong."
+)
 
 
 def build_report(
@@ -50,8 +54,13 @@ def build_report(
     evaluated = dict(evaluations) or shown
     compared = dict(comparisons or {})
     palette = colours([*names, *evaluated])
-    curves = [_curves(r, name, palette[name], kind) for r, name in zip(runs, names, strict=True)]
-    main, more = _charts(curves)
+    more_charts = (*tool_charts(key for run in runs for key in run.names(kind)), *MORE_CHARTS)
+    charts = (*MAIN_CHARTS, *more_charts)
+    curves = [
+        _curves(r, name, palette[name], kind, charts) for r, name in zip(runs, names, strict=True)
+    ]
+    main, more = _present(MAIN_CHARTS, curves), _present(more_charts, curves)
+    main, more = (main, more) if main else (more, [])
     timing, bands = timing_view(dict(zip(names, runs, strict=True)), kind)
     data: dict[str, Any] = {"runs": curves, "main": main, "more": more, "timing": bands}
     spent = len(json.dumps(data)) + RESERVED_BYTES
@@ -66,6 +75,10 @@ def build_report(
         names=names,
         palette=palette,
         evaluation=summary.evaluation_table(evaluated, compared),
+        evaluation_parts=[
+            ("By tool", TOOL_NOTE, summary.tools_table(evaluated)),
+            ("By family of questions", "", summary.families_table(evaluated)),
+        ],
         training=summary.edge_table(runs, [c.key for c in (*MAIN_CHARTS, *MORE_CHARTS[:3])], kind),
         edge_steps=summary.EDGE_STEPS,
         stops=summary.share_table(runs, "stop", kind),
@@ -115,9 +128,10 @@ def _asset(name: str) -> str:
     return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
 
 
-def _curves(run: RunView, name: str, colour: str, kind: str) -> dict[str, Any]:
-    keys = [chart.key for chart in (*MAIN_CHARTS, *MORE_CHARTS)]
-    series = {key: run.series(key, kind) for key in keys}
+def _curves(
+    run: RunView, name: str, colour: str, kind: str, charts: Sequence[Chart]
+) -> dict[str, Any]:
+    series = {chart.key: run.series(chart.key, kind) for chart in charts}
     return {
         "name": name,
         "colour": colour,
@@ -125,18 +139,13 @@ def _curves(run: RunView, name: str, colour: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _charts(curves: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], ...]:
-    """Charts that any run has points for: the main ones (or, without them, all) and the rest."""
-
-    def present(charts: Sequence[Chart]) -> list[dict[str, Any]]:
-        return [
-            {"key": c.key, "title": c.title, "note": c.note, "fraction": c.fraction}
-            for c in charts
-            if any(run["series"][c.key] for run in curves)
-        ]
-
-    main, more = present(MAIN_CHARTS), present(MORE_CHARTS)
-    return (main, more) if main else (more, [])
+def _present(charts: Sequence[Chart], curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The charts that any run has points for."""
+    return [
+        {"key": c.key, "title": c.title, "note": c.note, "fraction": c.fraction}
+        for c in charts
+        if any(run["series"][c.key] for run in curves)
+    ]
 
 
 def _tree_data(payload: TreePayload) -> dict[str, Any]:

@@ -8,7 +8,8 @@ on a dark and on a light ground.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 BASE_COLOURS = {"AXPO": "#1f7fd1", "GRPO": "#e08a00"}
@@ -46,6 +47,9 @@ MORE_CHARTS = (
     Chart("tokens_sampled", "Tokens sampled a step", fraction=False),
     Chart("tokens_trained", "Tokens trained a step", fraction=False),
 )
+TOOL_FIGURES = {"rate": "attempt rate", "accuracy": "accuracy", "all_wrong": "all wrong"}
+"""Figures of one tool and how they are called."""
+_TOOL_CURVE = re.compile("tool_(.+)_(rate|all_wrong)")
 LABELS: Mapping[str, str] = {
     **{chart.key: chart.title for chart in (*MAIN_CHARTS, *MORE_CHARTS)},
     "distinct_calls": "Distinct calls from one prefix",
@@ -61,6 +65,15 @@ def label(metric: str) -> str:
     if metric.startswith("pass@"):
         return "P" + metric[1:]
     return LABELS.get(metric, metric.replace("_", " ").capitalize())
+
+
+def tool_charts(metrics: Iterable[str]) -> list[Chart]:
+    """A chart for each tool's attempt rate and all-wrong rate among the metrics' names."""
+    found = (match.groups() for m in set(metrics) if (match := _TOOL_CURVE.fullmatch(m)))
+    return [
+        Chart(f"tool_{tool}_{figure}", f"{tool}: {TOOL_FIGURES[figure]}")
+        for tool, figure in sorted(found, key=lambda it: (it[1] != "rate", it[0]))
+    ]
 
 
 def evaluation_order(metrics: Sequence[str]) -> list[str]:

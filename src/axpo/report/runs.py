@@ -50,6 +50,10 @@ class RunView:
         """The metrics of the steps of one `kind`."""
         return [line for line in self.metrics if line.get("kind") == kind]
 
+    def names(self, kind: str) -> set[str]:
+        """The names of the metrics of the steps of one `kind`."""
+        return {name for line in self.lines(kind) for name in line}
+
     def series(self, metric: str, kind: str) -> list[tuple[int, float]]:
         """`(step, value)` of a metric, finite values only."""
         return [

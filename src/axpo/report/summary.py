@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from axpo.report.names import evaluation_order, label
+from axpo.report.names import TOOL_FIGURES, evaluation_order, label
 from axpo.report.runs import RunView
 
 Estimate = Mapping[str, Any]
 Comparisons = Mapping[tuple[str, str], Mapping[str, Any]]
 MAIN_METRIC = "pass@1"
+FAMILY_METRICS = (MAIN_METRIC, "tool_rate", "all_wrong_tool")
 EDGE_STEPS = 10
 
 
@@ -110,6 +111,35 @@ def evaluation_table(
         cells += [_difference_cell(c, metric) for c in comparisons.values()]
         rows.append((label(metric), cells))
     return EvaluationTable(columns, _notes(evaluations), rows)
+
+
+def tools_table(evaluations: Mapping[str, Estimate]) -> EvaluationTable | None:
+    """Each tool's figures, evaluations side by side; None where no tool was used."""
+    tools = sorted({tool for e in evaluations.values() for tool in e.get("tools", {})})
+    rows = [
+        (
+            f"{tool}: {name}",
+            [_cell(e.get("tools", {}).get(tool, {}).get(key)) for e in evaluations.values()],
+        )
+        for tool in tools
+        for key, name in TOOL_FIGURES.items()
+    ]
+    return EvaluationTable([*evaluations], [], rows) if rows else None
+
+
+def families_table(evaluations: Mapping[str, Estimate]) -> EvaluationTable | None:
+    """The main figures of each family of questions; None where the examples name none."""
+    parts = {name: e.get("by", {}).get("family", {}) for name, e in evaluations.items()}
+    families = list(dict.fromkeys(family for part in parts.values() for family in part))
+    rows = [
+        (
+            f"{family.replace('_', ' ')}: {label(metric)}",
+            [_cell(part.get(family, {}).get("metrics", {}).get(metric)) for part in parts.values()],
+        )
+        for family in families
+        for metric in FAMILY_METRICS
+    ]
+    return EvaluationTable([*evaluations], [], rows) if rows else None
 
 
 def edge_table(

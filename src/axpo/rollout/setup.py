@@ -7,13 +7,22 @@ from pathlib import Path
 
 import torch
 
-from axpo.config import Config, ConfigError, McpSettings, ModelSettings, TaskSettings, UserError
+from axpo.config import (
+    Config,
+    ConfigError,
+    McpSettings,
+    ModelSettings,
+    TaskSettings,
+    ToolsSettings,
+    UserError,
+)
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
 from axpo.tasks.grading import grade
+from axpo.tasks.lab import CORPUS, GALLERY
 from axpo.tools import make_tools
 from axpo.tools.base import Tool
 from axpo.tools.toolbox import Toolbox
@@ -48,7 +57,7 @@ def build_task(settings: TaskSettings) -> Task:
         raise ConfigError(
             f"task.name: the lab needs scikit-learn: pip install axpo[lab] ({error})"
         ) from error
-    return LabTask()
+    return LabTask(settings.families)
 
 
 def recipe_tools(config: Config) -> Toolbox:
@@ -57,7 +66,7 @@ def recipe_tools(config: Config) -> Toolbox:
     Asks the servers what they have; raises `ConfigError` that names the setting.
     """
     try:
-        tools = make_tools(config.rollout.tools, config.tools)
+        tools = make_tools(config.rollout.tools, _with_lab_indexes(config.tools))
     except ValueError as error:
         raise ConfigError(f"rollout.tools: {error}") from error
     for place, server in enumerate(config.tools.mcp):
@@ -71,6 +80,14 @@ def recipe_tools(config: Config) -> Toolbox:
         return Toolbox(tools, config.tools.limits)
     except ValueError as error:
         raise ConfigError(f"tools.limits: {error}") from error
+
+
+def _with_lab_indexes(settings: ToolsSettings) -> ToolsSettings:
+    """The settings with "lab" replaced by the shipped files."""
+    search = settings.search
+    shipped = {"corpus": CORPUS, "gallery": GALLERY}
+    found = {name: str(path) for name, path in shipped.items() if getattr(search, name) == "lab"}
+    return settings.model_copy(update={"search": search.model_copy(update=found)})
 
 
 def _server_tools(settings: McpSettings, key: str) -> Sequence[Tool]:

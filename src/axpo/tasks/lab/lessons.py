@@ -1,15 +1,15 @@
-"""What the base model learns from: dense picture targets, then short question-answer sequences.
+"""What the language model learns from: short question-answer sequences.
 
-Owns the pretraining batches; each is a pure function of (seed, index), so that training runs are
-reproducible whatever process prepares them. No lesson holds a tool call: the base learns to place
-a card (cell, then window), to read a card in the small view, and to read a zoomed crop.
+Owns the batches of the second stage; each is a pure function of (seed, index). No lesson holds a
+tool call or a tool's answer: the base learns to place a card (cell, then window), to read it in the
+small view and in a crop, to add, to write a formula or a topic down, the codes of the known
+places, and to find a number or a name in a text.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,130 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from axpo.tasks.lab import teacher
+from axpo.tasks.lab import calculate, facts, look_up, teacher
 from axpo.tasks.lab import tokenizer as words
-from axpo.tasks.lab.model import IMAGE_TOKENS, TOKENS_PER_SIDE, VIEW, text_positions, view
-from axpo.tasks.lab.pictures import COLOURS, SIDE, Box, Card, Scene, Split, make_scene, to_pixels
-
-COLOUR_NAMES = tuple(COLOURS)
-WHOLE_PICTURE: Box = (0, 0, SIDE, SIDE)
-READABLE_PX = 8
-
-
-@dataclass(frozen=True)
-class DenseBatch:
-    """Views [N, 64, 64, 3] and, for each of the 16 tokens, what card is there.
-
-    `colour` 0 is none; `digit` -1 is unknown; `weight` is the digit's share in the loss;
-    `place` is (dx, dy, size) of the card in view widths, valid where `colour` > 0.
-    """
-
-    views: torch.Tensor
-    colour: torch.Tensor
-    digit: torch.Tensor
-    weight: torch.Tensor
-    place: torch.Tensor
-
-
-_CELL = VIEW / TOKENS_PER_SIDE
-_TOP, _LEFT = (axis.ravel() * _CELL for axis in np.indices((TOKENS_PER_SIDE, TOKENS_PER_SIDE)))
-
-
-def _covered(start: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Length of [low, high] inside each token's [start, start + cell]."""
-    return np.clip(np.minimum(high, start + _CELL) - np.maximum(low, start), 0, None)
-
-
-def token_targets(scene: Scene, box: Box) -> np.ndarray:
-    """Targets [16, 6] of a view on `box`: colour, digit, weight, dx, dy, size."""
-    out = np.zeros((IMAGE_TOKENS, 6), np.float32)
-    out[:, 1] = -1
-    best = np.full(IMAGE_TOKENS, 0.2)
-    scale = VIEW / (box[2] - box[0])
-    for card in scene.cards:
-        x1, y1, x2, y2 = ((v - box[i % 2]) * scale for i, v in enumerate(card.box))
-        a, b, c, d = ((v - box[i % 2]) * scale for i, v in enumerate(card.digit_box))
-        whole = a >= -0.5 and b >= -0.5 and c <= VIEW + 0.5 and d <= VIEW + 0.5
-        readable = max(c - a, d - b) >= READABLE_PX
-        area = _covered(_LEFT, x1, x2) * _covered(_TOP, y1, y2)
-        share = area / min(_CELL * _CELL, (x2 - x1) * (y2 - y1))
-        here = share > best
-        best[here] = share[here]
-        out[here, 0] = 1 + COLOUR_NAMES.index(card.colour)
-        out[here, 1] = card.digit if whole else -1
-        out[here, 2] = 1.0 if readable else 0.2
-        out[here, 3] = ((x1 + x2) / 2 - _LEFT[here] - _CELL / 2) / VIEW
-        out[here, 4] = ((y1 + y2) / 2 - _TOP[here] - _CELL / 2) / VIEW
-        out[here, 5] = (x2 - x1) / VIEW
-    for digit in set(out[:, 1]) - {-1}:  # a large card counts more, but not as its area
-        out[out[:, 1] == digit, 2] /= math.sqrt((out[:, 1] == digit).sum())
-    return out
-
-
-def _nudged(window: teacher.Window, rng: random.Random) -> teacher.Window:
-    """The window a grid step away in x, in y or in both: digits cut by its edge."""
-    width = window[2] - window[0]
-    while True:
-        dx, dy = rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1))
-        x, y = (
-            min(max(v + teacher.WINDOW_STEP * d, 0), 1000 - width)
-            for v, d in ((window[0], dx), (window[1], dy))
-        )
-        if (x, y) != window[:2]:
-            return x, y, x + width, y + width
-
-
-def random_crop(scene: Scene, rng: random.Random, zoom: float) -> Box:
-    """A square box in pixels: with chance `zoom` on a card at a zoom's distances, else around one
-    at any scale.
-
-    The scales between a zoom and the whole scene carry the reading of large digits over to small
-    ones: without them the small view stays at chance.
-    """
-    card = rng.choice(scene.cards)
-    if rng.random() < zoom:
-        window = teacher.window_of(card)
-        if rng.random() < 0.3:
-            window = _nudged(window, rng)
-        x1, y1, x2, y2 = to_pixels(window)
-        side = (x2 - x1) * rng.uniform(0.9, 1.15)
-        x, y = (x1 + x2 - side) / 2, (y1 + y2 - side) / 2
-    else:
-        x1, y1, x2, _ = card.box
-        least = 1.05 * (x2 - x1)
-        side = least * math.exp(rng.random() * math.log(SIDE / least))
-        x, y = x1 - rng.random() * (side - x2 + x1), y1 - rng.random() * (side - x2 + x1)
-    left, top, width = round(x), round(y), round(side)
-    left, top = (min(max(v, 0), SIDE - width) for v in (left, top))
-    return left, top, left + width, top + width
-
-
-class DenseLessons(Dataset[DenseBatch]):
-    """Batches for the vision tower: one third whole scenes, the others crops of them."""
-
-    def __init__(self, seed: int, steps: int, size: int, split: Split = "train") -> None:
-        self.seed, self.steps, self.size = seed, steps, size
-        self.split: Split = split
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, index: int) -> DenseBatch:
-        if index >= self.steps:
-            raise IndexError(index)
-        rng = random.Random(f"lab-dense/{self.split}/{self.seed}/{index}")
-        views, targets = [], []
-        while len(views) < self.size:
-            scene = make_scene(self.split, rng.getrandbits(48))
-            boxes = (WHOLE_PICTURE, random_crop(scene, rng, 1.0), random_crop(scene, rng, 0.5))
-            for box in boxes[: self.size - len(views)]:
-                views.append(view(scene.picture, box))
-                targets.append(token_targets(scene, box))
-        t = torch.from_numpy(np.stack(targets))
-        return DenseBatch(
-            torch.from_numpy(np.stack(views)), t[..., 0].long(), t[..., 1].long(), t[..., 2],
-            t[..., 3:],
-        )  # fmt: skip
+from axpo.tasks.lab.dense import WHOLE_PICTURE
+from axpo.tasks.lab.model import IMAGE_TOKENS, text_positions, view
+from axpo.tasks.lab.pictures import Box, Card, Scene, Split, make_scene, to_pixels
+from axpo.tools.search.web import numbered
 
 
 @dataclass(frozen=True)
@@ -209,18 +91,90 @@ def crop_lesson(scene: Scene, rng: random.Random) -> Lesson:
     return words.ASK_SHOWN, boxes, "", answer
 
 
+def _seen(scene: Scene, rng: random.Random) -> tuple[str, int, str]:
+    """Thinking that names a digit, the digit, and how much of it is given.
+
+    Mostly the red card's; where it is another, or a wrong one, it is given and decides.
+    """
+    digit = scene.target.digit
+    right = teacher.seeing(teacher.cell_of(scene.target), digit)
+    if rng.random() < 0.7:
+        return right, digit, ""
+    card, digit = rng.choice(scene.cards), rng.randrange(10)
+    thinking = teacher.seeing(teacher.cell_of(card), digit)
+    return thinking, digit, thinking
+
+
+def written(opening: str, text: str, rng: random.Random) -> str:
+    """A formula or a topic, with or without an answer's beginning."""
+    start = rng.choice(("", words.ANSWER)) + opening
+    return words.CLOSE_THINKING + start + text + words.WRITTEN_CLOSE
+
+
+def calculate_lesson(scene: Scene, rng: random.Random) -> Lesson:
+    """A small sum in the head, or the formula of a sum or a product."""
+    thinking, digit, given = _seen(scene, rng)
+    asked = calculate.make_calculation(rng.random() < 0.7, rng)
+    if asked.easy and rng.random() < 0.7:
+        answer = calculate.mental_turn(thinking, asked.answer(digit))
+    else:
+        formula = written(words.FORMULA_OPEN, asked.formula(digit), rng)
+        answer = thinking + words.CALCULATE + formula
+    return asked.question, [WHOLE_PICTURE], given, answer[len(given) :]
+
+
+def look_up_lesson(scene: Scene, rng: random.Random) -> Lesson:
+    """The code of a known place, or the topic to look up, of any place."""
+    thinking, digit, given = _seen(scene, rng)
+    place = rng.choice(facts.KNOWN if rng.random() < 0.5 else facts.ALL_PLACES)
+    if place in facts.KNOWN and rng.random() < 0.8:
+        code = facts.path(place, digit)[-1].code
+        assert code is not None
+        answer = look_up.recalling_turn(thinking, code)
+    else:
+        answer = thinking + words.LOOK_UP
+        answer += written(words.QUERY_OPEN, facts.key(place, digit), rng)
+    return look_up.question(place), [WHOLE_PICTURE], given, answer[len(given) :]
+
+
+def text_lesson(scene: Scene, rng: random.Random) -> Lesson:
+    """A number in a text, or the topic that a text names, with or without a picture.
+
+    Texts are laid out like what calculations and searches give; their facts are made up.
+    """
+    if rng.random() < 0.3:
+        result = str(rng.randrange(10 ** rng.randint(1, 3)))
+        text, answer = result, teacher.answer_turn(words.FOUND, result)
+    else:
+        place, other = rng.sample(facts.ALL_PLACES, 2)
+        digit, next_digit, code = rng.randrange(10), rng.randrange(10), rng.randrange(10, 100)
+        sends_on = rng.random() < 0.4
+        topic = facts.key(other, next_digit)
+        marked = f"**{place}** **{digit}"
+        rest = words.FACT_NEXT + topic if sends_on else f"{words.FACT_CODE}{code}"
+        text = numbered([(facts.key(place, digit), f"{place}/{digit}", f"{marked}{rest}.")])
+        answer = teacher.answer_turn(words.FOUND, code)
+        if sends_on:
+            answer = words.REFERS + topic + words.LOOK_UP + written(words.QUERY_OPEN, topic, rng)
+    pictures = [WHOLE_PICTURE] if rng.random() < 0.6 else []
+    return f"{text}\n{words.ASK_RESULT}", pictures, "", answer
+
+
 def lessons_of(index: int) -> tuple[Callable[[Scene, random.Random], Lesson], ...]:
-    """The kinds of lesson in a batch; kinds of one length go together."""
-    return (crop_lesson,) if index % 3 == 2 else (place_lesson, read_lesson)
+    """The kinds of lesson in a batch; kinds of about one length go together."""
+    if index % 3 == 2:
+        return crop_lesson, text_lesson
+    return place_lesson, read_lesson, calculate_lesson, look_up_lesson
 
 
 class SequenceLessons(Dataset[SequenceBatch]):
-    """Batches for the language model, the three kinds of lesson in equal shares."""
+    """Batches for the language model. Each sequence begins with one of `headers`."""
 
     def __init__(
-        self, tokenizer: Any, header: str, seed: int, steps: int, size: int, split: Split = "train"
-    ) -> None:
-        self.tokenizer, self.header = tokenizer, header
+        self, tokenizer: Any, headers: Sequence[str], seed: int, steps: int, size: int,
+        split: Split = "train",
+    ) -> None:  # fmt: skip
+        self.tokenizer, self.headers = tokenizer, headers
         self.seed, self.steps, self.size = seed, steps, size
         self.split: Split = split
         self.image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -241,7 +195,8 @@ class SequenceLessons(Dataset[SequenceBatch]):
             scene = make_scene(self.split, rng.getrandbits(48))
             question, boxes, given, rest = kinds[slot % len(kinds)](scene, rng)
             views += [view(scene.picture, box) for box in boxes]
-            prompt = self.encode(prompt_text(question, len(boxes), self.header) + given)
+            header = rng.choice(self.headers)
+            prompt = self.encode(prompt_text(question, len(boxes), header) + given)
             rows.append((prompt, self.encode(rest + "<|im_end|>")))
         return collate(rows, views, self.image_token, self.tokenizer.pad_token_id)
 

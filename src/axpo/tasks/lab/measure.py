@@ -1,4 +1,5 @@
-"""What a lab model can do: digits read from crops and from the small view, cards placed.
+"""What a lab model can do: digits read from crops and from the small view, cards placed, and what
+it writes once it has named a digit.
 
 Owns the numbers of the base's model card. Greedy and teacher-forced up to the measured tokens.
 """
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 
-from axpo.tasks.lab import teacher
+from axpo.tasks.lab import calculate, facts, look_up, teacher
 from axpo.tasks.lab import tokenizer as words
-from axpo.tasks.lab.lessons import WHOLE_PICTURE, collate, prompt_text
+from axpo.tasks.lab.dense import WHOLE_PICTURE
+from axpo.tasks.lab.lessons import Lesson, collate, prompt_text, text_lesson
 from axpo.tasks.lab.model import forward, view
 from axpo.tasks.lab.pictures import Box, Scene, Split, is_hit, make_scene, to_pixels
 
@@ -81,9 +83,53 @@ def placing(model: Any, tokenizer: Any, header: str, scenes: list[Scene]) -> dic
     }
 
 
+@torch.no_grad()
+def right_share(
+    model: Any, tokenizer: Any, header: str, lessons: list[Lesson], scenes: list[Scene]
+) -> float:
+    """Share of lessons whose every trained token is the most probable one."""
+    rows: list[tuple[list[int], list[int]]] = []
+    views: list[Any] = []
+    for (question, boxes, given, rest), scene in zip(lessons, scenes, strict=True):
+        text = prompt_text(question, len(boxes), header) + given
+        context, trained = (tokenizer.encode(t, add_special_tokens=False) for t in (text, rest))
+        rows.append((context, trained))
+        views += [view(scene.picture, box) for box in boxes]
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    batch = collate(rows, views, image, tokenizer.pad_token_id)
+    hidden = forward(model, batch.ids, batch.positions, batch.views)
+    wrong = model.lm_head(hidden[:, :-1]).argmax(-1) != batch.ids[:, 1:]
+    return 1 - (wrong & batch.loss[:, 1:]).any(1).float().mean().item()
+
+
+def writing(model: Any, tokenizer: Any, header: str, scenes: list[Scene]) -> dict[str, float]:
+    """What follows once the red card's digit is named, and what is found in a text."""
+    rng = random.Random("lab-measure-writing")
+    kinds: dict[str, list[Lesson]] = {}
+
+    def add(kind: str, question: str, scene: Scene, whole: str) -> None:
+        given = teacher.seeing(teacher.cell_of(scene.target), scene.target.digit)
+        lesson = question, [WHOLE_PICTURE], given, whole[len(given) :]
+        kinds.setdefault(kind, []).append(lesson)
+
+    for scene in scenes:
+        seen = teacher.seeing(teacher.cell_of(scene.target), scene.target.digit)
+        asked = calculate.make_calculation(True, rng)
+        answer = asked.answer(scene.target.digit)
+        add("adds", asked.question, scene, calculate.mental_turn(seen, answer))
+        place = rng.choice(facts.KNOWN)
+        code = facts.entry(place, scene.target.digit).code
+        assert code is not None
+        add("knows_by_heart", look_up.question(place), scene, look_up.recalling_turn(seen, code))
+        kinds.setdefault("finds_in_text", []).append(text_lesson(scene, rng))
+    return {
+        name: right_share(model, tokenizer, header, found, scenes) for name, found in kinds.items()
+    }
+
+
 def _hit(scene: Scene, text: str) -> bool:
     try:
-        x1, y1, x2, y2 = (float(v) for v in text.split(", "))
+        x1, y1, x2, y2 = (float(v) for v in text.removesuffix("]").split(", "))
     except ValueError:
         return False
     return is_hit(scene, (x1, y1, x2, y2))
@@ -99,6 +145,7 @@ def measure(
     ask = words.ASK_DIGIT + "red card?"
     rng = random.Random("lab-measure")
     result = placing(model, tokenizer, header, [*easy[: count // 2], *hard[: count // 2]])
+    result |= writing(model, tokenizer, header, easy[: count // 2])
     for name, scenes in (("easy", easy), ("hard", hard)):
         whole = [[WHOLE_PICTURE]] * count
         crops = [to_pixels(teacher.window_of(s.target)) for s in scenes]

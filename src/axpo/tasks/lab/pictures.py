@@ -121,6 +121,12 @@ def region_ids(split: Split) -> tuple[int, ...]:
     return tuple(parts[split])
 
 
+def photo_tile(region: int) -> Image.Image:
+    """A tile of the photos as it is."""
+    photo, (left, top, right, bottom) = regions()[region]
+    return _photos()[photo].crop((round(left), round(top), round(right), round(bottom)))
+
+
 def _background(region: int, rng: random.Random) -> Image.Image:
     photo, (left, top, right, bottom) = regions()[region]
     side = rng.uniform(0.6, 1.0) * min(right - left, bottom - top)

@@ -2,9 +2,9 @@
 
 Owns the recipe. Training end to end from scratch stays at chance; two stages work:
 
-1. *see*: the vision tower with a throw-away head on each picture token (card colour, digit, place);
-2. *speak*: short sequences (place a card, read it, read a crop) with the vision tower frozen but
-   for its mergers.
+1. *see*: the vision tower with a throw-away head on each picture token (colour, digit, place);
+2. *speak*: short sequences (place a card, read it, read a crop, add, write down what to calculate
+   or to look up, find a result in a text) with the vision tower frozen but for its mergers.
 
 The result is a folder that any Qwen3-VL loader reads. It has never seen a tool call.
 """
@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 
 from axpo.tasks.lab import model as lab_model
 from axpo.tasks.lab.card import model_card
-from axpo.tasks.lab.lessons import DenseBatch, DenseLessons, SequenceBatch, SequenceLessons
+from axpo.tasks.lab.dense import DenseBatch, DenseLessons
+from axpo.tasks.lab.lessons import SequenceBatch, SequenceLessons
 from axpo.tasks.lab.measure import measure
 from axpo.tasks.lab.tokenizer import save_tokenizer, tools_header
 
@@ -44,7 +45,7 @@ class PretrainSettings:
     see_steps: int = 3000
     see_batch: int = 64
     see_lr: float = 2e-3
-    speak_steps: int = 1100
+    speak_steps: int = 2000
     speak_batch: int = 64
     speak_lr: float = 2e-3
     warmup: int = 50
@@ -139,7 +140,9 @@ def see(model: Any, settings: PretrainSettings) -> Iterator[float]:
     )
 
 
-def speak(model: Any, tokenizer: Any, header: str, settings: PretrainSettings) -> Iterator[float]:
+def speak(
+    model: Any, tokenizer: Any, headers: Sequence[str], settings: PretrainSettings
+) -> Iterator[float]:
     """Stage 2; yields losses."""
     visual = model.model.visual
     visual.requires_grad_(False)
@@ -147,7 +150,7 @@ def speak(model: Any, tokenizer: Any, header: str, settings: PretrainSettings) -
     visual.deepstack_merger_list.requires_grad_(True)
     optimizer = _optimizer([model], settings.speak_lr, settings.weight_decay)
     lessons = SequenceLessons(
-        tokenizer, header, settings.seed, settings.speak_steps, settings.speak_batch
+        tokenizer, headers, settings.seed, settings.speak_steps, settings.speak_batch
     )
     yield from _fit(
         lambda batch: sequence_loss(model, batch),
@@ -194,25 +197,26 @@ def _log(name: str, losses: Iterator[float], steps: int, report: Report) -> list
 
 
 def pretrain(
-    out: Path, tool_specs: list[dict[str, Any]], settings: PretrainSettings, report: Report = print
-) -> Any:
+    out: Path, toolsets: list[list[dict[str, Any]]], settings: PretrainSettings,
+    report: Report = print,
+) -> Any:  # fmt: skip
     """Both stages; saves the folder with its record `pretrain.json` and returns the model."""
     begun = time.monotonic()
     torch.manual_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = save_tokenizer(out, tool_specs)
+    tokenizer = save_tokenizer(out, *toolsets)
     model = lab_model.build_model(tokenizer)
-    header = tools_header(tool_specs)
+    headers = [tools_header(specs) for specs in toolsets]
     report(f"{asdict(settings)}")
     first = {
         "see": _log("see", see(model, settings), settings.see_steps, report),
         "speak": _log(
-            "speak", speak(model, tokenizer, header, settings), settings.speak_steps, report
+            "speak", speak(model, tokenizer, headers, settings), settings.speak_steps, report
         ),
     }
     minutes = round((time.monotonic() - begun) / 60, 1)
     save_base(out, model, tokenizer)
-    numbers = measure(model, tokenizer, header, "test")
+    numbers = measure(model, tokenizer, headers[-2], "test")
     report(f"{minutes} minutes; on test pictures: {numbers}")
     record = {
         "settings": asdict(settings), "minutes": minutes, "first_losses": first, "test": numbers,
@@ -223,15 +227,24 @@ def pretrain(
     return model
 
 
-def main() -> None:
-    from axpo.tools.zoom import SPEC
+def toolsets() -> list[list[dict[str, Any]]]:
+    """Specs of the tools that the lab's recipes name: of one, of three, of the unseen one too."""
+    from axpo.tools.python.tool import SPEC as PYTHON
+    from axpo.tools.search.image import ImageSearchTool
+    from axpo.tools.search.web import WebSearchTool
+    from axpo.tools.zoom import SPEC as ZOOM
 
+    three = [ZOOM, PYTHON, WebSearchTool.spec]
+    return [[ZOOM], three, [*three, ImageSearchTool.spec]]
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pretrain(args.out, [SPEC], PretrainSettings(seed=args.seed), lambda s: print(s, flush=True))
+    pretrain(args.out, toolsets(), PretrainSettings(seed=args.seed), lambda s: print(s, flush=True))
 
 
 if __name__ == "__main__":

@@ -1,54 +1,83 @@
-"""The lab as a task: scenes as questions with one verifiable digit, and demonstrations for SFT.
+"""The lab as a task: scenes as questions with one verifiable answer, and demonstrations for SFT.
 
-Owns the splits: "train" and "sft" are endless and made from training digits and photo regions,
-from disjoint ranges of scene seeds; "val" and "test" are fixed sets of held-out ones.
+Owns the families and the splits: "train" and "sft" are endless and made from training digits,
+photo regions and places, from disjoint ranges of scene seeds; "val" and "test" are fixed sets of
+held-out ones. Families take turns from one example to the next.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from axpo.config import Family, UserError
 from axpo.tasks.base import Example
+from axpo.tasks.lab import calculate, facts, look_up, recognise, teacher
 from axpo.tasks.lab import tokenizer as words
 from axpo.tasks.lab.pictures import TARGET, Scene, Split, make_scene
-from axpo.tasks.lab.teacher import NOISY, PRECISE, TeacherSettings, demonstration
 
 QUESTION = f"{words.ASK_DIGIT}{TARGET} card?"
 SIZES: dict[str, int | None] = {"train": None, "sft": None, "val": 512, "test": 1024}
 SFT_OFFSET = 2**40
 EASY_SHARE = 0.62
-"""Questions whose red card can be read without a zoom: so many that some no-tool rollout succeeds
-on three questions of four, as in the paper's gap."""
+"""Questions that need no tool (a card that can be read without a zoom, a small sum, a place that is
+known by heart): so many that some no-tool rollout succeeds on three questions of four, as in the
+paper's gap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an example stands: `pixels` is the split of its digits, photos and places."""
+
+    split: str
+    index: int
+    pixels: Split
+    seed: int
+    easy: bool
+
+    @property
+    def id(self) -> str:
+        return f"lab-{self.split}-{self.index}"
+
+    def random(self, of: str) -> random.Random:
+        return random.Random(f"lab-{of}/{self.split}/{self.seed}")
 
 
 class LabTask:
-    """Find and read: which digit is on the red card?
+    """Questions of `families` in turn."""
 
-    The first `precise` examples of "sft" come from a precise teacher, the rest from a noisy one.
-    """
-
-    def __init__(
-        self,
-        *,
-        seed: int = 0,
-        precise: int = 0,
-        noisy_teacher: TeacherSettings = NOISY,
-        precise_teacher: TeacherSettings = PRECISE,
-    ) -> None:
+    def __init__(self, families: Sequence[Family] = ("find",), seed: int = 0) -> None:
+        self.families = families
         self.seed = seed
-        self.precise = precise
-        self.noisy_teacher = noisy_teacher
-        self.precise_teacher = precise_teacher
 
     def size(self, split: str) -> int | None:
-        """Number of examples; None where they never end."""
-        try:
-            return SIZES[split]
-        except KeyError:
-            raise ValueError(f"lab: split {split!r} is unknown; one of {list(SIZES)}") from None
+        """Number of examples; None where they never end.
+
+        Raises `UserError` for a split to train on with a family that is for evaluation.
+        """
+        if split not in SIZES:
+            raise ValueError(f"lab: split {split!r} is unknown; one of {list(SIZES)}")
+        if SIZES[split] is None and "recognise" in self.families:
+            raise UserError(
+                "task.families: 'recognise' is for evaluation, so that its tool is met unseen; "
+                "leave it out of training"
+            )
+        return SIZES[split]
 
     def scene(self, split: str, index: int) -> Scene:
-        """The scene behind an example (val and test do not depend on the task's seed)."""
+        """The scene behind an example of *find*."""
+        place = self._place(split, index)
+        return make_scene(place.pixels, place.seed, easy=place.easy)
+
+    def example(self, split: str, index: int) -> Example:
+        """The `index`-th example of a split; the same numbers give the same example."""
+        family = self.families[index % len(self.families)]
+        example = MAKERS[family](self._place(split, index))
+        return replace(example, meta={**example.meta, "family": family})
+
+    def _place(self, split: str, index: int) -> Place:
+        """Val and test do not depend on the task's seed."""
         size = self.size(split)
         if index < 0 or (size is not None and index >= size):
             raise IndexError(f"lab: {split} has {size} examples, got index {index}")
@@ -57,25 +86,68 @@ class LabTask:
         if split == "val" or split == "test":
             pixels, seed = split, index
         easy = random.Random(f"lab-easy/{split}/{seed}").random() < EASY_SHARE
-        return make_scene(pixels, seed, easy=easy)
+        return Place(split, index, pixels, seed, easy)
 
-    def example(self, split: str, index: int) -> Example:
-        """The `index`-th example of a split; the same numbers give the same example."""
-        scene = self.scene(split, index)
-        turns: tuple[str, ...] = ()
-        if split == "sft":
-            settings = self.precise_teacher if index < self.precise else self.noisy_teacher
-            rng = random.Random(f"lab-teacher/{self.seed}/{index}")
-            turns = tuple(demonstration(scene, rng, settings))
-        return Example(
-            id=f"lab-{split}-{index}",
-            question=QUESTION,
-            images=(scene.picture,),
-            answer=str(scene.target.digit),
-            demonstration=turns,
-            meta={
-                "easy": scene.target.easy,
-                "target_box": scene.target.digit_box,
-                "cards": [(c.colour, c.digit, c.box) for c in scene.cards],
-            },
-        )
+
+def _find(place: Place) -> Example:
+    scene = make_scene(place.pixels, place.seed, easy=place.easy)
+    rng = place.random("teacher")
+    return _on_scene(
+        place, scene, QUESTION, scene.target.digit,
+        lambda: teacher.demonstration(scene, rng, teacher.NOISY),
+    )  # fmt: skip
+
+
+def _calculate(place: Place) -> Example:
+    scene = make_scene(place.pixels, place.seed, easy=True)
+    asked = calculate.make_calculation(place.easy, place.random("calculation"))
+    rng = place.random("teacher")
+    return _on_scene(
+        place, scene, asked.question, asked.answer(scene.target.digit),
+        lambda: calculate.demonstration(scene, asked, rng, teacher.NOISY),
+    )  # fmt: skip
+
+
+def _look_up(place: Place) -> Example:
+    scene = make_scene(place.pixels, place.seed, easy=True)
+    where = look_up.make_place(place.easy, place.pixels, place.random("place"))
+    path = facts.path(where, scene.target.digit)
+    rng = place.random("teacher")
+    example = _on_scene(
+        place, scene, look_up.question(where), path[-1].code,
+        lambda: look_up.demonstration(scene, where, rng, teacher.NOISY),
+    )  # fmt: skip
+    return replace(example, meta={**example.meta, "hops": len(path)})
+
+
+def _recognise(place: Place) -> Example:
+    rng = place.random("photo")
+    where = rng.choice(recognise.shown_places())
+    picture = recognise.picture(where, rng)
+    return Example(place.id, recognise.QUESTION, (picture,), where, meta={"easy": False})
+
+
+def _on_scene(
+    place: Place, scene: Scene, question: str, answer: int | None,
+    demonstrate: Callable[[], list[str]],
+) -> Example:  # fmt: skip
+    return Example(
+        id=place.id,
+        question=question,
+        images=(scene.picture,),
+        answer=str(answer),
+        demonstration=tuple(demonstrate()) if place.split == "sft" else (),
+        meta={
+            "easy": place.easy,
+            "target_box": scene.target.digit_box,
+            "cards": [(c.colour, c.digit, c.box) for c in scene.cards],
+        },
+    )
+
+
+MAKERS: dict[Family, Callable[[Place], Example]] = {
+    "find": _find,
+    "calculate": _calculate,
+    "look_up": _look_up,
+    "recognise": _recognise,
+}

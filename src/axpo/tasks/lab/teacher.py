@@ -1,9 +1,10 @@
 """The teacher: demonstrations for the supervised cold start, precise or noisy on purpose.
 
-Owns what a good zoom is (a window on a coarse grid that shows a card's digit whole) and how the
-teacher errs. Its thinking commits to a cell of a coarse grid; its call refines it to a window.
-A wrong cell is hopeless whatever call follows, a right cell can be recovered by another call: that
-is the structure that resampling from a tool call needs. The two rates are settings.
+Owns how the teacher errs, and its demonstrations of *find and read* (those of the other families
+are in `calculate` and `look_up`). Its thinking commits to something seen, a cell of a coarse grid
+or a digit; its call builds on it. What was seen wrongly is hopeless whatever call follows, a wrong
+call can be recovered by another: that is the structure that resampling from a tool call needs. The
+two rates are settings.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ class TeacherSettings:
 
     tool_easy: float = 0.28
     tool_hard: float = 0.36
-    wrong_cell: float = 0.0
-    wrong_window: float = 0.0
-    wrong_cell_on_card: float = 0.7
-    """Of the wrong cells, how many are the cell of another card (else: any other cell)."""
+    wrong_thought: float = 0.0
+    wrong_call: float = 0.0
+    other_card: float = 0.7
+    """Of the wrong thoughts, how many are about another card (else: about anything)."""
+
+    def calls(self, easy: bool, rng: random.Random) -> bool:
+        """Whether a demonstration calls a tool."""
+        return rng.random() < (self.tool_easy if easy else self.tool_hard)
 
 
-PRECISE = TeacherSettings(tool_easy=0.5, tool_hard=0.6)
-NOISY = TeacherSettings(wrong_cell=0.3, wrong_window=0.3)
+NOISY = TeacherSettings(wrong_thought=0.3, wrong_call=0.3)
 
 
 def _centre(box: Box) -> tuple[float, float]:
@@ -96,10 +100,10 @@ def drifted(window: Window, rng: random.Random) -> Window:
 def choose_cell(scene: Scene, rng: random.Random, settings: TeacherSettings) -> Cell:
     """The target's cell, or by mistake another card's, or any other."""
     right = cell_of(scene.target)
-    if rng.random() >= settings.wrong_cell:
+    if rng.random() >= settings.wrong_thought:
         return right
     others = [c for c in map(cell_of, scene.cards[1:]) if c != right]
-    if others and rng.random() < settings.wrong_cell_on_card:
+    if others and rng.random() < settings.other_card:
         return rng.choice(others)
     cells = [(r, c) for r in range(words.CELLS) for c in range(words.CELLS) if (r, c) != right]
     return rng.choice(cells)
@@ -111,26 +115,49 @@ def choose_window(
     """The window of the card in the cell (the target before others), perhaps a step off."""
     card = next((c for c in scene.cards if cell_of(c) == cell), None)
     window = window_of(card) if card else window_in(cell)
-    return drifted(window, rng) if rng.random() < settings.wrong_window else window
+    return drifted(window, rng) if rng.random() < settings.wrong_call else window
+
+
+def call_turn(thinking: str, call: str) -> str:
+    """A turn that calls a tool; `call` is what stands between the tags."""
+    return f"{thinking}{words.CLOSE_THINKING}<tool_call>{call}</tool_call>"
+
+
+def answer_turn(thinking: str, answer: str | int) -> str:
+    """A turn that ends the trajectory."""
+    return f"{thinking}{words.CLOSE_THINKING}{words.ANSWER}{answer}"
 
 
 def zoom_turn(cell: Cell, window: Window) -> str:
-    """First turn of a tool trajectory."""
-    return (
-        words.TOO_SMALL + words.cell_phrase(*cell) + words.CLOSE_THINKING
-        + "<tool_call>" + words.CALL_OPEN + words.box_phrase(window) + words.CALL_CLOSE
-        + "</tool_call>"
-    )  # fmt: skip
+    """First turn of a trajectory that zooms."""
+    call = words.ZOOM_OPEN + words.box_phrase(window) + words.ZOOM_CLOSE
+    return call_turn(words.TOO_SMALL + words.cell_phrase(*cell), call)
 
 
-def answer_turn(thinking: str, digit: int) -> str:
-    """A turn that ends the trajectory."""
-    return f"{thinking}{words.CLOSE_THINKING}{words.ANSWER}{digit}"
+def locating(cell: Cell) -> str:
+    """Thinking that names the cell of a card that needs no zoom."""
+    return words.LARGE_ENOUGH + words.cell_phrase(*cell)
+
+
+def seeing(cell: Cell, digit: int) -> str:
+    """Thinking that names a digit and where it is."""
+    return f"{locating(cell)}{words.SHOWS}{digit}"
+
+
+def choose_seen(scene: Scene, rng: random.Random, settings: TeacherSettings) -> tuple[Cell, int]:
+    """The target's cell and digit, or by mistake another card's, or another digit."""
+    right = cell_of(scene.target), scene.target.digit
+    if rng.random() >= settings.wrong_thought:
+        return right
+    if rng.random() < settings.other_card:
+        card = rng.choice(scene.cards[1:])
+        return cell_of(card), card.digit
+    return right[0], rng.choice([d for d in range(10) if d != right[1]])
 
 
 def reading_small(card: Card) -> str:
     """The only turn of a trajectory without a tool: where the card is, then its digit."""
-    return answer_turn(words.LARGE_ENOUGH + words.cell_phrase(*cell_of(card)), card.digit)
+    return answer_turn(locating(cell_of(card)), card.digit)
 
 
 def reading_turn(scene: Scene, window: Window, rng: random.Random) -> str:
@@ -143,8 +170,7 @@ def reading_turn(scene: Scene, window: Window, rng: random.Random) -> str:
 
 def demonstration(scene: Scene, rng: random.Random, settings: TeacherSettings) -> list[str]:
     """The policy turns of one teacher trajectory, without the end-of-turn token."""
-    rate = settings.tool_easy if scene.target.easy else settings.tool_hard
-    if rng.random() >= rate:
+    if not settings.calls(scene.target.easy, rng):
         return [reading_small(scene.target)]
     cell = choose_cell(scene, rng, settings)
     window = choose_window(scene, cell, rng, settings)

@@ -1,18 +1,20 @@
 """The lab's tokenizer: any text as bytes, the lab's own phrases as one token each.
 
 Owns the vocabulary. A byte-level BPE without merges represents any text; Qwen's special tokens
-are the family's own; the lab's phrases (the whole tools header, question words, thinking, the
-scaffolding of a zoom call, coordinates) are added tokens, matched leftmost-longest. So a lab prompt
-is some 40 tokens in the real Qwen3-VL wire format, rendered by the real renderer.
+are the family's own; the lab's phrases (whole tools headers, question words, thinking, the
+scaffolding of calls, coordinates, names of places) are added tokens, matched leftmost-longest. So
+a lab prompt is some 40 tokens in the real Qwen3-VL wire format, rendered by the real renderer.
 
-The header is taken from rendering the zoom tool's actual spec when the tokenizer is built: after a
-change of the spec it still renders, but byte by byte; rebuild the base then.
+Headers are taken from rendering the tools' actual specs when the tokenizer is built: after a
+change of a spec, or with other tools, they still render, but byte by byte; rebuild the base then.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from axpo.tasks.lab.facts import ALL_PLACES
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -24,19 +26,40 @@ CONTROL_TOKENS = (
 COORDINATE_STEP = 20
 CELLS = 4
 
-CALL_OPEN = '\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": ['
-CALL_CLOSE = '], "label": "digit", "img_idx": 0}}\n'
+ZOOM_OPEN = '\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": ['
+ZOOM_CLOSE = ', "label": "digit", "img_idx": 0}}\n'
+PYTHON_OPEN = '\n{"name": "python", "arguments": {"code": "'
+SEARCH_OPEN = '\n{"name": "web_search", "arguments": {"query": "'
+TEXT_CLOSE = '"}}\n'
 BOX_OPEN = '{"bbox_2d": ['
-BOX_CLOSE = '], "label": "digit"}'
+BOX_CLOSE = ', "label": "digit"}'
+FORMULA_OPEN = '{"formula": "'
+QUERY_OPEN = '{"topic": "'
+WRITTEN_CLOSE = '"}'
+TIMES, PLUS = " * ", " + "
 ANSWER = "Answer: "
 CLOSE_THINKING = "\n</think>\n\n"
 LARGE_ENOUGH = "large enough to read in "
 TOO_SMALL = "too small, zoom in on "
 FOUND = "it can be read now"
 NOT_FOUND = "no digit there, a guess"
+SHOWS = ": "
+CALCULATE = "; calculate"
+IN_HEAD = "; in my head"
+LOOK_UP = "; look it up"
+BY_HEART = "; known by heart"
+REFERS = "it refers to "
 ASK_DIGIT = "Which digit is on the "
 ASK_PLACE = "Where is the "
 ASK_SHOWN = "Which digit is shown?"
+ASK_RESULT = "Which result is shown?"
+ASK_VALUE = "What is the digit on the "
+ASK_TIMES = " card times "
+ASK_PLUS = " card plus "
+ASK_CODE = "Which code has the digit on the "
+ASK_WHERE = " card in "
+FACT_CODE = "** has code "
+FACT_NEXT = "** is "
 
 
 def cell_phrase(row: int, column: int) -> str:
@@ -45,20 +68,23 @@ def cell_phrase(row: int, column: int) -> str:
 
 
 def box_phrase(bbox: tuple[int, int, int, int]) -> str:
-    """A box as a call writes it, without brackets."""
-    return ", ".join(str(v) for v in bbox)
+    """A box as a call writes it, with the closing bracket."""
+    return ", ".join(str(v) for v in bbox) + "]"
 
 
 def phrases() -> list[str]:
-    """Every phrase that is one token, besides the tools header."""
+    """Every phrase that is one token, besides the tools headers."""
     words = [
-        "system\n", "user\n", "assistant\n", "\n\n", CALL_OPEN, CALL_CLOSE, BOX_OPEN, BOX_CLOSE,
-        ANSWER, LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, ASK_DIGIT, ASK_PLACE, ASK_SHOWN,
-        "red", "blue", "green", "yellow", " card?",
+        "system\n", "user\n", "assistant\n", "\n\n", ZOOM_OPEN, ZOOM_CLOSE, PYTHON_OPEN,
+        SEARCH_OPEN, TEXT_CLOSE, BOX_OPEN, BOX_CLOSE, FORMULA_OPEN, QUERY_OPEN, WRITTEN_CLOSE,
+        TIMES, PLUS, ANSWER, LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, SHOWS, CALCULATE, IN_HEAD,
+        LOOK_UP, BY_HEART, REFERS, ASK_DIGIT, ASK_PLACE, ASK_SHOWN, ASK_RESULT, ASK_VALUE,
+        ASK_TIMES, ASK_PLUS, ASK_CODE, ASK_WHERE, FACT_CODE, FACT_NEXT, "[1] ", "**", "** **",
+        "red", "blue", "green", "yellow", " card?", *ALL_PLACES,
     ]  # fmt: skip
     words += [f"row {i + 1}, " for i in range(CELLS)] + [f"column {i + 1}" for i in range(CELLS)]
     for value in range(0, 1001, COORDINATE_STEP):
-        words += [f"{value}, "] + ([str(value)] if value > 9 else [])
+        words += [f"{value}, ", f"{value}]"]
     return words
 
 
@@ -72,8 +98,8 @@ def tools_header(tool_specs: list[dict[str, Any]]) -> str:
     return _TOOLS_HEADER + specs + _TOOLS_FOOTER
 
 
-def build_tokenizer(tool_specs: list[dict[str, Any]]) -> Any:
-    """A fast tokenizer whose one header phrase is the system turn for `tool_specs`."""
+def build_tokenizer(*toolsets: list[dict[str, Any]]) -> Any:
+    """A fast tokenizer with the system turn of each of `toolsets` (specs of tools) as a token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -82,7 +108,7 @@ def build_tokenizer(tool_specs: list[dict[str, Any]]) -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-    texts = [*CONTROL_TOKENS, tools_header(tool_specs), *phrases()]
+    texts = [*CONTROL_TOKENS, *map(tools_header, toolsets), *phrases()]
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -93,8 +119,8 @@ def build_tokenizer(tool_specs: list[dict[str, Any]]) -> Any:
     )
 
 
-def save_tokenizer(folder: Path, tool_specs: list[dict[str, Any]]) -> Any:
+def save_tokenizer(folder: Path, *toolsets: list[dict[str, Any]]) -> Any:
     """Build, save into `folder` (loadable by `AutoTokenizer`), and return the tokenizer."""
-    tokenizer = build_tokenizer(tool_specs)
+    tokenizer = build_tokenizer(*toolsets)
     tokenizer.save_pretrained(folder)
     return tokenizer

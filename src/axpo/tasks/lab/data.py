@@ -1,0 +1,37 @@
+"""Build what the lab's tools search in: `python -m axpo.tasks.lab.data`.
+
+Owns the two shipped index files: the corpus of the facts and the gallery of the places' photos.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from axpo.tasks.lab import CORPUS, GALLERY, facts, recognise
+from axpo.tools.search.gallery import CAPTIONS, build_gallery
+from axpo.tools.search.index import build_index
+
+
+def build(corpus: Path, gallery: Path) -> None:
+    """Write both index files."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = folder / "facts.jsonl"
+        lines.write_text("".join(json.dumps(asdict(it)) + "\n" for it in facts.documents()))
+        build_index(lines, corpus)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        captions: list[str] = []
+        for place, photo in recognise.gallery():
+            photo.save(folder / f"{place}.png")
+            caption = {"file": f"{place}.png", "title": place, "url": f"photos/{place}"}
+            captions.append(json.dumps(caption) + "\n")
+        (folder / CAPTIONS).write_text("".join(captions))
+        build_gallery(folder, gallery)
+
+
+if __name__ == "__main__":
+    build(CORPUS, GALLERY)

@@ -1,0 +1,88 @@
+"""The lab's facts: a code for each digit in each place, and the corpus that tells them.
+
+Owns what can be looked up. Places are split like pictures: what is asked in "val" and "test" is
+answered by documents that no training question needed. The codes of `KNOWN` places are common
+knowledge: the base model has learned them by heart, as a model knows what its pretraining held.
+Of the other facts a third take two hops: the document names another place and digit to look up.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from axpo.tasks.lab.pictures import SPLITS, Split
+from axpo.tools.search.index import Document
+
+KNOWN = ("Cairo", "Lima", "Oslo", "Rome")
+PLACES: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "Accra", "Athens", "Baku", "Beirut", "Berlin", "Bogota", "Cork", "Dakar", "Delhi", "Doha",
+        "Dublin", "Genoa", "Ghent", "Hanoi", "Havana", "Izmir", "Kabul", "Kyoto", "Lagos", "Leeds",
+        "Lille", "Lyon", "Madrid", "Malaga",
+    ),
+    "val": ("Bamako", "Malmo", "Manila", "Milan", "Minsk", "Nairobi", "Osaka", "Paris"),
+    "test": (
+        "Amman", "Essen", "Jaipur", "Kyiv", "Perth", "Porto", "Prague", "Quito", "Riga", "Seoul",
+        "Turin", "Vilnius",
+    ),
+}  # fmt: skip
+ALL_PLACES = (*KNOWN, *(place for split in SPLITS for place in PLACES[split]))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the corpus has about a digit in a place: a two-digit `code`, or where to look next."""
+
+    place: str
+    digit: int
+    code: int | None
+    next: tuple[str, int] | None
+
+    @property
+    def title(self) -> str:
+        return key(self.place, self.digit)
+
+    @property
+    def text(self) -> str:
+        if self.next is not None:
+            return f"{self.title} is {key(*self.next)}."
+        return f"{self.title} has code {self.code}."
+
+
+def key(place: str, digit: int) -> str:
+    """How a digit in a place is written, in documents and in queries."""
+    return f"{place} {digit}"
+
+
+def is_direct(place: str, digit: int) -> bool:
+    """Whether the entry tells the code itself."""
+    return place in KNOWN or (digit + zlib.crc32(place.encode())) % 3 != 0
+
+
+def entry(place: str, digit: int) -> Entry:
+    """The corpus's entry; where it sends on, the next one tells the code."""
+    rng = random.Random(f"lab-fact/{place}/{digit}")
+    if is_direct(place, digit):
+        return Entry(place, digit, rng.randrange(10, 100), None)
+    peers = next(PLACES[split] for split in SPLITS if place in PLACES[split])
+    others = [(p, d) for p in peers for d in range(10) if p != place and d != digit]
+    return Entry(place, digit, None, rng.choice([it for it in others if is_direct(*it)]))
+
+
+def path(place: str, digit: int) -> list[Entry]:
+    """The entries that lead to the code, the one that tells it last."""
+    found = [entry(place, digit)]
+    while found[-1].next is not None:
+        found.append(entry(*found[-1].next))
+    return found
+
+
+def documents() -> Iterator[Document]:
+    """The corpus: an entry a document."""
+    for place in ALL_PLACES:
+        for digit in range(10):
+            it = entry(place, digit)
+            yield Document(it.title, f"{place}/{digit}", it.text)
