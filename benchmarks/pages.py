@@ -69,7 +69,9 @@ rollouts. Operations are the least that the result needs; their share is of the 
 the zoom tool or `web_search` over a local corpus, with 200 ms awaited on top of each call (ours)
 against the same tools without (theirs). All trajectories start at once, thinking is ragged, and
 both sides sample the same tokens, which is checked; a ratio is seconds a sampled token, so 1.05
-means 5 % fewer tokens a second. `idle` is the time of a run in which no request was in the engine.
+means 5 % fewer tokens a second. `idle` is the time of a run in which no request was in the engine,
+all trajectories left being in tools; `alone` is the ratio of CPU and idle time together, which is
+wall time without other programs on the machine.
 Even without the 200 ms a call takes several rounds of the decode loop, since coroutines run
 between rounds: `a call` is its mean time. Then each tool's call through the toolbox as a multiple
 of a call of an `async` function that does nothing; there CPU time is this process's, without the
@@ -216,13 +218,14 @@ def _growth_tables(rows: Sequence[Row]) -> list[str]:
 
 def _tools_tables(rows: Sequence[Row]) -> list[str]:
     """Waiting by case, then the overhead of each tool."""
-    head = ["trajectories", "thinking tokens", "CPU ratio", "wall ratio", "tokens/s", "idle, s"]
-    head += ["a call, s", "rows a step", "target"]
+    head = ["trajectories", "thinking tokens", "CPU ratio", "alone", "wall ratio", "tokens/s"]
+    head += ["idle, s", "a call, s", "rows a step", "target"]
     waiting: list[list[str]] = []
     overhead: list[list[str]] = []
     for row in rows:
         case, ours, theirs = row["case"], row["ours"], row["theirs"]
-        ratios = [spread(row["ratio_cpu"]), spread(row["ratio_wall"])]
+        kinds = ("ratio_cpu", "ratio_alone", "ratio_wall")
+        ratios = [spread(row[kind]) for kind in kinds if kind in row]
         if "tool" in case:
             call = f"{1e3 * ours['wall_s'] / ours['calls']:.2f}"
             overhead.append([case["tool"], str(case["calls_at_once"]), *ratios, call])

@@ -5,8 +5,9 @@ sandboxed session each, crops, an FTS5 corpus) run on the in-process engine, onc
 they are and once with `DELAY` awaited on top of each call. Thinking is ragged, so calls come at
 all times. Seeds are the same on both sides and no tool's answer depends on time, so both sample
 the same tokens (checked): what differs is waiting alone. `idle_s` is the time in which no request
-was in the engine, because every trajectory left was in a tool: the one cost of waiting that other
-programs on the machine do not blur.
+was in the engine, because every trajectory left was in a tool: decoding lost nothing else to
+waiting. CPU time and idle time together are what a run takes where no other program has the
+processor (`ratio_alone`); wall time holds other programs too.
 
 *Overhead.* A call through the toolbox, one tool at a time, against a call of an `async` function
 that does nothing.
@@ -256,7 +257,14 @@ def waiting(runner: asyncio.Runner, tools: Mapping[str, Tool], case: Case) -> Ro
         "thinking": f"{case.thinking[0]}-{case.thinking[1]}",
         "tool_turns": case.tool_turns,
     }
-    return comparison(shape, "instant tools", timings["slow"], timings["instant"], "tokens")
+    row = comparison(shape, "instant tools", timings["slow"], timings["instant"], "tokens")
+    return row | {"ratio_alone": asdict(ratio(*(alone(timings[s]) for s in ("slow", "instant"))))}
+
+
+def alone(timing: Timing) -> Timing:
+    """The same rounds; what they would take with the processor to themselves as their CPU time."""
+    idle = [figures["idle_s"] for figures in timing.figures]
+    return replace(timing, cpu=[a + b for a, b in zip(timing.cpu, idle, strict=True)])
 
 
 def overhead(runner: asyncio.Runner, toolbox: Toolbox, at_once: int, rounds: int) -> Iterator[Row]:
