@@ -25,7 +25,7 @@ from benchmarks.harness import Row, machine
 from benchmarks.pages import case_text, render, spread
 from benchmarks.targets import targets_of
 
-BENCHMARKS = ("rollouts", "training_step", "whole_step", "extra_samples", "growth")
+BENCHMARKS = ("rollouts", "training_step", "whole_step", "extra_samples", "growth", "tools")
 OUT, PAGE = Path("docs/performance.json"), Path("docs/performance.md")
 QUICK = Path("runs/benchmarks/quick")
 

@@ -15,7 +15,7 @@ sampler cost more on every side) and whole phrases as tokens (the tools header i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -43,7 +43,7 @@ TOKEN_SIDE = 32
 CROP_TOKENS = 64
 """Tokens of every crop: it is cut smaller than this and enlarged to the processor's minimum."""
 _EIGHTHS = range(0, 751, 125)
-BOXES = tuple(f"{x}, {y}, {x + 250}, {y + 250}" for x in _EIGHTHS for y in _EIGHTHS)
+BOXES = tuple(f"{x}, {y}, {x + 250}, {y + 250}]" for x in _EIGHTHS for y in _EIGHTHS)
 """A quarter of a side each, on whole pixels of every case's pictures: all crops are square."""
 HIDDEN = 256
 LOGIT = 30.0
@@ -55,9 +55,14 @@ LAYER_GAIN = 0.06
 def chain_checkpoint(seed: int = 0) -> Checkpoint:
     """The model in memory; the same weights for the same `seed`."""
     tokenizer = chain_tokenizer()
+    return walker(tokenizer, transitions(tokenizer), seed)
+
+
+def walker(tokenizer: Any, chain: Mapping[int, tuple[int, ...]], seed: int = 0) -> Checkpoint:
+    """A model in memory that walks `chain` (token id -> ids that may follow, `HIDDEN` at most)."""
     side = int(CROP_TOKENS**0.5) * TOKEN_SIDE
     stop = tuple(token_id(tokenizer, t, "chain") for t in ("<|im_end|>", "<|endoftext|>"))
-    model = _model(tokenizer, seed)
+    model = _model(tokenizer, chain, seed)
     model.generation_config.eos_token_id = list(stop)
     return Checkpoint(
         path=f"chain-{seed}",
@@ -91,13 +96,28 @@ def chain_examples(count: int, image_tokens: int, seed: int = 0) -> list[Example
 def chain_tokenizer() -> Any:
     """The lab's tokenizer with the chain's words as one token each."""
     tokenizer = build_tokenizer([SPEC])
-    words = [*(_tick(k) for k in range(1, THINKING[1] + 1)), *BOXES]
+    words = [*(tick(k) for k in range(1, THINKING[1] + 1)), *BOXES]
     tokenizer.add_tokens([AddedToken(w, special=False, normalized=False) for w in words])
     return tokenizer
 
 
 def transitions(tokenizer: Any) -> Mapping[int, tuple[int, ...]]:
     """Token id -> the ids that may follow it, all equally likely."""
+    before = ("</think>", "\n\n", "<tool_call>", ZOOM_OPEN)
+    return turn_chain(tokenizer, THINKING, before, BOXES, (ZOOM_CLOSE, "</tool_call>"))
+
+
+def turn_chain(
+    tokenizer: Any,
+    thinking: tuple[int, int],
+    before: Sequence[str],
+    choices: Sequence[str],
+    after: Sequence[str],
+) -> Mapping[int, tuple[int, ...]]:
+    """A turn: a countdown of thinking (least, most), `before`, one of `choices`, `after`, its end.
+
+    All texts are one token each.
+    """
 
     def one(text: str) -> int:
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -105,22 +125,23 @@ def transitions(tokenizer: Any) -> Mapping[int, tuple[int, ...]]:
             raise ValueError(f"{text!r} is {len(ids)} tokens; the chain needs one")
         return ids[0]
 
-    low, high = THINKING
+    low, high = thinking
     start = tokenizer.encode("<think>\n", add_special_tokens=False)[-1]
-    end = [one(t) for t in ("</think>", "\n\n", "<tool_call>", ZOOM_OPEN)]
-    close = [one(t) for t in (ZOOM_CLOSE, "</tool_call>", "<|im_end|>")]
-    boxes = tuple(one(box) for box in BOXES)
-    chain = {start: tuple(one(_tick(k)) for k in range(low, high + 1))}
-    chain |= {one(_tick(k)): (one(_tick(k - 1)),) for k in range(2, high + 1)}
-    chain[one(_tick(1))] = (end[0],)
-    chain |= {a: (b,) for a, b in pairwise(end)}
-    chain[end[-1]] = boxes
-    chain |= dict.fromkeys(boxes, (close[0],))
-    chain |= {a: (b,) for a, b in pairwise(close)}
+    head = [one(text) for text in before]
+    tail = [one(text) for text in (*after, "<|im_end|>")]
+    chosen = tuple(one(text) for text in choices)
+    chain = {start: tuple(one(tick(k)) for k in range(low, high + 1))}
+    chain |= {one(tick(k)): (one(tick(k - 1)),) for k in range(2, high + 1)}
+    chain[one(tick(1))] = (head[0],)
+    chain |= {a: (b,) for a, b in pairwise(head)}
+    chain[head[-1]] = chosen
+    chain |= dict.fromkeys(chosen, (tail[0],))
+    chain |= {a: (b,) for a, b in pairwise(tail)}
     return chain
 
 
-def _tick(k: int) -> str:
+def tick(k: int) -> str:
+    """The thinking of which `k` tokens are left."""
     return f"tick {k}; "
 
 
@@ -129,7 +150,7 @@ def _config(tokenizer: Any) -> Qwen3VLConfig:
     return family_config(tokenizer, text, {"hidden_size": 128, "depth": 3, "num_heads": 4})
 
 
-def _model(tokenizer: Any, seed: int) -> Any:
+def _model(tokenizer: Any, chain: Mapping[int, tuple[int, ...]], seed: int) -> Any:
     """Seeded fp32 weights with the chain in embeddings and LM head; global RNG untouched."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -142,7 +163,6 @@ def _model(tokenizer: Any, seed: int) -> Any:
         for layer in text.layers:
             for output in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 output.weight.mul_(LAYER_GAIN)
-        chain = transitions(tokenizer)
         text.embed_tokens.weight.normal_()
         directions = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q[: len(chain)]
         model.lm_head.weight.zero_()

@@ -34,6 +34,7 @@ TITLES: Mapping[str, str] = {
     "whole_step": "A whole GRPO step",
     "extra_samples": "What AXPO's extra samples cost",
     "growth": "How time grows",
+    "tools": "Tools beside the decode loop",
 }
 TEXTS: Mapping[str, str] = {
     "rollouts": """The same questions, sampled by axpo's engine, by TRL's GRPOTrainer, and by
@@ -64,6 +65,17 @@ no tool. Rollouts are of 4 questions; those with tool turns come from the model 
 section (40 tokens a turn). A training step is one question's, with half as many continuations as
 rollouts. Operations are the least that the result needs; their share is of the speed of a
 2048 x 2048 matrix product measured in the same process.""",
+    "tools": """First the decode loop: trajectories whose every turn calls the sandboxed `python`,
+the zoom tool or `web_search` over a local corpus, with 200 ms awaited on top of each call (ours)
+against the same tools without (theirs). All trajectories start at once, thinking is ragged, and
+both sides sample the same tokens, which is checked; a ratio is seconds a sampled token, so 1.05
+means 5 % fewer tokens a second. `idle` is the time of a run in which no request was in the engine,
+all trajectories left being in tools; `alone` is the ratio of CPU and idle time together, which is
+wall time without other programs on the machine.
+Even without the 200 ms a call takes several rounds of the decode loop, since coroutines run
+between rounds: `a call` is its mean time. Then each tool's call through the toolbox as a multiple
+of a call of an `async` function that does nothing; there CPU time is this process's, without the
+sandbox's own.""",
 }
 COLUMNS: Mapping[str, str] = {
     "image_tokens": "image tokens",
@@ -71,6 +83,8 @@ COLUMNS: Mapping[str, str] = {
     "tool_turns": "tool turns",
     "turns": "tool turns",
     "max_tokens": "max tokens",
+    "thinking": "thinking tokens",
+    "calls_at_once": "calls at once",
 }
 
 
@@ -109,13 +123,23 @@ def _section(name: str, title: str, result: Mapping[str, Any], folder: Path) -> 
         if figure is not None:
             path = save(figure, folder / f"{name}.png")
             lines += [f"![{title}]({folder.name}/{path.name})", ""]
-        lines += _growth_tables(measured) if name == "growth" else _table(measured)
+        lines += _tables(name, measured)
     return "\n".join([*lines, "", _provenance(result), ""])
+
+
+def _tables(name: str, rows: Sequence[Row]) -> list[str]:
+    if name == "growth":
+        return _growth_tables(rows)
+    if name == "tools":
+        return _tools_tables(rows)
+    return _table(rows)
 
 
 def _figure(name: str, rows: Sequence[Row]) -> Any:
     if name == "growth":
         return growth_figure(rows)
+    if name == "tools":
+        return None
     keys = [
         key for key in ("image_tokens", "response", "tool_turns", "turns") if key in _vary(rows)
     ]
@@ -189,6 +213,32 @@ def _growth_tables(rows: Sequence[Row]) -> list[str]:
                 cells.append(f"{ours['tokens']:.0f}")
             body.append(cells)
         lines += [f"**{phase.capitalize()}**", "", *_markdown(head, body), ""]
+    return lines
+
+
+def _tools_tables(rows: Sequence[Row]) -> list[str]:
+    """Waiting by case, then the overhead of each tool."""
+    head = ["trajectories", "thinking tokens", "CPU ratio", "alone", "wall ratio", "tokens/s"]
+    head += ["idle, s", "a call, s", "rows a step", "target"]
+    waiting: list[list[str]] = []
+    overhead: list[list[str]] = []
+    for row in rows:
+        case, ours, theirs = row["case"], row["ours"], row["theirs"]
+        kinds = ("ratio_cpu", "ratio_alone", "ratio_wall")
+        ratios = [spread(row[kind]) for kind in kinds if kind in row]
+        if "tool" in case:
+            call = f"{1e3 * ours['wall_s'] / ours['calls']:.2f}"
+            overhead.append([case["tool"], str(case["calls_at_once"]), *ratios, call])
+            continue
+        cells = [str(case["trajectories"]), case["thinking"], *ratios]
+        for key in ("decoded_per_s", "idle_s", "seconds_a_call", "rows_per_step"):
+            cells.append(f"{_number(ours[key])} / {_number(theirs[key])}")
+        verdicts = (f"{t} {'✓' if t.met(row) else '✗'}" for t in targets_of(row))
+        waiting.append([*cells, "; ".join(verdicts)])
+    lines = ["Slow tools / instant ones:", "", *_markdown(head, waiting)]
+    if overhead:
+        head = ["tool", "calls at once", "CPU ratio", "wall ratio", "ms a call"]
+        lines += ["", "Against an empty call:", "", *_markdown(head, overhead)]
     return lines
 
 

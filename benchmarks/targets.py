@@ -40,7 +40,7 @@ class Target:
         return f"{NAMES.get(self.figure, self.figure)} {bound}"
 
 
-NAMES = {"ratio_cpu": "CPU", "ratio_wall": "wall", "memory_ratio": "memory"}
+NAMES = {"ratio_cpu": "CPU", "ratio_wall": "wall", "memory_ratio": "memory", "ratio_alone": "alone"}
 
 
 def value(figure: Any) -> float:
@@ -69,6 +69,8 @@ TARGETS = (
     Target("training_step", "ratio_cpu", least=1.6, against="padded rows, pictures once"),
     Target("whole_step", "ratio_cpu", least=3.0, against="trl"),
     Target("extra_samples", "ratio_wall", most=1.2),
+    Target("tools", "ratio_cpu", most=1.1, against="instant tools"),
+    Target("tools", "ratio_alone", most=1.1, against="instant tools"),
 )
 
 

@@ -89,3 +89,17 @@ def test_a_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     text = axpo("train", str(RECIPE), "rl.steps=9", "--out", str(tmp_path), code=1)
     assert "rl.steps" in text and "100 -> 9" in text and "another --out" in text
+
+
+def test_a_run_may_go_on_with_a_larger_budget(tmp_path: Path) -> None:
+    from axpo.cli import _claim
+    from axpo.config import ConfigError, load_config
+
+    search = ["tools.search.cache=answers.db", "tools.search.budget=1"]
+    _claim(tmp_path, load_config(RECIPE, search))
+    search[1] = "tools.search.budget=9"
+    _claim(tmp_path, load_config(RECIPE, search))
+    assert json.loads((tmp_path / "config.json").read_text())["tools"]["search"]["budget"] == 9
+    search[0] = "tools.search.cache=others.db"
+    with pytest.raises(ConfigError, match=r"tools\.search"):
+        _claim(tmp_path, load_config(RECIPE, search))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from axpo.evaluation.run import compare_runs, diagnose, evaluate
 from axpo.report.command import write_report
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
+from axpo.tools.search.cache import BudgetSpent
+from axpo.tools.zoom import ZoomTool
 from axpo.training import rl, sft
 from axpo.tree import Stream
 
@@ -143,6 +146,36 @@ def test_killed_and_resumed_rl_gives_the_same_weights(
     lines = Lines()
     resumed = rl.train(config(), start, tmp_path / "run", lines)
     assert lines.first[0] >= 2
+    assert same(trained[0] / "checkpoints" / "step-000004", resumed)
+
+
+def test_a_run_that_a_tool_stops_goes_on_from_its_last_step(
+    start: Path, trained: tuple[Path, Lines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(run={"checkpoint_every": 100, "trees_every": 1})
+    spent: list[int] = []
+
+    class Watch(Lines):
+        def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+            if step == 1:
+                spent.append(step)
+
+    zoom = ZoomTool.__call__
+
+    async def paid(self: ZoomTool, arguments: Any, context: Any) -> Any:
+        if spent:
+            raise BudgetSpent("tools.search.budget: spent")
+        return await zoom(self, arguments, context)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"^tools\.search\.bu"):
+        patched.setattr(ZoomTool, "__call__", paid)
+        rl.train(settings, start, tmp_path / "run", Watch())
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-000002"]
+    assert len(list((tmp_path / "run" / "trees").iterdir())) == 2
+    lines = Lines()
+    resumed = rl.train(settings, start, tmp_path / "run", lines)
+    assert lines.first == [2]
     assert same(trained[0] / "checkpoints" / "step-000004", resumed)
 
 

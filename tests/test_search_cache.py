@@ -8,13 +8,19 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from axpo.config import UserError
+from axpo.rollout.sampling import new_group, sample_group
+from axpo.tools.search import cache as cache_module
 from axpo.tools.search.base import Hit, Page, Results, SearchFault
 from axpo.tools.search.cache import AnswerCache, BudgetSpent, Mode
 from axpo.tools.search.recorded import RecordedSearch
+from axpo.tools.search.web import WebSearchTool
+from rollout_support import FakeEngine, example, make_agent
 
 
 class Counting:
@@ -181,13 +187,15 @@ def test_the_budget_stops_paid_calls_for_good(tmp_path: Path) -> None:
             try:
                 answers.append((await search.search(query, 5)).items[0].title)
             except BudgetSpent as error:
-                assert not error.retryable
                 answers.append(str(error))
         await search.close()
         return backend.asked, answers
 
     asked, answers = asyncio.run(run(2, ["a", "b", "c", "a"]))
-    stop = f"all 2 paid calls of {path} are spent: raise the budget, or replay what is recorded"
+    stop = (
+        f"tools.search.budget: 2 paid calls recorded in {path}, the budget is 2; raise it and run "
+        "the same command again, which goes on where this run stopped"
+    )
     assert asked == ["a", "b"]
     assert answers == ["a 1", "b 2", stop, "a 1"]
     assert asyncio.run(run(2, ["c", "b"])) == ([], [stop, "b 2"])  # a new process would see it
@@ -282,7 +290,58 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == before
 
 
-def test_nothing_stays_after_closing_amid_calls(tmp_path: Path) -> None:
+def test_closing_waits_for_an_answer_that_is_paid_for(tmp_path: Path) -> None:
+    async def run() -> None:
+        backend = Counting()
+        backend.gate.clear()
+        search, _ = recorded(tmp_path / "a.db", backend)
+        task = asyncio.create_task(search.search("x", 5))
+        await asyncio.sleep(0.05)
+        closing = asyncio.create_task(search.close())
+        await asyncio.sleep(0.05)
+        backend.gate.set()
+        await closing
+        assert (await task).items[0].title == "x 1"
+        offline, _ = recorded(tmp_path / "a.db", Counting(), "replay")
+        assert (await offline.search("x", 5)).cached
+        await offline.close()
+
+    asyncio.run(run())
+
+
+def test_a_spent_budget_ends_the_run_with_one_message(tmp_path: Path) -> None:
+    """Each rollout asks something else; one paid call is left for the second of them."""
+    search, cache = recorded(tmp_path / "a.db", Counting(), budget=2)
+    search_tool: Any = WebSearchTool(search, 5, 80)
+    ask = '</think><tool_call>{{"name": "web_search", "arguments": {{"query": "q{}"}}}}</tool_call>'
+    engine = FakeEngine({f"g/r{i}/t1": ask.format(i) for i in range(4)}, "</think>\n\nAnswer: 7")
+    agent = make_agent(engine, {"web_search": search_tool})
+    ended: list[str] = []
+    search_tool.end = AsyncMock(side_effect=ended.append)
+
+    async def run() -> None:
+        try:
+            await sample_group(agent, new_group(agent.rendering, example(), "g"), 4, 0)
+        finally:
+            await agent.close()
+
+    with pytest.raises(BudgetSpent, match=r"^tools\.search\.budget: 2 paid calls"):
+        asyncio.run(run())
+    assert sorted(ended) == [f"g/r{i}" for i in range(4)]
+    assert (spent(tmp_path / "a.db"), engine.released) == (2, ["g"])
+    counters = agent.tools.stats["web_search"].counters()
+    assert counters["fault"] >= 1 and counters["crash"] == counters["model_error"] == 0
+    kept = sqlite3.connect(tmp_path / "a.db")
+    assert kept.execute("SELECT count(*) FROM answers").fetchone() == (2,)
+    kept.close()
+    assert cache.stats.paid == 2
+
+
+def test_nothing_stays_after_closing_amid_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "CLOSE_SECONDS", 0.05)
+
     async def run() -> None:
         backend = Counting()
         backend.gate.clear()

@@ -37,12 +37,14 @@ RESULTS = {
 class Server:
     """Answers each request with `status` and `body`, in which KEY becomes the client's key.
 
-    Where `body` is None it never answers; where `status` is 0 it hangs up.
+    Where `body` is None it never answers; where `status` is 0 it hangs up. `by_query` has other
+    answers to some queries.
     """
 
     def __init__(self) -> None:
         self.status, self.body = 200, json.dumps(RESULTS).encode()
         self.usage: tuple[int, bytes] | None = (200, b"{}")
+        self.by_query: dict[str, tuple[int, bytes | None]] = {}
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         self.url = ""
 
@@ -54,8 +56,10 @@ class Server:
                 headers = {name.lower(): value for name, value in pairs}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 path = lines[0].split()[1]
-                self.requests.append((path, headers, json.loads(body) if body else None))
-                answer = self.usage if path == "/usage" else (self.status, self.body)
+                request = json.loads(body) if body else {}
+                self.requests.append((path, headers, request or None))
+                usual = self.by_query.get(request.get("query"), (self.status, self.body))
+                answer = self.usage if path == "/usage" else usual
                 if answer is None or answer[1] is None:
                     await reader.read()  # until the client gives up
                     return

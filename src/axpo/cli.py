@@ -156,10 +156,14 @@ def index(
 
 
 def _claim(out: Path, config: Config) -> None:
-    """Write the run's settings; refuse a folder that another run's settings made."""
+    """Write the run's settings; refuse a folder that another run's settings made.
+
+    The budget of paid calls may change: a run that has spent it goes on with a larger one.
+    """
     path = out / "config.json"
     settings: dict[str, Any] = json.loads(config.model_dump_json())
-    if path.is_file() and (old := json.loads(path.read_text())) != settings:
+    old: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else settings
+    if _without_budget(old) != _without_budget(settings):
         changed = [
             f"{section}.{key}: {old.get(section, {}).get(key)!r} -> {value!r}"
             for section, values in settings.items()
@@ -172,6 +176,12 @@ def _claim(out: Path, config: Config) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=1))
+
+
+def _without_budget(settings: dict[str, Any]) -> dict[str, Any]:
+    tools = settings.get("tools", {})
+    search = {key: value for key, value in tools.get("search", {}).items() if key != "budget"}
+    return {**settings, "tools": {**tools, "search": search}}
 
 
 def _model_path(model: str) -> str:

@@ -166,8 +166,9 @@ def _show_prefixes(monitor: Monitor) -> Progress:
 
 
 def _identity(config: Config, model: str) -> dict[str, Any]:
-    """What the groups depend on; the number of questions may grow."""
+    """What the groups depend on; the number of questions and the budget may grow."""
     sections = {"task": config.task, "rollout": config.rollout, "tools": config.tools}
+    unbound = {"search": {"budget"}}
     return {
         "model": _fingerprint(model),
         "eval.split": config.eval.split,
@@ -176,7 +177,7 @@ def _identity(config: Config, model: str) -> dict[str, Any]:
         **{
             f"{name}.{key}": value
             for name, section in sections.items()
-            for key, value in section.model_dump(mode="json").items()
+            for key, value in section.model_dump(mode="json", exclude=unbound).items()
         },
     }
 

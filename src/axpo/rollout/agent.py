@@ -190,7 +190,8 @@ class Agent:
             return refuse(CallStatus.MALFORMED, call.error or "no function name")
         if trajectory.stop is not None:
             return refuse(CallStatus.NOT_RUN, f"not run: {trajectory.stop}")
-        context = ToolContext(tuple(path.views), trajectory.id)
+        earlier = tuple(path.earlier.pop(call.name, ()))
+        context = ToolContext(tuple(path.views), trajectory.id, earlier)
         began = time.perf_counter()
         try:
             return await run_call(self.tools, call.name, call.arguments, context, self.rendering)

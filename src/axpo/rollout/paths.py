@@ -13,8 +13,18 @@ from typing import Any
 
 from axpo.engines.base import Picture
 from axpo.rollout.rendering import as_picture
-from axpo.tools.base import View
-from axpo.tree import Branch, Group, Origin, Segment, Trajectory, TreeError, cut_segments
+from axpo.tools.base import EarlierCall, View
+from axpo.tree import (
+    Branch,
+    Call,
+    CallStatus,
+    Group,
+    Origin,
+    Segment,
+    Trajectory,
+    TreeError,
+    cut_segments,
+)
 
 VIEWS = "views"
 """Key of `Group.meta`: crop digest -> [original's digest, box], for the tools' `View`s."""
@@ -26,6 +36,7 @@ class Path:
 
     `turn` counts policy turns from 1; `call_at` is the offset within the current turn of the
     first call that the path was grown from; `base` is the path offset of its first own token.
+    `earlier` are the calls of whole turns before the cut that went well, by tool.
     """
 
     group: Group
@@ -36,6 +47,7 @@ class Path:
     turn_start: int = 0
     call_at: int | None = None
     base: int = 0
+    earlier: dict[str, list[EarlierCall]] = field(default_factory=dict[str, list[EarlierCall]])
 
     @property
     def length(self) -> int:
@@ -82,16 +94,18 @@ def branch_path(group: Group, branch: Branch, stop: Sequence[int]) -> Path:
     where = f"cut at {branch.cut} of {source.id}"
     prefix, rest = cut_segments(group.after_prompt(source), branch.cut)
     path = start_path(group)
+    calls = _calls(group, source)
     for segment in prefix:
         if segment.origin is Origin.POLICY:
             path.add_policy(segment.tokens)
         else:
             if rest and rest[0].id == segment.id:
                 raise TreeError(f"{where}: inside observation {segment.id}")
+            _note_turn(path, calls)
             path.add_observation(segment, _known_views(group, segment))
     if path.current_turn and path.current_turn[-1] in stop:
         raise TreeError(f"{where}: that turn is over, there is nothing to sample")
-    starts = [s for s in _call_starts(group, source) if path.offset(0) <= s < branch.cut]
+    starts = [c.start for c in calls if path.offset(0) <= c.start < branch.cut]
     path.call_at = min(starts) - path.offset(0) if starts else None
     path.base = branch.cut
     return path
@@ -114,11 +128,25 @@ def remember_views(
         known.setdefault(span.digest, [origin, list(view.box)])
 
 
-def _call_starts(group: Group, trajectory: Trajectory) -> list[int]:
+def _calls(group: Group, trajectory: Trajectory) -> list[Call]:
+    """The calls of a trajectory's whole path, in order.
+
+    A call that the cut goes through is the continuation's own, where it has sampled the rest.
+    """
     branch = group.branch_of(trajectory)
-    before = _call_starts(group, group.trajectory(branch.source)) if branch else []
+    before = _calls(group, group.trajectory(branch.source)) if branch else []
     cut = branch.cut if branch else 0
-    return [s for s in before if s < cut] + [call.start for call in trajectory.calls]
+    by_start = {call.start: call for call in before if call.start < cut}
+    return list((by_start | {call.start: call for call in trajectory.calls}).values())
+
+
+def _note_turn(path: Path, calls: Sequence[Call]) -> None:
+    """Note what the turn that ends here has called."""
+    for call in calls:
+        within = path.offset(0) <= call.start < path.length
+        if within and call.status is CallStatus.OK and call.name is not None:
+            made = EarlierCall(call.arguments, len(path.views))
+            path.earlier.setdefault(call.name, []).append(made)
 
 
 def _known_views(group: Group, segment: Segment) -> list[View]:

@@ -1,7 +1,8 @@
 """What a tool is: a JSON schema and an asynchronous call with an honest outcome.
 
 A `ModelError` is the caller's mistake and becomes an error observation that a model can learn
-from; anything else that escapes a tool is ours (`InfraError`) and never scored against it.
+from; anything else that escapes a tool is ours (`InfraError`) and never scored against it. A
+`UserError` is for whoever started the run to put right, and stops it.
 A picture that a tool hands out is a `View`: it remembers where in which original it was cut, so
 that a later call can go back to the original's pixels.
 
@@ -9,6 +10,8 @@ A tool that keeps something between calls may also have, all optional:
 
 - `async start()`: once, before the first trajectory (again after `close`, and on another event
   loop); a `UserError` that names the remedy stops the run;
+- `async resume(context)`: before the first call of a trajectory that goes on from a cut, where
+  `context.earlier` holds the calls of this tool that its prefix made: bring back what they left;
 - `async end(trajectory)`: that trajectory is over, however it ended, cancellation included, and
   what is kept for it can go; awaited once a trajectory, also where it never called the tool;
 - `async close()`: once, at the end of the run;
@@ -63,14 +66,24 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierCall:
+    """A call that went well before the cut; `pictures` is how many it could see."""
+
+    arguments: dict[str, Any]
+    pictures: int
+
+
+@dataclass(frozen=True, slots=True)
 class ToolContext:
     """What a call may look at: every picture of the trajectory so far, in order.
 
-    `trajectory` is the id of the trajectory that calls, unique among those that run.
+    `trajectory` is the id of the trajectory that calls, unique among those that run. `earlier`,
+    for `resume` alone, are the tool's calls in the prefix that the trajectory was grown from.
     """
 
     views: tuple[View, ...] = ()
     trajectory: str = ""
+    earlier: tuple[EarlierCall, ...] = ()
 
 
 class Tool(Protocol):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from axpo.config import UserError
 from axpo.tools.arguments import shorten
 from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
 from axpo.tools.limits import QueueError, Tokens
@@ -42,7 +43,8 @@ async def run_call(
 ) -> CallResult:
     """Run tool `name` within the limits of its toolbox (the defaults for a plain mapping).
 
-    Only cancellation, and a `UserError` of a tool that does not start, get out as an exception.
+    Only cancellation and a `UserError` (a tool that does not start, a spent budget) get out as an
+    exception.
     """
     toolbox = Toolbox.of(tools)
     lane = toolbox.lanes.get(name)
@@ -54,6 +56,9 @@ async def run_call(
     try:
         outcome, result = await _outcome(lane, name, arguments, context, tokens)
         return result
+    except UserError:
+        outcome = Outcome.FAULT
+        raise
     finally:
         lane.stats.outcomes[outcome] += 1
 
@@ -71,6 +76,8 @@ async def _outcome(
         outcome, fault = Outcome.TIMEOUT, str(error)
     except QueueError as error:
         outcome, fault = Outcome.QUEUE, str(error)
+    except UserError:
+        raise
     except InfraError as error:
         outcome, fault = Outcome.FAULT, str(error)
     except Exception as error:

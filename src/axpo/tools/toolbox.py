@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import stamina
 
@@ -31,6 +31,8 @@ END_SECONDS = 10.0
 RETRY_WAIT, RETRY_WAIT_MAX = 0.1, 5.0
 """Seconds before the first further attempt (plus up to a second, drawn); it doubles up to the
 second number."""
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 # Retries are counted in `ToolStats`; without a handler each would be printed.
@@ -52,7 +54,7 @@ class Lane:
         self.timeout = self.limits.timeout or tool.timeout
         self.stats = ToolStats()
         self.gate = Gate(self.limits)
-        self._given_up: set[asyncio.Task[Observation]] = set()
+        self._given_up: set[asyncio.Task[Any]] = set()
 
     @property
     def stuck(self) -> int:
@@ -68,7 +70,10 @@ class Lane:
             began = time.perf_counter()
             self.stats.seconds_queued += began - queued
             try:
-                observation = await self._within_deadline(arguments, context, tokens)
+                await self._resume(context)
+                observation = await self._within_deadline(
+                    self._attempts(arguments, context, tokens), self.timeout
+                )
             finally:
                 self.stats.latencies.append(time.perf_counter() - began)
         self.stats.cache_hits += observation.cached
@@ -80,19 +85,24 @@ class Lane:
         if method is not None:
             await method(*arguments)
 
-    async def _within_deadline(
-        self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
-    ) -> Observation:
+    async def _resume(self, context: ToolContext) -> None:
+        """Let the tool catch up with the calls before the cut, each with a call's deadline."""
+        resume = getattr(self.tool, "resume", None)
+        if context.earlier and resume is not None:
+            await self._within_deadline(resume(context), self.timeout * len(context.earlier))
+
+    async def _within_deadline(self, work: Coroutine[Any, Any, Result], seconds: float) -> Result:
         if self.stuck >= self.limits.max_stuck:
+            work.close()
             raise InfraError(f"{self.stuck} calls were given up and still run")
-        task = asyncio.create_task(self._attempts(arguments, context, tokens))
+        task = asyncio.create_task(work)
         try:
-            done, _ = await asyncio.wait({task}, timeout=self.timeout)
+            done, _ = await asyncio.wait({task}, timeout=seconds)
         finally:
             if not task.done():
                 await self._give_up(task)
         if not done:
-            raise LateError(f"no result after {self.timeout:g} s")
+            raise LateError(f"no result after {seconds:g} s")
         if task.cancelled():  # by itself: not to be taken for the end of the trajectory
             raise InfraError("the tool cancelled its own call")
         return task.result()
@@ -116,7 +126,7 @@ class Lane:
                 observation = await self.tool(arguments, context)
         return await capped(observation, self.limits, tokens)
 
-    async def _give_up(self, task: asyncio.Task[Observation]) -> None:
+    async def _give_up(self, task: asyncio.Task[Any]) -> None:
         """Cancel a call; it is stuck from now on, until it ends."""
         self._given_up.add(task)
         task.add_done_callback(self._ended)
@@ -124,7 +134,7 @@ class Lane:
         await asyncio.wait({task}, timeout=GRACE)
         self.stats.given_up += not task.done()
 
-    def _ended(self, task: asyncio.Task[Observation]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._given_up.discard(task)
         if not task.cancelled():
             task.exception()  # nobody is left to read it

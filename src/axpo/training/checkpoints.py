@@ -12,6 +12,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from axpo.config import UserError
 from axpo.models.loading import load_checkpoint
 from axpo.training.trainer import Trainer
 
@@ -64,6 +67,19 @@ def save(
     for stale in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(stale)
     return final
+
+
+@contextmanager
+def kept_on_stop(folder: Path, step: int, trainer: Trainer) -> Iterator[None]:
+    """Save what `step` steps have trained, and the older checkpoints stay, where the block raises
+    `UserError`: the run can go on from here once its cause is put right."""
+    try:
+        yield
+    except UserError:
+        last = latest(folder)
+        if step and (last is None or last.name != f"step-{step:06d}"):
+            save(folder, step, trainer, keep=len(checkpoints(folder)) + 1)
+        raise
 
 
 def due(step: int, total: int, every: int) -> bool:

@@ -110,7 +110,8 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
             before = work_done(run)
             watch("sample")
             groups = upcoming.result()
-            await collect(run, groups, watch)
+            with checkpoints.kept_on_stop(folder, step, run.trainer):
+                await collect(run, groups, watch)
             watch("credit")
             for group in groups:
                 assign_credit(run, group)

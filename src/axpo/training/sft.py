@@ -7,7 +7,7 @@ exactly those that the policy will meet in RL; its policy tokens carry advantage
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from axpo.algorithms.losses import likelihood_loss
@@ -36,15 +36,16 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     last = checkpoints.latest(folder)
     first = checkpoints.restore(last, trainer).step if last else 0
     monitor.start("sft", first, config.sft.steps)
-    with ThreadPoolExecutor(max_workers=1) as beside:
+    with Replays(config, task, rendering) as replays:
         # A batch depends on its position alone, so it can be made while the one before is learned.
-        upcoming = beside.submit(_batch, config, task, rendering, first)
+        upcoming = replays.batch(first)
         for step in range(first, config.sft.steps):
             watch = Stopwatch(monitor)
             watch("demonstrate")
-            groups = upcoming.result()
+            with checkpoints.kept_on_stop(folder, step, trainer):
+                groups = upcoming.result()
             if step + 1 < config.sft.steps:
-                upcoming = beside.submit(_batch, config, task, rendering, step + 1)
+                upcoming = replays.batch(step + 1)
             watch("update")
             metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
             monitor.step("sft", step, metrics | watch.metrics())
@@ -55,24 +56,44 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     return last
 
 
-def _batch(config: Config, task: Task, rendering: Rendering, step: int) -> list[Group]:
-    """The demonstrations of a step."""
-    first = step * config.sft.batch
-    tools = Toolbox.of(rendering.tools)
+class Replays:
+    """Makes batches in a thread beside the training, with one event loop for all of them.
 
-    async def replay() -> list[Group]:
+    So the tools stay open from batch to batch. Leaving the context closes them, whatever ended it.
+    """
+
+    def __init__(self, config: Config, task: Task, rendering: Rendering) -> None:
+        self._config, self._task, self._rendering = config, task, rendering
+        self._tools = Toolbox.of(rendering.tools)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replays")
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Replays:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         try:
-            return [
-                await demonstrate(
-                    rendering,
-                    tools,
-                    config.rollout,
-                    training_example(task, "sft", position, config.run.seed),
-                    f"s{step}/d{position - first}",
-                )
-                for position in range(first, first + config.sft.batch)
-            ]
+            self._thread.submit(self._close).result()
         finally:
-            await tools.close()
+            self._thread.shutdown(cancel_futures=True)
 
-    return asyncio.run(replay())
+    def batch(self, step: int) -> Future[list[Group]]:
+        """The demonstrations of a step; raises `DemonstrationError` when it is waited for."""
+        return self._thread.submit(lambda: self._runner.run(self._replay(step)))
+
+    async def _replay(self, step: int) -> list[Group]:
+        config, first = self._config, step * self._config.sft.batch
+        return [
+            await demonstrate(
+                self._rendering,
+                self._tools,
+                config.rollout,
+                training_example(self._task, "sft", position, config.run.seed),
+                f"s{step}/d{position - first}",
+            )
+            for position in range(first, first + config.sft.batch)
+        ]
+
+    def _close(self) -> None:
+        with self._runner:
+            self._runner.run(self._tools.close())

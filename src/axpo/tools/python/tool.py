@@ -160,6 +160,11 @@ class PythonTool:
             return replace(seen, text=f"{RESTARTED}\n{seen.text}".rstrip())
         return seen
 
+    async def resume(self, context: ToolContext) -> None:
+        """Run the cells of a prefix again, in a new session; what they show is known already."""
+        for call in context.earlier:
+            await self(call.arguments, replace(context, views=context.views[: call.pictures]))
+
     async def _session(self, trajectory: str) -> Session:
         session = self._sessions.get(trajectory)
         if session is None:

@@ -2,7 +2,8 @@
 
 The first recorded answer of a question stays, so that every run over the file sees the same. Equal
 questions under way at once make one call, which goes on when whoever asked is cancelled: it is
-paid for. The count of paid calls is in the file too, and holds over restarts and processes.
+paid for, and closing waits a moment for its answer. The count of paid calls is in the file too,
+and holds over restarts and processes.
 The file is in WAL mode, which network file systems do not support.
 """
 
@@ -28,6 +29,8 @@ FORMAT = 1
 BUSY_SECONDS = 30.0
 """How long one process waits for another one's write."""
 THREADS = 2
+CLOSE_SECONDS = 5.0
+"""How long closing waits for answers that are paid for."""
 
 Mode = Literal["record", "replay"]
 
@@ -45,8 +48,8 @@ SELECT answer FROM answers WHERE backend = ? AND kind = ? AND question = ? AND o
 _SPEND = "UPDATE spent SET calls = calls + 1 WHERE ? IS NULL OR calls < ?"
 
 
-class BudgetSpent(SearchFault):
-    """No paid call is left: only what is recorded is answered."""
+class BudgetSpent(UserError):
+    """No paid call is left: what is recorded is answered, everything else stops the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class AnswerCache:
         self._path = path
         self._budget = budget
         self._running: dict[Key, asyncio.Task[Answered]] = {}
+        self._paid: set[asyncio.Task[Answered]] = set()
         self._prepare()
         self._database = Database(path, self._connect, THREADS)
 
@@ -106,13 +110,17 @@ class AnswerCache:
         if task is None:
             task = asyncio.create_task(self._answer(key, ask, paid))
             self._running[key] = task
+            if paid:
+                self._paid.add(task)
             task.add_done_callback(lambda task: self._ended(key, task))
         else:
             self.stats.shared += 1
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """End calls under way and free threads and connections."""
+        """End calls under way, paid ones after `CLOSE_SECONDS`; free threads and connections."""
+        if paid := self._paid.copy():
+            await asyncio.wait(paid, timeout=CLOSE_SECONDS)
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -121,6 +129,7 @@ class AnswerCache:
 
     def _ended(self, key: Key, task: asyncio.Task[Answered]) -> None:
         del self._running[key]
+        self._paid.discard(task)
         if not task.cancelled():
             task.exception()  # nobody may be left to ask for it
 
@@ -178,9 +187,11 @@ class AnswerCache:
         """Count a paid call before it is made, or raise `BudgetSpent`."""
         limit = (self._budget, self._budget)
         if not file.execute(_SPEND, limit).rowcount:
+            (calls,) = file.execute("SELECT calls FROM spent").fetchone()
             raise BudgetSpent(
-                f"all {self._budget} paid calls of {self._path} are spent: raise the budget, or "
-                "replay what is recorded"
+                f"tools.search.budget: {calls} paid calls recorded in {self._path}, the budget is "
+                f"{self._budget}; raise it and run the same command again, which goes on where "
+                "this run stopped"
             )
 
 
