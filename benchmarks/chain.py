@@ -44,7 +44,8 @@ CROP_TOKENS = 64
 """Tokens of every crop: it is cut smaller than this and enlarged to the processor's minimum."""
 _EIGHTHS = range(0, 751, 125)
 BOXES = tuple(f"{x}, {y}, {x + 250}, {y + 250}]" for x in _EIGHTHS for y in _EIGHTHS)
-"""A quarter of a side each, on whole pixels of every case's pictures: all crops are square."""
+"""A quarter of a side each, on whole pixels of every case's pictures: all crops are square. The
+opening bracket belongs to the call, the closing one is here."""
 HIDDEN = 256
 LOGIT = 30.0
 """Of each next token that the chain allows; the others have 0."""

@@ -127,7 +127,7 @@ class TestChain:
     def test_pictures_and_crops_take_their_tokens(self, image_tokens: int) -> None:
         (example,) = chain_examples(1, image_tokens)
         (picture,) = example.images
-        crops = [crop(View.whole(picture), json.loads(f"[{box}]")).image for box in BOXES]
+        crops = [crop(View.whole(picture), json.loads(f"[{box}")).image for box in BOXES]
         cache = replace(checkpoint()).pixels
         found = [cache(str(i), image) for i, image in enumerate([picture, *crops])]
         tokens = [pixels.tokens(checkpoint().merge_size) for pixels in found]
