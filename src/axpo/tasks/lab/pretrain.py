@@ -45,7 +45,7 @@ class PretrainSettings:
     see_steps: int = 3000
     see_batch: int = 64
     see_lr: float = 2e-3
-    speak_steps: int = 2000
+    speak_steps: int = 1500
     speak_batch: int = 64
     speak_lr: float = 2e-3
     warmup: int = 50
@@ -216,7 +216,7 @@ def pretrain(
     }
     minutes = round((time.monotonic() - begun) / 60, 1)
     save_base(out, model, tokenizer)
-    numbers = measure(model, tokenizer, headers[-2], "test")
+    numbers = measure(model, tokenizer, headers[0], "test")
     report(f"{minutes} minutes; on test pictures: {numbers}")
     record = {
         "settings": asdict(settings), "minutes": minutes, "first_losses": first, "test": numbers,
