@@ -34,6 +34,8 @@ from benchmarks.rollouts import summary, work
 from benchmarks.trl_side import Limits, generate, make_trainer, missing, trl_step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.toml"
+ONE_TOOL = ('task.families=["find"]', 'rollout.tools=["image_zoom_in_tool"]')
+"""The lab's questions for its zoom tool alone: the one that TRL's side drives too."""
 START = Path("runs/benchmarks")
 """Folder of the SFT start, which is made once."""
 SFT_STEPS = 250
@@ -85,6 +87,7 @@ def settings(questions: int) -> Config:
     return load_config(
         RECIPE,
         [
+            *ONE_TOOL,
             f"rollout.max_turn_tokens={MAX_TOKENS}",
             f"rollout.max_tokens={MAX_TOKENS}",
             "algorithm.name=grpo",
@@ -99,8 +102,8 @@ def settings(questions: int) -> Config:
 
 def start_checkpoint(steps: int, folder: Path = START) -> Path:
     """The shipped base model after `steps` of the recipe's SFT; kept in `folder`."""
-    config = load_config(RECIPE, [f"sft.steps={steps}", "run.checkpoint_every=1000"])
-    last = sft.train(config, BASE, folder / f"lab-sft-{steps}", Silent())
+    config = load_config(RECIPE, [*ONE_TOOL, f"sft.steps={steps}", "run.checkpoint_every=1000"])
+    last = sft.train(config, BASE, folder / f"lab-find-{steps}", Silent())
     return last / "model"
 
 
