@@ -61,6 +61,10 @@ class Lane:
         """Calls that were given up and still run."""
         return len(self._given_up) + int(getattr(self.tool, "stuck", 0))
 
+    def counters(self) -> dict[str, float]:
+        """Figures that only grow: those of the calls, and the tool's own."""
+        return {**getattr(self.tool, "figures", {}), **self.stats.counters()}
+
     async def call(
         self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
     ) -> Observation:
