@@ -78,8 +78,8 @@ class EarlierCall:
 class ToolContext:
     """What a call may look at: every picture of the trajectory so far, in order.
 
-    `trajectory` is the id of the trajectory that calls, unique among those that run. `earlier`,
-    for `resume` alone, are the tool's calls in the prefix that the trajectory was grown from.
+    `trajectory` is the id of the trajectory that calls, unique among those that run. `earlier`
+    are the tool's calls in the prefix that the trajectory was grown from, for `resume`.
     """
 
     views: tuple[View, ...] = ()
