@@ -72,8 +72,10 @@ both sides sample the same tokens, which is checked; a ratio is seconds a sample
 means 5 % fewer tokens a second. `idle` is the time of a run in which no request was in the engine,
 all trajectories left being in tools; `alone` is the ratio of CPU and idle time together, which is
 wall time without other programs on the machine.
-Even without the 200 ms a call takes several rounds of the decode loop, since coroutines run
-between rounds: `a call` is its mean time. Then each tool's call through the toolbox as a multiple
+`Rows a step` is how many tokens a round decodes: where a round costs the same whatever its rows, as
+small batches on a GPU do, tokens a second fall as they fall. Even without the 200 ms a call takes
+several rounds of the decode loop, since coroutines run between rounds: `a call` is its mean time.
+Then each tool's call through the toolbox as a multiple
 of a call of an `async` function that does nothing; there CPU time is this process's, without the
 sandbox's own.""",
 }

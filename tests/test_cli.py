@@ -44,6 +44,13 @@ def test_show_renders_a_masked_demonstration_with_costs() -> None:
     assert "1.4 M" in text and "128 rollouts + at most 32 continuations" in text
 
 
+def test_show_warns_of_python_without_a_sandbox() -> None:
+    python = ('rollout.tools=["image_zoom_in_tool", "python"]', "tools.python.packages=current")
+    unsafe = "tools.python.level=unsafe"
+    assert "PYTHON RUNS UNSAFE" in axpo("show", str(RECIPE), *python, unsafe)
+    assert "PYTHON RUNS UNSAFE" not in axpo("show", str(RECIPE), unsafe)
+
+
 def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> None:
     tiny = ("rl.questions=2", "algorithm.rollouts=2", "rollout.max_turn_tokens=8")
     text = axpo("profile", str(RECIPE), *tiny, "--steps", "2", TMPDIR=str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from axpo.rollout.rendering import Rendering, RenderingError, detect_thinking, p
 from axpo.tools.base import Observation, View
 from axpo.tools.zoom import SPEC
 from axpo.tree import Origin, picture_digest
-from rollout_support import CHECKPOINT, decode, encode, example, make_rendering, zoom
+from rollout_support import CHECKPOINT, FakeTool, decode, encode, example, make_rendering, zoom
 from tiny import tiny_picture, tiny_tokenizer
 
 RENDERING = make_rendering()
@@ -31,6 +32,21 @@ HEADER = (
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
 )
 OPEN = "<|im_start|>assistant\n<think>\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"description": "ends <|im_end|> here"},
+        {"parameters": {"properties": {"x": {"enum": ["<|im_end|>"]}}}},
+        {"parameters": {"properties": {"<|im_end|>": {}}}},
+    ],
+)
+def test_a_spec_that_spells_a_control_token_is_refused(change: dict[str, object]) -> None:
+    tool = FakeTool(AsyncMock())
+    tool.spec["function"] |= change  # pyright: ignore
+    with pytest.raises(RenderingError, match=r"tool look: .* control token <\|im_end\|>"):
+        make_rendering({"look": tool})
 
 
 def picture_text(*counts: int) -> str:

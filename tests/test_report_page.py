@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from axpo.config import parse_config
 from axpo.report.html import build_report, script_json
 from axpo.report.runs import RunView
 from axpo.report.trees import TreePayload, category, spread
@@ -131,6 +132,23 @@ def seen(page: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     match = re.search(r'data-seen="([^"]*)"', dom)
     assert match is not None, re.findall(r'data-error="[^"]*"', dom)
     return json.loads(html.unescape(match.group(1)))
+
+
+def test_a_run_without_a_sandbox_is_warned_of(tmp_path: Path) -> None:
+    views = [RunView.load(make_run(tmp_path, name, steps=2, groups=1)) for name in ("grpo", "axpo")]
+    settings = {"rollout": {"tools": ["python"]}, "tools": {"python": {"level": "unsafe"}}}
+    asked_for = parse_config(settings).model_dump()
+
+    def said(first: dict, second: dict) -> list[str]:
+        views[0].config, views[1].config = first, second
+        out = build_report(tmp_path / "report.html", views, {}, decode)
+        return re.findall(r'<p class="warning" role="alert">(.*?)</p>', out.read_text())
+
+    (warning,) = said(parse_config({}).model_dump(), asked_for)
+    assert "PYTHON RUNS UNSAFE" in warning and f"({views[1].name})." in warning
+    without_the_tool = asked_for | {"rollout": {"tools": ["image_zoom_in_tool"]}}
+    contained = asked_for | {"tools": {"python": {"level": "landlock"}}}
+    assert said(without_the_tool, contained) == []
 
 
 def test_page_stands_alone_and_keeps_hostile_text_out_of_its_markup(page: Path) -> None:

@@ -9,17 +9,20 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 from axpo.config import UserError
 from axpo.rollout.sampling import new_group, sample_group
+from axpo.tools.base import ToolContext
+from axpo.tools.runner import run_call
 from axpo.tools.search import cache as cache_module
 from axpo.tools.search.base import Hit, Page, Results, SearchFault
 from axpo.tools.search.cache import AnswerCache, BudgetSpent, Mode
 from axpo.tools.search.recorded import RecordedSearch
-from axpo.tools.search.web import WebSearchTool
+from axpo.tools.search.web import WebExtractorTool, WebSearchTool
+from axpo.tools.toolbox import Toolbox
 from rollout_support import FakeEngine, example, make_agent
 
 
@@ -358,3 +361,33 @@ def test_nothing_stays_after_closing_amid_calls(
         files,
         threads,
     )
+
+
+def test_figures_of_the_cache_are_each_tools_own(tmp_path: Path) -> None:
+    search, _ = recorded(tmp_path / "a.db", Counting())
+    tools = {t.name: t for t in (WebSearchTool(search, 5, 80), WebExtractorTool(search, 80))}
+    toolbox = Toolbox(tools)
+
+    async def run() -> None:
+        async def ask(name: str, **arguments: str) -> None:
+            await run_call(toolbox, name, arguments, ToolContext())
+
+        await asyncio.gather(*(ask("web_search", query="a") for _ in range(3)))
+        await ask("web_search", query="A ")
+        await ask("web_search", query="b")
+        await ask("web_extractor", url="known")
+        await toolbox.close()
+
+    asyncio.run(run())
+    names = ("calls", "ok", "cache_hits", "recorded", "not_recorded", "shared", "paid")
+    found = {name: lane.counters() for name, lane in toolbox.lanes.items()}
+    assert [found["web_search"][name] for name in names] == [5, 5, 1, 1, 2, 2, 2]
+    assert [found["web_extractor"][name] for name in names] == [1, 1, 0, 0, 1, 0, 1]
+
+
+def test_a_tools_own_figures_cannot_hide_the_toolboxs() -> None:
+    tool = WebSearchTool(Counting(), 5, 80)
+    lane = Toolbox({"web_search": tool}).lanes["web_search"]
+    assert set(lane.counters()) == set(lane.stats.counters())
+    tool.backend = Mock(figures=lambda kind: {"ok": 9.0, "mine": 1.0})
+    assert (lane.counters()["ok"], lane.counters()["mine"]) == (0.0, 1.0)

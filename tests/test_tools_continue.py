@@ -14,7 +14,16 @@ from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolConte
 from axpo.tools.python import PythonTool, levels
 from axpo.tools.zoom import ZoomTool
 from axpo.tree import CallStatus, Group, StopReason, Trajectory
-from rollout_support import FakeEngine, FakeTool, decode, encode, example, make_agent, zoom
+from rollout_support import (
+    LIMITS,
+    FakeEngine,
+    FakeTool,
+    decode,
+    encode,
+    example,
+    make_agent,
+    zoom,
+)
 
 ANSWER = "</think>\n\nAnswer: 7"
 LEVEL = next((level for level in ("bubblewrap", "landlock") if not levels.obstacle(level)), None)
@@ -102,6 +111,20 @@ def test_a_cut_at_the_first_call_has_nothing_to_bring_back() -> None:
     assert "kept [5]" in seen(group.branches[0].continuations[0])
 
 
+def test_a_refused_first_call_does_not_lose_the_earlier_ones() -> None:
+    memory = Memory()
+    refused = '\n{"name": "look", "arguments": [3]}\n</tool_call>'
+    engine = script(
+        f"</think>{call('look', n=1)}", f"</think>{call('look', n=2)}",
+        continued={"g/r0/c0/t2": refused, "g/r0/c0/t3": f"</think>{call('look', n=4)}"},
+    )  # fmt: skip
+    limits = LIMITS.model_copy(update={"max_turns": 5})
+    group = asyncio.run(grown(make_agent(engine, {"look": memory}, limits), 1))
+    (continuation,) = group.branches[0].continuations
+    assert [made.status for made in continuation.calls] == [CallStatus.MODEL_ERROR, CallStatus.OK]
+    assert "kept [1, 4]" in seen(continuation, 3)
+
+
 def test_a_continuation_of_a_continuation_replays_its_own_path() -> None:
     memory = Memory()
     engine = script(
@@ -126,9 +149,17 @@ def test_a_continuation_of_a_continuation_replays_its_own_path() -> None:
     assert "kept [5, 7]" in seen(group.branches[1].continuations[0])
 
 
-def test_what_cannot_be_brought_back_is_a_fault_of_ours() -> None:
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (InfraError("gone"), "gone"),
+        (ModelError("no n"), "an earlier call cannot be made again: no n"),
+        (KeyError("bug"), "KeyError: 'bug'"),
+    ],
+)
+def test_what_cannot_be_brought_back_is_a_fault_of_ours(error: Exception, fault: str) -> None:
     memory = Memory()
-    memory.fault = InfraError("gone")
+    memory.fault = error
     engine = script(
         f"</think>{call('look', n=1)}", f"</think>{call('look', n=2)}",
         continued={"g/r0/c0/t2": rest("look", n=3)},
@@ -136,7 +167,7 @@ def test_what_cannot_be_brought_back_is_a_fault_of_ours() -> None:
     group = asyncio.run(grown(make_agent(engine, {"look": memory}), 1))
     (continuation,) = group.branches[0].continuations
     assert (continuation.stop, continuation.reward) == (StopReason.TOOL_FAULT, None)
-    assert continuation.fault == "tool look: gone"
+    assert continuation.fault == f"tool look: {fault}"
     assert group.rollouts[0].scored
 
 

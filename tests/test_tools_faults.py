@@ -179,10 +179,10 @@ def test_a_killed_fork_server_is_replaced_for_who_comes_after(level: str) -> Non
 @sandboxed
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_cell_past_the_calls_deadline_is_a_fault_and_its_process_ends(level: str) -> None:
-    limits = LimitSettings(timeout=1.5)
+    limits = LimitSettings(timeout=3.0)
     agent = agent_of({"python": notebook(level)}, {"late": LOOP, HEALTHY: SUM}, limits)
     found = asyncio.run(all_of(agent, ["late", HEALTHY]))
-    check_fault(found["late"], "no result after 1.5 s")
+    check_fault(found["late"], "no result after 3 s")
     check_healthy(found[HEALTHY], "42")
     assert agent.tools.stats["python"].counters()["timeout"] == 1
 
@@ -236,7 +236,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("key")
 def test_a_failing_backend_is_tried_again_where_that_may_help_and_never_scored() -> None:
     ids = [*FAULTS, HEALTHY]
-    found, asked, counters = asyncio.run(searched(ids, 0.5, LimitSettings(retries=2)))
+    found, asked, counters = asyncio.run(searched(ids, 1.0, LimitSettings(retries=2)))
     for id, (_, _, says, attempts) in FAULTS.items():
         check_fault(found[id], says)
         assert asked.count(id) == attempts, id
@@ -248,9 +248,9 @@ def test_a_failing_backend_is_tried_again_where_that_may_help_and_never_scored()
 
 @pytest.mark.usefixtures("key")
 def test_a_backend_that_never_answers_is_given_up_at_the_deadline() -> None:
-    limits = LimitSettings(timeout=0.5)
+    limits = LimitSettings(timeout=2.0)
     found, asked, counters = asyncio.run(searched(["silence", HEALTHY], 20.0, limits))
-    check_fault(found["silence"], "no result after 0.5 s")
+    check_fault(found["silence"], "no result after 2 s")
     check_healthy(found[HEALTHY], "https://a.example")
     assert sorted(asked) == [HEALTHY, "silence"]
     assert (counters["timeout"], counters["given_up"]) == (1, 0)

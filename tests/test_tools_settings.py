@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,20 @@ def test_wrong_settings_name_the_key(tools: dict[str, Any], error: str) -> None:
 def test_limits_of_a_tool_that_the_recipe_lacks_are_refused() -> None:
     config = parse_config({"tools": {"limits": {"python": {"timeout": 3}}}})
     with pytest.raises(ConfigError, match=r"tools.limits: limits of 'python': the tools are image"):
+        recipe_tools(config)
+
+
+def test_a_tool_whose_text_would_be_control_tokens_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        'from axpo.tools import tool\n\n@tool\ndef peek() -> str:\n    """A <think> of it."""\n'
+    )
+    (tmp_path / "spelled_tools.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse_config({"rollout": {"tools": ["spelled_tools:peek"]}})
+    with pytest.raises(ConfigError, match=r"rollout.tools: tool 'peek' has the control .* <think>"):
         recipe_tools(config)
 
 

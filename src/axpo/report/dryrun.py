@@ -15,11 +15,13 @@ from rich.text import Text
 
 from axpo.config import Config, ConfigError, Section, UserError
 from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.report.summary import runs_unsafe
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.rollout.setup import build_task, recipe_tools, torch_device
 from axpo.tasks.base import Example, Task
+from axpo.tools.python.levels import UNSAFE
 from axpo.tools.toolbox import Toolbox
 from axpo.training.preflight import (
     check_positions,
@@ -39,6 +41,7 @@ def show(config: Config, model: str) -> None:
     task, tools = build_task(config.task), recipe_tools(config)
     console = Console()
     _print_settings(console, config)
+    _print_warnings(console, config)
     checkpoint = load_checkpoint(model, weights=False)
     rendering = Rendering(checkpoint, tools, config.task.system)
     split, example = _example(task)
@@ -84,6 +87,11 @@ def _print_settings(console: Console, config: Config) -> None:
             changed = value != was
             table.add_row(key, Text(str(value), "bold" if changed else ""), text)
     console.print(table)
+
+
+def _print_warnings(console: Console, config: Config) -> None:
+    if runs_unsafe(config.model_dump()):
+        console.print(Text(f"\n{UNSAFE}", "bold red"))
 
 
 def _settings(

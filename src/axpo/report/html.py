@@ -70,6 +70,7 @@ def build_report(
     page = _render(
         title=title or " and ".join(names) or "Report",
         ran=summary.what_was_run(runs, names, kind),
+        warnings=summary.warnings(runs, names),
         verdicts=summary.verdicts(evaluated, compared),
         one_each=len(runs) > 1 and bool(compared),
         names=names,

@@ -14,6 +14,8 @@ from typing import Any
 
 from axpo.report.names import TOOL_FIGURES, evaluation_order, label
 from axpo.report.runs import RunView
+from axpo.tools.python.levels import UNSAFE
+from axpo.tools.python.tool import NAME as PYTHON
 
 Estimate = Mapping[str, Any]
 Comparisons = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -94,6 +96,19 @@ def what_was_run(runs: Sequence[RunView], names: Sequence[str], kind: str) -> st
     if task := _common(runs, "task", "name"):
         sentence += f", on {task}"
     return sentence + "."
+
+
+def warnings(runs: Sequence[RunView], names: Sequence[str]) -> list[str]:
+    """What a reader must know before anything else: runs whose Python tool had no sandbox."""
+    unsafe = [name for run, name in zip(runs, names, strict=True) if runs_unsafe(run.config)]
+    return [f"{UNSAFE} ({', '.join(unsafe)})."] if unsafe else []
+
+
+def runs_unsafe(settings: Mapping[str, Any]) -> bool:
+    """Whether a run's settings give the model a Python tool without a sandbox."""
+    offered = PYTHON in settings.get("rollout", {}).get("tools", ())
+    level = settings.get("tools", {}).get("python", {}).get("level")
+    return offered and level == "unsafe"
 
 
 def evaluation_table(

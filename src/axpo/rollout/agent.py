@@ -190,7 +190,7 @@ class Agent:
             return refuse(CallStatus.MALFORMED, call.error or "no function name")
         if trajectory.stop is not None:
             return refuse(CallStatus.NOT_RUN, f"not run: {trajectory.stop}")
-        earlier = tuple(path.earlier.pop(call.name, ()))
+        earlier = tuple(path.earlier.get(call.name, ()))
         context = ToolContext(tuple(path.views), trajectory.id, earlier)
         began = time.perf_counter()
         try:

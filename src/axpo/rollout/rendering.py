@@ -11,11 +11,13 @@ Whether a checkpoint thinks is read off its chat template; one without a templat
 All past thinking stays on the path, as the family's template keeps it within a tool loop.
 
 Text from outside (questions, tool results) cannot open or close anything: where it spells a
-control token, a space is put after its `<`.
+control token, a space is put after its `<`. A tool's spec that spells one is refused: it must stand
+in the prompt as it is.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,6 +42,12 @@ class RenderingError(RuntimeError):
 def plain(text: str) -> str:
     """`text` with no control token spelled in it."""
     return _CONTROL_TEXT.sub("< ", text)
+
+
+def control_text(spec: Any) -> str | None:
+    """The first control token that a tool's spec spells as the prompt would show it, if any."""
+    found = _CONTROL_TEXT.search(text := json.dumps(spec, ensure_ascii=False))
+    return text[found.start() : text.index(">", found.start()) + 1] if found else None
 
 
 def as_picture(image: Any) -> Picture:
@@ -73,6 +81,9 @@ class Rendering:
         self.tools = tools
         self.thinking = detect_thinking(self.tokenizer)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
+        for name, spec in zip(tools, self._specs, strict=True):
+            if (spelled := control_text(spec)) is not None:
+                raise RenderingError(f"tool {name}: its spec spells the control token {spelled}")
         self._system = system
         self._pixels = checkpoint.pixels
         self._merge_size = checkpoint.merge_size

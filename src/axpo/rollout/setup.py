@@ -19,7 +19,7 @@ from axpo.config import (
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.rendering import Rendering
+from axpo.rollout.rendering import Rendering, control_text
 from axpo.tasks.base import Task
 from axpo.tasks.grading import grade
 from axpo.tasks.lab import CORPUS, GALLERY
@@ -69,8 +69,12 @@ def recipe_tools(config: Config) -> Toolbox:
         tools = make_tools(config.rollout.tools, _with_lab_indexes(config.tools))
     except ValueError as error:
         raise ConfigError(f"rollout.tools: {error}") from error
+    for name, tool in tools.items():
+        _check_spec(tool, "rollout.tools", f"tool {name!r}")
     for place, server in enumerate(config.tools.mcp):
         for tool in _server_tools(server, f"tools.mcp.{place}"):
+            address = server.url or " ".join(server.command)
+            _check_spec(tool, f"tools.mcp.{place}", f"tool {tool.name!r} of {address}")
             if tool.name in tools:
                 raise ConfigError(
                     f"tools.mcp.{place}.prefix: there is a tool {tool.name!r} already; set a prefix"
@@ -88,6 +92,15 @@ def _with_lab_indexes(settings: ToolsSettings) -> ToolsSettings:
     shipped = {"corpus": CORPUS, "gallery": GALLERY}
     found = {name: str(path) for name, path in shipped.items() if getattr(search, name) == "lab"}
     return settings.model_copy(update={"search": search.model_copy(update=found)})
+
+
+def _check_spec(tool: Tool, key: str, what: str) -> None:
+    """Refuse a tool whose name, description or schema would be control tokens in the prompt."""
+    if (spelled := control_text(tool.spec)) is not None:
+        raise ConfigError(
+            f"{key}: {what} has the control token {spelled} in its description or schema, which "
+            "would change what the prompt says; leave this tool out or change its text"
+        )
 
 
 def _server_tools(settings: McpSettings, key: str) -> Sequence[Tool]:

@@ -16,6 +16,7 @@ A tool that keeps something between calls may also have, all optional:
   what is kept for it can go; awaited once a trajectory, also where it never called the tool;
 - `async close()`: once, at the end of the run;
 - `limits`, a `LimitSettings` with its own defaults, which a recipe overrides field by field;
+- `figures`, a mapping of counts that only grow, shown among the toolbox's own of the tool;
 - `stuck`, how many of its calls were given up and still run.
 """
 
@@ -77,8 +78,8 @@ class EarlierCall:
 class ToolContext:
     """What a call may look at: every picture of the trajectory so far, in order.
 
-    `trajectory` is the id of the trajectory that calls, unique among those that run. `earlier`,
-    for `resume` alone, are the tool's calls in the prefix that the trajectory was grown from.
+    `trajectory` is the id of the trajectory that calls, unique among those that run. `earlier`
+    are the tool's calls in the prefix that the trajectory was grown from, for `resume`.
     """
 
     views: tuple[View, ...] = ()

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import stamina
 
 from axpo.config import LimitSettings, UserError
-from axpo.tools.base import InfraError, Observation, Tool, ToolContext
+from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
 from axpo.tools.limits import Gate, Tokens, capped
 from axpo.tools.stats import ToolStats
 
@@ -55,11 +55,16 @@ class Lane:
         self.stats = ToolStats()
         self.gate = Gate(self.limits)
         self._given_up: set[asyncio.Task[Any]] = set()
+        self._resumed: set[str] = set()
 
     @property
     def stuck(self) -> int:
         """Calls that were given up and still run."""
         return len(self._given_up) + int(getattr(self.tool, "stuck", 0))
+
+    def counters(self) -> dict[str, float]:
+        """Figures that only grow: those of the calls, and the tool's own."""
+        return {**getattr(self.tool, "figures", {}), **self.stats.counters()}
 
     async def call(
         self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
@@ -81,15 +86,22 @@ class Lane:
 
     async def life(self, step: str, *arguments: str) -> None:
         """Run the tool's `start`, `end` or `close`, where it has one."""
+        self._resumed.difference_update(arguments)
         method = getattr(self.tool, step, None)
         if method is not None:
             await method(*arguments)
 
     async def _resume(self, context: ToolContext) -> None:
-        """Let the tool catch up with the calls before the cut, each with a call's deadline."""
+        """Once a trajectory, let the tool catch up with the calls before the cut, each with a
+        call's deadline; a failure is ours."""
         resume = getattr(self.tool, "resume", None)
-        if context.earlier and resume is not None:
+        if resume is None or not context.earlier or context.trajectory in self._resumed:
+            return
+        try:
             await self._within_deadline(resume(context), self.timeout * len(context.earlier))
+        except ModelError as error:
+            raise InfraError(f"an earlier call cannot be made again: {error}") from error
+        self._resumed.add(context.trajectory)
 
     async def _within_deadline(self, work: Coroutine[Any, Any, Result], seconds: float) -> Result:
         if self.stuck >= self.limits.max_stuck:

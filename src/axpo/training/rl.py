@@ -266,8 +266,8 @@ def work_done(run: Run) -> dict[str, float]:
         "seconds_grade": agent.seconds_grade,
         **{
             f"tool_{name}_{figure}": value
-            for name, stats in run.agent.tools.stats.items()
-            for figure, value in stats.counters().items()
+            for name, lane in run.agent.tools.lanes.items()
+            for figure, value in lane.counters().items()
         },
     }
 

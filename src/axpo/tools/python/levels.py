@@ -22,6 +22,12 @@ from axpo.tools.python.inside.seccomp import ARCHITECTURES
 LEVELS = ("bubblewrap", "landlock", "unsafe")
 """Strongest first."""
 
+UNSAFE = (
+    'PYTHON RUNS UNSAFE: level "unsafe" gives model-written code this user\'s files, network and '
+    "processes"
+)
+"""What a log, `axpo show` and a report say of that level."""
+
 NAMESPACES = ("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session")
 
 

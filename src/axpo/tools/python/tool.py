@@ -95,10 +95,7 @@ class PythonTool:
         try:
             self.level = await asyncio.to_thread(levels.choose, self.level)
             if self.level == "unsafe":
-                logger.warning(
-                    'PYTHON RUNS UNSAFE: level "unsafe" gives model-written code this user\'s '
-                    "files, network and processes"
-                )
+                logger.warning(levels.UNSAFE)
             scratch = self._errors.parent
             self._folder = scratch / "sessions"
             self._folder.mkdir(mode=0o300)  # a session cannot list its neighbours

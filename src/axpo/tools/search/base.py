@@ -83,6 +83,12 @@ class Backend(Protocol):
         ...
 
 
+def cache_figures(source: object, kind: str) -> dict[str, float]:
+    """What a recording backend counts of one kind of calls; nothing of another backend's."""
+    found = getattr(source, "figures", None)
+    return {} if found is None else found(kind)
+
+
 def shortened(text: str, characters: int) -> str:
     """`text` with at most `characters` characters, the last an ellipsis where some are left out."""
     return text if len(text) <= characters else text[: characters - 1].rstrip() + "…"

@@ -14,9 +14,10 @@ import fcntl
 import json
 import os
 import sqlite3
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +75,8 @@ class Answered:
 class CacheStats:
     """Counts since the start: `calls` = `hits` + `misses` + `shared` once all are answered.
 
-    `shared` joined an equal call under way; `paid` are the misses that may have been billed.
+    `hits` were recorded; `shared` joined an equal call under way; `paid` are the misses that may
+    have been billed.
     """
 
     calls: int = 0
@@ -92,7 +94,7 @@ class AnswerCache:
 
     def __init__(self, path: Path, mode: Mode, budget: int | None = None) -> None:
         self.mode = mode
-        self.stats = CacheStats()
+        self.kinds: defaultdict[str, CacheStats] = defaultdict(CacheStats)
         self._path = path
         self._budget = budget
         self._running: dict[Key, asyncio.Task[Answered]] = {}
@@ -100,12 +102,29 @@ class AnswerCache:
         self._prepare()
         self._database = Database(path, self._connect, THREADS)
 
+    @property
+    def stats(self) -> CacheStats:
+        """Counts of all kinds of calls together."""
+        found = [astuple(stats) for stats in self.kinds.values()]
+        return CacheStats(*map(sum, zip(*found, strict=True)))
+
+    def figures(self, kind: str) -> dict[str, float]:
+        """Counts of one kind of calls ("search", "page", "picture"), as a tool's own figures."""
+        stats = self.kinds[kind]
+        return {
+            "recorded": float(stats.hits),
+            "not_recorded": float(stats.misses),
+            "shared": float(stats.shared),
+            "paid": float(stats.paid),
+        }
+
     async def answer(self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool) -> Answered:
         """The recorded answer or, where there is none, what `ask` gives (plain JSON values).
 
         Raises what `ask` raises, `SearchFault` for a miss in replay and `BudgetSpent`.
         """
-        self.stats.calls += 1
+        stats = self.kinds[key.kind]
+        stats.calls += 1
         task = self._running.get(key)
         if task is None:
             task = asyncio.create_task(self._answer(key, ask, paid))
@@ -114,7 +133,7 @@ class AnswerCache:
                 self._paid.add(task)
             task.add_done_callback(lambda task: self._ended(key, task))
         else:
-            self.stats.shared += 1
+            stats.shared += 1
         return await asyncio.shield(task)
 
     async def close(self) -> None:
@@ -134,25 +153,26 @@ class AnswerCache:
             task.exception()  # nobody may be left to ask for it
 
     async def _answer(self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool) -> Answered:
+        stats = self.kinds[key.kind]
         row = (key.backend, key.kind, key.question, key.options)
         found = await self._database.run(lambda file: file.execute(_FIND, row).fetchone())
         if found is not None:
-            self.stats.hits += 1
+            stats.hits += 1
             return Answered(json.loads(found[0]), cached=True)
-        self.stats.misses += 1
+        stats.misses += 1
         if self.mode == "replay":
             raise SearchFault(
                 f"{key.kind} {key.question!r} is not recorded in {self._path}; {_HOW}"
             )
         if paid:
             await self._database.run(self._spend)
-            self.stats.paid += 1
+            stats.paid += 1
         try:
             answer = await ask()
         except SearchFault as fault:
             if paid and not fault.charged:
                 await self._database.run(_refund)
-                self.stats.paid -= 1
+                stats.paid -= 1
             raise
         stored = json.dumps(answer)
         kept = await self._database.run(lambda file: _store(file, row, stored))

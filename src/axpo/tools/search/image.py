@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from axpo.tools.arguments import parse_arguments, shorten
 from axpo.tools.base import ModelError, Observation, ToolContext
-from axpo.tools.search.base import shortened
+from axpo.tools.search.base import cache_figures, shortened
 from axpo.tools.search.gallery import Pictures
 from axpo.tools.search.web import TIMEOUT, function, numbered
 
@@ -44,6 +44,11 @@ class ImageSearchTool:
         self.pictures = pictures
         self._results = results
         self._caption = caption
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the cache of answers counts of this tool's calls."""
+        return cache_figures(self.pictures, "picture")
 
     async def start(self) -> None:
         await self.pictures.start()

@@ -36,6 +36,10 @@ class RecordedSearch:
         if self.cache.mode == "record":
             await self._backend.start()
 
+    def figures(self, kind: str) -> dict[str, float]:
+        """What the cache counts of "search" or "page" calls."""
+        return self.cache.figures(kind)
+
     async def search(self, query: str, results: int) -> Results[Hit]:
         async def ask() -> list[dict[str, Any]]:
             return [asdict(hit) for hit in (await self._backend.search(query, results)).items]
@@ -72,6 +76,10 @@ class RecordedPictures:
     async def start(self) -> None:
         if self.cache.mode == "record":
             await self._pictures.start()
+
+    def figures(self, kind: str) -> dict[str, float]:
+        """What the cache counts of "picture" calls."""
+        return self.cache.figures(kind)
 
     async def find(self, picture: Image.Image, results: int) -> Results[Match]:
         async def ask() -> list[dict[str, Any]]:

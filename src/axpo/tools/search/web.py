@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from axpo.config import LimitSettings
 from axpo.tools.arguments import parse_arguments, shorten
 from axpo.tools.base import ModelError, Observation, ToolContext
-from axpo.tools.search.base import Backend, shortened
+from axpo.tools.search.base import Backend, cache_figures, shortened
 
 MAX_QUERY = 400
 """Characters of a query; Tavily takes no more."""
@@ -73,6 +73,11 @@ class WebSearchTool:
         self._results = results
         self._snippet = snippet
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the cache of answers counts of this tool's calls."""
+        return cache_figures(self.backend, "search")
+
     async def start(self) -> None:
         await self.backend.start()
 
@@ -97,6 +102,11 @@ class WebExtractorTool:
     def __init__(self, backend: Backend, characters: int) -> None:
         self.backend = backend
         self._characters = characters
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the cache of answers counts of this tool's calls."""
+        return cache_figures(self.backend, "page")
 
     async def start(self) -> None:
         await self.backend.start()
