@@ -27,6 +27,9 @@ from axpo.engines.weights import copy_weights
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 
+TURNS = 8
+"""Turns of the event loop between two rounds: it takes several from a tool's answer to the next
+request (measured: 0.04 s instead of 0.30 s a call beside 64 rows)."""
 PATIENCE = 4
 """Rounds that a few requests wait for more to come, while many rows run: a prefill and a vision
 call cost about as much for one as for several."""
@@ -120,7 +123,8 @@ class TransformersEngine:
             while self._waiting or self._running:
                 with torch.inference_mode():
                     self._round()
-                await asyncio.sleep(0)
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
         except Exception as error:
             self._abandon(f"the engine's loop failed: {error!r}")
         finally:
