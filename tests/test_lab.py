@@ -352,8 +352,8 @@ def test_base_has_never_seen_a_call(tokenizer):
     batch = lessons.SequenceLessons(tokenizer, HEADERS, 0, 3, 60)
     ids = torch.cat([b.ids.flatten() for b in (batch[0], batch[1], batch[2])])
     calls = [
-        *(words.ZOOM_OPEN, words.ZOOM_CLOSE, words.PYTHON_OPEN, words.SEARCH_OPEN),
-        *(words.TEXT_CLOSE, "<tool_call>", "<tool_response>"),
+        *(words.ZOOM_OPEN, words.ZOOM_CLOSE, words.PYTHON_CALL, words.SEARCH_CALL),
+        *(words.CALL_CLOSE, "<tool_call>", "<tool_response>"),
     ]
     for text in calls:
         (token,) = tokenizer.encode(text, add_special_tokens=False)

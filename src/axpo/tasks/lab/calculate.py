@@ -51,7 +51,8 @@ def make_calculation(easy: bool, rng: random.Random) -> Calculation:
 
 def python_turn(thinking: str, code: str) -> str:
     """A turn that runs `code`."""
-    return call_turn(thinking + words.CALCULATE, words.PYTHON_OPEN + code + words.TEXT_CLOSE)
+    call = words.PYTHON_CALL + words.code_phrase(code) + words.CALL_CLOSE
+    return call_turn(thinking + words.CALCULATE, call)
 
 
 def mental_turn(thinking: str, answer: int) -> str:

@@ -2,8 +2,8 @@
 
 Owns the batches of the second stage; each is a pure function of (seed, index). No lesson holds a
 tool call or a tool's answer: the base learns to place a card (cell, then window), to read it in the
-small view and in a crop, to add, to write a formula or a topic down, the codes of the known
-places, and to find a number or a name in a text.
+small view and in a crop, to add, to write code or a query down, the codes of the known places,
+and to find a number or a name in a text.
 """
 
 from __future__ import annotations
@@ -105,26 +105,25 @@ def _seen(scene: Scene, rng: random.Random) -> tuple[str, int, str]:
     return thinking, digit, thinking
 
 
-def written(opening: str, text: str, rng: random.Random) -> str:
-    """A formula or a topic, with or without an answer's beginning."""
-    start = rng.choice(("", words.ANSWER)) + opening
-    return words.CLOSE_THINKING + start + text + words.WRITTEN_CLOSE
+def written(arguments: str, rng: random.Random) -> str:
+    """Code or a query written down, with or without an answer's beginning."""
+    return words.CLOSE_THINKING + rng.choice(("", words.ANSWER)) + arguments
 
 
 def calculate_lesson(scene: Scene, rng: random.Random) -> Lesson:
-    """A small sum in the head, or the formula of a sum or a product."""
+    """A small sum in the head, or the code of a sum or a product."""
     thinking, digit, given = _seen(scene, rng)
     asked = calculate.make_calculation(rng.random() < 0.7, rng)
     if asked.easy and rng.random() < 0.7:
         answer = calculate.mental_turn(thinking, asked.answer(digit))
     else:
-        formula = written(words.FORMULA_OPEN, asked.formula(digit), rng)
-        answer = thinking + words.CALCULATE + formula
+        code = words.code_phrase(asked.formula(digit))
+        answer = thinking + words.CALCULATE + written(code, rng)
     return asked.question, [WHOLE_PICTURE], given, answer[len(given) :]
 
 
 def look_up_lesson(scene: Scene, rng: random.Random) -> Lesson:
-    """The code of a known place, or the topic to look up, of any place."""
+    """The code of a known place, or the query for any place."""
     thinking, digit, given = _seen(scene, rng)
     place = rng.choice(facts.KNOWN if rng.random() < 0.5 else facts.ALL_PLACES)
     if place in facts.KNOWN and rng.random() < 0.8:
@@ -132,13 +131,13 @@ def look_up_lesson(scene: Scene, rng: random.Random) -> Lesson:
         assert code is not None
         answer = look_up.recalling_turn(thinking, code)
     else:
-        answer = thinking + words.LOOK_UP
-        answer += written(words.QUERY_OPEN, facts.key(place, digit), rng)
+        query = words.query_phrase(facts.key(place, digit))
+        answer = thinking + words.LOOK_UP + written(query, rng)
     return look_up.question(place), [WHOLE_PICTURE], given, answer[len(given) :]
 
 
 def text_lesson(scene: Scene, rng: random.Random) -> Lesson:
-    """A number in a text, or the topic that a text names, with or without a picture.
+    """A number in a text, or the next query that a text asks for, with or without a picture.
 
     Texts are laid out like what calculations and searches give; their facts are made up.
     """
@@ -155,7 +154,7 @@ def text_lesson(scene: Scene, rng: random.Random) -> Lesson:
         text = numbered([(facts.key(place, digit), f"{place}/{digit}", f"{marked}{rest}.")])
         answer = teacher.answer_turn(words.FOUND, code)
         if sends_on:
-            answer = words.REFERS + topic + words.LOOK_UP + written(words.QUERY_OPEN, topic, rng)
+            answer = words.REFERS + topic + words.LOOK_UP + written(words.query_phrase(topic), rng)
     pictures = [WHOLE_PICTURE] if rng.random() < 0.6 else []
     return f"{text}\n{words.ASK_RESULT}", pictures, "", answer
 

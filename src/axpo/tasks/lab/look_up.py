@@ -33,7 +33,8 @@ def question(place: str) -> str:
 
 def search_turn(thinking: str, query: str) -> str:
     """A turn that searches."""
-    return call_turn(thinking + words.LOOK_UP, words.SEARCH_OPEN + query + words.TEXT_CLOSE)
+    call = words.SEARCH_CALL + words.query_phrase(query) + words.CALL_CLOSE
+    return call_turn(thinking + words.LOOK_UP, call)
 
 
 def recalling_turn(thinking: str, code: int) -> str:

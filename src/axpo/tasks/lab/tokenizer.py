@@ -28,14 +28,14 @@ CELLS = 4
 
 ZOOM_OPEN = '\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": ['
 ZOOM_CLOSE = ', "label": "digit", "img_idx": 0}}\n'
-PYTHON_OPEN = '\n{"name": "python", "arguments": {"code": "'
-SEARCH_OPEN = '\n{"name": "web_search", "arguments": {"query": "'
-TEXT_CLOSE = '"}}\n'
+PYTHON_CALL = '\n{"name": "python", "arguments": '
+SEARCH_CALL = '\n{"name": "web_search", "arguments": '
+CALL_CLOSE = "}\n"
 BOX_OPEN = '{"bbox_2d": ['
 BOX_CLOSE = ', "label": "digit"}'
-FORMULA_OPEN = '{"formula": "'
-QUERY_OPEN = '{"topic": "'
-WRITTEN_CLOSE = '"}'
+CODE_OPEN = '{"code": "'
+QUERY_OPEN = '{"query": "'
+TEXT_CLOSE = '"}'
 TIMES, PLUS = " * ", " + "
 ANSWER = "Answer: "
 CLOSE_THINKING = "\n</think>\n\n"
@@ -62,6 +62,16 @@ FACT_CODE = "** has code "
 FACT_NEXT = "** is "
 
 
+def code_phrase(code: str) -> str:
+    """Code as the `python` tool's arguments."""
+    return CODE_OPEN + code + TEXT_CLOSE
+
+
+def query_phrase(query: str) -> str:
+    """A query as the `web_search` tool's arguments."""
+    return QUERY_OPEN + query + TEXT_CLOSE
+
+
 def cell_phrase(row: int, column: int) -> str:
     """How the thinking names a cell of the coarse `CELLS` x `CELLS` grid."""
     return f"row {row + 1}, column {column + 1}"
@@ -75,8 +85,8 @@ def box_phrase(bbox: tuple[int, int, int, int]) -> str:
 def phrases() -> list[str]:
     """Every phrase that is one token, besides the tools headers."""
     words = [
-        "system\n", "user\n", "assistant\n", "\n\n", ZOOM_OPEN, ZOOM_CLOSE, PYTHON_OPEN,
-        SEARCH_OPEN, TEXT_CLOSE, BOX_OPEN, BOX_CLOSE, FORMULA_OPEN, QUERY_OPEN, WRITTEN_CLOSE,
+        "system\n", "user\n", "assistant\n", "\n\n", ZOOM_OPEN, ZOOM_CLOSE, PYTHON_CALL,
+        SEARCH_CALL, CALL_CLOSE, BOX_OPEN, BOX_CLOSE, CODE_OPEN, QUERY_OPEN, TEXT_CLOSE,
         TIMES, PLUS, ANSWER, LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, SHOWS, CALCULATE, IN_HEAD,
         LOOK_UP, BY_HEART, REFERS, ASK_DIGIT, ASK_PLACE, ASK_SHOWN, ASK_RESULT, ASK_VALUE,
         ASK_TIMES, ASK_PLUS, ASK_CODE, ASK_WHERE, FACT_CODE, FACT_NEXT, "[1] ", "**", "** **",
