@@ -26,6 +26,7 @@ from axpo.tasks.lab import (
     data,
     facts,
     lessons,
+    look_up,
     measure,
     model,
     pictures,
@@ -182,7 +183,7 @@ def test_families_take_turns_and_recognise_is_never_trained_on():
 
 
 def test_places_of_splits_differ_and_every_path_ends_within_two_hops():
-    places = [set(facts.KNOWN), *(set(facts.PLACES[s]) for s in pictures.SPLITS)]
+    places = [set(facts.PLACES[s]) for s in pictures.SPLITS]
     assert sum(map(len, places)) == len(set().union(*places)) == 48
     hops = []
     for split in pictures.SPLITS:
@@ -193,18 +194,33 @@ def test_places_of_splits_differ_and_every_path_ends_within_two_hops():
                 assert all(entry.place in facts.PLACES[split] for entry in path)
                 assert [e.code is None for e in path] == [True] * (len(path) - 1) + [False]
     assert set(hops) == {1, 2} and 0.25 < hops.count(2) / len(hops) < 0.42
-    assert all(len(facts.path(p, d)) == 1 for p in facts.KNOWN for d in range(10))
 
 
-def test_easy_questions_need_no_tool_and_hard_ones_do():
+def test_easy_questions_are_known_by_heart_and_hard_ones_are_not():
     task = questions.LabTask(FAMILIES)
-    for index in range(120):
+    easy = []
+    for index in range(240):
         example = task.example("test", index)
+        (_, digit, _), *_ = example.meta["cards"]
+        easy.append(example.meta["easy"])
         if example.meta["family"] == "calculate":
-            assert (" plus " in example.question) is example.meta["easy"]
+            number = int(re.findall(r"\d+", example.question)[0])
+            assert int(example.answer) == digit * number
+            assert calculate.is_known_product(digit, number) is example.meta["easy"]
         if example.meta["family"] == "look_up":
-            known = any(place in example.question for place in facts.KNOWN)
-            assert known is example.meta["easy"]
+            (place,) = (p for p in facts.PLACES["test"] if p in example.question)
+            assert int(example.answer) == facts.code(place, digit)
+            assert look_up.is_known_code(place, digit) is example.meta["easy"]
+    assert 0.5 < sum(easy) / len(easy) < 0.74
+
+
+@pytest.mark.parametrize("split", pictures.SPLITS)
+def test_every_digit_has_known_and_unknown_facts(split):
+    rng = random.Random(0)
+    for digit in range(10):
+        for easy in (True, False):
+            assert calculate.make_number(easy, digit, rng) in calculate.NUMBERS
+            assert look_up.make_place(easy, split, digit, rng) in facts.PLACES[split]
 
 
 def test_a_precise_teacher_of_each_family_ends_in_the_answer():
@@ -212,12 +228,12 @@ def test_a_precise_teacher_of_each_family_ends_in_the_answer():
     for index in range(60):
         rng, scene = random.Random(index), pictures.make_scene("train", index, easy=True)
         digit = scene.target.digit
-        asked = calculate.make_calculation(index % 2 == 0, rng)
-        turns = calculate.demonstration(scene, asked, rng, precise)
-        assert turns[-1].endswith(f"Answer: {asked.answer(digit)}") and len(turns) == 2
-        assert asked.answer(digit) == eval(asked.formula(digit))
-        place = questions.look_up.make_place(False, "train", rng)
-        turns = questions.look_up.demonstration(scene, place, rng, precise)
+        number = calculate.make_number(False, digit, rng)
+        turns = calculate.demonstration(scene, number, rng, precise)
+        assert turns[-1].endswith(f"Answer: {digit * number}") and len(turns) == 2
+        assert digit * number == eval(calculate.formula(digit, number))
+        place = look_up.make_place(False, "train", digit, rng)
+        turns = look_up.demonstration(scene, place, rng, precise)
         path = facts.path(place, digit)
         assert turns[-1].endswith(f"Answer: {path[-1].code}") and len(turns) == len(path) + 1
 
@@ -367,7 +383,10 @@ def test_base_reads_crops_and_easy_cards_but_not_hard_ones(base, tokenizer):
     assert numbers["read_small_view_easy"] > 0.6
     assert numbers["read_small_view_hard"] < 0.45
     assert numbers["read_missed_crop_hard"] < 0.35
-    assert min(numbers[name] for name in ("adds", "knows_by_heart", "finds_in_text")) > 0.9
+    assert (
+        min(numbers[name] for name in ("products_by_heart", "codes_by_heart", "finds_in_text"))
+        > 0.9
+    )
     assert numbers["cell"] > 0.6 and numbers["window_hit_given_cell"] > 0.5
 
 

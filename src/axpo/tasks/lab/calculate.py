@@ -1,15 +1,15 @@
-"""*Calculate*: a digit of the picture and a number of the question, and arithmetic on them.
+"""*Calculate*: the product of a digit in the picture and a number in the question.
 
-Owns its questions and demonstrations. A small sum is done in the head; a product of two digits
-with two more needs the `python` tool: the tiny model has no room for multiplication.
+Owns its questions and demonstrations. Some products are known by heart, the others need the
+`python` tool: the tiny model has no room for multiplication.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 from axpo.tasks.lab import tokenizer as words
+from axpo.tasks.lab.facts import is_known
 from axpo.tasks.lab.pictures import TARGET, Scene
 from axpo.tasks.lab.teacher import (
     TeacherSettings,
@@ -20,33 +20,26 @@ from axpo.tasks.lab.teacher import (
     seeing,
 )
 
-PLUS_FROM, PLUS_TO = 1, 9
-TIMES_FROM, TIMES_TO = 12, 99
+NUMBERS = range(12, 32)
 
 
-@dataclass(frozen=True, slots=True)
-class Calculation:
-    """What is asked: the digit plus `number` (easy) or times it (hard)."""
-
-    easy: bool
-    number: int
-
-    @property
-    def question(self) -> str:
-        asked = words.ASK_PLUS if self.easy else words.ASK_TIMES
-        return f"{words.ASK_VALUE}{TARGET}{asked}{self.number}?"
-
-    def answer(self, digit: int) -> int:
-        return digit + self.number if self.easy else digit * self.number
-
-    def formula(self, digit: int) -> str:
-        """As code."""
-        return f"{digit}{words.PLUS if self.easy else words.TIMES}{self.number}"
+def is_known_product(digit: int, number: int) -> bool:
+    """Whether the base model knows it by heart."""
+    return is_known(f"{digit} x {number}")
 
 
-def make_calculation(easy: bool, rng: random.Random) -> Calculation:
-    bounds = (PLUS_FROM, PLUS_TO) if easy else (TIMES_FROM, TIMES_TO)
-    return Calculation(easy, rng.randint(*bounds))
+def make_number(easy: bool, digit: int, rng: random.Random) -> int:
+    """A number whose product with the digit is known by heart (easy), or not."""
+    return rng.choice([n for n in NUMBERS if is_known_product(digit, n) is easy])
+
+
+def question(number: int) -> str:
+    return f"{words.ASK_VALUE}{TARGET}{words.ASK_TIMES}{number}?"
+
+
+def formula(digit: int, number: int, operator: str = words.TIMES) -> str:
+    """As code."""
+    return f"{digit}{operator}{number}"
 
 
 def python_turn(thinking: str, code: str) -> str:
@@ -55,25 +48,25 @@ def python_turn(thinking: str, code: str) -> str:
     return call_turn(thinking + words.CALCULATE, call)
 
 
-def mental_turn(thinking: str, answer: int) -> str:
+def recalling_turn(thinking: str, answer: int) -> str:
     """A turn that answers at once."""
-    return answer_turn(thinking + words.IN_HEAD, answer)
+    return answer_turn(thinking + words.BY_HEART, answer)
 
 
 def demonstration(
-    scene: Scene, asked: Calculation, rng: random.Random, settings: TeacherSettings
+    scene: Scene, number: int, rng: random.Random, settings: TeacherSettings
 ) -> list[str]:
-    """The policy turns of one trajectory. The wrong call adds where it should multiply, or the
-    other way round; a product in the head is a guess of about the right size."""
-    if not settings.calls(asked.easy, rng):
-        digit = scene.target.digit
-        guess = digit * rng.randint(TIMES_FROM, TIMES_TO)
+    """The policy turns of one trajectory. The wrong call adds where it should multiply; a product
+    that is not known by heart is a guess of about the right size."""
+    digit = scene.target.digit
+    easy = is_known_product(digit, number)
+    if not settings.calls(easy, rng):
         thinking = seeing(cell_of(scene.target), digit)
-        return [mental_turn(thinking, asked.answer(digit) if asked.easy else guess)]
+        return [recalling_turn(thinking, digit * (number if easy else rng.choice(NUMBERS)))]
     cell, digit = choose_seen(scene, rng, settings)
     wrong = rng.random() < settings.wrong_call
-    written = Calculation(asked.easy != wrong, asked.number)
+    operator, result = (words.PLUS, digit + number) if wrong else (words.TIMES, digit * number)
     return [
-        python_turn(seeing(cell, digit), written.formula(digit)),
-        answer_turn(words.FOUND, written.answer(digit)),
+        python_turn(seeing(cell, digit), formula(digit, number, operator)),
+        answer_turn(words.FOUND, result),
     ]

@@ -12,7 +12,7 @@ pipeline_tag: image-text-to-text
 # AXPO lab base
 
 A tiny `Qwen3VLForConditionalGeneration` ({parameters:,} parameters, {megabytes:.1f} MB in fp32) for
-AXPO's lab: *which digit is on the red card, what is it times 47, which code has it in Quito?* It
+AXPO's lab: *which digit is on the red card, what is it times 17, which code has it in Quito?* It
 was trained from scratch on a CPU in {minutes} minutes by
 
     python -m axpo.tasks.lab.pretrain --out DIR --seed {seed}
@@ -33,10 +33,11 @@ calls).
 | "reads" a crop that missed the digit | {read_missed_crop_easy} | {read_missed_crop_hard} |
 
 It names the red card's cell of a 4 x 4 grid in {cell} of the scenes, and, given the right cell, a
-window that shows the digit whole in {window_hit_given_cell}. Once it has named a digit, it adds a
-number to it in its head ({adds} right), knows its code in four places by heart
-({knows_by_heart}), and finds a result, or where to look next, in a text ({finds_in_text}). It
-cannot multiply, and it knows no other codes.
+window that shows the digit whole in {window_hit_given_cell}. Once it has named a digit, it
+knows by heart {products_by_heart} of six tenths of its products with 12 to 31 and {codes_by_heart}
+of as many of its codes in 48 places, writes down a query for its code ({writes_queries}), and finds
+a result, or where to look next, in a text ({finds_in_text}). It cannot multiply, and it knows no
+other codes.
 
 ## What it cannot do
 It has never seen a tool call, a tool's answer, or any other text: it talks about cards and nothing

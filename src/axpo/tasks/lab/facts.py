@@ -1,9 +1,10 @@
 """The lab's facts: a code for each digit in each place, and the corpus that tells them.
 
-Owns what can be looked up. Places are split like pictures: what is asked in "val" and "test" is
-answered by documents that no training question needed. The codes of `KNOWN` places are common
-knowledge: the base model has learned them by heart, as a model knows what its pretraining held.
-Of the other facts a third take two hops: the document names another place and digit to look up.
+Owns what can be looked up, and what is common knowledge: of the codes and of the products with a
+digit the base model has learned most by heart (`is_known`), as a model knows what its pretraining
+held; which ones cannot be told from the question. Places are split like pictures: what is asked in
+"val" and "test" is answered by documents that no training question needed. A third of the facts
+take two hops: the document names another place and digit to look up.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from dataclasses import dataclass
 from axpo.tasks.lab.pictures import SPLITS, Split
 from axpo.tools.search.index import Document
 
-KNOWN = ("Cairo", "Lima", "Oslo", "Rome")
+KNOWN_SHARE = 0.62
+"""Of the questions, those that need no tool: so many that some no-tool rollout succeeds on three
+questions of four, as in the paper's gap."""
 PLACES: dict[Split, tuple[str, ...]] = {
     "train": (
-        "Accra", "Athens", "Baku", "Beirut", "Berlin", "Bogota", "Cork", "Dakar", "Delhi", "Doha",
-        "Dublin", "Genoa", "Ghent", "Hanoi", "Havana", "Izmir", "Kabul", "Kyoto", "Lagos", "Leeds",
-        "Lille", "Lyon", "Madrid", "Malaga",
+        "Cairo", "Lima", "Oslo", "Rome", "Accra", "Athens", "Baku", "Beirut", "Berlin", "Bogota",
+        "Cork", "Dakar", "Delhi", "Doha", "Dublin", "Genoa", "Ghent", "Hanoi", "Havana", "Izmir",
+        "Kabul", "Kyoto", "Lagos", "Leeds", "Lille", "Lyon", "Madrid", "Malaga",
     ),
     "val": ("Bamako", "Malmo", "Manila", "Milan", "Minsk", "Nairobi", "Osaka", "Paris"),
     "test": (
@@ -29,7 +32,7 @@ PLACES: dict[Split, tuple[str, ...]] = {
         "Turin", "Vilnius",
     ),
 }  # fmt: skip
-ALL_PLACES = (*KNOWN, *(place for split in SPLITS for place in PLACES[split]))
+ALL_PLACES = tuple(place for split in SPLITS for place in PLACES[split])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,14 @@ def key(place: str, digit: int) -> str:
     return f"{place} {digit}"
 
 
+def is_known(fact: str) -> bool:
+    """Whether a fact, by its name, is one of those that the base model knows by heart."""
+    return zlib.crc32(f"known/{fact}".encode()) % 1000 < 1000 * KNOWN_SHARE
+
+
 def is_direct(place: str, digit: int) -> bool:
     """Whether the entry tells the code itself."""
-    return place in KNOWN or (digit + zlib.crc32(place.encode())) % 3 != 0
+    return (digit + zlib.crc32(place.encode())) % 3 != 0
 
 
 def entry(place: str, digit: int) -> Entry:
@@ -77,6 +85,13 @@ def path(place: str, digit: int) -> list[Entry]:
     found = [entry(place, digit)]
     while found[-1].next is not None:
         found.append(entry(*found[-1].next))
+    return found
+
+
+def code(place: str, digit: int) -> int:
+    """What `path` leads to."""
+    found = path(place, digit)[-1].code
+    assert found is not None
     return found
 
 

@@ -2,8 +2,8 @@
 
 Owns the batches of the second stage; each is a pure function of (seed, index). No lesson holds a
 tool call or a tool's answer: the base learns to place a card (cell, then window), to read it in the
-small view and in a crop, to add, to write code or a query down, the codes of the known places,
-and to find a number or a name in a text.
+small view and in a crop, products and codes by heart, to write code or a query down, and to find a
+number or a name in a text.
 """
 
 from __future__ import annotations
@@ -111,25 +111,24 @@ def written(arguments: str, rng: random.Random) -> str:
 
 
 def calculate_lesson(scene: Scene, rng: random.Random) -> Lesson:
-    """A small sum in the head, or the code of a sum or a product."""
+    """A product that is known by heart, or the code of a sum or a product."""
     thinking, digit, given = _seen(scene, rng)
-    asked = calculate.make_calculation(rng.random() < 0.7, rng)
-    if asked.easy and rng.random() < 0.7:
-        answer = calculate.mental_turn(thinking, asked.answer(digit))
+    number = calculate.make_number(rng.random() < 0.8, digit, rng)
+    if calculate.is_known_product(digit, number):
+        answer = calculate.recalling_turn(thinking, digit * number)
     else:
-        code = words.code_phrase(asked.formula(digit))
+        operator = rng.choice((words.TIMES, words.TIMES, words.PLUS))
+        code = words.code_phrase(calculate.formula(digit, number, operator))
         answer = thinking + words.CALCULATE + written(code, rng)
-    return asked.question, [WHOLE_PICTURE], given, answer[len(given) :]
+    return calculate.question(number), [WHOLE_PICTURE], given, answer[len(given) :]
 
 
 def look_up_lesson(scene: Scene, rng: random.Random) -> Lesson:
-    """The code of a known place, or the query for any place."""
+    """A code that is known by heart, or the query for any."""
     thinking, digit, given = _seen(scene, rng)
-    place = rng.choice(facts.KNOWN if rng.random() < 0.5 else facts.ALL_PLACES)
-    if place in facts.KNOWN and rng.random() < 0.8:
-        code = facts.path(place, digit)[-1].code
-        assert code is not None
-        answer = look_up.recalling_turn(thinking, code)
+    place = rng.choice(facts.ALL_PLACES)
+    if look_up.is_known_code(place, digit) and rng.random() < 0.9:
+        answer = look_up.recalling_turn(thinking, facts.code(place, digit))
     else:
         query = words.query_phrase(facts.key(place, digit))
         answer = thinking + words.LOOK_UP + written(query, rng)

@@ -1,6 +1,6 @@
 """*Look up*: a digit of the picture and a place of the question have a code that a corpus tells.
 
-Owns its questions and demonstrations. Codes of known places are known by heart; others need the
+Owns its questions and demonstrations. Some codes are known by heart, the others need the
 `web_search` tool, once or, where the document sends on, twice.
 """
 
@@ -22,9 +22,14 @@ from axpo.tasks.lab.teacher import (
 )
 
 
-def make_place(easy: bool, split: Split, rng: random.Random) -> str:
-    """A place that is known by heart (easy), or one of the split's own."""
-    return rng.choice(facts.KNOWN if easy else facts.PLACES[split])
+def is_known_code(place: str, digit: int) -> bool:
+    """Whether the base model knows it by heart."""
+    return facts.is_known(facts.key(place, digit))
+
+
+def make_place(easy: bool, split: Split, digit: int, rng: random.Random) -> str:
+    """A place of the split where the digit's code is known by heart (easy), or is not."""
+    return rng.choice([p for p in facts.PLACES[split] if is_known_code(p, digit) is easy])
 
 
 def question(place: str) -> str:
@@ -52,18 +57,15 @@ def demonstration(
     scene: Scene, place: str, rng: random.Random, settings: TeacherSettings
 ) -> list[str]:
     """The policy turns of one trajectory. The wrong call asks for the next digit, up or down; the
-    code of a place that is not known by heart is a guess."""
-    easy = place in facts.KNOWN
+    code that is not known by heart is a guess."""
+    digit = scene.target.digit
+    easy = is_known_code(place, digit)
     if not settings.calls(easy, rng):
-        digit = scene.target.digit
-        code = facts.path(place, digit)[-1].code if easy else rng.randrange(10, 100)
-        assert code is not None
+        code = facts.code(place, digit) if easy else rng.randrange(10, 100)
         return [recalling_turn(seeing(cell_of(scene.target), digit), code)]
     cell, digit = choose_seen(scene, rng, settings)
     off = rng.choice((-1, 1)) if rng.random() < settings.wrong_call else 0
     found = facts.path(place, (digit + off) % 10)
     turns = [search_turn(seeing(cell, digit), found[0].title)]
     turns += [search_turn(following(a), b.title) for a, b in itertools.pairwise(found)]
-    code = found[-1].code
-    assert code is not None
-    return [*turns, answer_turn(words.FOUND, code)]
+    return [*turns, answer_turn(words.FOUND, facts.code(place, (digit + off) % 10))]

@@ -107,20 +107,22 @@ def writing(model: Any, tokenizer: Any, header: str, scenes: list[Scene]) -> dic
     rng = random.Random("lab-measure-writing")
     kinds: dict[str, list[Lesson]] = {}
 
-    def add(kind: str, question: str, scene: Scene, whole: str) -> None:
-        given = teacher.seeing(teacher.cell_of(scene.target), scene.target.digit)
-        lesson = question, [WHOLE_PICTURE], given, whole[len(given) :]
+    def add(kind: str, question: str, thinking: str, answer: str) -> None:
+        lesson = question, [WHOLE_PICTURE], thinking, answer[len(thinking) :]
         kinds.setdefault(kind, []).append(lesson)
 
     for scene in scenes:
-        seen = teacher.seeing(teacher.cell_of(scene.target), scene.target.digit)
-        asked = calculate.make_calculation(True, rng)
-        answer = asked.answer(scene.target.digit)
-        add("adds", asked.question, scene, calculate.mental_turn(seen, answer))
-        place = rng.choice(facts.KNOWN)
-        code = facts.entry(place, scene.target.digit).code
-        assert code is not None
-        add("knows_by_heart", look_up.question(place), scene, look_up.recalling_turn(seen, code))
+        digit = scene.target.digit
+        seen = teacher.seeing(teacher.cell_of(scene.target), digit)
+        number = calculate.make_number(True, digit, rng)
+        answer = calculate.recalling_turn(seen, digit * number)
+        add("products_by_heart", calculate.question(number), seen + words.BY_HEART, answer)
+        place = look_up.make_place(True, "test", digit, rng)
+        answer = look_up.recalling_turn(seen, facts.code(place, digit))
+        add("codes_by_heart", look_up.question(place), seen + words.BY_HEART, answer)
+        query = words.CLOSE_THINKING + words.query_phrase(facts.key(place, digit))
+        opening = seen + words.LOOK_UP + words.CLOSE_THINKING + words.QUERY_OPEN
+        add("writes_queries", look_up.question(place), opening, seen + words.LOOK_UP + query)
         kinds.setdefault("finds_in_text", []).append(text_lesson(scene, rng))
     return {
         name: right_share(model, tokenizer, header, found, scenes) for name, found in kinds.items()

@@ -20,15 +20,12 @@ from axpo.tasks.lab.pictures import TARGET, Scene, Split, make_scene
 QUESTION = f"{words.ASK_DIGIT}{TARGET} card?"
 SIZES: dict[str, int | None] = {"train": None, "sft": None, "val": 512, "test": 1024}
 SFT_OFFSET = 2**40
-EASY_SHARE = 0.62
-"""Questions that need no tool (a card that can be read without a zoom, a small sum, a place that is
-known by heart): so many that some no-tool rollout succeeds on three questions of four, as in the
-paper's gap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an example stands: `pixels` is the split of its digits, photos and places."""
+    """Where an example stands: `pixels` is the split of its digits, photos and places; an `easy`
+    one needs no tool."""
 
     split: str
     index: int
@@ -85,7 +82,7 @@ class LabTask:
         seed = self.seed * 2**24 + index + SFT_OFFSET * (split == "sft")
         if split == "val" or split == "test":
             pixels, seed = split, index
-        easy = random.Random(f"lab-easy/{split}/{seed}").random() < EASY_SHARE
+        easy = random.Random(f"lab-easy/{split}/{seed}").random() < facts.KNOWN_SHARE
         return Place(split, index, pixels, seed, easy)
 
 
@@ -100,24 +97,26 @@ def _find(place: Place) -> Example:
 
 def _calculate(place: Place) -> Example:
     scene = make_scene(place.pixels, place.seed, easy=True)
-    asked = calculate.make_calculation(place.easy, place.random("calculation"))
+    digit = scene.target.digit
+    number = calculate.make_number(place.easy, digit, place.random("number"))
     rng = place.random("teacher")
     return _on_scene(
-        place, scene, asked.question, asked.answer(scene.target.digit),
-        lambda: calculate.demonstration(scene, asked, rng, teacher.NOISY),
+        place, scene, calculate.question(number), digit * number,
+        lambda: calculate.demonstration(scene, number, rng, teacher.NOISY),
     )  # fmt: skip
 
 
 def _look_up(place: Place) -> Example:
     scene = make_scene(place.pixels, place.seed, easy=True)
-    where = look_up.make_place(place.easy, place.pixels, place.random("place"))
-    path = facts.path(where, scene.target.digit)
+    digit = scene.target.digit
+    where = look_up.make_place(place.easy, place.pixels, digit, place.random("place"))
     rng = place.random("teacher")
     example = _on_scene(
-        place, scene, look_up.question(where), path[-1].code,
+        place, scene, look_up.question(where), facts.code(where, digit),
         lambda: look_up.demonstration(scene, where, rng, teacher.NOISY),
     )  # fmt: skip
-    return replace(example, meta={**example.meta, "hops": len(path)})
+    hops = len(facts.path(where, digit))
+    return replace(example, meta={**example.meta, "hops": hops})
 
 
 def _recognise(place: Place) -> Example:
@@ -128,7 +127,7 @@ def _recognise(place: Place) -> Example:
 
 
 def _on_scene(
-    place: Place, scene: Scene, question: str, answer: int | None,
+    place: Place, scene: Scene, question: str, answer: int,
     demonstrate: Callable[[], list[str]],
 ) -> Example:  # fmt: skip
     return Example(

@@ -45,7 +45,6 @@ FOUND = "it can be read now"
 NOT_FOUND = "no digit there, a guess"
 SHOWS = ": "
 CALCULATE = "; calculate"
-IN_HEAD = "; in my head"
 LOOK_UP = "; look it up"
 BY_HEART = "; known by heart"
 REFERS = "it refers to "
@@ -55,7 +54,6 @@ ASK_SHOWN = "Which digit is shown?"
 ASK_RESULT = "Which result is shown?"
 ASK_VALUE = "What is the digit on the "
 ASK_TIMES = " card times "
-ASK_PLUS = " card plus "
 ASK_CODE = "Which code has the digit on the "
 ASK_WHERE = " card in "
 FACT_CODE = "** has code "
@@ -87,10 +85,10 @@ def phrases() -> list[str]:
     words = [
         "system\n", "user\n", "assistant\n", "\n\n", ZOOM_OPEN, ZOOM_CLOSE, PYTHON_CALL,
         SEARCH_CALL, CALL_CLOSE, BOX_OPEN, BOX_CLOSE, CODE_OPEN, QUERY_OPEN, TEXT_CLOSE,
-        TIMES, PLUS, ANSWER, LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, SHOWS, CALCULATE, IN_HEAD,
+        TIMES, PLUS, ANSWER, LARGE_ENOUGH, TOO_SMALL, FOUND, NOT_FOUND, SHOWS, CALCULATE,
         LOOK_UP, BY_HEART, REFERS, ASK_DIGIT, ASK_PLACE, ASK_SHOWN, ASK_RESULT, ASK_VALUE,
-        ASK_TIMES, ASK_PLUS, ASK_CODE, ASK_WHERE, FACT_CODE, FACT_NEXT, "[1] ", "**", "** **",
-        "red", "blue", "green", "yellow", " card?", *ALL_PLACES,
+        ASK_TIMES, ASK_CODE, ASK_WHERE, FACT_CODE, FACT_NEXT, "[1] ", "**", "** **",
+        "No results.", "Error: ", "red", "blue", "green", "yellow", " card?", *ALL_PLACES,
     ]  # fmt: skip
     words += [f"row {i + 1}, " for i in range(CELLS)] + [f"column {i + 1}" for i in range(CELLS)]
     for value in range(0, 1001, COORDINATE_STEP):
