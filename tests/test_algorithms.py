@@ -195,6 +195,45 @@ class TestGRPO:
         assert advantage(pool[0], pool) == 0.0
 
 
+class TestToolBonus:
+    def test_bonus_and_penalty_by_hand(self) -> None:
+        g = tools_and_plain("q", [1, 0], [1, 0])
+        # Bonus 0.5: [1.5, 0.5, 1, 0], mean 3/4, sample variance (9+1+1+9)/16/3 = 5/12.
+        deviation = math.sqrt(5 / 12)
+        ids = ("q/t0", "q/t1", "q/p0", "q/p1")
+        shaped = values(grpo.credit(g, settings_with(name="grpo", tool_bonus=0.5)), *ids)
+        assert shaped == pytest.approx([x / deviation for x in (0.75, -0.25, 0.25, -0.75)])
+        # Penalty 0.5: [0.5, -0.5, 1, 0], mean 1/4, the same deviations in another order.
+        shaped = values(grpo.credit(g, settings_with(name="grpo", tool_bonus=-0.5)), *ids)
+        assert shaped == pytest.approx([x / deviation for x in (0.25, -0.75, 0.75, -0.25)])
+
+    def test_an_all_wrong_group_learns_to_call_a_tool(self) -> None:
+        """What plain GRPO gives no advantage: the bonus is all that tells its rollouts apart."""
+        g = tools_and_plain("q", [0, 0], [0, 0])
+        credit = grpo.credit(g, settings_with(name="grpo", tool_bonus=0.1))
+        # [0.1, 0.1, 0, 0]: mean 0.05, sample std sqrt(4 * 0.05^2 / 3).
+        assert values(credit, "q/t0", "q/p0") == pytest.approx(
+            [math.sqrt(3) / 2, -math.sqrt(3) / 2]
+        )
+
+    def test_the_tasks_reward_and_every_figure_stay(self) -> None:
+        g = tools_and_plain("q", [1, None], [1, 0])
+        before = gap([g])
+        credit = grpo.credit(g, settings_with(name="grpo", tool_bonus=0.5))
+        assert gap([g]) == before and before["reward_mean"] == pytest.approx(2 / 3)
+        assert [r.reward for r in g.rollouts] == [1, None, 1, 0]
+        assert "q/t1" not in credit and credit["q/t0"][0].weight == pytest.approx(1 / 3)
+
+
+def test_twice_the_rollouts() -> None:
+    """GRPO x2 is N = 16: one group of 16, each slot 1/16."""
+    s = settings_with(name="grpo", rollouts=16)
+    credit = grpo.credit(tools_and_plain("q", [1] * 4 + [0] * 4, [0] * 8), s)
+    # mean 1/4, sample variance (4 * 9/16 + 12 * 1/16) / 15 = 1/5.
+    assert values(credit, "q/t0", "q/p0") == pytest.approx([0.75 * 5**0.5, -0.25 * 5**0.5])
+    assert {c[0].weight for c in credit.values()} == {1 / 16}
+
+
 class TestAXPO:
     def test_recovered_in_an_all_wrong_group(self) -> None:
         g = tools_and_plain("q", [0, 0], [0, 0])

@@ -49,9 +49,28 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
         assert word in str(caught.value)
 
 
-def test_a_setting_without_effect_is_refused() -> None:
-    with pytest.raises(ConfigError, match="ranking: no effect with name = 'grpo'"):
-        load_config(None, ["algorithm.name=grpo", "algorithm.ranking=random"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["name=grpo", "ranking=random"], "ranking: no effect with name = 'grpo'"),
+        (["tool_bonus=0.1"], "tool_bonus: no effect with name = 'axpo'"),
+        (["cispo_max_ratio=4"], "cispo_max_ratio: no effect with loss = 'clip'"),
+        (
+            ["loss=cispo", "aggregation=token_mean", "clip_low=0.1", "clip_high=0.3"],
+            "clip_high, clip_low: no effect with loss = 'cispo'",
+        ),
+        (["loss=cispo"], "aggregation: 'question_mean', but CISPO is token-normalised"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^algorithm.{message}"):
+        load_config(None, [f"algorithm.{override}" for override in overrides])
+
+
+def test_settings_of_the_baselines_are_taken() -> None:
+    cispo = ["name=grpo", "loss=cispo", "aggregation=token_mean", "cispo_max_ratio=4"]
+    for overrides in (["name=grpo", "tool_bonus=-0.1"], ["name=grpo", "rollouts=16"], cispo):
+        load_config(None, [f"algorithm.{override}" for override in overrides])
 
 
 def test_missing_and_broken_recipes(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ class EngineSettings(Section):
 
 
 class AlgorithmSettings(Section):
-    """GRPO and AXPO; every ablation of the paper is one of these settings."""
+    """GRPO, AXPO and what they are compared with; every ablation is one of these settings."""
 
     name: Literal["grpo", "axpo"] = "axpo"
     """"grpo" is the baseline without resampling."""
@@ -204,14 +204,22 @@ class AlgorithmSettings(Section):
     """K, continuations a selected prefix (METHOD: 4)."""
     extra_budget: Fraction = 0.25
     """r: at most floor(r B N) extra continuations a batch (METHOD: 0.25)."""
+    loss: Literal["clip", "cispo"] = "clip"
+    """"clip" is the asymmetric clip of METHOD 8; "cispo" the capped weight of arXiv 2506.13585."""
     clip_low: PositiveFloat = 0.2
     """rho is clipped from below at 1 - clip_low (METHOD: 0.2)."""
     clip_high: PositiveFloat = 0.4
     """rho is clipped from above at 1 + clip_high (METHOD: 0.4)."""
+    cispo_max_ratio: PositiveFloat = 5.0
+    """CISPO: rho itself is capped at this value, with no floor (METHOD: about 5). An absolute
+    bound, where some libraries take the offset eps of 1 + eps."""
     kl: NonNegativeFloat = 1e-3
     """beta of the k3 KL estimate to the SFT policy (METHOD: 1e-3)."""
     aggregation: Literal["question_mean", "token_mean"] = "question_mean"
     """question_mean: Eq. 5, each slot 1/N, then mean over questions (choice)."""
+    tool_bonus: float = 0.0
+    """GRPO: added to a tool-using rollout's reward, for its advantage only; below 0 it is the tool
+    penalty (METHOD: a constant)."""
     prefix: Literal["tool_call", "scratch"] = "tool_call"
     """"scratch" resamples whole rollouts: the ablation without prefix fix."""
     resample: Literal["tool", "no_tool"] = "tool"
@@ -225,14 +233,32 @@ class AlgorithmSettings(Section):
 
     @model_validator(mode="after")
     def _ineffective(self) -> AlgorithmSettings:
-        if self.name == "grpo":
-            branching = {
-                "continuations", "extra_budget", "prefix", "resample", "ranking",
-                "prefix_credit", "separate_group",
-            }  # fmt: skip
-            if idle := sorted(branching & self.model_fields_set):
-                raise ValueError(f"{', '.join(idle)}: no effect with name = 'grpo'; remove it")
+        chosen = {"name": self.name, "loss": self.loss}
+        for key, owned in _OWN_SETTINGS.items():
+            others = {s for value, own in owned.items() if value != chosen[key] for s in own}
+            if idle := sorted(others & self.model_fields_set):
+                raise ValueError(
+                    f"{', '.join(idle)}: no effect with {key} = {chosen[key]!r}; remove it"
+                )
+        if self.loss == "cispo" and self.aggregation != "token_mean":
+            raise ValueError(
+                f"aggregation: {self.aggregation!r}, but CISPO is token-normalised; "
+                "set 'token_mean'"
+            )
         return self
+
+
+_OWN_SETTINGS: Mapping[str, Mapping[str, set[str]]] = {
+    "name": {
+        "grpo": {"tool_bonus"},
+        "axpo": {
+            "continuations", "extra_budget", "prefix", "resample", "ranking", "prefix_credit",
+            "separate_group",
+        },
+    },
+    "loss": {"clip": {"clip_low", "clip_high"}, "cispo": {"cispo_max_ratio"}},
+}  # fmt: skip
+"""algorithm.name or .loss -> value -> the settings that have an effect with that value only."""
 
 
 class OptimizerSettings(Section):

@@ -7,8 +7,12 @@ plain weighted sum and micro-batches add up to the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+
+from axpo.config import AlgorithmSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +33,17 @@ class TokenBatch:
     weights: Tensor
 
 
+def policy_loss(
+    settings: AlgorithmSettings,
+) -> Callable[[TokenBatch], tuple[Tensor, dict[str, float]]]:
+    """The loss that the settings name."""
+    if settings.loss == "cispo":
+        return partial(cispo_loss, max_ratio=settings.cispo_max_ratio, kl=settings.kl)
+    return partial(
+        clipped_loss, clip_low=settings.clip_low, clip_high=settings.clip_high, kl=settings.kl
+    )
+
+
 def clipped_loss(
     batch: TokenBatch, clip_low: float, clip_high: float, kl: float
 ) -> tuple[Tensor, dict[str, float]]:
@@ -42,6 +57,25 @@ def clipped_loss(
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     surrogate = (ratio * batch.advantages).minimum(clipped * batch.advantages)
     binds = ratio * batch.advantages > clipped * batch.advantages
+    return _loss(batch, surrogate, ratio, binds, kl)
+
+
+def cispo_loss(batch: TokenBatch, max_ratio: float, kl: float) -> tuple[Tensor, dict[str, float]]:
+    """- sum w [sg(min(rho, max_ratio)) A logprob - beta k3]: CISPO (arXiv 2506.13585, Eq. 4-5).
+
+    The importance weight is capped and constant; the gradient goes through logprob alone, so
+    that no token is dropped. There is no floor. Figures as in `clipped_loss`.
+    """
+    ratio = (batch.logprobs.detach() - batch.old).exp()
+    surrogate = ratio.clamp(max=max_ratio) * batch.advantages * batch.logprobs
+    binds = (ratio > max_ratio) & (batch.advantages != 0.0)
+    return _loss(batch, surrogate, ratio, binds, kl)
+
+
+def _loss(
+    batch: TokenBatch, surrogate: Tensor, ratio: Tensor, binds: Tensor, kl: float
+) -> tuple[Tensor, dict[str, float]]:
+    """The surrogate less the KL term, weighted and negated, with its figures."""
     stats = {
         "tokens": float(ratio.numel()),
         "clipped": float(binds.sum()),

@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from axpo.algorithms import ALGORITHMS, Algorithm
 from axpo.algorithms.budget import Plan
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import policy_loss
 from axpo.algorithms.subgroups import gap
 from axpo.config import Config, ConfigError, RolloutSettings, UserError
 from axpo.engines.base import Engine
@@ -203,9 +202,7 @@ def assign_credit(run: Run, group: Group) -> None:
 def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, float]:
     """The step's optimizer updates, one a mini-batch of questions; metrics averaged over them."""
     rl, algorithm = run.config.rl, run.config.algorithm
-    loss = partial(
-        clipped_loss, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high, kl=algorithm.kl
-    )
+    loss = policy_loss(algorithm)
     kl = algorithm.kl > 0
     old = None
     if rl.old_logprobs == "recompute":
