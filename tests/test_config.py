@@ -59,6 +59,15 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
             ["loss=cispo", "aggregation=token_mean", "clip_low=0.1", "clip_high=0.3"],
             "clip_high, clip_low: no effect with loss = 'cispo'",
         ),
+        (["name=grpo", "branch_at=first"], "branch_at: no effect with name = 'grpo'"),
+        (
+            ["branch_at=least_confident", "prefix=scratch"],
+            "branch_at: no effect with prefix = 'scratch'",
+        ),
+        (
+            ["branch_at=least_confident", "resample=no_tool"],
+            "branch_at: no effect with resample = 'no_tool'",
+        ),
         (["loss=cispo"], "aggregation: 'question_mean', but CISPO is token-normalised"),
     ],
 )

@@ -126,6 +126,26 @@ def test_the_order_in_which_rollouts_finish_changes_nothing() -> None:
         assert step(order) == first
 
 
+def test_a_later_call_is_resampled_after_the_untouched_path() -> None:
+    """The second call stands later in its turn, where the fake engine is less confident."""
+    script: dict[str, Any] = {
+        "s0/q0/r0/t1": CALL,
+        "s0/q0/r0/t2": "hm " * 9 + CALL,
+        "s0/q0/r0/t3": WRONG,
+    }
+    engine = FakeEngine(script, RIGHT)
+    settings = {"continuations": 2, "extra_budget": 0.5, "branch_at": "least_confident"}
+    group = collected(engine, **settings)[0]
+    (branch,) = group.branches
+    source = group.rollouts[0]
+    assert branch.cut == source.calls[1].start + 1 > source.calls[0].end
+    seen = [token for segment in group.path(source) for token in segment.tokens]
+    (asked,) = (r for r in engine.requests if r.id == "s0/q0/r0/c1/t2")
+    assert asked.tokens == tuple(seen[: len(group.prompt) + branch.cut])
+    shown = [picture.digest for picture in asked.pictures]
+    assert shown == [s.digest for part in (group.prompt, source.segments[1]) for s in part.images]
+
+
 def test_a_step_that_could_score_nothing_stops() -> None:
     with pytest.raises(UserError, match=r"none of 8 rollouts could be scored.*engine: it broke"):
         collected(FakeEngine({}, EngineError("it broke")))

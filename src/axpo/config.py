@@ -226,6 +226,9 @@ class AlgorithmSettings(Section):
     """"no_tool" triggers on and resamples no-tool rollouts instead (ablation)."""
     ranking: Literal["confidence", "random"] = "confidence"
     """"random" ranks candidate prefixes by a seeded draw (ablation)."""
+    branch_at: Literal["first", "least_confident"] = "first"
+    """The call that a prefix ends in: the first (METHOD 3), or the least confident of those that an
+    observation answered (our extension, beyond the paper)."""
     prefix_credit: bool = True
     """False: a selected source keeps its plain GRPO advantage (ablation)."""
     separate_group: bool = True
@@ -240,6 +243,10 @@ class AlgorithmSettings(Section):
                 raise ValueError(
                     f"{', '.join(idle)}: no effect with {key} = {chosen[key]!r}; remove it"
                 )
+        if "branch_at" in self.model_fields_set:
+            for key, needed in (("prefix", "tool_call"), ("resample", "tool")):
+                if (value := getattr(self, key)) != needed:
+                    raise ValueError(f"branch_at: no effect with {key} = {value!r}; remove it")
         if self.loss == "cispo" and self.aggregation != "token_mean":
             raise ValueError(
                 f"aggregation: {self.aggregation!r}, but CISPO is token-normalised; "
@@ -252,8 +259,8 @@ _OWN_SETTINGS: Mapping[str, Mapping[str, set[str]]] = {
     "name": {
         "grpo": {"tool_bonus"},
         "axpo": {
-            "continuations", "extra_budget", "prefix", "resample", "ranking", "prefix_credit",
-            "separate_group",
+            "continuations", "extra_budget", "prefix", "resample", "ranking", "branch_at",
+            "prefix_credit", "separate_group",
         },
     },
     "loss": {"clip": {"clip_low", "clip_high"}, "cispo": {"cispo_max_ratio"}},
