@@ -68,6 +68,8 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
             ["branch_at=least_confident", "resample=no_tool"],
             "branch_at: no effect with resample = 'no_tool'",
         ),
+        (["entropy_gain=0.3"], "entropy_gain: no effect with name = 'axpo'"),
+        (["name=arpo", "extra_budget=0.3"], "extra_budget: no effect with name = 'arpo'"),
         (["loss=cispo"], "aggregation: 'question_mean', but CISPO is token-normalised"),
     ],
 )

@@ -196,10 +196,11 @@ class EngineSettings(Section):
 class AlgorithmSettings(Section):
     """GRPO, AXPO and what they are compared with; every ablation is one of these settings."""
 
-    name: Literal["grpo", "axpo"] = "axpo"
-    """"grpo" is the baseline without resampling."""
+    name: Literal["grpo", "axpo", "arpo"] = "axpo"
+    """"grpo" is the baseline without resampling; "arpo" (arXiv 2507.19849) branches after
+    observations by entropy."""
     rollouts: Annotated[int, Field(ge=2)] = 8
-    """N, rollouts a question (METHOD: 8)."""
+    """N, rollouts a question (METHOD: 8; ARPO's paper: 16, its branches among them)."""
     continuations: Annotated[int, Field(ge=2)] = 4
     """K, continuations a selected prefix (METHOD: 4)."""
     extra_budget: Fraction = 0.25
@@ -220,6 +221,14 @@ class AlgorithmSettings(Section):
     tool_bonus: float = 0.0
     """GRPO: added to a tool-using rollout's reward, for its advantage only; below 0 it is the tool
     penalty (METHOD: a constant)."""
+    initial_share: Fraction = 0.5
+    """ARPO: share of the N that is sampled before any branch (arXiv 2507.19849: 8 of 16)."""
+    entropy_base: float = 0.5
+    """ARPO: alpha of P = alpha + beta dH (arXiv 2507.19849: 0.5)."""
+    entropy_gain: float = 0.2
+    """ARPO: beta of P = alpha + beta dH (arXiv 2507.19849: 0.2)."""
+    entropy_threshold: float = 0.5
+    """ARPO: tau; a trajectory branches where P > tau (arXiv 2507.19849: 0.5)."""
     prefix: Literal["tool_call", "scratch"] = "tool_call"
     """"scratch" resamples whole rollouts: the ablation without prefix fix."""
     resample: Literal["tool", "no_tool"] = "tool"
@@ -258,6 +267,7 @@ class AlgorithmSettings(Section):
 _OWN_SETTINGS: Mapping[str, Mapping[str, set[str]]] = {
     "name": {
         "grpo": {"tool_bonus"},
+        "arpo": {"initial_share", "entropy_base", "entropy_gain", "entropy_threshold"},
         "axpo": {
             "continuations", "extra_budget", "prefix", "resample", "ranking", "branch_at",
             "prefix_credit", "separate_group",

@@ -68,6 +68,7 @@ class Rendering:
         system: str | None = None,
     ) -> None:
         self.tokenizer: Any = checkpoint.tokenizer
+        self.vocabulary: int = checkpoint.model.config.text_config.vocab_size
         self.banned = checkpoint.banned
         self.stop = checkpoint.stop
         self.tools = tools

@@ -25,11 +25,15 @@ OldLogprobs = Mapping[tuple[str, str], Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One credit and what it trains: `offsets` are the path offsets of its policy tokens."""
+    """One credit and what it trains: `offsets` are the path offsets of its policy tokens.
+
+    `owners` are the trajectories that store them: its own, and for a whole path its sources too.
+    """
 
     trajectory: Trajectory
     credit: Credit
     offsets: tuple[int, ...]
+    owners: tuple[Trajectory, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +77,28 @@ class PackedTree:
 def items(group: Group) -> list[Item]:
     """The group's loss items in trajectory order.
 
-    Raises `TreeError` naming the trajectory where a credit leaves the trajectory's own tokens,
-    holds no policy token, overlaps another, or asks for old logprobs that nobody recorded.
+    Raises `TreeError` naming the trajectory where a credit leaves the trajectory's own tokens (for
+    a path credit its path), holds no policy token, overlaps another, or asks for old logprobs that
+    nobody recorded.
     """
     found: list[Item] = []
     for trajectory in group.trajectories():
         if not trajectory.credit:
             continue
-        origins = _origins(trajectory)
-        start = group.offset(trajectory)
+        origins = _origins(group.after_prompt(trajectory))
+        own = group.offset(trajectory)
         taken: set[int] = set()
         for credit in trajectory.credit:
             name = (
                 f"group {group.id}, trajectory {trajectory.id}: {credit.stream} credit "
                 f"[{credit.start}, {credit.end})"
             )
-            if not start <= credit.start <= credit.end <= start + len(origins):
+            start = 0 if credit.stream is Stream.PATH else own
+            if not start <= credit.start <= credit.end <= len(origins):
                 raise TreeError(
-                    f"{name} leaves the trajectory's own tokens [{start}, {start + len(origins)})"
+                    f"{name} leaves the trajectory's own tokens [{start}, {len(origins)})"
                 )
-            offsets = tuple(
-                o for o in range(credit.start, credit.end) if origins[o - start] is not None
-            )
+            offsets = tuple(o for o in range(credit.start, credit.end) if origins[o] is not None)
             if not offsets:
                 raise TreeError(f"{name} holds no policy token; leave an empty item out")
             if not taken.isdisjoint(offsets):
@@ -102,21 +106,18 @@ def items(group: Group) -> list[Item]:
                     f"{name} overlaps another credit at offset {min(taken & set(offsets))}; "
                     "a token belongs to one stream"
                 )
-            if credit.stream is not Stream.DEMONSTRATION and not all(
-                origins[o - start] for o in offsets
-            ):
+            if credit.stream is not Stream.DEMONSTRATION and not all(origins[o] for o in offsets):
                 raise TreeError(f"{name} covers policy tokens without logprobs; who sampled them?")
             taken.update(offsets)
-            found.append(Item(trajectory, credit, offsets))
+            owners = tuple(trajectory if o >= own else group.owner(trajectory, o) for o in offsets)
+            found.append(Item(trajectory, credit, offsets, owners))
     return found
 
 
-def _origins(trajectory: Trajectory) -> list[bool | None]:
-    """For each own token: None if not the policy's, else whether its logprob was recorded."""
+def _origins(segments: Sequence[Segment]) -> list[bool | None]:
+    """For each token: None if not the policy's, else whether its logprob was recorded."""
     return [
-        bool(s.logprobs) if s.origin is Origin.POLICY else None
-        for s in trajectory.segments
-        for _ in s.tokens
+        bool(s.logprobs) if s.origin is Origin.POLICY else None for s in segments for _ in s.tokens
     ]
 
 
@@ -155,19 +156,22 @@ def pack(
     """
     nodes = group.nodes()
     trained: dict[str, set[int]] = {}
+    longest: dict[str, int] = {}
     for item in chosen:
-        trained.setdefault(item.trajectory.id, set()).update(item.offsets)
+        longest[item.trajectory.id] = max(longest.get(item.trajectory.id, 0), item.offsets[-1])
+        for owner, offset in zip(item.owners, item.offsets, strict=True):
+            trained.setdefault(owner.id, set()).add(offset)
     layout = _lay_out(_needed(nodes, trained), grids, merge_size)
     index: list[int] = []
     olds: list[float] = []
     advantages: list[float] = []
     per_token: list[float] = []
     for item, weight in zip(chosen, weights, strict=True):
-        index += [layout.place[item.trajectory.id, offset] for offset in item.offsets]
+        places = zip(item.owners, item.offsets, strict=True)
+        index += [layout.place[owner.id, offset] for owner, offset in places]
         olds += _old_logprobs(group, item, old)
         advantages += [item.credit.advantage] * len(item.offsets)
         per_token += [weight] * len(item.offsets)
-    longest = {t: max(offsets) for t, offsets in trained.items()}
     return PackedTree(
         tokens=torch.tensor(layout.tokens),
         positions=torch.cat(layout.positions, dim=1),
@@ -253,17 +257,22 @@ def _subtree_ends(nodes: Sequence[PackedNode]) -> torch.Tensor:
 
 
 def _old_logprobs(group: Group, item: Item, old: OldLogprobs | None) -> list[float]:
-    trajectory = item.trajectory
-    if old is None:
-        own = [p for s in trajectory.segments for p in (s.logprobs or (0.0,) * len(s))]
-    else:
-        own = old.get((group.id, trajectory.id), ())
-    start = group.offset(trajectory)
-    values = [own[o - start] if o - start < len(own) else float("nan") for o in item.offsets]
+    """The recorded logprobs of the item's tokens, or those that `old` gives for them."""
+    stored: dict[str, tuple[int, Sequence[float]]] = {}
+    for owner in {owner.id: owner for owner in item.owners}.values():
+        if old is None:
+            own = [p for s in owner.segments for p in (s.logprobs or (0.0,) * len(s))]
+        else:
+            own = old.get((group.id, owner.id), ())
+        stored[owner.id] = group.offset(owner), own
+    values: list[float] = []
+    for owner, offset in zip(item.owners, item.offsets, strict=True):
+        start, own = stored[owner.id]
+        values.append(own[offset - start] if offset - start < len(own) else float("nan"))
     if any(value != value for value in values):
         raise TreeError(
-            f"group {group.id}, trajectory {trajectory.id}: the given old logprobs lack trained "
-            "tokens; recompute them with the same groups, credit and kl"
+            f"group {group.id}, trajectory {item.trajectory.id}: the given old logprobs lack "
+            "trained tokens; recompute them with the same groups, credit and kl"
         )
     return values
 

@@ -22,7 +22,8 @@ from axpo.config import Config, ConfigError, RolloutSettings, UserError
 from axpo.engines.base import Engine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.sampling import new_group, resample, sample_group, together
+from axpo.rollout.branching import sample_question
+from axpo.rollout.sampling import new_group, resample, together
 from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
 from axpo.store import save_groups
 from axpo.tasks.base import Task
@@ -160,7 +161,7 @@ async def collect(run: Run, groups: Sequence[Group], watch: Stopwatch) -> None:
     started: set[str] = set()
 
     async def one(group: Group) -> None:
-        await sample_group(run.agent, group, algorithm.rollouts, seed)
+        await sample_question(run.agent, group, algorithm, seed)
         done[group.id] = group
         watch("plan")
         pending = len(groups) - len(done)
@@ -174,7 +175,7 @@ async def collect(run: Run, groups: Sequence[Group], watch: Stopwatch) -> None:
     await together([one(group) for group in groups])
     _check_scored(groups)
     for group in groups:
-        order = [rollout.id for rollout in group.rollouts]
+        order = [trajectory.id for trajectory in group.trajectories()]
         group.branches.sort(key=lambda branch: order.index(branch.source))
 
 

@@ -134,12 +134,10 @@ class Trainer:
             logprobs = self._plain_logprobs(self.checkpoint, work.tree, work.pixels)
             values = iter(logprobs.tolist())
             for item in work.items:
-                own = found.setdefault(
-                    (work.group.id, item.trajectory.id), [math.nan] * item.trajectory.tokens
-                )
-                start = work.group.offset(item.trajectory)
-                for offset in item.offsets:
-                    own[offset - start] = next(values)
+                starts = {owner.id: work.group.offset(owner) for owner in item.owners}
+                for owner, offset in zip(item.owners, item.offsets, strict=True):
+                    own = found.setdefault((work.group.id, owner.id), [math.nan] * owner.tokens)
+                    own[offset - starts[owner.id]] = next(values)
         return found
 
     def state_dict(self) -> dict[str, Any]:
