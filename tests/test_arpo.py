@@ -66,23 +66,35 @@ class TestForks:
         g = three()
         g.meta[ENTROPY] |= {"q/r0/2": 0.31, "q/r1/2": 0.29, "q/r2/4": 0.4}
         # alpha = tau: any rise branches, a fall or none does not.
-        assert forks(g, settings_with(), 2) == [Fork("q/r0", 9)]
-        assert forks(g, settings_with(), 3) == [Fork("q/r2", 17)]
+        assert forks(g, settings_with(), 2, 0) == [Fork("q/r0", 9)]
+        assert forks(g, settings_with(), 3, 0) == [Fork("q/r2", 17)]
 
     def test_threshold_by_hand(self) -> None:
         g = three()
         g.meta[ENTROPY] |= {"q/r0/2": 0.8, "q/r1/2": 0.9, "q/r2/2": 0.3}
         # P = 0.4 + 0.25 dH: 0.525, 0.55, 0.4.
         s = settings_with(entropy_base=0.4, entropy_gain=0.25, entropy_threshold=0.53)
-        assert [f.source for f in forks(g, s, 2)] == ["q/r1"]
+        assert [f.source for f in forks(g, s, 2, 0)] == ["q/r1"]
         s = settings_with(entropy_base=0.4, entropy_gain=0.25, entropy_threshold=0.5)
-        assert [f.source for f in forks(g, s, 2)] == ["q/r0", "q/r1"]
+        assert [f.source for f in forks(g, s, 2, 0)] == ["q/r0", "q/r1"]
 
     def test_the_budget_ends_branching(self) -> None:
         g = three()
         g.meta[ENTROPY] |= {f"q/r{i}/2": 0.5 for i in range(3)}
-        assert [f.source for f in forks(g, settings_with(rollouts=6), 2)] == ["q/r0", "q/r1"]
-        assert forks(g, settings_with(rollouts=4), 2) == []
+        assert [f.source for f in forks(g, settings_with(rollouts=6), 2, 0)] == ["q/r0", "q/r1"]
+        assert forks(g, settings_with(rollouts=4), 2, 0) == []
+
+    def test_the_open_code_draws_with_probability_p(self) -> None:
+        g = three()
+        # P = 0.5 + 0.2 dH: 0.3, 0.5 and, beyond certainty, 1.5.
+        g.meta[ENTROPY] |= {"q/r0/2": -0.7, "q/r1/2": 0.3, "q/r2/2": 5.3}
+        s = settings_with(entropy_rule="draw")
+        drawn = [[f.source for f in forks(g, s, 2, seed)] for seed in range(1000)]
+        assert drawn == [[f.source for f in forks(g, s, 2, seed)] for seed in range(1000)]
+        share = [sum(f"q/r{i}" in one for one in drawn) / 1000 for i in range(3)]
+        # Standard error at most 0.016; the threshold would give 0, 0 and 1.
+        assert share == [pytest.approx(0.3, abs=0.06), pytest.approx(0.5, abs=0.06), 1.0]
+        assert [f.source for f in forks(g, settings_with(), 2, 0)] == ["q/r2"]
 
     def test_a_branched_member_is_measured_against_its_paths_first_turn(self) -> None:
         g = three()
@@ -90,13 +102,13 @@ class TestForks:
         (member,) = g.branches[0].continuations
         # Its own turns are the path's second and third, at 9 and 9 + 3 + 2.
         g.meta[ENTROPY] |= {f"{member.id}/0": 0.2, f"{member.id}/2": 0.4}
-        assert forks(g, settings_with(), 3) == [Fork(member.id, 14)]
+        assert forks(g, settings_with(), 3, 0) == [Fork(member.id, 14)]
 
     def test_an_engine_without_logprobs_is_named(self) -> None:
         g = three()
         g.meta.clear()
         with pytest.raises(TreeError, match=r"q/r0/2.*10 highest logprobs"):
-            forks(g, settings_with(), 2)
+            forks(g, settings_with(), 2, 0)
 
     @pytest.mark.parametrize(
         ("n", "share", "expected"), [(16, 0.5, 8), (8, 0.5, 4), (100, 0.29, 29), (4, 0.0, 1)]

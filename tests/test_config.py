@@ -70,6 +70,10 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
         ),
         (["entropy_gain=0.3"], "entropy_gain: no effect with name = 'axpo'"),
         (["name=arpo", "extra_budget=0.3"], "extra_budget: no effect with name = 'arpo'"),
+        (
+            ["name=arpo", "entropy_rule=draw", "entropy_threshold=0.6"],
+            "entropy_threshold: no effect with entropy_rule = 'draw'",
+        ),
         (["loss=cispo"], "aggregation: 'question_mean', but CISPO is token-normalised"),
     ],
 )

@@ -223,6 +223,9 @@ class AlgorithmSettings(Section):
     penalty (METHOD: a constant)."""
     initial_share: Fraction = 0.5
     """ARPO: share of the N that is sampled before any branch (arXiv 2507.19849: 8 of 16)."""
+    entropy_rule: Literal["threshold", "draw"] = "threshold"
+    """ARPO: "threshold" branches where P > tau (arXiv 2507.19849), "draw" with probability P, as
+    its open code does."""
     entropy_base: float = 0.5
     """ARPO: alpha of P = alpha + beta dH (arXiv 2507.19849: 0.5)."""
     entropy_gain: float = 0.2
@@ -245,13 +248,11 @@ class AlgorithmSettings(Section):
 
     @model_validator(mode="after")
     def _ineffective(self) -> AlgorithmSettings:
-        chosen = {"name": self.name, "loss": self.loss}
         for key, owned in _OWN_SETTINGS.items():
-            others = {s for value, own in owned.items() if value != chosen[key] for s in own}
+            chosen = getattr(self, key)
+            others = {s for value, own in owned.items() if value != chosen for s in own}
             if idle := sorted(others & self.model_fields_set):
-                raise ValueError(
-                    f"{', '.join(idle)}: no effect with {key} = {chosen[key]!r}; remove it"
-                )
+                raise ValueError(f"{', '.join(idle)}: no effect with {key} = {chosen!r}; remove it")
         if "branch_at" in self.model_fields_set:
             for key, needed in (("prefix", "tool_call"), ("resample", "tool")):
                 if (value := getattr(self, key)) != needed:
@@ -267,15 +268,18 @@ class AlgorithmSettings(Section):
 _OWN_SETTINGS: Mapping[str, Mapping[str, set[str]]] = {
     "name": {
         "grpo": {"tool_bonus"},
-        "arpo": {"initial_share", "entropy_base", "entropy_gain", "entropy_threshold"},
+        "arpo": {
+            "initial_share", "entropy_rule", "entropy_base", "entropy_gain", "entropy_threshold",
+        },
         "axpo": {
             "continuations", "extra_budget", "prefix", "resample", "ranking", "branch_at",
             "prefix_credit", "separate_group",
         },
     },
+    "entropy_rule": {"threshold": {"entropy_threshold"}, "draw": set()},
     "loss": {"clip": {"clip_low", "clip_high"}, "cispo": {"cispo_max_ratio"}},
 }  # fmt: skip
-"""algorithm.name or .loss -> value -> the settings that have an effect with that value only."""
+"""A choice's key -> value -> the settings that have an effect with that value only."""
 
 
 class OptimizerSettings(Section):

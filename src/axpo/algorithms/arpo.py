@@ -4,7 +4,8 @@ A question has a budget of N rollouts. A share of them starts from the prompt. T
 a trajectory whose turn after an observation opens with P = alpha + beta (H - H_init) > tau gets
 one more rollout from right after that observation (beam 2), as long as the budget lasts; what is
 left of it is filled with rollouts from the prompt. H is the entropy of a turn's opening, H_init
-that of the path's first turn. All N are then one GRPO group (arXiv 2402.03300): a branched member
+that of the path's first turn. The paper's open code draws instead: it branches with probability P
+(`entropy_rule = "draw"`). All N are then one GRPO group (arXiv 2402.03300): a branched member
 counts as a rollout of its own, its tokens before the cut included, which the tree stores once.
 
 The decision of a turn depends on that turn and the first alone, so it is the same whether it is
@@ -14,6 +15,7 @@ taken while trajectories run or once they have ended: `axpo.rollout.branching` d
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,10 +59,11 @@ def missing_rollouts(group: Group, settings: AlgorithmSettings) -> int:
     return settings.rollouts - sum(1 for _ in group.trajectories())
 
 
-def forks(group: Group, settings: AlgorithmSettings, turn: int) -> list[Fork]:
+def forks(group: Group, settings: AlgorithmSettings, turn: int, seed: int) -> list[Fork]:
     """Where the group's trajectories branch at their `turn`th turn (from 2), within the budget.
 
-    Each at most once; where the budget ends, the earlier in the group's order go first.
+    Each at most once; where the budget ends, the earlier in the group's order go first. `seed`
+    fixes the draws of `entropy_rule = "draw"`, a turn's whatever else is there.
     """
     found: list[Fork] = []
     for trajectory in group.trajectories():
@@ -69,7 +72,10 @@ def forks(group: Group, settings: AlgorithmSettings, turn: int) -> list[Fork]:
             continue
         (_, first), (cut, now) = turns[0], turns[turn - 1]
         change = _entropy(group, now) - _entropy(group, first)
-        if settings.entropy_base + settings.entropy_gain * change > settings.entropy_threshold:
+        threshold = settings.entropy_threshold
+        if settings.entropy_rule == "draw":
+            threshold = random.Random(f"arpo/{seed}/{now}").random()
+        if settings.entropy_base + settings.entropy_gain * change > threshold:
             found.append(Fork(trajectory.id, cut))
     return found[: max(0, missing_rollouts(group, settings))]
 

@@ -31,7 +31,7 @@ async def _sample_branching(
     for turn in range(2, agent.settings.max_turns + 1):
         branches = [
             group.fork(group.trajectory(fork.source), fork.cut)
-            for fork in arpo.forks(group, settings, turn)
+            for fork in arpo.forks(group, settings, turn, seed)
         ]
         await together([resample(agent, group, branch, 1, seed) for branch in branches])
     await sample_group(agent, group, arpo.missing_rollouts(group, settings), seed)
