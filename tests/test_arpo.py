@@ -30,6 +30,7 @@ from tiny import tiny_checkpoint
 
 TENTHS = (math.log(0.1),) * 10
 SURE = (0.0,)
+NO_TASK: Any = None
 
 
 def settings_with(**changes: object) -> AlgorithmSettings:
@@ -164,7 +165,7 @@ def sampled(
     engine = FakeEngine(script, RIGHT, top)
     agent = make_agent(engine, top_logprobs=arpo.TOP_LOGPROBS)
     g = new_group(agent.rendering, example(), "g")
-    asyncio.run(sample_question(agent, g, settings_with(**settings), 0))
+    asyncio.run(sample_question(agent, g, settings_with(**settings), 0, NO_TASK))
     return g, engine
 
 
@@ -206,7 +207,7 @@ def test_other_algorithms_sample_from_the_prompt_and_ask_for_no_entropy() -> Non
     engine = FakeEngine({}, RIGHT, lambda _: TENTHS)
     agent = make_agent(engine)
     g = new_group(agent.rendering, example(), "g")
-    asyncio.run(sample_question(agent, g, settings_with(name="grpo"), 0))
+    asyncio.run(sample_question(agent, g, settings_with(name="grpo"), 0, NO_TASK))
     assert len(g.rollouts) == 8 and not g.branches and ENTROPY not in g.meta
 
 

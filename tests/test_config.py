@@ -74,6 +74,8 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
             ["name=arpo", "entropy_rule=draw", "entropy_threshold=0.6"],
             "entropy_threshold: no effect with entropy_rule = 'draw'",
         ),
+        (["distill_weight=0.2"], "distill_weight: no effect with name = 'axpo'"),
+        (["name=rltf", "aggregation=token_mean"], "aggregation: 'token_mean' ignores the weights"),
         (["loss=cispo"], "aggregation: 'question_mean', but CISPO is token-normalised"),
     ],
 )

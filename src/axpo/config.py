@@ -196,9 +196,9 @@ class EngineSettings(Section):
 class AlgorithmSettings(Section):
     """GRPO, AXPO and what they are compared with; every ablation is one of these settings."""
 
-    name: Literal["grpo", "axpo", "arpo"] = "axpo"
+    name: Literal["grpo", "axpo", "arpo", "rltf"] = "axpo"
     """"grpo" is the baseline without resampling; "arpo" (arXiv 2507.19849) branches after
-    observations by entropy."""
+    observations by entropy; "rltf" (arXiv 2602.02482) learns from critiques and second attempts."""
     rollouts: Annotated[int, Field(ge=2)] = 8
     """N, rollouts a question (METHOD: 8; ARPO's paper: 16, its branches among them)."""
     continuations: Annotated[int, Field(ge=2)] = 4
@@ -232,6 +232,12 @@ class AlgorithmSettings(Section):
     """ARPO: beta of P = alpha + beta dH (arXiv 2507.19849: 0.2)."""
     entropy_threshold: float = 0.5
     """ARPO: tau; a trajectory branches where P > tau (arXiv 2507.19849: 0.5)."""
+    distill_weight: NonNegativeFloat = 0.1
+    """RLTF: weight of -A log pi(second attempt | question) beside GRPO (METHOD: 0.1)."""
+    distill_floor: float = -5.0
+    """RLTF: distilled tokens with a lower logprob are dropped (METHOD: -5)."""
+    feedback_weight: NonNegativeFloat = 0.1
+    """RLTF: weight of the critiques' cross-entropy beside GRPO (METHOD: 0.1)."""
     prefix: Literal["tool_call", "scratch"] = "tool_call"
     """"scratch" resamples whole rollouts: the ablation without prefix fix."""
     resample: Literal["tool", "no_tool"] = "tool"
@@ -257,6 +263,11 @@ class AlgorithmSettings(Section):
             for key, needed in (("prefix", "tool_call"), ("resample", "tool")):
                 if (value := getattr(self, key)) != needed:
                     raise ValueError(f"branch_at: no effect with {key} = {value!r}; remove it")
+        if self.name == "rltf" and self.aggregation != "question_mean":
+            raise ValueError(
+                f"aggregation: {self.aggregation!r} ignores the weights of RLTF's terms; "
+                "set 'question_mean'"
+            )
         if self.loss == "cispo" and self.aggregation != "token_mean":
             raise ValueError(
                 f"aggregation: {self.aggregation!r}, but CISPO is token-normalised; "
@@ -271,6 +282,7 @@ _OWN_SETTINGS: Mapping[str, Mapping[str, set[str]]] = {
         "arpo": {
             "initial_share", "entropy_rule", "entropy_base", "entropy_gain", "entropy_threshold",
         },
+        "rltf": {"distill_weight", "distill_floor", "feedback_weight"},
         "axpo": {
             "continuations", "extra_budget", "prefix", "resample", "ranking", "branch_at",
             "prefix_credit", "separate_group",

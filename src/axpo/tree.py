@@ -64,7 +64,9 @@ class Stream(StrEnum):
     """The advantage stream that gives a run of tokens its credit (METHOD: credit).
 
     PATH is a continuation's credit over its whole path, tokens that its source stores included:
-    it counts as a rollout of its own that happens to share its beginning (ARPO).
+    it counts as a rollout of its own that happens to share its beginning (ARPO). DEMONSTRATION and
+    DISTILLED are likelihoods: their tokens have no ratio, whoever sampled them. DISTILLED tokens
+    were sampled after another path than the one that they are trained on (RLTF).
     """
 
     ROLLOUT = "rollout"
@@ -72,6 +74,7 @@ class Stream(StrEnum):
     CONTINUATION = "continuation"
     PATH = "path"
     DEMONSTRATION = "demonstration"
+    DISTILLED = "distilled"
 
 
 @dataclass(frozen=True, slots=True)

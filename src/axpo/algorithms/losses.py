@@ -17,13 +17,17 @@ from axpo.config import AlgorithmSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Loss = Callable[["TokenBatch"], tuple[Tensor, dict[str, float]]]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Trained tokens, each [T] float.
 
     `logprobs` under the policy (with grad), `old` under the policy that sampled, `ref` under
-    the reference (None without KL), `advantages` and `weights` as credited.
+    the reference (None without KL), `advantages` and `weights` as credited. `likelihood` marks the
+    tokens that have no ratio, `distilled` those of them that were sampled after another path; each
+    [T] bool, None where the loss asks for neither.
     """
 
     logprobs: Tensor
@@ -31,12 +35,26 @@ class TokenBatch:
     ref: Tensor | None
     advantages: Tensor
     weights: Tensor
+    likelihood: Tensor | None = None
+    distilled: Tensor | None = None
+
+    def part(self, of: Tensor) -> TokenBatch:
+        """The tokens where `of` [T] is true, without their marks."""
+        ref = None if self.ref is None else self.ref[of]
+        return TokenBatch(
+            self.logprobs[of], self.old[of], ref, self.advantages[of], self.weights[of]
+        )
 
 
-def policy_loss(
-    settings: AlgorithmSettings,
-) -> Callable[[TokenBatch], tuple[Tensor, dict[str, float]]]:
+def policy_loss(settings: AlgorithmSettings) -> Loss:
     """The loss that the settings name."""
+    ratios = _ratio_loss(settings)
+    if settings.name == "rltf":
+        return partial(rltf_loss, ratios=ratios, floor=settings.distill_floor)
+    return ratios
+
+
+def _ratio_loss(settings: AlgorithmSettings) -> Loss:
     if settings.loss == "cispo":
         return partial(cispo_loss, max_ratio=settings.cispo_max_ratio, kl=settings.kl)
     return partial(
@@ -88,6 +106,20 @@ def _loss(
         surrogate = surrogate - kl * k3
         stats["kl"] = float(k3.detach().sum())
     return -(batch.weights * surrogate).sum(), stats
+
+
+def rltf_loss(batch: TokenBatch, ratios: Loss, floor: float) -> tuple[Tensor, dict[str, float]]:
+    """`ratios` on the tokens that have one, - sum w A logprob on the others (arXiv 2602.02482).
+
+    Distilled tokens with a logprob below `floor` are dropped; they stay in the denominators.
+    Further figures: `nll` (sum over critiques' and distilled tokens) and `dropped` (tokens).
+    """
+    assert batch.likelihood is not None and batch.distilled is not None
+    loss, stats = ratios(batch.part(~batch.likelihood))
+    dropped = batch.distilled & (batch.logprobs.detach() < floor)
+    more, figures = likelihood_loss(batch.part(batch.likelihood & ~dropped))
+    stats["tokens"] += figures["tokens"] + float(dropped.sum())
+    return loss + more, stats | {"nll": figures["nll"], "dropped": float(dropped.sum())}
 
 
 def likelihood_loss(batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:

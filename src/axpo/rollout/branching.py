@@ -5,18 +5,27 @@ from __future__ import annotations
 from axpo.algorithms import arpo
 from axpo.config import AlgorithmSettings
 from axpo.rollout.agent import Agent
+from axpo.rollout.critiques import add_second_attempts
 from axpo.rollout.sampling import resample, sample_group, together
+from axpo.tasks.base import Critic, Task
 from axpo.tree import Group
 
 
 async def sample_question(
-    agent: Agent, group: Group, settings: AlgorithmSettings, seed: int
+    agent: Agent, group: Group, settings: AlgorithmSettings, seed: int, task: Task
 ) -> None:
-    """Give a new `group` its N rollouts; with ARPO some of them are continuations of others."""
+    """Give a new `group` its N rollouts.
+
+    With ARPO some of them are continuations of others; with RLTF each has a second attempt, for
+    which the `task` must be a `Critic`.
+    """
     if settings.name == "arpo":
         await _sample_branching(agent, group, settings, seed)
     else:
         await sample_group(agent, group, settings.rollouts, seed)
+    if settings.name == "rltf":
+        assert isinstance(task, Critic)
+        await add_second_attempts(agent, group, task, seed)
 
 
 async def _sample_branching(

@@ -23,6 +23,10 @@ OldLogprobs = Mapping[tuple[str, str], Sequence[float]]
 """(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none."""
 
 
+LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
+"""Streams whose tokens have no ratio."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One credit and what it trains: `offsets` are the path offsets of its policy tokens.
@@ -52,7 +56,8 @@ class PackedTree:
     `tokens` [L]; `positions` [3, L] (M-RoPE); `previous` [L] is the token that predicts each one
     (-1 at a root); a key k is seen by the queries q with k <= q < `subtree_end`[k]. `pictures`
     are content digests in placeholder order, one a placement. `index` [T] points into the
-    layout; `advantages`, `weights` and `old` (nats; 0 where nobody sampled) are [T] float32.
+    layout; `advantages`, `weights` and `old` (nats; 0 where nobody sampled) are [T] float32,
+    `likelihood` and `distilled` (tokens without a ratio; those of them sampled elsewhere) [T] bool.
     `groups` names the trees, `path_tokens` counts the tokens that one row a trajectory would
     take without padding.
     """
@@ -67,6 +72,8 @@ class PackedTree:
     advantages: torch.Tensor
     weights: torch.Tensor
     old: torch.Tensor
+    likelihood: torch.Tensor
+    distilled: torch.Tensor
     groups: tuple[str, ...]
     path_tokens: int
 
@@ -166,12 +173,14 @@ def pack(
     olds: list[float] = []
     advantages: list[float] = []
     per_token: list[float] = []
+    streams: list[Stream] = []
     for item, weight in zip(chosen, weights, strict=True):
         places = zip(item.owners, item.offsets, strict=True)
         index += [layout.place[owner.id, offset] for owner, offset in places]
         olds += _old_logprobs(group, item, old)
         advantages += [item.credit.advantage] * len(item.offsets)
         per_token += [weight] * len(item.offsets)
+        streams += [item.credit.stream] * len(item.offsets)
     return PackedTree(
         tokens=torch.tensor(layout.tokens),
         positions=torch.cat(layout.positions, dim=1),
@@ -183,6 +192,8 @@ def pack(
         advantages=torch.tensor(advantages, dtype=torch.float32),
         weights=torch.tensor(per_token, dtype=torch.float32),
         old=torch.tensor(olds, dtype=torch.float32),
+        likelihood=torch.tensor([stream in LIKELIHOOD for stream in streams]),
+        distilled=torch.tensor([stream is Stream.DISTILLED for stream in streams]),
         groups=(group.id,),
         path_tokens=sum(len(group.prompt) + last + 1 for last in longest.values()),
     )
@@ -300,6 +311,8 @@ def join(trees: Sequence[PackedTree]) -> PackedTree:
         advantages=torch.cat([t.advantages for t in trees]),
         weights=torch.cat([t.weights for t in trees]),
         old=torch.cat([t.old for t in trees]),
+        likelihood=torch.cat([t.likelihood for t in trees]),
+        distilled=torch.cat([t.distilled for t in trees]),
         groups=tuple(g for t in trees for g in t.groups),
         path_tokens=sum(t.path_tokens for t in trees),
     )

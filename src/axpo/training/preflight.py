@@ -90,8 +90,16 @@ def sizes(config: Config, kind: Kind, prompt: Segment) -> Sizes:
         return Sizes(len(prompt), pictures, path, 1, path, config.sft.batch, 0)
     algorithm, questions = config.algorithm, config.rl.questions
     rollouts = questions * algorithm.rollouts
-    extra = int(algorithm.extra_budget * rollouts) if algorithm.name == "axpo" else 0
-    paths = algorithm.rollouts + min(extra, algorithm.rollouts * algorithm.continuations)
+    extra = 0
+    paths = algorithm.rollouts
+    if algorithm.name == "axpo":
+        extra = int(algorithm.extra_budget * rollouts)
+        paths += min(extra, algorithm.rollouts * algorithm.continuations)
+    elif algorithm.name == "rltf":
+        # A second attempt for each first one, sampled behind it and its critique.
+        extra = rollouts
+        paths *= 2
+        path += config.rollout.max_tokens
     tree = len(prompt) + paths * config.rollout.max_tokens
     trees = questions // config.rl.updates
     return Sizes(len(prompt), pictures, path, paths, tree, trees, rollouts + extra)

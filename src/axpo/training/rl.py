@@ -26,7 +26,7 @@ from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group, resample, together
 from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
 from axpo.store import save_groups
-from axpo.tasks.base import Task
+from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
@@ -52,6 +52,10 @@ def build_run(config: Config, start: Path | str) -> Run:
     """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
     _check_sampling(config.rollout)
     task, tools = build_task(config.task), recipe_tools(config)
+    if config.algorithm.name == "rltf" and not isinstance(task, Critic):
+        raise ConfigError(
+            f"algorithm.name: 'rltf' needs critiques; the {config.task.name} task offers none"
+        )
     preflight(config, "rl", start, task, tools)
     checkpoint = load_model(config.model, start)
     reference = load_model(config.model, start) if config.algorithm.kl > 0 else None
@@ -161,7 +165,7 @@ async def collect(run: Run, groups: Sequence[Group], watch: Stopwatch) -> None:
     started: set[str] = set()
 
     async def one(group: Group) -> None:
-        await sample_question(run.agent, group, algorithm, seed)
+        await sample_question(run.agent, group, algorithm, seed, run.task)
         done[group.id] = group
         watch("plan")
         pending = len(groups) - len(done)

@@ -172,9 +172,12 @@ class Trainer:
             ref = self._plain_logprobs(self.reference, forest, pixels)
             laps("reference")
         device, budget = self.checkpoint.model.device, self.settings.max_tokens_per_micro_batch
-        old, advantages, weights = (
-            x.to(device) for x in (forest.old, forest.advantages, forest.weights)
-        )
+        old, advantages, weights, likelihood, distilled = (
+            x.to(device)
+            for x in (
+                forest.old, forest.advantages, forest.weights, forest.likelihood, forest.distilled,
+            )
+        )  # fmt: skip
         stats: list[dict[str, float]] = []
         for some in training_passes(self.checkpoint, forest, pixels, self.temperature, budget):
             at = some.trained.to(device)
@@ -185,6 +188,8 @@ class Trainer:
                     None if ref is None else ref[at],
                     advantages[at],
                     weights[at],
+                    likelihood[at],
+                    distilled[at],
                 )
             )
             stats.append(figures)
