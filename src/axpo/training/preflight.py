@@ -170,10 +170,11 @@ def check_positions(config: Config, kind: Kind, checkpoint: Checkpoint, prompt: 
     path = sizes(config, kind, prompt).path
     limit = checkpoint.model.config.text_config.max_position_embeddings
     if path > limit:
+        attempts = (path - len(prompt)) // config.rollout.max_tokens
         raise ConfigError(
             f"rollout.max_tokens: {config.rollout.max_tokens} after a prompt of {len(prompt)} "
             f"tokens make paths of {path}, above the model's {limit} positions: set it to at most "
-            f"{limit - len(prompt)}, or show smaller pictures"
+            f"{(limit - len(prompt)) // attempts}, or show smaller pictures"
         )
 
 
