@@ -20,6 +20,7 @@ from axpo.engines.base import EngineError
 from axpo.models.loading import Checkpoint
 from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group
+from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Critic
 from axpo.tasks.lab import critic
 from axpo.tasks.lab.questions import LabTask
@@ -301,3 +302,13 @@ def test_gradient_equals_rows(budget: int) -> None:
     # Negative control: without the floor the gradient is another.
     other, _ = gradient(checkpoint, g, settings_with(kl=0.0, distill_floor=-50.0), budget)
     assert ((other - rows).norm() / rows.norm()).item() > 0.01
+
+
+def test_a_saved_tree_comes_back_with_its_streams(tmp_path: Path) -> None:
+    g = learning_group(tiny_checkpoint(0))
+    for id, credit in rltf.credit(g, settings_with()).items():
+        g.trajectory(id).credit = list(credit)
+    save_groups(tmp_path / "trees" / "step.parquet", [g])
+    (loaded,) = load_groups(tmp_path / "trees" / "step.parquet")
+    assert list(loaded.trajectories()) == list(g.trajectories())
+    assert [len(i.offsets) for i in items(loaded)] == [len(i.offsets) for i in items(g)]
