@@ -49,6 +49,24 @@ def tool_rollout(
     return Trajectory(id, [turn, observation, answer], [call], StopReason.ANSWER, "7", 9, reward)
 
 
+def two_calls(id: str, reward: float | None, first: float, second: float) -> Trajectory:
+    """A rollout with two answered calls of these probabilities: spans 3..7 and 11..15.
+
+    Thinking 0..3 and 9..11, observations 7..9 and 15..17, answer 17..19.
+    """
+    rollout = tool_rollout(id, reward, first)
+    again = Segment(
+        f"{id}/2",
+        Origin.POLICY,
+        (THINK, THINK, TAG, 1, 2, CLOSE),
+        tuple(math.log(p) for p in (0.9, 0.9, *[second] * 4)),
+    )
+    observation = Segment(f"{id}/3", Origin.OBSERVATION, (31, 32))
+    segments = [*rollout.segments[:2], again, observation, policy(f"{id}/4", (41, 42))]
+    calls = [*rollout.calls, Call(11, 15, "zoom", {}, CallStatus.OK)]
+    return Trajectory(id, segments, calls, StopReason.ANSWER, "7", 17, reward)
+
+
 def plain_rollout(id: str, reward: float | None, confidence: float = 0.5) -> Trajectory:
     segment = Segment(
         f"{id}/0",

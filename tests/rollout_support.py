@@ -27,8 +27,13 @@ class FakeEngine:
 
     version = 7
 
-    def __init__(self, script: Mapping[str, Say], default: Say | None = None) -> None:
-        self.script, self.default = dict(script), default
+    def __init__(
+        self,
+        script: Mapping[str, Say],
+        default: Say | None = None,
+        top: Callable[[Request], tuple[float, ...]] | None = None,
+    ) -> None:
+        self.script, self.default, self.top = dict(script), default, top
         self.requests: list[Request] = []
         self.released: list[str] = []
         self.cancelled: list[str] = []
@@ -48,7 +53,9 @@ class FakeEngine:
         tokens = encode(text)[: request.sampling.max_tokens]
         finish = Finish.STOP if tokens[-1] in request.sampling.stop else Finish.LENGTH
         logprobs = tuple(-0.01 * (i + 1) for i in range(len(tokens)))
-        return Completion(tokens, logprobs, finish, self.version)
+        top = self.top(request) if self.top and request.sampling.top_logprobs else ()
+        highest = (top,) * len(tokens) if top else ()
+        return Completion(tokens, logprobs, finish, self.version, top_logprobs=highest)
 
     async def release(self, group: str) -> None:
         self.released.append(group)
@@ -93,9 +100,10 @@ def make_agent(
     tools: Mapping[str, Tool] | None = None,
     settings: RolloutSettings = LIMITS,
     grader: Any = grade,
+    top_logprobs: int = 0,
 ) -> Agent:
     rendering = make_rendering(tools)
-    return Agent(engine, rendering, rendering.tools, settings, grader)
+    return Agent(engine, rendering, rendering.tools, settings, grader, top_logprobs)
 
 
 def example(**changes: Any) -> Example:

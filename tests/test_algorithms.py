@@ -18,7 +18,8 @@ from axpo.algorithms.credit import advantage
 from axpo.algorithms.ranking import span_confidence
 from axpo.algorithms.subgroups import all_wrong, gap, subgroup
 from axpo.config import AlgorithmSettings
-from axpo.tree import CallStatus, Group, Origin, Segment, Stream, TreeError
+from axpo.training.packing import items
+from axpo.tree import CallStatus, Group, Origin, Segment, StopReason, Stream, TreeError
 from groups import (
     CUT,
     group,
@@ -26,6 +27,7 @@ from groups import (
     plain_rollout,
     tool_rollout,
     tools_and_plain,
+    two_calls,
 )
 
 AXPO = AlgorithmSettings()
@@ -195,6 +197,45 @@ class TestGRPO:
         assert advantage(pool[0], pool) == 0.0
 
 
+class TestToolBonus:
+    def test_bonus_and_penalty_by_hand(self) -> None:
+        g = tools_and_plain("q", [1, 0], [1, 0])
+        # Bonus 0.5: [1.5, 0.5, 1, 0], mean 3/4, sample variance (9+1+1+9)/16/3 = 5/12.
+        deviation = math.sqrt(5 / 12)
+        ids = ("q/t0", "q/t1", "q/p0", "q/p1")
+        shaped = values(grpo.credit(g, settings_with(name="grpo", tool_bonus=0.5)), *ids)
+        assert shaped == pytest.approx([x / deviation for x in (0.75, -0.25, 0.25, -0.75)])
+        # Penalty 0.5: [0.5, -0.5, 1, 0], mean 1/4, the same deviations in another order.
+        shaped = values(grpo.credit(g, settings_with(name="grpo", tool_bonus=-0.5)), *ids)
+        assert shaped == pytest.approx([x / deviation for x in (0.25, -0.75, 0.75, -0.25)])
+
+    def test_an_all_wrong_group_learns_to_call_a_tool(self) -> None:
+        """What plain GRPO gives no advantage: the bonus is all that tells its rollouts apart."""
+        g = tools_and_plain("q", [0, 0], [0, 0])
+        credit = grpo.credit(g, settings_with(name="grpo", tool_bonus=0.1))
+        # [0.1, 0.1, 0, 0]: mean 0.05, sample std sqrt(4 * 0.05^2 / 3).
+        assert values(credit, "q/t0", "q/p0") == pytest.approx(
+            [math.sqrt(3) / 2, -math.sqrt(3) / 2]
+        )
+
+    def test_the_tasks_reward_and_every_figure_stay(self) -> None:
+        g = tools_and_plain("q", [1, None], [1, 0])
+        before = gap([g])
+        credit = grpo.credit(g, settings_with(name="grpo", tool_bonus=0.5))
+        assert gap([g]) == before and before["reward_mean"] == pytest.approx(2 / 3)
+        assert [r.reward for r in g.rollouts] == [1, None, 1, 0]
+        assert "q/t1" not in credit and credit["q/t0"][0].weight == pytest.approx(1 / 3)
+
+
+def test_twice_the_rollouts() -> None:
+    """GRPO x2 is N = 16: one group of 16, each slot 1/16."""
+    s = settings_with(name="grpo", rollouts=16)
+    credit = grpo.credit(tools_and_plain("q", [1] * 4 + [0] * 4, [0] * 8), s)
+    # mean 1/4, sample variance (4 * 9/16 + 12 * 1/16) / 15 = 1/5.
+    assert values(credit, "q/t0", "q/p0") == pytest.approx([0.75 * 5**0.5, -0.25 * 5**0.5])
+    assert {c[0].weight for c in credit.values()} == {1 / 16}
+
+
 class TestAXPO:
     def test_recovered_in_an_all_wrong_group(self) -> None:
         g = tools_and_plain("q", [0, 0], [0, 0])
@@ -306,6 +347,64 @@ class TestAblations:
         assert values(credit, "q/t1", "q/p0", "q/t0/c1") == pytest.approx([low] * 3)
 
 
+LATER = settings_with(branch_at="least_confident", rollouts=4)
+
+
+class TestBranchAtLeastConfident:
+    """Our extension: the cut may lie behind a later call's opening tag."""
+
+    @pytest.mark.parametrize(
+        ("first", "second", "cut", "confidence"),
+        [(0.8, 0.3, 12, 0.3), (0.3, 0.8, CUT, 0.3), (0.5, 0.5, CUT, 0.5)],
+    )
+    def test_the_least_confident_call_the_earlier_of_equals(
+        self, first: float, second: float, cut: int, confidence: float
+    ) -> None:
+        g = group("q", [two_calls("q/t0", 0, first, second)])
+        (found,) = axpo.candidates(g, LATER)
+        assert (found.cut, found.confidence) == (cut, pytest.approx(confidence))
+        # The faithful variant looks at the first call alone.
+        (found,) = axpo.candidates(g, AXPO)
+        assert (found.cut, found.confidence) == (CUT, pytest.approx(first))
+
+    def test_a_call_in_the_last_turn_is_no_place_to_branch(self) -> None:
+        rollout = two_calls("q/t0", 0, 0.8, 0.3)
+        rollout.segments = rollout.segments[:3]
+        rollout.stop, rollout.answer, rollout.answer_start = StopReason.MAX_TURNS, None, None
+        assert axpo.candidates(group("q", [rollout]), LATER)[0].cut == CUT
+
+    def test_a_first_call_that_nothing_answered_stays_the_place(self) -> None:
+        rollout = tool_rollout("q/t0", 0)
+        rollout.segments, rollout.stop = rollout.segments[:1], StopReason.MAX_TOKENS
+        assert axpo.candidates(group("q", [rollout]), LATER)[0].cut == CUT
+
+    def test_rank_across_rollouts_takes_the_chosen_call(self) -> None:
+        g = group("q", [two_calls("q/t0", 0, 0.8, 0.2), tool_rollout("q/t1", 0, 0.4)])
+        batch = [g, tools_and_plain("w", [], [1]), tools_and_plain("x", [], [1])]
+        s = settings_with(rollouts=4, extra_budget=0.4, branch_at="least_confident")
+        # M = floor(0.4 * 3 * 4 / 4) = 1.
+        assert axpo.plan(batch, s, 0) == [Plan("q", "q/t0", 12, pytest.approx(0.2), 4)]
+        s = settings_with(rollouts=4, extra_budget=0.4)
+        assert [(p.source, p.cut) for p in axpo.plan(batch, s, 0)] == [("q/t1", CUT)]
+
+    def test_credit_before_and_after_a_later_cut(self) -> None:
+        g = group("q", [two_calls("q/t0", 0, 0.8, 0.3), plain_rollout("q/p0", 0)])
+        grow(g, "q/t0", [1, 0], cut=12)
+        credit = axpo.credit(g, LATER)
+        for id, items_of in credit.items():
+            g.trajectory(id).credit = items_of
+        trained = {item.trajectory.id: item for item in items(g)}
+        # r~ = [1, 0]: +-sqrt(1/2). Both thoughts, the first call and the second's tag; the
+        # observation 7..9 between them is nobody's.
+        half = math.sqrt(0.5)
+        assert trained["q/t0"].offsets == (*range(7), 9, 10, 11)
+        assert values(credit, "q/t0") == pytest.approx([half])
+        # Continuations own 12..19, less their observation 15..17; the source's rest is masked.
+        assert trained["q/t0/c0"].offsets == (12, 13, 14, 17, 18)
+        assert values(credit, "q/t0/c0", "q/t0/c1") == pytest.approx([half, -half])
+        assert values(credit, "q/p0") == [0.0]
+
+
 # Properties over random batches -------------------------------------------------------------
 
 
@@ -317,8 +416,12 @@ def batches(draw: st.DrawFn) -> list[Group]:
         for i in range(draw(st.integers(1, 8))):
             reward = draw(st.sampled_from([0.0, 0.0, 1.0, None]))
             confidence = draw(st.sampled_from([0.1, 0.3, 0.3, 0.9]))
-            make = tool_rollout if draw(st.booleans()) else plain_rollout
-            rollouts.append(make(f"q{q}/r{i}", reward, confidence))
+            id, calls = f"q{q}/r{i}", draw(st.integers(0, 2))
+            if calls == 2:
+                rollouts.append(two_calls(id, reward, confidence, 0.2))
+            else:
+                make = tool_rollout if calls else plain_rollout
+                rollouts.append(make(id, reward, confidence))
         made.append(group(f"q{q}", rollouts))
     return made
 
@@ -340,6 +443,7 @@ VARIANTS = [
     {"ranking": "random"},
     {"prefix_credit": False},
     {"separate_group": False},
+    {"branch_at": "least_confident"},
 ]
 
 

@@ -49,9 +49,45 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
         assert word in str(caught.value)
 
 
-def test_a_setting_without_effect_is_refused() -> None:
-    with pytest.raises(ConfigError, match="ranking: no effect with name = 'grpo'"):
-        load_config(None, ["algorithm.name=grpo", "algorithm.ranking=random"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["name=grpo", "ranking=random"], "ranking: no effect with name = 'grpo'"),
+        (["tool_bonus=0.1"], "tool_bonus: no effect with name = 'axpo'"),
+        (["cispo_max_ratio=4"], "cispo_max_ratio: no effect with loss = 'clip'"),
+        (
+            ["loss=cispo", "aggregation=token_mean", "clip_low=0.1", "clip_high=0.3"],
+            "clip_high, clip_low: no effect with loss = 'cispo'",
+        ),
+        (["name=grpo", "branch_at=first"], "branch_at: no effect with name = 'grpo'"),
+        (
+            ["branch_at=least_confident", "prefix=scratch"],
+            "branch_at: no effect with prefix = 'scratch'",
+        ),
+        (
+            ["branch_at=least_confident", "resample=no_tool"],
+            "branch_at: no effect with resample = 'no_tool'",
+        ),
+        (["entropy_gain=0.3"], "entropy_gain: no effect with name = 'axpo'"),
+        (["name=arpo", "extra_budget=0.3"], "extra_budget: no effect with name = 'arpo'"),
+        (
+            ["name=arpo", "entropy_rule=draw", "entropy_threshold=0.6"],
+            "entropy_threshold: no effect with entropy_rule = 'draw'",
+        ),
+        (["distill_weight=0.2"], "distill_weight: no effect with name = 'axpo'"),
+        (["name=rltf", "aggregation=token_mean"], "aggregation: 'token_mean' ignores the weights"),
+        (["loss=cispo"], "aggregation: 'question_mean', but CISPO is token-normalised"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^algorithm.{message}"):
+        load_config(None, [f"algorithm.{override}" for override in overrides])
+
+
+def test_settings_of_the_baselines_are_taken() -> None:
+    cispo = ["name=grpo", "loss=cispo", "aggregation=token_mean", "cispo_max_ratio=4"]
+    for overrides in (["name=grpo", "tool_bonus=-0.1"], ["name=grpo", "rollouts=16"], cispo):
+        load_config(None, [f"algorithm.{override}" for override in overrides])
 
 
 def test_missing_and_broken_recipes(tmp_path: Path) -> None:

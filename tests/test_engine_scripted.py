@@ -57,6 +57,25 @@ def test_script_is_cut_and_completed(writer: Writer) -> None:
     assert [request.id for request in engine.requests] == list(answers)
 
 
+def test_top_logprobs_are_given_when_asked_for(writer: Writer) -> None:
+    engine = ScriptedEngine(lambda request: [1, 2], top=lambda request: (-0.1, -3.0, -4.0))
+    counts = {"none": 0, "two": 2, "more": 10}
+    none, two, more = run(
+        ask(
+            engine,
+            [
+                Request(id, "g", (1,), (), writer.sampling(2, top_logprobs=count))
+                for id, count in counts.items()
+            ],
+        )
+    )
+    assert none.top_logprobs == ()
+    assert two.top_logprobs == ((-0.1, -3.0),) * 2
+    assert more.top_logprobs == ((-0.1, -3.0, -4.0),) * 2
+    with pytest.raises(RequestError, match="top_logprobs is -1"):
+        writer.sampling(top_logprobs=-1)
+
+
 def test_script_can_fail(writer: Writer) -> None:
     faults = {"engine": EngineError("down"), "request": RequestError("bad"), "other": OSError("io")}
     engine = ScriptedEngine(lambda request: faults[request.id])

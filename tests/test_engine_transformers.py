@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from axpo.engines.base import EngineError, Request
+from axpo.engines.base import Completion, EngineError, Request
 from axpo.engines.jobs import prefill_batches
 from axpo.engines.kv import SlotMemory
 from axpo.engines.sampling import Sampler
@@ -16,7 +17,7 @@ from axpo.engines.slots import Slot, common_prefix, reusable
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.tree import ImageSpan
-from engine_contract import EngineParity, Writer, ask, difference, run
+from engine_contract import EngineParity, Writer, ask, difference, fresh_logprobs, run
 from tiny import tiny_checkpoint
 
 
@@ -38,6 +39,51 @@ def writer(checkpoint: Checkpoint) -> Writer:
 class TestTransformersEngine(EngineParity):
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> TransformersEngine:
         return TransformersEngine(checkpoint, slots, max_prefill_tokens=512)
+
+
+class TestTopLogprobs:
+    def test_parity_with_a_fresh_forward(self, checkpoint: Checkpoint, writer: Writer) -> None:
+        """At every token, first and later turns; neighbours ask for other counts or none."""
+        counts = (10, 3, 0, 10)
+        settings = ({}, {"temperature": 0.5}, {}, {"top_k": 2})
+        requests = [
+            writer.request(f"g{i}", (64,), max_tokens=9 + i, top_logprobs=count, **more)
+            for i, (count, more) in enumerate(zip(counts, settings, strict=True))
+        ]
+
+        async def main() -> list[tuple[Request, Completion]]:
+            engine = TransformersEngine(checkpoint)
+            firsts = list(zip(requests, await ask(engine, requests), strict=True))
+            later = [writer.follow(*pair, top_logprobs=10) for pair in firsts]
+            return [*firsts, *zip(later, await ask(engine, later), strict=True)]
+
+        for request, done in run(main()):
+            path = request.tokens + done.tokens
+            logprobs = fresh_logprobs(checkpoint, path, request.pictures, request.sampling)
+            count = request.sampling.top_logprobs
+            if count == 0:
+                assert done.top_logprobs == ()
+                continue
+            expected = logprobs[len(request.tokens) - 1 : len(path) - 1].topk(count).values
+            assert (torch.tensor(done.top_logprobs) - expected).abs().max() < 1e-4
+            # Negative control: the next token's are others.
+            assert (torch.tensor(done.top_logprobs)[1:] - expected[:-1]).abs().max() > 1e-2
+
+    def test_asking_changes_no_sample(self, checkpoint: Checkpoint, writer: Writer) -> None:
+        request = writer.request(max_tokens=20)
+        asking = replace(request, sampling=replace(request.sampling, top_logprobs=10))
+        plain, asked = (run(TransformersEngine(checkpoint).generate(r)) for r in (request, asking))
+        assert (asked.tokens, asked.logprobs) == (plain.tokens, plain.logprobs)
+
+    def test_ids_that_cannot_be_sampled_are_left_out(
+        self, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        size = checkpoint.model.config.text_config.vocab_size
+        banned = (*checkpoint.banned, *(i for i in range(4, size) if i not in checkpoint.banned))
+        request = writer.request(max_tokens=3, banned=banned, top_logprobs=10, stop=())
+        done = run(TransformersEngine(checkpoint).generate(request))
+        assert [len(highest) for highest in done.top_logprobs] == [4, 4, 4]
+        assert sum(math.exp(p) for p in done.top_logprobs[0]) == pytest.approx(1, abs=1e-5)
 
 
 class TestSharing:

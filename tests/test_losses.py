@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from axpo.algorithms.losses import TokenBatch, clipped_loss, likelihood_loss
+from axpo.algorithms.losses import (
+    TokenBatch,
+    cispo_loss,
+    clipped_loss,
+    likelihood_loss,
+    policy_loss,
+)
+from axpo.config import AlgorithmSettings
 
 
 def batch(
@@ -44,6 +51,50 @@ def test_asymmetric_clip(ratio: float, advantage: float, loss: float, gradient: 
     assert tokens.logprobs.grad is not None
     assert tokens.logprobs.grad.item() == pytest.approx(gradient)
     assert stats["clipped"] == float(gradient == 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "weight", "clipped"),
+    [
+        # d/dlogp = - min(rho, 5) A, whatever the sign of A: no token loses its gradient.
+        (1.0, 1.0, 1.0, 0.0),
+        (4.9, 2.0, 4.9, 0.0),
+        (6.0, 2.0, 5.0, 1.0),
+        (6.0, -2.0, 5.0, 1.0),
+        # No floor, where the clip of METHOD 8 (A < 0, rho < 0.8) would be flat.
+        (0.01, -1.0, 0.01, 0.0),
+    ],
+)
+def test_cispo(ratio: float, advantage: float, weight: float, clipped: float) -> None:
+    tokens = batch([ratio], [advantage])
+    value, stats = cispo_loss(tokens, 5.0, 0.0)
+    value.backward()
+    assert value.item() == pytest.approx(-weight * advantage * math.log(0.1 * ratio))
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.item() == pytest.approx(-weight * advantage)
+    assert stats["clipped"] == clipped
+
+
+def test_cispo_bound_is_absolute_and_kl_is_added() -> None:
+    tokens = batch([3.0], [1.0], refs=[0.6])
+    value, stats = cispo_loss(tokens, 2.0, 0.5)
+    value.backward()
+    # pi = 0.3, ref = 0.6: k3 = 2 - ln 2 - 1, its gradient 1 - ref/pi = -1.
+    assert value.item() == pytest.approx(-2.0 * math.log(0.3) + 0.5 * (1 - math.log(2)))
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.item() == pytest.approx(-2.0 - 0.5)
+    assert stats["kl"] == pytest.approx(1 - math.log(2))
+
+
+def test_the_settings_choose_the_loss() -> None:
+    """At ratio 2, A = 1: the clip is flat at 1.4; CISPO's gradient is the capped ratio."""
+    tokens = batch([2.0], [1.0])
+    clip = AlgorithmSettings(kl=0.0)
+    cispo = AlgorithmSettings(kl=0.0, loss="cispo", cispo_max_ratio=1.5, aggregation="token_mean")
+    assert policy_loss(clip)(tokens)[0].item() == pytest.approx(-1.4)
+    policy_loss(cispo)(tokens)[0].backward()
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.item() == pytest.approx(-1.5)
 
 
 def test_k3_kl() -> None:

@@ -89,6 +89,12 @@ def test_sizes_by_hand():
     assert sizes(recipe(), "rl", prompt(50, 20)) == Sizes(50, 20, 150, 40, 4050, 8, 160)
     plain = recipe(algorithm={"name": "grpo"})
     assert sizes(plain, "rl", prompt(50, 20)) == Sizes(50, 20, 150, 8, 850, 8, 128)
+    # RLTF samples a second attempt of 100 tokens behind each first one.
+    second = recipe(algorithm={"name": "rltf"})
+    assert sizes(second, "rl", prompt(50, 20)) == Sizes(50, 20, 250, 16, 1650, 8, 256)
+    # ARPO's branches are among its 8.
+    within = recipe(algorithm={"name": "arpo"})
+    assert sizes(within, "rl", prompt(50, 20)) == sizes(plain, "rl", prompt(50, 20))
     assert sizes(recipe(), "sft", prompt(50, 20)) == Sizes(50, 20, 150, 1, 150, 48, 0)
 
 

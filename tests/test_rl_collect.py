@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from axpo.algorithms import ALGORITHMS
+from axpo.algorithms.arpo import TOP_LOGPROBS
 from axpo.config import Config, UserError, parse_config
 from axpo.engines.base import EngineError, Request
 from axpo.tasks.base import Example
@@ -38,7 +39,8 @@ def run_with(engine: FakeEngine, **algorithm: Any) -> Run:
     config: Config = parse_config(
         {"rl": {"questions": 4, "updates": 1}, "algorithm": {"rollouts": 2, **algorithm}}
     )
-    agent = make_agent(engine, settings=LIMITS)
+    top_logprobs = TOP_LOGPROBS if config.algorithm.name == "arpo" else 0
+    agent = make_agent(engine, settings=LIMITS, top_logprobs=top_logprobs)
     nothing: Any = None
     return Run(
         config, Questions(), nothing, agent.engine, agent, nothing,
@@ -124,6 +126,41 @@ def test_the_order_in_which_rollouts_finish_changes_nothing() -> None:
     assert [len(branches) for _, branches in first] == [0, 1, 1, 0]
     for order in range(1, 6):
         assert step(order) == first
+
+
+def test_a_later_call_is_resampled_after_the_untouched_path() -> None:
+    """The second call stands later in its turn, where the fake engine is less confident."""
+    script: dict[str, Any] = {
+        "s0/q0/r0/t1": CALL,
+        "s0/q0/r0/t2": "hm " * 9 + CALL,
+        "s0/q0/r0/t3": WRONG,
+    }
+    engine = FakeEngine(script, RIGHT)
+    settings = {"continuations": 2, "extra_budget": 0.5, "branch_at": "least_confident"}
+    group = collected(engine, **settings)[0]
+    (branch,) = group.branches
+    source = group.rollouts[0]
+    assert branch.cut == source.calls[1].start + 1 > source.calls[0].end
+    seen = [token for segment in group.path(source) for token in segment.tokens]
+    (asked,) = (r for r in engine.requests if r.id == "s0/q0/r0/c1/t2")
+    assert asked.tokens == tuple(seen[: len(group.prompt) + branch.cut])
+    shown = [picture.digest for picture in asked.pictures]
+    assert shown == [s.digest for part in (group.prompt, source.segments[1]) for s in part.images]
+
+
+def test_arpo_branches_of_a_step_follow_their_sources() -> None:
+    """A branch may leave a branch; the step's order is that of the trajectories they leave."""
+    unsure = {"s0/q1/r1/t2", "s0/q1/r0/t3", "s0/q1/r1/c0/t3"}
+    script: dict[str, Any] = {f"s0/q1/r{i}/t{turn}": CALL for i in range(2) for turn in (1, 2)}
+    script |= {"s0/q1/r1/c0/t2": CALL}
+
+    def top(request: Request) -> tuple[float, ...]:
+        return (-1.0, -1.0) if request.id in unsure else (0.0,)
+
+    groups = collected(FakeEngine(script, RIGHT, top), name="arpo", rollouts=6, initial_share=0.34)
+    assert [len(list(group.trajectories())) for group in groups] == [6] * 4
+    assert [b.source for b in groups[1].branches] == ["s0/q1/r0", "s0/q1/r1", "s0/q1/r1/c0"]
+    assert len(groups[1].rollouts) == 3 and not groups[0].branches
 
 
 def test_a_step_that_could_score_nothing_stops() -> None:

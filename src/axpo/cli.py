@@ -79,7 +79,7 @@ def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 
 @app.command()
 def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
-    """Train model.path (start and KL reference) with algorithm.name: grpo or axpo."""
+    """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
     config = load_config(recipe, overrides or ())
     _claim(out, config)
     from axpo.report.monitor import run_monitor

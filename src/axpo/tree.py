@@ -61,12 +61,20 @@ class CallStatus(StrEnum):
 
 
 class Stream(StrEnum):
-    """The advantage stream that gives a run of tokens its credit (METHOD: credit)."""
+    """The advantage stream that gives a run of tokens its credit (METHOD: credit).
+
+    PATH is a continuation's credit over its whole path, tokens that its source stores included:
+    it counts as a rollout of its own that happens to share its beginning (ARPO). DEMONSTRATION and
+    DISTILLED are likelihoods: their tokens have no ratio, whoever sampled them. DISTILLED tokens
+    were sampled after another path than the one that they are trained on (RLTF).
+    """
 
     ROLLOUT = "rollout"
     PREFIX = "prefix"
     CONTINUATION = "continuation"
+    PATH = "path"
     DEMONSTRATION = "demonstration"
+    DISTILLED = "distilled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +328,13 @@ class Group:
         """Path offset of the trajectory's first own token."""
         branch = self.branch_of(trajectory)
         return 0 if branch is None else branch.cut
+
+    def owner(self, trajectory: Trajectory, offset: int) -> Trajectory:
+        """Who stores the token at `offset` of a trajectory's path: itself or, before its cut, the
+        source it grew from."""
+        while (branch := self.branch_of(trajectory)) is not None and offset < branch.cut:
+            trajectory = self.trajectory(branch.source)
+        return trajectory
 
     def fork(self, source: Trajectory, cut: int, confidence: float = 0.0) -> Branch:
         """Add a branch at path offset `cut` of `source`; raises `TreeError` on a bad cut."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from axpo.algorithms import axpo, grpo
+from axpo.algorithms import arpo, axpo, grpo, rltf
 from axpo.algorithms.budget import Plan
 from axpo.config import AlgorithmSettings
 from axpo.tree import Credit, Group
@@ -29,4 +29,4 @@ class Algorithm(Protocol):
     def credit(group: Group, settings: AlgorithmSettings) -> Mapping[str, list[Credit]]: ...
 
 
-ALGORITHMS: Mapping[str, Algorithm] = {"grpo": grpo, "axpo": axpo}
+ALGORITHMS: Mapping[str, Algorithm] = {"grpo": grpo, "axpo": axpo, "arpo": arpo, "rltf": rltf}

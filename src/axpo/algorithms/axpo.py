@@ -5,6 +5,9 @@ the least confident calls are frozen, each through its opening call tag, and K c
 sampled from each. Continuations compete with each other, the prefix competes with the group by
 whether it could be recovered, and the source's failed continuation is masked: each token is
 credited by one stream only. The ablations are settings (`AlgorithmSettings`).
+
+Beyond the paper, and never part of it: `branch_at = "least_confident"` may freeze a longer prefix,
+through the tag of a later call of a multi-turn rollout.
 """
 
 from __future__ import annotations

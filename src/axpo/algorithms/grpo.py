@@ -2,6 +2,10 @@
 
 A_i = (r_i - mean(r)) / std(r), on all policy tokens of rollout i; each of the group's N slots
 weighs 1/N. Nothing is resampled.
+
+Tool bonus and tool penalty (arXiv 2605.28774, ablation table) shape the reward: a constant is
+added where a rollout used a tool. Only the advantage sees it; a rollout's reward, and so every
+accuracy, stays the task's.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from axpo.algorithms.budget import Plan
-from axpo.algorithms.credit import advantage, rollout_credit, scored_pool
+from axpo.algorithms.credit import advantage, rollout_credit
 from axpo.config import AlgorithmSettings
 from axpo.tree import Credit, Group
 
@@ -23,9 +27,14 @@ def plan(
 
 def credit(group: Group, settings: AlgorithmSettings) -> dict[str, list[Credit]]:
     """One item a scored rollout; an unscored one leaves the group's statistics."""
-    pool = scored_pool(group)
-    return {
-        rollout.id: [rollout_credit(rollout, advantage(rollout.reward, pool), 1 / len(pool))]
+    shaped = {
+        rollout.id: rollout.reward + settings.tool_bonus * rollout.uses_tool
         for rollout in group.rollouts
         if rollout.reward is not None
+    }
+    pool = list(shaped.values())
+    return {
+        rollout.id: [rollout_credit(rollout, advantage(shaped[rollout.id], pool), 1 / len(pool))]
+        for rollout in group.rollouts
+        if rollout.id in shaped
     }

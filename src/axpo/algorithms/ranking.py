@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from axpo.config import AlgorithmSettings
-from axpo.tree import Group, Origin, Segment, Trajectory, TreeError
+from axpo.tree import Call, Group, Origin, Segment, Trajectory, TreeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,30 @@ def span_confidence(segments: Sequence[Segment], start: int, end: int) -> float:
 def tool_candidate(group: Group, rollout: Trajectory, settings: AlgorithmSettings) -> Candidate:
     """The rollout's prefix up to and including the opening tag of its first call.
 
-    Confidence is taken over the whole first call span, opening tag to closing tag. With
-    `prefix = "scratch"` the whole rollout is resampled (cut 0) and ranked the same.
+    Confidence is taken over the whole call span, opening tag to closing tag. With
+    `prefix = "scratch"` the whole rollout is resampled (cut 0) and ranked the same. With
+    `branch_at = "least_confident"` (ours, beyond the paper) a later call may take the first's
+    place; what was thought, called and observed before it is then part of the frozen prefix.
     """
-    call = rollout.calls[0]
-    confidence = span_confidence(rollout.segments, call.start, call.end)
-    cut = call.start + 1 if settings.prefix == "tool_call" else 0
+    calls = rollout.calls[:1] if settings.branch_at == "first" else _branching_calls(rollout)
+    ranked = [(span_confidence(rollout.segments, c.start, c.end), c.start) for c in calls]
+    confidence, start = min(ranked)
+    cut = start + 1 if settings.prefix == "tool_call" else 0
     return Candidate(group.id, rollout.id, cut, confidence)
+
+
+def _branching_calls(rollout: Trajectory) -> list[Call]:
+    """The first call, and those that an observation answered.
+
+    The others stand in a last turn, where a limit leaves no room for an answer after a call.
+    """
+    answered = 0
+    position = 0
+    for segment in rollout.segments:
+        if segment.origin is Origin.OBSERVATION:
+            answered = position
+        position += len(segment)
+    return [c for i, c in enumerate(rollout.calls) if i == 0 or c.end <= answered]
 
 
 def answer_candidate(

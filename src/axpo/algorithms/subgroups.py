@@ -49,9 +49,9 @@ def gap(groups: Sequence[Group]) -> dict[str, float]:
 
     `tool_rate`: share of rollouts that tried a tool. `all_wrong_tool`: share of the questions
     with tool-using rollouts where all of them are wrong; `all_wrong_no_tool` likewise.
-    `recovery_rate`: share of resampled prefixes with a right continuation. For each tool that was
-    used: `tool_<name>_rate`, share of rollouts that called it, and `tool_<name>_all_wrong`, share
-    of the questions with such rollouts where all of them are wrong.
+    `recovery_rate`: share of the resampled prefixes of failed rollouts with a right continuation.
+    For each tool that was used: `tool_<name>_rate`, share of rollouts that called it, and
+    `tool_<name>_all_wrong`, share of the questions with such rollouts where all of them are wrong.
     """
     rollouts = [r for g in groups for r in scored(g.rollouts)]
     figures: dict[str, float] = {}
@@ -72,6 +72,7 @@ def gap(groups: Sequence[Group]) -> dict[str, float]:
         if rollouts:
             figures[f"tool_{tool}_rate"] = sum(map(len, using)) / len(rollouts)
         rate(f"tool_{tool}_all_wrong", [float(all_wrong(c)) for c in using])
-    recovered = [b.recovered for g in groups for b in g.branches]
+    sources = [(g.trajectory(b.source), b) for g in groups for b in g.branches]
+    recovered = [b.recovered for source, b in sources if all_wrong(scored([source]))]
     rate("recovery_rate", [float(r) for r in recovered if r is not None])
     return figures

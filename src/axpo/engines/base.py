@@ -52,6 +52,7 @@ class Sampling:
 
     `banned` ids get probability 0 before the softmax (vision placeholders); `stop` ids end
     sampling and are returned as the last token. RL needs temperature 1, top_p 1 and top_k 0.
+    `top_logprobs` asks for that many of the highest logprobs at every token.
     """
 
     max_tokens: int
@@ -61,6 +62,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -71,6 +73,8 @@ class Sampling:
             raise RequestError(f"top_p is {self.top_p}; expected 0 < top_p <= 1")
         if self.top_k < 0:
             raise RequestError(f"top_k is {self.top_k}; 0 turns it off, below is invalid")
+        if self.top_logprobs < 0:
+            raise RequestError(f"top_logprobs is {self.top_logprobs}; expected 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,9 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """`logprobs[i]` is the log-probability (nats) of `tokens[i]` under the distribution that
-    sampled it: temperature and ban applied, before top-p/top-k truncation.
+    sampled it: temperature and ban applied, before top-p/top-k truncation. `top_logprobs[i]` are
+    the highest of that distribution, in falling order (fewer where fewer ids may be sampled);
+    empty unless asked for.
 
     `version` is the weights version that sampled; `reused` counts path tokens that were not
     computed again.
@@ -98,6 +104,7 @@ class Completion:
     finish: Finish
     version: int
     reused: int = 0
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
 
 
 class Engine(Protocol):

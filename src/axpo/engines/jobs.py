@@ -36,6 +36,7 @@ class Job:
     reused: int = 0
     sampled: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[tuple[float, ...]] = field(default_factory=list)
 
     @property
     def pending(self) -> int:
@@ -61,6 +62,11 @@ class Job:
         over = token in sampling.stop or len(self.sampled) >= sampling.max_tokens
         return over or not self.finite
 
+    def record_top(self, highest: Sequence[float]) -> None:
+        """Keep what was asked for of the `highest` logprobs at the token that is sampled next."""
+        if count := self.request.sampling.top_logprobs:
+            self.top_logprobs.append(tuple(p for p in highest[:count] if p > -math.inf))
+
     @property
     def finite(self) -> bool:
         """Whether the last logprob is a number: diverged weights give none."""
@@ -74,6 +80,7 @@ class Job:
             finish=Finish.STOP if stopped else Finish.LENGTH,
             version=version,
             reused=self.reused,
+            top_logprobs=tuple(self.top_logprobs),
         )
 
 

@@ -77,6 +77,10 @@ class Sampler:
             logits = logits / self._temperature
         return logits.log_softmax(dim=-1)
 
+    def top(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """The `count` highest logprobs [R, count] or all [R, V], in falling order."""
+        return self.logprobs(logits).topk(min(count, logits.shape[-1])).values
+
     def _truncate(self, weights: torch.Tensor) -> torch.Tensor:
         """Zero what top-k and top-p leave out of `weights` [rows, V]."""
         ordered, index = weights.sort(dim=-1, descending=True, stable=True)

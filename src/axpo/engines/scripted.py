@@ -25,8 +25,9 @@ class ScriptedEngine:
 
     The script returns the ids to sample, or an exception for the request to fail with. Ids
     after the first stop id or beyond `max_tokens` are not sampled; a script that ends early is
-    followed by the request's first stop id. Every token has logprob `logprob`. `delay` seconds
-    (a number, or one a request) pass before the answer. Requests are checked against
+    followed by the request's first stop id. Every token has logprob `logprob`, and the request's
+    `top_logprobs` are the first of those that `top` gives (`logprob` alone by default). `delay`
+    seconds (a number, or one a request) pass before the answer. Requests are checked against
     `vocabulary` and, with `image_token` and `picture_tokens` (placeholders that a picture
     takes), their placeholders too. `requests` lists what was asked.
     """
@@ -36,6 +37,7 @@ class ScriptedEngine:
         script: Script,
         *,
         logprob: float = -1.0,
+        top: Callable[[Request], Sequence[float]] | None = None,
         delay: float | Callable[[Request], float] = 0.0,
         vocabulary: int = 2**31,
         image_token: int | None = None,
@@ -44,6 +46,7 @@ class ScriptedEngine:
     ) -> None:
         self._script = script
         self._logprob = logprob
+        self._top = top or (lambda _: (logprob,))
         self._delay = delay
         self._vocabulary = vocabulary
         self._image_token = image_token
@@ -123,9 +126,11 @@ class ScriptedEngine:
             )
         self.stats.sampled += len(tokens)
         stopped = tokens[-1] in sampling.stop
+        highest = tuple(self._top(request)[: sampling.top_logprobs])
         return Completion(
             tokens=tuple(tokens),
             logprobs=(self._logprob,) * len(tokens),
             finish=Finish.STOP if stopped else Finish.LENGTH,
             version=self._version,
+            top_logprobs=(highest,) * len(tokens) if highest else (),
         )

@@ -247,6 +247,9 @@ class TransformersEngine:
     def _sample(self, jobs: Sequence[Job], logits: torch.Tensor, sampler: Sampler) -> list[Job]:
         """Add a token to each job from `logits` [n, V]; returns the jobs that are done."""
         tokens, logprobs = sampler(logits, [job.random.random() for job in jobs])
+        if count := max(job.request.sampling.top_logprobs for job in jobs):
+            for job, highest in zip(jobs, sampler.top(logits, count).tolist(), strict=True):
+                job.record_top(highest)
         self.stats.sampled += len(jobs)
         # One transfer for both, exact in float64.
         drawn, scores = torch.stack([tokens.double(), logprobs.double()]).tolist()

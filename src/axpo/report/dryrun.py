@@ -149,6 +149,8 @@ def costs(config: Config, checkpoint: Checkpoint, prompt: Segment, device: str) 
     samples = f"{rollouts} rollouts"
     if algorithm.name == "axpo":
         samples += f" + at most {sizes.rows - rollouts} continuations"
+    elif algorithm.name == "rltf":
+        samples += f" + {sizes.rows - rollouts} second attempts"
     verdict = found.verdict
     try:
         check_positions(config, "rl", checkpoint, prompt)

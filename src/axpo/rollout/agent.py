@@ -23,6 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from axpo.algorithms.arpo import ENTROPY, opening_entropy
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, EngineError, Finish, Request, Sampling
 from axpo.rollout.parsing import ParsedCall
@@ -55,7 +56,11 @@ class AgentStats:
 
 
 class Agent:
-    """Runs trajectories with one engine, one set of tools and one recipe's limits."""
+    """Runs trajectories with one engine, one set of tools and one recipe's limits.
+
+    With `top_logprobs` of them at every token, the group's `meta` gets the entropy of each turn's
+    opening (`axpo.algorithms.arpo`).
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Agent:
         tools: Mapping[str, Tool],
         settings: RolloutSettings,
         grade: Grade,
+        top_logprobs: int = 0,
     ) -> None:
         if set(tools) != set(rendering.tools):
             raise ValueError(
@@ -75,6 +81,7 @@ class Agent:
         self.tools = Toolbox.of(tools)
         self.settings = settings
         self.grade = grade
+        self.top_logprobs = top_logprobs
         self.stats = AgentStats()
 
     async def close(self) -> None:
@@ -144,6 +151,7 @@ class Agent:
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
+            top_logprobs=self.top_logprobs,
         )
         id = f"{trajectory.id}/t{path.turn}"
         tokens, pictures = tuple(path.tokens), tuple(path.pictures)
@@ -157,6 +165,9 @@ class Agent:
             completion.logprobs,
             version=completion.version,
         )
+        if completion.top_logprobs:
+            entropy = opening_entropy(completion.top_logprobs, self.rendering.vocabulary)
+            path.group.meta.setdefault(ENTROPY, {})[id] = entropy
         path.add_policy(completion.tokens)
         trajectory.segments.append(segment)
         return completion

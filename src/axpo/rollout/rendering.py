@@ -76,6 +76,7 @@ class Rendering:
         system: str | None = None,
     ) -> None:
         self.tokenizer: Any = checkpoint.tokenizer
+        self.vocabulary: int = checkpoint.model.config.text_config.vocab_size
         self.banned = checkpoint.banned
         self.stop = checkpoint.stop
         self.tools = tools
@@ -147,6 +148,22 @@ class Rendering:
             raise RenderingError(f"segment {id}: renderers did not extend the sampled tokens")
         tokens = [*bridged.token_ids[len(before) :], *self._opening]
         return self._segment(id, Origin.OBSERVATION, tokens, pictures), tuple(pictures)
+
+    def critique(self, turn: Sequence[int], text: str, id: str) -> list[Segment]:
+        """A user turn that says `text` after the policy's `turn`: its opening, its words, and what
+        opens the policy's next turn.
+
+        The words are a policy segment that nobody sampled, so that they can be trained on.
+        """
+        # Not renderers' bridge: it extends no turn that ended inside its thinking.
+        closed = bool(turn) and turn[-1] in self.stop
+        opening = self.encode(("" if closed else "<|im_end|>") + "\n<|im_start|>user\n")
+        after = [*self.encode("<|im_end|>\n"), *self._generation_prompt]
+        return [
+            Segment(f"{id}/o", Origin.OBSERVATION, tuple(opening)),
+            Segment(f"{id}/critique", Origin.POLICY, tuple(self.encode(plain(text)))),
+            Segment(f"{id}/a", Origin.OBSERVATION, tuple(after)),
+        ]
 
     def parse(self, turn: Sequence[int], call_at: int | None = None) -> ParsedTurn:
         """See `parse_turn`; spans count from the turn's first token."""

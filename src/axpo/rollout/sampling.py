@@ -37,10 +37,11 @@ def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
 
 
 async def sample_group(agent: Agent, group: Group, n: int, seed: int) -> Group:
-    """Give a new `group` its `n` rollouts, ids `{group.id}/r{i}`; returns it."""
-    runs = [agent.run(start_path(group), f"{group.id}/r{i}", seed) for i in range(n)]
+    """Give `group` `n` more rollouts, ids `{group.id}/r{i}`; returns it."""
+    first = len(group.rollouts)
+    runs = [agent.run(start_path(group), f"{group.id}/r{first + i}", seed) for i in range(n)]
     try:
-        group.rollouts = await together(runs)
+        group.rollouts += await together(runs)
     except BaseException:
         await agent.engine.release(group.id)
         raise

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from axpo.algorithms.arpo import TOP_LOGPROBS
 from axpo.config import (
     Config,
     ConfigError,
@@ -118,4 +119,5 @@ def build_agent(config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool
     """An agent that samples with `checkpoint`'s own weights, in this process."""
     rendering = Rendering(checkpoint, tools, config.task.system)
     engine = TransformersEngine(checkpoint, config.engine.slots, config.engine.max_prefill_tokens)
-    return Agent(engine, rendering, tools, config.rollout, grade)
+    top_logprobs = TOP_LOGPROBS if config.algorithm.name == "arpo" else 0
+    return Agent(engine, rendering, tools, config.rollout, grade, top_logprobs)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
+
+from axpo.tree import Group, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,4 +35,13 @@ class Task(Protocol):
 
     def example(self, split: str, index: int) -> Example:
         """The `index`-th example of `split` ("train", "val", "test", "sft"); deterministic."""
+        ...
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """A task that can say what is wrong with an attempt (RLTF's judge)."""
+
+    def critique(self, group: Group, attempt: Trajectory) -> str:
+        """What to tell the policy about a scored `attempt` at the group's question."""
         ...

@@ -23,13 +23,21 @@ OldLogprobs = Mapping[tuple[str, str], Sequence[float]]
 """(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none."""
 
 
+LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
+"""Streams whose tokens have no ratio."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One credit and what it trains: `offsets` are the path offsets of its policy tokens."""
+    """One credit and what it trains: `offsets` are the path offsets of its policy tokens.
+
+    `owners` are the trajectories that store them: its own, and for a whole path its sources too.
+    """
 
     trajectory: Trajectory
     credit: Credit
     offsets: tuple[int, ...]
+    owners: tuple[Trajectory, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,8 @@ class PackedTree:
     `tokens` [L]; `positions` [3, L] (M-RoPE); `previous` [L] is the token that predicts each one
     (-1 at a root); a key k is seen by the queries q with k <= q < `subtree_end`[k]. `pictures`
     are content digests in placeholder order, one a placement. `index` [T] points into the
-    layout; `advantages`, `weights` and `old` (nats; 0 where nobody sampled) are [T] float32.
+    layout; `advantages`, `weights` and `old` (nats; 0 where nobody sampled) are [T] float32,
+    `likelihood` and `distilled` (tokens without a ratio; those of them sampled elsewhere) [T] bool.
     `groups` names the trees, `path_tokens` counts the tokens that one row a trajectory would
     take without padding.
     """
@@ -63,6 +72,8 @@ class PackedTree:
     advantages: torch.Tensor
     weights: torch.Tensor
     old: torch.Tensor
+    likelihood: torch.Tensor
+    distilled: torch.Tensor
     groups: tuple[str, ...]
     path_tokens: int
 
@@ -73,28 +84,28 @@ class PackedTree:
 def items(group: Group) -> list[Item]:
     """The group's loss items in trajectory order.
 
-    Raises `TreeError` naming the trajectory where a credit leaves the trajectory's own tokens,
-    holds no policy token, overlaps another, or asks for old logprobs that nobody recorded.
+    Raises `TreeError` naming the trajectory where a credit leaves the trajectory's own tokens (for
+    a path credit its path), holds no policy token, overlaps another, or asks for old logprobs that
+    nobody recorded.
     """
     found: list[Item] = []
     for trajectory in group.trajectories():
         if not trajectory.credit:
             continue
-        origins = _origins(trajectory)
-        start = group.offset(trajectory)
+        origins = _origins(group.after_prompt(trajectory))
+        own = group.offset(trajectory)
         taken: set[int] = set()
         for credit in trajectory.credit:
             name = (
                 f"group {group.id}, trajectory {trajectory.id}: {credit.stream} credit "
                 f"[{credit.start}, {credit.end})"
             )
-            if not start <= credit.start <= credit.end <= start + len(origins):
+            start = 0 if credit.stream is Stream.PATH else own
+            if not start <= credit.start <= credit.end <= len(origins):
                 raise TreeError(
-                    f"{name} leaves the trajectory's own tokens [{start}, {start + len(origins)})"
+                    f"{name} leaves the trajectory's own tokens [{start}, {len(origins)})"
                 )
-            offsets = tuple(
-                o for o in range(credit.start, credit.end) if origins[o - start] is not None
-            )
+            offsets = tuple(o for o in range(credit.start, credit.end) if origins[o] is not None)
             if not offsets:
                 raise TreeError(f"{name} holds no policy token; leave an empty item out")
             if not taken.isdisjoint(offsets):
@@ -102,21 +113,18 @@ def items(group: Group) -> list[Item]:
                     f"{name} overlaps another credit at offset {min(taken & set(offsets))}; "
                     "a token belongs to one stream"
                 )
-            if credit.stream is not Stream.DEMONSTRATION and not all(
-                origins[o - start] for o in offsets
-            ):
+            if credit.stream is not Stream.DEMONSTRATION and not all(origins[o] for o in offsets):
                 raise TreeError(f"{name} covers policy tokens without logprobs; who sampled them?")
             taken.update(offsets)
-            found.append(Item(trajectory, credit, offsets))
+            owners = tuple(trajectory if o >= own else group.owner(trajectory, o) for o in offsets)
+            found.append(Item(trajectory, credit, offsets, owners))
     return found
 
 
-def _origins(trajectory: Trajectory) -> list[bool | None]:
-    """For each own token: None if not the policy's, else whether its logprob was recorded."""
+def _origins(segments: Sequence[Segment]) -> list[bool | None]:
+    """For each token: None if not the policy's, else whether its logprob was recorded."""
     return [
-        bool(s.logprobs) if s.origin is Origin.POLICY else None
-        for s in trajectory.segments
-        for _ in s.tokens
+        bool(s.logprobs) if s.origin is Origin.POLICY else None for s in segments for _ in s.tokens
     ]
 
 
@@ -155,19 +163,24 @@ def pack(
     """
     nodes = group.nodes()
     trained: dict[str, set[int]] = {}
+    longest: dict[str, int] = {}
     for item in chosen:
-        trained.setdefault(item.trajectory.id, set()).update(item.offsets)
+        longest[item.trajectory.id] = max(longest.get(item.trajectory.id, 0), item.offsets[-1])
+        for owner, offset in zip(item.owners, item.offsets, strict=True):
+            trained.setdefault(owner.id, set()).add(offset)
     layout = _lay_out(_needed(nodes, trained), grids, merge_size)
     index: list[int] = []
     olds: list[float] = []
     advantages: list[float] = []
     per_token: list[float] = []
+    streams: list[Stream] = []
     for item, weight in zip(chosen, weights, strict=True):
-        index += [layout.place[item.trajectory.id, offset] for offset in item.offsets]
+        places = zip(item.owners, item.offsets, strict=True)
+        index += [layout.place[owner.id, offset] for owner, offset in places]
         olds += _old_logprobs(group, item, old)
         advantages += [item.credit.advantage] * len(item.offsets)
         per_token += [weight] * len(item.offsets)
-    longest = {t: max(offsets) for t, offsets in trained.items()}
+        streams += [item.credit.stream] * len(item.offsets)
     return PackedTree(
         tokens=torch.tensor(layout.tokens),
         positions=torch.cat(layout.positions, dim=1),
@@ -179,6 +192,8 @@ def pack(
         advantages=torch.tensor(advantages, dtype=torch.float32),
         weights=torch.tensor(per_token, dtype=torch.float32),
         old=torch.tensor(olds, dtype=torch.float32),
+        likelihood=torch.tensor([stream in LIKELIHOOD for stream in streams]),
+        distilled=torch.tensor([stream is Stream.DISTILLED for stream in streams]),
         groups=(group.id,),
         path_tokens=sum(len(group.prompt) + last + 1 for last in longest.values()),
     )
@@ -253,17 +268,22 @@ def _subtree_ends(nodes: Sequence[PackedNode]) -> torch.Tensor:
 
 
 def _old_logprobs(group: Group, item: Item, old: OldLogprobs | None) -> list[float]:
-    trajectory = item.trajectory
-    if old is None:
-        own = [p for s in trajectory.segments for p in (s.logprobs or (0.0,) * len(s))]
-    else:
-        own = old.get((group.id, trajectory.id), ())
-    start = group.offset(trajectory)
-    values = [own[o - start] if o - start < len(own) else float("nan") for o in item.offsets]
+    """The recorded logprobs of the item's tokens, or those that `old` gives for them."""
+    stored: dict[str, tuple[int, Sequence[float]]] = {}
+    for owner in {owner.id: owner for owner in item.owners}.values():
+        if old is None:
+            own = [p for s in owner.segments for p in (s.logprobs or (0.0,) * len(s))]
+        else:
+            own = old.get((group.id, owner.id), ())
+        stored[owner.id] = group.offset(owner), own
+    values: list[float] = []
+    for owner, offset in zip(item.owners, item.offsets, strict=True):
+        start, own = stored[owner.id]
+        values.append(own[offset - start] if offset - start < len(own) else float("nan"))
     if any(value != value for value in values):
         raise TreeError(
-            f"group {group.id}, trajectory {trajectory.id}: the given old logprobs lack trained "
-            "tokens; recompute them with the same groups, credit and kl"
+            f"group {group.id}, trajectory {item.trajectory.id}: the given old logprobs lack "
+            "trained tokens; recompute them with the same groups, credit and kl"
         )
     return values
 
@@ -291,6 +311,8 @@ def join(trees: Sequence[PackedTree]) -> PackedTree:
         advantages=torch.cat([t.advantages for t in trees]),
         weights=torch.cat([t.weights for t in trees]),
         old=torch.cat([t.old for t in trees]),
+        likelihood=torch.cat([t.likelihood for t in trees]),
+        distilled=torch.cat([t.distilled for t in trees]),
         groups=tuple(g for t in trees for g in t.groups),
         path_tokens=sum(t.path_tokens for t in trees),
     )

@@ -90,8 +90,16 @@ def sizes(config: Config, kind: Kind, prompt: Segment) -> Sizes:
         return Sizes(len(prompt), pictures, path, 1, path, config.sft.batch, 0)
     algorithm, questions = config.algorithm, config.rl.questions
     rollouts = questions * algorithm.rollouts
-    extra = int(algorithm.extra_budget * rollouts) if algorithm.name == "axpo" else 0
-    paths = algorithm.rollouts + min(extra, algorithm.rollouts * algorithm.continuations)
+    extra = 0
+    paths = algorithm.rollouts
+    if algorithm.name == "axpo":
+        extra = int(algorithm.extra_budget * rollouts)
+        paths += min(extra, algorithm.rollouts * algorithm.continuations)
+    elif algorithm.name == "rltf":
+        # A second attempt for each first one, sampled behind it and its critique.
+        extra = rollouts
+        paths *= 2
+        path += config.rollout.max_tokens
     tree = len(prompt) + paths * config.rollout.max_tokens
     trees = questions // config.rl.updates
     return Sizes(len(prompt), pictures, path, paths, tree, trees, rollouts + extra)
@@ -162,10 +170,11 @@ def check_positions(config: Config, kind: Kind, checkpoint: Checkpoint, prompt: 
     path = sizes(config, kind, prompt).path
     limit = checkpoint.model.config.text_config.max_position_embeddings
     if path > limit:
+        attempts = (path - len(prompt)) // config.rollout.max_tokens
         raise ConfigError(
             f"rollout.max_tokens: {config.rollout.max_tokens} after a prompt of {len(prompt)} "
             f"tokens make paths of {path}, above the model's {limit} positions: set it to at most "
-            f"{limit - len(prompt)}, or show smaller pictures"
+            f"{(limit - len(prompt)) // attempts}, or show smaller pictures"
         )
 
 

@@ -12,21 +12,21 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from axpo.algorithms import ALGORITHMS, Algorithm
 from axpo.algorithms.budget import Plan
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import policy_loss
 from axpo.algorithms.subgroups import gap
 from axpo.config import Config, ConfigError, RolloutSettings, UserError
 from axpo.engines.base import Engine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.sampling import new_group, resample, sample_group, together
+from axpo.rollout.branching import sample_question
+from axpo.rollout.sampling import new_group, resample, together
 from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
 from axpo.store import save_groups
-from axpo.tasks.base import Task
+from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
@@ -52,6 +52,10 @@ def build_run(config: Config, start: Path | str) -> Run:
     """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
     _check_sampling(config.rollout)
     task, tools = build_task(config.task), recipe_tools(config)
+    if config.algorithm.name == "rltf" and not isinstance(task, Critic):
+        raise ConfigError(
+            f"algorithm.name: 'rltf' needs critiques; the {config.task.name} task offers none"
+        )
     preflight(config, "rl", start, task, tools)
     checkpoint = load_model(config.model, start)
     reference = load_model(config.model, start) if config.algorithm.kl > 0 else None
@@ -161,7 +165,7 @@ async def collect(run: Run, groups: Sequence[Group], watch: Stopwatch) -> None:
     started: set[str] = set()
 
     async def one(group: Group) -> None:
-        await sample_group(run.agent, group, algorithm.rollouts, seed)
+        await sample_question(run.agent, group, algorithm, seed, run.task)
         done[group.id] = group
         watch("plan")
         pending = len(groups) - len(done)
@@ -175,7 +179,7 @@ async def collect(run: Run, groups: Sequence[Group], watch: Stopwatch) -> None:
     await together([one(group) for group in groups])
     _check_scored(groups)
     for group in groups:
-        order = [rollout.id for rollout in group.rollouts]
+        order = [trajectory.id for trajectory in group.trajectories()]
         group.branches.sort(key=lambda branch: order.index(branch.source))
 
 
@@ -203,9 +207,7 @@ def assign_credit(run: Run, group: Group) -> None:
 def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, float]:
     """The step's optimizer updates, one a mini-batch of questions; metrics averaged over them."""
     rl, algorithm = run.config.rl, run.config.algorithm
-    loss = partial(
-        clipped_loss, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high, kl=algorithm.kl
-    )
+    loss = policy_loss(algorithm)
     kl = algorithm.kl > 0
     old = None
     if rl.old_logprobs == "recompute":

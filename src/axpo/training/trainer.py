@@ -134,12 +134,10 @@ class Trainer:
             logprobs = self._plain_logprobs(self.checkpoint, work.tree, work.pixels)
             values = iter(logprobs.tolist())
             for item in work.items:
-                own = found.setdefault(
-                    (work.group.id, item.trajectory.id), [math.nan] * item.trajectory.tokens
-                )
-                start = work.group.offset(item.trajectory)
-                for offset in item.offsets:
-                    own[offset - start] = next(values)
+                starts = {owner.id: work.group.offset(owner) for owner in item.owners}
+                for owner, offset in zip(item.owners, item.offsets, strict=True):
+                    own = found.setdefault((work.group.id, owner.id), [math.nan] * owner.tokens)
+                    own[offset - starts[owner.id]] = next(values)
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,9 +172,12 @@ class Trainer:
             ref = self._plain_logprobs(self.reference, forest, pixels)
             laps("reference")
         device, budget = self.checkpoint.model.device, self.settings.max_tokens_per_micro_batch
-        old, advantages, weights = (
-            x.to(device) for x in (forest.old, forest.advantages, forest.weights)
-        )
+        old, advantages, weights, likelihood, distilled = (
+            x.to(device)
+            for x in (
+                forest.old, forest.advantages, forest.weights, forest.likelihood, forest.distilled,
+            )
+        )  # fmt: skip
         stats: list[dict[str, float]] = []
         for some in training_passes(self.checkpoint, forest, pixels, self.temperature, budget):
             at = some.trained.to(device)
@@ -187,6 +188,8 @@ class Trainer:
                     None if ref is None else ref[at],
                     advantages[at],
                     weights[at],
+                    likelihood[at],
+                    distilled[at],
                 )
             )
             stats.append(figures)

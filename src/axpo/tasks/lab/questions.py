@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 from axpo.config import Family, UserError
 from axpo.tasks.base import Example
-from axpo.tasks.lab import calculate, facts, look_up, recognise, teacher
+from axpo.tasks.lab import calculate, critic, facts, look_up, recognise, teacher
 from axpo.tasks.lab import tokenizer as words
 from axpo.tasks.lab.pictures import TARGET, Scene, Split, make_scene
+from axpo.tree import Group, Trajectory
 
 QUESTION = f"{words.ASK_DIGIT}{TARGET} card?"
 SIZES: dict[str, int | None] = {"train": None, "sft": None, "val": 512, "test": 1024}
@@ -72,6 +73,10 @@ class LabTask:
         family = self.families[index % len(self.families)]
         example = MAKERS[family](self._place(split, index))
         return replace(example, meta={**example.meta, "family": family})
+
+    def critique(self, group: Group, attempt: Trajectory) -> str:
+        """What the scripted critic says of a scored attempt (`axpo.tasks.base.Critic`)."""
+        return critic.critique(group, attempt)
 
     def _place(self, split: str, index: int) -> Place:
         """Val and test do not depend on the task's seed."""

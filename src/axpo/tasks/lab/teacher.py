@@ -47,7 +47,12 @@ def _centre(box: Box) -> tuple[float, float]:
 
 def cell_of(card: Card) -> Cell:
     """(row, column) of the coarse cell that holds the card's digit."""
-    x, y = _centre(card.digit_box)
+    return cell_at(card.digit_box)
+
+
+def cell_at(box: Box) -> Cell:
+    """(row, column) of the coarse cell that holds the middle of `box`."""
+    x, y = _centre(box)
     size = 1000 / words.CELLS
     return min(int(y / size), words.CELLS - 1), min(int(x / size), words.CELLS - 1)
 

@@ -1,0 +1,54 @@
+"""RLTF's sampling: a critique of each rollout, and a second attempt after both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from axpo.rollout.agent import Agent
+from axpo.rollout.paths import VIEWS, start_path
+from axpo.rollout.sampling import together
+from axpo.tasks.base import Critic
+from axpo.tree import Branch, Group, ImageSpan, Origin, Segment, Trajectory
+
+
+async def add_second_attempts(agent: Agent, group: Group, critic: Critic, seed: int) -> None:
+    """Append to each scored rollout its critique and branch its second attempt, `{id}/c0`, at 0.
+
+    A second attempt has limits of its own, as if its question were all that came before it.
+    """
+    firsts = [rollout for rollout in group.rollouts if rollout.scored]
+    questions = [_criticised(agent, group, first, critic) for first in firsts]
+    runs = [
+        agent.run(start_path(question), f"{first.id}/c0", seed)
+        for question, first in zip(questions, firsts, strict=True)
+    ]
+    seconds = await together(runs)
+    for first, second, question in zip(firsts, seconds, questions, strict=True):
+        group.branches.append(Branch(first.id, 0, continuations=[second]))
+        group.pictures |= question.pictures
+
+
+def _criticised(agent: Agent, group: Group, first: Trajectory, critic: Critic) -> Group:
+    """Give `first` its critique; returns (x, y0, c0) as a question of its own.
+
+    It has the group's id, under which the engine keeps what it computed of x and y0.
+    """
+    text = critic.critique(group, first)
+    parts = agent.rendering.critique(first.segments[-1].tokens, text, first.id)
+    prompt = _joined(f"{first.id}/c0/prompt", [*group.path(first), *parts])
+    first.segments += parts[:2]
+    meta = group.meta | {VIEWS: dict(group.meta.get(VIEWS, {}))}
+    pictures = dict(group.pictures)
+    return Group(group.id, prompt, group.question, group.truth, pictures=pictures, meta=meta)
+
+
+def _joined(id: str, path: Sequence[Segment]) -> Segment:
+    """A whole path as a prompt, its pictures where they are."""
+    images: list[ImageSpan] = []
+    position = 0
+    for segment in path:
+        images += [replace(span, start=span.start + position) for span in segment.images]
+        position += len(segment)
+    tokens = tuple(token for segment in path for token in segment.tokens)
+    return Segment(id, Origin.PROMPT, tokens, images=tuple(images))
