@@ -39,16 +39,16 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
 def test_show_renders_a_masked_demonstration_with_costs() -> None:
     text = axpo("show", str(RECIPE), "rl.steps=7")
     assert "rl.steps" in text and "7" in text
-    assert '<tool_call>\n{"name": "image_zoom_in_tool"' in text
+    assert '<tool_call>\n{"name": "web_search", "arguments": {"query": ' in text
     assert "<tool_response>" in text and "Answer: " in text
-    assert "1.4 M" in text and "128 rollouts + at most 32 continuations" in text
+    assert "1.4 M" in text and "144 rollouts + at most 36 continuations" in text
 
 
 def test_show_warns_of_python_without_a_sandbox() -> None:
-    python = ('rollout.tools=["image_zoom_in_tool", "python"]', "tools.python.packages=current")
+    find = ("task.families=['find']", "rollout.tools=['image_zoom_in_tool']")
     unsafe = "tools.python.level=unsafe"
-    assert "PYTHON RUNS UNSAFE" in axpo("show", str(RECIPE), *python, unsafe)
-    assert "PYTHON RUNS UNSAFE" not in axpo("show", str(RECIPE), unsafe)
+    assert "PYTHON RUNS UNSAFE" in axpo("show", str(RECIPE), unsafe)
+    assert "PYTHON RUNS UNSAFE" not in axpo("show", str(RECIPE), *find, unsafe)
 
 
 def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> N
         (["show", "none.toml"], ["no recipe at none.toml"]),
         (["show", str(RECIPE), "rl.stepz=3"], ["rl.stepz: unknown setting; did you mean 'steps'?"]),
         (["show", str(RECIPE), "rollout.tools=['zoom']"], ["rollout.tools", "image_zoom_in_tool"]),
-        (["show", str(RECIPE), "task.name=jsonl", "task.path=no.jsonl"], ["no.jsonl", "no such"]),
+        (["show", str(RECIPE), "task={name='jsonl', path='no.jsonl'}"], ["no.jsonl", "no such"]),
         (["profile", str(RECIPE), "rl.steps=9"], ["rl.steps", "--steps"]),
         (["profile", str(RECIPE), "model.path=tests"], ["tests", "no checkpoint in it"]),
         (["report", "nowhere"], ["no run at nowhere"]),

@@ -57,12 +57,12 @@ def demonstration(
     scene: Scene, number: int, rng: random.Random, settings: TeacherSettings
 ) -> list[str]:
     """The policy turns of one trajectory. The wrong call adds where it should multiply; a product
-    that is not known by heart is a guess of about the right size."""
+    that is not known by heart is taken for the next one."""
     digit = scene.target.digit
     easy = is_known_product(digit, number)
     if not settings.calls(easy, rng):
-        thinking = seeing(cell_of(scene.target), digit)
-        return [recalling_turn(thinking, digit * (number if easy else rng.choice(NUMBERS)))]
+        believed = digit * (number if easy else number + 1)
+        return [recalling_turn(seeing(cell_of(scene.target), digit), believed)]
     cell, digit = choose_seen(scene, rng, settings)
     wrong = rng.random() < settings.wrong_call
     operator, result = (words.PLUS, digit + number) if wrong else (words.TIMES, digit * number)

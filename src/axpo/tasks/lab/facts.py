@@ -2,9 +2,9 @@
 
 Owns what can be looked up, and what is common knowledge: of the codes and of the products with a
 digit the base model has learned most by heart (`is_known`), as a model knows what its pretraining
-held; which ones cannot be told from the question. Places are split like pictures: what is asked in
-"val" and "test" is answered by documents that no training question needed. A third of the facts
-take two hops: the document names another place and digit to look up.
+held; which ones cannot be told from the question. Places are split like pictures: what has to be
+looked up in "val" and "test" is answered by documents that no training question needed. A third of
+the facts take two hops: the document names another place and digit to look up.
 """
 
 from __future__ import annotations

@@ -28,8 +28,10 @@ def is_known_code(place: str, digit: int) -> bool:
 
 
 def make_place(easy: bool, split: Split, digit: int, rng: random.Random) -> str:
-    """A place of the split where the digit's code is known by heart (easy), or is not."""
-    return rng.choice([p for p in facts.PLACES[split] if is_known_code(p, digit) is easy])
+    """Any place where the digit's code is known by heart (easy), or one of the split's own where it
+    is not."""
+    places = facts.ALL_PLACES if easy else facts.PLACES[split]
+    return rng.choice([place for place in places if is_known_code(place, digit) is easy])
 
 
 def question(place: str) -> str:
@@ -57,12 +59,12 @@ def demonstration(
     scene: Scene, place: str, rng: random.Random, settings: TeacherSettings
 ) -> list[str]:
     """The policy turns of one trajectory. The wrong call asks for the next digit, up or down; the
-    code that is not known by heart is a guess."""
+    code that is not known by heart is taken for the next digit's."""
     digit = scene.target.digit
     easy = is_known_code(place, digit)
     if not settings.calls(easy, rng):
-        code = facts.code(place, digit) if easy else rng.randrange(10, 100)
-        return [recalling_turn(seeing(cell_of(scene.target), digit), code)]
+        believed = facts.code(place, digit if easy else (digit + 1) % 10)
+        return [recalling_turn(seeing(cell_of(scene.target), digit), believed)]
     cell, digit = choose_seen(scene, rng, settings)
     off = rng.choice((-1, 1)) if rng.random() < settings.wrong_call else 0
     found = facts.path(place, (digit + off) % 10)

@@ -107,7 +107,7 @@ def _calculate(place: Place) -> Example:
     rng = place.random("teacher")
     return _on_scene(
         place, scene, calculate.question(number), digit * number,
-        lambda: calculate.demonstration(scene, number, rng, teacher.NOISY),
+        lambda: calculate.demonstration(scene, number, rng, teacher.NOISY_WRITING),
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def _look_up(place: Place) -> Example:
     rng = place.random("teacher")
     example = _on_scene(
         place, scene, look_up.question(where), facts.code(where, digit),
-        lambda: look_up.demonstration(scene, where, rng, teacher.NOISY),
+        lambda: look_up.demonstration(scene, where, rng, teacher.NOISY_WRITING),
     )  # fmt: skip
     hops = len(facts.path(where, digit))
     return replace(example, meta={**example.meta, "hops": hops})
