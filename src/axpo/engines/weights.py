@@ -12,16 +12,31 @@ def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
     """Copy `weights` (a state dict) into `module`; returns how many tensors were copied.
 
     A tensor that already shares its storage with the module's (a trainer in the same process)
-    is left alone. Of names that are tied to one storage, any one will do. Raises `ValueError`
-    naming unknown, missing or mis-shaped tensors, or tied ones that differ, with nothing changed.
+    is left alone. Raises `ValueError` as `distinct_weights` does, with nothing changed.
     """
     own = module.state_dict(keep_vars=True)
+    copies = distinct_weights(own, weights)
+    copies = {name: new for name, new in copies.items() if not _shares(new, own[name])}
+    with torch.no_grad():
+        for name, new in copies.items():
+            own[name].copy_(new)
+    return len(copies)
+
+
+def distinct_weights(
+    own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`weights` (a state dict) for a model whose own is `own`, each of them once.
+
+    Of names that `own` ties to one storage any will do; the first stands for all. Raises
+    `ValueError` naming unknown, missing or mis-shaped tensors, or tied ones that differ.
+    """
     if unknown := sorted(set(weights) - set(own)):
         raise ValueError(f"weights hold {_some(unknown)}, which the model does not have")
     tied: dict[tuple[int, torch.Size], list[str]] = {}
     for name, tensor in own.items():
         tied.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
-    copies: dict[str, torch.Tensor] = {}
+    distinct: dict[str, torch.Tensor] = {}
     missing: list[str] = []
     for names in tied.values():
         given = [name for name in names if name in weights]
@@ -40,14 +55,10 @@ def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
                     f"weights[{given[0]!r}] and weights[{name!r}] differ, "
                     "but the model ties them to one tensor"
                 )
-        copies[given[0]] = weights[given[0]]
+        distinct[names[0]] = weights[given[0]]
     if missing:
         raise ValueError(f"weights lack {_some(sorted(missing))}")
-    copies = {name: new for name, new in copies.items() if not _shares(new, own[name])}
-    with torch.no_grad():
-        for name, new in copies.items():
-            own[name].copy_(new)
-    return len(copies)
+    return distinct
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
