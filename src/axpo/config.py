@@ -187,8 +187,10 @@ class VllmSettings(Section):
     """Servers that are started."""
     port: NonNegativeInt = 0
     """Port of the first server that is started, the others' follow; 0 takes free ones."""
+    max_length: PositiveInt = 8192
+    """Tokens of a path, its prompt included, that a started server takes."""
     arguments: tuple[str, ...] = ()
-    """Further arguments of the servers that are started, such as "--max-model-len=32768"."""
+    """Further arguments of the servers that are started, such as "--tensor-parallel-size=2"."""
     start_seconds: PositiveFloat = 600.0
     """Seconds that a server may take to start, or to come back after it was lost."""
     urls: tuple[str, ...] = ()
@@ -210,9 +212,11 @@ class VllmSettings(Section):
                 "python, urls: expected one of them, python to start servers "
                 "(`make vllm-env` builds its environment) or urls of running ones"
             )
-        started = {"servers", "port", "arguments"} & self.model_fields_set
+        started = {"servers", "port", "max_length", "arguments"} & self.model_fields_set
         if self.urls and started:
-            raise ValueError(f"{', '.join(sorted(started))}: no effect with urls; remove")
+            raise ValueError(f"{', '.join(sorted(started))}: no effect with urls; remove it")
+        if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
+            raise ValueError(f"urls: got {wrong[0]!r}, expected one such as http://127.0.0.1:8000")
         if self.python and self.folder is not None:
             raise ValueError("folder: no effect with python; remove it")
         return self
@@ -220,7 +224,7 @@ class VllmSettings(Section):
 
 class EngineSettings(Section):
     name: Literal["transformers", "vllm"] = "transformers"
-    """Where tokens are sampled: "transformers" runs in this process, "vllm" in servers beside it."""
+    """Where tokens are sampled: "transformers" in this process, "vllm" in servers beside it."""
     slots: PositiveInt = 256
     """Sequences kept or running at once; with "transformers" these are KV slots."""
     max_prefill_tokens: PositiveInt = 4096

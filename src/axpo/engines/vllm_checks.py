@@ -39,9 +39,9 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
 
 
 async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> str:
-    """The name that the server serves the trainer's model under; paths hold more than `room` tokens.
+    """The name that the server serves the trainer's model under.
 
-    Raises `ConfigError` where it serves another one, or not as training needs it.
+    Paths hold more than `room` tokens. Raises `ConfigError` where it serves another one, or not as training needs it.
     """
     try:
         routes = await client.routes()
@@ -90,7 +90,7 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
     advice = {
         "protocol": "start it with this version of axpo",
         "vocabulary": "give it the trainer's tokenizer",
-        "pixels": "give it the trainer's preprocessor_config.json: one pixel cap must hold for both",
+        "pixels": "give it the trainer's preprocessor_config.json: one cap for both",
         "dtype": f"start it with --dtype {expected['dtype']}",
         "logprobs_mode": "start it with --logprobs-mode processed_logprobs",
     }

