@@ -169,6 +169,8 @@ class VllmEngine:
     async def _serve(self, request: Request, spans: Sequence[ImageSpan]) -> Completion:
         """Ask servers until one answers."""
         await self._start()
+        if self._weights is None:
+            self._check_untouched()
         failures: list[str] = []
         while len(failures) < ATTEMPTS:
             server = await self._pool.acquire(request.group)
@@ -251,16 +253,19 @@ class VllmEngine:
                 )
         await asyncio.gather(*(self._prepare(server) for server in up))
 
-    async def _prepare(self, server: Server) -> None:
-        """Check a server and give it the weights that are due."""
-        self._model = await check_server(server.client, self._checkpoint, self._room)
-        if self._weights is None:
-            server.weights = await server.client.weights()
-            if server.weights != UNNAMED:
+    def _check_untouched(self) -> None:
+        """Raise `ConfigError` where a server no longer has the weights that it started with."""
+        for server in self._pool.servers:
+            if server.up and server.weights != UNNAMED:
                 raise ConfigError(
                     f"{server.client.url} samples with weights of another run "
                     f"({server.weights!r}), not with the checkpoint's: start it anew"
                 )
+
+    async def _prepare(self, server: Server) -> None:
+        """Check a server and give it the weights that are due."""
+        self._model = await check_server(server.client, self._checkpoint, self._room)
+        server.weights = await server.client.weights()
         while self._weights is not None and server.weights != self._weights.name:
             await self._load(server, self._weights)
 

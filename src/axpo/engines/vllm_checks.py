@@ -41,7 +41,8 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
 async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> str:
     """The name that the server serves the trainer's model under.
 
-    Paths hold more than `room` tokens. Raises `ConfigError` where it serves another one, or not as training needs it.
+    Paths hold more than `room` tokens. Raises `ConfigError` where it serves another one, or not
+    as training needs it.
     """
     try:
         routes = await client.routes()

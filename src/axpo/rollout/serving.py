@@ -29,10 +29,8 @@ def serve(config: Config, model: str) -> None:
     print(f"Starting {settings.servers} vLLM server(s) of {model}; logs in {logs} ...", flush=True)
     servers = start_servers(settings, model, config.model.dtype, config.engine.slots, logs)
     addresses = ", ".join(f'"{server.url}"' for server in servers)
-    print(
-        f'Ready. In other recipes:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]\nurls = [{addresses}]'
-    )
-    print("\nCtrl-C stops it.", flush=True)
+    print('Ready. In other recipes:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]')
+    print(f"urls = [{addresses}]\n\nCtrl-C stops it.", flush=True)
     try:
         while True:
             for server in servers:
