@@ -30,6 +30,7 @@ from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
+from axpo.training.parity import QUESTIONS, check_parity
 from axpo.training.preflight import preflight
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
@@ -90,6 +91,17 @@ async def _hand_over(run: Run, version: int) -> None:
     await run.engine.load_weights(run.checkpoint.model.state_dict(), version)
 
 
+async def _compare_engine(run: Run, first: int, monitor: Monitor) -> dict[str, float]:
+    """Figures of an engine outside this process; raises `UserError` where it is another model's."""
+    if run.config.engine.vllm is None:
+        return {}
+    monitor.phase("parity")
+    groups = new_groups(run, first)[:QUESTIONS]
+    limit = run.config.engine.vllm.max_logprob_difference
+    parity = await check_parity(run.agent, run.trainer, groups, run.config.run.seed, limit)
+    return parity.metrics()
+
+
 async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
     run = build_run(config, start, out)
     try:
@@ -106,6 +118,7 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
     first = checkpoints.restore(last, run.trainer).step if last else 0
     monitor.start("rl", first, config.rl.steps)
     await _hand_over(run, first)
+    start = await _compare_engine(run, first, monitor)
     with ThreadPoolExecutor(max_workers=1) as beside:
         upcoming = beside.submit(new_groups, run, first)
         for step in range(first, config.rl.steps):
@@ -130,6 +143,8 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
                 save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
             metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
             metrics |= gap(groups) | counts(groups) | latencies(run)
+            if step == first:
+                metrics |= start
             monitor.step("rl", step, metrics)
             if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
                 keep = config.run.keep_checkpoints
