@@ -177,7 +177,7 @@ def test_continuations_reuse_and_agree(server: ServerProcess, tmp_path: Path) ->
             writer.follow(r, d, (64,), max_tokens=20) for r, d in zip(first, done, strict=True)
         ]
         after = await ask(engine, second)
-        cut = Request("cut", "g0", second[0].tokens[:-5], second[0].pictures, first[0].sampling)
+        cut = Request("cut", "g0", second[0].tokens[:-2], second[0].pictures, first[0].sampling)
         forks = writer.again(cut, 4, max_tokens=20)
         grown = await ask(engine, forks)
         return first + second + forks, done + after + grown, len(first)

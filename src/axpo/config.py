@@ -452,6 +452,8 @@ def _fields(path: Iterable[str]) -> Iterable[str]:
         if isinstance(found, type) and issubclass(found, BaseModel):
             field = found.model_fields.get(name)
             found = field.annotation if field else None
+            if type(None) in (kinds := typing.get_args(found)):  # a section that may be absent
+                found = next(kind for kind in kinds if kind is not type(None))
         else:  # a name in a dict, or a place in a tuple
             found = next((a for a in typing.get_args(found) if a not in (str, ...)), None)
     if isinstance(found, type) and issubclass(found, BaseModel):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from axpo.config import ConfigError
 from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
@@ -28,8 +27,9 @@ from axpo.engines.vllm_checks import check_server
 from axpo.engines.vllm_client import Refused, ServerLost
 from axpo.engines.vllm_pool import Pool, Server
 from axpo.engines.vllm_wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
-from axpo.engines.weights import distinct_weights
+from axpo.engines.weights import distinct_weights, save_weights
 from axpo.models.loading import Checkpoint
+from axpo.models.vision import as_seen
 from axpo.tree import ImageSpan
 
 ATTEMPTS = 4
@@ -128,7 +128,7 @@ class VllmEngine:
         await self._start()
         name = f"{self._run}/{version}"
         path = self._folder / f"weights-{self._run}-{version}.safetensors"
-        await asyncio.to_thread(_write, path, distinct)
+        await asyncio.to_thread(save_weights, path, distinct)
         before, self._weights, self._version = self._weights, Weights(path, name), version
         self._pool.retry_lost()
         await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
@@ -220,7 +220,10 @@ class VllmEngine:
         return await self._pool.ask(server, request_body(request, id, self._model, spans, urls))
 
     def _url(self, picture: Picture) -> str:
-        url = self._encoded.pop(picture.digest, None) or picture_url(picture.image)
+        url = self._encoded.pop(picture.digest, None)
+        if url is None:
+            # vLLM's processor resamples otherwise than the trainer's.
+            url = picture_url(as_seen(self._checkpoint.image_processor, picture.image))
         self._encoded[picture.digest] = url
         if len(self._encoded) > ENCODED:
             self._encoded.popitem(last=False)
@@ -288,11 +291,3 @@ class VllmEngine:
         server.known.clear()
         await server.client.load(str(weights.path), weights.name)
         server.weights = weights.name
-
-
-def _write(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """A file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, temporary)
-    temporary.replace(path)

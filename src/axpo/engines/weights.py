@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 
@@ -59,6 +61,14 @@ def distinct_weights(
     if missing:
         raise ValueError(f"weights lack {_some(sorted(missing))}")
     return distinct
+
+
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, temporary)
+    temporary.replace(path)
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:

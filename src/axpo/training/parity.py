@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from axpo.config import UserError
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import sample_group, together
+from axpo.training.packing import OldLogprobs
 from axpo.training.trainer import Trainer
 from axpo.tree import Credit, Group, Stream, Trajectory
 
@@ -33,11 +34,12 @@ class Parity:
     largest: float
     ratio: float
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, name: str) -> dict[str, float]:
+        """As metrics `{name}_mean`, `{name}_max` and `{name}_ratio`."""
         return {
-            "parity_mean": self.mean,
-            "parity_max": self.largest,
-            "parity_ratio": self.ratio,
+            f"{name}_mean": self.mean,
+            f"{name}_max": self.largest,
+            f"{name}_ratio": self.ratio,
         }
 
 
@@ -67,16 +69,23 @@ async def check_parity(
 
 
 def compare(trainer: Trainer, groups: Sequence[Group]) -> Parity | None:
-    """The differences over all tokens that the rollouts of `groups` sampled; None without any."""
+    """The differences over all tokens that the rollouts of `groups` sampled; None without any.
+
+    Replaces the rollouts' credit.
+    """
     for rollout in (t for group in groups for t in group.rollouts):
         rollout.credit = [Credit(0, rollout.tokens, 1.0, Stream.ROLLOUT, 1.0)]
     sampled = [g for g in groups if any(t.tokens for t in g.rollouts)]
-    trained = trainer.recompute_logprobs(sampled, kl=False)
+    return mismatch(sampled, trainer.recompute_logprobs(sampled, kl=False))
+
+
+def mismatch(groups: Sequence[Group], trained: OldLogprobs) -> Parity | None:
+    """The engine's logprobs in `groups` against `trained`, the trainer's, where both know one."""
     differences = [
         engine - ours
-        for group in sampled
-        for rollout in group.rollouts
-        for engine, ours in _pairs(rollout, trained.get((group.id, rollout.id), ()))
+        for group in groups
+        for trajectory in group.trajectories()
+        for engine, ours in _pairs(trajectory, trained.get((group.id, trajectory.id), ()))
     ]
     if not differences:
         return None
@@ -89,12 +98,12 @@ def compare(trainer: Trainer, groups: Sequence[Group]) -> Parity | None:
     )
 
 
-def _pairs(rollout: Trajectory, trained: Sequence[float]) -> list[tuple[float, float]]:
-    """(engine's, trainer's) logprob of each sampled token."""
-    engine: list[float] = []
-    for segment in rollout.segments:
-        engine += segment.logprobs or (math.nan,) * len(segment)
+def _pairs(trajectory: Trajectory, trained: Sequence[float]) -> list[tuple[float, float]]:
+    """(engine's, trainer's) logprob of each sampled token that is trained."""
     if not trained:
         return []
+    engine: list[float] = []
+    for segment in trajectory.segments:
+        engine += segment.logprobs or (math.nan,) * len(segment)
     pairs = zip(engine, trained, strict=True)
-    return [(a, b) for a, b in pairs if not math.isnan(a)]
+    return [pair for pair in pairs if not any(map(math.isnan, pair))]

@@ -30,7 +30,7 @@ from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
-from axpo.training.parity import QUESTIONS, check_parity
+from axpo.training.parity import QUESTIONS, check_parity, mismatch
 from axpo.training.preflight import preflight
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
@@ -99,7 +99,7 @@ async def _compare_engine(run: Run, first: int, monitor: Monitor) -> dict[str, f
     groups = new_groups(run, first)[:QUESTIONS]
     limit = run.config.engine.vllm.max_logprob_difference
     parity = await check_parity(run.agent, run.trainer, groups, run.config.run.seed, limit)
-    return parity.metrics()
+    return parity.metrics("parity")
 
 
 async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
@@ -234,13 +234,23 @@ def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, flo
         run.trainer.update(groups[start : start + size], loss, algorithm.aggregation, kl, old)
         for start in range(0, len(groups), size)
     ]
+    drift = [
+        {name: part.pop(name) for name in ("ratio", "gap", "gap_max") if name in part}
+        for part in parts
+    ]
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part)
-    return {
+    metrics = {
         name: value if name.startswith(("tokens_", "seconds_")) else value / rl.updates
         for name, value in total.items()
     } | {"ratio_max": max(part.get("ratio_max", 1.0) for part in parts)}
+    if old is not None:
+        found = mismatch(groups, old)
+        return metrics if found is None else metrics | found.metrics("mismatch")
+    # The first update's ratios are the engine's error alone: no weight has changed yet.
+    names = {"gap": "mismatch_mean", "gap_max": "mismatch_max", "ratio": "mismatch_ratio"}
+    return metrics | {names[name]: value for name, value in drift[0].items()}
 
 
 def counts(groups: Sequence[Group]) -> dict[str, float]:
