@@ -49,6 +49,7 @@ class FakeVllm:
         self.delay = 0.0
         self._port = 0
         self._connections: set[asyncio.StreamWriter] = set()
+        self._dying = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -74,7 +75,8 @@ class FakeVllm:
 
     def die(self) -> None:
         """Stop listening and break every connection, as a killed process does."""
-        self._do(self._close())
+        with self._dying:
+            self._do(self._close())
 
     def stop(self) -> None:
         """Die, and end the thread."""

@@ -147,6 +147,18 @@ class TestRouting:
         assert sent == [[True, True], [False, False, True], [False, False], [True, True]]
         assert engine.stats.pictures == 5
 
+    def test_pictures_are_sent_as_the_trainer_sees_them(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """The server's processor has nothing left to resample, which it does otherwise."""
+        (fake,) = setting.serve(checkpoint)
+        engine = setting.engine(checkpoint, [fake])
+        large, seen = writer.picture((200, 300)), writer.picture((96, 144))
+        request = writer.request(sizes=(), max_tokens=5)
+        request = replace(request, tokens=writer.shown([seen]), pictures=(large,))
+        assert difference(checkpoint, request, run(engine.generate(request))) < 1e-5
+        assert [picture.image.size for picture in fake.pictures.values()] == [(96, 144)]
+
     def test_requests_carry_ids_of_their_own(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer
     ) -> None:
@@ -221,7 +233,7 @@ class TestLostServers:
 
         done = run(main())
         check(checkpoint, engine, requests, done)
-        assert engine.losses == 1
+        assert engine.stats.servers_lost == 1
         assert len(fakes[1].bodies) == len(requests)
 
     def test_a_managed_server_is_restarted_with_the_current_weights(
@@ -246,7 +258,7 @@ class TestLostServers:
         done = run(main())
         check(newer, engine, requests, done)
         assert {d.version for d in done} == {7}
-        assert process.restarts == engine.losses == 1
+        assert process.restarts == engine.stats.servers_lost == 1
         assert process.stopped
         assert not list(setting.folder.iterdir())
 
@@ -264,7 +276,7 @@ class TestLostServers:
 
         requests = prompts(writer, 1, 3)
         check(newer, engine, requests, run(main()))
-        assert engine.losses == 1
+        assert engine.stats.servers_lost == 1
 
     def test_an_update_survives_a_dead_server(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer
@@ -354,7 +366,7 @@ class TestAnswers:
         fake.faults.append(fault)
         check(checkpoint, engine, [request], [run(engine.generate(request))])
         assert len(fake.bodies) == 2
-        assert engine.losses == 0
+        assert engine.stats.servers_lost == 0
 
     @pytest.mark.parametrize(
         ("fault", "error", "message"),

@@ -247,7 +247,7 @@ def test_a_killed_server_comes_back(saved: Path, tmp_path: Path) -> None:
         return done
 
     done = asyncio.run(asyncio.wait_for(main(), 600))
-    assert engine.losses == 1
+    assert engine.stats.servers_lost == 1
     assert engine.stats.requests == len(done) == len(requests)
     assert engine.stats.sampled == 600 * len(requests)
     for request, completion in zip(requests, done, strict=True):

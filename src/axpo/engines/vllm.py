@@ -70,7 +70,8 @@ class VllmEngine:
         self._folder = folder
         self._room = room
         self._backoff = backoff
-        self._pool = Pool(servers, self._prepare, recovery_seconds, health_every)
+        self.stats = EngineStats()
+        self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds, health_every)
         self._run = uuid.uuid4().hex[:12]
         self._ids = itertools.count()
         self._version = 0
@@ -80,17 +81,11 @@ class VllmEngine:
         self._pending: set[asyncio.Task[Completion]] = set()
         self._encoded: OrderedDict[str, str] = OrderedDict()
         self._closed = False
-        self.stats = EngineStats()
 
     @property
     def version(self) -> int:
         """Version of the weights that sample now."""
         return self._version
-
-    @property
-    def losses(self) -> int:
-        """How often a server was lost."""
-        return self._pool.losses
 
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; raises `RequestError` or `EngineError`."""

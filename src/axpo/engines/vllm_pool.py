@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from axpo.config import UserError
 from axpo.engines.base import EngineError
+from axpo.engines.stats import EngineStats
 from axpo.engines.vllm_client import Client, ServerLost
 
 MISSES = 2
@@ -64,16 +65,17 @@ class Pool:
         self,
         servers: Sequence[Server],
         prepare: Callable[[Server], Awaitable[None]],
+        stats: EngineStats,
         recovery_seconds: float,
         health_every: float = 2.0,
     ) -> None:
         self.servers = list(servers)
+        self._stats = stats
         self._prepare = prepare
         self._recovery_seconds = recovery_seconds
         self._health_every = health_every
         self._homes: dict[str, Server] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.losses = 0
 
     def attach(self) -> bool:
         """Take up work on the running loop; returns whether it is another than before."""
@@ -135,7 +137,7 @@ class Pool:
         """Give the server's requests back to their askers and see to it that it comes back."""
         if not server.up:
             return
-        self.losses += 1
+        self._stats.servers_lost += 1
         server.up, server.reason, server.weights = False, reason, None
         server.known.clear()
         for post in server.flying:
@@ -174,7 +176,8 @@ class Pool:
         lost, deadline = server.reason, time.monotonic() + self._recovery_seconds
         try:
             if server.process is not None:
-                await asyncio.to_thread(server.process.restart)
+                # Here, not in a thread: the server ends with the thread that started it.
+                server.process.restart()
             while not await server.client.healthy():
                 if server.process is not None and (failure := server.process.failure()):
                     raise EngineError(failure)
