@@ -4,10 +4,11 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM ?= .venv-vllm
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint bench gpu clean
+.PHONY: quickstart test lint bench gpu vllm-env test-vllm clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart recipes/lab.toml --out $(RUN)
@@ -22,6 +23,12 @@ gpu: $(VENV)/.installed-dev  # on a machine with one: its tests, then both bench
 	$(BIN)/python -m pytest tests/test_gpu.py -s -rs
 	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks --device cuda --out runs/benchmarks/gpu.json
+
+vllm-env: $(VLLM)/.installed  # vLLM's own environment for a CPU (docs/vllm.md)
+
+test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the real server
+	AXPO_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
+		$(BIN)/python -m pytest tests/test_vllm_server.py -s -rs
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -42,5 +49,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,tracking,sandbox,search,mcp,bench,dev]"
 	@touch $@
 
+$(VLLM)/.installed: src/axpo/engines/vllm_environment.py | $(VENV)/.installed
+	@echo "Installing vLLM for a CPU into $(VLLM) (once, 1-5 minutes, 3.5 GB) ..."
+	$(BIN)/python -m axpo.engines.vllm_environment $(VLLM)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VLLM) runs

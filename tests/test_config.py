@@ -40,6 +40,11 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("rl.optimizer.decay=log", ["rl.optimizer.decay", "'cosine'"]),
         ("rl", ["'rl'", "section.key=value"]),
         ("rl.steps.more=1", ["rl.steps"]),
+        ("engine.name=vllm", ["engine.vllm", "add [engine.vllm]"]),
+        ("engine.vllm.python=p", ["engine.vllm", "no effect with name = 'transformers'"]),
+        ("engine.vllm.servers=2", ["engine.vllm.python, urls", "make vllm-env"]),
+        ("engine.vllm.phyton=p", ["engine.vllm.phyton", "'python'"]),
+        ("engine.vllm.urls=['localhost:8000']", ["engine.vllm.urls", "http://127.0.0.1:8000"]),
     ],
 )
 def test_bad_settings_are_named(override: str, words: list[str]) -> None:
@@ -88,6 +93,23 @@ def test_settings_of_the_baselines_are_taken() -> None:
     cispo = ["name=grpo", "loss=cispo", "aggregation=token_mean", "cispo_max_ratio=4"]
     for overrides in (["name=grpo", "tool_bonus=-0.1"], ["name=grpo", "rollouts=16"], cispo):
         load_config(None, [f"algorithm.{override}" for override in overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["engine.vllm.urls=['http://h']", "engine.vllm.servers=2"],
+            "servers: no effect with urls",
+        ),
+        (["engine.vllm.python=p", "engine.vllm.folder=f"], "folder: no effect with python"),
+        (["engine.vllm.python=p", "engine.vllm.urls=['http://h']"], "expected one of them"),
+        (["engine.vllm.python=p", "engine.max_prefill_tokens=9"], "max_prefill_tokens: no effect"),
+    ],
+)
+def test_vllm_settings_without_effect_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, ["engine.name=vllm", *overrides])
 
 
 def test_missing_and_broken_recipes(tmp_path: Path) -> None:

@@ -137,3 +137,11 @@ def test_likelihood() -> None:
     expected = -(math.log(0.1) + math.log(0.2))
     assert value.item() == pytest.approx(expected)
     assert stats == {"tokens": 2.0, "nll": pytest.approx(expected)}
+
+
+def test_drift_by_hand() -> None:
+    _, stats = clipped_loss(batch([1.0, 2.0, 0.5], [1.0, 1.0, 1.0]), 0.2, 0.4, 0.0)
+    assert stats["ratio"] == pytest.approx(3.5)
+    assert stats["gap"] == pytest.approx(2 * math.log(2))
+    assert stats["gap_max"] == pytest.approx(math.log(2))
+    assert stats["old_kl"] == pytest.approx(0.0)

@@ -10,7 +10,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmb
 
 from axpo.models.loading import Checkpoint
 from axpo.models.positions import Grid, rope_positions
-from axpo.models.vision import Features, PixelCache, encode_pictures, encoder_outputs
+from axpo.models.vision import Features, PixelCache, as_seen, encode_pictures, encoder_outputs
 from axpo.tree import ImageSpan, picture_digest
 from tiny import tiny_checkpoint, tiny_picture
 
@@ -150,3 +150,14 @@ def test_pixels_are_kept_by_content_up_to_a_size(checkpoint: Checkpoint) -> None
     assert cache("c", pictures["c"]) is first["c"]
     assert cache("a", pictures["a"]) is not first["a"]  # the oldest left
     assert cache("b", pictures["b"]) is not first["b"]
+
+
+@pytest.mark.parametrize("size", [(384, 384), (300, 77), (17, 40), (64, 64)])
+def test_a_picture_as_seen_needs_no_resizing(size: tuple[int, int]) -> None:
+    processor = tiny_checkpoint().image_processor
+    image = tiny_picture(0, size).effect_spread(3)
+    seen = as_seen(processor, image)
+    first, again = (processor(images=[i], return_tensors="pt") for i in (image, seen))
+    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    height, width = (first["image_grid_thw"][0, 1:] * processor.patch_size).tolist()
+    assert seen.size == (width, height)

@@ -18,7 +18,7 @@ from axpo.tasks.lab import BASE
 from axpo.training import memory, preflight, rl, sft
 from axpo.training.attention import tree_layout
 from axpo.training.policy import hidden_states, show, token_logprobs
-from axpo.training.preflight import MemoryWarning, Sizes, estimate, sizes
+from axpo.training.preflight import MemoryWarning, Sizes, check_positions, estimate, sizes
 from axpo.tree import ImageSpan, Origin, Segment
 from padded_oracle import branching_group
 from saved_bytes import SavedBytes
@@ -194,3 +194,13 @@ def test_free_memory_is_this_machines():
     assert free is None or 10**7 < free < 10**14
     assert preflight.in_units(999) == "999.0 B"
     assert preflight.in_units(14.6e9) == "14.6 GB"
+
+
+def test_paths_fit_the_servers_that_are_started():
+    checkpoint = tiny_checkpoint()
+    vllm = {"python": "p", "max_length": 149}
+    config = recipe(engine={"name": "vllm", "vllm": vllm})
+    with pytest.raises(ConfigError, match=r"engine\.vllm\.max_length: 149.*at least 150"):
+        check_positions(config, "rl", checkpoint, prompt(50, 0))
+    check_positions(config, "sft", checkpoint, prompt(50, 0))
+    assert estimate(config, "rl", checkpoint, prompt(50, 0), gpu=False).kv == 0

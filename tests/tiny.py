@@ -40,7 +40,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+def tiny_config(tokenizer: PreTrainedTokenizerFast, head_dim: int = 16) -> Qwen3VLConfig:
     """64 hidden, 3 text layers of 4 heads (2 of keys and values), 3 vision layers."""
 
     def token(name: str) -> int:
@@ -49,11 +49,11 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 16, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+        "head_dim": head_dim, "max_position_embeddings": 4096, "tie_word_embeddings": True,
         "pad_token_id": token("<|endoftext|>"),
         "rope_parameters": {
-            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2],
-            "mrope_interleaved": True,
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True,
+            "mrope_section": [head_dim // 4, head_dim // 8, head_dim // 8],
         },
     }  # fmt: skip
     vision = {
@@ -90,12 +90,12 @@ def tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGenerat
     return model.eval()
 
 
-def tiny_checkpoint(seed: int = 0) -> Checkpoint:
+def tiny_checkpoint(seed: int = 0, head_dim: int = 16) -> Checkpoint:
     """A complete checkpoint without a file; the same weights for the same `seed`."""
     tokenizer = tiny_tokenizer()
     return Checkpoint(
         path=f"tiny-{seed}",
-        model=tiny_model(tiny_config(tokenizer), seed),
+        model=tiny_model(tiny_config(tokenizer, head_dim), seed),
         tokenizer=tokenizer,
         image_processor=Qwen2VLImageProcessorPil(
             patch_size=PATCH,

@@ -119,6 +119,15 @@ def diagnose(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def serve(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Serve model.path with vLLM as [engine.vllm] says, until interrupted; prints the URLs."""
+    config = load_config(recipe, overrides or ())
+    from axpo.rollout.serving import serve
+
+    serve(config, _model_path(config.model.path))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="evaluated run folders, baseline first")],
 ) -> None:

@@ -68,8 +68,9 @@ def clipped_loss(
     """- sum w [min(rho A, clip(rho, 1-clip_low, 1+clip_high) A) - beta k3] (METHOD 8).
 
     rho = exp(logprob - old); k3 = exp(ref - logprob) - (ref - logprob) - 1. Also returns sums
-    over tokens for metrics: `clipped` (tokens where the clip binds), `kl` (sum of k3),
-    `ratio_max`, `old_kl` (sum of old - logprob) and `tokens`.
+    over tokens for metrics: `clipped` (tokens where the clip binds), `kl` (sum of k3), `ratio`
+    and `ratio_max`, `old_kl` (sum of old - logprob), `gap` (sum of its size) and `gap_max`, and
+    `tokens`.
     """
     ratio = (batch.logprobs - batch.old).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
@@ -94,11 +95,15 @@ def _loss(
     batch: TokenBatch, surrogate: Tensor, ratio: Tensor, binds: Tensor, kl: float
 ) -> tuple[Tensor, dict[str, float]]:
     """The surrogate less the KL term, weighted and negated, with its figures."""
+    gap = batch.old - batch.logprobs.detach()
     stats = {
         "tokens": float(ratio.numel()),
         "clipped": float(binds.sum()),
+        "ratio": float(ratio.detach().sum()),
         "ratio_max": float(ratio.detach().max()) if ratio.numel() else 1.0,
-        "old_kl": float((batch.old - batch.logprobs.detach()).sum()),
+        "old_kl": float(gap.sum()),
+        "gap": float(gap.abs().sum()),
+        "gap_max": float(gap.abs().max()) if gap.numel() else 0.0,
     }
     if batch.ref is not None:
         delta = batch.ref - batch.logprobs

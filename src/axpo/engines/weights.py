@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 
@@ -12,16 +14,31 @@ def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
     """Copy `weights` (a state dict) into `module`; returns how many tensors were copied.
 
     A tensor that already shares its storage with the module's (a trainer in the same process)
-    is left alone. Of names that are tied to one storage, any one will do. Raises `ValueError`
-    naming unknown, missing or mis-shaped tensors, or tied ones that differ, with nothing changed.
+    is left alone. Raises `ValueError` as `distinct_weights` does, with nothing changed.
     """
     own = module.state_dict(keep_vars=True)
+    copies = distinct_weights(own, weights)
+    copies = {name: new for name, new in copies.items() if not _shares(new, own[name])}
+    with torch.no_grad():
+        for name, new in copies.items():
+            own[name].copy_(new)
+    return len(copies)
+
+
+def distinct_weights(
+    own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`weights` (a state dict) for a model whose own is `own`, each of them once.
+
+    Of names that `own` ties to one storage any will do; the first stands for all. Raises
+    `ValueError` naming unknown, missing or mis-shaped tensors, or tied ones that differ.
+    """
     if unknown := sorted(set(weights) - set(own)):
         raise ValueError(f"weights hold {_some(unknown)}, which the model does not have")
     tied: dict[tuple[int, torch.Size], list[str]] = {}
     for name, tensor in own.items():
         tied.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
-    copies: dict[str, torch.Tensor] = {}
+    distinct: dict[str, torch.Tensor] = {}
     missing: list[str] = []
     for names in tied.values():
         given = [name for name in names if name in weights]
@@ -40,14 +57,18 @@ def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
                     f"weights[{given[0]!r}] and weights[{name!r}] differ, "
                     "but the model ties them to one tensor"
                 )
-        copies[given[0]] = weights[given[0]]
+        distinct[names[0]] = weights[given[0]]
     if missing:
         raise ValueError(f"weights lack {_some(sorted(missing))}")
-    copies = {name: new for name, new in copies.items() if not _shares(new, own[name])}
-    with torch.no_grad():
-        for name, new in copies.items():
-            own[name].copy_(new)
-    return len(copies)
+    return distinct
+
+
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, temporary)
+    temporary.replace(path)
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:

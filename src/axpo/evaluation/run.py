@@ -42,7 +42,7 @@ def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     """Sample and summarise `model` on the recipe's evaluation split; returns `evaluation.json`."""
 
     async def run() -> list[Group]:
-        agent = _agent(config, model)
+        agent = _agent(config, model, out)
         try:
             return await _sample(config, agent, model, out, _show_questions(monitor))
         finally:
@@ -66,7 +66,7 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     settings, seed = AlgorithmSettings(), config.run.seed
 
     async def run() -> dict[str, Any]:
-        agent = _agent(config, model)
+        agent = _agent(config, model, out)
         try:
             groups = await _sample(config, agent, model, out, None)
             probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
@@ -138,9 +138,9 @@ async def _sample(
     )
 
 
-def _agent(config: Config, model: str) -> Agent:
+def _agent(config: Config, model: str, out: Path) -> Agent:
     tools = recipe_tools(config)
-    return build_agent(config, load_model(config.model, model), tools)
+    return build_agent(config, load_model(config.model, model), tools, out)
 
 
 def _questions(config: Config) -> int:

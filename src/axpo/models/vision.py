@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
@@ -73,6 +74,21 @@ class PixelCache:
                 _, oldest = self._pixels.popitem(last=False)
                 self._room += oldest.values.nbytes
         return pixels
+
+
+def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
+    """`image` at the size that the processor gives it, by its own code.
+
+    Whoever processes this picture once more, with another resampling even, gets the same pixels.
+    """
+    pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    factor = image_processor.patch_size * image_processor.merge_size
+    resized = image_processor.resize(
+        pixels, size=image_processor.size, resample=image_processor.resample, factor=factor
+    )
+    if resized.dtype != np.uint8:
+        raise ValueError(f"the image processor resizes to {resized.dtype}, expected uint8")
+    return Image.fromarray(np.ascontiguousarray(resized.transpose(1, 2, 0)))
 
 
 def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:

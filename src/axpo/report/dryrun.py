@@ -100,6 +100,7 @@ def _settings(
     for key, field in type(section).model_fields.items():
         value, was = getattr(section, key), getattr(default, key)
         if isinstance(value, Section):
+            was = was or type(value).model_construct()  # a section that is absent by default
             yield from _settings(f"{path}.{key}", value, was)
         else:
             yield f"{path}.{key}", value, was, field.description or ""

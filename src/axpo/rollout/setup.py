@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from axpo.config import (
     ToolsSettings,
     UserError,
 )
+from axpo.engines.base import Engine
 from axpo.engines.transformers import TransformersEngine
+from axpo.engines.vllm import VllmEngine
+from axpo.engines.vllm_client import Client
+from axpo.engines.vllm_pool import Process, Server
+from axpo.engines.vllm_server import start_servers
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering, control_text
@@ -115,9 +121,39 @@ def _server_tools(settings: McpSettings, key: str) -> Sequence[Tool]:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def build_agent(config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool]) -> Agent:
-    """An agent that samples with `checkpoint`'s own weights, in this process."""
+def build_agent(
+    config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool], out: Path | None = None
+) -> Agent:
+    """An agent that samples with `checkpoint`'s own weights, in this process or in vLLM servers.
+
+    `out` is the run's folder, which gets the servers' logs. Starting servers takes a while;
+    raises `UserError` where they do not start.
+    """
     rendering = Rendering(checkpoint, tools, config.task.system)
-    engine = TransformersEngine(checkpoint, config.engine.slots, config.engine.max_prefill_tokens)
+    engine = build_engine(config, checkpoint, out)
     top_logprobs = TOP_LOGPROBS if config.algorithm.name == "arpo" else 0
     return Agent(engine, rendering, tools, config.rollout, grade, top_logprobs)
+
+
+def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None) -> Engine:
+    """The recipe's engine, with `checkpoint`'s weights as version 0."""
+    settings = config.engine
+    if settings.vllm is None:
+        return TransformersEngine(checkpoint, settings.slots, settings.max_prefill_tokens)
+    vllm = settings.vllm
+    folder = Path(tempfile.mkdtemp(prefix="axpo-vllm-")) if out is None else out / "vllm"
+    clients: list[tuple[str, Process | None]] = [(url, None) for url in vllm.urls]
+    if vllm.python is not None:
+        processes = start_servers(vllm, checkpoint.path, config.model.dtype, settings.slots, folder)
+        clients = [(process.url, process) for process in processes]
+    servers = [
+        Server(Client(url, vllm.request_seconds, vllm.health_seconds), process)
+        for url, process in clients
+    ]
+    return VllmEngine(
+        checkpoint,
+        servers,
+        folder if vllm.folder is None else Path(vllm.folder),
+        room=config.rollout.max_tokens,
+        recovery_seconds=vllm.start_seconds,
+    )

@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from axpo.config import Config, ConfigError
+from axpo.config import Config, ConfigError, EngineSettings
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.setup import torch_device
@@ -142,12 +142,15 @@ def estimate(
         activations,
         0 if frozen else memory.vision_activations(vision, patches, size),
         memory.logits(text, tokens, LOGITS_AT_ONCE),
-        memory.keys_values(text, _rows(found, config.engine.slots) * _columns(found), size),
+        memory.keys_values(text, _rows(found, config.engine) * _columns(found), size),
     )
 
 
-def _rows(found: Sizes, slots: int) -> int:
-    """Rows of the engine's memory, which doubles them as needed."""
+def _rows(found: Sizes, engine: EngineSettings) -> int:
+    """Rows of the engine's memory, which doubles them as needed; servers have their own."""
+    if engine.vllm is not None:
+        return 0
+    slots = engine.slots
     return min(slots, 1 << max(3, (found.rows - 1).bit_length())) if found.rows else 0
 
 
@@ -175,6 +178,13 @@ def check_positions(config: Config, kind: Kind, checkpoint: Checkpoint, prompt: 
             f"rollout.max_tokens: {config.rollout.max_tokens} after a prompt of {len(prompt)} "
             f"tokens make paths of {path}, above the model's {limit} positions: set it to at most "
             f"{(limit - len(prompt)) // attempts}, or show smaller pictures"
+        )
+    vllm = config.engine.vllm
+    if kind == "rl" and vllm is not None and vllm.python is not None and path > vllm.max_length:
+        raise ConfigError(
+            f"engine.vllm.max_length: {vllm.max_length}, but rollout.max_tokens = "
+            f"{config.rollout.max_tokens} after a prompt of {len(prompt)} tokens make paths of "
+            f"{path}: set it to at least {path}, or lower rollout.max_tokens"
         )
 
 

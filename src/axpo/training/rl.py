@@ -30,6 +30,7 @@ from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
+from axpo.training.parity import QUESTIONS, check_parity, mismatch
 from axpo.training.preflight import preflight
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
@@ -48,8 +49,11 @@ class Run:
     algorithm: Algorithm
 
 
-def build_run(config: Config, start: Path | str) -> Run:
-    """Load `start` as policy (and, with KL, once more as reference) and build the rest."""
+def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run:
+    """Load `start` as policy (and, with KL, once more as reference) and build the rest.
+
+    `out` is the run's folder, for logs of the engine.
+    """
     _check_sampling(config.rollout)
     task, tools = build_task(config.task), recipe_tools(config)
     if config.algorithm.name == "rltf" and not isinstance(task, Critic):
@@ -59,7 +63,7 @@ def build_run(config: Config, start: Path | str) -> Run:
     preflight(config, "rl", start, task, tools)
     checkpoint = load_model(config.model, start)
     reference = load_model(config.model, start) if config.algorithm.kl > 0 else None
-    agent = build_agent(config, checkpoint, tools)
+    agent = build_agent(config, checkpoint, tools, out)
     trainer = Trainer(
         checkpoint,
         reference,
@@ -91,8 +95,19 @@ async def _hand_over(run: Run, version: int) -> None:
     await run.engine.load_weights(run.checkpoint.model.state_dict(), version)
 
 
+async def _compare_engine(run: Run, first: int, monitor: Monitor) -> dict[str, float]:
+    """Figures of an engine outside this process; raises `UserError` where it is another model's."""
+    if run.config.engine.vllm is None:
+        return {}
+    monitor.phase("parity")
+    groups = new_groups(run, first)[:QUESTIONS]
+    limit = run.config.engine.vllm.max_logprob_difference
+    parity = await check_parity(run.agent, run.trainer, groups, run.config.run.seed, limit)
+    return parity.metrics("parity")
+
+
 async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
-    run = build_run(config, start)
+    run = build_run(config, start, out)
     try:
         return await _steps(run, out, monitor)
     finally:
@@ -107,6 +122,7 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
     first = checkpoints.restore(last, run.trainer).step if last else 0
     monitor.start("rl", first, config.rl.steps)
     await _hand_over(run, first)
+    start = await _compare_engine(run, first, monitor)
     with ThreadPoolExecutor(max_workers=1) as beside:
         upcoming = beside.submit(new_groups, run, first)
         for step in range(first, config.rl.steps):
@@ -132,6 +148,8 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
                 save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
             metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
             metrics |= gap(groups) | counts(groups) | latencies(run)
+            if step == first:
+                metrics |= start
             monitor.step("rl", step, metrics)
             if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
                 keep = config.run.keep_checkpoints
@@ -219,13 +237,23 @@ def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, flo
         run.trainer.update(groups[start : start + size], loss, algorithm.aggregation, kl, old)
         for start in range(0, len(groups), size)
     ]
+    drift = [
+        {name: part.pop(name) for name in ("ratio", "gap", "gap_max") if name in part}
+        for part in parts
+    ]
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part)
-    return {
+    metrics = {
         name: value if name.startswith(("tokens_", "seconds_")) else value / rl.updates
         for name, value in total.items()
     } | {"ratio_max": max(part.get("ratio_max", 1.0) for part in parts)}
+    if old is not None:
+        found = mismatch(groups, old)
+        return metrics if found is None else metrics | found.metrics("mismatch")
+    # The first update's ratios are the engine's error alone: no weight has changed yet.
+    names = {"gap": "mismatch_mean", "gap_max": "mismatch_max", "ratio": "mismatch_ratio"}
+    return metrics | {names[name]: value for name, value in drift[0].items()}
 
 
 def counts(groups: Sequence[Group]) -> dict[str, float]:
@@ -261,6 +289,7 @@ def work_done(run: Run) -> dict[str, float]:
         "tokens_reused": engine.reused,
         "pictures_encoded": engine.pictures,
         "kv_evictions": engine.evictions,
+        "servers_lost": engine.servers_lost,
         "seconds_engine_vision": engine.seconds_vision,
         "seconds_engine_prefill": engine.seconds_prefill,
         "seconds_engine_decode": engine.seconds_decode,

@@ -1,0 +1,288 @@
+"""The vLLM engine: requests go to servers over HTTP; nothing of vLLM is imported.
+
+Owns what is in flight, which weights the servers must sample with, and the pictures' encodings.
+A request's seed fixes its sample, and it is counted when its one answer is accepted: asking again
+after a lost server loses nothing and doubles nothing. An answer is accepted only from the weights
+that were handed over last; a server that restarted behind our back is found by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from axpo.config import ConfigError
+from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
+from axpo.engines.checking import check_tokens, image_spans
+from axpo.engines.stats import EngineStats
+from axpo.engines.vllm_checks import check_server
+from axpo.engines.vllm_client import Refused, ServerLost
+from axpo.engines.vllm_pool import Pool, Server
+from axpo.engines.vllm_wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
+from axpo.engines.weights import distinct_weights, save_weights
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import as_seen
+from axpo.tree import ImageSpan
+
+ATTEMPTS = 4
+"""Servers that a request is given to before it is given up: it may be what kills them."""
+ENCODED = 512
+"""Pictures whose encoding is kept; those used longest ago leave first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A file of weights and the name that servers know them by."""
+
+    path: Path
+    name: str
+
+
+class VllmEngine:
+    """Implements `axpo.engines.base.Engine` with `servers` of the model of `checkpoint`.
+
+    Weights are written into `folder`, which the servers must see under the same path. `room` is
+    what a path may hold after its prompt (tokens). `stats.pictures` counts pictures sent; times
+    are not known here. Raises `ConfigError` from the first request or update where a server does
+    not fit.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        servers: Sequence[Server],
+        folder: Path,
+        *,
+        room: int = 0,
+        recovery_seconds: float = 600.0,
+        health_every: float = 2.0,
+        backoff: float = 0.5,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._folder = folder
+        self._room = room
+        self._backoff = backoff
+        self.stats = EngineStats()
+        self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds, health_every)
+        self._run = uuid.uuid4().hex[:12]
+        self._ids = itertools.count()
+        self._version = 0
+        self._model = ""
+        self._weights: Weights | None = None
+        self._ready: asyncio.Task[None] | None = None
+        self._pending: set[asyncio.Task[Completion]] = set()
+        self._encoded: OrderedDict[str, str] = OrderedDict()
+        self._closed = False
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that sample now."""
+        return self._version
+
+    async def generate(self, request: Request) -> Completion:
+        """Sample one completion; raises `RequestError` or `EngineError`."""
+        if self._closed:
+            raise EngineError(f"request {request.id}: the engine is closed")
+        spans = self._check(request)
+        work = asyncio.ensure_future(self._serve(request, spans))
+        self._pending.add(work)
+        try:
+            await asyncio.wait({work})
+        finally:
+            self._pending.discard(work)
+            work.cancel()
+        if work.cancelled():
+            raise EngineError(f"request {request.id}: the engine was closed")
+        return work.result()
+
+    async def release(self, group: str) -> None:
+        """Forget where `group` is served; the server's cache makes room by itself."""
+        self._pool.release(group)
+
+    async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """Sample with `weights` (a state dict of the model) from now on; all caches are dropped.
+
+        Raises `EngineError` while requests are in flight or where no server takes them, and
+        `ValueError` for names or shapes that do not fit, with nothing changed.
+        """
+        if self._pending:
+            raise EngineError(
+                f"weights {version}: {len(self._pending)} requests are in flight; await or cancel "
+                "them first"
+            )
+        own = self._checkpoint.model.state_dict(keep_vars=True)
+        distinct = distinct_weights(own, weights)
+        await self._start()
+        name = f"{self._run}/{version}"
+        path = self._folder / f"weights-{self._run}-{version}.safetensors"
+        await asyncio.to_thread(save_weights, path, distinct)
+        before, self._weights, self._version = self._weights, Weights(path, name), version
+        self._pool.retry_lost()
+        await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
+        await self._pool.acquire("")  # waits for one, where all were lost
+        self._pool.release("")
+        if before is not None and before.path != path:
+            before.path.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Stop; pending requests raise `EngineError`. Servers that were started here end."""
+        self._closed = True
+        for work in self._pending:
+            work.cancel()
+        self._pool.stop()
+        for server in self._pool.servers:
+            await server.client.close()
+        if self._weights is not None:
+            self._weights.path.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------ one request
+
+    def _check(self, request: Request) -> tuple[ImageSpan, ...]:
+        """Where the pictures lie; raises `RequestError`."""
+        checkpoint = self._checkpoint
+        check_tokens(request, checkpoint.model.config.text_config.vocab_size)
+
+        def length(picture: Picture) -> int:
+            try:
+                pixels = checkpoint.pixels(picture.digest, picture.image)
+            except ValueError as error:
+                raise RequestError(
+                    f"request {request.id}: picture {picture.digest}: {error}"
+                ) from None
+            return pixels.tokens(checkpoint.merge_size)
+
+        return image_spans(request, checkpoint.image_token, length)
+
+    async def _serve(self, request: Request, spans: Sequence[ImageSpan]) -> Completion:
+        """Ask servers until one answers."""
+        await self._start()
+        if self._weights is None:
+            self._check_untouched()
+        failures: list[str] = []
+        while len(failures) < ATTEMPTS:
+            server = await self._pool.acquire(request.group)
+            try:
+                completion = await self._ask(server, request, spans)
+            except ServerLost as error:
+                failures.append(f"{server.client.url}: {error}")
+                await self._pool.suspect(server, str(error))
+            except AnswerFault as error:
+                failures.append(f"{server.client.url}: {error}")
+                await self._pool.suspect(server, str(error))
+                await asyncio.sleep(self._backoff * 2 ** len(failures))
+            except Refused as error:
+                raise RequestError(f"request {request.id}: {server.client.url}: {error}") from error
+            else:
+                return self._count(request, completion)
+        raise EngineError(f"request {request.id}: given up: {'; '.join(failures)}")
+
+    async def _ask(
+        self, server: Server, request: Request, spans: Sequence[ImageSpan]
+    ) -> Completion:
+        """One server's answer; pictures that it has are not sent again."""
+        new = {p.digest for p in request.pictures} - server.known
+        try:
+            answer = await self._send(server, request, spans, new)
+        except Refused as error:
+            if "data is not provided" not in str(error):
+                raise
+            server.known.clear()  # its cache has dropped some
+            new = {p.digest for p in request.pictures}
+            answer = await self._send(server, request, spans, new)
+        read = read_answer(request, answer)
+        expected = UNNAMED if self._weights is None else self._weights.name
+        if read.weights != expected:
+            reason = f"it sampled with the weights {read.weights!r}, expected {expected!r}"
+            self._pool.lose(server, reason)
+            raise ServerLost(reason)
+        self.stats.pictures += len(new - server.known)
+        server.known |= new
+        return replace(read.completion, version=self._version)
+
+    async def _send(
+        self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
+    ) -> Any:
+        urls = [self._url(p) if p.digest in new else None for p in request.pictures]
+        id = f"{self._run}-{next(self._ids)}-{request.id}"
+        return await self._pool.ask(server, request_body(request, id, self._model, spans, urls))
+
+    def _url(self, picture: Picture) -> str:
+        url = self._encoded.pop(picture.digest, None)
+        if url is None:
+            # vLLM's processor resamples otherwise than the trainer's.
+            url = picture_url(as_seen(self._checkpoint.image_processor, picture.image))
+        self._encoded[picture.digest] = url
+        if len(self._encoded) > ENCODED:
+            self._encoded.popitem(last=False)
+        return url
+
+    def _count(self, request: Request, completion: Completion) -> Completion:
+        stats = self.stats
+        stats.requests += 1
+        stats.reused += completion.reused
+        stats.prefilled += len(request.tokens) - completion.reused
+        stats.decoded += len(completion.tokens) - 1  # the first one comes out of the prefill
+        stats.sampled += len(completion.tokens)
+        return completion
+
+    # ------------------------------------------------------------------ servers and weights
+
+    async def _start(self) -> None:
+        """Once on each event loop: see that every server fits; raises `ConfigError` if not."""
+        if self._pool.attach() or self._ready is None:
+            self._ready = asyncio.ensure_future(self._check_all())
+        await asyncio.shield(self._ready)
+
+    async def _check_all(self) -> None:
+        up = [server for server in self._pool.servers if server.up and server.weights is None]
+        for server in up:
+            if not await server.client.healthy():
+                raise ConfigError(
+                    f"engine.vllm: no healthy server at {server.client.url}; start it with "
+                    "`axpo serve`"
+                )
+        await asyncio.gather(*(self._prepare(server) for server in up))
+
+    def _check_untouched(self) -> None:
+        """Raise `ConfigError` where a server no longer has the weights that it started with."""
+        for server in self._pool.servers:
+            if server.up and server.weights != UNNAMED:
+                raise ConfigError(
+                    f"{server.client.url} samples with weights of another run "
+                    f"({server.weights!r}), not with the checkpoint's: start it anew"
+                )
+
+    async def _prepare(self, server: Server) -> None:
+        """Check a server and give it the weights that are due."""
+        self._model = await check_server(server.client, self._checkpoint, self._room)
+        server.weights = await server.client.weights()
+        while self._weights is not None and server.weights != self._weights.name:
+            await self._load(server, self._weights)
+
+    async def _hand_over(self, server: Server) -> None:
+        """Load the weights that are due; a server that cannot is lost."""
+        assert self._weights is not None
+        try:
+            await self._load(server, self._weights)
+        except (ServerLost, AnswerFault, Refused, EngineError) as error:
+            self._pool.lose(server, f"weights {self._weights.name}: {error}")
+
+    async def _load(self, server: Server, weights: Weights) -> None:
+        # A path that it cannot read would kill it half-way.
+        sizes = await server.client.rpc("axpo_file_size", str(weights.path))
+        if any(size != [weights.path.stat().st_size] for size in sizes):
+            raise ConfigError(
+                f"{server.client.url} does not see {weights.path}: set engine.vllm.folder to a "
+                "folder that it shares with the trainer"
+            )
+        server.known.clear()
+        await server.client.load(str(weights.path), weights.name)
+        server.weights = weights.name

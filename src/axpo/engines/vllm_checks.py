@@ -1,0 +1,116 @@
+"""What is compared with a vLLM server before it samples for a trainer.
+
+Each of these differences would otherwise show as slightly wrong logprobs, or not at all; here
+they are refused with what was found, what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from axpo.config import ConfigError
+from axpo.engines.base import EngineError
+from axpo.engines.vllm_client import Client, Refused, ServerLost
+from axpo.engines.vllm_wire import AnswerFault
+from axpo.models.loading import Checkpoint
+
+PROTOCOL = 1
+"""The version of `axpo.engines.vllm_worker` that this side speaks."""
+TESTED = "0.32.0"
+"""The vLLM that the tests run against."""
+ROUTES = {
+    "/inference/v1/generate": "--enable-scale-out",
+    "/collective_rpc": "VLLM_SERVER_DEV_MODE=1 in its environment",
+    "/update_weights": "VLLM_SERVER_DEV_MODE=1 in its environment",
+    "/pause": "VLLM_SERVER_DEV_MODE=1 in its environment",
+}
+TEXT = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act",
+)  # fmt: skip
+VISION = (
+    "depth", "hidden_size", "intermediate_size", "num_heads", "patch_size", "spatial_merge_size",
+    "temporal_patch_size", "out_hidden_size", "num_position_embeddings", "deepstack_visual_indexes",
+)  # fmt: skip
+TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> str:
+    """The name that the server serves the trainer's model under.
+
+    Paths hold more than `room` tokens. Raises `ConfigError` where it serves another one, or not
+    as training needs it.
+    """
+    try:
+        routes = await client.routes()
+        for route, switch in ROUTES.items():
+            if route not in routes:
+                raise ConfigError(f"{client.url} has no {route}: start it with {switch}")
+        try:
+            facts = (await client.rpc("axpo_facts"))[0]
+        except AnswerFault as error:
+            raise ConfigError(
+                f"{client.url} runs without axpo's worker extension ({error}): start it with "
+                "`axpo serve`, or with --worker-extension-cls as docs/vllm.md says"
+            ) from error
+        found = differences(facts, expected_facts(checkpoint))
+        if facts["max_model_len"] <= room:
+            found.append(
+                f"its context is {facts['max_model_len']} tokens, rollouts may need more than "
+                f"{room} (start it with a larger --max-model-len, or lower rollout.max_tokens)"
+            )
+        if found:
+            version = await client.version()
+            raise ConfigError(
+                f"{client.url} (vLLM {version}, tested with {TESTED}) does not serve what is "
+                f"trained: {'; '.join(found)}"
+            )
+        return await client.model()
+    except (ServerLost, AnswerFault, Refused) as error:
+        raise EngineError(f"{client.url}: {error}") from error
+
+
+def expected_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `Extension.axpo_facts` should say of a server of `checkpoint`."""
+    words = json.dumps(checkpoint.tokenizer.get_vocab(), sort_keys=True)
+    return {
+        "protocol": PROTOCOL,
+        "config": checkpoint.model.config.to_dict(),
+        "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
+        "pixels": dict(checkpoint.image_processor.size),
+        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+        "logprobs_mode": "processed_logprobs",
+    }
+
+
+def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Each thing that differs, as "name: found, expected ..., what to do"."""
+    advice = {
+        "protocol": "start it with this version of axpo",
+        "vocabulary": "give it the trainer's tokenizer",
+        "pixels": "give it the trainer's preprocessor_config.json: one cap for both",
+        "dtype": f"start it with --dtype {expected['dtype']}",
+        "logprobs_mode": "start it with --logprobs-mode processed_logprobs",
+    }
+    found = [
+        f"{name} is {facts.get(name)!r}, expected {expected[name]!r} ({text})"
+        for name, text in advice.items()
+        if facts.get(name) != expected[name]
+    ]
+    theirs, ours = facts["config"], expected["config"]
+    for section, names in (("text_config", TEXT), ("vision_config", VISION), (None, TOKENS)):
+        got, want = (theirs[section], ours[section]) if section else (theirs, ours)
+        found += [
+            f"{section or 'config'}.{name} is {got.get(name)!r}, expected {want.get(name)!r}"
+            for name in names
+            if got.get(name) != want.get(name)
+        ]
+    if facts["device"] == "cpu" and facts["chunked_prefill"]:
+        found.append(
+            "chunked prefill is on, with which seeded requests kill vLLM on a CPU "
+            "(start it with --no-enable-chunked-prefill)"
+        )
+    return found

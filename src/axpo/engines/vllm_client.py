@@ -1,0 +1,128 @@
+"""One vLLM server over HTTP: its routes, and what each kind of failure means.
+
+A request may be repeated at will: its seed fixes what is sampled, and an answer that never came
+was counted nowhere. Hence every failure is sorted by who could do better: another server
+(`ServerLost`), the same a moment later (`AnswerFault`), or nobody (`Refused`, `EngineError`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+
+from axpo.engines.base import EngineError
+from axpo.engines.vllm_wire import AnswerFault
+
+KEPT_SECONDS = 3.0
+"""An idle connection is given up before the server closes it, which it does after 5."""
+CONTROL_SECONDS = 600.0
+"""A control call may take this long: weights of many gigabytes are read from a disk."""
+
+
+class ServerLost(RuntimeError):
+    """The server did not answer, or cannot go on."""
+
+
+class Refused(RuntimeError):
+    """The server cannot serve what was asked; the message is its own."""
+
+
+class Client:
+    """Speaks to the server at `url`; usable from one event loop after another."""
+
+    def __init__(self, url: str, request_seconds: float, health_seconds: float) -> None:
+        self.url = url.rstrip("/")
+        self._request_seconds = request_seconds
+        self._health_seconds = health_seconds
+        self._http: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def generate(self, body: dict[str, Any]) -> Any:
+        """The parsed answer; cancelling this closes the connection, which aborts the request."""
+        return await self._call("POST", "/inference/v1/generate", self._request_seconds, json=body)
+
+    async def healthy(self) -> bool:
+        """Whether the server says in time that it is well."""
+        try:
+            response = await self._client().get("/health", timeout=self._health_seconds)
+        except httpx.TransportError:
+            return False
+        return response.status_code == 200
+
+    async def rpc(self, method: str, *arguments: str) -> list[Any]:
+        """What each worker returns from a method of axpo's extension."""
+        body = {"method": method, "args": list(arguments)}
+        answer = await self._call("POST", "/collective_rpc", CONTROL_SECONDS, json=body)
+        return answer["results"]
+
+    async def version(self) -> str:
+        """vLLM's version."""
+        answer = await self._call("GET", "/version", self._health_seconds)
+        return str(answer["version"])
+
+    async def routes(self) -> set[str]:
+        """Paths that the server serves."""
+        return set((await self._call("GET", "/openapi.json", self._health_seconds))["paths"])
+
+    async def model(self) -> str:
+        """The name that the server serves its model under."""
+        answer = await self._call("GET", "/v1/models", self._health_seconds)
+        return str(answer["data"][0]["id"])
+
+    async def weights(self) -> str:
+        """The name of the weights that the server samples with."""
+        answer = await self._call("GET", "/weight_info", self._health_seconds)
+        return str(answer["weight_version"])
+
+    async def load(self, path: str, name: str) -> None:
+        """Sample with the weights in the file at `path`, called `name`, from now on.
+
+        Pausing drops the prefix, picture and encoder caches, which the old weights filled.
+        """
+        seconds = CONTROL_SECONDS
+        await self._call("POST", "/pause", seconds, params={"mode": "abort"})
+        await self._call("POST", "/start_weight_update", seconds)
+        await self._call("POST", "/update_weights", seconds, json={"update_info": {"path": path}})
+        await self._call("POST", "/finish_weight_update", seconds, json={"weight_version": name})
+        await self._call("POST", "/resume", seconds)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._http is not None and self._loop is asyncio.get_running_loop():
+            await self._http.aclose()
+        self._http = None
+
+    def _client(self) -> httpx.AsyncClient:
+        """Connections belong to one event loop; on another they start anew."""
+        loop = asyncio.get_running_loop()
+        if self._http is None or self._loop is not loop:
+            self._loop = loop
+            limits = httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=None,
+                keepalive_expiry=KEPT_SECONDS,
+            )
+            self._http = httpx.AsyncClient(base_url=self.url, limits=limits, trust_env=False)
+        return self._http
+
+    async def _call(self, method: str, route: str, seconds: float, **content: Any) -> Any:
+        timeout = httpx.Timeout(seconds, connect=self._health_seconds, pool=None)
+        try:
+            response = await self._client().request(method, route, timeout=timeout, **content)
+        except httpx.ReadTimeout as error:
+            raise ServerLost(f"{route}: no answer within {seconds:g} s") from error
+        except httpx.TransportError as error:
+            raise ServerLost(f"{route}: {error!r}") from error
+        status, text = response.status_code, response.text
+        if status == 400:
+            raise Refused(text[:500])
+        if status in (408, 429) or status >= 500:
+            raise AnswerFault(f"{route}: {status} {text[:300]}")
+        if status != 200:
+            raise EngineError(f"{self.url}{route}: {status} {text[:300]}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise AnswerFault(f"{route}: not JSON: {text[:200]!r}") from error

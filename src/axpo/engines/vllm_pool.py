@@ -1,0 +1,190 @@
+"""Several vLLM servers as one: who gets a request, who is lost, and who is back.
+
+A group's requests stay on one server, whose prefix cache holds the group's prompt; a new group
+goes to the server with the fewest requests in flight. A server that stops answering is lost: what
+was in flight there is given back to its askers at once, which ask elsewhere. In the background
+it is restarted (or waited for), made ready again, and takes part once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from axpo.config import UserError
+from axpo.engines.base import EngineError
+from axpo.engines.stats import EngineStats
+from axpo.engines.vllm_client import Client, ServerLost
+
+MISSES = 2
+"""Health checks in a row that a server misses before it is lost."""
+
+
+class Process(Protocol):
+    """A server that was started here (`axpo.engines.vllm_server`)."""
+
+    def restart(self) -> None:
+        """Kill what is left of it and start it anew; does not wait."""
+        ...
+
+    def failure(self) -> str | None:
+        """Why it will never be ready; None while it still may."""
+        ...
+
+    def stop(self) -> None:
+        """End it."""
+        ...
+
+
+class Server:
+    """A server and what is known about it. `known` holds the pictures that it has, by content."""
+
+    def __init__(self, client: Client, process: Process | None = None) -> None:
+        self.client = client
+        self.process = process
+        self.up = True
+        self.reason = ""
+        self.known: set[str] = set()
+        self.weights: str | None = None
+        self.flying: set[asyncio.Task[Any]] = set()
+        self.watch: asyncio.Task[None] | None = None
+        self.recovery: asyncio.Task[None] | None = None
+
+
+class Pool:
+    """Routes requests to `servers`; `prepare` makes one that is back fit for work.
+
+    `recovery_seconds` bound how long a lost server is waited for; `health_every` is the time
+    between health checks of a server with requests in flight. Belongs to one event loop at a
+    time.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        prepare: Callable[[Server], Awaitable[None]],
+        stats: EngineStats,
+        recovery_seconds: float,
+        health_every: float = 2.0,
+    ) -> None:
+        self.servers = list(servers)
+        self._stats = stats
+        self._prepare = prepare
+        self._recovery_seconds = recovery_seconds
+        self._health_every = health_every
+        self._homes: dict[str, Server] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def attach(self) -> bool:
+        """Take up work on the running loop; returns whether it is another than before."""
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return False
+        self._loop = loop
+        for server in self.servers:
+            server.flying, server.watch, server.recovery = set(), None, None
+            if not server.up:
+                self._recover_soon(server)
+        return True
+
+    async def acquire(self, group: str) -> Server:
+        """The server for a request of `group`, as soon as there is one.
+
+        Raises `EngineError` when none is left and none will be back.
+        """
+        while True:
+            up = [server for server in self.servers if server.up]
+            if up:
+                home = self._homes.get(group)
+                if home is None or not home.up:
+                    homes = list(self._homes.values())
+                    home = min(up, key=lambda s: (len(s.flying), homes.count(s)))
+                    self._homes[group] = home
+                return home
+            waiting = [s.recovery for s in self.servers if s.recovery and not s.recovery.done()]
+            if not waiting:
+                reasons = "; ".join(f"{s.client.url}: {s.reason}" for s in self.servers)
+                raise EngineError(f"no vLLM server is left ({reasons})")
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+    def release(self, group: str) -> None:
+        """Forget where the group's requests went."""
+        self._homes.pop(group, None)
+
+    async def ask(self, server: Server, body: dict[str, Any]) -> Any:
+        """The server's answer; raises `ServerLost` when it is lost meanwhile."""
+        post = asyncio.ensure_future(server.client.generate(body))
+        server.flying.add(post)
+        if server.watch is None or server.watch.done():
+            server.watch = asyncio.ensure_future(self._watch(server))
+        try:
+            await asyncio.wait({post})
+        finally:
+            server.flying.discard(post)
+            post.cancel()
+        if post.cancelled():
+            raise ServerLost(server.reason)
+        return post.result()
+
+    async def suspect(self, server: Server, reason: str) -> None:
+        """Lose the server unless it says that it is well (a connection may just have broken)."""
+        if server.up and not await server.client.healthy() and server.up:
+            self.lose(server, reason)
+
+    def lose(self, server: Server, reason: str) -> None:
+        """Give the server's requests back to their askers and see to it that it comes back."""
+        if not server.up:
+            return
+        self._stats.servers_lost += 1
+        server.up, server.reason, server.weights = False, reason, None
+        server.known.clear()
+        for post in server.flying:
+            post.cancel()
+        self._recover_soon(server)
+
+    def retry_lost(self) -> None:
+        """Look again for servers that were given up."""
+        for server in self.servers:
+            if not server.up and (server.recovery is None or server.recovery.done()):
+                self._recover_soon(server)
+
+    def stop(self) -> None:
+        """End what runs in the background."""
+        for server in self.servers:
+            for task in (server.watch, server.recovery):
+                if task is not None and task.get_loop() is asyncio.get_running_loop():
+                    task.cancel()
+            if server.process is not None:
+                server.process.stop()
+
+    def _recover_soon(self, server: Server) -> None:
+        server.recovery = asyncio.ensure_future(self._recover(server))
+
+    async def _watch(self, server: Server) -> None:
+        """Check the server's health while requests are in flight there."""
+        misses = 0
+        while server.up and server.flying and misses < MISSES:
+            await asyncio.sleep(self._health_every)
+            misses = 0 if await server.client.healthy() else misses + 1
+        if server.up and misses:
+            self.lose(server, f"it missed {misses} health checks")
+
+    async def _recover(self, server: Server) -> None:
+        """Bring a lost server back; why that failed is left in its `reason`."""
+        lost, deadline = server.reason, time.monotonic() + self._recovery_seconds
+        try:
+            if server.process is not None:
+                # Here, not in a thread: the server ends with the thread that started it.
+                server.process.restart()
+            while not await server.client.healthy():
+                if server.process is not None and (failure := server.process.failure()):
+                    raise EngineError(failure)
+                if time.monotonic() > deadline:
+                    raise EngineError(f"not back after {self._recovery_seconds:g} s")
+                await asyncio.sleep(min(1.0, self._health_every))
+            await self._prepare(server)
+            server.up, server.reason = True, ""
+        except (EngineError, UserError, RuntimeError, OSError) as error:
+            server.reason = f"{lost}; then {error}"

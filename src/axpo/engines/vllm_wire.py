@@ -1,0 +1,156 @@
+"""What is said to a vLLM server about one request, and how its answer is read: pure functions.
+
+The route is `/inference/v1/generate`, token ids in and out. A request names every picture once, by
+one placeholder; the server expands it, and what it expanded is compared with what the trainer will
+compute on: a wrong count would otherwise move pictures silently.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from axpo.engines.base import Completion, EngineError, Finish, Request
+from axpo.tree import ImageSpan
+
+BAN = -1e9
+"""Added to the logits of banned ids, which leaves them no probability in float32."""
+UNNAMED = "default"
+"""What a server calls the weights that it was started with."""
+
+
+class AnswerFault(RuntimeError):
+    """An answer that another server, or the same a moment later, may give better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion and the name of the weights that sampled it."""
+
+    completion: Completion
+    weights: str
+
+
+def picture_url(image: Image.Image) -> str:
+    """The picture, lossless, as a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def collapse(tokens: Sequence[int], spans: Sequence[ImageSpan]) -> list[int]:
+    """`tokens` with one placeholder a picture."""
+    short: list[int] = []
+    end = 0
+    for span in spans:
+        short += tokens[end : span.start + 1]
+        end = span.start + span.length
+    return [*short, *tokens[end:]]
+
+
+def request_body(
+    request: Request, id: str, model: str, spans: Sequence[ImageSpan], urls: Sequence[str | None]
+) -> dict[str, Any]:
+    """The JSON of `request` under the server's own `id`; a picture without a URL (None) is one
+    that the server knows by its content hash."""
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "request_id": id,
+        "model": model,
+        "token_ids": collapse(request.tokens, spans),
+        "sampling_params": {
+            "n": 1,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "seed": sampling.seed,
+            "logprobs": 0,
+            "ignore_eos": True,  # what ends a turn is said by `stop`, not by the model's files
+            "stop_token_ids": list(sampling.stop),
+            "logit_bias": {str(id): BAN for id in sampling.banned},
+            "detokenize": False,
+        },
+        "return_token_ids": True,
+    }
+    if request.pictures:
+        body["content_parts"] = [
+            {"type": "image_url", "url": url, "uuid": picture.digest}
+            for picture, url in zip(request.pictures, urls, strict=True)
+        ]
+    return body
+
+
+def read_answer(request: Request, answer: Any) -> Answer:
+    """The completion that `answer` (parsed JSON, its `version` left 0) holds.
+
+    Raises `AnswerFault` for an answer that is cut short or makes no sense, and `EngineError` for
+    one that says that this server computes on something else than was asked.
+    """
+    try:
+        (choice,) = answer["choices"]
+        tokens = [int(token) for token in choice["token_ids"]]
+        scored = choice["logprobs"]["content"]
+        scores = [(int(entry["token_id"]), float(entry["logprob"])) for entry in scored]
+        expanded, reason = answer["prompt_token_ids"], choice["finish_reason"]
+        usage, spans = answer["usage"], choice.get("weight_versions") or []
+        weights = [str(span["version"]) for span in spans]
+        reused = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AnswerFault(f"an answer that makes no sense ({error!r}): {_shown(answer)}") from error
+    if reason == "abort":
+        raise AnswerFault(f"the server aborted the request after {len(tokens)} tokens")
+    _check_prompt(request, expanded)
+    _check_sample(request, tokens, scores, reason)
+    if len(set(weights)) > 1:
+        raise AnswerFault(f"weights changed while it was sampled: {weights}")
+    finish = Finish.STOP if tokens[-1] in request.sampling.stop else Finish.LENGTH
+    logprobs = tuple(logprob for _, logprob in scores)
+    completion = Completion(tuple(tokens), logprobs, finish, 0, reused)
+    return Answer(completion, weights[0] if weights else UNNAMED)
+
+
+def _check_prompt(request: Request, expanded: Sequence[int]) -> None:
+    if list(expanded) == list(request.tokens):
+        return
+    pairs = enumerate(zip(expanded, request.tokens, strict=False))
+    at = next((i for i, (got, asked) in pairs if got != asked), None)
+    where = "" if at is None else f", first at {at}: {expanded[at]} for {request.tokens[at]}"
+    raise EngineError(
+        f"request {request.id}: the server computed on {len(expanded)} tokens, expected "
+        f"{len(request.tokens)}{where}; its pixel limits or its tokenizer differ from the trainer's"
+    )
+
+
+def _check_sample(
+    request: Request, tokens: Sequence[int], scores: Sequence[tuple[int, float]], reason: str
+) -> None:
+    sampling = request.sampling
+    if [token for token, _ in scores] != list(tokens) or not tokens:
+        raise AnswerFault(f"{len(scores)} logprobs beside {len(tokens)} tokens that are not theirs")
+    if banned := set(tokens) & set(sampling.banned):
+        raise EngineError(f"request {request.id}: the server sampled banned ids {sorted(banned)}")
+    if worst := [logprob for _, logprob in scores if not -1e3 < logprob <= 1e-3]:
+        raise EngineError(
+            f"request {request.id}: the server's logprobs hold {worst[0]}; its weights have "
+            "diverged, or it does not run with --logprobs-mode processed_logprobs"
+        )
+    if tokens[-1] in sampling.stop or len(tokens) == sampling.max_tokens:
+        return
+    if reason == "length":
+        raise EngineError(
+            f"request {request.id}: the server's context ended at {len(request.tokens)} + "
+            f"{len(tokens)} tokens, {sampling.max_tokens} were asked for; start it with a larger "
+            "--max-model-len"
+        )
+    raise AnswerFault(f"{len(tokens)} tokens of {sampling.max_tokens}, finished as {reason!r}")
+
+
+def _shown(answer: Any) -> str:
+    text = repr(answer)
+    return text if len(text) <= 200 else text[:200] + " ..."

@@ -1,0 +1,44 @@
+"""`axpo serve`: vLLM servers in the foreground, for other commands to connect to."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from axpo.config import Config, ConfigError, UserError
+from axpo.engines.vllm_server import start_servers
+
+LOOK_SECONDS = 1.0
+"""Time between looks at whether the servers still run."""
+
+
+def serve(config: Config, model: str) -> None:
+    """Start the recipe's servers, say what to put into other recipes, and wait.
+
+    Ends with an interrupt or SIGTERM; raises `UserError` where a server ends by itself.
+    """
+    settings = config.engine.vllm
+    if settings is None or settings.python is None:
+        raise ConfigError(
+            "engine.vllm.python: expected the python of vLLM's environment to serve with "
+            "(`make vllm-env` builds one); set it, and engine.name = 'vllm'"
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logs = Path("runs/vllm")
+    print(f"Starting {settings.servers} vLLM server(s) of {model}; logs in {logs} ...", flush=True)
+    servers = start_servers(settings, model, config.model.dtype, config.engine.slots, logs)
+    addresses = ", ".join(f'"{server.url}"' for server in servers)
+    print('Ready. In other recipes:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]')
+    print(f"urls = [{addresses}]\n\nCtrl-C stops it.", flush=True)
+    try:
+        while True:
+            for server in servers:
+                if failure := server.failure():
+                    raise UserError(f"the vLLM server at {server.url} is gone: {failure}")
+            time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        print("Stopping.")
+    finally:
+        for server in servers:
+            server.stop()

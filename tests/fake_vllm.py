@@ -1,0 +1,250 @@
+"""A small real HTTP server that speaks vLLM's routes over the in-process engine, in a thread.
+
+It keeps vLLM's manners that a client can trip over: one placeholder a picture in the request, the
+expanded prompt in the answer; a picture by its hash alone only while it is in the cache; weights
+named "default" until an update names them; a request ends when its connection closes. `faults`
+are the answers to the next requests instead of the engine's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors.torch import load_file
+
+from axpo.engines.base import Completion, Picture, Request, Sampling
+from axpo.engines.transformers import TransformersEngine
+from axpo.engines.vllm_checks import ROUTES, expected_facts
+from axpo.models.loading import Checkpoint
+
+Fault = Callable[[dict[str, Any]], Any] | tuple[int, str]
+"""Changes the parsed answer (returning another, raw bytes, or None to break off), or a status."""
+
+
+class FakeVllm:
+    """Serves `checkpoint` (a copy of its model) on a port of its own until `stop`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.started = replace(checkpoint, model=deepcopy(checkpoint.model))
+        self.facts = expected_facts(checkpoint) | {
+            "max_model_len": 10**7, "device": "cpu", "chunked_prefill": False,
+        }  # fmt: skip
+        self.routes = [*ROUTES, "/health"]
+        self.faults: deque[Fault] = deque()
+        self.bodies: list[dict[str, Any]] = []
+        self.aborted: list[str] = []
+        self.calls: list[str] = []
+        self.hung = False
+        self.delay = 0.0
+        self._port = 0
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._dying = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server: asyncio.Server | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Listen (again, on the same port), with the weights that it was made with."""
+        self.reset()
+        self.hung = False
+        self._do(self._listen())
+
+    def reset(self) -> None:
+        """What a restart leaves: the first weights, no picture, nothing in flight."""
+        self.weights, self.updating = "default", False
+        self.pictures: dict[str, Picture] = {}
+        self.checkpoint = replace(self.started, model=deepcopy(self.started.model))
+        self.engine = TransformersEngine(self.checkpoint, max_prefill_tokens=512)
+
+    def die(self) -> None:
+        """Stop listening and break every connection, as a killed process does."""
+        with self._dying:
+            self._do(self._close())
+
+    def stop(self) -> None:
+        """Die, and end the thread."""
+        self.die()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._connections):
+            writer.transport.abort()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                line, *headers = head.decode().split("\r\n")
+                sizes = [h for h in headers if h.lower().startswith("content-length:")]
+                size = int(sizes[0].split(":")[1]) if sizes else 0
+                body = json.loads(await reader.readexactly(size) or b"{}")
+                route = line.split()[1].partition("?")[0]
+                self.calls.append(route)
+                while self.hung:
+                    await asyncio.sleep(0.05)
+                answer = await self._answer(route, body, reader)
+                if answer is None:
+                    return
+                status, content = answer
+                if not isinstance(content, bytes):
+                    content = json.dumps(content).encode()
+                writer.write(
+                    f"HTTP/1.1 {status} -\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+                )
+                writer.write(content)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+    async def _answer(
+        self, route: str, body: dict[str, Any], reader: asyncio.StreamReader
+    ) -> tuple[int, Any] | None:
+        """Status and content; None breaks the connection off."""
+        if route == "/inference/v1/generate":
+            return await self._generate(body, reader)
+        if route not in self.routes and route in ROUTES:
+            return 404, {"detail": "Not Found"}
+        return await self._control(route, body)
+
+    async def _control(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
+        answers: dict[str, Any] = {
+            "/version": {"version": "0.0.fake"},
+            "/openapi.json": {"paths": {route: {} for route in self.routes}},
+            "/v1/models": {"data": [{"id": "policy"}]},
+            "/weight_info": {"weight_version": self.weights},
+        }
+        if route in answers:
+            return 200, answers[route]
+        if route == "/collective_rpc":
+            return self._rpc(body)
+        if route == "/pause":
+            self.pictures.clear()
+        elif route == "/start_weight_update":
+            assert not self.updating
+            self.updating = True
+        elif route == "/update_weights":
+            weights = load_file(body["update_info"]["path"])
+            await self.engine.load_weights(weights, 0)
+        elif route == "/finish_weight_update":
+            self.weights, self.updating = body["weight_version"], False
+        return 200, {}
+
+    def _rpc(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if body["method"] == "axpo_facts":
+            return 200, {"results": [self.facts]}
+        path = Path(body["args"][0])
+        return 200, {"results": [[path.stat().st_size if path.is_file() else -1]]}
+
+    async def _generate(
+        self, body: dict[str, Any], reader: asyncio.StreamReader
+    ) -> tuple[int, Any] | None:
+        self.bodies.append(body)
+        fault = self.faults.popleft() if self.faults else None
+        if isinstance(fault, tuple):
+            return fault
+        parts = body.get("content_parts", [])
+        for i, part in enumerate(parts):
+            if part["url"] is None and part["uuid"] not in self.pictures:
+                message = f"Cache miss for image at index {i} but data is not provided."
+                return 400, {"error": {"message": message}}
+        request = self._request(body)
+        work = asyncio.ensure_future(self._sample(request))
+        gone = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                self.aborted.append(body["request_id"])
+                return None
+        finally:
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+        answer = self._complete(request, work.result())
+        if fault is None:
+            return 200, answer
+        changed = fault(answer)
+        return None if changed is None else (200, changed)
+
+    async def _sample(self, request: Request) -> Completion:
+        await asyncio.sleep(self.delay)
+        return await self.engine.generate(request)
+
+    def _request(self, body: dict[str, Any]) -> Request:
+        """The request with placeholders expanded by this side's own processor."""
+        shown: list[Picture] = []
+        for part in body.get("content_parts", []):
+            if part["url"] is not None:
+                data = base64.b64decode(part["url"].partition(",")[2])
+                picture = Picture(part["uuid"], Image.open(io.BytesIO(data)).convert("RGB"))
+                self.pictures[part["uuid"]] = picture
+            shown.append(self.pictures[part["uuid"]])
+        tokens: list[int] = []
+        waiting = iter(shown)
+        checkpoint = self.checkpoint
+        for token in body["token_ids"]:
+            count = 1
+            if token == checkpoint.image_token:
+                picture = next(waiting)
+                pixels = checkpoint.pixels(picture.digest, picture.image)
+                count = pixels.tokens(checkpoint.merge_size)
+            tokens += [token] * count
+        said = body["sampling_params"]
+        sampling = Sampling(
+            max_tokens=said["max_tokens"], seed=said["seed"], stop=tuple(said["stop_token_ids"]),
+            banned=tuple(int(id) for id in said["logit_bias"]), temperature=said["temperature"],
+            top_p=said["top_p"], top_k=said["top_k"],
+        )  # fmt: skip
+        return Request(body["request_id"], "all", tuple(tokens), tuple(shown), sampling)
+
+    def _complete(self, request: Request, done: Completion) -> dict[str, Any]:
+        scored = zip(done.tokens, done.logprobs, strict=True)
+        return {
+            "request_id": request.id,
+            "prompt_token_ids": list(request.tokens),
+            "usage": {"prompt_tokens_details": {"cached_tokens": done.reused}},
+            "choices": [
+                {
+                    "finish_reason": done.finish.value,
+                    "token_ids": list(done.tokens),
+                    "logprobs": {"content": [{"token_id": t, "logprob": p} for t, p in scored]},
+                    "weight_versions": [
+                        {"version": self.weights, "start": 0, "end": len(done.tokens)}
+                    ],
+                }
+            ],
+        }

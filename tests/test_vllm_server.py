@@ -1,0 +1,310 @@
+"""The vLLM engine against the real server: `make test-vllm` (or AXPO_VLLM_PYTHON=.../bin/python).
+
+The contract suite, forks, weight updates of a tied model and a killed server, on one server of the
+tiny model; a few steps of RL on the lab's. What was measured is printed (pytest -s).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from axpo.config import ConfigError, UserError, VllmSettings, parse_config
+from axpo.engines.base import Completion, Request
+from axpo.engines.transformers import TransformersEngine
+from axpo.engines.vllm import VllmEngine
+from axpo.engines.vllm_client import Client
+from axpo.engines.vllm_pool import Server
+from axpo.engines.vllm_server import (
+    Installation,
+    ServerProcess,
+    arguments,
+    find_installation,
+    start_servers,
+)
+from axpo.models.loading import Checkpoint
+from axpo.rollout.setup import build_engine
+from axpo.tasks.lab import BASE
+from axpo.training import rl
+from engine_contract import EngineParity, Writer, ask, fresh_logprobs, run
+from test_pipeline import Lines
+from tiny import tiny_checkpoint
+
+PYTHON = os.environ.get("AXPO_VLLM_PYTHON", "")
+real = pytest.mark.skipif(not PYTHON, reason="AXPO_VLLM_PYTHON names no python with vLLM")
+HEAD = 32
+"""vLLM has no attention for smaller heads on a CPU."""
+
+
+class TestWithoutServer:
+    def test_a_python_that_is_not_there(self) -> None:
+        with pytest.raises(ConfigError, match=r"engine\.vllm\.python: /no/python does not run"):
+            find_installation("/no/python")
+
+    def test_a_python_without_vllm(self) -> None:
+        with pytest.raises(ConfigError, match=r"has no vLLM; `make vllm-env`"):
+            find_installation(sys.executable)
+
+    def test_a_server_that_does_not_start_says_why(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here = Installation(sys.executable, "0", cpu=True)
+        monkeypatch.setattr("axpo.engines.vllm_server.find_installation", lambda python: here)
+        settings = VllmSettings(python=sys.executable, servers=2)
+        with pytest.raises(UserError, match=r"did not start.*No module named 'vllm'"):
+            start_servers(settings, "model", "float32", 8, tmp_path)
+
+    def test_the_recipe_s_arguments_come_last(self) -> None:
+        settings = VllmSettings(
+            python="p", max_length=512, arguments=("--max-model-len=64", "--seed=1")
+        )
+        cpu = arguments(Installation("p", "1", cpu=True), settings, "m", "float32", 8)
+        gpu = arguments(Installation("p", "1", cpu=False), settings, "m", "bfloat16", 8)
+        assert cpu[-2:] == gpu[-2:] == ["--max-model-len=64", "--seed=1"]
+        assert "--no-enable-chunked-prefill" in cpu
+        assert "--no-enable-chunked-prefill" not in gpu
+        for options in (cpu, gpu):
+            assert options[options.index("--logprobs-mode") + 1] == "processed_logprobs"
+
+    def test_stop_ends_the_whole_group(self, tmp_path: Path) -> None:
+        """And a restart does, whatever its children are."""
+        script = tmp_path / "server"
+        script.write_text(f"#!/bin/sh\nsleep 600 & echo $! >> {tmp_path}/children; wait\n")
+        script.chmod(0o755)
+        process = ServerProcess(Installation(str(script), "0", True), [], 1, tmp_path / "log")
+        process.start()
+        children = _children(tmp_path, 1)
+        process.restart()
+        children = _children(tmp_path, 2)
+        assert process.failure() is None
+        process.stop()
+        assert "ended with status" in str(process.failure())
+        for child in children:
+            with pytest.raises(ProcessLookupError):
+                _until_gone(child)
+
+
+def _children(folder: Path, count: int) -> list[int]:
+    file = folder / "children"
+    while not file.exists() or len(file.read_text().split()) < count:
+        time.sleep(0.02)
+    return [int(child) for child in file.read_text().split()]
+
+
+def _until_gone(pid: int) -> None:
+    """Returns if `pid` still runs after 5 s; raises `ProcessLookupError` once it is gone."""
+    for _ in range(250):
+        os.kill(pid, 0)
+        if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":  # killed, and not yet reaped
+            raise ProcessLookupError
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_checkpoint(0, HEAD).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    settings = VllmSettings(python=PYTHON, max_length=4096)
+    logs = tmp_path_factory.mktemp("logs")
+    began = time.monotonic()
+    (process,) = start_servers(settings, str(saved), "float32", 64, logs)
+    print(f"\nserver ready in {time.monotonic() - began:.0f} s")
+    yield process
+    process.stop()
+
+
+def engine_at(server: ServerProcess, checkpoint: Checkpoint, folder: Path) -> VllmEngine:
+    """An engine that samples with `checkpoint`'s weights as they are now."""
+    client = Client(server.url, 120.0, 10.0)
+    engine = VllmEngine(checkpoint, [Server(client)], folder, room=256)
+    weights = {name: w.clone() for name, w in checkpoint.model.state_dict().items()}
+    with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
+        beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()
+    return engine
+
+
+@real
+class TestContract(EngineParity):
+    tolerance = 3e-5
+
+    @pytest.fixture(autouse=True)
+    def _server(self, server: ServerProcess, tmp_path: Path) -> None:
+        self.server, self.folder = server, tmp_path
+
+    def tiny(self, seed: int) -> Checkpoint:
+        return tiny_checkpoint(seed, HEAD)
+
+    def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
+        return engine_at(self.server, checkpoint, self.folder)
+
+
+def differences(checkpoint: Checkpoint, request: Request, done: Completion) -> list[float]:
+    """|engine - oracle| of each sampled token."""
+    path = request.tokens + done.tokens
+    logprobs = fresh_logprobs(checkpoint, path, request.pictures, request.sampling)
+    rows = torch.arange(len(request.tokens) - 1, len(path) - 1)
+    found = logprobs[rows, torch.tensor(done.tokens)] - torch.tensor(done.logprobs)
+    return found.abs().tolist()
+
+
+@real
+def test_continuations_reuse_and_agree(server: ServerProcess, tmp_path: Path) -> None:
+    """Rollouts over large prompts, a turn on top of each, and four forks of one of them."""
+    checkpoint = tiny_checkpoint(0, HEAD)
+    writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path)
+
+    async def main() -> tuple[list[Request], list[Completion], int]:
+        prompt = [writer.request(f"g{i}", (128,) * 4, max_tokens=40, stop=()) for i in range(4)]
+        first = [r for p in prompt for r in writer.again(p, 4, max_tokens=40, stop=())]
+        done = await ask(engine, first)
+        second = [
+            writer.follow(r, d, (64,), max_tokens=20) for r, d in zip(first, done, strict=True)
+        ]
+        after = await ask(engine, second)
+        cut = Request("cut", "g0", second[0].tokens[:-2], second[0].pictures, first[0].sampling)
+        forks = writer.again(cut, 4, max_tokens=20)
+        grown = await ask(engine, forks)
+        return first + second + forks, done + after + grown, len(first)
+
+    requests, done, first = run(main())
+    errors = [e for r, d in zip(requests, done, strict=True) for e in differences(checkpoint, r, d)]
+    turns = [(d.reused, len(r.tokens)) for r, d in zip(requests, done, strict=True)][first:]
+    print(
+        f"\nlogprobs of {len(errors)} tokens: mean {sum(errors) / len(errors):.1e}, "
+        f"max {max(errors):.1e}; cached of continuations' tokens: "
+        f"{sum(t[0] for t in turns)} of {sum(t[1] for t in turns)}"
+    )
+    assert max(errors) < 3e-5
+    assert all(length - 64 - 96 < reused for reused, length in turns)
+
+
+@real
+def test_updates_of_a_tied_model(server: ServerProcess, tmp_path: Path) -> None:
+    """Every update counts at once, pictures that were seen before included."""
+    checkpoint = tiny_checkpoint(0, HEAD)
+    writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path)
+    requests = writer.again(writer.request(sizes=(128, 64)), 4, max_tokens=20)
+
+    async def main() -> None:
+        seconds = []
+        for version in range(1, 6):
+            other = tiny_checkpoint(version, HEAD)
+            began = time.monotonic()
+            await engine.load_weights(other.model.state_dict(), version)
+            seconds.append(time.monotonic() - began)
+            done = await ask(engine, requests)
+            for request, completion in zip(requests, done, strict=True):
+                assert completion.version == version
+                assert max(differences(other, request, completion)) < 3e-5
+        print(f"\nseconds an update: {sorted(seconds)[2]:.2f} (median of {len(seconds)})")
+
+    run(main())
+
+
+@real
+def test_a_killed_server_comes_back(saved: Path, tmp_path: Path) -> None:
+    """kill -9 in mid-generation: every request is answered once, by the current weights."""
+    settings: dict[str, Any] = {
+        "engine": {"name": "vllm", "vllm": {"python": PYTHON, "max_length": 4096}}
+    }
+    checkpoint = replace(tiny_checkpoint(0, HEAD), path=str(saved))
+    newer, writer = tiny_checkpoint(3, HEAD), Writer(checkpoint, 0)
+    engine = build_engine(parse_config(settings), checkpoint, tmp_path)
+    assert isinstance(engine, VllmEngine)
+    (server,) = engine._pool.servers
+    requests = writer.again(writer.request(), 12, max_tokens=600, stop=())
+
+    async def main() -> list[Completion]:
+        await engine.load_weights(newer.model.state_dict(), 3)
+        work = asyncio.create_task(ask(engine, requests))
+        while len(server.flying) < len(requests):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        assert isinstance(server.process, ServerProcess)
+        assert server.process.pid is not None
+        os.kill(server.process.pid, signal.SIGKILL)
+        began, flying = time.monotonic(), len(server.flying)
+        done = await work
+        print(f"\nback {time.monotonic() - began:.0f} s after kill -9 with {flying} in flight")
+        assert flying == len(requests)
+        await engine.close()
+        return done
+
+    done = asyncio.run(asyncio.wait_for(main(), 600))
+    assert engine.stats.servers_lost == 1
+    assert engine.stats.requests == len(done) == len(requests)
+    assert engine.stats.sampled == 600 * len(requests)
+    for request, completion in zip(requests, done, strict=True):
+        assert completion.version == 3
+        assert max(differences(newer, request, completion)) < 1e-4
+
+
+@real
+def test_rl_on_the_lab(tmp_path: Path) -> None:
+    """A few steps end to end: the engine samples what was trained a step before."""
+    config = parse_config(
+        {
+            "rollout": {"max_turns": 2, "max_turn_tokens": 24, "max_tokens": 96},
+            "rl": {"steps": 3, "questions": 4, "updates": 2, "old_logprobs": "recompute"},
+            "algorithm": {"extra_budget": 0.5},
+            "run": {"checkpoint_every": 1, "trees_every": 1},
+            "engine": {"name": "vllm", "vllm": {"python": PYTHON, "max_length": 1024}},
+        }
+    )
+    lines = Lines()
+    rl.train(config, BASE, tmp_path, lines)
+    steps = [metrics for _, _, metrics in lines.steps]
+    assert len(steps) == 3
+    assert steps[0]["parity_max"] < 1e-4
+    assert all(step["unscored"] == 0 for step in steps)
+    print(
+        f"\nlab: parity mean {steps[0]['parity_mean']:.1e}, max {steps[0]['parity_max']:.1e}; "
+        + ", ".join(f"sync {step['seconds_sync']:.2f} s" for step in steps)
+    )
+
+
+@real
+def test_tokens_a_second(server: ServerProcess, tmp_path: Path) -> None:
+    """64 rollouts of 8 prompts of 256 picture tokens; printed, for it depends on the machine."""
+    checkpoint = tiny_checkpoint(0, HEAD)
+    sizes = ((128,) * 4, [8, 64, 24, 120, 40, 96, 16, 80])
+
+    async def once(engine: Any, seed: int) -> float:
+        writer = Writer(checkpoint, seed)
+        prompts = [writer.request(f"{seed}/{i}", sizes[0]) for i in range(8)]
+        requests = [
+            replace(r, sampling=replace(r.sampling, max_tokens=n, stop=()))
+            for p in prompts
+            for r, n in zip(writer.again(p, 8), sizes[1], strict=True)
+        ]
+        began = time.monotonic()
+        done = await ask(engine, requests)
+        return sum(len(d.tokens) for d in done) / (time.monotonic() - began)
+
+    engines = {
+        "vllm": engine_at(server, checkpoint, tmp_path),
+        "transformers": TransformersEngine(checkpoint),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in engines}
+    for seed in range(4):
+        for name, engine in engines.items():
+            rates[name].append(run(once(engine, seed)))
+    best = {name: max(found[1:]) for name, found in rates.items()}
+    print("\ntokens/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in best.items()))
+    assert best["vllm"] > 0
