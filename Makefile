@@ -49,9 +49,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,tracking,sandbox,search,mcp,bench,dev]"
 	@touch $@
 
-$(VLLM)/.installed: src/axpo/engines/vllm_environment.py | $(VENV)/.installed
+$(VLLM)/.installed: src/axpo/engines/vllm/environment.py | $(VENV)/.installed
 	@echo "Installing vLLM for a CPU into $(VLLM) (once, 1-5 minutes, 3.5 GB) ..."
-	$(BIN)/python -m axpo.engines.vllm_environment $(VLLM)
+	$(BIN)/python -m axpo.engines.vllm.environment $(VLLM)
 	@touch $@
 
 clean:

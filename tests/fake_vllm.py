@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from axpo.engines.base import Completion, Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm_checks import ROUTES, expected_facts
+from axpo.engines.vllm.checks import ROUTES, expected_facts
 from axpo.models.loading import Checkpoint
 
 Fault = Callable[[dict[str, Any]], Any] | tuple[int, str]

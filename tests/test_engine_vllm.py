@@ -15,10 +15,10 @@ import pytest
 
 from axpo.config import ConfigError
 from axpo.engines.base import EngineError, Picture, Request, RequestError
-from axpo.engines.vllm import VllmEngine
-from axpo.engines.vllm_client import Client
-from axpo.engines.vllm_pool import Process, Server
-from axpo.engines.vllm_wire import collapse
+from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.engine import VllmEngine
+from axpo.engines.vllm.pool import Process, Server
+from axpo.engines.vllm.wire import collapse
 from axpo.models.loading import Checkpoint
 from axpo.tree import ImageSpan
 from engine_contract import EngineParity, Writer, ask, difference, run

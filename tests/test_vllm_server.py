@@ -23,10 +23,10 @@ import torch
 from axpo.config import ConfigError, UserError, VllmSettings, parse_config
 from axpo.engines.base import Completion, Request
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm import VllmEngine
-from axpo.engines.vllm_client import Client
-from axpo.engines.vllm_pool import Server
-from axpo.engines.vllm_server import (
+from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.engine import VllmEngine
+from axpo.engines.vllm.pool import Server
+from axpo.engines.vllm.server import (
     Installation,
     ServerProcess,
     arguments,
@@ -60,7 +60,7 @@ class TestWithoutServer:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         here = Installation(sys.executable, "0", cpu=True)
-        monkeypatch.setattr("axpo.engines.vllm_server.find_installation", lambda python: here)
+        monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
         settings = VllmSettings(python=sys.executable, servers=2)
         with pytest.raises(UserError, match=r"did not start.*No module named 'vllm'"):
             start_servers(settings, "model", "float32", 8, tmp_path)

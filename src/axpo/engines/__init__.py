@@ -1,1 +1,4 @@
-"""Engines sample tokens: `scripted` for tests and demonstrations, `transformers` in-process."""
+"""Engines sample tokens.
+
+`transformers` in this process, `vllm` over HTTP, `scripted` for tests and demonstrations.
+"""

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from axpo.config import Config, ConfigError, UserError
-from axpo.engines.vllm_server import start_servers
+from axpo.engines.vllm.server import start_servers
 
 LOOK_SECONDS = 1.0
 """Time between looks at whether the servers still run."""

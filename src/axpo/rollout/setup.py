@@ -20,10 +20,10 @@ from axpo.config import (
 )
 from axpo.engines.base import Engine
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm import VllmEngine
-from axpo.engines.vllm_client import Client
-from axpo.engines.vllm_pool import Process, Server
-from axpo.engines.vllm_server import start_servers
+from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.engine import VllmEngine
+from axpo.engines.vllm.pool import Process, Server
+from axpo.engines.vllm.server import start_servers
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering, control_text

@@ -1,4 +1,4 @@
-"""Builds the environment of a vLLM server on a CPU: `python -m axpo.engines.vllm_environment DIR`.
+"""Builds the environment of a vLLM server on a CPU: `python -m axpo.engines.vllm.environment DIR`.
 
 vLLM pins its own torch and transformers, so it lives apart from axpo's environment and the two
 meet over HTTP only. On a GPU, `pip install vllm` in an environment of its own is enough; what is
@@ -85,7 +85,7 @@ def _run(python: Path, *arguments: str) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Build in the folder that is named; prints what a recipe needs."""
     if len(arguments) != 1:
-        sys.exit("usage: python -m axpo.engines.vllm_environment DIR")
+        sys.exit("usage: python -m axpo.engines.vllm.environment DIR")
     python = build(Path(arguments[0]).absolute())
     print(f'Ready. In a recipe:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]\npython = "{python}"')
 

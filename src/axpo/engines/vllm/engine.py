@@ -23,10 +23,10 @@ from axpo.config import ConfigError
 from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.stats import EngineStats
-from axpo.engines.vllm_checks import check_server
-from axpo.engines.vllm_client import Refused, ServerLost
-from axpo.engines.vllm_pool import Pool, Server
-from axpo.engines.vllm_wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
+from axpo.engines.vllm.checks import check_server
+from axpo.engines.vllm.client import Refused, ServerLost
+from axpo.engines.vllm.pool import Pool, Server
+from axpo.engines.vllm.wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
 from axpo.engines.weights import distinct_weights, save_weights
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import as_seen

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from axpo.engines.base import EngineError
-from axpo.engines.vllm_wire import AnswerFault
+from axpo.engines.vllm.wire import AnswerFault
 
 KEPT_SECONDS = 3.0
 """An idle connection is given up before the server closes it, which it does after 5."""

@@ -13,12 +13,12 @@ from typing import Any
 
 from axpo.config import ConfigError
 from axpo.engines.base import EngineError
-from axpo.engines.vllm_client import Client, Refused, ServerLost
-from axpo.engines.vllm_wire import AnswerFault
+from axpo.engines.vllm.client import Client, Refused, ServerLost
+from axpo.engines.vllm.wire import AnswerFault
 from axpo.models.loading import Checkpoint
 
 PROTOCOL = 1
-"""The version of `axpo.engines.vllm_worker` that this side speaks."""
+"""The version of `axpo.engines.vllm.worker` that this side speaks."""
 TESTED = "0.32.0"
 """The vLLM that the tests run against."""
 ROUTES = {

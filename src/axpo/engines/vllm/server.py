@@ -25,7 +25,7 @@ import httpx
 
 from axpo.config import ConfigError, UserError, VllmSettings
 
-WORKER = Path(__file__).with_name("vllm_worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 MODULE = "axpo_vllm_worker"
 """The worker's name inside a server: a copy of the file alone, for axpo's environment must not
 be importable there."""

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 from axpo.config import UserError
 from axpo.engines.base import EngineError
 from axpo.engines.stats import EngineStats
-from axpo.engines.vllm_client import Client, ServerLost
+from axpo.engines.vllm.client import Client, ServerLost
 
 MISSES = 2
 """Health checks in a row that a server misses before it is lost."""
 
 
 class Process(Protocol):
-    """A server that was started here (`axpo.engines.vllm_server`)."""
+    """A server that was started here (`axpo.engines.vllm.server`)."""
 
     def restart(self) -> None:
         """Kill what is left of it and start it anew; does not wait."""
