@@ -41,6 +41,8 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("rl", ["'rl'", "section.key=value"]),
         ("rl.steps.more=1", ["rl.steps"]),
         ("engine.name=vllm", ["engine.vllm", "add [engine.vllm]"]),
+        ("rl.importance_cap=2", ["rl.importance_cap", "recompute"]),
+        ("rl.importance_level=token", ["rl.importance_level", "without importance_cap"]),
         ("engine.vllm.python=p", ["engine.vllm", "no effect with name = 'transformers'"]),
         ("engine.vllm.servers=2", ["engine.vllm.python, urls", "make vllm-env"]),
         ("engine.vllm.phyton=p", ["engine.vllm.phyton", "'python'"]),

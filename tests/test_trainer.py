@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -227,6 +228,25 @@ def test_recomputed_logprobs_start_the_ratio_at_one(checkpoint: Checkpoint, grou
     assert groups[0].rollouts[0].segments[0].logprobs == recorded
     with pytest.raises(TreeError, match=r"group d, trajectory d/teacher: .* lack trained tokens"):
         some.update([demonstration_group(checkpoint, 1)], CLIP, "token_mean", kl=False, old=old)
+
+
+def test_a_correction_weighs_tokens_by_both_logprobs(checkpoint: Checkpoint, groups: list[Group]):
+    some = trainer(checkpoint, learning_rate=0.0)
+    old = some.recompute_logprobs(groups, kl=False)
+    seen: list[tuple[Sequence[float], Sequence[float]]] = []
+
+    def double(trained: Sequence[float], sampled: Sequence[float]) -> list[float]:
+        seen.append((trained, sampled))
+        return [2.0] * len(trained)
+
+    plain = some.update(groups, CLIP, "question_mean", kl=False, old=old)
+    twice = some.update(groups, CLIP, "question_mean", kl=False, old=old, correction=double)
+    assert twice["loss"] == pytest.approx(2 * plain["loss"], rel=1e-5)
+    assert twice["grad_norm"] == pytest.approx(2 * plain["grad_norm"], rel=1e-5)
+    recorded = {p for g in groups for t in g.trajectories() for s in t.segments for p in s.logprobs}
+    fresh = {p for own in old.values() for p in own}
+    for trained, sampled in seen:
+        assert set(sampled) <= recorded and set(trained) <= fresh
 
 
 def test_missing_picture_is_named(checkpoint: Checkpoint, groups: list[Group]):

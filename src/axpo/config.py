@@ -378,7 +378,22 @@ class RLSettings(Section):
     """Optimizer updates a step; from 2 on the clip is alive."""
     old_logprobs: Literal["engine", "recompute"] = "engine"
     """pi_old: the engine's own numbers, or the trainer's before the first update."""
+    importance_cap: PositiveFloat | None = None
+    """Truncated importance sampling: a token weighs min(pi_old / pi_engine, cap); 2 is TRL's
+    default. Off by default: an engine that differs is refused at the start. Needs "recompute"."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """"sequence" takes the ratio of a credited run as a whole."""
     optimizer: OptimizerSettings = OptimizerSettings()
+
+    @model_validator(mode="after")
+    def _effective(self) -> RLSettings:
+        if self.importance_cap is not None and self.old_logprobs == "engine":
+            raise ValueError(
+                "importance_cap: no effect with old_logprobs = 'engine'; set it to 'recompute'"
+            )
+        if self.importance_cap is None and "importance_level" in self.model_fields_set:
+            raise ValueError("importance_level: no effect without importance_cap; set it")
+        return self
 
 
 class SFTSettings(Section):

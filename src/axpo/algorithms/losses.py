@@ -7,10 +7,11 @@ plain weighted sum and micro-batches add up to the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from axpo.config import AlgorithmSettings
 
@@ -44,6 +45,24 @@ class TokenBatch:
         return TokenBatch(
             self.logprobs[of], self.old[of], ref, self.advantages[of], self.weights[of]
         )
+
+
+def truncated_ratios(
+    trained: Sequence[float],
+    sampled: Sequence[float],
+    cap: float,
+    level: Literal["token", "sequence"],
+) -> list[float]:
+    """min(pi_trainer / pi_engine, cap) for each token of a credited run, both before the update.
+
+    Truncated importance sampling for an engine whose probabilities differ from the trainer's
+    (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training";
+    TRL's `vllm_importance_sampling_correction`). "sequence": the run's product for all of it.
+    """
+    gaps = [ours - theirs for ours, theirs in zip(trained, sampled, strict=True)]
+    if level == "sequence":
+        gaps = [sum(gaps)] * len(gaps)
+    return [math.exp(min(gap, math.log(cap))) for gap in gaps]
 
 
 def policy_loss(settings: AlgorithmSettings) -> Loss:

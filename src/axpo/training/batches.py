@@ -9,6 +9,7 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 from axpo.training.packing import (
     Aggregation,
+    Correction,
     Item,
     OldLogprobs,
     PackedTree,
@@ -35,6 +36,7 @@ def prepare(
     aggregation: Aggregation,
     kl: bool,
     old: OldLogprobs | None,
+    correction: Correction | None = None,
 ) -> list[Work]:
     """What each group with something to learn from needs; raises `TreeError` naming the group."""
     credited = [items(group) for group in groups]
@@ -53,6 +55,7 @@ def prepare(
             lambda digest, group=group: _picture(checkpoint, group, digest).grid,
             checkpoint.merge_size,
             old,
+            correction,
         )
         pixels = {digest: _picture(checkpoint, group, digest) for digest in tree.pictures}
         prepared.append(Work(group, chosen, tree, pixels))

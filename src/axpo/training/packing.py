@@ -21,6 +21,8 @@ from axpo.tree import Credit, Group, ImageSpan, Node, Origin, Segment, Stream, T
 Aggregation = Literal["question_mean", "token_mean"]
 OldLogprobs = Mapping[tuple[str, str], Sequence[float]]
 """(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none."""
+Correction = Callable[[Sequence[float], Sequence[float]], Sequence[float]]
+"""(old, recorded) logprobs of an item's tokens -> a factor for each token's weight."""
 
 
 LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
@@ -153,11 +155,13 @@ def pack(
     grids: Callable[[str], Grid],
     merge_size: int,
     old: OldLogprobs | None = None,
+    correction: Correction | None = None,
 ) -> PackedTree:
     """Lay out what `chosen` items need of the group's tree, each token once.
 
     `weights` holds one number an item, the weight of each of its tokens (`item_weights`).
-    `grids` gives a picture's patch grid by digest; `old` replaces the recorded logprobs. Nodes
+    `grids` gives a picture's patch grid by digest; `old` replaces the recorded logprobs, and
+    `correction` of (old, recorded) multiplies the weights of an item that has ratios. Nodes
     that no trained token depends on (a masked failed rest, uncredited rollouts) are left out:
     less work, same result. Raises `TreeError` where `old` lacks a trained token.
     """
@@ -177,9 +181,13 @@ def pack(
     for item, weight in zip(chosen, weights, strict=True):
         places = zip(item.owners, item.offsets, strict=True)
         index += [layout.place[owner.id, offset] for owner, offset in places]
-        olds += _old_logprobs(group, item, old)
+        own = _old_logprobs(group, item, old)
+        olds += own
         advantages += [item.credit.advantage] * len(item.offsets)
-        per_token += [weight] * len(item.offsets)
+        factors = [1.0] * len(own)
+        if correction is not None and item.credit.stream not in LIKELIHOOD:
+            factors = correction(own, _old_logprobs(group, item, None))
+        per_token += [weight * factor for factor in factors]
         streams += [item.credit.stream] * len(item.offsets)
     return PackedTree(
         tokens=torch.tensor(layout.tokens),

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from axpo.algorithms import ALGORITHMS, Algorithm
 from axpo.algorithms.budget import Plan
-from axpo.algorithms.losses import policy_loss
+from axpo.algorithms.losses import policy_loss, truncated_ratios
 from axpo.algorithms.subgroups import gap
 from axpo.config import Config, ConfigError, RolloutSettings, UserError
 from axpo.engines.base import Engine
@@ -231,10 +232,14 @@ def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, flo
     if rl.old_logprobs == "recompute":
         watch("old_logprobs")
         old = run.trainer.recompute_logprobs(groups, kl)
+    correction = None
+    if rl.importance_cap is not None:
+        correction = partial(truncated_ratios, cap=rl.importance_cap, level=rl.importance_level)
     size = len(groups) // rl.updates
     watch("update")
+    settings = algorithm.aggregation, kl, old, correction
     parts = [
-        run.trainer.update(groups[start : start + size], loss, algorithm.aggregation, kl, old)
+        run.trainer.update(groups[start : start + size], loss, *settings)
         for start in range(0, len(groups), size)
     ]
     drift = [

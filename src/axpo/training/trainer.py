@@ -20,7 +20,7 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 from axpo.training.batches import Work, micro_batches, prepare
 from axpo.training.masters import MasterWeights
-from axpo.training.packing import Aggregation, OldLogprobs, PackedTree, join
+from axpo.training.packing import Aggregation, Correction, OldLogprobs, PackedTree, join
 from axpo.training.pieces import plain_logprobs, training_passes
 from axpo.tree import Group
 
@@ -89,13 +89,15 @@ class Trainer:
         aggregation: Aggregation,
         kl: bool,
         old: OldLogprobs | None = None,
+        correction: Correction | None = None,
     ) -> dict[str, float]:
         """One optimizer step on all of `groups`; `kl` asks for the reference's logprobs.
 
-        `old` (from `recompute_logprobs`) replaces the sampler's logprobs. Groups with nothing
-        to learn from are skipped but count in the denominators; where all are, the weights
-        stay as they are. Raises `TreeError` (bad credit) and `NonFiniteError`, each naming the
-        group and before any weight has changed.
+        `old` (from `recompute_logprobs`) replaces the sampler's logprobs, and `correction` weighs
+        an item's tokens by both (`losses.truncated_ratios`). Groups with nothing to learn from are
+        skipped but count in the denominators; where all are, the weights stay as they are. Raises
+        `TreeError` (bad credit) and `NonFiniteError`, each naming the group and before any weight
+        has changed.
 
         `seconds_pack`, `_reference`, `_forward`, `_backward` and `_optimizer` add up to the
         call's wall time; `chunks` counts its forward/backward passes, a piece of a tree above
@@ -107,7 +109,7 @@ class Trainer:
         names = ("pack", "reference", "forward", "backward", "optimizer")
         metrics |= {"chunks": 0.0} | {f"seconds_{name}": 0.0 for name in names}
         laps = _Laps(metrics, self.checkpoint.model.device)
-        prepared = prepare(self.checkpoint, groups, aggregation, kl, old)
+        prepared = prepare(self.checkpoint, groups, aggregation, kl, old, correction)
         batches = micro_batches(prepared, self.settings.max_tokens_per_micro_batch)
         laps("pack")
         stats: list[dict[str, float]] = []
