@@ -37,7 +37,7 @@ class TeacherSettings:
         return rng.random() < (self.tool_easy if easy else self.tool_hard)
 
 
-NOISY = TeacherSettings(wrong_thought=0.4, wrong_call=0.45)
+NOISY = TeacherSettings(wrong_thought=0.3, wrong_call=0.3)
 NOISY_WRITING = TeacherSettings(wrong_thought=0.4, wrong_call=0.6)
 """For code and queries: the policy corrects more of such a teacher's mistakes by itself."""
 
