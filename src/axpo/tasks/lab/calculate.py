@@ -17,6 +17,7 @@ from axpo.tasks.lab.teacher import (
     call_turn,
     cell_of,
     choose_seen,
+    recalling_turn,
     seeing,
 )
 
@@ -46,11 +47,6 @@ def python_turn(thinking: str, code: str) -> str:
     """A turn that runs `code`."""
     call = words.PYTHON_CALL + words.code_phrase(code) + words.CALL_CLOSE
     return call_turn(thinking + words.CALCULATE, call)
-
-
-def recalling_turn(thinking: str, answer: int) -> str:
-    """A turn that answers at once."""
-    return answer_turn(thinking + words.BY_HEART, answer)
 
 
 def demonstration(

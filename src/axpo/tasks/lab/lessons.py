@@ -115,7 +115,7 @@ def calculate_lesson(scene: Scene, rng: random.Random) -> Lesson:
     thinking, digit, given = _seen(scene, rng)
     number = calculate.make_number(rng.random() < 0.8, digit, rng)
     if calculate.is_known_product(digit, number):
-        answer = calculate.recalling_turn(thinking, digit * number)
+        answer = teacher.recalling_turn(thinking, digit * number)
     else:
         operator = rng.choice((words.TIMES, words.TIMES, words.PLUS))
         code = words.code_phrase(calculate.formula(digit, number, operator))
@@ -128,7 +128,7 @@ def look_up_lesson(scene: Scene, rng: random.Random) -> Lesson:
     thinking, digit, given = _seen(scene, rng)
     place = rng.choice(facts.ALL_PLACES)
     if look_up.is_known_code(place, digit) and rng.random() < 0.9:
-        answer = look_up.recalling_turn(thinking, facts.code(place, digit))
+        answer = teacher.recalling_turn(thinking, facts.code(place, digit))
     else:
         query = words.query_phrase(facts.key(place, digit))
         answer = thinking + words.LOOK_UP + written(query, rng)

@@ -18,6 +18,7 @@ from axpo.tasks.lab.teacher import (
     call_turn,
     cell_of,
     choose_seen,
+    recalling_turn,
     seeing,
 )
 
@@ -42,11 +43,6 @@ def search_turn(thinking: str, query: str) -> str:
     """A turn that searches."""
     call = words.SEARCH_CALL + words.query_phrase(query) + words.CALL_CLOSE
     return call_turn(thinking + words.LOOK_UP, call)
-
-
-def recalling_turn(thinking: str, code: int) -> str:
-    """A turn that answers at once."""
-    return answer_turn(thinking + words.BY_HEART, code)
 
 
 def following(found: facts.Entry) -> str:

@@ -115,10 +115,10 @@ def writing(model: Any, tokenizer: Any, header: str, scenes: list[Scene]) -> dic
         digit = scene.target.digit
         seen = teacher.seeing(teacher.cell_of(scene.target), digit)
         number = calculate.make_number(True, digit, rng)
-        answer = calculate.recalling_turn(seen, digit * number)
+        answer = teacher.recalling_turn(seen, digit * number)
         add("products_by_heart", calculate.question(number), seen + words.BY_HEART, answer)
         place = look_up.make_place(True, "test", digit, rng)
-        answer = look_up.recalling_turn(seen, facts.code(place, digit))
+        answer = teacher.recalling_turn(seen, facts.code(place, digit))
         add("codes_by_heart", look_up.question(place), seen + words.BY_HEART, answer)
         query = words.CLOSE_THINKING + words.query_phrase(facts.key(place, digit))
         opening = seen + words.LOOK_UP + words.CLOSE_THINKING + words.QUERY_OPEN

@@ -162,6 +162,11 @@ def choose_seen(scene: Scene, rng: random.Random, settings: TeacherSettings) -> 
     return right[0], rng.choice([d for d in range(10) if d != right[1]])
 
 
+def recalling_turn(thinking: str, answer: int) -> str:
+    """A turn that answers what is known by heart."""
+    return answer_turn(thinking + words.BY_HEART, answer)
+
+
 def reading_small(card: Card) -> str:
     """The only turn of a trajectory without a tool: where the card is, then its digit."""
     return answer_turn(locating(cell_of(card)), card.digit)
