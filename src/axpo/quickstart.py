@@ -113,8 +113,8 @@ def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -
     grpo, start = "algorithm.name=grpo", f"model.path={out / 'sft'}"
     stages = [
         stage("sft", "sft", "sft", 180, after=()),
-        stage("grpo", "train", "rl", 120, grpo, start, after=("sft",)),
-        stage("axpo", "train", "rl", 160, start, after=("sft",)),
+        stage("grpo", "train", "rl", 240, grpo, start, after=("sft",)),
+        stage("axpo", "train", "rl", 330, start, after=("sft",)),
     ]
     runs = [s.name for s in stages]
     for name in runs:
