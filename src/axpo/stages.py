@@ -85,10 +85,12 @@ def run_stages(
     title: str,
     jobs: int | None = None,
     keep_going: bool = False,
+    starting: Callable[[Stage], None] | None = None,
 ) -> list[Stage]:
     """Run what has not finished, `jobs` at once (a core each by default); returns what failed.
 
     With `keep_going` a failure stops only the stages after it; else the first one stops all.
+    `starting` is told of a stage, whose folder is there, just before its process starts.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for stage in stages:
@@ -99,7 +101,7 @@ def run_stages(
     with _StageView(Console(stderr=True), stages, title, jobs) as refresh:
         try:
             while not all(stage.over for stage in stages):
-                _advance(stages, logs, jobs)
+                _advance(stages, logs, jobs, starting)
                 if not keep_going and any(stage.failure for stage in stages):
                     break
                 refresh()
@@ -112,7 +114,9 @@ def run_stages(
     return [stage for stage in stages if stage.failure is not None]
 
 
-def _advance(stages: Sequence[Stage], logs: Path, jobs: int) -> None:
+def _advance(
+    stages: Sequence[Stage], logs: Path, jobs: int, starting: Callable[[Stage], None] | None
+) -> None:
     """Collect what has ended, start what may start, read how far the running ones are."""
     for stage in [s for s in stages if s.running]:
         _poll(stage, logs)
@@ -127,11 +131,13 @@ def _advance(stages: Sequence[Stage], logs: Path, jobs: int) -> None:
     free = jobs - sum(s.running for s in stages)
     for stage in ready[: max(free, 0)]:
         _learn_guess(stage, stages)
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        if starting is not None:
+            starting(stage)
         _start(stage, logs)
 
 
 def _start(stage: Stage, logs: Path) -> None:
-    stage.folder.mkdir(parents=True, exist_ok=True)
     _read_progress(stage)
     stage.first = stage.steps
     stage.began = time.monotonic()

@@ -105,7 +105,9 @@ def student_quantile(freedom: int, level: float = LEVEL) -> float:
     """t with P(|T| <= t) = level: bisection on the density's integral (within 1e-6 of tables)."""
     target = level / 2.0
     log_scale = (
-        math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
+        math.lgamma((freedom + 1) / 2)
+        - math.lgamma(freedom / 2)
+        - 0.5 * math.log(freedom * math.pi)
     )
 
     def mass(t: float) -> float:

@@ -51,7 +51,9 @@ def verdict(names: tuple[str, str], comparison: Mapping[str, Any]) -> Verdict | 
     name, state = label(MAIN_METRIC), _state(difference)
     chance = comparison.get("probability_better", {}).get(MAIN_METRIC)
     sure = "" if chance is None else f", probability better {probability_text(chance)}"
-    amount = f"{signed_text(difference['value'], 2)} {name} {interval_text(difference, 2, signed=True)}"
+    amount = (
+        f"{signed_text(difference['value'], 2)} {name} {interval_text(difference, 2, signed=True)}"
+    )
     if state == "none":
         return Verdict(
             state, f"No difference shown between {model} and {baseline}: {amount}{sure}."
@@ -254,8 +256,10 @@ def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, s
     # Where others have one, a metric without a probability has no direction (tool rate, tokens).
     state = "none" if known and chance is None else _state(difference, chance)
     return (
-        signed_text(difference["value"], 3), interval_text(difference, 3, signed=True) + sure, state,
-    )  # fmt: skip
+        signed_text(difference["value"], 3),
+        interval_text(difference, 3, signed=True) + sure,
+        state,
+    )
 
 
 def _state(difference: Estimate, chance: float | None = None) -> str:

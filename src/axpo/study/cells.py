@@ -63,9 +63,7 @@ def stages(study: Study, out: Path) -> list[Stage]:
     for cell in cells(study):
         config = study.config(cell.variant, cell.seed)
         found += _cell_stages(study, cell, config, out)
-    order = {"sft": 0, "rl": 1, "eval": 2, "diagnose": 3}
-    # Long ones first: the short ones then fill the cores at the end.
-    return sorted(found, key=lambda stage: order[stage.kind])
+    return found
 
 
 def _cell_stages(study: Study, cell: Cell, config: Config, out: Path) -> Iterator[Stage]:
@@ -124,15 +122,12 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
         )
 
 
-def write_settings(study: Study, planned: list[Stage]) -> None:
-    """Note what each stage is started with, before it is."""
-    for stage in planned:
-        file = settings_file(stage)
-        if not file.is_file():
-            stage.folder.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(stage_settings(study, stage), indent=1))
-            temporary.replace(file)
+def write_settings(study: Study, stage: Stage) -> None:
+    """Note what a stage is started with, just before it is."""
+    file = settings_file(stage)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(stage_settings(study, stage), indent=1))
+    temporary.replace(file)
 
 
 def settings_file(stage: Stage) -> Path:

@@ -6,6 +6,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from axpo.config import UserError
@@ -29,9 +30,11 @@ def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         check_made(study, out, planned)
-        write_settings(study, planned)
         shutil.copyfile(study.recipe, out / "recipe.toml")
-        failed = run_stages(planned, out / "logs", f"axpo study {out.name}", jobs, keep_going=True)
+        failed = run_stages(
+            planned, out / "logs", f"axpo study {out.name}", jobs,
+            keep_going=True, starting=partial(write_settings, study),
+        )  # fmt: skip
         page = _tables(study, out) if any(s.finished for s in planned if s.kind == "eval") else None
     if failed:
         said = [stage.failure or "" for stage in failed]

@@ -205,7 +205,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         inside = VariantSettings if path[0] == "variants" else StudySettings
         near = difflib.get_close_matches(path[-1], inside.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(inside.model_fields)}"
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"expected {', '.join(inside.model_fields)}"
+        )
         return f"{key}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; a study needs it"
