@@ -69,7 +69,7 @@ def write_figures(
     rows = [
         (m["label"], m["difference"]["all"][MAIN])
         for name, m in found["models"].items()
-        if name != START and m.get("difference", {}).get("all", {}).get(MAIN)
+        if name != START and m["difference"].get("all", {}).get(MAIN)
     ]
     if rows:
         label = found["models"][baseline]["label"]

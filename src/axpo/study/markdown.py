@@ -7,7 +7,6 @@ from typing import Any
 
 from axpo.report.names import evaluation_order, label
 from axpo.report.numbers import interval_text, number_text, probability_text, signed_text
-from axpo.study.settings import START
 
 Json = Mapping[str, Any]
 TRAINING_LABELS = {
@@ -106,7 +105,13 @@ def _training(found: Json) -> list[str]:
         return []
     heads = {name: _picker("training", key) for key, name in TRAINING_LABELS.items()}
     note = "The last 10 steps of training; recovery over all steps."
-    return [f"## In training\n\n{note}\n\n" + _table(models, heads)]
+    sections = [f"## In training\n\n{note}\n\n" + _table(models, heads)]
+    if diagnosed := {n: m for n, m in found["models"].items() if m["diagnosis"]}:
+        names = evaluation_order([k for m in diagnosed.values() for k in m["diagnosis"]])
+        heads = {label(name): _picker("diagnosis", name) for name in names}
+        title = "Failed prefixes of held-out rollouts, resampled (`axpo diagnose`):"
+        sections.append(f"{title}\n\n" + _table(diagnosed, heads))
+    return sections
 
 
 def _costs(found: Json) -> list[str]:
@@ -185,18 +190,13 @@ def _table(
     """A row a model, a column a head; columns that no model has are left out."""
     used = {head: pick for head, pick in heads.items() if any(pick(m) for m in models.values())}
     rows = [["", *(["seeds"] if seeds else []), *used]]
-    for name, model in models.items():
-        count = [str(len(_seeds_of(name, model, signed)))] if seeds else []
+    for model in models.values():
+        shown = model["difference"]["all"]["pass@1"]["values"] if signed else model["seeds"]
+        count = [str(len(shown))] if seeds else []
         rows.append(
             [model["label"], *count, *(_cell(pick(model), signed) for pick in used.values())]
         )
     return _rows(rows)
-
-
-def _seeds_of(name: str, model: Json, signed: bool) -> Sequence[Any]:
-    if signed and name != START:
-        return list(model["difference"]["all"]["pass@1"]["values"])
-    return model["seeds"]
 
 
 def _cell(cell: Json | None, signed: bool = False) -> str:

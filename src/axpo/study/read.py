@@ -48,6 +48,11 @@ class Model:
     training: Mapping[int, Training]
     diagnoses: Mapping[int, Mapping[str, Any]]
 
+    @property
+    def one_start(self) -> bool:
+        """Whether it is a single start that all seeds share."""
+        return self.name == START and len(self.seeds) + len(self.missing) == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
@@ -95,18 +100,21 @@ def read_study(study: Study, out: Path) -> dict[str, Model]:
 def paired(first: Model, second: Model) -> tuple[tuple[int, ...], Ratios, Ratios] | None:
     """Seeds that both have, and both models' parts for them; None without any.
 
-    Where the first is one start of all seeds, it is repeated. A question that has no Pass@k in
-    either leaves it in both.
+    One start for all seeds is repeated. A question that has no Pass@k in either has it in neither.
     """
     if first.parts is None or second.parts is None:
         return None
     _check_questions(first, second)
-    shared = first.name == START and len(first.seeds) + len(first.missing) == 1
-    seeds = second.seeds if shared else tuple(s for s in second.seeds if s in first.seeds)
+    seeds = tuple(
+        seed
+        for seed in dict.fromkeys((*first.seeds, *second.seeds))
+        if all(m.one_start or seed in m.seeds for m in (first, second))
+    )
     if not seeds:
         return None
-    rows_a = [0 if shared else first.seeds.index(seed) for seed in seeds]
-    rows_b = [second.seeds.index(seed) for seed in seeds]
+    rows_a, rows_b = (
+        [0 if m.one_start else m.seeds.index(seed) for seed in seeds] for m in (first, second)
+    )
     a = (first.parts[0][rows_a], first.parts[1][rows_a])
     b = (second.parts[0][rows_b], second.parts[1][rows_b])
     passes = np.array([metric.startswith("pass@") for _, metric in first.columns])

@@ -15,7 +15,7 @@ between two steps' ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, divide
 from axpo.evaluation.seeds import seed_differences, seed_means, student
 from axpo.evaluation.summary import HIGHER_IS_BETTER
 from axpo.study.read import Column, Model, Training, paired
-from axpo.study.settings import START, Study
+from axpo.study.settings import Study
 
 Json = dict[str, Any]
 TRAINING = ("reward_mean", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
@@ -54,7 +54,7 @@ def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLE
 
 
 def _model(model: Model, baseline: Model, amounts: Mapping[str, float | None], n: int) -> Json:
-    found: Json = {
+    return {
         "label": model.label,
         "group": model.group,
         "seeds": list(model.seeds),
@@ -68,13 +68,9 @@ def _model(model: Model, baseline: Model, amounts: Mapping[str, float | None], n
             for budget, amount in amounts.items()
             if amount is not None
         },
-        "diagnoses": {str(seed): d["prefixes"]["all"] for seed, d in model.diagnoses.items()},
+        "diagnosis": _diagnosis(model),
+        "difference": {} if model.name == baseline.name else difference(baseline, model, n),
     }
-    if model.name == START:  # the baseline against its own start
-        found["baseline_minus_start"] = difference(model, baseline, n)
-    elif model.name != baseline.name:
-        found["difference"] = difference(baseline, model, n)
-    return found
 
 
 def evaluation(model: Model, resamples: int = RESAMPLES) -> Json:
@@ -86,7 +82,10 @@ def evaluation(model: Model, resamples: int = RESAMPLES) -> Json:
     return _by_part(
         model.columns,
         [
-            None if e is None else e.to_dict() | {"values": _seeds(model.seeds, values_SM[:, m])}
+            None
+            if e is None
+            else _share(model.columns[m][1], e.to_dict())
+            | {"values": _seeds(model.seeds, values_SM[:, m])}
             for m, e in enumerate(found)
         ],
     )
@@ -126,13 +125,30 @@ def _direction(column: Column) -> bool | None:
     return HIGHER_IS_BETTER.get(metric)
 
 
+def _share(metric: str, cell: Json) -> Json:
+    """A share's interval, widened for few seeds, ends at 0 and 1; tokens are no share."""
+    if metric == "tokens" or "low" not in cell:
+        return cell
+    return cell | {"low": max(0.0, cell["low"]), "high": min(1.0, cell["high"])}
+
+
+def _diagnosis(model: Model) -> Json:
+    """What failed prefixes could still have led to, over the seeds that were diagnosed."""
+    metrics = {s: d["prefixes"]["all"]["metrics"] for s, d in model.diagnoses.items()}
+    names = sorted({name for found in metrics.values() for name in found})
+    return {
+        name: over_seeds({s: m[name]["value"] for s, m in metrics.items() if name in m})
+        for name in names
+    }
+
+
 def _training(model: Model) -> Json:
     found: Json = {}
     for name in TRAINING:
         last = {seed: float(run.recent(name)[-1]) for seed, run in model.training.items()}
         found[name] = over_seeds(last)
     found["recovery"] = over_seeds({s: recovery(run) for s, run in model.training.items()})
-    return {name: cell for name, cell in found.items() if cell}
+    return {name: _share(name, cell) for name, cell in found.items() if cell}
 
 
 def recovery(run: Training) -> float:
@@ -161,7 +177,7 @@ def _compute(model: Model) -> Json:
     return {name: cell for name, cell in cells.items() if cell}
 
 
-def _common_amount(models: Sequence[Model] | Any, budget: str) -> float | None:
+def _common_amount(models: Iterable[Model], budget: str) -> float | None:
     """The largest amount that every finished run of every variant spent."""
     spent = [spending(run, budget)[-1] for model in models for run in model.training.values()]
     return float(min(spent)) if spent else None
@@ -178,7 +194,7 @@ def _at_equal(model: Model, baseline: Model, budget: str, amount: float) -> Json
         {s: run.at(ACCURACY, spending(run, budget), amount) for s, run in m.training.items()}
         for m in (model, baseline)
     )
-    found = over_seeds(own)
+    found = _share(ACCURACY, over_seeds(own))
     if found and model.name != baseline.name:
         found["difference"] = over_seeds({s: v - other[s] for s, v in own.items() if s in other})
     return found
