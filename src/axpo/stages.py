@@ -125,7 +125,7 @@ def _advance(
     ready: list[Stage] = []
     for stage in [s for s in stages if s.process is None and not s.over]:
         if missing := failed.intersection(stage.after):
-            stage.failure = f"not run: it needs {', '.join(sorted(missing))}"
+            stage.failure = f"{stage.name} not run: it needs {', '.join(sorted(missing))}"
         elif finished.issuperset(stage.after):
             ready.append(stage)
     free = jobs - sum(s.running for s in stages)
