@@ -50,7 +50,10 @@ def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
 def study_tables(path: Path, out: Path) -> Path:
     """Rebuild `study.md`, `study.json` and the figures from the raw runs in `out`."""
     study = load_study(path)
-    check_made(study, out, stages(study, out))
+    planned = stages(study, out)
+    check_made(study, out, planned)
+    if not any(stage.done.is_file() for stage in planned if stage.kind == "eval"):
+        raise StudyError(f"no evaluation in {out}; run `axpo study {path} --out {out}` first")
     return _tables(study, out)
 
 
