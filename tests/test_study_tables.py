@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tables(folder: Path, resamples: int = 500) -> dict[str, dict]:  # pyright: ignore
+def tables(folder: Path, resamples: int = 5000) -> dict[str, dict]:  # pyright: ignore
     write_tables(load_study(folder / "study.toml"), folder / "out", resamples)
     return json.loads((folder / "out" / "study.json").read_text())["models"]
 
@@ -100,7 +100,9 @@ def test_held_out_means_and_pairs(folder: Path) -> None:
     difference = axpo["difference"]["all"]["pass@1"]
     assert difference["values"] == {"1": 0.375, "2": 0.375}
     assert difference["value"] == pytest.approx(0.375)
-    assert difference["probability_better"] == pytest.approx(1.0)
+    # By cell +.25 +.5 / +.5 +.25. A draw is below 0 where it takes one question twice and the seed
+    # that is worse there twice: its deviation of -1/8, stretched 9-fold. That is 2 in 16 draws.
+    assert difference["probability_better"] == pytest.approx(7 / 8, abs=0.015)  # 3 errors
     assert axpo["difference"]["all"]["all_wrong_tool"]["probability_better"] > 0.99  # fewer
     assert "probability_better" not in axpo["difference"]["all"]["tool_rate"]
     assert grpo["difference"] == {}

@@ -123,6 +123,9 @@ def _costs(found: Json) -> list[str]:
     for model in models.values():
         cells = [model["label"]]
         for key in COMPUTE_LABELS:
+            if key not in model["compute"]:
+                cells.append("–")
+                continue
             value = model["compute"][key]["value"]
             times = f" ({value / base[key]['value']:.2f}x)" if base.get(key) else ""
             cells.append(f"{value:,.0f}{times}")
