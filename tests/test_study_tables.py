@@ -106,7 +106,7 @@ def test_held_out_means_and_pairs(folder: Path) -> None:
     assert axpo["difference"]["all"]["all_wrong_tool"]["probability_better"] > 0.99  # fewer
     assert "probability_better" not in axpo["difference"]["all"]["tool_rate"]
     assert grpo["difference"] == {}
-    assert models["start"]["difference"]["all"]["pass@1"]["value"] == pytest.approx(0.125 - 0.3125)
+    assert models["start"]["difference"]["all"]["pass@1"]["value"] == pytest.approx(-0.25)
 
 
 def test_costs_and_accuracy_at_equal_cost(folder: Path) -> None:
