@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "lab.toml"
+STUDY = RECIPE.with_name("study.toml")
 
 
 def axpo(*args: str, code: int = 0, **environment: str) -> str:
@@ -28,7 +29,8 @@ def axpo(*args: str, code: int = 0, **environment: str) -> str:
 def test_help_names_every_command_and_imports_no_torch() -> None:
     text = axpo("--help")
     commands = (
-        "quickstart", "show", "profile", "sft", "train", "eval", "diagnose", "compare", "report",
+        "quickstart", "study", "show", "profile", "sft", "train", "eval", "diagnose", "compare",
+        "report",
     )  # fmt: skip
     places = [text.index(f" {command} ") for command in commands]
     assert places == sorted(places)
@@ -72,6 +74,9 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> N
         (["profile", str(RECIPE), "rl.steps=9"], ["rl.steps", "--steps"]),
         (["profile", str(RECIPE), "model.path=tests"], ["tests", "no checkpoint in it"]),
         (["report", "nowhere"], ["no run at nowhere"]),
+        (["study", "nowhere.toml", "--out", "o"], ["no study at nowhere.toml"]),
+        (["study", str(RECIPE), "--out", "o"], ["recipe: missing", "rl: unknown key"]),
+        (["study", str(STUDY), "--out", "o", "--tables"], ["no evaluation in o", "axpo study"]),
         (["compare", "nowhere", "elsewhere"], ["nowhere", "axpo eval"]),
     ],
 )

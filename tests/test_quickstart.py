@@ -7,23 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from axpo import quickstart
+from axpo import quickstart, stages
 from axpo.config import Config
-from axpo.quickstart import Stage, StageError
+from axpo.quickstart import StageError
+from axpo.stages import Stage
 
 RECIPE = Path("recipe.toml")
 
 
 def test_stages_name_their_models_and_wait_for_each_other(tmp_path: Path) -> None:
-    stages = {s.name: s for s in quickstart._stages(Config(), RECIPE, ["rl.steps=7"], tmp_path)}
-    assert stages["grpo"].after == stages["axpo"].after == ("sft",)
-    assert "algorithm.name=grpo" in stages["grpo"].args
+    made = {s.name: s for s in quickstart._stages(Config(), RECIPE, ["rl.steps=7"], tmp_path)}
+    assert made["grpo"].after == made["axpo"].after == ("sft",)
+    assert "algorithm.name=grpo" in made["grpo"].args
     for run in ("grpo", "axpo"):
-        assert f"model.path={tmp_path / 'sft'}" in stages[run].args
-        assert f"model.path={tmp_path / run}" in stages[f"evaluate {run}"].args
-        assert stages[f"diagnose {run}"].after == (f"evaluate {run}",)
-    assert set(stages["report"].after) == set(stages) - {"report"}
-    assert all("rl.steps=7" in s.args for name, s in stages.items() if name != "report")
+        assert f"model.path={tmp_path / 'sft'}" in made[run].args
+        assert f"model.path={tmp_path / run}" in made[f"evaluate {run}"].args
+        assert made[f"diagnose {run}"].after == (f"evaluate {run}",)
+    assert set(made["report"].after) == set(made) - {"report"}
+    assert all("rl.steps=7" in s.args for name, s in made.items() if name != "report")
 
 
 def plain(name: str, folder: Path, *args: str, after: tuple[str, ...] = ()) -> Stage:
@@ -66,5 +67,5 @@ def test_progress_and_eta_come_from_the_metrics(tmp_path: Path) -> None:
     assert stage.left() == 1.0
     lines = [{"kind": "rl", "step": s, "time": 0.0, "tool_rate": 0.25 * s} for s in range(3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    quickstart._read_progress(stage)
+    stages._read_progress(stage)
     assert stage.steps == 3 and stage.figures["tool_rate"] == pytest.approx(0.25)

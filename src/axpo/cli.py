@@ -38,6 +38,23 @@ def quickstart(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="TOML, e.g. recipes/study.toml")],
+    out: Annotated[Path, typer.Option("--out", help="the study's folder; a study in it goes on")],
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="commands at once; one a core by default")
+    ] = None,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="only rebuild tables and figures from the runs")
+    ] = False,
+) -> None:
+    """Variants of training, several seeds each, then their tables and figures."""
+    from axpo.study.run import run_study, study_tables
+
+    print(f"Study: {study_tables(file, out) if tables else run_study(file, out, jobs)}")
+
+
+@app.command()
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
     """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
     config = load_config(recipe, overrides or ())

@@ -65,8 +65,8 @@ def ratios(
     """
     metrics = _columns(numerators_QM, denominators_QM)
     sums_RC = resampled_sums(np.hstack([numerators_QM, denominators_QM]), seed, resamples)
-    drawn_RM = _divide(sums_RC[:, :metrics], sums_RC[:, metrics:])
-    values_M = _divide(numerators_QM.sum(axis=0), denominators_QM.sum(axis=0))
+    drawn_RM = divide(sums_RC[:, :metrics], sums_RC[:, metrics:])
+    values_M = divide(numerators_QM.sum(axis=0), denominators_QM.sum(axis=0))
     return [interval(values_M[m], drawn_RM[:, m]) for m in range(metrics)]
 
 
@@ -84,9 +84,9 @@ def paired_differences(
         raise ValueError(f"paired models: got shapes {[p.shape for p in parts]}, expected one")
     sums_RC = resampled_sums(np.hstack(parts), seed, resamples)
     a, b, c, d = np.split(sums_RC, 4, axis=1)
-    drawn_RM = _divide(c, d) - _divide(a, b)
+    drawn_RM = divide(c, d) - divide(a, b)
     a, b, c, d = (part.sum(axis=0) for part in parts)
-    values_M = _divide(c, d) - _divide(a, b)
+    values_M = divide(c, d) - divide(a, b)
     found: list[Difference | None] = []
     for m in range(metrics):
         estimate = interval(values_M[m], drawn_RM[:, m])
@@ -134,7 +134,7 @@ def _columns(numerators_QM: Floats, denominators_QM: Floats) -> int:
     return numerators_QM.shape[1]
 
 
-def _divide(numerators: Floats, denominators: Floats) -> Floats:
+def divide(numerators: Floats, denominators: Floats) -> Floats:
     """Elementwise ratio; NaN where the denominator is 0."""
     out = np.full(numerators.shape, np.nan)
     return np.divide(numerators, denominators, out=out, where=denominators > 0)

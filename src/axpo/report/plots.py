@@ -60,11 +60,16 @@ def _panel(axis: Any, chart: Chart, series: list[tuple[str, list[tuple[int, floa
         )  # fmt: skip
     highest = max(v for _, points in series for _, v in points)
     axis.set_ylim(0, 1.02 * min(1.0, max(0.1, math.ceil(highest * 10 + 0.2) / 10)))
-    axis.set_title(chart.title, fontsize=10.5, color=INK, loc="left", pad=7)
-    axis.set_xlabel("step", fontsize=9, color=SOFT)
-    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    style_axis(axis, chart.title, "step")
+
+
+def style_axis(axis: Any, title: str, below: str) -> None:
+    """The look that all static figures share."""
+    axis.set_title(title, fontsize=10.5, color=INK, loc="left", pad=7)
+    axis.set_xlabel(below, fontsize=9, color=SOFT)
     axis.tick_params(labelsize=8.5, colors=SOFT, length=0)
     axis.grid(axis="y", color=LINE, lw=0.8)
     axis.set_axisbelow(True)

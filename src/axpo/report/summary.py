@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from axpo.report.names import TOOL_FIGURES, evaluation_order, label
+from axpo.report.numbers import interval_text, number_text, probability_text, signed_text
 from axpo.report.runs import RunView
 from axpo.tools.python.levels import UNSAFE
 from axpo.tools.python.tool import NAME as PYTHON
@@ -49,8 +50,10 @@ def verdict(names: tuple[str, str], comparison: Mapping[str, Any]) -> Verdict | 
         return None
     name, state = label(MAIN_METRIC), _state(difference)
     chance = comparison.get("probability_better", {}).get(MAIN_METRIC)
-    sure = "" if chance is None else f", probability better {_chance(chance)}"
-    amount = f"{_signed(difference['value'], 2)} {name} {_interval(difference, 2, signed=True)}"
+    sure = "" if chance is None else f", probability better {probability_text(chance)}"
+    amount = (
+        f"{signed_text(difference['value'], 2)} {name} {interval_text(difference, 2, signed=True)}"
+    )
     if state == "none":
         return Verdict(
             state, f"No difference shown between {model} and {baseline}: {amount}{sure}."
@@ -65,7 +68,7 @@ def verdicts(evaluations: Mapping[str, Estimate], comparisons: Comparisons) -> l
     if said:
         return said
     values = [
-        f"{name} {_number(main['value'])} {_interval(main)}"
+        f"{name} {number_text(main['value'])} {interval_text(main)}"
         for name, evaluation in evaluations.items()
         if (main := evaluation.get("metrics", {}).get(MAIN_METRIC))
     ]
@@ -240,7 +243,7 @@ def _notes(evaluations: Mapping[str, Estimate]) -> list[str]:
 def _cell(estimate: Estimate | None) -> tuple[str, str, str]:
     if not estimate or estimate.get("value") is None:
         return ("–", "", "")
-    return (_number(estimate["value"]), _interval(estimate), "")
+    return (number_text(estimate["value"]), interval_text(estimate), "")
 
 
 def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, str, str]:
@@ -249,12 +252,14 @@ def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, s
         return ("–", "", "")
     known = comparison.get("probability_better", {})
     chance = known.get(metric)
-    sure = "" if chance is None else f" · P {_chance(chance)}"
+    sure = "" if chance is None else f" · P {probability_text(chance)}"
     # Where others have one, a metric without a probability has no direction (tool rate, tokens).
     state = "none" if known and chance is None else _state(difference, chance)
     return (
-        _signed(difference["value"], 3), _interval(difference, 3, signed=True) + sure, state,
-    )  # fmt: skip
+        signed_text(difference["value"], 3),
+        interval_text(difference, 3, signed=True) + sure,
+        state,
+    )
 
 
 def _state(difference: Estimate, chance: float | None = None) -> str:
@@ -264,26 +269,6 @@ def _state(difference: Estimate, chance: float | None = None) -> str:
         return "none"
     better = low > 0 if chance is None else chance > 0.5
     return "better" if better else "worse"
-
-
-def _chance(value: float) -> str:
-    return "> 0.99" if value > 0.995 else "< 0.01" if value < 0.005 else f"{value:.2f}"
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}"
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _interval(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
-    low, high = estimate.get("low"), estimate.get("high")
-    if low is None or high is None:
-        return ""
-    form = _signed if signed else _number
-    return f"[{form(low, digits)}, {form(high, digits)}]"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,0 +1,264 @@
+"""`axpo` commands as child processes: side by side over the cores, resumable, with a live view.
+
+Each stage is an `axpo` command in a process of its own, with its log in one folder; a stage that
+has finished is not run again and one that was killed goes on from its last checkpoint, so whoever
+runs stages can be killed and repeated at any time. A stage that fails stops only those after it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from axpo.report.live import duration
+from axpo.report.metrics import read_metrics
+
+DONE = "done.json"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TAIL = 15
+"""Lines of a failed stage's log that are shown."""
+FEW = 20
+"""Up to so many stages all are listed; of more, those that run or failed."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """One `axpo` command. `guess` is its expected seconds before it has reported any progress."""
+
+    name: str
+    args: list[str]
+    folder: Path
+    kind: str
+    total: int
+    guess: float
+    after: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
+    finished: bool = False
+    failure: str | None = None
+    seconds: float = 0.0
+    first: int = 0
+    steps: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def done(self) -> Path:
+        """The file that says that it has finished."""
+        return self.folder / f"{self.name}.{DONE}"
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and not self.over
+
+    @property
+    def over(self) -> bool:
+        return self.finished or self.failure is not None
+
+    def left(self) -> float:
+        """Seconds that it still needs, by its own pace once there is one."""
+        if self.over:
+            return 0.0
+        if self.process is None:
+            return self.guess
+        passed = time.monotonic() - self.began
+        made = self.steps - self.first
+        if made < 1:
+            return max(self.guess - passed, 5.0)
+        return (self.total - self.steps) * passed / made
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    logs: Path,
+    title: str,
+    jobs: int | None = None,
+    keep_going: bool = False,
+    starting: Callable[[Stage], None] | None = None,
+) -> list[Stage]:
+    """Run what has not finished, `jobs` at once (a core each by default); returns what failed.
+
+    With `keep_going` a failure stops only the stages after it; else the first one stops all.
+    `starting` is told of a stage, whose folder is there, just before its process starts.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if stage.done.is_file():
+            stage.finished, stage.seconds = True, json.loads(stage.done.read_text())["seconds"]
+            stage.steps = stage.total
+    jobs = jobs or os.cpu_count() or 1
+    with _StageView(Console(stderr=True), stages, title, jobs) as refresh:
+        try:
+            while not all(stage.over for stage in stages):
+                _advance(stages, logs, jobs, starting)
+                if not keep_going and any(stage.failure for stage in stages):
+                    break
+                refresh()
+                time.sleep(0.25)
+        finally:
+            for stage in stages:
+                if stage.running and stage.process is not None:
+                    stage.process.terminate()
+                    stage.process.wait()
+    return [stage for stage in stages if stage.failure is not None]
+
+
+def _advance(
+    stages: Sequence[Stage], logs: Path, jobs: int, starting: Callable[[Stage], None] | None
+) -> None:
+    """Collect what has ended, start what may start, read how far the running ones are."""
+    for stage in [s for s in stages if s.running]:
+        _poll(stage, logs)
+    failed = {s.name for s in stages if s.failure is not None}
+    finished = {s.name for s in stages if s.finished}
+    ready: list[Stage] = []
+    for stage in [s for s in stages if s.process is None and not s.over]:
+        if missing := failed.intersection(stage.after):
+            stage.failure = f"{stage.name} not run: it needs {', '.join(sorted(missing))}"
+        elif finished.issuperset(stage.after):
+            ready.append(stage)
+    free = jobs - sum(s.running for s in stages)
+    for stage in ready[: max(free, 0)]:
+        _learn_guess(stage, stages)
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        if starting is not None:
+            starting(stage)
+        _start(stage, logs)
+
+
+def _start(stage: Stage, logs: Path) -> None:
+    _read_progress(stage)
+    stage.first = stage.steps
+    stage.began = time.monotonic()
+    with _log(stage, logs).open("ab") as log:
+        stage.process = subprocess.Popen(
+            [sys.executable, "-m", "axpo", *stage.args],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _poll(stage: Stage, logs: Path) -> None:
+    """How far a running stage is, or how it ended."""
+    assert stage.process is not None
+    code = stage.process.poll()
+    if code is None:
+        _read_progress(stage)
+    elif code == 0:
+        stage.finished, stage.steps = True, stage.total
+        stage.seconds = time.monotonic() - stage.began
+        temporary = stage.done.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"seconds": round(stage.seconds, 1)}))
+        temporary.replace(stage.done)
+    else:
+        log = _log(stage, logs)
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
+        stage.failure = f"{stage.name} failed (exit {code}); the end of {log}:\n{tail}"
+
+
+def _learn_guess(stage: Stage, stages: Sequence[Stage]) -> None:
+    """Stages of a kind that have finished tell how long the others will take."""
+    known = [s.seconds for s in stages if s.kind == stage.kind and s.finished and s.seconds > 0]
+    if known:
+        mean = sum(known) / len(known)
+        for other in stages:
+            if other.kind == stage.kind and other.process is None:
+                other.guess = mean
+
+
+def _die_with_parent() -> None:
+    """A stage must not outlive whoever runs it: the next one works in the same folders."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _log(stage: Stage, logs: Path) -> Path:
+    return logs / f"{stage.name.replace(' ', '-')}.log"
+
+
+def _read_progress(stage: Stage) -> None:
+    lines = read_metrics(stage.folder, stage.kind)
+    if lines:
+        stage.steps = min(int(lines[-1]["step"]) + 1, stage.total)
+        recent = lines[-10:]
+        for name in ("tool_rate", "reward_mean", "all_wrong_tool", "loss"):
+            values = [line[name] for line in recent if name in line]
+            if values:
+                stage.figures[name] = sum(values) / len(values)
+
+
+class _StageView:
+    """A table of stages that redraws itself on a terminal, and plain lines elsewhere."""
+
+    def __init__(self, console: Console, stages: Sequence[Stage], title: str, jobs: int) -> None:
+        self._console, self._stages, self._title, self._jobs = console, stages, title, jobs
+        self._began, self._last = time.monotonic(), 0.0
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> Callable[[], None]:
+        if self._live is not None:
+            self._live.start()
+        return self._refresh
+
+    def __exit__(self, *_: object) -> None:
+        self._refresh(force=True)
+        if self._live is not None:
+            self._live.stop()
+
+    def _refresh(self, force: bool = False) -> None:
+        if self._live is not None:
+            lines = [self._total(), "", *(stage_line(stage) for stage in self._shown())]
+            self._live.update(Group(*[Text(line) for line in lines]))
+        elif force or time.monotonic() - self._last > 15:
+            self._last = time.monotonic()
+            for line in [self._total(), *(stage_line(s) for s in self._stages if s.running)]:
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _shown(self) -> list[Stage]:
+        if len(self._stages) <= FEW:
+            return list(self._stages)
+        return [s for s in self._stages if s.running or s.failure is not None][:FEW]
+
+    def _total(self) -> str:
+        stages = self._stages
+        left = max(sum(s.left() for s in stages) / self._jobs, max(s.left() for s in stages))
+        passed = duration(time.monotonic() - self._began)
+        text = f"{self._title}   {passed} passed, about {duration(left)} to go"
+        if len(stages) > FEW:
+            text += f", {sum(s.finished for s in stages)} of {len(stages)} stages done"
+        if failed := sum(s.failure is not None for s in stages):
+            text += f", {failed} failed"
+        return text
+
+
+def stage_line(stage: Stage) -> str:
+    """A stage's progress bar, ETA and latest figures in a line."""
+    share = stage.steps / stage.total
+    bar = "█" * round(16 * share) + "░" * (16 - round(16 * share))
+    if stage.finished:
+        return f"  ✓ {stage.name:<14} {bar}  {duration(stage.seconds)}"
+    if stage.failure is not None:
+        return f"  ✗ {stage.name:<14} {bar}  {stage.failure.splitlines()[0]}"
+    if stage.process is None:
+        return f"    {stage.name:<14} {bar}"
+    text = f"  ▸ {stage.name:<14} {bar}  {stage.steps}/{stage.total}, "
+    text += f"ETA {duration(stage.left())}"
+    labels = {"reward_mean": "accuracy", "tool_rate": "tool rate", "loss": "loss"}
+    for name, label in labels.items():
+        if name in stage.figures and not (name == "loss" and len(stage.figures) > 1):
+            value = stage.figures[name]
+            text += f", {label} {value:.2f}" if name == "loss" else f", {label} {value:.0%}"
+    return text

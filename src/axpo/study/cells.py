@@ -1,0 +1,161 @@
+"""The cells of a study: which commands make them, where they lie, what they were made with.
+
+Folders of `out`: `start/seed-S` (SFT, and its evaluation) and `VARIANT/seed-S` (training and its
+evaluation); `logs/`; `recipe.toml`, the recipe that the cells read. Beside a stage's `done.json`
+lies the `settings.json` that it was started with; only what the stage depends on is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axpo.config import Config
+from axpo.stages import Stage
+from axpo.study.settings import START, Study, StudyError
+
+COMMANDS = {"sft": "sft", "rl": "train", "eval": "eval", "diagnose": "diagnose"}
+"""Kind of a stage's metrics -> its command."""
+GUESSES = {"sft": 180.0, "rl": 160.0, "eval": 60.0, "diagnose": 30.0}
+"""Seconds of a stage of the lab on one core, until the first of its kind has finished."""
+_SECTIONS = {
+    "sft": ("model", "task", "rollout", "tools", "sft"),
+    "rl": ("model", "task", "rollout", "tools", "engine", "algorithm", "rl"),
+    "eval": ("model", "task", "rollout", "tools", "engine", "eval"),
+    "diagnose": ("model", "task", "rollout", "tools", "engine", "eval"),
+}
+_SEARCH_BUDGET = "tools.search.budget"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A model of the study: the start or a variant, of one seed."""
+
+    variant: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        return out / self.variant / f"seed-{self.seed}"
+
+    @property
+    def trained(self) -> str:
+        """Name of the stage that makes the model."""
+        return f"{'sft' if self.variant == START else 'train'} {self.variant} {self.seed}"
+
+
+def cells(study: Study) -> list[Cell]:
+    """Starts first, then variants seed by seed, so that whole comparisons are there early."""
+    starts = [Cell(START, seed) for seed in study.starts]
+    return starts + [
+        Cell(v.name, seed)
+        for seed in study.settings.seeds
+        for v in study.variants.values()
+        if seed in v.seeds
+    ]
+
+
+def stages(study: Study, out: Path) -> list[Stage]:
+    """Every command of the study, each after what it needs."""
+    found: list[Stage] = []
+    for cell in cells(study):
+        config = study.config(cell.variant, cell.seed)
+        found += _cell_stages(study, cell, config, out)
+    return found
+
+
+def _cell_stages(study: Study, cell: Cell, config: Config, out: Path) -> Iterator[Stage]:
+    folder = cell.folder(out)
+    sft = study.settings.sft != "none"
+    name = f"{cell.variant} {cell.seed}"
+    own = f"model.path={folder}"
+
+    def stage(kind: str, total: int, model: str | None, after: str | None) -> Stage:
+        command = COMMANDS[kind]
+        args = [command, str(out / "recipe.toml"), *study.overrides(cell.variant, cell.seed)]
+        args += [model] if model else []
+        return Stage(
+            f"{command} {name}", [*args, "--out", str(folder)], folder, kind, total,
+            GUESSES[kind], (after,) if after else (),
+        )  # fmt: skip
+
+    if cell.variant != START:
+        start = Cell(START, study.start_of(cell.seed))
+        model = f"model.path={start.folder(out)}" if sft else None
+        yield stage("rl", config.rl.steps, model, start.trained if sft else None)
+    elif sft:
+        yield stage("sft", config.sft.steps, None, None)
+    trained = sft or cell.variant != START
+    yield stage(
+        "eval", config.eval.questions, own if trained else None, cell.trained if trained else None
+    )
+    wanted = study.settings.diagnose
+    if study.variants[cell.variant].diagnose if cell.variant != START else wanted:
+        model = own if trained else None
+        yield stage("diagnose", max(1, config.eval.prefixes), model, f"eval {name}")
+
+
+def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
+    """Refuse a study whose finished or begun stages were made with other settings.
+
+    Raises `StudyError` that names the stages and what differs.
+    """
+    problems: list[str] = []
+    for stage in planned:
+        file = settings_file(stage)
+        if not file.is_file():
+            continue
+        old, new = json.loads(file.read_text()), stage_settings(study, stage)
+        changed = [
+            f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key) and key != _SEARCH_BUDGET
+        ]
+        if changed:
+            problems.append(f"{stage.name} ({stage.folder}): {'; '.join(changed)}")
+    if problems:
+        raise StudyError(
+            f"{out} holds cells with other settings:\n  " + "\n  ".join(problems) + "\n"
+            "give another --out, the settings that they were made with, or remove their folders"
+        )
+
+
+def write_settings(study: Study, stage: Stage) -> None:
+    """Note what a stage is started with, just before it is."""
+    file = settings_file(stage)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(stage_settings(study, stage), indent=1))
+    temporary.replace(file)
+
+
+def settings_file(stage: Stage) -> Path:
+    return stage.folder / f"{stage.name}.settings.json"
+
+
+def stage_settings(study: Study, stage: Stage) -> dict[str, Any]:
+    """What a stage's outcome depends on, flat: "section.key" -> plain JSON value."""
+    _, variant, seed = stage.name.rsplit(" ", 2)
+    values = study.config(variant, int(seed)).model_dump(mode="json")
+    found: dict[str, Any] = {"run.seed": values["run"]["seed"]}
+    for section in _SECTIONS[stage.kind]:
+        found |= _flat(values[section], f"{section}.")
+    if stage.kind == "rl":
+        if study.settings.sft != "none":
+            del found["model.path"]  # the start's folder, wherever it lies
+        found["start"] = f"{study.settings.sft} {study.start_of(int(seed))}"
+    if stage.kind == "eval":
+        for key in ("eval.prefixes", "eval.prefix_samples"):
+            del found[key]
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,143 @@
+"""A study's figures: learning curves with a band over seeds, and differences to the baseline.
+
+A curve is the mean over seeds of each seed's mean over the last 10 steps; the band reaches from
+the lowest seed to the highest. Over sampled tokens every seed is interpolated on one grid, as far
+as all seeds of the variant reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axpo.evaluation.bootstrap import Floats
+from axpo.report.names import MAIN_CHARTS, Chart, colours
+from axpo.report.plots import INK, LINE, SOFT, style_axis
+from axpo.study.read import Model, Training
+from axpo.study.settings import START
+
+Curve = tuple[Floats, Floats, Floats, Floats]
+"""Where, mean, lowest and highest seed."""
+POINTS = 100
+MAIN = "pass@1"
+
+
+def step_curve(runs: Sequence[Training], metric: str) -> Curve:
+    """The metric over steps; NaN where no seed has a value yet."""
+    values = np.array([run.recent(metric) for run in runs])
+    return (np.arange(1.0, values.shape[1] + 1), *_band(values))
+
+
+def token_curve(runs: Sequence[Training], metric: str) -> Curve:
+    """The metric over sampled tokens, from where all seeds have spent some to where all did."""
+    spent = [run.tokens() for run in runs]
+    grid = np.linspace(max(s[0] for s in spent), min(s[-1] for s in spent), POINTS)
+    values = [
+        np.interp(grid, s[known], recent[known]) if known.any() else np.full(POINTS, np.nan)
+        for s, recent in ((s, run.recent(metric)) for s, run in zip(spent, runs, strict=True))
+        for known in [np.isfinite(recent)]
+    ]
+    return (grid, *_band(np.array(values)))
+
+
+def _band(values_SX: Floats) -> tuple[Floats, Floats, Floats]:
+    known = np.isfinite(values_SX)
+    count = known.sum(axis=0)
+    total = np.where(known, values_SX, 0.0).sum(axis=0)
+    mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    low = np.where(known, values_SX, np.inf).min(axis=0)
+    high = np.where(known, values_SX, -np.inf).max(axis=0)
+    none = count == 0
+    low[none] = high[none] = np.nan
+    return mean, low, high
+
+
+def write_figures(
+    models: Mapping[str, Model], baseline: str, found: Mapping[str, Any], out: Path
+) -> list[tuple[str, str]]:
+    """Write the PNGs that there are numbers for; returns (title, file name)."""
+    written: list[tuple[str, str]] = []
+    trained = [m for m in models.values() if m.training]
+    for group in dict.fromkeys(m.group for m in trained):
+        members = [m for m in trained if m.group == group or m.name == baseline]
+        name = f"curves-{''.join(c if c.isalnum() else '-' for c in group.lower())}.png"
+        _curves(members, out / name)
+        written.append((f"Learning curves: {group}", name))
+    rows = [
+        (m["label"], m["difference"]["all"][MAIN])
+        for name, m in found["models"].items()
+        if name != START and m["difference"].get("all", {}).get(MAIN)
+    ]
+    if rows:
+        label = found["models"][baseline]["label"]
+        _differences(rows, f"Pass@1 minus {label}", out / "differences.png")
+        written.append((f"Pass@1 beside {label}, held out", "differences.png"))
+    return written
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _curves(models: Sequence[Model], path: Path) -> None:
+    """Two rows, over steps and over sampled tokens; a column a chart."""
+    palette = colours([model.label for model in models])
+    charts = [
+        chart
+        for chart in MAIN_CHARTS
+        if any(np.isfinite(r.series(chart.key)).any() for m in models for r in m.training.values())
+    ]
+    figure, axes = _figure(2, len(charts), 2.75 * len(charts) + 0.4, 5.4)
+    for row, (curve, below) in enumerate(
+        ((step_curve, "step"), (token_curve, "sampled tokens (millions)"))
+    ):
+        for axis, chart in zip(axes[row], charts, strict=True):
+            for model in models:
+                points = curve(list(model.training.values()), chart.key)
+                _draw(axis, points, palette[model.label], 1.0 if row == 0 else 1e6)
+            _finish(axis, chart, below)
+    handles = [axes[0][0].plot([], [], color=c, lw=2.4, label=n)[0] for n, c in palette.items()]
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=min(len(handles), 4), frameon=False,
+        fontsize=9, labelcolor=INK, handlelength=1.4,
+    )  # fmt: skip
+    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+
+
+def _draw(axis: Any, curve: Curve, colour: str, unit: float) -> None:
+    where, mean, low, high = curve
+    if np.isfinite(mean).any():
+        axis.fill_between(where / unit, low, high, color=colour, alpha=0.15, lw=0)
+        axis.plot(where / unit, mean, color=colour, lw=2.0, solid_capstyle="round")
+
+
+def _finish(axis: Any, chart: Chart, below: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_ylim(0, 1.02)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    style_axis(axis, chart.title, below)
+
+
+def _differences(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path) -> None:
+    """A row a variant: its difference with the interval, and each seed's as a dot."""
+    figure, axes = _figure(1, 1, 6.4, 0.9 + 0.34 * len(rows))
+    axis = axes[0][0]
+    for place, (_, cell) in enumerate(rows):
+        axis.plot([cell["low"], cell["high"]], [place, place], color=INK, lw=1.6)
+        values = [v for v in cell["values"].values() if v is not None]
+        axis.plot(values, [place] * len(values), "o", color=SOFT, ms=3, alpha=0.6)
+        axis.plot(cell["value"], place, "o", color=INK, ms=6)
+    axis.axvline(0.0, color=LINE, lw=1.2, zorder=0)
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axis.invert_yaxis()
+    style_axis(axis, title, "difference; line: 95 % interval, small dots: seeds")
+    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})

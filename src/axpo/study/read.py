@@ -1,0 +1,194 @@
+"""The raw runs of a study as numbers: shares of every question, and the training's lines.
+
+A model's evaluations become arrays [seeds, questions, columns]; a column is a metric of all
+questions, of a family's, or of a tool. Everything is computed from the stored groups and
+`metrics.jsonl`, never from another table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axpo.config import UserError
+from axpo.evaluation.bootstrap import Floats
+from axpo.evaluation.run import DIAGNOSIS, EVALUATION, evaluated_groups
+from axpo.evaluation.seeds import Ratios
+from axpo.evaluation.summary import EXAMPLE, measures, tool_measures
+from axpo.report.metrics import read_metrics
+from axpo.study.cells import Cell, cells
+from axpo.study.settings import START, Study
+from axpo.tree import Group
+
+Column = tuple[str, str]
+"""("", metric), ("family F", metric) or ("tool T", figure)."""
+FAMILY = "family"
+RECENT = 10
+"""Steps that a point of a training curve is the mean of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The start or a variant: what its seeds gave. Rows of `parts` go with `seeds`."""
+
+    name: str
+    label: str
+    group: str
+    seeds: tuple[int, ...]
+    missing: tuple[int, ...]
+    columns: tuple[Column, ...]
+    parts: Ratios | None
+    questions: tuple[str, ...]
+    training: Mapping[int, Training]
+    diagnoses: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def one_start(self) -> bool:
+        """Whether it is a single start that all seeds share."""
+        return self.name == START and len(self.seeds) + len(self.missing) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A finished training run: its metric lines as arrays over steps, NaN where there is none."""
+
+    lines: Sequence[Mapping[str, Any]]
+
+    def series(self, name: str) -> Floats:
+        return np.array([line.get(name, math.nan) for line in self.lines], dtype=np.float64)
+
+    def trajectories(self) -> Floats:
+        """Sampled trajectories up to the end of each step, continuations among them."""
+        return np.cumsum(self.series("rollouts") * (1.0 + self.series("extra_samples")))
+
+    def tokens(self) -> Floats:
+        """Sampled tokens up to the end of each step."""
+        return np.cumsum(self.series("tokens_sampled"))
+
+    def recent(self, name: str) -> Floats:
+        """At each step, the mean of the last `RECENT` steps that have a value."""
+        values = self.series(name)
+        windows = [values[max(0, end - RECENT) : end] for end in range(1, len(values) + 1)]
+        known = [window[np.isfinite(window)] for window in windows]
+        return np.array([part.mean() if len(part) else math.nan for part in known])
+
+    def at(self, name: str, spent: Floats, amount: float) -> float:
+        """`recent(name)` where `spent` (growing) is `amount`, linear between two steps' ends.
+
+        NaN outside of what was spent, from the end of the first step on.
+        """
+        if not len(spent) or not spent[0] <= amount <= spent[-1]:
+            return math.nan
+        return float(np.interp(amount, spent, self.recent(name)))
+
+
+def read_study(study: Study, out: Path) -> dict[str, Model]:
+    """The start, then every variant, with the cells that are there."""
+    by_model: dict[str, list[Cell]] = {}
+    for cell in cells(study):
+        by_model.setdefault(cell.variant, []).append(cell)
+    tools = study.shared.rollout.tools
+    return {name: _model(study, name, found, out, tools) for name, found in by_model.items()}
+
+
+def paired(first: Model, second: Model) -> tuple[tuple[int, ...], Ratios, Ratios] | None:
+    """Seeds that both have, and both models' parts for them; None without any.
+
+    One start for all seeds is repeated. A question that has no Pass@k in either has it in neither.
+    """
+    if first.parts is None or second.parts is None:
+        return None
+    _check_questions(first, second)
+    seeds = tuple(
+        seed
+        for seed in dict.fromkeys((*first.seeds, *second.seeds))
+        if all(m.one_start or seed in m.seeds for m in (first, second))
+    )
+    if not seeds:
+        return None
+    rows_a, rows_b = (
+        [0 if m.one_start else m.seeds.index(seed) for seed in seeds] for m in (first, second)
+    )
+    a = (first.parts[0][rows_a], first.parts[1][rows_a])
+    b = (second.parts[0][rows_b], second.parts[1][rows_b])
+    passes = np.array([metric.startswith("pass@") for _, metric in first.columns])
+    dropped = passes & ((a[1] == 0) | (b[1] == 0))
+    for part in (*a, *b):
+        part[dropped] = 0.0
+    return seeds, a, b
+
+
+def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequence[str]) -> Model:
+    evaluated = [c for c in found if (c.folder(out) / f"{EVALUATION}.json").is_file()]
+    tables = [_rows(cell.folder(out), study.shared.eval.k, tools) for cell in evaluated]
+    questions, columns, parts = _stack(evaluated, tables)
+    variant = study.variants.get(name)
+    steps = 0 if variant is None else study.config(name, found[0].seed).rl.steps
+    training = {c.seed: Training(read_metrics(c.folder(out), "rl")) for c in found}
+    files = {c.seed: c.folder(out) / f"{DIAGNOSIS}.json" for c in found}
+    return Model(
+        name,
+        "Start" if variant is None else variant.label,
+        START if variant is None else variant.group,
+        tuple(cell.seed for cell in evaluated),
+        tuple(cell.seed for cell in found if cell not in evaluated),
+        columns,
+        parts,
+        questions,
+        {seed: t for seed, t in training.items() if steps and len(t.lines) == steps},
+        {seed: json.loads(f.read_text()) for seed, f in files.items() if f.is_file()},
+    )
+
+
+def _rows(folder: Path, k: int, tools: Sequence[str]) -> dict[str, dict[Column, Any]]:
+    """example -> column -> (numerator, denominator)."""
+    return {
+        str(group.meta[EXAMPLE]): _shares(group, k, tools) for group in evaluated_groups(folder)
+    }
+
+
+def _shares(group: Group, k: int, tools: Sequence[str]) -> dict[Column, Any]:
+    own = measures(group, k)
+    found: dict[Column, Any] = {("", metric): share for metric, share in own.items()}
+    if FAMILY in group.meta:
+        found |= {(f"family {group.meta[FAMILY]}", m): share for m, share in own.items()}
+    for tool in tools:
+        found |= {(f"tool {tool}", m): share for m, share in tool_measures(group, tool).items()}
+    return found
+
+
+def _stack(
+    evaluated: Sequence[Cell], tables: Sequence[Mapping[str, Mapping[Column, Any]]]
+) -> tuple[tuple[str, ...], tuple[Column, ...], Ratios | None]:
+    """Questions, columns and [S, Q, M] numerators and denominators; a column that does not
+    concern a question has no share in it."""
+    if not tables:
+        return (), (), None
+    questions = sorted(tables[0])
+    for cell, table in zip(evaluated, tables, strict=True):
+        if sorted(table) != questions:
+            raise UserError(
+                f"{cell.variant}, seed {cell.seed}: evaluated on {len(table)} questions that are "
+                f"not the {len(questions)} of seed {evaluated[0].seed}"
+            )
+    columns = sorted({column for row in tables[0].values() for column in row})
+    none = (0.0, 0.0)
+    values = np.array(
+        [[[table[q].get(c, none) for c in columns] for q in questions] for table in tables],
+        dtype=np.float64,
+    )
+    return tuple(questions), tuple(columns), (values[..., 0].copy(), values[..., 1].copy())
+
+
+def _check_questions(first: Model, second: Model) -> None:
+    if first.questions != second.questions or first.columns != second.columns:
+        raise UserError(
+            f"{first.name} and {second.name} were evaluated on different questions: "
+            f"{len(first.questions)} and {len(second.questions)}"
+        )

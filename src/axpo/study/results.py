@@ -1,0 +1,224 @@
+"""Every figure of a study as plain JSON values: `study.json`.
+
+Held-out figures come with intervals over seeds and questions (`evaluation/seeds.py`). Figures of
+training have a value a seed and Student's t interval over the seeds: their questions differ from
+seed to seed.
+
+Equal compute. Of each finished training run: sampled trajectories and sampled tokens
+(continuations, branches and second attempts among them), trained tokens, and the seconds of its
+steps as measured beside the other cells. Training accuracy at equal cost is read at the largest
+amount that every seed of every variant reached: the mean reward of the original rollouts over the
+last 10 steps, taken at the amount spent by the end of each step and interpolated linearly
+between two steps' ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, divide
+from axpo.evaluation.seeds import seed_differences, seed_means, student
+from axpo.evaluation.summary import HIGHER_IS_BETTER
+from axpo.study.read import Column, Model, Training, paired
+from axpo.study.settings import Study
+
+Json = dict[str, Any]
+TRAINING = ("reward_mean", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
+"""Figures of the last steps of training."""
+BUDGETS = ("trajectories", "tokens")
+ACCURACY = "reward_mean"
+_SEED = 0
+
+
+def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLES) -> Json:
+    """`study.json`: what was run, then each model's figures."""
+    baseline = models[study.settings.baseline]
+    amounts = {budget: _common_amount(models.values(), budget) for budget in BUDGETS}
+    return {
+        "recipe": study.settings.recipe,
+        "baseline": study.settings.baseline,
+        "seeds": list(study.settings.seeds),
+        "sft": study.settings.sft,
+        "steps": study.shared.rl.steps,
+        "eval": study.shared.eval.model_dump(mode="json"),
+        "questions": len(baseline.questions),
+        "equal": amounts,
+        "models": {
+            name: _model(model, baseline, amounts, resamples) for name, model in models.items()
+        },
+    }
+
+
+def _model(model: Model, baseline: Model, amounts: Mapping[str, float | None], n: int) -> Json:
+    return {
+        "label": model.label,
+        "group": model.group,
+        "seeds": list(model.seeds),
+        "missing": list(model.missing),
+        "trained_seeds": sorted(model.training),
+        "evaluation": evaluation(model, n),
+        "training": _training(model),
+        "compute": _compute(model),
+        "equal": {
+            budget: _at_equal(model, baseline, budget, amount)
+            for budget, amount in amounts.items()
+            if amount is not None
+        },
+        "diagnosis": _diagnosis(model),
+        "difference": {} if model.name == baseline.name else difference(baseline, model, n),
+    }
+
+
+def evaluation(model: Model, resamples: int = RESAMPLES) -> Json:
+    """part -> metric -> mean over seeds with interval, and each seed's value."""
+    if model.parts is None:
+        return {}
+    found = seed_means(model.parts, _SEED, resamples)
+    values_SM = divide(model.parts[0].sum(axis=1), model.parts[1].sum(axis=1))
+    return _by_part(
+        model.columns,
+        [
+            None
+            if e is None
+            else _share(model.columns[m][1], e.to_dict())
+            | {"values": _seeds(model.seeds, values_SM[:, m])}
+            for m, e in enumerate(found)
+        ],
+    )
+
+
+def difference(first: Model, second: Model, resamples: int = RESAMPLES) -> Json:
+    """part -> metric -> second minus first over their common seeds, paired."""
+    pair = paired(first, second)
+    if pair is None:
+        return {}
+    seeds, a, b = pair
+    values_SM = divide(b[0].sum(axis=1), b[1].sum(axis=1)) - divide(
+        a[0].sum(axis=1), a[1].sum(axis=1)
+    )
+    cells: list[Json | None] = []
+    for m, (column, d) in enumerate(
+        zip(first.columns, seed_differences(a, b, _SEED, resamples), strict=True)
+    ):
+        if d is None:
+            cells.append(None)
+            continue
+        cell = d.estimate.to_dict() | {"values": _seeds(seeds, values_SM[:, m])}
+        if (higher := _direction(column)) is not None:
+            above = d.probability_above
+            cell["probability_better"] = above if higher else 1.0 - above
+        cells.append(cell)
+    return _by_part(first.columns, cells)
+
+
+def _direction(column: Column) -> bool | None:
+    """Whether more is better; None for a metric without a direction."""
+    part, metric = column
+    if metric.startswith("pass@"):
+        return True
+    if part.startswith("tool "):
+        return {"accuracy": True, "all_wrong": False}.get(metric)
+    return HIGHER_IS_BETTER.get(metric)
+
+
+def _share(metric: str, cell: Json) -> Json:
+    """A share's interval, widened for few seeds, ends at 0 and 1; tokens are no share."""
+    if metric == "tokens" or "low" not in cell:
+        return cell
+    return cell | {"low": max(0.0, cell["low"]), "high": min(1.0, cell["high"])}
+
+
+def _diagnosis(model: Model) -> Json:
+    """What failed prefixes could still have led to, over the seeds that were diagnosed."""
+    metrics = {s: d["prefixes"]["all"]["metrics"] for s, d in model.diagnoses.items()}
+    names = sorted({name for found in metrics.values() for name in found})
+    return {
+        name: over_seeds({s: m[name]["value"] for s, m in metrics.items() if name in m})
+        for name in names
+    }
+
+
+def _training(model: Model) -> Json:
+    found: Json = {}
+    for name in TRAINING:
+        last = {seed: float(run.recent(name)[-1]) for seed, run in model.training.items()}
+        found[name] = over_seeds(last)
+    found["recovery"] = over_seeds({s: recovery(run) for s, run in model.training.items()})
+    return {name: _share(name, cell) for name, cell in found.items() if cell}
+
+
+def recovery(run: Training) -> float:
+    """Share of all of the run's resampled failed prefixes that were recovered.
+
+    Steps weigh by their branches; NaN where nothing was resampled.
+    """
+    rate, branches = run.series("recovery_rate"), run.series("branches")
+    known = np.isfinite(rate) & (branches > 0)
+    if not known.any():
+        return math.nan
+    return float((rate[known] * branches[known]).sum() / branches[known].sum())
+
+
+def _compute(model: Model) -> Json:
+    totals = {
+        "trajectories": lambda run: run.trajectories()[-1],
+        "tokens": lambda run: run.tokens()[-1],
+        "tokens_trained": lambda run: run.series("tokens_trained").sum(),
+        "seconds": lambda run: run.series("seconds_step").sum(),
+    }
+    cells = {
+        name: over_seeds({seed: float(total(run)) for seed, run in model.training.items()})
+        for name, total in totals.items()
+    }
+    return {name: cell for name, cell in cells.items() if cell}
+
+
+def _common_amount(models: Iterable[Model], budget: str) -> float | None:
+    """The largest amount that every finished run of every variant spent."""
+    spent = [spending(run, budget)[-1] for model in models for run in model.training.values()]
+    return float(min(spent)) if spent else None
+
+
+def spending(run: Training, budget: str) -> Floats:
+    """What the run had spent by the end of each step."""
+    return run.trajectories() if budget == "trajectories" else run.tokens()
+
+
+def _at_equal(model: Model, baseline: Model, budget: str, amount: float) -> Json:
+    """Training accuracy at `amount`, and its difference to the baseline, seed by seed."""
+    own, other = (
+        {s: run.at(ACCURACY, spending(run, budget), amount) for s, run in m.training.items()}
+        for m in (model, baseline)
+    )
+    found = _share(ACCURACY, over_seeds(own))
+    if found and model.name != baseline.name:
+        found["difference"] = over_seeds({s: v - other[s] for s, v in own.items() if s in other})
+    return found
+
+
+def over_seeds(values: Mapping[int, float]) -> Json:
+    """Mean over the seeds that have a value, Student's t interval from two on, and the values."""
+    known = {seed: value for seed, value in sorted(values.items()) if math.isfinite(value)}
+    if not known:
+        return {}
+    mean = math.fsum(known.values()) / len(known)
+    estimate = student(list(known.values())) or Estimate(mean, math.nan, math.nan)
+    cell: Json = {k: v for k, v in estimate.to_dict().items() if math.isfinite(v)}
+    return cell | {"values": {str(seed): value for seed, value in known.items()}}
+
+
+def _by_part(columns: Sequence[Column], cells: Sequence[Json | None]) -> Json:
+    found: dict[str, Json] = {}
+    for (part, metric), cell in zip(columns, cells, strict=True):
+        if cell is not None:
+            found.setdefault(part or "all", {})[metric] = cell
+    return found
+
+
+def _seeds(seeds: Sequence[int], values_S: Floats) -> Json:
+    pairs = zip(seeds, values_S.tolist(), strict=True)
+    return {str(seed): value if math.isfinite(value) else None for seed, value in pairs}

@@ -1,0 +1,214 @@
+"""A study's TOML file, typed and checked as a whole before anything runs.
+
+It names a recipe, the seeds, and a table `[variants.NAME]` for each variant with the overrides
+that make it, written as on the command line. Every variant's settings are loaded here, so that
+one the config refuses is refused at once, by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from axpo.config import Config, ConfigError, NonNegativeInt, Section, load_config
+
+START = "start"
+"""What every variant of a seed is trained from, as a row of the tables."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+
+
+class StudyError(ConfigError):
+    """A study file that is wrong; the message names the key."""
+
+
+class VariantSettings(Section):
+    """One way to train."""
+
+    label: str | None = None
+    """Its name in tables and figures; the table's own name by default."""
+    group: str = "main"
+    """Variants of a group share a figure of learning curves, with the baseline."""
+    overrides: tuple[str, ...] = ()
+    """What differs from the recipe, as "section.key=value"."""
+    seeds: Seeds | None = None
+    """Some of the study's seeds; all of them by default."""
+    diagnose: bool | None = None
+    """Whether to run `axpo diagnose` on it; as the study says by default."""
+
+
+class StudySettings(Section):
+    """The whole file."""
+
+    recipe: str
+    """Recipe file, from the study file's folder."""
+    baseline: str
+    """The variant that the others are compared with."""
+    seeds: Seeds
+    """Values of run.seed: one training run each."""
+    overrides: tuple[str, ...] = ()
+    """Overrides of the recipe for every variant and for SFT."""
+    sft: Literal["each_seed", "shared", "none"] = "each_seed"
+    """The start: an SFT run a seed, one (of the first seed) for all, or model.path as it is."""
+    diagnose: bool = False
+    """Run `axpo diagnose` on the start and on every variant."""
+    variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A checked variant."""
+
+    name: str
+    label: str
+    group: str
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    diagnose: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A checked study. `shared` is what SFT and the start's evaluation run with."""
+
+    recipe: Path
+    settings: StudySettings
+    shared: Config
+    variants: Mapping[str, Variant]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Seeds that have a start of their own."""
+        seeds = self.settings.seeds
+        return seeds if self.settings.sft == "each_seed" else seeds[:1]
+
+    def start_of(self, seed: int) -> int:
+        """The seed whose start `seed` is trained from."""
+        return seed if self.settings.sft == "each_seed" else self.settings.seeds[0]
+
+    def config(self, variant: str, seed: int, recipe: Path | None = None) -> Config:
+        """The settings of a cell, but for the model that it starts from."""
+        overrides = self.overrides(variant, seed)
+        return load_config(recipe or self.recipe, overrides)
+
+    def overrides(self, variant: str, seed: int) -> tuple[str, ...]:
+        """Command-line overrides of a cell; `variant` may be the start."""
+        own = () if variant == START else self.variants[variant].overrides
+        return (*self.settings.overrides, *own, f"run.seed={seed}")
+
+
+def load_study(path: Path) -> Study:
+    """The checked study of a TOML file; raises `StudyError` naming the key."""
+    if not path.is_file():
+        raise StudyError(f"no study at {path}; expected a TOML file such as recipes/study.toml")
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:  # a table given twice among them
+        raise StudyError(f"{path}: {error}") from error
+    try:
+        settings = StudySettings.model_validate(values)
+    except ValidationError as error:
+        raise StudyError("\n".join(f"{path}: {_explain(p)}" for p in error.errors())) from None
+    _check_overrides("overrides", settings.overrides, ())
+    recipe = path.parent / settings.recipe
+    if not recipe.is_file():
+        raise StudyError(f"{path}: recipe: no file at {recipe}")
+    shared = _load("overrides", recipe, settings.overrides)
+    variants = {name: _variant(name, v, settings) for name, v in settings.variants.items()}
+    study = Study(recipe, settings, shared, variants)
+    _check_seeds(study)
+    _check_variants(study)
+    return study
+
+
+def _variant(name: str, given: VariantSettings, settings: StudySettings) -> Variant:
+    if not _NAME.fullmatch(name) or name == START:
+        raise StudyError(
+            f"variants.{name}: expected a name of a-z, 0-9, '_', '.' and '-' other than {START!r}"
+        )
+    _check_overrides(f"variants.{name}.overrides", given.overrides, ("sft", "model", "eval"))
+    return Variant(
+        name,
+        given.label or name,
+        given.group,
+        given.overrides,
+        given.seeds or settings.seeds,
+        settings.diagnose if given.diagnose is None else given.diagnose,
+    )
+
+
+def _check_overrides(where: str, overrides: tuple[str, ...], shared: tuple[str, ...]) -> None:
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key == "run.seed":
+            raise StudyError(f"{where}: {key} is set from `seeds`; remove it")
+        if key.split(".")[0] in shared:
+            raise StudyError(
+                f"{where}: {key} must be the same for every variant; move it to `overrides`"
+            )
+
+
+def _check_seeds(study: Study) -> None:
+    all_seeds = study.settings.seeds
+    lists = {"seeds": all_seeds} | {
+        f"variants.{v.name}.seeds": v.seeds for v in study.variants.values()
+    }
+    for key, seeds in lists.items():
+        if len(set(seeds)) != len(seeds):
+            raise StudyError(f"{key}: got {list(seeds)}, expected each seed once")
+        if unknown := sorted(set(seeds) - set(all_seeds)):
+            raise StudyError(f"{key}: {unknown} are not among the study's seeds {list(all_seeds)}")
+    baseline = study.settings.baseline
+    if baseline not in study.variants:
+        near = difflib.get_close_matches(baseline, study.variants, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"variants are {', '.join(study.variants)}"
+        raise StudyError(f"baseline: no variant {baseline!r}; {hint}")
+    if missing := sorted(set(all_seeds) - set(study.variants[baseline].seeds)):
+        raise StudyError(
+            f"variants.{baseline}.seeds: the baseline needs all seeds, {missing} are missing"
+        )
+
+
+def _check_variants(study: Study) -> None:
+    """Each variant's settings load, differ from the others', and are evaluated alike."""
+    labels: dict[str, str] = {}
+    made: dict[str, str] = {}
+    for variant in study.variants.values():
+        where = f"variants.{variant.name}"
+        if (other := labels.setdefault(variant.label, variant.name)) != variant.name:
+            raise StudyError(f"{where}.label: {variant.label!r} is variants.{other}'s as well")
+        overrides = (*study.settings.overrides, *variant.overrides)
+        config = _load(f"{where}.overrides", study.recipe, overrides)
+        if config.task != study.shared.task:
+            raise StudyError(f"{where}.overrides: task must be the same for every variant")
+        if (other := made.setdefault(config.model_dump_json(), variant.name)) != variant.name:
+            raise StudyError(f"{where}.overrides: the same settings as variants.{other}")
+
+
+def _load(where: str, recipe: Path, overrides: tuple[str, ...]) -> Config:
+    try:
+        return load_config(recipe, overrides)
+    except ConfigError as error:
+        raise StudyError(f"{where}: {error}") from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        inside = VariantSettings if path[0] == "variants" else StudySettings
+        near = difflib.get_close_matches(path[-1], inside.model_fields, n=1)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"expected {', '.join(inside.model_fields)}"
+        )
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; a study needs it"
+    return f"{key}: {problem['msg']} (got {problem['input']!r})"

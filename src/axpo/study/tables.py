@@ -1,0 +1,24 @@
+"""Raw runs to `study.json`, `study.md` and figures, all in one go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from axpo.evaluation.bootstrap import RESAMPLES
+from axpo.study.figures import write_figures
+from axpo.study.markdown import page
+from axpo.study.read import read_study
+from axpo.study.results import results
+from axpo.study.settings import Study
+
+
+def write_tables(study: Study, out: Path, resamples: int = RESAMPLES) -> Path:
+    """Read every run in `out` and write what came of it; returns `study.md`."""
+    models = read_study(study, out)
+    found = results(study, models, resamples)
+    (out / "study.json").write_text(json.dumps(found, indent=1, allow_nan=False))
+    figures = write_figures(models, study.settings.baseline, found, out)
+    path = out / "study.md"
+    path.write_text(page(found, figures))
+    return path

@@ -1,0 +1,208 @@
+"""A study's tables from synthetic run folders: every number by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from axpo.config import UserError
+from axpo.store import save_groups
+from axpo.study.figures import step_curve, token_curve
+from axpo.study.read import Training
+from axpo.study.results import recovery
+from axpo.study.run import study_tables
+from axpo.study.settings import load_study
+from axpo.study.tables import write_tables
+from groups import tools_and_plain
+
+STUDY = """
+recipe = "r.toml"
+baseline = "grpo"
+seeds = [1, 2]
+[variants.grpo]
+label = "GRPO"
+overrides = ["algorithm.name=grpo"]
+[variants.axpo]
+label = "AXPO"
+"""
+Right = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""A question's rewards of tool-using and of plain rollouts."""
+
+
+def evaluated(folder: Path, questions: Right) -> None:
+    groups = []
+    for i, (tools, plain) in enumerate(questions):
+        group = tools_and_plain(f"eval/q{i}", tools, plain)
+        group.meta.update(example=f"q{i}", family="find" if i < 1 else "calculate")
+        groups.append(group)
+    save_groups(folder / "evaluation" / "000000.parquet", groups)
+    name, seed = folder.parent.name, folder.name.removeprefix("seed-")
+    (folder / f"eval {name} {seed}.done.json").write_text("{}")
+    (folder / "evaluation.json").write_text(json.dumps({"k": 2}))
+
+
+def trained(folder: Path, rewards: Sequence[float], tokens: float, extra: float = 0.0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "kind": "rl", "step": step, "time": 0.0, "reward_mean": reward, "tool_rate": 0.5,
+            "rollouts": 8, "extra_samples": extra, "tokens_sampled": tokens,
+            "tokens_trained": tokens / 2, "seconds_step": 2.0, "branches": 0,
+        }
+        for step, reward in enumerate(rewards)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two questions of four rollouts. GRPO's Pass@1: 1/4 and 3/8; AXPO's: 5/8 and 3/4."""
+    (tmp_path / "r.toml").write_text(
+        "[rl]\nsteps = 3\nquestions = 2\n[eval]\nsamples = 4\nk = 2\nquestions = 2\n"
+    )
+    (tmp_path / "study.toml").write_text(STUDY)
+    out = tmp_path / "out"
+    evaluated(out / "start" / "seed-1", [([0], [1, 0, 0]), ([0], [0, 0, 0])])
+    evaluated(out / "start" / "seed-2", [([0], [0, 0, 0]), ([0], [0, 0, 0])])
+    evaluated(out / "grpo" / "seed-1", [([0], [1, 1, 0]), ([0], [0, 0, 0])])
+    evaluated(out / "grpo" / "seed-2", [([0], [1, 1, 0]), ([0], [1, 0, 0])])
+    evaluated(out / "axpo" / "seed-1", [([1, 1, 1], [0]), ([1, 0, 0], [1])])
+    evaluated(out / "axpo" / "seed-2", [([1, 1, 1], [1]), ([1, 0], [1, 0])])
+    for seed, rewards in ((1, [0.0, 0.3, 0.6]), (2, [0.2, 0.2, 0.2])):
+        trained(out / "grpo" / f"seed-{seed}", rewards, 100)
+        trained(out / "axpo" / f"seed-{seed}", [r + 0.1 for r in rewards], 250, extra=0.25)
+    return tmp_path
+
+
+def tables(folder: Path, resamples: int = 5000) -> dict[str, dict]:  # pyright: ignore
+    write_tables(load_study(folder / "study.toml"), folder / "out", resamples)
+    return json.loads((folder / "out" / "study.json").read_text())["models"]
+
+
+def test_held_out_means_and_pairs(folder: Path) -> None:
+    models = tables(folder)
+    grpo, axpo = models["grpo"], models["axpo"]
+    found = grpo["evaluation"]["all"]["pass@1"]
+    assert found["values"] == {"1": 0.25, "2": 0.375} and found["value"] == pytest.approx(0.3125)
+    assert axpo["evaluation"]["all"]["pass@1"]["values"] == {"1": 0.625, "2": 0.75}
+    # Pass@2 of 2 right in 4 is 1 - 1/6, of 1 right 1/2.
+    assert grpo["evaluation"]["all"]["pass@2"]["values"]["2"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert grpo["evaluation"]["family find"]["pass@1"]["value"] == pytest.approx(0.5)
+    assert grpo["evaluation"]["family calculate"]["pass@1"]["value"] == pytest.approx(0.125)
+    assert axpo["evaluation"]["all"]["tool_rate"]["values"] == {"1": 0.75, "2": 0.625}
+    assert grpo["evaluation"]["all"]["all_wrong_tool"]["value"] == 1.0
+    difference = axpo["difference"]["all"]["pass@1"]
+    assert difference["values"] == {"1": 0.375, "2": 0.375}
+    assert difference["value"] == pytest.approx(0.375)
+    # By cell +.25 +.5 / +.5 +.25. A draw is below 0 where it takes one question twice and the seed
+    # that is worse there twice: its deviation of -1/8, stretched 9-fold. That is 2 in 16 draws.
+    assert difference["probability_better"] == pytest.approx(7 / 8, abs=0.015)  # 3 errors
+    assert axpo["difference"]["all"]["all_wrong_tool"]["probability_better"] > 0.99  # fewer
+    assert "probability_better" not in axpo["difference"]["all"]["tool_rate"]
+    assert grpo["difference"] == {}
+    assert models["start"]["difference"]["all"]["pass@1"]["value"] == pytest.approx(-0.25)
+
+
+def test_costs_and_accuracy_at_equal_cost(folder: Path) -> None:
+    models = tables(folder)
+    cost = {n: {k: c["value"] for k, c in models[n]["compute"].items()} for n in ("grpo", "axpo")}
+    assert cost["grpo"] == {"trajectories": 24, "tokens": 300, "tokens_trained": 150, "seconds": 6}
+    assert cost["axpo"] == {"trajectories": 30, "tokens": 750, "tokens_trained": 375, "seconds": 6}
+    # 300 tokens, all of GRPO's: AXPO is a fifth of the way from step 1 (250) to step 2 (500);
+    # running means there are .1 and .25 for seed 1, .3 and .3 for seed 2.
+    equal = models["axpo"]["equal"]["tokens"]
+    assert equal["values"] == pytest.approx({"1": 0.1 + 0.15 / 5, "2": 0.3})
+    assert models["grpo"]["equal"]["tokens"]["values"] == pytest.approx({"1": 0.3, "2": 0.2})
+    assert equal["difference"]["values"] == pytest.approx({"1": -0.17, "2": 0.1})
+    # 24 trajectories: AXPO's steps end at 10, 20 and 30, so 2/5 from its second to its third.
+    equal = models["axpo"]["equal"]["trajectories"]
+    assert equal["values"] == pytest.approx({"1": 0.25 + 0.4 * 0.15, "2": 0.3})
+    last = models["axpo"]["training"]["reward_mean"]
+    assert last["value"] == pytest.approx((0.4 + 0.3) / 2)
+    half = 12.7062 * math.sqrt(0.005) / math.sqrt(2)
+    assert (last["low"], last["high"]) == pytest.approx((max(0, 0.35 - half), min(1, 0.35 + half)))
+
+
+def test_the_page_holds_every_table_and_seed(folder: Path) -> None:
+    page = study_tables(folder / "study.toml", folder / "out")
+    text = page.read_text()
+    assert page == folder / "out" / "study.md"
+    for words in ("## Held out", "Pass@1 by family", "## Difference to GRPO", "## In training"):
+        assert words in text
+    assert "24 sampled trajectories and 300 sampled tokens" in text
+    assert "| AXPO | 30 (1.25x) | 750 (2.50x) | 375 (2.50x) | 6 (1.00x) |" in text
+    seeds = [line.split(" | ")[:4] for line in text.split("## Every seed")[1].splitlines()[4:]]
+    assert ["| AXPO", "2", "0.750", "0.917"] in seeds and len(seeds) == 6
+    assert "not evaluated" not in text and "nan" not in text
+    for figure in ("curves-main.png", "differences.png"):
+        assert f"({figure})" in text
+        with Image.open(page.parent / figure) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 20
+
+
+def test_what_is_missing_is_said_and_left_out(folder: Path) -> None:
+    (folder / "out" / "axpo" / "seed-2" / "evaluation.json").unlink()
+    trained(folder / "out" / "axpo" / "seed-2", [0.5], 250)  # interrupted
+    models = tables(folder)
+    assert models["axpo"]["missing"] == [2] and models["axpo"]["trained_seeds"] == [1]
+    assert models["axpo"]["difference"]["all"]["pass@1"]["values"] == {"1": 0.375}
+    text = (folder / "out" / "study.md").read_text()
+    assert "**AXPO**: not evaluated for seeds 2" in text
+
+
+def test_one_start_is_paired_with_every_seed(folder: Path) -> None:
+    (folder / "study.toml").write_text('sft = "shared"\n' + STUDY)
+    start = tables(folder)["start"]
+    assert start["seeds"] == [1]
+    assert start["difference"]["all"]["pass@1"]["values"] == {"1": -0.125, "2": -0.25}
+
+
+def test_other_questions_are_refused(folder: Path) -> None:
+    evaluated(folder / "out" / "axpo" / "seed-2", [([1], [1, 1, 1])])
+    with pytest.raises(UserError, match="axpo, seed 2: evaluated on 1 questions"):
+        tables(folder)
+    evaluated(folder / "out" / "axpo" / "seed-1", [([1], [1, 1, 1])])
+    with pytest.raises(UserError, match="different questions: 2 and 1"):
+        tables(folder)
+
+
+def run_of(rewards: Sequence[float], tokens: Sequence[float]) -> Training:
+    pairs = zip(rewards, tokens, strict=True)
+    return Training([{"reward_mean": r, "tokens_sampled": t} for r, t in pairs])
+
+
+def test_curves_are_means_of_running_means_with_the_range() -> None:
+    runs = [run_of([0.0, 1.0], [10, 30]), run_of([0.4, 0.4], [20, 40])]
+    steps, mean, low, high = step_curve(runs, "reward_mean")
+    assert steps.tolist() == [1, 2]
+    assert mean == pytest.approx([0.2, 0.45])
+    assert (low, high) == (pytest.approx([0.0, 0.4]), pytest.approx([0.4, 0.5]))
+    where, mean, low, high = token_curve(runs, "reward_mean")
+    assert (where[0], where[-1]) == (20.0, 40.0)
+    assert (mean[0], mean[-1]) == pytest.approx(((0.5 / 3 + 0.4) / 2, 0.45))
+    assert (low[0], high[-1]) == pytest.approx((0.5 / 3, 0.5))
+
+
+def test_a_running_mean_spans_ten_steps_and_skips_gaps() -> None:
+    run = Training([{"x": float(i)} if i != 5 else {} for i in range(15)])
+    recent = run.recent("x")
+    assert recent[4] == pytest.approx(2.0) and recent[5] == pytest.approx(2.0)
+    assert recent[14] == pytest.approx((sum(range(6, 15))) / 9)
+    assert math.isnan(run.at("x", np.array([10.0, 20.0]), 9.0))
+    assert math.isnan(run.at("x", np.array([10.0, 20.0]), 21.0))
+
+
+def test_recovery_weighs_steps_by_their_branches() -> None:
+    lines = [
+        {"recovery_rate": 1.0, "branches": 1},
+        {"branches": 0},
+        {"recovery_rate": 0.2, "branches": 5},
+    ]
+    assert recovery(Training(lines)) == pytest.approx(2 / 6)
+    assert math.isnan(recovery(Training([{"branches": 0}])))
