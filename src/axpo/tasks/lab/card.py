@@ -33,15 +33,15 @@ calls).
 | "reads" a crop that missed the digit | {read_missed_crop_easy} | {read_missed_crop_hard} |
 
 It names the red card's cell of a 4 x 4 grid in {cell} of the scenes, and, given the right cell, a
-window that shows the digit whole in {window_hit_given_cell}. Once it has named a digit, it
-knows by heart {products_by_heart} of six tenths of its products with 12 to 31 and {codes_by_heart}
-of as many of its codes in 48 places, writes down a query for its code ({writes_queries}), and finds
-a result, or where to look next, in a text ({finds_in_text}). It cannot multiply, and it knows no
-other codes.
+window that shows the digit whole in {window_hit_given_cell}. Six tenths of a digit's products with
+12 to 31, and of its codes in 48 places, are common knowledge: of those, once it has named the
+digit, it answers {products_by_heart} and {codes_by_heart} right. It writes down a query for a code
+({writes_queries}), and finds a result, or where to look next, in a text ({finds_in_text}).
 
 ## What it cannot do
-It has never seen a tool call, a tool's answer, or any other text: it talks about cards and nothing
-else. Supervised fine-tuning on a teacher's trajectories teaches it to call its tools.
+It cannot multiply, and it knows no other codes. It has never seen a tool call, a tool's answer, or
+any other text: it talks about cards and nothing else. Supervised fine-tuning on a teacher's
+trajectories teaches it to call its tools.
 """
 
 
