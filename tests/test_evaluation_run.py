@@ -59,7 +59,7 @@ async def say(request: Request) -> str:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine({}, say)
     monkeypatch.setattr(run, "build_task", lambda settings: FiveQuestions())
-    monkeypatch.setattr(run, "_agent", lambda config, model: make_agent(engine))
+    monkeypatch.setattr(run, "_agent", lambda config, model, out: make_agent(engine))
     return engine
 
 

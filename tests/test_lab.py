@@ -385,10 +385,8 @@ def test_base_reads_crops_and_easy_cards_but_not_hard_ones(base, tokenizer):
     assert numbers["read_small_view_easy"] > 0.6
     assert numbers["read_small_view_hard"] < 0.45
     assert numbers["read_missed_crop_hard"] < 0.35
-    assert (
-        min(numbers[name] for name in ("products_by_heart", "codes_by_heart", "finds_in_text"))
-        > 0.9
-    )
+    assert min(numbers["products_by_heart"], numbers["writes_queries"]) > 0.9
+    assert min(numbers["codes_by_heart"], numbers["finds_in_text"]) > 0.8
     assert numbers["cell"] > 0.6 and numbers["window_hit_given_cell"] > 0.5
 
 

@@ -116,7 +116,7 @@ def test_too_slow_keeps_the_state_if_it_can_be_interrupted(notebook: Notebook) -
 
 def test_out_of_memory_is_an_error_of_the_cell(notebook: Notebook) -> None:
     notebook("kept = 5")
-    assert "MemoryError" in notebook("x = []\nwhile True: x.append(bytearray(1 << 28))").text
+    assert "MemoryError" in notebook("x = []\nwhile True: x.append(bytes(1 << 28))").text
     assert notebook("del x\nkept").text == "5"
 
 
