@@ -2,7 +2,8 @@
 
 The loop knows no algorithm (it asks for `plan` and `credit`), no engine and no tool. Whatever it
 does depends only on the settings, the start checkpoint and the step's number, so a run that was
-killed and goes on from its last checkpoint ends with the same weights as an unbroken one.
+killed and goes on from its last checkpoint ends with the same weights as an unbroken one: to the
+bit where no tool answers from another process or thread, else up to how float sums round.
 """
 
 from __future__ import annotations
