@@ -39,6 +39,16 @@ MAX_TOKENS = 4096
 """Tokens after the prompt; never reached."""
 
 
+def calling_turns(tool_turns: int, max_tokens: int) -> RolloutSettings:
+    """Every turn calls, and the last turn's call is not run."""
+    return RolloutSettings(
+        max_turns=tool_turns + 1,
+        max_turn_tokens=max_tokens,
+        max_tokens=max_tokens,
+        max_seconds=3600,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """`questions` pictures of `image_tokens`, `rollouts` of each with `tool_turns` calls run."""
@@ -50,13 +60,7 @@ class Case:
     rounds: int = 3
 
     def settings(self) -> RolloutSettings:
-        """Every turn calls, and the last turn's call is not run."""
-        return RolloutSettings(
-            max_turns=self.tool_turns + 1,
-            max_turn_tokens=MAX_TOKENS,
-            max_tokens=MAX_TOKENS,
-            max_seconds=3600,
-        )
+        return calling_turns(self.tool_turns, MAX_TOKENS)
 
 
 TINY = Case(64, 1, questions=2, rollouts=2, rounds=1)

@@ -50,7 +50,7 @@ from axpo.tools.zoom import ZoomTool
 from axpo.tree import CallStatus, Group
 from benchmarks.chain import chain_examples, tick, turn_chain, walker
 from benchmarks.harness import Row, Side, Timing, interleave, means, ratio
-from benchmarks.rollouts import work
+from benchmarks.rollouts import calling_turns, work
 
 DELAY = 0.2
 """Seconds added to every call on the slow side."""
@@ -91,13 +91,7 @@ class Case:
     rounds: int = 5
 
     def settings(self) -> RolloutSettings:
-        """Every turn calls, and the last turn's call is not run."""
-        return RolloutSettings(
-            max_turns=self.tool_turns + 1,
-            max_turn_tokens=MAX_TOKENS,
-            max_tokens=MAX_TOKENS,
-            max_seconds=3600,
-        )
+        return calling_turns(self.tool_turns, MAX_TOKENS)
 
 
 SHORT, LONG = (16, 48), (48, 160)

@@ -45,9 +45,8 @@ class Place:
 class LabTask:
     """Questions of `families` in turn."""
 
-    def __init__(self, families: Sequence[Family] = ("find",), seed: int = 0) -> None:
+    def __init__(self, families: Sequence[Family] = ("find",)) -> None:
         self.families = families
-        self.seed = seed
 
     def size(self, split: str) -> int | None:
         """Number of examples; None where they never end.
@@ -63,11 +62,6 @@ class LabTask:
             )
         return SIZES[split]
 
-    def scene(self, split: str, index: int) -> Scene:
-        """The scene behind an example of *find*."""
-        place = self._place(split, index)
-        return make_scene(place.pixels, place.seed, easy=place.easy)
-
     def example(self, split: str, index: int) -> Example:
         """The `index`-th example of a split; the same numbers give the same example."""
         family = self.families[index % len(self.families)]
@@ -79,14 +73,11 @@ class LabTask:
         return critic.critique(group, attempt)
 
     def _place(self, split: str, index: int) -> Place:
-        """Val and test do not depend on the task's seed."""
         size = self.size(split)
         if index < 0 or (size is not None and index >= size):
             raise IndexError(f"lab: {split} has {size} examples, got index {index}")
-        pixels: Split = "train"
-        seed = self.seed * 2**24 + index + SFT_OFFSET * (split == "sft")
-        if split == "val" or split == "test":
-            pixels, seed = split, index
+        pixels: Split = split if split == "val" or split == "test" else "train"
+        seed = index + SFT_OFFSET * (split == "sft")
         easy = random.Random(f"lab-easy/{split}/{seed}").random() < facts.KNOWN_SHARE
         return Place(split, index, pixels, seed, easy)
 
