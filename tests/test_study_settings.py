@@ -78,7 +78,8 @@ def test_cells_name_their_models_and_wait_for_them(tmp_path: Path) -> None:
     assert made["eval axpo 2"].after == ("train axpo 2",)
     assert f"model.path={train.folder}" in made["eval axpo 2"].args
     assert made["diagnose axpo 2"].after == ("eval axpo 2",)
-    assert not {"train axpo 1", "diagnose grpo 1", "diagnose start 1"} & set(made)
+    assert made["diagnose start 1"].after == ("eval start 1",)
+    assert not {"train axpo 1", "diagnose grpo 1"} & set(made)
     assert {"sft start 1", "eval start 1", "train grpo 1", "eval grpo 2"} <= set(made)
 
 

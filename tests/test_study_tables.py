@@ -53,7 +53,8 @@ def trained(folder: Path, rewards: Sequence[float], tokens: float, extra: float 
         {
             "kind": "rl", "step": step, "time": 0.0, "reward_mean": reward, "tool_rate": 0.5,
             "rollouts": 8, "extra_samples": extra, "tokens_sampled": tokens,
-            "tokens_trained": tokens / 2, "seconds_step": 2.0, "branches": 0,
+            "tokens_trained": tokens / 2, "seconds_step": 2.0, "cpu_seconds_step": 1.5,
+            "branches": 0,
         }
         for step, reward in enumerate(rewards)
     ]  # fmt: skip
@@ -112,8 +113,9 @@ def test_held_out_means_and_pairs(folder: Path) -> None:
 def test_costs_and_accuracy_at_equal_cost(folder: Path) -> None:
     models = tables(folder)
     cost = {n: {k: c["value"] for k, c in models[n]["compute"].items()} for n in ("grpo", "axpo")}
-    assert cost["grpo"] == {"trajectories": 24, "tokens": 300, "tokens_trained": 150, "seconds": 6}
-    assert cost["axpo"] == {"trajectories": 30, "tokens": 750, "tokens_trained": 375, "seconds": 6}
+    times = {"seconds": 6, "cpu_seconds": 4.5}
+    assert cost["grpo"] == {"trajectories": 24, "tokens": 300, "tokens_trained": 150} | times
+    assert cost["axpo"] == {"trajectories": 30, "tokens": 750, "tokens_trained": 375} | times
     # 300 tokens, all of GRPO's: AXPO is a fifth of the way from step 1 (250) to step 2 (500);
     # running means there are .1 and .25 for seed 1, .3 and .3 for seed 2.
     equal = models["axpo"]["equal"]["tokens"]

@@ -91,8 +91,11 @@ def _cell_stages(study: Study, cell: Cell, config: Config, out: Path) -> Iterato
     yield stage(
         "eval", config.eval.questions, own if trained else None, cell.trained if trained else None
     )
-    wanted = study.settings.diagnose
-    if study.variants[cell.variant].diagnose if cell.variant != START else wanted:
+    if cell.variant == START:
+        wanted = any(variant.diagnose for variant in study.variants.values())
+    else:
+        wanted = study.variants[cell.variant].diagnose
+    if wanted:
         model = own if trained else None
         yield stage("diagnose", max(1, config.eval.prefixes), model, f"eval {name}")
 

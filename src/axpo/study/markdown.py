@@ -21,6 +21,7 @@ COMPUTE_LABELS = {
     "tokens": "sampled tokens",
     "tokens_trained": "trained tokens",
     "seconds": "seconds",
+    "cpu_seconds": "CPU seconds",
 }
 
 

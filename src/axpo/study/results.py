@@ -6,10 +6,10 @@ seed to seed.
 
 Equal compute. Of each finished training run: sampled trajectories and sampled tokens
 (continuations, branches and second attempts among them), trained tokens, and the seconds of its
-steps as measured beside the other cells. Training accuracy at equal cost is read at the largest
-amount that every seed of every variant reached: the mean reward of the original rollouts over the
-last 10 steps, taken at the amount spent by the end of each step and interpolated linearly
-between two steps' ends.
+steps, as measured beside the other cells and of its process's own CPU time. Training accuracy at
+equal cost is read at the largest amount that every seed of every variant reached: the mean reward
+of the original rollouts over the last 10 steps, taken at the amount spent by the end of each step
+and interpolated linearly between two steps' ends.
 """
 
 from __future__ import annotations
@@ -169,6 +169,7 @@ def _compute(model: Model) -> Json:
         "tokens": lambda run: run.tokens()[-1],
         "tokens_trained": lambda run: run.series("tokens_trained").sum(),
         "seconds": lambda run: run.series("seconds_step").sum(),
+        "cpu_seconds": lambda run: run.series("cpu_seconds_step").sum(),
     }
     cells = {
         name: over_seeds({seed: float(total(run)) for seed, run in model.training.items()})

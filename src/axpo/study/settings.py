@@ -58,7 +58,7 @@ class StudySettings(Section):
     sft: Literal["each_seed", "shared", "none"] = "each_seed"
     """The start: an SFT run a seed, one (of the first seed) for all, or model.path as it is."""
     diagnose: bool = False
-    """Run `axpo diagnose` on the start and on every variant."""
+    """Run `axpo diagnose` on every variant; the start is diagnosed where any variant is."""
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
 
 

@@ -33,6 +33,7 @@ class Stopwatch:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._began = self._lap = time.perf_counter()
+        self._cpu = time.process_time()
         self._name: str | None = None
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -46,7 +47,11 @@ class Stopwatch:
             self._monitor.phase(phase)
 
     def metrics(self) -> dict[str, float]:
-        """End the phase; every phase, and `seconds_step` for the whole."""
+        """End the phase; every phase, and the whole: `seconds_step`, `cpu_seconds_step`.
+
+        The latter are this process's on all its cores, whatever else the machine did meanwhile.
+        """
         self(None)
-        step = {"seconds_step": self._lap - self._began}
+        cpu = time.process_time() - self._cpu
+        step = {"seconds_step": self._lap - self._began, "cpu_seconds_step": cpu}
         return step | {f"seconds_{name}": value for name, value in self.seconds.items()}
