@@ -383,6 +383,12 @@ class RLSettings(Section):
     default. Off by default: an engine that differs is refused at the start. Needs "recompute"."""
     importance_level: Literal["token", "sequence"] = "token"
     """"sequence" takes the ratio of a credited run as a whole."""
+    max_staleness: NonNegativeInt = 0
+    """Sample ahead while a step is trained: so many versions the weights that sampled may lie
+    behind those that are trained. 0 is strictly on-policy; needs servers (engine.vllm)."""
+    in_flight: Literal["keep", "restart", "finish"] = "keep"
+    """Requests in flight when new weights come: "keep" their tokens and go on from them, "restart"
+    them, or let them "finish" with the old weights first."""
     optimizer: OptimizerSettings = OptimizerSettings()
 
     @model_validator(mode="after")
@@ -393,6 +399,14 @@ class RLSettings(Section):
             )
         if self.importance_cap is None and "importance_level" in self.model_fields_set:
             raise ValueError("importance_level: no effect without importance_cap; set it")
+        if self.max_staleness == 0 and "in_flight" in self.model_fields_set:
+            raise ValueError("in_flight: no effect with max_staleness = 0; remove it")
+        recomputed = self.old_logprobs == "recompute" and self.importance_cap is None
+        if self.max_staleness and recomputed:
+            raise ValueError(
+                "old_logprobs: 'recompute' takes what older weights sampled for the policy's own; "
+                "set rl.importance_cap with it, or use 'engine', or max_staleness = 0"
+            )
         return self
 
 
@@ -457,6 +471,11 @@ class Config(Section):
         if self.rl.questions % self.rl.updates:
             raise ValueError(
                 f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"
+            )
+        if self.rl.max_staleness and self.engine.vllm is None:
+            raise ValueError(
+                f"rl.max_staleness: {self.rl.max_staleness} needs servers that sample while this "
+                "process trains; set engine.name = 'vllm', or 0"
             )
         if self.eval.k > self.eval.samples:
             raise ValueError(

@@ -22,6 +22,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from axpo.algorithms.arpo import ENTROPY, opening_entropy
 from axpo.config import RolloutSettings
@@ -158,18 +159,11 @@ class Agent:
         completion = await self.engine.generate(
             Request(id, path.group.id, tokens, pictures, sampling)
         )
-        segment = Segment(
-            id,
-            Origin.POLICY,
-            completion.tokens,
-            completion.logprobs,
-            version=completion.version,
-        )
         if completion.top_logprobs:
             entropy = opening_entropy(completion.top_logprobs, self.rendering.vocabulary)
             path.group.meta.setdefault(ENTROPY, {})[id] = entropy
         path.add_policy(completion.tokens)
-        trajectory.segments.append(segment)
+        trajectory.segments += _sampled(id, completion)
         return completion
 
     async def _call(self, path: Path, trajectory: Trajectory, calls: Sequence[ParsedCall]) -> None:
@@ -232,3 +226,13 @@ class Agent:
                 trajectory.fault = f"grading: {type(error).__name__}: {error}"
             finally:
                 self.stats.seconds_grade += time.perf_counter() - began
+
+
+def _sampled(id: str, completion: Completion) -> list[Segment]:
+    """A completion as policy segments of one id: one for each version that sampled in it."""
+    tokens, logprobs, versions = completion.tokens, completion.logprobs, completion.versions
+    starts = [i for i, v in enumerate(versions) if i == 0 or v != versions[i - 1]]
+    return [
+        Segment(id, Origin.POLICY, tokens[a:b], logprobs[a:b], version=versions[a])
+        for a, b in pairwise([*starts, len(tokens)])
+    ]
