@@ -155,5 +155,6 @@ def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None
         servers,
         folder if vllm.folder is None else Path(vllm.folder),
         room=config.rollout.max_tokens,
+        in_flight=config.rl.in_flight if config.rl.max_staleness else None,
         recovery_seconds=vllm.start_seconds,
     )

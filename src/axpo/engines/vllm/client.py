@@ -76,13 +76,15 @@ class Client:
         answer = await self._call("GET", "/weight_info", self._health_seconds)
         return str(answer["weight_version"])
 
-    async def load(self, path: str, name: str) -> None:
+    async def load(self, path: str, name: str, keep: bool = False) -> None:
         """Sample with the weights in the file at `path`, called `name`, from now on.
 
-        Pausing drops the prefix, picture and encoder caches, which the old weights filled.
+        Pausing drops the prefix, picture and encoder caches, which the old weights filled. With
+        `keep` requests in flight go on from their tokens, whose keys and values are computed
+        again; else they are aborted.
         """
-        seconds = CONTROL_SECONDS
-        await self._call("POST", "/pause", seconds, params={"mode": "abort"})
+        seconds, mode = CONTROL_SECONDS, "keep" if keep else "abort"
+        await self._call("POST", "/pause", seconds, params={"mode": mode})
         await self._call("POST", "/start_weight_update", seconds)
         await self._call("POST", "/update_weights", seconds, json={"update_info": {"path": path}})
         await self._call("POST", "/finish_weight_update", seconds, json={"weight_version": name})

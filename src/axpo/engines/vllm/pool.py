@@ -22,6 +22,10 @@ MISSES = 2
 """Health checks in a row that a server misses before it is lost."""
 
 
+class Interrupted(RuntimeError):
+    """The request was taken back from a server that is well (`Pool.interrupt`)."""
+
+
 class Process(Protocol):
     """A server that was started here (`axpo.engines.vllm.server`)."""
 
@@ -114,7 +118,8 @@ class Pool:
         self._homes.pop(group, None)
 
     async def ask(self, server: Server, body: dict[str, Any]) -> Any:
-        """The server's answer; raises `ServerLost` when it is lost meanwhile."""
+        """The server's answer; raises `ServerLost` when it is lost meanwhile, `Interrupted` when
+        its requests were taken back."""
         post = asyncio.ensure_future(server.client.generate(body))
         server.flying.add(post)
         if server.watch is None or server.watch.done():
@@ -125,7 +130,7 @@ class Pool:
             server.flying.discard(post)
             post.cancel()
         if post.cancelled():
-            raise ServerLost(server.reason)
+            raise Interrupted if server.up else ServerLost(server.reason)
         return post.result()
 
     async def suspect(self, server: Server, reason: str) -> None:
@@ -143,6 +148,12 @@ class Pool:
         for post in server.flying:
             post.cancel()
         self._recover_soon(server)
+
+    def interrupt(self) -> None:
+        """Give all requests in flight back to their askers; servers abort them."""
+        for server in self.servers:
+            for post in server.flying:
+                post.cancel()
 
     def retry_lost(self) -> None:
         """Look again for servers that were given up."""

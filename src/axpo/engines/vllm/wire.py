@@ -30,10 +30,10 @@ class AnswerFault(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A completion and the name of the weights that sampled it."""
+    """A completion without versions, and the name of the weights that sampled each token."""
 
     completion: Completion
-    weights: str
+    weights: tuple[str, ...]
 
 
 def picture_url(image: Image.Image) -> str:
@@ -87,7 +87,7 @@ def request_body(
 
 
 def read_answer(request: Request, answer: Any) -> Answer:
-    """The completion that `answer` (parsed JSON, its `version` left 0) holds.
+    """The completion that `answer` (parsed JSON) holds.
 
     Raises `AnswerFault` for an answer that is cut short or makes no sense, and `EngineError` for
     one that says that this server computes on something else than was asked.
@@ -99,7 +99,9 @@ def read_answer(request: Request, answer: Any) -> Answer:
         scores = [(int(entry["token_id"]), float(entry["logprob"])) for entry in scored]
         expanded, reason = answer["prompt_token_ids"], choice["finish_reason"]
         usage, spans = answer["usage"], choice.get("weight_versions") or []
-        weights = [str(span["version"]) for span in spans]
+        weights = [
+            str(span["version"]) for span in spans for _ in range(span["start"], span["end"])
+        ]
         reused = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AnswerFault(f"an answer that makes no sense ({error!r}): {_shown(answer)}") from error
@@ -107,12 +109,12 @@ def read_answer(request: Request, answer: Any) -> Answer:
         raise AnswerFault(f"the server aborted the request after {len(tokens)} tokens")
     _check_prompt(request, expanded)
     _check_sample(request, tokens, scores, reason)
-    if len(set(weights)) > 1:
-        raise AnswerFault(f"weights changed while it was sampled: {weights}")
+    if weights and len(weights) != len(tokens):
+        raise AnswerFault(f"weights of {len(weights)} tokens are named, there are {len(tokens)}")
     finish = Finish.STOP if tokens[-1] in request.sampling.stop else Finish.LENGTH
     logprobs = tuple(logprob for _, logprob in scores)
-    completion = Completion(tuple(tokens), logprobs, finish, 0, reused)
-    return Answer(completion, weights[0] if weights else UNNAMED)
+    completion = Completion(tuple(tokens), logprobs, finish, (), reused)
+    return Answer(completion, tuple(weights) or (UNNAMED,) * len(tokens))
 
 
 def _check_prompt(request: Request, expanded: Sequence[int]) -> None:
