@@ -114,7 +114,7 @@ class FakeVllm:
                 self.calls.append(route)
                 while self.hung:
                     await asyncio.sleep(0.05)
-                answer = await self._answer(route, body, reader)
+                answer = await self._answer(route, body, reader, writer)
                 if answer is None:
                     return
                 status, content = answer
@@ -132,11 +132,15 @@ class FakeVllm:
             writer.close()
 
     async def _answer(
-        self, route: str, body: dict[str, Any], reader: asyncio.StreamReader
+        self,
+        route: str,
+        body: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> tuple[int, Any] | None:
-        """Status and content; None breaks the connection off."""
+        """Status and content; None ends the connection: broken off, or a whole stream sent."""
         if route == "/inference/v1/generate":
-            return await self._generate(body, reader)
+            return await self._generate(body, reader, writer)
         if route not in self.routes and route in ROUTES:
             return 404, {"detail": "Not Found"}
         return await self._control(route, body)
@@ -171,7 +175,7 @@ class FakeVllm:
         return 200, {"results": [[path.stat().st_size if path.is_file() else -1]]}
 
     async def _generate(
-        self, body: dict[str, Any], reader: asyncio.StreamReader
+        self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> tuple[int, Any] | None:
         self.bodies.append(body)
         fault = self.faults.popleft() if self.faults else None
@@ -183,6 +187,9 @@ class FakeVllm:
                 message = f"Cache miss for image at index {i} but data is not provided."
                 return 400, {"error": {"message": message}}
         request = self._request(body)
+        streamed = body.get("stream", False)
+        if streamed and fault is None:
+            await self._first_token(request, writer)
         work = asyncio.ensure_future(self._sample(request))
         gone = asyncio.ensure_future(reader.read(1))
         try:
@@ -195,10 +202,34 @@ class FakeVllm:
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
         answer = self._complete(request, work.result())
-        if fault is None:
-            return 200, answer
-        changed = fault(answer)
-        return None if changed is None else (200, changed)
+        if fault is not None:
+            answer = fault(answer)
+            if streamed and isinstance(answer, dict):
+                answer = f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode()
+            return None if answer is None else (200, answer)
+        if streamed:
+            await self._stream_rest(answer, writer)
+            return None
+        return 200, answer
+
+    async def _first_token(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """What a stream begins with; same seed, same token."""
+        one = replace(request, sampling=replace(request.sampling, max_tokens=1))
+        first = self._complete(request, await self.engine.generate(one))
+        first["choices"][0] |= {"finish_reason": None, "weight_versions": None}
+        writer.write(b"HTTP/1.1 200 -\r\nConnection: close\r\n\r\n")
+        _part(writer, {name: first[name] for name in ("prompt_token_ids", "choices")})
+        await writer.drain()
+
+    async def _stream_rest(self, answer: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        """The other tokens, the counts, and the end."""
+        (choice,) = answer["choices"]
+        choice["token_ids"] = choice["token_ids"][1:]
+        choice["logprobs"]["content"] = choice["logprobs"]["content"][1:]
+        _part(writer, {"choices": [choice]})
+        _part(writer, {"choices": [], "usage": answer["usage"]})
+        writer.write(b"data: [DONE]\n\n")
+        await writer.drain()
 
     async def _sample(self, request: Request) -> Completion:
         await asyncio.sleep(self.delay)
@@ -248,3 +279,7 @@ class FakeVllm:
                 }
             ],
         }
+
+
+def _part(writer: asyncio.StreamWriter, content: dict[str, Any]) -> None:
+    writer.write(f"data: {json.dumps(content)}\n\n".encode())

@@ -94,6 +94,16 @@ def check(
         assert difference(checkpoint, request, completion) < 1e-5
 
 
+def sent_urls(fake: FakeVllm) -> list[str]:
+    """Every picture that came with its bytes."""
+    parts = [part for body in fake.bodies for part in body.get("content_parts", [])]
+    return [part["url"] for part in parts if part["url"] is not None]
+
+
+def sent_bytes(fake: FakeVllm) -> int:
+    return sum(map(len, sent_urls(fake)))
+
+
 class TestRouting:
     def test_a_group_stays_and_groups_spread(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer
@@ -146,6 +156,69 @@ class TestRouting:
         sent = [[p["url"] is not None for p in body["content_parts"]] for body in fake.bodies]
         assert sent == [[True, True], [False, False, True], [False, False], [True, True]]
         assert engine.stats.pictures == 5
+
+    def test_pictures_are_sent_once_in_the_first_wave_too(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """One request brings them; the others go when it has its first token, not its last."""
+        (fake,) = setting.serve(checkpoint)
+        fake.delay = 1.0
+        engine = setting.engine(checkpoint, [fake])
+        first, later = prompts(writer, 2, 8), prompts(writer, 1, 2)
+
+        async def main() -> list[Any]:
+            work = asyncio.create_task(ask(engine, first))
+            await in_flight(fake, len(first))
+            assert not work.done() and engine.stats.requests == 0
+            bytes_before = engine.stats.picture_bytes
+            done = await work
+            assert engine.stats.picture_bytes == bytes_before == sent_bytes(fake)
+            fake.delay = 0.0
+            return done + await ask(engine, later)
+
+        done = run(main())
+        check(checkpoint, engine, first + later, done)
+        assert engine.stats.pictures == len(sent_urls(fake)) == 3
+        assert engine.stats.picture_bytes == sent_bytes(fake)
+
+    def test_one_resend_serves_all_whom_a_full_cache_refused(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        (fake,) = setting.serve(checkpoint)
+        engine = setting.engine(checkpoint, [fake])
+        requests = prompts(writer, 1, 8)
+
+        async def main() -> list[Any]:
+            await ask(engine, requests)
+            fake.pictures.clear()
+            return await ask(engine, requests)
+
+        done = run(main())
+        assert len(done) == 8
+        assert engine.stats.requests == 16
+        assert engine.stats.pictures == len(sent_urls(fake)) == 2
+
+    @pytest.mark.parametrize("way", ["cancelled", "failed"])
+    def test_when_the_one_that_brings_them_falls_out_another_does(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer, way: str
+    ) -> None:
+        (fake,) = setting.serve(checkpoint)
+        engine = setting.engine(checkpoint, [fake])
+        fake.faults.append((503, "starting") if way == "failed" else (lambda answer: answer))
+        fake.delay = 0.3 if way == "cancelled" else 0.0
+        requests = prompts(writer, 1, 4)
+
+        async def main() -> list[Any]:
+            work = [asyncio.create_task(engine.generate(request)) for request in requests]
+            await in_flight(fake, 1)
+            if way == "cancelled":
+                work.pop(0).cancel()
+                requests.pop(0)
+            return await asyncio.gather(*work)
+
+        check(checkpoint, engine, requests, run(main()))
+        assert engine.stats.pictures == 1
+        assert len(sent_urls(fake)) == 2
 
     def test_pictures_are_sent_as_the_trainer_sees_them(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer

@@ -50,9 +50,9 @@ class VllmEngine:
     """Implements `axpo.engines.base.Engine` with `servers` of the model of `checkpoint`.
 
     Weights are written into `folder`, which the servers must see under the same path. `room` is
-    what a path may hold after its prompt (tokens). `stats.pictures` counts pictures sent; times
-    are not known here. Raises `ConfigError` from the first request or update where a server does
-    not fit.
+    what a path may hold after its prompt (tokens). `stats.pictures` counts pictures that a server
+    took; times are not known here. Raises `ConfigError` from the first request or update where a
+    server does not fit.
     """
 
     def __init__(
@@ -187,32 +187,59 @@ class VllmEngine:
     async def _ask(
         self, server: Server, request: Request, spans: Sequence[ImageSpan]
     ) -> Completion:
-        """One server's answer; pictures that it has are not sent again."""
-        new = {p.digest for p in request.pictures} - server.known
+        """One server's answer; a picture goes there once, with the first request that shows it."""
+        shown = {picture.digest for picture in request.pictures}
+        for attempt in range(ATTEMPTS):
+            while others := [server.coming[digest] for digest in shown if digest in server.coming]:
+                await others[0].wait()
+            new = shown if attempt == ATTEMPTS - 1 else shown - server.known
+            try:
+                answer = await self._send(server, request, spans, new)
+            except Refused as error:
+                if "data is not provided" not in str(error) or new == shown:
+                    raise
+                server.known -= shown  # its cache has dropped some
+            else:
+                return self._accept(server, request, answer)
+        raise AssertionError("the last attempt brings every picture")
+
+    async def _send(
+        self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
+    ) -> Any:
+        """The server's answer to `request`, which brings the `new` ones of its pictures."""
+        urls = [self._url(p) if p.digest in new else None for p in request.pictures]
+        id = f"{self._run}-{next(self._ids)}-{request.id}"
+        body = request_body(request, id, self._model, spans, urls)
+        if not new:
+            return await self._pool.ask(server, body, None)
+        over = asyncio.Event()
+        server.coming |= dict.fromkeys(new, over)
+        self.stats.picture_bytes += sum(len(url) for url in urls if url)
+
+        def end() -> None:
+            over.set()
+            server.coming = {d: event for d, event in server.coming.items() if event is not over}
+
+        def accepted() -> None:
+            if not over.is_set():
+                self.stats.pictures += len(new)
+                server.known |= new
+                end()
+
         try:
-            answer = await self._send(server, request, spans, new)
-        except Refused as error:
-            if "data is not provided" not in str(error):
-                raise
-            server.known.clear()  # its cache has dropped some
-            new = {p.digest for p in request.pictures}
-            answer = await self._send(server, request, spans, new)
+            return await self._pool.ask(server, body, accepted)
+        finally:
+            end()
+
+    def _accept(self, server: Server, request: Request, answer: Any) -> Completion:
+        """The completion; raises `ServerLost` where other weights sampled it."""
         read = read_answer(request, answer)
         expected = UNNAMED if self._weights is None else self._weights.name
         if read.weights != expected:
             reason = f"it sampled with the weights {read.weights!r}, expected {expected!r}"
             self._pool.lose(server, reason)
             raise ServerLost(reason)
-        self.stats.pictures += len(new - server.known)
-        server.known |= new
         return replace(read.completion, version=self._version)
-
-    async def _send(
-        self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
-    ) -> Any:
-        urls = [self._url(p) if p.digest in new else None for p in request.pictures]
-        id = f"{self._run}-{next(self._ids)}-{request.id}"
-        return await self._pool.ask(server, request_body(request, id, self._model, spans, urls))
 
     def _url(self, picture: Picture) -> str:
         url = self._encoded.pop(picture.digest, None)
