@@ -260,6 +260,7 @@ def work_done(run: Run) -> dict[str, float]:
         "tokens_reused": engine.reused,
         "pictures_encoded": engine.pictures,
         "kv_evictions": engine.evictions,
+        "picture_bytes": engine.picture_bytes,
         "servers_lost": engine.servers_lost,
         "seconds_engine_vision": engine.seconds_vision,
         "seconds_engine_prefill": engine.seconds_prefill,

@@ -53,9 +53,9 @@ class VllmEngine:
     Weights are written into `folder`, which the servers must see under the same path. `room` is
     what a path may hold after its prompt (tokens). `in_flight` says what becomes of requests in
     flight when new weights come: they "keep" their tokens and go on from them, "restart" with
-    the same seed, or "finish" first; by default there must be none. `stats.pictures` counts pictures sent; times
-    are not known here. Raises `ConfigError` from the first request or update where a server does
-    not fit.
+    the same seed, or "finish" first; by default there must be none. `stats.pictures` counts
+    pictures that a server took; times are not known here. Raises `ConfigError` from the first
+    request or update where a server does not fit.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class VllmEngine:
         self._version = 0
         self._model = ""
         self._weights: Weights | None = None
-        self._versions = {UNNAMED: 0}
+        self._handed_over = [(UNNAMED, 0)]
         self._update: asyncio.Event | None = None
         self._asking: set[asyncio.Task[Completion]] = set()
         self._ready: asyncio.Task[None] | None = None
@@ -135,8 +135,7 @@ class VllmEngine:
         await asyncio.to_thread(save_weights, path, distinct)
         async with self._paused():
             before, self._weights, self._version = self._weights, Weights(path, name), version
-            self._versions.pop(UNNAMED, None)
-            self._versions[name] = version
+            self._handed_over.append((name, version))
             self._pool.retry_lost()
             await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
             await self._pool.acquire("")  # waits for one, where all were lost
@@ -195,16 +194,14 @@ class VllmEngine:
         failures: list[str] = []
         while len(failures) < ATTEMPTS:
             server = await self._pool.acquire(request.group)
-            if self._update is not None:
-                await self._update.wait()
-                continue
             ask = asyncio.ensure_future(self._ask(server, request, spans))
             self._asking.add(ask)
             ask.add_done_callback(self._asking.discard)
             try:
                 completion = await ask
             except Interrupted:
-                continue
+                if self._update is not None:
+                    await self._update.wait()
             except ServerLost as error:
                 failures.append(f"{server.client.url}: {error}")
                 await self._pool.suspect(server, str(error))
@@ -221,34 +218,61 @@ class VllmEngine:
     async def _ask(
         self, server: Server, request: Request, spans: Sequence[ImageSpan]
     ) -> Completion:
-        """One server's answer; pictures that it has are not sent again."""
-        oldest = self._version
-        new = {p.digest for p in request.pictures} - server.known
-        try:
-            answer = await self._send(server, request, spans, new)
-        except Refused as error:
-            if "data is not provided" not in str(error):
-                raise
-            server.known.clear()  # its cache has dropped some
-            new = {p.digest for p in request.pictures}
-            answer = await self._send(server, request, spans, new)
-        read = read_answer(request, answer)
-        versions = tuple(self._versions.get(name, -1) for name in read.weights)
-        if min(versions) < oldest:
-            reason = f"it sampled with the weights {sorted(set(read.weights))}, expected "
-            reason += " or ".join(n for n, v in self._versions.items() if v >= oldest)
-            self._pool.lose(server, reason)
-            raise ServerLost(reason)
-        self.stats.pictures += len(new - server.known)
-        server.known |= new
-        return replace(read.completion, versions=versions)
+        """One server's answer; a picture goes there once, with the first request that shows it."""
+        shown, oldest = {p.digest for p in request.pictures}, len(self._handed_over) - 1
+        for attempt in range(ATTEMPTS):
+            while others := [server.coming[digest] for digest in shown if digest in server.coming]:
+                await others[0].wait()
+            if self._update is not None:
+                raise Interrupted
+            new = shown if attempt == ATTEMPTS - 1 else shown - server.known
+            try:
+                answer = await self._send(server, request, spans, new)
+            except Refused as error:
+                if "data is not provided" not in str(error) or new == shown:
+                    raise
+                server.known -= shown  # its cache has dropped some
+            else:
+                return self._accept(server, request, answer, oldest)
+        raise AssertionError("the last attempt brings every picture")
 
     async def _send(
         self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
     ) -> Any:
+        """The server's answer to `request`, which brings the `new` ones of its pictures."""
         urls = [self._url(p) if p.digest in new else None for p in request.pictures]
         id = f"{self._run}-{next(self._ids)}-{request.id}"
-        return await self._pool.ask(server, request_body(request, id, self._model, spans, urls))
+        body = request_body(request, id, self._model, spans, urls)
+        if not new:
+            return await self._pool.ask(server, body, None)
+        over = asyncio.Event()
+        server.coming |= dict.fromkeys(new, over)
+        self.stats.picture_bytes += sum(len(url) for url in urls if url)
+
+        def end() -> None:
+            over.set()
+            server.coming = {d: event for d, event in server.coming.items() if event is not over}
+
+        def accepted() -> None:
+            if not over.is_set():
+                self.stats.pictures += len(new)
+                server.known |= new
+                end()
+
+        try:
+            return await self._pool.ask(server, body, accepted)
+        finally:
+            end()
+
+    def _accept(self, server: Server, request: Request, answer: Any, oldest: int) -> Completion:
+        """The completion; raises `ServerLost` where other weights than those handed over from
+        place `oldest` on sampled it."""
+        read, due = read_answer(request, answer), dict(self._handed_over[oldest:])
+        if wrong := set(read.weights) - set(due):
+            reason = f"it sampled with the weights {min(wrong)!r}, expected {' or '.join(due)!r}"
+            self._pool.lose(server, reason)
+            raise ServerLost(reason)
+        return replace(read.completion, versions=tuple(due[name] for name in read.weights))
 
     def _url(self, picture: Picture) -> str:
         url = self._encoded.pop(picture.digest, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,11 @@ def request_body(
     request: Request, id: str, model: str, spans: Sequence[ImageSpan], urls: Sequence[str | None]
 ) -> dict[str, Any]:
     """The JSON of `request` under the server's own `id`; a picture without a URL (None) is one
-    that the server knows by its content hash."""
+    that the server knows by its content hash.
+
+    A request that brings pictures is answered in parts, the first token as soon as it is there:
+    from then on others may name them.
+    """
     sampling = request.sampling
     body: dict[str, Any] = {
         "request_id": id,
@@ -83,7 +88,31 @@ def request_body(
             {"type": "image_url", "url": url, "uuid": picture.digest}
             for picture, url in zip(request.pictures, urls, strict=True)
         ]
+    if any(urls):
+        body["stream"], body["stream_options"] = True, {"include_usage": True}
+        body["sampling_params"]["stream_interval"] = sampling.max_tokens
     return body
+
+
+def joined(parts: Sequence[str]) -> dict[str, Any]:
+    """An answer that came in `parts` as if it had come at once; raises `AnswerFault`."""
+    choice: dict[str, Any] = {"token_ids": [], "logprobs": {"content": []}}
+    answer: dict[str, Any] = {"choices": [choice]}
+    try:
+        if parts[-1] != "[DONE]":
+            raise AnswerFault(f"an answer that broke off after {len(parts)} parts")
+        for part in map(json.loads, parts[:-1]):
+            if "error" in part:
+                raise AnswerFault(f"an answer that failed half-way: {_shown(part['error'])}")
+            answer |= {name: part[name] for name in ("prompt_token_ids", "usage") if part.get(name)}
+            for new in part["choices"]:
+                choice["token_ids"] += new["token_ids"]
+                choice["logprobs"]["content"] += new["logprobs"]["content"]
+                choice["finish_reason"] = new["finish_reason"]
+                choice["weight_versions"] = new["weight_versions"]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise AnswerFault(f"parts that make no sense ({error!r}): {_shown(parts)}") from error
+    return answer
 
 
 def read_answer(request: Request, answer: Any) -> Answer:
