@@ -3,7 +3,8 @@
 It keeps vLLM's manners that a client can trip over: one placeholder a picture in the request, the
 expanded prompt in the answer; a picture by its hash alone only while it is in the cache; weights
 named "default" until an update names them; a request ends when its connection closes. `faults`
-are the answers to the next requests instead of the engine's own.
+are the answers to the next requests instead of the engine's own; beyond `kept_from` updates it
+says that it took them and keeps its weights.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class FakeVllm:
         self.calls: list[str] = []
         self.hung = False
         self.delay = 0.0
+        self.kept_from: int | None = None
         self._port = 0
         self._connections: set[asyncio.StreamWriter] = set()
         self._dying = threading.Lock()
@@ -68,7 +70,7 @@ class FakeVllm:
 
     def reset(self) -> None:
         """What a restart leaves: the first weights, no picture, nothing in flight."""
-        self.weights, self.updating = "default", False
+        self.weights, self.updating, self.updates = "default", False, 0
         self.pictures: dict[str, Picture] = {}
         self.checkpoint = replace(self.started, model=deepcopy(self.started.model))
         self.engine = TransformersEngine(self.checkpoint, max_prefill_tokens=512)
@@ -162,7 +164,10 @@ class FakeVllm:
             assert not self.updating
             self.updating = True
         elif route == "/update_weights":
-            weights = load_file(body["update_info"]["path"])
+            self.updates += 1
+            weights = self.checkpoint.model.state_dict()
+            if self.kept_from is None or self.updates <= self.kept_from:
+                weights = load_file(body["update_info"]["path"])
             await self.engine.load_weights(weights, 0)
         elif route == "/finish_weight_update":
             self.weights, self.updating = body["weight_version"], False
