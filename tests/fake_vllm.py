@@ -4,7 +4,8 @@ It keeps vLLM's manners that a client can trip over: one placeholder a picture i
 expanded prompt in the answer; a picture by its hash alone only while it is in the cache; weights
 named "default" until an update names them; a request ends when its connection closes, and a pause
 aborts it or keeps its tokens. `faults` are the answers to the next requests instead of the engine's
-own. With `hold` a request stands still after so many tokens until `go` is set.
+own. With `hold` a request stands still after so many tokens until `go` is set. Beyond `kept_from`
+updates it says that it took them and keeps its weights.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class FakeVllm:
         self.go = asyncio.Event()
         self.held = self.sampling = 0
         self._flying: set[asyncio.Future[Any]] = set()
+        self.kept_from: int | None = None
         self._port = 0
         self._connections: set[asyncio.StreamWriter] = set()
         self._dying = threading.Lock()
@@ -74,6 +76,7 @@ class FakeVllm:
     def reset(self) -> None:
         """What a restart leaves: the first weights, no picture, nothing in flight."""
         self.weights, self.updating, self.paused = "default", False, False
+        self.updates = 0
         self.pictures: dict[str, Picture] = {}
         self.checkpoint = replace(self.started, model=deepcopy(self.started.model))
         self.engine = TransformersEngine(self.checkpoint, max_prefill_tokens=512)
@@ -180,7 +183,10 @@ class FakeVllm:
             assert not self.updating
             self.updating = True
         elif route == "/update_weights":
-            weights = load_file(body["update_info"]["path"])
+            self.updates += 1
+            weights = self.checkpoint.model.state_dict()
+            if self.kept_from is None or self.updates <= self.kept_from:
+                weights = load_file(body["update_info"]["path"])
             await self.engine.load_weights(weights, 0)
         elif route == "/finish_weight_update":
             self.weights, self.updating = body["weight_version"], False

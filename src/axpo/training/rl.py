@@ -22,6 +22,7 @@ from axpo.algorithms.losses import policy_loss, truncated_ratios
 from axpo.algorithms.subgroups import gap
 from axpo.config import Config, ConfigError, RolloutSettings
 from axpo.engines.base import Engine
+from axpo.engines.vllm.engine import VllmEngine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
@@ -30,7 +31,7 @@ from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
 from axpo.training.collection import Collector
 from axpo.training.monitor import Monitor, Stopwatch
-from axpo.training.parity import QUESTIONS, check_parity, mismatch
+from axpo.training.parity import QUESTIONS, WeightProbe, check_parity, mismatch
 from axpo.training.preflight import preflight
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
@@ -49,6 +50,7 @@ class Run:
     agent: Agent
     trainer: Trainer
     algorithm: Algorithm
+    probe: WeightProbe | None = None
 
 
 def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run:
@@ -74,7 +76,13 @@ def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run
         config.rollout.temperature,
     )
     algorithm = ALGORITHMS[config.algorithm.name]
-    return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm)
+    probe = None
+    if isinstance(agent.engine, VllmEngine) and config.engine.vllm is not None:
+        limit = config.engine.vllm.max_logprob_difference
+        recompute = partial(trainer.recompute_logprobs, kl=False)
+        temperature = config.rollout.temperature
+        probe = WeightProbe(agent.engine, checkpoint, recompute, temperature, limit)
+    return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm, probe)
 
 
 def _check_sampling(rollout: RolloutSettings) -> None:
@@ -92,9 +100,10 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     return asyncio.run(_train(config, start, out, monitor))
 
 
-async def _hand_over(run: Run, version: int) -> None:
-    """Let the engine sample with the trainer's weights."""
+async def _hand_over(run: Run, version: int) -> dict[str, float]:
+    """Let the engine sample with the trainer's weights; figures of how it does, where probed."""
     await run.engine.load_weights(run.checkpoint.model.state_dict(), version)
+    return {} if run.probe is None else await run.probe.check()
 
 
 async def _beside_sampling(run: Run, work: Callable[..., Result], *args: Any) -> Result:
@@ -113,7 +122,8 @@ async def _compare_engine(
     monitor.phase("parity")
     limit = run.config.engine.vllm.max_logprob_difference
     groups = collector.new_groups(first)[:QUESTIONS]
-    parity = await check_parity(run.agent, run.trainer, groups, run.config.run.seed, limit)
+    recompute = partial(run.trainer.recompute_logprobs, kl=False)
+    parity = await check_parity(run.agent, recompute, groups, run.config.run.seed, limit)
     return parity.metrics("parity")
 
 
@@ -146,7 +156,7 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
             collector.prepare(step + 1)
             metrics = await _beside_sampling(run, update, run, groups, watch)
             watch("sync")
-            await _hand_over(run, step + 1)
+            metrics |= await _hand_over(run, step + 1)
             for group in groups:
                 await run.engine.release(group.id)
             if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):

@@ -111,6 +111,24 @@ class VllmEngine:
             raise EngineError(f"request {request.id}: the engine was closed")
         return work.result()
 
+    async def probe(self, request: Request) -> dict[str, Completion]:
+        """What each server that is up says to `request`, by its address; counted nowhere.
+
+        One that cannot answer is lost, or left out.
+        """
+        await self._start()
+        spans = self._check(request)
+        found: dict[str, Completion] = {}
+
+        async def one(server: Server) -> None:
+            try:
+                found[server.client.url] = await self._ask(server, request, spans)
+            except (ServerLost, AnswerFault) as error:
+                await self._pool.suspect(server, str(error))
+
+        await asyncio.gather(*(one(server) for server in self._pool.servers if server.up))
+        return found
+
     async def release(self, group: str) -> None:
         """Forget where `group` is served; the server's cache makes room by itself."""
         self._pool.release(group)
