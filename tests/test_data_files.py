@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_sets import colour, picture, task_of, write_jsonl, write_parquet
 
 from axpo.config import ConfigError
 from axpo.tasks.base import DataError
 from axpo.tasks.data import check, rows
+from data_sets import colour, picture, task_of, write_jsonl, write_parquet
 
 LINE = {"id": "a", "question": "?", "images": ["p/1.png"], "answer": "7"}
 
@@ -72,7 +72,9 @@ def test_a_wrong_column_lists_those_that_are_there(folder: Path) -> None:
     path = write_jsonl(folder / "train.jsonl", {"problem": "?", "image": "p/1.png", "answer": 1})
     with pytest.raises(DataError, match=r"no column 'question'; there are problem, image, answer"):
         task_of(f"path = '{path}'").size("train")
-    with pytest.raises(DataError, match=r"no column 'images', but 'image': set task.columns.images"):
+    with pytest.raises(
+        DataError, match=r"no column 'images', but 'image': set task.columns.images"
+    ):
         task_of(f"path = '{path}'\ncolumns = {{question = 'problem'}}").size("train")
     columns = "columns = {question = 'problem', images = 'image', meta = ['level']}"
     with pytest.raises(DataError, match=r"no column 'level'.*task.columns.meta"):
@@ -95,7 +97,9 @@ def test_splits_patterns_and_several_files(folder: Path) -> None:
     task = task_of(f"path = {both}")
     assert [task.example("train", i).id for i in range(3)] == ["e", "a", "b"]
     write_jsonl(folder / "[x] train-1.jsonl", {**LINE, "id": "b"})
-    with pytest.raises(DataError, match=r"train-1.jsonl:1: id: 'b' is already at .*train-0.jsonl:2"):
+    with pytest.raises(
+        DataError, match=r"train-1.jsonl:1: id: 'b' is already at .*train-0.jsonl:2"
+    ):
         task_of(f"path = '{folder}/[x] {{split}}-*.jsonl'").size("train")
 
 
@@ -116,7 +120,7 @@ def test_missing_empty_and_broken_files(folder: Path) -> None:
     (folder / "o.json").write_text('{"question": "?"}')
     with pytest.raises(DataError, match=r"o.json: got dict, expected an array"):
         task_of(f"path = '{folder}/o.json'").size("train")
-    with pytest.raises(ConfigError, match="task.grading: unknown grader 'maths'; there are exact"):
+    with pytest.raises(ConfigError, match=r"task.grading: unknown grader 'maths'; there are"):
         task_of(f"path = '{folder}/p.jsonl'\ngrading = 'maths'")
 
 

@@ -124,9 +124,7 @@ class Hub:
 
     def _load(self, split: str, streaming: bool) -> Any:
         try:
-            return self._load_dataset(
-                self._id, split=split, streaming=streaming, **self._options
-            )
+            return self._load_dataset(self._id, split=split, streaming=streaming, **self._options)
         except self._errors as error:
             raise DataError(
                 f"task.hub: {self._id}, split {split!r}: {error} (task.subset, task.splits and "
