@@ -68,7 +68,7 @@ class Fields:
                     f"(task.columns.{field} names the {field}'s)"
                 )
             near = difflib.get_close_matches(field, there, 1, 0.8) if field in NOTICED else []
-            if near and not found:
+            if near and paths and not found:
                 raise DataError(
                     f"{source}: no column {field!r}, but {near[0]!r}: set task.columns.{field} = "
                     f"{near[0]!r}, or rename it if it is something else"
