@@ -228,3 +228,16 @@ def test_a_copy_is_made_once_and_again_when_the_file_changes(
     task = task_of(f"path = '{path}'")
     assert (task.size("train"), task.example("train", 69).question, len(made)) == (70, "!", 2)
     assert not list((folder / "cache/axpo/data").glob("*.partial"))
+
+
+def test_categories_and_row_groups_of_any_size(folder: Path) -> None:
+    """pandas' categories have another dictionary in each row group."""
+    answers = pa.array([f"{i // 50}" for i in range(150)]).dictionary_encode()
+    table = pa.table({"question": [f"q{i}" for i in range(150)], "answer": answers})
+    with pq.ParquetWriter(folder / "t.parquet", table.schema) as file:
+        for start, size in ((0, 37), (37, 90), (127, 23)):
+            file.write_table(table.slice(start, size))
+    task = task_of(f"path = '{folder}/t.parquet'")
+    found = [task.example("train", i) for i in range(task.size("train") or 0)]
+    expected = [(f"q{i}", f"{i // 50}") for i in range(150)]
+    assert [(example.question, example.answer) for example in found] == expected

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from axpo.tasks.data.fields import Fields, Row
 BATCH = 64
 """Rows of a batch in the Arrow copy, and rows that are copied at a time."""
 BUFFER = 1 << 20
+Batches = Iterable[pa.RecordBatch | pa.Table]
 
 
 class Rows(Protocol):
@@ -49,36 +50,29 @@ class Rows(Protocol):
         ...
 
 
-class JsonRows:
-    """The lines of a .jsonl file, or the elements of the array in a .json file."""
+class JsonLines:
+    """The lines of a .jsonl file."""
+
+    encoded = False
 
     def __init__(self, path: Path, fields: Fields) -> None:
-        self.name, self.folder, self.encoded = str(path), path.parent, False
+        self.name, self.folder = str(path), path.parent
         self._path = path
         self._starts = array("q")
         self._numbers = array("q")
-        self._array: list[Any] | None = None
         names: dict[str, None] = {}
         try:
-            if path.suffix == ".json":
-                self._array = _json_array(path)
-                rows = iter(self._array)
-            else:
-                rows = self._index()
-            for row in rows:
+            for row in self._index():
                 names |= dict.fromkeys(row)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: {error}") from error
-        if not len(self):
-            raise DataError(f"{path}: no rows; expected at least one")
+        check_some(self)
         fields.top_level(list(names), path)
 
     def __len__(self) -> int:
-        return len(self._starts) if self._array is None else len(self._array)
+        return len(self._starts)
 
     def row(self, index: int) -> Row:
-        if self._array is not None:
-            return self._array[index]
         with self._path.open("rb") as file:
             file.seek(self._starts[index])
             return json.loads(file.readline())
@@ -87,11 +81,9 @@ class JsonRows:
         return self.row(index)
 
     def place(self, index: int) -> str:
-        if self._array is not None:
-            return f"{self._path} row {index}"
         return f"{self._path}:{self._numbers[index]}"
 
-    def _index(self) -> Iterator[dict[str, Any]]:
+    def _index(self) -> Iterator[Row]:
         """Note where each line begins; gives them parsed, one after another."""
         start = 0
         with self._path.open("rb") as file:
@@ -99,8 +91,39 @@ class JsonRows:
                 if line.strip():
                     self._starts.append(start)
                     self._numbers.append(number)
-                    yield _parsed(line, f"{self._path}:{number}")
+                    place = f"{self._path}:{number}"
+                    yield _object(_parse(line, place), place)
                 start += len(line)
+
+
+class JsonArray:
+    """The elements of the array in a .json file, which is read whole."""
+
+    encoded = False
+
+    def __init__(self, path: Path, fields: Fields) -> None:
+        self.name, self.folder = str(path), path.parent
+        try:
+            rows = _parse(path.read_bytes(), self.name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: {error}") from error
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: got {type(rows).__name__}, expected an array of objects")
+        self._rows = [_object(row, self.place(index)) for index, row in enumerate(rows)]
+        check_some(self)
+        fields.top_level(list(dict.fromkeys(name for row in self._rows for name in row)), path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, index: int) -> Row:
+        return self._rows[index]
+
+    def texts(self, index: int) -> Row:
+        return self.row(index)
+
+    def place(self, index: int) -> str:
+        return f"{self.name} row {index}"
 
 
 class ArrowRows:
@@ -113,6 +136,7 @@ class ArrowRows:
         self._size = pq.read_metadata(path).num_rows
         self._texts = _texts(self._file.schema, fields)
         self.encoded = len(self._texts) < len(columns)
+        check_some(self)
 
     def __len__(self) -> int:
         return self._size
@@ -140,6 +164,7 @@ class HubRows:
         texts = _texts(self._data.features.arrow_schema, fields)
         self.encoded = len(texts) < len(columns)
         self._texts = self._data.select_columns(texts)
+        check_some(self)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -152,6 +177,12 @@ class HubRows:
 
     def place(self, index: int) -> str:
         return f"{self.name} row {index}"
+
+
+def check_some(rows: Rows) -> None:
+    """Raise `DataError` where there are no rows."""
+    if not len(rows):
+        raise DataError(f"{rows.name}: no rows; expected at least one")
 
 
 def parquet_columns(path: Path, fields: Fields) -> list[str]:
@@ -180,17 +211,38 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     base.mkdir(parents=True, exist_ok=True)
     partial = copy.with_suffix(f".{os.getpid()}.partial")
     try:
-        batches = parquet_batches(path, columns)
-        schema = pa.schema([pq.read_schema(path).field(name) for name in columns])
+        # An Arrow file takes no dictionary that changes on the way (pandas' categories).
+        schema = pa.schema([_plain(pq.read_schema(path).field(name)) for name in columns])
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
-            for batch in batches:
-                out.write_batch(batch)
+            for rows in chunks(parquet_batches(path, columns), BATCH):
+                out.write_table(rows.cast(schema).combine_chunks())
         partial.replace(copy)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: copying it to {copy}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
     return copy
+
+
+def chunks(batches: Batches, size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `size`; the last may be smaller."""
+    held: list[pa.Table] = []
+    count = 0
+    for batch in batches:
+        table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+        held.append(table)
+        count += table.num_rows
+        while count >= size:
+            rows = pa.concat_tables(held)
+            yield rows.slice(0, size)
+            held, count = [rows.slice(size)], count - size
+    if count:
+        yield pa.concat_tables(held)
+
+
+def _plain(column: pa.Field) -> pa.Field:
+    kind = column.type
+    return column.with_type(kind.value_type) if pa.types.is_dictionary(kind) else column
 
 
 def _texts(schema: pa.Schema, fields: Fields) -> list[str]:
@@ -208,18 +260,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
 
-def _json_array(path: Path) -> list[Any]:
-    rows = _parse(path.read_bytes(), str(path))
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: got {type(rows).__name__}, expected an array of objects")
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(f"{path} row {index}: got {type(row).__name__}, expected an object")
-    return rows
-
-
-def _parsed(line: bytes, place: str) -> dict[str, Any]:
-    row = _parse(line, place)
+def _object(row: Any, place: str) -> Row:
     if not isinstance(row, dict):
         raise DataError(f"{place}: got {type(row).__name__}, expected an object")
     return row

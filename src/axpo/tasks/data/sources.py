@@ -12,18 +12,21 @@ from axpo.config import ConfigError, TaskSettings
 from axpo.tasks.base import DataError
 from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.rows import (
+    BATCH,
     ArrowRows,
+    Batches,
     HubRows,
-    JsonRows,
+    JsonArray,
+    JsonLines,
     Rows,
     parquet_batches,
     parquet_columns,
 )
-from axpo.tasks.data.stream import Batches, Shard
+from axpo.tasks.data.stream import Shard
 
 SUFFIXES: dict[str, Callable[[Path, Fields], Rows]] = {
-    ".jsonl": JsonRows,
-    ".json": JsonRows,
+    ".jsonl": JsonLines,
+    ".json": JsonArray,
     ".parquet": ArrowRows,
 }
 
@@ -118,7 +121,7 @@ class Hub:
         count = data.num_shards
 
         def read(index: int) -> Batches:
-            return data.shard(num_shards=count, index=index).iter(batch_size=64)
+            return data.shard(num_shards=count, index=index).iter(batch_size=BATCH)
 
         return [Shard(f"{name} shard {i}", partial(read, i), self._folder) for i in range(count)]
 

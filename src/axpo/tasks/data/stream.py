@@ -11,7 +11,7 @@ it, mixes as far and could not be resumed so: its contents are the state.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,7 @@ import pyarrow as pa
 
 from axpo.tasks.base import DataError
 from axpo.tasks.data.fields import Row
-
-Batches = Iterable[pa.RecordBatch | pa.Table]
+from axpo.tasks.data.rows import Batches, chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Stream:
             before = position
             for number in _shuffled(len(self._shards), f"{seed}/{epoch}"):
                 start = 0
-                for rows in _chunks(self._shards[number].open(), self._size):
+                for rows in chunks(self._shards[number].open(), self._size):
                     order = _shuffled(rows.num_rows, f"{seed}/{epoch}/{number}/{start}")
                     yield Window(self._shards[number], start, rows, order, position)
                     start += len(order)
@@ -95,19 +94,3 @@ def _shuffled(count: int, seed: str) -> list[int]:
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order
-
-
-def _chunks(batches: Batches, size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size`; the last may be smaller."""
-    held: list[pa.Table] = []
-    count = 0
-    for batch in batches:
-        table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-        held.append(table)
-        count += table.num_rows
-        while count >= size:
-            rows = pa.concat_tables(held)
-            yield rows.slice(0, size)
-            held, count = [rows.slice(size)], count - size
-    if count:
-        yield pa.concat_tables(held)
