@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,6 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], **options: Any)
 
 def task_of(recipe: str) -> DataTask:
     """The task of a recipe's `[task]` lines, through the real settings."""
-    import tempfile
-
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(f"[task]\nname = 'data'\n{recipe}")
         file.flush()

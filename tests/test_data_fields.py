@@ -29,6 +29,10 @@ def test_placeholders_place_pictures() -> None:
     assert (found.question, found.images) == ("<image> or <image>?", ("a", "b"))
     found = asked("Is <image2> like <image 1>?", "a", "b")
     assert (found.question, found.images) == ("Is <image> like <image>?", ("b", "a"))
+    row = {"question": "Which is <image1>?", "images": ["a", "b", "c"], "answer": "B"}
+    record = read({**row, "options": ["<image3>", "<image2>"]})
+    assert record.question == "Which is <image>?\nA. <image>\nB. <image>"
+    assert record.images == ("a", "c", "b")
 
 
 @pytest.mark.parametrize(

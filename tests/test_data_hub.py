@@ -10,7 +10,7 @@ import pytest
 
 from axpo.config import ConfigError
 from axpo.tasks.base import DataError
-from data_sets import colour, picture, task_of
+from data_sets import colour, picture, task_of, write_jsonl
 
 CARD = """---
 configs:
@@ -86,6 +86,19 @@ def test_a_streamed_split(hub: Path) -> None:
 def test_a_subset(hub: Path) -> None:
     task = task_of(f"hub = '{hub}'\nsubset = 'hard'\n{COLUMNS}")
     assert (task.size("train"), task.example("train", 4).images[0].size) == (5, (4, 2))
+
+
+@pytest.mark.parametrize("streaming", ["", "streaming = ['train']"])
+def test_json_and_paths_in_the_repository(hub: Path, tmp_path: Path, streaming: str) -> None:
+    (tmp_path / "x.png").write_bytes(picture("blue"))
+    line = {"problem": "?", "solution": 7, "images": ["x.png"], "cover": None}
+    write_jsonl(tmp_path / "train.jsonl", line, line)
+    task = task_of(f"hub = '{tmp_path}'\n{streaming}\n{COLUMNS}")
+    example = task.example("train", 1)
+    assert (example.answer, colour(example.images[0])) == ("7", (0, 0, 255))
+    broken = COLUMNS.replace("problem", "question")
+    with pytest.raises(DataError, match="no column 'question'; there are problem, solution"):
+        task_of(f"hub = '{tmp_path}'\n{streaming}\n{broken}").example("train", 0)
 
 
 def test_what_is_wrong_is_named(hub: Path) -> None:

@@ -134,6 +134,8 @@ class TaskSettings(Section):
             raise ValueError("path, hub: the data task needs one of them, files or a Hub id")
         if self.path and (idle := {"subset", "revision"} & self.model_fields_set):
             raise ValueError(f"{', '.join(sorted(idle))}: no effect without hub; remove it")
+        if self.path and self.splits and not any("{split}" in name for name in self.path):
+            raise ValueError("splits: no effect without {split} in path; add it or remove splits")
         if not self.streaming and "window" in self.model_fields_set:
             raise ValueError("window: no effect without streaming; remove it")
         return self

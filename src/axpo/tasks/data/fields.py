@@ -93,9 +93,10 @@ class Fields:
         columns = self._columns
         images = tuple(one for path in columns.images for one in flat(self._one(row, path, place)))
         question = _text(self._one(row, columns.question, place), f"{place}: question")
+        options = _options(self._several(row, columns.options, place), f"{place}: options")
+        question = _listed(question, options)
         if pictures:
             question, images = _place_pictures(question, images, f"{place}: question")
-        options = _options(self._several(row, columns.options, place), f"{place}: options")
         answers = _answers(self._several(row, columns.answer, place), options, f"{place}: answer")
         named = self._one(row, columns.grading, place)
         grading = _text(named, f"{place}: grading") if named is not None else self._grading
@@ -109,7 +110,7 @@ class Fields:
         return Record(
             place,
             place if id is None else _text(id, f"{place}: id"),
-            _listed(question, options),
+            question,
             images,
             answers,
             grading,

@@ -208,9 +208,9 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     copy = base / f"{path.stem}-{name}.arrow"
     if copy.is_file():
         return copy
-    base.mkdir(parents=True, exist_ok=True)
     partial = copy.with_suffix(f".{os.getpid()}.partial")
     try:
+        base.mkdir(parents=True, exist_ok=True)
         # An Arrow file takes no dictionary that changes on the way (pandas' categories).
         schema = pa.schema([_plain(pq.read_schema(path).field(name)) for name in columns])
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as out:

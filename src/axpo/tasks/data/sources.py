@@ -116,7 +116,8 @@ class Hub:
     def shards(self, split: str) -> list[Shard]:
         name = f"{self._id} {split}"
         data = self._load(split, streaming=True)
-        columns = self._fields.top_level(data.column_names, name)
+        names = data.column_names or list(next(iter(data), {}))  # JSON tells with its first row
+        columns = self._fields.top_level(names, name)
         data = data.select_columns(columns).with_format("arrow")
         count = data.num_shards
 
