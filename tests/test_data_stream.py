@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,30 @@ def test_a_stream_without_rows() -> None:
     empty = Stream([Shard("b", lambda: iter(()), Path())], 3)
     with pytest.raises(DataError, match="b: no rows"):
         empty.row(0, 0)
+
+
+LEFT_OPEN = """
+import pathlib, sys
+import pyarrow as pa
+from axpo.tasks.data.stream import Shard, Stream
+
+def rows():
+    try:
+        while True:
+            yield pa.table({"id": ["a"]})
+    finally:
+        print("closed", "too late" if sys.is_finalizing() else "in time")
+
+stream = Stream([Shard("a", rows, pathlib.Path())], 2)
+stream.row(5, 0)
+"""
+
+
+def test_what_is_left_open_is_closed_before_the_process_ends() -> None:
+    """The readers behind `datasets` else abort it, after all its work."""
+    command = [sys.executable, "-c", LEFT_OPEN]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout == "closed in time\n"
 
 
 @pytest.mark.parametrize("streaming", [True, False])

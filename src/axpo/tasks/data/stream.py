@@ -11,6 +11,7 @@ it, mixes as far and could not be resumed so: its contents are the state.
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,38 +57,41 @@ class Stream:
         self._shards = shards
         self._size = size
         self._seed: int | None = None
-        self._windows: Iterator[Window] = iter(())
+        self._reader: list[Iterator[Window]] = []
+        # Threads of a shard that is still open would abort the process as it exits.
+        weakref.finalize(self, self._reader.clear)
         self._window: Window | None = None
 
     def row(self, position: int, seed: int) -> tuple[Row, str, Path]:
         """The row at `position` (from 0) of the seed's order, its place, and its shard's folder."""
         window = self._window
         if window is None or seed != self._seed or position < window.position:
-            self._seed, self._windows = seed, self._read(seed)
-            window = next(self._windows)
+            self._seed, self._reader[:] = seed, [_read(self._shards, self._size, seed)]
+            window = next(self._reader[0])
         while position >= window.end:
-            window = next(self._windows)
+            window = next(self._reader[0])
         self._window = window
         index = window.order[position - window.position]
         place = f"{window.shard.name} row {window.start + index}"
         return window.rows.slice(index, 1).to_pylist()[0], place, window.shard.folder
 
-    def _read(self, seed: int) -> Iterator[Window]:
-        """One window after another, for ever."""
-        epoch, position = 0, 0
-        while True:
-            before = position
-            for number in _shuffled(len(self._shards), f"{seed}/{epoch}"):
-                start = 0
-                for rows in chunks(self._shards[number].open(), self._size):
-                    order = _shuffled(rows.num_rows, f"{seed}/{epoch}/{number}/{start}")
-                    yield Window(self._shards[number], start, rows, order, position)
-                    start += len(order)
-                    position += len(order)
-            if position == before:
-                names = ", ".join(shard.name for shard in self._shards)
-                raise DataError(f"{names}: no rows; expected at least one")
-            epoch += 1
+
+def _read(shards: Sequence[Shard], size: int, seed: int) -> Iterator[Window]:
+    """One window after another, for ever."""
+    epoch, position = 0, 0
+    while True:
+        before = position
+        for number in _shuffled(len(shards), f"{seed}/{epoch}"):
+            start = 0
+            for rows in chunks(shards[number].open(), size):
+                order = _shuffled(rows.num_rows, f"{seed}/{epoch}/{number}/{start}")
+                yield Window(shards[number], start, rows, order, position)
+                start += len(order)
+                position += len(order)
+        if position == before:
+            names = ", ".join(shard.name for shard in shards)
+            raise DataError(f"{names}: no rows; expected at least one")
+        epoch += 1
 
 
 def _shuffled(count: int, seed: str) -> list[int]:
