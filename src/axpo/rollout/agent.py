@@ -39,6 +39,8 @@ Grade = Callable[[str, str, str], Awaitable[float]]
 """(grading, answer, truth) -> reward, as `axpo.tasks.grading.grade`."""
 GRADING = "grading"
 """Key of `Group.meta`: the name of the question's grader."""
+ALTERNATIVES = "alternatives"
+"""Key of `Group.meta`: truths that are as right as the group's, where there are any."""
 
 
 def request_seed(seed: int, trajectory: str, turn: int) -> int:
@@ -219,13 +221,20 @@ class Agent:
         elif trajectory.answer is not None:
             began = time.perf_counter()
             try:
-                trajectory.reward = await self.grade(
-                    group.meta[GRADING], trajectory.answer, group.truth
-                )
+                trajectory.reward = await self._reward(group, trajectory.answer)
             except Exception as error:
                 trajectory.fault = f"grading: {type(error).__name__}: {error}"
             finally:
                 self.stats.seconds_grade += time.perf_counter() - began
+
+    async def _reward(self, group: Group, answer: str) -> float:
+        """The best that the answer gets for any of the question's truths."""
+        rewards: list[float] = []
+        for truth in (group.truth, *group.meta.get(ALTERNATIVES, ())):
+            rewards.append(await self.grade(group.meta[GRADING], answer, truth))
+            if rewards[-1] == 1.0:
+                break
+        return max(rewards)
 
 
 def _sampled(id: str, completion: Completion) -> list[Segment]:
