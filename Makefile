@@ -46,7 +46,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,tracking,sandbox,search,mcp,bench,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,lora,tracking,sandbox,search,mcp,bench,dev]"
 	@touch $@
 
 $(VLLM)/.installed: src/axpo/engines/vllm/environment.py | $(VENV)/.installed
