@@ -15,7 +15,7 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tasks.lab import BASE
-from axpo.training import memory, preflight, rl, sft
+from axpo.training import memory, preflight, rl, sft, start
 from axpo.training.attention import tree_layout
 from axpo.training.policy import hidden_states, show, token_logprobs
 from axpo.training.preflight import MemoryWarning, Sizes, check_positions, estimate, sizes
@@ -153,8 +153,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def load(*_: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(rl, "load_model", load)
-    monkeypatch.setattr(sft, "load_model", load)
+    monkeypatch.setattr(start, "load_model", load)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield

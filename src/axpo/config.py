@@ -45,6 +45,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+TextLayer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraSettings(Section):
+    """Low-rank adapters: W + (alpha / rank) B A is trained in A and B alone."""
+
+    rank: PositiveInt = 32
+    """Rows of A, columns of B (choice)."""
+    alpha: PositiveInt = 32
+    """The adapters' scale, before it is divided by the rank (choice)."""
+    targets: Annotated[tuple[TextLayer, ...], Field(min_length=1)] = typing.get_args(TextLayer)
+    """Linear layers of the text model that get adapters; all by default."""
+    vision: bool = False
+    """Also adapt the linear layers of the vision tower and its mergers."""
+
+
 class ModelSettings(Section):
     path: str = "lab-base"
     """Run folder (its newest checkpoint), checkpoint, Hub id, or "lab-base", the shipped model."""
@@ -54,6 +70,11 @@ class ModelSettings(Section):
     """float32, or bfloat16 (for GPUs), trained on float32 masters that only a resume reads back."""
     threads: NonNegativeInt = 1
     """CPU threads of one process; 0 leaves torch's default."""
+    gradient_checkpointing: bool = False
+    """Training keeps each layer's input alone and computes the rest again: less memory, about a
+    third more operations."""
+    lora: LoraSettings | None = None
+    """Adapters that are trained instead of the weights; full fine-tuning by default."""
 
 
 OneOrMore = Annotated[
@@ -443,7 +464,7 @@ class OptimizerSettings(Section):
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after the warm-up; to 0 at the last update."""
     freeze_vision: bool = False
-    """Leave the vision tower as it is (its mergers too)."""
+    """Leave the vision tower as it is (its mergers too). verl and TRL train it by default."""
     max_tokens_per_micro_batch: PositiveInt = 8192
     """Packed tokens of one forward/backward; a larger tree is trained in pieces of so many."""
 
@@ -546,6 +567,13 @@ class Config(Section):
                 f"task.streaming: {self.eval.split!r} is what eval.split evaluates, and that needs "
                 "a split of known size; leave it out"
             )
+        if self.model.lora is not None:
+            for name, stage in (("rl", self.rl), ("sft", self.sft)):
+                if "freeze_vision" in stage.optimizer.model_fields_set:
+                    raise ValueError(
+                        f"{name}.optimizer.freeze_vision: no effect with model.lora, which trains "
+                        "its adapters alone; remove it (model.lora.vision adapts the vision tower)"
+                    )
         if self.rl.questions % self.rl.updates:
             raise ValueError(
                 f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"

@@ -21,6 +21,8 @@ from transformers.utils import logging
 
 from axpo.config import UserError
 from axpo.models.attention import use_fast_vision
+from axpo.models.lora import CONFIG as ADAPTER_CONFIG
+from axpo.models.lora import merged_weights
 from axpo.models.vision import PixelCache
 
 VISION_TOKENS = (
@@ -65,9 +67,10 @@ class Checkpoint:
         return self.model.config.vision_config.spatial_merge_size
 
     def save(self, folder: Path) -> None:
-        """Write everything that `load_checkpoint` reads."""
+        """Write everything that `load_checkpoint` reads; adapters are merged into the weights."""
         with _no_progress_bars():
-            self.model.save_pretrained(folder)
+            weights = merged_weights(self.model, self.model.state_dict())
+            self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
@@ -105,6 +108,11 @@ def load_checkpoint(
     only (the meta device): enough to render and to count.
     """
     path = str(path)
+    if (Path(path) / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{path} holds adapters alone; give the merged weights beside them (model/ of a "
+            "checkpoint), or what PEFT's merge_and_unload makes of them"
+        )
     try:
         config: Any = AutoConfig.from_pretrained(path)
     except OSError as error:

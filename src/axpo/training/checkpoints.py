@@ -1,8 +1,9 @@
 """Checkpoints of a training run: whole or absent, and resumable to the bit.
 
-A checkpoint is a folder `step-000010/` with the model (`model/`, loadable on its own),
-`trainer.pt` (optimizer, schedule, random states) and `state.json`. It is written beside its
-final place, flushed to disk and renamed, so that a reader never meets half a one.
+A checkpoint is a folder `step-000010/` with the model (`model/`, loadable on its own; adapters are
+merged), with `model.lora` its adapters (`adapter/`, as PEFT reads them), `trainer.pt` (optimizer,
+schedule, random states) and `state.json`. It is written beside its final place, flushed to disk
+and renamed, so that a reader never meets half a one.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import torch
 
 from axpo.config import UserError
 from axpo.models.loading import load_checkpoint
+from axpo.models.lora import adapted_layers, load_adapters, save_adapters
 from axpo.training.trainer import Trainer
 
-MODEL, TRAINER, STATE = "model", "trainer.pt", "state.json"
+MODEL, ADAPTER, TRAINER, STATE = "model", "adapter", "trainer.pt", "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
 _TEMPORARY = ".writing-"
 
@@ -53,6 +55,8 @@ def save(
     temporary = folder / f"{_TEMPORARY}{final.name}"
     temporary.mkdir()
     trainer.checkpoint.save(temporary / MODEL)
+    if adapted_layers(trainer.checkpoint.model):
+        save_adapters(trainer.checkpoint.model, temporary / ADAPTER)
     torch.save({"trainer": trainer.state_dict(), "random": _random_state()}, temporary / TRAINER)
     (temporary / STATE).write_text(json.dumps({"step": step, "data": data or {}}, indent=1))
     _flush(temporary)
@@ -104,15 +108,21 @@ def latest(folder: Path) -> Path | None:
 def restore(path: Path, trainer: Trainer) -> State:
     """Put weights, optimizer, schedule and random states back as they were at `save`.
 
-    Raises `ValueError` naming `path` where it is not a complete checkpoint.
+    With adapters the weights below them are those that the run starts from, not the merged ones.
+    Raises `ValueError` naming `path` where it is not a complete checkpoint or another model's.
     """
     if not _complete(path):
         raise ValueError(
             f"{path} is not a complete checkpoint; expected {MODEL}/, {TRAINER}, {STATE}"
         )
     model = trainer.checkpoint.model
-    stored = load_checkpoint(path / MODEL, str(model.device), model.dtype)
-    model.load_state_dict(stored.model.state_dict())
+    if bool(adapted_layers(model)) != (path / ADAPTER).is_dir():
+        raise ValueError(f"{path}: adapters on one side only; resume with the same model.lora")
+    if adapted_layers(model):
+        load_adapters(model, path / ADAPTER)
+    else:
+        stored = load_checkpoint(path / MODEL, str(model.device), model.dtype)
+        model.load_state_dict(stored.model.state_dict())
     state = torch.load(path / TRAINER, weights_only=True, map_location="cpu")
     trainer.load_state_dict(state["trainer"])
     _set_random_state(state["random"])

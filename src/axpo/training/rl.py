@@ -25,7 +25,7 @@ from axpo.engines.base import Engine
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
+from axpo.rollout.setup import build_agent, build_task, recipe_tools
 from axpo.store import save_groups
 from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
@@ -33,6 +33,7 @@ from axpo.training.collection import Collector
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.parity import QUESTIONS, WeightProbe, check_parity, mismatch
 from axpo.training.preflight import preflight
+from axpo.training.start import load_policy, load_reference
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
 
@@ -65,8 +66,7 @@ def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run
             f"algorithm.name: 'rltf' needs critiques; the {config.task.name} task offers none"
         )
     preflight(config, "rl", start, task, tools)
-    checkpoint = load_model(config.model, start)
-    reference = load_model(config.model, start) if config.algorithm.kl > 0 else None
+    checkpoint, reference = load_policy(config, start), load_reference(config, start)
     agent = build_agent(config, checkpoint, tools, out)
     trainer = Trainer(
         checkpoint,

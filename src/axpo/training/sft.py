@@ -14,13 +14,14 @@ from axpo.algorithms.losses import likelihood_loss
 from axpo.config import Config
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import build_task, load_model, recipe_tools
+from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tasks.base import Task
 from axpo.tools.toolbox import Toolbox
 from axpo.training import checkpoints
 from axpo.training.data import training_example
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.preflight import preflight
+from axpo.training.start import load_policy
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
 
@@ -29,7 +30,7 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     """Train `start` on the "sft" split; returns the last checkpoint. Resumes by itself."""
     task, tools = build_task(config.task), recipe_tools(config)
     preflight(config, "sft", start, task, tools)
-    checkpoint = load_model(config.model, start)
+    checkpoint = load_policy(config, start)
     rendering = Rendering(checkpoint, tools, config.task.system)
     trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
     folder = out / "checkpoints"

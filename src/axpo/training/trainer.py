@@ -17,6 +17,7 @@ import torch
 from axpo.algorithms.losses import TokenBatch
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
+from axpo.models.lora import adapter_parameters, adapters_off
 from axpo.models.vision import Pixels
 from axpo.training.batches import Work, micro_batches, prepare, recompute_logprobs
 from axpo.training.masters import MasterWeights
@@ -51,7 +52,8 @@ class _Laps:
 class Trainer:
     """Trains `checkpoint`'s model in place.
 
-    `reference` is a second, frozen checkpoint for the KL term, None without one.
+    `reference` is a second, frozen checkpoint for the KL term, None without one. A model with
+    adapters trains these alone and, with them off, is its own reference.
     `total_updates` is the length of the schedule, `temperature` the sampler's.
     """
 
@@ -69,10 +71,16 @@ class Trainer:
                     "the reference must be a copy: freezing it would freeze the policy"
                 )
             reference.model.requires_grad_(False)
-        checkpoint.model.requires_grad_(True)
-        checkpoint.model.model.visual.requires_grad_(not settings.freeze_vision)
+        adapters = adapter_parameters(checkpoint.model)
+        if adapters and reference is not None:
+            raise ValueError("a model with adapters is its own reference; give no other one")
+        checkpoint.model.requires_grad_(not adapters)
+        checkpoint.model.model.visual.requires_grad_(not adapters and not settings.freeze_vision)
+        for parameter in adapters:
+            parameter.requires_grad_()
         self.checkpoint = checkpoint
         self.reference = reference
+        self._adapted = bool(adapters)
         self.settings = settings
         self.total_updates = total_updates
         self.temperature = temperature
@@ -103,7 +111,7 @@ class Trainer:
         call's wall time; `chunks` counts its forward/backward passes, a piece of a tree above
         `max_tokens_per_micro_batch` each.
         """
-        if kl and self.reference is None:
+        if kl and self.reference is None and not self._adapted:
             raise ValueError("kl needs a reference checkpoint; give the Trainer one")
         metrics = {"loss": 0.0, "tokens_trained": 0.0, "tokens_packed": 0.0, "tokens_path": 0.0}
         names = ("pack", "reference", "forward", "backward", "optimizer")
@@ -161,8 +169,8 @@ class Trainer:
         where = f"group{'s' if len(forest.groups) > 1 else ''} {', '.join(forest.groups)}"
         laps("pack")
         ref = None
-        if kl and self.reference is not None:
-            ref = self._plain_logprobs(self.reference, forest, pixels)
+        if kl:
+            ref = self._reference_logprobs(forest, pixels)
             laps("reference")
         device, budget = self.checkpoint.model.device, self.settings.max_tokens_per_micro_batch
         old, advantages, weights, likelihood, distilled = (
@@ -200,6 +208,12 @@ class Trainer:
         metrics["tokens_packed"] += len(forest)
         metrics["tokens_path"] += forest.path_tokens
         return stats
+
+    def _reference_logprobs(self, forest: PackedTree, pixels: Mapping[str, Pixels]) -> torch.Tensor:
+        if self.reference is not None:
+            return self._plain_logprobs(self.reference, forest, pixels)
+        with adapters_off(self.checkpoint.model):
+            return self._plain_logprobs(self.checkpoint, forest, pixels)
 
     def _plain_logprobs(
         self, checkpoint: Checkpoint, forest: PackedTree, pixels: Mapping[str, Pixels]

@@ -30,6 +30,7 @@ from axpo.engines.vllm.pool import Interrupted, Pool, Server
 from axpo.engines.vllm.wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
 from axpo.engines.weights import distinct_weights, save_weights
 from axpo.models.loading import Checkpoint
+from axpo.models.lora import merged_weights
 from axpo.models.vision import as_seen
 from axpo.tree import ImageSpan
 
@@ -146,7 +147,7 @@ class VllmEngine:
                 "them first"
             )
         own = self._checkpoint.model.state_dict(keep_vars=True)
-        distinct = distinct_weights(own, weights)
+        distinct = merged_weights(self._checkpoint.model, distinct_weights(own, weights))
         await self._start()
         name = f"{self._run}/{version}"
         path = self._folder / f"weights-{self._run}-{version}.safetensors"

@@ -1,0 +1,156 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT: W + (alpha / rank) B A, with W frozen.
+
+They are put into the model itself, whose class and module names stay; only its targeted linear
+layers become PEFT's. B starts at 0, so the adapted model starts as the model itself, and with its
+adapters off it is that model at any time: the KL reference needs no weights of its own. Engines
+and readers of checkpoints get plain weights under the model's own names (`merged_weights`).
+
+There is no dropout: tokens that branches share are computed once, in pieces some twice, and
+sampler and trainer must be one distribution.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from axpo.config import ConfigError, LoraSettings
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""PEFT's file names."""
+_ADAPTER = "default"
+_PREFIX = "base_model.model."
+"""PEFT's files name modules as its own wrapper sees them."""
+
+
+def require_peft() -> None:
+    """Raise `ConfigError` where PEFT is not installed."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"model.lora: needs PEFT: pip install axpo[lora] ({error})") from error
+
+
+def targets(settings: LoraSettings) -> str:
+    """A regular expression of the full names of the adapted layers."""
+    text = rf"model\.language_model\.layers\..*\.(?:{'|'.join(settings.targets)})"
+    vision = r"model\.visual\..*\.(?:qkv|attn\.proj|linear_fc1|linear_fc2)"
+    return rf"{text}|{vision}" if settings.vision else text
+
+
+def add_adapters(model: nn.Module, settings: LoraSettings, base: str, seed: int) -> None:
+    """Put adapters into `model` (Qwen3VLForConditionalGeneration), in its dtype, A by `seed`.
+
+    `base` is the path or Hub id that PEFT's files will name.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=targets(settings),
+        base_model_name_or_path=base,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, _ADAPTER)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The model's layers with an adapter (PEFT's `LoraLayer`), by name; empty without adapters."""
+    if not hasattr(model, "peft_config"):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """A and B of every adapter."""
+    return [
+        matrix[_ADAPTER].weight
+        for layer in adapted_layers(model).values()
+        for matrix in (layer.lora_A, layer.lora_B)
+    ]
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """`model` as it was before its adapters, while the context lasts."""
+    layers = adapted_layers(model).values()
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@torch.no_grad()
+def merged_weights(
+    model: nn.Module, weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`weights`, a state dict of `model`, as one of the model without adapters.
+
+    What an adapter changes is a new tensor on the CPU: W + scale B A in float32, rounded to W's
+    dtype. Everything else is passed on as it is; without adapters that is all.
+    """
+    layers = adapted_layers(model)
+    merged: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        owner, _, rest = name.rpartition(".base_layer.")
+        if owner in layers:
+            name = f"{owner}.{rest}"
+            if rest == "weight":
+                down = weights[f"{owner}.lora_A.{_ADAPTER}.weight"].float()
+                up = weights[f"{owner}.lora_B.{_ADAPTER}.weight"].float()
+                change = layers[owner].scaling[_ADAPTER] * (up @ down)
+                tensor = (tensor.float() + change).to(tensor.dtype).cpu()
+        elif name.partition(".lora_")[0] in layers:
+            continue
+        merged[name] = tensor
+    return merged
+
+
+def save_adapters(model: nn.Module, folder: Path) -> None:
+    """Write the adapters as PEFT's `PeftModel.from_pretrained(base, folder)` reads them."""
+    folder.mkdir(parents=True)
+    found = {name: tensor.cpu().contiguous() for name, tensor in _adapters(model).items()}
+    save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
+    config: Any = model.peft_config
+    config[_ADAPTER].save_pretrained(folder)
+
+
+@torch.no_grad()
+def load_adapters(model: nn.Module, folder: Path) -> None:
+    """Take back what `save_adapters` wrote; raises `ValueError` where it does not fit `model`."""
+    own, stored = _adapters(model), load_file(folder / WEIGHTS)
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    if {name: tensor.shape for name, tensor in stored.items()} != shapes:
+        raise ValueError(
+            f"{folder} holds {len(stored)} matrices of other adapters, expected {len(own)}: "
+            "resume with the model.lora that it was trained with"
+        )
+    config: Any = model.peft_config
+    base = json.loads((folder / CONFIG).read_text())["base_model_name_or_path"]
+    if base != (start := config[_ADAPTER].base_model_name_or_path):
+        raise ValueError(f"{folder} adapts {base}, this run starts from {start}: give it that one")
+    for name, tensor in own.items():
+        tensor.copy_(stored[name])
+
+
+def _adapters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A and B by the names of PEFT's files."""
+    return {
+        f"{_PREFIX}{name}.{kind}.weight": getattr(layer, kind)[_ADAPTER].weight.detach()
+        for name, layer in adapted_layers(model).items()
+        for kind in ("lora_A", "lora_B")
+    }

@@ -1,0 +1,33 @@
+"""The policy at the start of its training: the checkpoint, prepared as the recipe says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from axpo.config import Config
+from axpo.models.loading import Checkpoint
+from axpo.models.lora import add_adapters, require_peft
+from axpo.rollout.setup import load_model
+from axpo.training.recomputation import recompute_layers
+
+
+def load_policy(config: Config, path: str | Path) -> Checkpoint:
+    """The checkpoint at `path` with `model.lora`'s adapters, recomputing its layers by
+    `model.gradient_checkpointing`. Raises `ConfigError` and `CheckpointError`."""
+    settings = config.model
+    if settings.lora is not None:
+        require_peft()
+    checkpoint = load_model(settings, path)
+    if settings.lora is not None:
+        add_adapters(checkpoint.model, settings.lora, str(path), config.run.seed)
+    if settings.gradient_checkpointing:
+        recompute_layers(checkpoint.model)
+    return checkpoint
+
+
+def load_reference(config: Config, path: str | Path) -> Checkpoint | None:
+    """The KL term's reference: `path` once more, None without a KL term and with adapters, for
+    the policy is its own reference with them off."""
+    if config.algorithm.kl == 0 or config.model.lora is not None:
+        return None
+    return load_model(config.model, path)
