@@ -18,6 +18,7 @@ from typing import Any
 
 from axpo.config import RolloutSettings
 from axpo.engines.transformers import TransformersEngine
+from axpo.models.flops import TRAINING, Sizes, forward_flops
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
@@ -27,7 +28,7 @@ from axpo.tools import make_tools
 from axpo.tree import Group
 from benchmarks import rollouts
 from benchmarks.chain import chain_checkpoint, chain_examples
-from benchmarks.flops import TRAINING, Sizes, forward_flops, rollout_work
+from benchmarks.flops import rollout_work
 from benchmarks.harness import Row, Timing, interleave, matmul_peak, means, ratio
 from benchmarks.models import Shape, training_checkpoint
 from benchmarks.training_step import PACKED, PADDED, bench

@@ -19,18 +19,11 @@ import torch
 
 from axpo.algorithms.losses import clipped_loss
 from axpo.config import OptimizerSettings
+from axpo.models.flops import TRAINING, Sizes, Work, forward_flops
 from axpo.training.packing import PackedTree, items, pack
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
-from benchmarks.flops import (
-    QWEN3_VL_8B,
-    TRAINING,
-    Sizes,
-    Work,
-    forward_flops,
-    packed_work,
-    padded_work,
-)
+from benchmarks.flops import QWEN3_VL_8B, packed_work, padded_work
 from benchmarks.harness import Row, Side, Timing, interleave, means, peak_bytes, ratio
 from benchmarks.models import Shape, training_checkpoint, training_group, with_logprobs
 from benchmarks.padded import PaddedTrainer, Rows, padded_rows

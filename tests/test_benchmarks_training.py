@@ -14,11 +14,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from axpo.models.flops import Sizes, causal_pairs, forward_flops, vision_flops
 from axpo.models.vision import encode_pictures
 from axpo.tasks.lab import BASE
 from benchmarks import extra_samples, growth
 from benchmarks.__main__ import main
-from benchmarks.flops import Sizes, causal_pairs, forward_flops, rollout_work, vision_flops
+from benchmarks.flops import rollout_work
 from benchmarks.harness import Spread, Timing, interleave, peak_bytes, ratio
 from benchmarks.models import Shape, training_group
 from benchmarks.pages import render

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from axpo.config import Config, ConfigError, parse_config
+from axpo.config import Config, ConfigError, LoraSettings, load_config, parse_config
 from axpo.engines.kv import SlotMemory
 from axpo.models.loading import Checkpoint
+from axpo.models.lora import adapter_parameters, add_adapters
 from axpo.models.vision import encode_pictures
 from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tasks.lab import BASE
 from axpo.training import memory, preflight, rl, sft, start
 from axpo.training.attention import tree_layout
-from axpo.training.policy import hidden_states, show, token_logprobs
-from axpo.training.preflight import MemoryWarning, Sizes, check_positions, estimate, sizes
+from axpo.training.operations import REFERENCE, step_operations
+from axpo.training.policy import hidden_states, policy_logprobs, show, token_logprobs
+from axpo.training.preflight import (
+    MemoryWarning,
+    Sizes,
+    check_positions,
+    counts,
+    estimate,
+    in_units,
+    sizes,
+)
+from axpo.training.recomputation import recompute_layers
 from axpo.tree import ImageSpan, Origin, Segment
 from padded_oracle import branching_group
 from saved_bytes import SavedBytes
@@ -72,6 +86,130 @@ def test_estimates_are_what_autograd_keeps(made, dtype: torch.dtype):
         assert estimates[name] == pytest.approx(kept, rel=0.15), name
     assert head_kept < memory.logits(text, len(before.unique()), 2**26) < 3 * head_kept
     assert memory.logits(text, 10**6, 1000) == 3 * 4 * 1000
+
+
+def allocated(step: Callable[[], object]) -> int:
+    """The most bytes that were allocated at once while `step` ran, by torch's own records."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
+        step()
+    events = records.profiler.kineto_results.events()  # pyright: ignore
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(change for _, change in changes))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("made", [tiny_checkpoint, wide_checkpoint])
+def test_the_peak_of_a_training_step(made, recompute: bool):
+    """Forward and backward as they allocate, recomputed layers and gradients included."""
+    torch.set_num_threads(1)
+    checkpoint: Checkpoint = made()
+    model = checkpoint.model
+    if recompute:
+        recompute_layers(model)
+    forest, pixels = packed(checkpoint, [branching_group(checkpoint, 1)])
+    peak = allocated(lambda: policy_logprobs(checkpoint, forest, pixels).sum().backward())
+    layout = tree_layout(forest.nodes, torch.float32)
+    runs = [
+        sum(layout.sizes[i] for i in (*run.above, *range(run.first, run.last)))
+        for run in layout.runs
+    ]
+    mask = sum(run.mask.numel() for run in layout.runs if run.mask is not None)
+    patches = sum(len(pixels[d].values) for d in dict.fromkeys(forest.pictures))
+    text, vision = model.config.text_config, model.config.vision_config
+    predicted = len(forest.previous[forest.index].unique())
+    found = sum(
+        (
+            memory.text_activations(text, len(forest), sum(runs), mask, 4, recompute),
+            memory.vision_activations(vision, patches, 4, recompute),
+            memory.logits(text, predicted, 2**26),
+            4 * sum(p.numel() for p in model.parameters()),
+        )
+    )
+    print(f"{made.__name__}, recompute {recompute}: {peak:,} bytes, estimate {found / peak:.2f}")
+    # The layers that run again, one of the text and one of the tower, are not there at once.
+    assert 1 < found / peak < (1.5 if recompute else 1.2)
+
+
+def test_adapters_are_counted_as_they_are_made():
+    settings = {"rank": 4, "targets": ["q_proj", "gate_proj", "down_proj"], "vision": True}
+    checkpoint = tiny_checkpoint()
+    found = counts(recipe(model={"lora": settings}), "rl", checkpoint.model)
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    add_adapters(checkpoint.model, LoraSettings.model_validate(settings), "tiny", 0)
+    assert found.trained == sum(p.numel() for p in adapter_parameters(checkpoint.model))
+    assert found.text + found.vision == parameters
+    split = estimate(
+        recipe(model={"lora": settings}), "rl", tiny_checkpoint(), prompt(50, 20), gpu=False
+    )
+    assert split.parts["reference"] == 0
+    assert split.weights == parameters * 4 + found.trained * 16
+
+
+# Published config.json of Qwen/Qwen3-VL-{2B,4B,8B}-Thinking; what they share is transformers'
+# default of Qwen3VLConfig or written below.
+PUBLISHED = {
+    "2B": (2048, 6144, 28, 16, True, 24, 1024, 4096, (5, 11, 17)),
+    "4B": (2560, 9728, 36, 32, True, 24, 1024, 4096, (5, 11, 17)),
+    "8B": (4096, 12288, 36, 32, False, 27, 1152, 4304, (8, 16, 24)),
+}
+
+
+def published(name: str) -> Checkpoint:
+    """The real model's shapes, on the meta device."""
+    hidden, inner, layers, heads, tied, depth, width, mlp, deep = PUBLISHED[name]
+    text = {
+        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "max_position_embeddings": 262144, "tie_word_embeddings": tied,
+    }  # fmt: skip
+    vision = {
+        "depth": depth, "hidden_size": width, "intermediate_size": mlp, "num_heads": 16,
+        "out_hidden_size": hidden, "deepstack_visual_indexes": list(deep),
+    }  # fmt: skip
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(config)
+    return Checkpoint(**(vars(tiny_checkpoint()) | {"model": model}))
+
+
+def by_hand(name: str) -> tuple[int, int]:
+    """Parameters of the text model (with its head) and of the vision tower, by formula."""
+    h, i, layers, heads, tied, depth, w, m, deep = PUBLISHED[name]
+    attention = h * 128 * (2 * heads + 2 * 8) + 2 * 128
+    text = (1 if tied else 2) * 151936 * h + layers * (attention + 3 * h * i + 2 * h) + h
+    block = (w * 3 * w + 3 * w) + (w * w + w) + (w * m + m) + (m * w + w) + 4 * w
+    mergers = (1 + len(deep)) * ((4 * w) ** 2 + 4 * w + 4 * w * h + h) + 2 * w + len(deep) * 8 * w
+    patches = 3 * 2 * 16 * 16 * w + w + 2304 * w
+    return text, depth * block + mergers + patches
+
+
+@pytest.mark.parametrize(("name", "billions"), [("2B", 2.13), ("4B", 4.44), ("8B", 8.77)])
+def test_counts_and_bytes_of_the_real_models(name: str, billions: float):
+    checkpoint = published(name)
+    folder = Path(__file__).parents[1] / "recipes" / f"qwen3-vl-{name.lower()}"
+    config = load_config(folder / "axpo.toml")
+    found = estimate(config, "rl", checkpoint, prompt(1500, 1024), gpu=True)
+    counted = found.counts
+    assert (counted.text, counted.vision) == by_hand(name)
+    assert (counted.text + counted.vision) / 1e9 == pytest.approx(billions, abs=0.005)
+    base = counted.text + counted.vision
+    if name == "8B":
+        assert counted.trained == counted.adapters == 87_293_952
+        assert found.weights == base * 2 + counted.adapters * 18
+    else:
+        assert found.weights == base * (18 + 2)
+    assert found.otherwise > 2 * (found.activations + found.pictures)
+    assert found.total < {"2B": 80e9, "4B": 150e9, "8B": 80e9}[name]
+    work = step_operations(config, "rl", checkpoint, found)
+    sampling, training = work.seconds(REFERENCE)
+    print(f"{name}: {in_units(found.total)}; {sampling / 3600:.1f} h + {training / 3600:.1f} h")
+    # 2 operations a parameter of the layers and the head, without attention, is the known floor.
+    tokens = 128 * 1500 + 1280 * config.rollout.max_tokens
+    layers = counted.text - (1 if name == "8B" else 0) * 151936 * PUBLISHED[name][0]
+    assert work.sampling > 2 * (layers - 151936 * PUBLISHED[name][0]) * tokens
+    assert work.training == pytest.approx(
+        work.sampling * (5 if name == "8B" else 6), rel=0.01
+    )  # forward, backward (half of it with adapters), recomputed, reference, old logprobs
 
 
 def prompt(tokens: int, pictures: int) -> Segment:

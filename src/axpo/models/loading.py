@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from axpo.config import UserError
 from axpo.models.attention import use_fast_vision
@@ -34,6 +36,9 @@ VISION_TOKENS = (
 )
 """Placeholders that a policy must never sample (the trainer could not place their features)."""
 
+PASSED_ON = ("video_preprocessor_config.json", "chat_template.json")
+"""Files of a checkpoint that are not used here: AutoProcessor and vLLM look for them."""
+
 
 class CheckpointError(UserError):
     """A folder or Hub id that does not hold a usable Qwen3-VL checkpoint."""
@@ -43,7 +48,8 @@ class CheckpointError(UserError):
 class Checkpoint:
     """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration.
 
-    `banned` are the ids of `VISION_TOKENS`, `stop` the end-of-turn ids.
+    `banned` are the ids of `VISION_TOKENS`, `stop` the end-of-turn ids, `passed_on` files for
+    other readers of the checkpoint.
     """
 
     path: str
@@ -52,6 +58,7 @@ class Checkpoint:
     image_processor: Any
     banned: tuple[int, ...]
     stop: tuple[int, ...]
+    passed_on: tuple[Path, ...] = ()
 
     @cached_property
     def pixels(self) -> PixelCache:
@@ -73,6 +80,8 @@ class Checkpoint:
             self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+        for file in self.passed_on:
+            shutil.copyfile(file, folder / file.name)
 
 
 @contextmanager
@@ -144,4 +153,14 @@ def load_checkpoint(
         image_processor=AutoImageProcessor.from_pretrained(path, backend="pil"),
         banned=tuple(token_id(tokenizer, t, path) for t in VISION_TOKENS),
         stop=tuple(token_id(tokenizer, t, path) for t in ("<|im_end|>", "<|endoftext|>")),
+        passed_on=_passed_on(path) if weights else (),
     )
+
+
+def _passed_on(path: str) -> tuple[Path, ...]:
+    """Those of `PASSED_ON` that the checkpoint has, downloaded where it is a Hub id."""
+    found: list[Path] = []
+    for name in PASSED_ON:
+        with suppress(OSError):
+            found.append(Path(str(cached_file(path, name))))
+    return tuple(found)

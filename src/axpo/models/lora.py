@@ -12,6 +12,7 @@ sampler and trainer must be one distribution.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,16 @@ def targets(settings: LoraSettings) -> str:
     text = rf"model\.language_model\.layers\..*\.(?:{'|'.join(settings.targets)})"
     vision = r"model\.visual\..*\.(?:qkv|attn\.proj|linear_fc1|linear_fc2)"
     return rf"{text}|{vision}" if settings.vision else text
+
+
+def targeted_layers(model: nn.Module, settings: LoraSettings) -> list[nn.Linear]:
+    """The layers of a model without adapters that `add_adapters` would adapt."""
+    pattern = re.compile(targets(settings))
+    return [
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and pattern.fullmatch(name)
+    ]
 
 
 def add_adapters(model: nn.Module, settings: LoraSettings, base: str, seed: int) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from axpo.config import Config, ConfigError, Section, UserError
 from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.report.live import duration
 from axpo.report.summary import runs_unsafe
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
@@ -23,7 +25,15 @@ from axpo.rollout.setup import build_task, recipe_tools, torch_device
 from axpo.tasks.base import Example, Task
 from axpo.tools.python.levels import UNSAFE
 from axpo.tools.toolbox import Toolbox
+from axpo.training.operations import (
+    DEVICES,
+    REFERENCE,
+    UTILISATION,
+    Operations,
+    step_operations,
+)
 from axpo.training.preflight import (
+    Counts,
     check_positions,
     estimate,
     free_memory,
@@ -145,7 +155,6 @@ def costs(config: Config, checkpoint: Checkpoint, prompt: Segment, device: str) 
     The largest tree is `prompt` once, N rollouts and every continuation that one question could
     get, each at its token limit.
     """
-    parameters = sum(p.numel() for p in checkpoint.model.parameters())
     found = estimate(config, "rl", checkpoint, prompt, device.startswith("cuda"))
     sizes, algorithm = found.sizes, config.algorithm
     rollouts = config.rl.questions * algorithm.rollouts
@@ -160,20 +169,46 @@ def costs(config: Config, checkpoint: Checkpoint, prompt: Segment, device: str) 
     except ConfigError as error:
         verdict = f"refused: {error}"
     free = free_memory(device)
+    other = "without" if config.model.gradient_checkpointing else "with"
     memory = in_units(found.total)
     if free is not None:
         memory += f" of {in_units(free)} free" + (": may not fit" if found.total > free else "")
     return {
-        "parameters": f"{parameters / 1e6:,.1f} M",
+        **_parameters(found.counts),
         "samples a step": samples,
         "longest prompt seen": f"{sizes.prompt} tokens, {sizes.pictures} of them pictures",
         "longest possible path": f"{sizes.path:,} tokens",
         "largest possible tree": f"{sizes.tree:,} tokens",
         "max_tokens_per_micro_batch": f"{found.budget:,}: {verdict}",
-        "weights, gradients, optimizer, reference": in_units(found.weights),
+        **{name: in_units(size) for name, size in found.parts.items() if size},
         f"activations of {found.pass_tokens:,} tokens": in_units(found.activations),
         "their logits": in_units(found.logits),
         "activations of pictures": in_units(found.pictures),
+        f"both {other} gradient checkpointing": in_units(found.otherwise),
         "KV cache of the engine": in_units(found.kv),
         "memory at most": memory,
+        **_work(step_operations(config, "rl", checkpoint, found), device),
+    }
+
+
+def _parameters(counts: Counts) -> dict[str, str]:
+    millions = {
+        "parameters": counts.text + counts.vision,
+        "text model": counts.text,
+        "vision tower": counts.vision,
+        "trained": counts.trained,
+    }
+    return {name: f"{count / 1e6:,.1f} M" for name, count in millions.items()}
+
+
+def _work(work: Operations, device: str) -> dict[str, str]:
+    """Operations and times on this GPU, on an H100 where there is none that is known."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    known = next((d for d in DEVICES if d.name in name), REFERENCE)
+    sampling, training = work.seconds(known)
+    where = f"on one {known.name} at {UTILISATION:.0%}"
+    return {
+        "sampling, all at their limits": f"{work.sampling / 1e12:,.3g} TFLOP, "
+        f"{in_units(work.read)} read: {duration(sampling)} {where} of its peaks",
+        "training on it": f"{work.training / 1e12:,.3g} TFLOP: {duration(training)} {where}",
     }

@@ -13,11 +13,14 @@ from typing import Any
 FLOAT32 = 4
 
 
-def text_activations(text: Any, tokens: int, keys: int, mask: int, size: int) -> int:
+def text_activations(
+    text: Any, tokens: int, keys: int, mask: int, size: int, recompute: bool = False
+) -> int:
     """Kept for backward by the text model (`text` is its config) for a pass over `tokens`.
 
     Attention in one call a run keeps each run's keys and values in a copy and its mask: `keys`
-    is the sum over runs of the keys that each sees, `mask` the sum of queries times keys.
+    is the sum over runs of the keys that each sees, `mask` the sum of queries times keys. With
+    `recompute` layers keep their input, and one at a time the rest.
     """
     hidden, inner = text.hidden_size, text.intermediate_size
     queries = text.num_attention_heads * text.head_dim
@@ -30,18 +33,32 @@ def text_activations(text: Any, tokens: int, keys: int, mask: int, size: int) ->
     gated = 4 * inner * size
     layer = tokens * (norms + attention + gated) + 2 * keys * states * size
     last_norm = hidden * (FLOAT32 + 2 * size)
-    return text.num_hidden_layers * layer + tokens * last_norm + mask * size
+    layers = _layers(text.num_hidden_layers, layer, tokens * hidden * size, recompute)
+    return layers + tokens * last_norm + mask * size
 
 
-def vision_activations(vision: Any, patches: int, size: int) -> int:
-    """Kept for backward by the vision tower (`vision` is its config), one call over `patches`."""
+def _layers(count: int, layer: int, entry: int, recompute: bool) -> int:
+    return count * entry + layer if recompute else count * layer
+
+
+def vision_activations(vision: Any, patches: int, size: int, recompute: bool = False) -> int:
+    """Kept for backward by the vision tower (`vision` is its config), one call over `patches`.
+
+    With `recompute` blocks keep their input, and one at a time the rest.
+    """
     hidden, inner = vision.hidden_size, vision.intermediate_size
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     mergers = 1 + len(vision.deepstack_visual_indexes)
     # Two norms (in and out), rotation, queries, keys, values, attended twice; the MLP's middle.
     block = 11 * hidden + 2 * inner
     # A merger works on patches side by side, as wide as they are together.
-    return patches * size * (pixels + vision.depth * block + mergers * 4 * hidden)
+    blocks = _layers(vision.depth, block, hidden, recompute)
+    return patches * size * (pixels + blocks + mergers * 4 * hidden)
+
+
+def adapter_activations(rank: int, adapters: int, tokens: int, size: int) -> int:
+    """Kept by `adapters` low-rank adapters: what A makes; its input is the layer's own."""
+    return adapters * rank * tokens * size
 
 
 def logits(text: Any, tokens: int, at_once: int) -> int:
@@ -63,6 +80,16 @@ def weights(trained: int, frozen: int, reference: int, size: int) -> int:
 
     Below float32 a trained parameter has a float32 master as well.
     """
-    moments = 2 * FLOAT32
-    own = FLOAT32 if size == FLOAT32 else size + FLOAT32
-    return trained * (own + FLOAT32 + moments) + (frozen + reference) * size
+    return sum(weights_by_use(trained, frozen, reference, size).values())
+
+
+def weights_by_use(trained: int, frozen: int, reference: int, size: int) -> dict[str, int]:
+    """The same, part by part. Gradients of masters are float32."""
+    masters = 0 if size == FLOAT32 else FLOAT32
+    return {
+        "weights": (trained + frozen) * size,
+        "float32 masters": trained * masters,
+        "gradients": trained * FLOAT32,
+        "AdamW's moments": trained * 2 * FLOAT32,
+        "reference": reference * size,
+    }

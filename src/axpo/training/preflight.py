@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from axpo.config import Config, ConfigError, EngineSettings
 from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.models.lora import targeted_layers
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.setup import torch_device
 from axpo.tasks.base import Task
@@ -56,17 +57,27 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`sizes`, the tokens of one pass, the number of `pieces` of the largest tree, and bytes."""
+    """`sizes`, the tokens of one pass, the number of `pieces` of the largest tree, and bytes.
+
+    `otherwise`: activations and pictures with the other value of model.gradient_checkpointing.
+    """
 
     sizes: Sizes
+    counts: Counts
     budget: int
     pass_tokens: int
     pieces: int
-    weights: int
+    parts: Mapping[str, int]
     activations: int
     pictures: int
+    otherwise: int
     logits: int
     kv: int
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights and what the optimizer adds to them."""
+        return sum(self.parts.values())
 
     @property
     def total(self) -> int:
@@ -80,6 +91,29 @@ class Estimate:
         if self.pieces == 1:
             return "fits"
         return f"the largest tree will be split into about {self.pieces} pieces"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Parameters of the model, its adapters apart, and how many of them all are trained."""
+
+    text: int
+    vision: int
+    adapters: int
+    trained: int
+
+
+def counts(config: Config, kind: Kind, model: Any) -> Counts:
+    """Of `model`, of which shapes are enough, as `config` trains it."""
+    parameters = sum(p.numel() for p in model.parameters())
+    vision = sum(p.numel() for p in model.model.visual.parameters())
+    if (lora := config.model.lora) is not None:
+        layers = targeted_layers(model, lora)
+        added = lora.rank * sum(x.in_features + x.out_features for x in layers)
+        return Counts(parameters - vision, vision, added, added)
+    optimizer = config.sft.optimizer if kind == "sft" else config.rl.optimizer
+    trained = parameters - vision if optimizer.freeze_vision else parameters
+    return Counts(parameters - vision, vision, 0, trained)
 
 
 def sizes(config: Config, kind: Kind, prompt: Segment) -> Sizes:
@@ -122,28 +156,58 @@ def estimate(
     pieces = -(-found.tree // budget)
     runs = -(-tokens // config.rollout.max_tokens)
     keys, mask = (0, 0) if gpu else (runs * found.path, tokens * found.path)
-    activations = memory.text_activations(text, tokens, keys, mask, size)
+    shared = 0
     if pieces > 1:
-        trunk = found.prompt + (pieces - 1) * config.rollout.max_tokens
-        activations += 2 * memory.keys_values(text, min(trunk, found.tree), size)
+        trunk = found.prompt + _trunk_paths(config, kind, pieces) * config.rollout.max_tokens
+        shared = 2 * memory.keys_values(text, min(trunk, found.tree), size)
+    trains_vision = not optimizer.freeze_vision
+    if (lora := config.model.lora) is not None:
+        trains_vision = lora.vision
+        adapters = len(targeted_layers(model, lora))
+        if config.model.gradient_checkpointing:
+            adapters = -(-adapters // text.num_hidden_layers)
+        shared += memory.adapter_activations(lora.rank, adapters, tokens, size)
     shown = found.pictures * (1 + found.paths * (config.rollout.max_turns - 1))
     patches = min(tokens, found.trees * shown) * checkpoint.merge_size**2
-    parameters = sum(p.numel() for p in model.parameters())
-    frozen = 0
-    if optimizer.freeze_vision:
-        frozen = sum(p.numel() for p in model.model.visual.parameters())
-    reference = parameters if kind == "rl" and config.algorithm.kl > 0 else 0
+    counted = counts(config, kind, model)
+    base = counted.text + counted.vision
+    frozen = base + counted.adapters - counted.trained
+    reference = base if kind == "rl" and config.algorithm.kl > 0 and lora is None else 0
+    kept = {
+        recompute: (
+            shared + memory.text_activations(text, tokens, keys, mask, size, recompute),
+            memory.vision_activations(vision, patches, size, recompute) if trains_vision else 0,
+        )
+        for recompute in (False, True)
+    }
+    activations, pictures = kept[config.model.gradient_checkpointing]
     return Estimate(
         found,
+        counted,
         budget,
         tokens,
         pieces,
-        memory.weights(parameters - frozen, frozen, reference, size),
+        memory.weights_by_use(counted.trained, frozen, reference, size),
         activations,
-        0 if frozen else memory.vision_activations(vision, patches, size),
+        pictures,
+        sum(kept[not config.model.gradient_checkpointing]),
         memory.logits(text, tokens, LOGITS_AT_ONCE),
         memory.keys_values(text, _rows(found, config.engine) * _columns(found), size),
     )
+
+
+def _trunk_paths(config: Config, kind: Kind, pieces: int) -> int:
+    """Paths below the prompt that later pieces may look back on, each at most `max_tokens` long.
+
+    A leaf that fits into a piece is in no other; then only sources of branches are looked back on.
+    """
+    optimizer = config.sft.optimizer if kind == "sft" else config.rl.optimizer
+    if config.rollout.max_tokens > optimizer.max_tokens_per_micro_batch:
+        return pieces - 1
+    if kind == "sft" or config.algorithm.name == "grpo":
+        return 0
+    sources = pieces - 1 if config.algorithm.name == "arpo" else config.algorithm.rollouts
+    return min(pieces - 1, sources)
 
 
 def _rows(found: Sizes, engine: EngineSettings) -> int:

@@ -1,0 +1,147 @@
+"""A random Qwen3-VL of half a million parameters that stands in for a real one.
+
+Everything that the family has is here: DeepStack, grouped query heads, interleaved M-RoPE, tied
+embeddings, 16-pixel patches merged 2 x 2, the processor's real limits (64 to 16,384 tokens a
+picture), the special tokens by their real names. Text is bytes. Its answers are noise, but every
+step of a recipe runs:
+
+    python -m axpo.models.tiny runs/tiny
+    axpo train recipes/qwen3-vl-2b/axpo.toml --out runs/try model.path=runs/tiny engine={}
+
+The weights are large enough that a wrong mask, position or picture moves logprobs by far more
+than rounding does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from axpo.models.attention import use_fast_vision
+from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS,
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+PATCH, MERGE = 16, 2
+MIN_PIXELS, MAX_PIXELS = 64 * 32**2, 16384 * 32**2
+"""Limits of Qwen3-VL's own preprocessor_config.json: 65,536 and 16,777,216."""
+POSITIONS = 262_144
+"""max_position_embeddings of the family."""
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 256 words and the family's special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # pyright: ignore
+    core.decoder = decoders.ByteLevel()  # pyright: ignore
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+
+
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast,
+    head_dim: int = 16,
+    patch: int = PATCH,
+    positions: int = POSITIONS,
+) -> Qwen3VLConfig:
+    """64 hidden, 3 text layers of 4 heads (2 of keys and values), 3 vision layers."""
+
+    def token(name: str) -> int:
+        return token_id(tokenizer, name, "tiny")
+
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": head_dim, "max_position_embeddings": positions, "tie_word_embeddings": True,
+        "pad_token_id": token("<|endoftext|>"),
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True,
+            "mrope_section": [head_dim // 4, head_dim // 8, head_dim // 8],
+        },
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "depth": 3, "num_heads": 2, "intermediate_size": 64,
+        "patch_size": patch, "spatial_merge_size": MERGE, "temporal_patch_size": 2,
+        "out_hidden_size": 64, "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+
+
+def tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
+    """Seeded fp32 weights of standard deviation about 1/sqrt(fan in); global RNG untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.Linear | nn.Conv3d):
+                    module.weight.normal_(0, 1 / math.sqrt(module.weight[0].numel()))
+            model.model.visual.pos_embed.weight.normal_(0, 0.5)
+            model.model.language_model.embed_tokens.weight.normal_(0, 2 / math.sqrt(64))
+        model.tie_weights()
+    use_fast_vision(model)
+    return model.eval()
+
+
+def tiny_processor(
+    patch: int = PATCH, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
+) -> Qwen2VLImageProcessorPil:
+    """The family's image processor; pictures of `min_pixels` to `max_pixels`."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=patch,
+        merge_size=MERGE,
+        temporal_patch_size=2,
+        size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+
+
+def write_tiny(folder: Path, seed: int = 0) -> Checkpoint:
+    """Write the stand-in into `folder`, as the Hub has the family's; returns it."""
+    tokenizer = tiny_tokenizer()
+    checkpoint = Checkpoint(
+        path=str(folder),
+        model=tiny_model(tiny_config(tokenizer), seed),
+        tokenizer=tokenizer,
+        image_processor=tiny_processor(),
+        banned=tuple(token_id(tokenizer, t, "tiny") for t in VISION_TOKENS),
+        stop=tuple(token_id(tokenizer, t, "tiny") for t in ("<|im_end|>", "<|endoftext|>")),
+    )
+    checkpoint.save(folder)
+    video = {"video_processor_type": "Qwen3VLVideoProcessor", "processor_class": "Qwen3VLProcessor"}
+    video |= {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=1))
+    return checkpoint
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write a tiny random Qwen3-VL.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    write_tiny(given.folder, given.seed)
+    print(f"A tiny random Qwen3-VL: {given.folder}")
