@@ -45,6 +45,8 @@ from tiny import tiny_checkpoint
 PYTHON = os.environ.get("AXPO_VLLM_PYTHON", "")
 real = pytest.mark.skipif(not PYTHON, reason="AXPO_VLLM_PYTHON names no python with vLLM")
 RECIPE = Path(__file__).parent.parent / "recipes" / "lab.toml"
+LONG = 1200
+"""Tokens of a request that is still sampled when new weights come."""
 HEAD = 32
 """vLLM has no attention for smaller heads on a CPU."""
 
@@ -131,10 +133,12 @@ def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     process.stop()
 
 
-def engine_at(server: ServerProcess, checkpoint: Checkpoint, folder: Path) -> VllmEngine:
+def engine_at(
+    server: ServerProcess, checkpoint: Checkpoint, folder: Path, **settings: Any
+) -> VllmEngine:
     """An engine that samples with `checkpoint`'s weights as they are now."""
     client = Client(server.url, 120.0, 10.0)
-    engine = VllmEngine(checkpoint, [Server(client)], folder, room=256)
+    engine = VllmEngine(checkpoint, [Server(client)], folder, room=256, **settings)
     weights = {name: w.clone() for name, w in checkpoint.model.state_dict().items()}
     with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
         beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()
@@ -217,6 +221,44 @@ def test_updates_of_a_tied_model(server: ServerProcess, tmp_path: Path) -> None:
         print(f"\nseconds an update: {sorted(seconds)[2]:.2f} (median of {len(seconds)})")
 
     run(main())
+
+
+@real
+@pytest.mark.parametrize("in_flight", ["keep", "restart", "finish"])
+def test_weights_that_come_in_mid_generation(
+    server: ServerProcess, tmp_path: Path, in_flight: str
+) -> None:
+    """Every token's logprob is that of the weights which its version names."""
+    old, new = tiny_checkpoint(0, HEAD), tiny_checkpoint(1, HEAD)
+    writer, engine = Writer(old, 0), engine_at(server, old, tmp_path, in_flight=in_flight)
+    sizes: list[tuple[int, ...]] = [(), (64,), (128, 64), (64,)]
+    requests = [writer.request(f"g{i}", s, max_tokens=LONG, stop=()) for i, s in enumerate(sizes)]
+
+    async def main() -> list[Completion]:
+        work = asyncio.create_task(ask(engine, requests))
+        while engine.stats.pictures < 4:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        await engine.load_weights(new.model.state_dict(), 1)
+        print(f"\n{in_flight}: weights after {time.monotonic() - began:.2f} s")
+        return await work
+
+    done = run(main())
+    seen = {(c.versions[0], c.versions[-1]) for c in done}
+    assert seen == {{"keep": (0, 1), "restart": (1, 1), "finish": (0, 0)}[in_flight]}
+    worst = 0.0
+    for request, completion in zip(requests, done, strict=True):
+        assert len(completion.tokens) == LONG and list(completion.versions) == sorted(
+            completion.versions
+        )
+        for version, weights in ((0, old), (1, new)):
+            errors = differences(weights, request, completion)
+            pairs = zip(completion.versions, errors, strict=True)
+            worst = max([worst, *(e for v, e in pairs if v == version)])
+    print(f"largest difference of {4 * LONG} logprobs: {worst:.1e}")
+    assert worst < 3e-5
+    assert engine.stats.requests == 4 and engine.stats.sampled == 4 * LONG
 
 
 class Counting(Lines):
