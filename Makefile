@@ -7,6 +7,7 @@ VENV ?= .venv
 VLLM ?= .venv-vllm
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
+EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,bench,dev
 
 .PHONY: quickstart test lint bench gpu vllm-env test-vllm clean
 
@@ -46,7 +47,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[lab,lora,tracking,sandbox,search,mcp,bench,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
 $(VLLM)/.installed: src/axpo/engines/vllm/environment.py | $(VENV)/.installed

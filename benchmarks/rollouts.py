@@ -143,7 +143,8 @@ class GenerateEngine:
     def _completion(self, row: list[int], stop: Sequence[int]) -> Completion:
         end = next((i + 1 for i, token in enumerate(row) if token in stop), len(row))
         finish = Finish.STOP if row[end - 1] in stop else Finish.LENGTH
-        return Completion(tuple(row[:end]), (0.0,) * end, finish, self.version)
+        versions = (self.version,) * end
+        return Completion(tuple(row[:end]), (0.0,) * end, finish, versions)
 
     async def release(self, group: str) -> None: ...
 

@@ -2,8 +2,10 @@
 
 It keeps vLLM's manners that a client can trip over: one placeholder a picture in the request, the
 expanded prompt in the answer; a picture by its hash alone only while it is in the cache; weights
-named "default" until an update names them; a request ends when its connection closes. `faults`
-are the answers to the next requests instead of the engine's own.
+named "default" until an update names them; a request ends when its connection closes, and a pause
+aborts it or keeps its tokens. `faults` are the answers to the next requests instead of the engine's
+own. With `hold` a request stands still after so many tokens until `go` is set. Beyond `kept_from`
+updates it says that it took them and keeps its weights.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import base64
 import io
 import json
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from dataclasses import replace
@@ -23,7 +25,7 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import load_file
 
-from axpo.engines.base import Completion, Picture, Request, Sampling
+from axpo.engines.base import Completion, Finish, Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.checks import ROUTES, expected_facts
 from axpo.models.loading import Checkpoint
@@ -47,6 +49,11 @@ class FakeVllm:
         self.calls: list[str] = []
         self.hung = False
         self.delay = 0.0
+        self.hold = 0
+        self.go = asyncio.Event()
+        self.held = self.sampling = 0
+        self._flying: set[asyncio.Future[Any]] = set()
+        self.kept_from: int | None = None
         self._port = 0
         self._connections: set[asyncio.StreamWriter] = set()
         self._dying = threading.Lock()
@@ -68,10 +75,16 @@ class FakeVllm:
 
     def reset(self) -> None:
         """What a restart leaves: the first weights, no picture, nothing in flight."""
-        self.weights, self.updating = "default", False
+        self.weights, self.updating, self.paused = "default", False, False
+        self.updates = 0
         self.pictures: dict[str, Picture] = {}
         self.checkpoint = replace(self.started, model=deepcopy(self.started.model))
         self.engine = TransformersEngine(self.checkpoint, max_prefill_tokens=512)
+
+    def go_on(self) -> None:
+        """Let held requests go on, and hold no more."""
+        self.hold = 0
+        self._loop.call_soon_threadsafe(self.go.set)
 
     def die(self) -> None:
         """Stop listening and break every connection, as a killed process does."""
@@ -110,11 +123,14 @@ class FakeVllm:
                 sizes = [h for h in headers if h.lower().startswith("content-length:")]
                 size = int(sizes[0].split(":")[1]) if sizes else 0
                 body = json.loads(await reader.readexactly(size) or b"{}")
-                route = line.split()[1].partition("?")[0]
+                route, _, query = line.split()[1].partition("?")
                 self.calls.append(route)
                 while self.hung:
                     await asyncio.sleep(0.05)
-                answer = await self._answer(route, body, reader)
+                if query == "mode=abort":
+                    for work in self._flying:
+                        work.cancel()
+                answer = await self._answer(route, body, reader, writer)
                 if answer is None:
                     return
                 status, content = answer
@@ -132,11 +148,15 @@ class FakeVllm:
             writer.close()
 
     async def _answer(
-        self, route: str, body: dict[str, Any], reader: asyncio.StreamReader
+        self,
+        route: str,
+        body: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> tuple[int, Any] | None:
-        """Status and content; None breaks the connection off."""
+        """Status and content; None ends the connection: broken off, or a whole stream sent."""
         if route == "/inference/v1/generate":
-            return await self._generate(body, reader)
+            return await self._generate(body, reader, writer)
         if route not in self.routes and route in ROUTES:
             return 404, {"detail": "Not Found"}
         return await self._control(route, body)
@@ -154,11 +174,19 @@ class FakeVllm:
             return self._rpc(body)
         if route == "/pause":
             self.pictures.clear()
+            self.paused = True
+            while self.sampling:  # until what is in flight stands still
+                await asyncio.sleep(0.01)
+        elif route == "/resume":
+            self.paused = False
         elif route == "/start_weight_update":
             assert not self.updating
             self.updating = True
         elif route == "/update_weights":
-            weights = load_file(body["update_info"]["path"])
+            self.updates += 1
+            weights = self.checkpoint.model.state_dict()
+            if self.kept_from is None or self.updates <= self.kept_from:
+                weights = load_file(body["update_info"]["path"])
             await self.engine.load_weights(weights, 0)
         elif route == "/finish_weight_update":
             self.weights, self.updating = body["weight_version"], False
@@ -171,7 +199,7 @@ class FakeVllm:
         return 200, {"results": [[path.stat().st_size if path.is_file() else -1]]}
 
     async def _generate(
-        self, body: dict[str, Any], reader: asyncio.StreamReader
+        self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> tuple[int, Any] | None:
         self.bodies.append(body)
         fault = self.faults.popleft() if self.faults else None
@@ -183,26 +211,84 @@ class FakeVllm:
                 message = f"Cache miss for image at index {i} but data is not provided."
                 return 400, {"error": {"message": message}}
         request = self._request(body)
+        streamed = body.get("stream", False)
+        if streamed and fault is None:
+            await self._first_token(request, writer)
         work = asyncio.ensure_future(self._sample(request))
         gone = asyncio.ensure_future(reader.read(1))
+        self._flying.add(work)
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self.aborted.append(body["request_id"])
                 return None
         finally:
+            self._flying.discard(work)
             work.cancel()
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-        answer = self._complete(request, work.result())
-        if fault is None:
-            return 200, answer
-        changed = fault(answer)
-        return None if changed is None else (200, changed)
+        if work.cancelled():
+            return 503, {"error": {"message": "aborted by a pause"}}
+        answer = self._complete(request, *work.result())
+        if fault is not None:
+            answer = fault(answer)
+            if streamed and isinstance(answer, dict):
+                answer = f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode()
+            return None if answer is None else (200, answer)
+        if streamed:
+            await self._stream_rest(answer, writer)
+            return None
+        return 200, answer
 
-    async def _sample(self, request: Request) -> Completion:
+    async def _first_token(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """What a stream begins with; same seed, same token."""
+        one = replace(request, sampling=replace(request.sampling, max_tokens=1))
+        first = self._complete(request, await self._engine(one), [])
+        first["choices"][0] |= {"finish_reason": None, "weight_versions": None}
+        writer.write(b"HTTP/1.1 200 -\r\nConnection: close\r\n\r\n")
+        _part(writer, {name: first[name] for name in ("prompt_token_ids", "choices")})
+        await writer.drain()
+
+    async def _stream_rest(self, answer: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        """The other tokens, the counts, and the end."""
+        (choice,) = answer["choices"]
+        choice["token_ids"] = choice["token_ids"][1:]
+        choice["logprobs"]["content"] = choice["logprobs"]["content"][1:]
+        _part(writer, {"choices": [choice]})
+        _part(writer, {"choices": [], "usage": answer["usage"]})
+        writer.write(b"data: [DONE]\n\n")
+        await writer.drain()
+
+    async def _sample(self, request: Request) -> tuple[Completion, list[str]]:
+        """The completion and the weights of each token."""
         await asyncio.sleep(self.delay)
-        return await self.engine.generate(request)
+        if not 0 < self.hold < request.sampling.max_tokens:
+            done = await self._engine(request)
+            return done, [self.weights] * len(done.tokens)
+        sampling, hold = request.sampling, self.hold
+        some = replace(request, sampling=replace(sampling, max_tokens=hold))
+        first = await self._engine(some)
+        names = [self.weights] * len(first.tokens)
+        if first.finish is Finish.STOP:
+            return first, names
+        self.held += 1
+        await self.go.wait()
+        others = replace(sampling, max_tokens=sampling.max_tokens - hold, seed=sampling.seed + 1)
+        tokens = request.tokens + first.tokens
+        rest = await self._engine(replace(request, tokens=tokens, sampling=others))
+        whole = replace(
+            rest, tokens=first.tokens + rest.tokens, logprobs=first.logprobs + rest.logprobs
+        )
+        return whole, names + [self.weights] * len(rest.tokens)
+
+    async def _engine(self, request: Request) -> Completion:
+        while self.paused:
+            await asyncio.sleep(0.01)
+        self.sampling += 1
+        try:
+            return await self.engine.generate(request)
+        finally:
+            self.sampling -= 1
 
     def _request(self, body: dict[str, Any]) -> Request:
         """The request with placeholders expanded by this side's own processor."""
@@ -231,7 +317,11 @@ class FakeVllm:
         )  # fmt: skip
         return Request(body["request_id"], "all", tuple(tokens), tuple(shown), sampling)
 
-    def _complete(self, request: Request, done: Completion) -> dict[str, Any]:
+    def _complete(self, request: Request, done: Completion, names: list[str]) -> dict[str, Any]:
+        spans = [
+            {"version": name, "start": names.index(name), "end": names.index(name) + count}
+            for name, count in Counter(names).items()
+        ]
         scored = zip(done.tokens, done.logprobs, strict=True)
         return {
             "request_id": request.id,
@@ -242,9 +332,11 @@ class FakeVllm:
                     "finish_reason": done.finish.value,
                     "token_ids": list(done.tokens),
                     "logprobs": {"content": [{"token_id": t, "logprob": p} for t, p in scored]},
-                    "weight_versions": [
-                        {"version": self.weights, "start": 0, "end": len(done.tokens)}
-                    ],
+                    "weight_versions": spans,
                 }
             ],
         }
+
+
+def _part(writer: asyncio.StreamWriter, content: dict[str, Any]) -> None:
+    writer.write(f"data: {json.dumps(content)}\n\n".encode())

@@ -55,7 +55,8 @@ class FakeEngine:
         logprobs = tuple(-0.01 * (i + 1) for i in range(len(tokens)))
         top = self.top(request) if self.top and request.sampling.top_logprobs else ()
         highest = (top,) * len(tokens) if top else ()
-        return Completion(tokens, logprobs, finish, self.version, top_logprobs=highest)
+        versions = (self.version,) * len(tokens)
+        return Completion(tokens, logprobs, finish, versions, top_logprobs=highest)
 
     async def release(self, group: str) -> None:
         self.released.append(group)

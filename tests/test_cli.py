@@ -70,7 +70,7 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> N
         (["show", "none.toml"], ["no recipe at none.toml"]),
         (["show", str(RECIPE), "rl.stepz=3"], ["rl.stepz: unknown setting; did you mean 'steps'?"]),
         (["show", str(RECIPE), "rollout.tools=['zoom']"], ["rollout.tools", "image_zoom_in_tool"]),
-        (["show", str(RECIPE), "task={name='jsonl', path='no.jsonl'}"], ["no.jsonl", "no such"]),
+        (["show", str(RECIPE), "task={name='data', path='no.jsonl'}"], ["no.jsonl", "no such"]),
         (["profile", str(RECIPE), "rl.steps=9"], ["rl.steps", "--steps"]),
         (["profile", str(RECIPE), "model.path=tests"], ["tests", "no checkpoint in it"]),
         (["report", "nowhere"], ["no run at nowhere"]),

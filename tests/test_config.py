@@ -36,7 +36,7 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("rl.updates=3", ["rl.updates", "does not divide", "16"]),
         ("eval.k=9", ["eval.k", "at least 9"]),
         ("task.path=x.jsonl", ["task.path", "no effect"]),
-        ("task.name=jsonl", ["task.path", "needs a file"]),
+        ("task.name=data", ["task.path, hub", "files or a Hub id"]),
         ("rl.optimizer.decay=log", ["rl.optimizer.decay", "'cosine'"]),
         ("rl", ["'rl'", "section.key=value"]),
         ("rl.steps.more=1", ["rl.steps"]),

@@ -53,7 +53,7 @@ def test_script_is_cut_and_completed(writer: Writer) -> None:
     assert (stopped.tokens, stopped.finish) == ((1, 9), Finish.STOP)
     assert (short.tokens, short.finish) == ((1, 2, 9), Finish.STOP)
     assert long.logprobs == (-0.5,) * 4
-    assert long.version == 4
+    assert long.versions == (4,) * len(long.tokens)
     assert [request.id for request in engine.requests] == list(answers)
 
 

@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from axpo.config import ConfigError
-from axpo.engines.base import EngineError, Picture, Request, RequestError
+from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
@@ -24,6 +24,8 @@ from axpo.tree import ImageSpan
 from engine_contract import EngineParity, Writer, ask, difference, run
 from fake_vllm import FakeVllm
 from tiny import tiny_checkpoint
+
+InFlight = Literal["keep", "restart", "finish"]
 
 
 class Setting:
@@ -39,12 +41,17 @@ class Setting:
         return new
 
     def engine(
-        self, checkpoint: Checkpoint, fakes: list[FakeVllm], process: Process | None = None
+        self,
+        checkpoint: Checkpoint,
+        fakes: list[FakeVllm],
+        process: Process | None = None,
+        in_flight: InFlight | None = None,
     ) -> VllmEngine:
         servers = [Server(Client(fake.url, 20.0, 1.0), process) for fake in fakes]
         return VllmEngine(
             checkpoint, servers, self.folder,
-            room=4096, recovery_seconds=1.0, health_every=0.05, backoff=0.01,
+            room=4096, in_flight=in_flight,
+            recovery_seconds=1.0, health_every=0.05, backoff=0.01,
         )  # fmt: skip
 
 
@@ -92,6 +99,16 @@ def check(
     assert engine.stats.sampled == sum(len(d.tokens) for d in done)
     for request, completion in zip(requests, done, strict=True):
         assert difference(checkpoint, request, completion) < 1e-5
+
+
+def sent_urls(fake: FakeVllm) -> list[str]:
+    """Every picture that came with its bytes."""
+    parts = [part for body in fake.bodies for part in body.get("content_parts", [])]
+    return [part["url"] for part in parts if part["url"] is not None]
+
+
+def sent_bytes(fake: FakeVllm) -> int:
+    return sum(map(len, sent_urls(fake)))
 
 
 class TestRouting:
@@ -146,6 +163,69 @@ class TestRouting:
         sent = [[p["url"] is not None for p in body["content_parts"]] for body in fake.bodies]
         assert sent == [[True, True], [False, False, True], [False, False], [True, True]]
         assert engine.stats.pictures == 5
+
+    def test_pictures_are_sent_once_in_the_first_wave_too(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """One request brings them; the others go when it has its first token, not its last."""
+        (fake,) = setting.serve(checkpoint)
+        fake.delay = 1.0
+        engine = setting.engine(checkpoint, [fake])
+        first, later = prompts(writer, 2, 8), prompts(writer, 1, 2)
+
+        async def main() -> list[Any]:
+            work = asyncio.create_task(ask(engine, first))
+            await in_flight(fake, len(first))
+            assert not work.done() and engine.stats.requests == 0
+            bytes_before = engine.stats.picture_bytes
+            done = await work
+            assert engine.stats.picture_bytes == bytes_before == sent_bytes(fake)
+            fake.delay = 0.0
+            return done + await ask(engine, later)
+
+        done = run(main())
+        check(checkpoint, engine, first + later, done)
+        assert engine.stats.pictures == len(sent_urls(fake)) == 3
+        assert engine.stats.picture_bytes == sent_bytes(fake)
+
+    def test_one_resend_serves_all_whom_a_full_cache_refused(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        (fake,) = setting.serve(checkpoint)
+        engine = setting.engine(checkpoint, [fake])
+        requests = prompts(writer, 1, 8)
+
+        async def main() -> list[Any]:
+            await ask(engine, requests)
+            fake.pictures.clear()
+            return await ask(engine, requests)
+
+        done = run(main())
+        assert len(done) == 8
+        assert engine.stats.requests == 16
+        assert engine.stats.pictures == len(sent_urls(fake)) == 2
+
+    @pytest.mark.parametrize("way", ["cancelled", "failed"])
+    def test_when_the_one_that_brings_them_falls_out_another_does(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer, way: str
+    ) -> None:
+        (fake,) = setting.serve(checkpoint)
+        engine = setting.engine(checkpoint, [fake])
+        fake.faults.append((503, "starting") if way == "failed" else (lambda answer: answer))
+        fake.delay = 0.3 if way == "cancelled" else 0.0
+        requests = prompts(writer, 1, 4)
+
+        async def main() -> list[Any]:
+            work = [asyncio.create_task(engine.generate(request)) for request in requests]
+            await in_flight(fake, 1)
+            if way == "cancelled":
+                work.pop(0).cancel()
+                requests.pop(0)
+            return await asyncio.gather(*work)
+
+        check(checkpoint, engine, requests, run(main()))
+        assert engine.stats.pictures == 1
+        assert len(sent_urls(fake)) == 2
 
     def test_pictures_are_sent_as_the_trainer_sees_them(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer
@@ -212,6 +292,102 @@ async def in_flight(fake: FakeVllm, count: int) -> None:
         await asyncio.sleep(0.01)
 
 
+class TestInFlight:
+    """New weights while requests stand still after 5 of their 12 tokens."""
+
+    @pytest.fixture
+    def fake(self, setting: Setting, checkpoint: Checkpoint) -> FakeVllm:
+        (fake,) = setting.serve(checkpoint)
+        fake.hold, self.folder = 5, setting.folder
+        return fake
+
+    @pytest.fixture
+    def requests(self, writer: Writer) -> list[Request]:
+        return prompts(writer, 2, 3, stop=())
+
+    def update(
+        self, engine: VllmEngine, fake: FakeVllm, requests: list[Request], newer: Checkpoint
+    ) -> list[Completion]:
+        """Answers to `requests`, and to one more that is asked while the weights come."""
+
+        async def main() -> list[Completion]:
+            work = asyncio.create_task(ask(engine, requests[:-1]))
+            while fake.held < len(requests) - 1:
+                await asyncio.sleep(0.01)
+            load = asyncio.create_task(engine.load_weights(newer.model.state_dict(), 1))
+            while not list(self.folder.glob("*-1.safetensors")):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # the file is there: now requests wait
+            late = asyncio.create_task(engine.generate(requests[-1]))
+            await asyncio.sleep(0.1)
+            fake.go_on()
+            await load
+            return [*await work, await late]
+
+        return run(main())
+
+    def test_kept_requests_go_on_with_the_new_weights(
+        self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
+    ) -> None:
+        engine, newer = setting.engine(checkpoint, [fake], in_flight="keep"), tiny_checkpoint(1)
+        done = self.update(engine, fake, requests, newer)
+        assert not fake.aborted and len(fake.bodies) == len(requests)
+        assert [d.versions for d in done] == [(0,) * 5 + (1,) * 7] * 5 + [(1,) * 12]
+        for request, completion in zip(requests[:-1], done, strict=False):
+            for by, part in ((checkpoint, slice(0, 5)), (newer, slice(5, None))):
+                before = completion.tokens[: part.start]
+                asked = replace(request, tokens=request.tokens + before)
+                tokens, logprobs = completion.tokens[part], completion.logprobs[part]
+                piece = replace(completion, tokens=tokens, logprobs=logprobs)
+                assert difference(by, asked, piece) < 1e-5
+        assert engine.stats.requests == len(requests)
+        assert engine.stats.sampled == 12 * len(requests)
+
+    def test_restarted_requests_are_the_new_weights_own(
+        self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
+    ) -> None:
+        engine, newer = setting.engine(checkpoint, [fake], in_flight="restart"), tiny_checkpoint(1)
+        done = self.update(engine, fake, requests, newer)
+        assert len(fake.aborted) == 5
+        assert {d.versions for d in done} == {(1,) * 12}
+        check(newer, engine, requests, done)
+
+    def test_finishing_requests_hold_the_weights_up(
+        self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
+    ) -> None:
+        engine, newer = setting.engine(checkpoint, [fake], in_flight="finish"), tiny_checkpoint(1)
+        done = self.update(engine, fake, requests, newer)
+        assert not fake.aborted
+        assert [d.versions for d in done] == [(0,) * 12] * 5 + [(1,) * 12]
+        for request, completion in zip(requests, done, strict=True):
+            by = newer if completion is done[-1] else checkpoint
+            assert difference(by, request, completion) < 1e-5
+
+    def test_a_server_that_dies_with_kept_requests_loses_none(
+        self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
+    ) -> None:
+        """They start anew on the other server, which has the new weights."""
+        other = setting.serve(checkpoint)[0]
+        engine = setting.engine(checkpoint, [fake, other], in_flight="keep")
+        newer = tiny_checkpoint(1)
+
+        async def main() -> list[Completion]:
+            work = asyncio.create_task(ask(engine, requests))
+            while fake.held < 3:
+                await asyncio.sleep(0.01)
+            await engine.load_weights(newer.model.state_dict(), 1)
+            await asyncio.to_thread(fake.die)
+            return await work
+
+        done = run(main())
+        assert engine.stats.requests == len(done) == 6
+        assert engine.stats.servers_lost == 1
+        for request, completion in zip(requests, done, strict=True):
+            by = newer if completion.versions[0] else checkpoint
+            assert difference(by, request, completion) < 1e-5
+        assert sum(d.versions == (1,) * 12 for d in done) >= 3
+
+
 class TestLostServers:
     @pytest.mark.parametrize("way", ["dead", "hung"])
     def test_requests_go_elsewhere(
@@ -257,7 +433,7 @@ class TestLostServers:
 
         done = run(main())
         check(newer, engine, requests, done)
-        assert {d.version for d in done} == {7}
+        assert {v for d in done for v in d.versions} == {7}
         assert process.restarts == engine.stats.servers_lost == 1
         assert process.stopped
         assert not list(setting.folder.iterdir())
@@ -495,7 +671,7 @@ class TestStartUp:
             run(setting.engine(checkpoint, [fake]).generate(writer.request()))
         engine = setting.engine(checkpoint, [fake])
         run(engine.load_weights(checkpoint.model.state_dict(), 0))
-        assert run(engine.generate(writer.request())).version == 0
+        assert set(run(engine.generate(writer.request())).versions) == {0}
 
     def test_a_folder_that_the_server_does_not_see(
         self, setting: Setting, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch

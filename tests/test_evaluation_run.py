@@ -13,7 +13,9 @@ from axpo.engines.base import Request
 from axpo.evaluation import run
 from axpo.evaluation.driver import ShelfError
 from axpo.tasks.base import Example
+from fake_vllm import FakeVllm
 from rollout_support import FakeEngine, example, make_agent, zoom
+from tiny import tiny_checkpoint
 
 ANSWER, WRONG = "</think>7", "</think>0"
 
@@ -59,7 +61,7 @@ async def say(request: Request) -> str:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine({}, say)
     monkeypatch.setattr(run, "build_task", lambda settings: FiveQuestions())
-    monkeypatch.setattr(run, "_agent", lambda config, model, out: make_agent(engine))
+    monkeypatch.setattr(run, "_agent", lambda config, model, out: (make_agent(engine), None))
     return engine
 
 
@@ -139,3 +141,29 @@ def test_a_retrained_checkpoint_is_another_model(tmp_path: Path) -> None:
     weights.write_bytes(b"two")
     assert run._fingerprint(str(tmp_path)) != before
     assert run._fingerprint("hub/model") == "hub/model"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_a_server_of_other_weights_is_refused_before_anything_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Same shapes, same tokenizer, and the server was never told of other weights."""
+    monkeypatch.setattr(run, "build_task", lambda settings: FiveQuestions())
+    tiny_checkpoint(0).save(tmp_path / "model")
+    fakes = {seed: FakeVllm(tiny_checkpoint(seed)) for seed in (0, 1)}
+    try:
+        with pytest.raises(UserError, match=r"differ from the model's by .*the limit is 0\.02"):
+            monitor = CountingMonitor()
+            at = f"engine.vllm.urls=[{fakes[1].url!r}]"
+            settings = config("engine.name=vllm", at, "rollout.max_turn_tokens=8")
+            getattr(run, command)(settings, str(tmp_path / "model"), tmp_path / "out", monitor)
+        assert not list((tmp_path / "out").rglob("*.parquet"))
+        assert len(fakes[1].bodies) <= 2 * 4 * settings.rollout.max_turns
+        settings = config(
+            "engine.name=vllm", f"engine.vllm.urls=[{fakes[0].url!r}]", "rollout.max_turn_tokens=8"
+        )
+        result = run.evaluate(settings, str(tmp_path / "model"), tmp_path / "out", monitor)
+        assert result["questions"] == 5
+    finally:
+        for fake in fakes.values():
+            fake.stop()

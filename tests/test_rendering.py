@@ -68,6 +68,18 @@ def test_the_prompt_is_the_familys_with_every_picture_expanded() -> None:
     assert pictures[1].image.mode == "RGB"
 
 
+def test_pictures_stand_where_the_question_says() -> None:
+    asked = example(
+        question="<image>Is <image> like it?", images=(tiny_picture(1), tiny_picture(2, (32, 48)))
+    )
+    prompt, pictures = RENDERING.prompt(asked, "g/prompt")
+    text = f"{picture_text(16)}Is {picture_text(6)} like it?"
+    assert prompt.tokens == encode(f"{HEADER}<|im_start|>user\n{text}<|im_end|>\n{OPEN}")
+    assert [s.digest for s in prompt.images] == [p.digest for p in pictures]
+    with pytest.raises(RenderingError, match="2 <image> in the question for 1 pictures"):
+        RENDERING.prompt(example(question=asked.question), "g/prompt")
+
+
 def test_system_text_and_no_tools() -> None:
     rendering = Rendering(CHECKPOINT, {}, system="Be brief.")
     prompt, _ = rendering.prompt(example(images=()), "p")

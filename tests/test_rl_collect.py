@@ -14,8 +14,8 @@ from axpo.algorithms.arpo import TOP_LOGPROBS
 from axpo.config import Config, UserError, parse_config
 from axpo.engines.base import EngineError, Request
 from axpo.tasks.base import Example
+from axpo.training.collection import Collector
 from axpo.training.monitor import Stopwatch
-from axpo.training.rl import Run, collect, new_groups
 from axpo.tree import Group
 from rollout_support import LIMITS, FakeEngine, example, make_agent, zoom
 from test_pipeline import Lines
@@ -35,24 +35,27 @@ class Questions:
         return replace(example(), id=str(index))
 
 
-def run_with(engine: FakeEngine, **algorithm: Any) -> Run:
-    config: Config = parse_config(
-        {"rl": {"questions": 4, "updates": 1}, "algorithm": {"rollouts": 2, **algorithm}}
-    )
+def collector_of(
+    engine: FakeEngine, rl: dict[str, Any] | None = None, **algorithm: Any
+) -> Collector:
+    values: dict[str, Any] = {
+        "rl": {"questions": 4, "updates": 1, **(rl or {})},
+        "algorithm": {"rollouts": 2, **algorithm},
+    }
+    if rl:
+        values["engine"] = {"name": "vllm", "vllm": {"urls": ["http://127.0.0.1:1"]}}
+    config: Config = parse_config(values)
     top_logprobs = TOP_LOGPROBS if config.algorithm.name == "arpo" else 0
     agent = make_agent(engine, settings=LIMITS, top_logprobs=top_logprobs)
-    nothing: Any = None
-    return Run(
-        config, Questions(), nothing, agent.engine, agent, nothing,
-        ALGORITHMS[config.algorithm.name],
-    )  # fmt: skip
+    return Collector(agent, Questions(), ALGORITHMS[config.algorithm.name], config)
 
 
 def collected(engine: FakeEngine, **algorithm: Any) -> list[Group]:
-    run = run_with(engine, **algorithm)
-    groups = new_groups(run, 0)
-    asyncio.run(collect(run, groups, Stopwatch(Lines())))
-    return groups
+    async def first() -> list[Group]:
+        async with collector_of(engine, **algorithm) as collector:
+            return await collector.take(0, Stopwatch(Lines()))
+
+    return asyncio.run(first())
 
 
 def test_a_certain_branch_grows_beside_the_rollouts_that_are_still_running() -> None:
@@ -169,14 +172,136 @@ def test_a_step_that_could_score_nothing_stops() -> None:
 
 
 def test_phases_add_up_to_the_step() -> None:
-    run = run_with(FakeEngine({}, RIGHT))
-    groups = new_groups(run, 0)
-    watch = Stopwatch(Lines())
-    watch("sample")
-    asyncio.run(collect(run, groups, watch))
-    metrics = watch.metrics()
+    async def first() -> dict[str, float]:
+        async with collector_of(FakeEngine({}, RIGHT)) as collector:
+            watch = Stopwatch(Lines())
+            await collector.take(0, watch)
+            return watch.metrics()
+
+    metrics = asyncio.run(first())
     assert set(metrics) == {
         "seconds_step", "cpu_seconds_step", "seconds_sample", "seconds_plan", "seconds_resample",
     }  # fmt: skip
     phases = sum(v for k, v in metrics.items() if k not in {"seconds_step", "cpu_seconds_step"})
     assert metrics["seconds_step"] == pytest.approx(phases, abs=1e-4)
+
+
+class Waiting(FakeEngine):
+    """Answers a question's requests once its batch or question is let go."""
+
+    def __init__(self) -> None:
+        super().__init__({}, self.held)
+        self.free: dict[str, asyncio.Event] = {}
+
+    async def held(self, request: Request) -> str:
+        await self.gate(request.group).wait()
+        return RIGHT
+
+    def gate(self, group: str) -> asyncio.Event:
+        return self.free.setdefault(group, asyncio.Event())
+
+    def let(self, step: int, *questions: int) -> None:
+        for question in questions:
+            self.gate(f"s{step}/q{question}").set()
+
+    def begun(self) -> set[str]:
+        return {request.group for request in self.requests}
+
+
+async def settle() -> None:
+    """Let everything happen that can (a batch is rendered in a thread)."""
+    for _ in range(50):
+        await asyncio.sleep(0.002)
+
+
+def batch(step: int, *questions: int) -> set[str]:
+    return {f"s{step}/q{question}" for question in questions}
+
+
+def test_on_policy_nothing_starts_before_its_step() -> None:
+    engine = Waiting()
+
+    async def main() -> None:
+        async with collector_of(engine) as collector:
+            engine.let(0, 0, 1, 2, 3)
+            await collector.take(0, Stopwatch(Lines()))
+            collector.prepare(1)
+            await settle()
+            assert engine.begun() == batch(0, 0, 1, 2, 3)
+            engine.let(1, 0, 1, 2, 3)
+            groups = await collector.take(1, Stopwatch(Lines()))
+            assert [g.id for g in groups] == sorted(batch(1, 0, 1, 2, 3))
+
+    asyncio.run(main())
+
+
+def test_the_next_batch_takes_the_places_of_questions_that_are_done() -> None:
+    """Staleness 1: with batch 0 in work a question of batch 1 starts for each that ends; batch 2
+    waits for the weights of step 1, however many places are free."""
+    engine = Waiting()
+
+    async def main() -> None:
+        async with collector_of(engine, {"max_staleness": 1, "steps": 9}) as collector:
+            taken = asyncio.create_task(collector.take(0, Stopwatch(Lines())))
+            await settle()
+            assert engine.begun() == batch(0, 0, 1, 2, 3)
+            engine.let(0, 0, 2)
+            await settle()
+            assert engine.begun() == batch(0, 0, 1, 2, 3) | batch(1, 0, 1)
+            engine.let(0, 1, 3)
+            engine.let(1, 0, 1, 2, 3)
+            assert [g.id for g in await taken] == sorted(batch(0, 0, 1, 2, 3))
+            await settle()
+            assert engine.begun() == batch(0, 0, 1, 2, 3) | batch(1, 0, 1, 2, 3)
+            groups = await collector.take(1, Stopwatch(Lines()))
+            assert all(len(group.rollouts) == 2 for group in groups)
+            await settle()
+            assert engine.begun() >= batch(2, 0, 1, 2, 3) and not engine.begun() & batch(3, 0)
+
+    asyncio.run(main())
+
+
+def test_no_batch_is_sampled_beyond_the_last_step() -> None:
+    engine = Waiting()
+
+    async def main() -> None:
+        async with collector_of(engine, {"max_staleness": 3, "steps": 2}) as collector:
+            for step in range(2):
+                engine.let(step, 0, 1, 2, 3)
+            for step in range(2):
+                await collector.take(step, Stopwatch(Lines()))
+                collector.prepare(step + 1)
+            await settle()
+            assert engine.begun() == batch(0, 0, 1, 2, 3) | batch(1, 0, 1, 2, 3)
+
+    asyncio.run(main())
+
+
+def test_what_is_sampled_ahead_ends_with_the_run() -> None:
+    engine = Waiting()
+
+    async def main() -> None:
+        async with collector_of(engine, {"max_staleness": 1, "steps": 9}) as collector:
+            engine.let(0, 0, 1, 2, 3)
+            await collector.take(0, Stopwatch(Lines()))
+            await settle()
+            assert not engine.cancelled
+        assert len(engine.cancelled) == 8
+
+    asyncio.run(main())
+
+
+def test_a_fault_of_a_batch_ahead_is_its_own_steps() -> None:
+    engine = FakeEngine(
+        {f"s1/q{q}/r{r}/t1": EngineError("it broke") for q in range(4) for r in (0, 1)}, RIGHT
+    )
+
+    async def main() -> None:
+        async with collector_of(engine, {"max_staleness": 1, "steps": 9}) as collector:
+            groups = await collector.take(0, Stopwatch(Lines()))
+            await settle()
+            assert all(rollout.scored for group in groups for rollout in group.rollouts)
+            with pytest.raises(UserError, match=r"none of 8 rollouts .*s1/q0/r0"):
+                await collector.take(1, Stopwatch(Lines()))
+
+    asyncio.run(main())

@@ -224,8 +224,8 @@ def test_the_labs_critic_says_where_and_never_what() -> None:
 
 def test_a_task_without_a_critic_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"id": "1", "question": "?", "answer": "1", "images": []}\n')
-    overrides = ["task.name=jsonl", f"task.path={tmp_path}/q.jsonl", "algorithm.name=rltf"]
-    with pytest.raises(ConfigError, match=r"algorithm\.name: 'rltf' needs critiques; the jsonl"):
+    overrides = ["task.name=data", f"task.path={tmp_path}/q.jsonl", "algorithm.name=rltf"]
+    with pytest.raises(ConfigError, match=r"algorithm\.name: 'rltf' needs critiques; the data"):
         build_run(load_config(None, overrides), "nowhere")
 
 

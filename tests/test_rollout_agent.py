@@ -269,6 +269,16 @@ def test_running_out_of_time_is_unscored() -> None:
     assert engine.cancelled == ["r/t2"]
 
 
+def test_any_of_several_truths_is_right() -> None:
+    _, trajectory = run(make_agent(says(ANSWER)), answer="six", alternatives=("7", "VII"))
+    assert trajectory.reward == 1.0
+    _, trajectory = run(make_agent(says(ANSWER)), answer="six", alternatives=("VII",))
+    assert trajectory.reward == 0.0
+    # What a data set says of its questions is no truth.
+    _, trajectory = run(make_agent(says(ANSWER)), answer="six", meta={"alternatives": ["7"]})
+    assert trajectory.reward == 0.0
+
+
 def test_a_grader_that_fails_is_our_fault() -> None:
     async def broken(grading: str, answer: str, truth: str) -> float:
         raise RuntimeError("no judge")

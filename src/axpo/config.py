@@ -14,7 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -70,17 +77,89 @@ class ModelSettings(Section):
     """Adapters that are trained instead of the weights; full fine-tuning by default."""
 
 
+OneOrMore = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
+"""A name, or a list of names."""
+
+
+class ColumnSettings(Section):
+    """Which column of the data holds a field; the values of several are put together.
+
+    `outer.inner` looks inside a column, `list.0` and `list.-1` take one element of a list.
+    """
+
+    id: str = "id"
+    """Unique name of a question; the row's place where the data has none."""
+    question: str = "question"
+    """Text; `<image>` or `<image1>` places a picture, which else stands before it."""
+    images: OneOrMore = ("images",)
+    """Picture or list of pictures: path, bytes, base64, or {bytes, path}; may be missing."""
+    answer: OneOrMore = ("answer",)
+    """The truth, or a list of truths each of which is right."""
+    options: OneOrMore = ("options",)
+    """Options of a multiple choice, listed below the question; may be missing."""
+    grading: str = "grading"
+    """The row's grader; may be missing (task.grading)."""
+    demonstration: str = "demonstration"
+    """A teacher's turns for SFT; may be missing."""
+    meta: OneOrMore = ("meta",)
+    """What goes along into the trajectory trees; may be missing."""
+
+
 class TaskSettings(Section):
-    name: Literal["lab", "jsonl"] = "lab"
-    """"lab" generates questions of `families`; "jsonl" reads `path`."""
+    name: Literal["lab", "data"] = "lab"
+    """"lab" generates questions of `families`; "data" reads a data set at `path` or `hub`."""
     families: Annotated[tuple[Family, ...], Field(min_length=1)] = ("find",)
     """The lab's families of questions, in turn: find (for image_zoom_in_tool), calculate (python),
     look_up (web_search, over corpus "lab") and, for evaluation only, recognise (image_search, over
     gallery "lab")."""
-    path: str | None = None
-    """JSONL file of the "jsonl" task, a split a file: `{split}` in the name is replaced."""
+    path: OneOrMore = ()
+    """Files of a data set, .jsonl, .json or .parquet: one or several, `*` allowed; `{split}` in a
+    name is replaced."""
+    hub: str | None = None
+    """A data set's Hub id, or a folder laid out like one (extra "data")."""
+    subset: str | None = None
+    """Configuration of the data set at `hub`, where it has several."""
+    revision: str | None = None
+    """Commit, tag or branch of the data set at `hub`; a commit makes a run repeatable."""
+    splits: dict[str, str] = {}
+    """A split's name here ("train", "sft", "test") -> its name in the data, at `hub` also a slice
+    such as "train[:500]"; the same name by default."""
+    streaming: tuple[str, ...] = ()
+    """Splits that are read as they arrive, not copied to this machine first (Parquet and Hub)."""
+    window: PositiveInt = 1000
+    """Rows of a streamed split that are held and shuffled at once."""
+    columns: ColumnSettings = ColumnSettings()
+    """Where a row of the data holds what."""
+    grading: str | None = None
+    """Grader of rows that name none; by default "choice" for rows with options, else "exact"."""
+    image_folder: str | None = None
+    """Folder that the data's image paths start from; its file's own by default."""
     system: str | None = None
     """System message before the tools' signatures; none by default."""
+
+    @model_validator(mode="after")
+    def _effective(self) -> TaskSettings:
+        if self.name == "lab":
+            idle = self.model_fields_set - {"name", "families", "system"}
+            if idle:
+                raise ValueError(
+                    f"{', '.join(sorted(idle))}: no effect with name = 'lab'; set name = 'data'"
+                )
+            return self
+        if "families" in self.model_fields_set:
+            raise ValueError("families: no effect with name = 'data'; remove it")
+        if bool(self.path) == bool(self.hub):
+            raise ValueError("path, hub: the data task needs one of them, files or a Hub id")
+        if self.path and (idle := {"subset", "revision"} & self.model_fields_set):
+            raise ValueError(f"{', '.join(sorted(idle))}: no effect without hub; remove it")
+        if self.path and self.splits and not any("{split}" in name for name in self.path):
+            raise ValueError("splits: no effect without {split} in path; add it or remove splits")
+        if not self.streaming and "window" in self.model_fields_set:
+            raise ValueError("window: no effect without streaming; remove it")
+        return self
 
 
 class RolloutSettings(Section):
@@ -404,6 +483,12 @@ class RLSettings(Section):
     default. Off by default: an engine that differs is refused at the start. Needs "recompute"."""
     importance_level: Literal["token", "sequence"] = "token"
     """"sequence" takes the ratio of a credited run as a whole."""
+    max_staleness: NonNegativeInt = 0
+    """Sample ahead while a step is trained: so many versions the weights that sampled may lie
+    behind those that are trained. 0 is strictly on-policy; needs servers (engine.vllm)."""
+    in_flight: Literal["keep", "restart", "finish"] = "keep"
+    """Requests in flight when new weights come: "keep" their tokens and go on from them, "restart"
+    them, or let them "finish" with the old weights first."""
     optimizer: OptimizerSettings = OptimizerSettings()
 
     @model_validator(mode="after")
@@ -414,6 +499,14 @@ class RLSettings(Section):
             )
         if self.importance_cap is None and "importance_level" in self.model_fields_set:
             raise ValueError("importance_level: no effect without importance_cap; set it")
+        if self.max_staleness == 0 and "in_flight" in self.model_fields_set:
+            raise ValueError("in_flight: no effect with max_staleness = 0; remove it")
+        recomputed = self.old_logprobs == "recompute" and self.importance_cap is None
+        if self.max_staleness and recomputed:
+            raise ValueError(
+                "old_logprobs: 'recompute' takes what older weights sampled for the policy's own; "
+                "set rl.importance_cap with it, or use 'engine', or max_staleness = 0"
+            )
         return self
 
 
@@ -469,12 +562,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.task.name == "jsonl" and self.task.path is None:
-            raise ValueError("task.path: the jsonl task needs a file; set task.path")
-        if self.task.name == "lab" and self.task.path is not None:
-            raise ValueError("task.path: no effect with task.name = 'lab'; remove it")
-        if self.task.name == "jsonl" and "families" in self.task.model_fields_set:
-            raise ValueError("task.families: no effect with task.name = 'jsonl'; remove it")
+        if self.eval.split in self.task.streaming:
+            raise ValueError(
+                f"task.streaming: {self.eval.split!r} is what eval.split evaluates, and that needs "
+                "a split of known size; leave it out"
+            )
         if self.model.lora is not None:
             for name, stage in (("rl", self.rl), ("sft", self.sft)):
                 if "freeze_vision" in stage.optimizer.model_fields_set:
@@ -485,6 +577,11 @@ class Config(Section):
         if self.rl.questions % self.rl.updates:
             raise ValueError(
                 f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"
+            )
+        if self.rl.max_staleness and self.engine.vllm is None:
+            raise ValueError(
+                f"rl.max_staleness: {self.rl.max_staleness} needs servers that sample while this "
+                "process trains; set engine.name = 'vllm', or 0"
             )
         if self.eval.k > self.eval.samples:
             raise ValueError(

@@ -95,7 +95,7 @@ def _turns(group: Group, trajectory: Trajectory) -> list[tuple[int, str]]:
     turns: list[tuple[int, str]] = []
     position = 0
     for segment in group.after_prompt(trajectory):
-        if segment.origin is Origin.POLICY:
+        if segment.origin is Origin.POLICY and (not turns or turns[-1][1] != segment.id):
             turns.append((position, segment.id))
         position += len(segment)
     return turns

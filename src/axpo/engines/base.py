@@ -95,14 +95,15 @@ class Completion:
     the highest of that distribution, in falling order (fewer where fewer ids may be sampled);
     empty unless asked for.
 
-    `version` is the weights version that sampled; `reused` counts path tokens that were not
+    `versions[i]` is the version of the weights that sampled `tokens[i]`: never falling, and all
+    the same but where weights were loaded meanwhile. `reused` counts path tokens that were not
     computed again.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Finish
-    version: int
+    versions: tuple[int, ...]
     reused: int = 0
     top_logprobs: tuple[tuple[float, ...], ...] = ()
 

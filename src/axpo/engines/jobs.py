@@ -78,7 +78,7 @@ class Job:
             tokens=tuple(self.sampled),
             logprobs=tuple(self.logprobs),
             finish=Finish.STOP if stopped else Finish.LENGTH,
-            version=version,
+            versions=(version,) * len(self.sampled),
             reused=self.reused,
             top_logprobs=tuple(self.top_logprobs),
         )

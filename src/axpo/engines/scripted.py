@@ -131,6 +131,6 @@ class ScriptedEngine:
             tokens=tuple(tokens),
             logprobs=(self._logprob,) * len(tokens),
             finish=Finish.STOP if stopped else Finish.LENGTH,
-            version=self._version,
+            versions=(self._version,) * len(tokens),
             top_logprobs=(highest,) * len(tokens) if highest else (),
         )

@@ -12,7 +12,8 @@ class EngineStats:
     `prefilled` and `decoded` were computed, `reused` were not. `pictures` went through the
     vision tower; `evictions` are kept sequences that made room for others. The seconds (wall) are
     the engine's own, disjoint: vision tower, prefill, decoding; sampling and bookkeeping included.
-    `servers_lost` counts servers that had to be given up or brought back.
+    `picture_bytes` were sent to servers, encoded; `servers_lost` counts servers that had to be
+    given up or brought back.
     """
 
     requests: int = 0
@@ -24,6 +25,7 @@ class EngineStats:
     prefill_calls: int = 0
     decode_calls: int = 0
     evictions: int = 0
+    picture_bytes: int = 0
     servers_lost: int = 0
     seconds_vision: float = 0.0
     seconds_prefill: float = 0.0

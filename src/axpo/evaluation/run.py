@@ -24,12 +24,15 @@ from axpo.evaluation.diagnostics import choose_prefixes
 from axpo.evaluation.diagnostics import diagnose as diagnose_groups
 from axpo.evaluation.driver import Progress, Shelf
 from axpo.evaluation.summary import compare, summarize
+from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
 from axpo.store import load_groups
 from axpo.tasks.base import Example
+from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
+from axpo.training.parity import QUESTIONS, check_parity
 from axpo.tree import Group
 
 EVALUATION, DIAGNOSIS = "evaluation", "diagnosis"
@@ -42,8 +45,9 @@ def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     """Sample and summarise `model` on the recipe's evaluation split; returns `evaluation.json`."""
 
     async def run() -> list[Group]:
-        agent = _agent(config, model, out)
+        agent, checkpoint = _agent(config, model, out)
         try:
+            await _check_engine(config, agent, checkpoint)
             return await _sample(config, agent, model, out, _show_questions(monitor))
         finally:
             await agent.close()
@@ -66,8 +70,9 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     settings, seed = AlgorithmSettings(), config.run.seed
 
     async def run() -> dict[str, Any]:
-        agent = _agent(config, model, out)
+        agent, checkpoint = _agent(config, model, out)
         try:
+            await _check_engine(config, agent, checkpoint)
             groups = await _sample(config, agent, model, out, None)
             probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
             monitor.start("diagnose", 0, max(1, len(probes)))
@@ -138,9 +143,27 @@ async def _sample(
     )
 
 
-def _agent(config: Config, model: str, out: Path) -> Agent:
-    tools = recipe_tools(config)
-    return build_agent(config, load_model(config.model, model), tools, out)
+def _agent(config: Config, model: str, out: Path) -> tuple[Agent, Checkpoint]:
+    tools, checkpoint = recipe_tools(config), load_model(config.model, model)
+    return build_agent(config, checkpoint, tools, out), checkpoint
+
+
+async def _check_engine(config: Config, agent: Agent, checkpoint: Checkpoint) -> None:
+    """Raise `UserError` where an engine outside this process samples from other weights."""
+    if config.engine.vllm is None:
+        return
+    task, count = build_task(config.task), min(QUESTIONS, _questions(config))
+    examples = [task.example(config.eval.split, i) for i in range(count)]
+    groups = [new_group(agent.rendering, e, f"parity/{i}") for i, e in enumerate(examples)]
+    recompute = partial(
+        recompute_logprobs,
+        checkpoint,
+        kl=False,
+        temperature=config.rollout.temperature or 1.0,
+        budget=config.rl.optimizer.max_tokens_per_micro_batch,
+    )
+    limit = config.engine.vllm.max_logprob_difference
+    await check_parity(agent, recompute, groups, config.run.seed, limit)
 
 
 def _questions(config: Config) -> int:

@@ -60,6 +60,8 @@ def show(config: Config, model: str) -> None:
     else:
         group = new_group(rendering, example, "example")
     _print_group(console, rendering, group, split)
+    truths = ", ".join(repr(truth) for truth in (example.answer, *example.alternatives))
+    console.print(Text(f"Right: {truths}, graded by {example.grading!r} ({example.id})"))
     try:
         prompt = longest_prompt(config, "rl", task, rendering)
     except UserError:  # a data set of demonstrations alone

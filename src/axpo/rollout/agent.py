@@ -22,6 +22,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from axpo.algorithms.arpo import ENTROPY, opening_entropy
 from axpo.config import RolloutSettings
@@ -38,6 +39,8 @@ Grade = Callable[[str, str, str], Awaitable[float]]
 """(grading, answer, truth) -> reward, as `axpo.tasks.grading.grade`."""
 GRADING = "grading"
 """Key of `Group.meta`: the name of the question's grader."""
+ALTERNATIVES = "alternatives"
+"""Key of `Group.meta`: truths that are as right as the group's, where there are any."""
 
 
 def request_seed(seed: int, trajectory: str, turn: int) -> int:
@@ -158,18 +161,11 @@ class Agent:
         completion = await self.engine.generate(
             Request(id, path.group.id, tokens, pictures, sampling)
         )
-        segment = Segment(
-            id,
-            Origin.POLICY,
-            completion.tokens,
-            completion.logprobs,
-            version=completion.version,
-        )
         if completion.top_logprobs:
             entropy = opening_entropy(completion.top_logprobs, self.rendering.vocabulary)
             path.group.meta.setdefault(ENTROPY, {})[id] = entropy
         path.add_policy(completion.tokens)
-        trajectory.segments.append(segment)
+        trajectory.segments += _sampled(id, completion)
         return completion
 
     async def _call(self, path: Path, trajectory: Trajectory, calls: Sequence[ParsedCall]) -> None:
@@ -225,10 +221,27 @@ class Agent:
         elif trajectory.answer is not None:
             began = time.perf_counter()
             try:
-                trajectory.reward = await self.grade(
-                    group.meta[GRADING], trajectory.answer, group.truth
-                )
+                trajectory.reward = await self._reward(group, trajectory.answer)
             except Exception as error:
                 trajectory.fault = f"grading: {type(error).__name__}: {error}"
             finally:
                 self.stats.seconds_grade += time.perf_counter() - began
+
+    async def _reward(self, group: Group, answer: str) -> float:
+        """The best that the answer gets for any of the question's truths."""
+        rewards: list[float] = []
+        for truth in (group.truth, *group.meta.get(ALTERNATIVES, ())):
+            rewards.append(await self.grade(group.meta[GRADING], answer, truth))
+            if rewards[-1] == 1.0:
+                break
+        return max(rewards)
+
+
+def _sampled(id: str, completion: Completion) -> list[Segment]:
+    """A completion as policy segments of one id: one for each version that sampled in it."""
+    tokens, logprobs, versions = completion.tokens, completion.logprobs, completion.versions
+    starts = [i for i, v in enumerate(versions) if i == 0 or v != versions[i - 1]]
+    return [
+        Segment(id, Origin.POLICY, tokens[a:b], logprobs[a:b], version=versions[a])
+        for a, b in pairwise([*starts, len(tokens)])
+    ]

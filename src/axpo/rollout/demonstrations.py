@@ -54,7 +54,8 @@ class _Teacher:
                 f"example {self._example.id}: turn {self.said} takes {len(tokens)} tokens, the "
                 f"limits leave {request.sampling.max_tokens}"
             )
-        return Completion(tokens, (0.0,) * len(tokens), Finish.STOP, self.version)
+        versions = (self.version,) * len(tokens)
+        return Completion(tokens, (0.0,) * len(tokens), Finish.STOP, versions)
 
     async def release(self, group: str) -> None: ...
 

@@ -28,7 +28,7 @@ from renderers.qwen3_vl import Qwen3VLRenderer
 from axpo.engines.base import Picture
 from axpo.models.loading import Checkpoint
 from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
-from axpo.tasks.base import Example
+from axpo.tasks.base import IMAGE, Example
 from axpo.tools.base import Observation, Tool
 from axpo.tree import ImageSpan, Origin, Segment, picture_digest
 
@@ -111,7 +111,7 @@ class Rendering:
     def prompt(self, example: Example, id: str) -> tuple[Segment, tuple[Picture, ...]]:
         """The prompt segment, up to where the policy starts, and its pictures in order."""
         pictures = tuple(as_picture(image) for image in example.images)
-        content = [*({"type": "image"} for _ in pictures), _text(example.question)]
+        content = _content(example.question, len(pictures), id)
         messages: list[Any] = [{"role": "user", "content": content}]
         if self._system:
             messages.insert(0, {"role": "system", "content": self._system})
@@ -200,3 +200,18 @@ class Rendering:
 
 def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": plain(text)}
+
+
+def _content(question: str, pictures: int, id: str) -> list[dict[str, str]]:
+    """A question's text and pictures, in the order that they are shown in."""
+    between = question.split(IMAGE)
+    if len(between) == 1:
+        return [*({"type": "image"} for _ in range(pictures)), _text(question)]
+    if len(between) - 1 != pictures:
+        raise RenderingError(
+            f"segment {id}: {len(between) - 1} {IMAGE} in the question for {pictures} pictures"
+        )
+    parts = [_text(between[0])]
+    for text in between[1:]:
+        parts += [{"type": "image"}, _text(text)]
+    return [part for part in parts if part != _text("")]

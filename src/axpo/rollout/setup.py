@@ -53,11 +53,10 @@ def torch_device(settings: ModelSettings) -> str:
 
 def build_task(settings: TaskSettings) -> Task:
     """The recipe's task; raises `ConfigError` where its files or packages are missing."""
-    if settings.name == "jsonl":
-        from axpo.tasks.jsonl import JsonlTask
+    if settings.name == "data":
+        from axpo.tasks.data import DataTask
 
-        assert settings.path is not None
-        return JsonlTask(Path(settings.path))
+        return DataTask(settings)
     try:
         from axpo.tasks.lab.questions import LabTask
     except ImportError as error:
@@ -155,5 +154,6 @@ def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None
         servers,
         folder if vllm.folder is None else Path(vllm.folder),
         room=config.rollout.max_tokens,
+        in_flight=config.rl.in_flight if config.rl.max_staleness else None,
         recovery_seconds=vllm.start_seconds,
     )

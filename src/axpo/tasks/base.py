@@ -8,13 +8,25 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
+from axpo.config import UserError
 from axpo.tree import Group, Trajectory
+
+EPOCH = 1_000_000
+"""Positions that a seed owns in an endless split, so that seeds never share a question."""
+IMAGE = "<image>"
+"""Where a picture stands in a question."""
+
+
+class DataError(UserError):
+    """A data set that cannot be used; the message names file, row and field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question. `grading` names a grader of `axpo.tasks.grading`; `answer` is its truth.
+    """One question. `grading` names a grader of `axpo.tasks.grading`; `answer` is its truth, and
+    `alternatives` are further ones that are as right.
 
+    The pictures stand where the question says `<image>`, in order; before it where it does not.
     `demonstration` is a teacher's policy turns for SFT: what the policy would sample after the
     generation prompt, turn by turn, without the end-of-turn token. Empty where there is none.
     """
@@ -23,13 +35,15 @@ class Example:
     question: str
     images: tuple[Image.Image, ...]
     answer: str
+    alternatives: tuple[str, ...] = ()
     grading: str = "exact"
     demonstration: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
-    """A source of examples. `size` is None for an endless (generated) split."""
+    """A source of examples. `size` is None for an endless split (generated or streamed), which
+    gives the run with seed s its examples from index `s * EPOCH` on."""
 
     def size(self, split: str) -> int | None: ...
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
@@ -17,6 +20,7 @@ from axpo.training.packing import (
     items,
     pack,
 )
+from axpo.training.pieces import plain_logprobs
 from axpo.tree import Group, TreeError
 
 
@@ -78,6 +82,26 @@ def micro_batches(prepared: Sequence[Work], budget: int) -> list[list[Work]]:
         batches[found].append(work)
         rooms[found] -= size
     return batches
+
+
+@torch.no_grad()
+def recompute_logprobs(
+    checkpoint: Checkpoint, groups: Sequence[Group], kl: bool, temperature: float, budget: int
+) -> OldLogprobs:
+    """`checkpoint`'s logprobs of every token of `groups` with something to learn from it.
+
+    NaN stands beside the tokens without; no tree above `budget` tokens is computed at once.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for work in prepare(checkpoint, groups, "token_mean", kl, None):
+        logprobs = plain_logprobs(checkpoint, work.tree, work.pixels, temperature, budget)
+        values = iter(logprobs.tolist())
+        for item in work.items:
+            starts = {owner.id: work.group.offset(owner) for owner in item.owners}
+            for owner, offset in zip(item.owners, item.offsets, strict=True):
+                own = found.setdefault((work.group.id, owner.id), [math.nan] * owner.tokens)
+                own[offset - starts[owner.id]] = next(values)
+    return found
 
 
 def _picture(checkpoint: Checkpoint, group: Group, digest: str) -> Pixels:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
-from axpo.tasks.base import Example, Task
-
-EPOCH = 1_000_000
-"""Positions that a seed owns in an endless split, so that seeds never share a question."""
+from axpo.tasks.base import EPOCH, Example, Task
 
 
 def training_example(task: Task, split: str, position: int, seed: int) -> Example:

@@ -3,40 +3,41 @@
 The loop knows no algorithm (it asks for `plan` and `credit`), no engine and no tool. Whatever it
 does depends only on the settings, the start checkpoint and the step's number, so a run that was
 killed and goes on from its last checkpoint ends with the same weights as an unbroken one: to the
-bit where no tool answers from another process or thread, else up to how float sums round.
+bit where no tool answers from another process or thread, else up to how float sums round. Only
+where rollouts are sampled ahead (`rl.max_staleness`) does the outcome depend on time as well.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from axpo.algorithms import ALGORITHMS, Algorithm
-from axpo.algorithms.budget import Plan
 from axpo.algorithms.losses import policy_loss, truncated_ratios
 from axpo.algorithms.subgroups import gap
-from axpo.config import Config, ConfigError, RolloutSettings, UserError
+from axpo.config import Config, ConfigError, RolloutSettings
 from axpo.engines.base import Engine
+from axpo.engines.vllm.engine import VllmEngine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.branching import sample_question
-from axpo.rollout.sampling import new_group, resample, together
 from axpo.rollout.setup import build_agent, build_task, recipe_tools
 from axpo.store import save_groups
 from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
-from axpo.training.data import training_example
+from axpo.training.collection import Collector
 from axpo.training.monitor import Monitor, Stopwatch
-from axpo.training.parity import QUESTIONS, check_parity, mismatch
+from axpo.training.parity import QUESTIONS, WeightProbe, check_parity, mismatch
 from axpo.training.preflight import preflight
 from axpo.training.start import load_policy, load_reference
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class Run:
     agent: Agent
     trainer: Trainer
     algorithm: Algorithm
+    probe: WeightProbe | None = None
 
 
 def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run:
@@ -74,7 +76,13 @@ def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run
         config.rollout.temperature,
     )
     algorithm = ALGORITHMS[config.algorithm.name]
-    return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm)
+    probe = None
+    if isinstance(agent.engine, VllmEngine) and config.engine.vllm is not None:
+        limit = config.engine.vllm.max_logprob_difference
+        recompute = partial(trainer.recompute_logprobs, kl=False)
+        temperature = config.rollout.temperature
+        probe = WeightProbe(agent.engine, checkpoint, recompute, temperature, limit)
+    return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm, probe)
 
 
 def _check_sampling(rollout: RolloutSettings) -> None:
@@ -92,19 +100,30 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     return asyncio.run(_train(config, start, out, monitor))
 
 
-async def _hand_over(run: Run, version: int) -> None:
-    """Let the engine sample with the trainer's weights."""
+async def _hand_over(run: Run, version: int) -> dict[str, float]:
+    """Let the engine sample with the trainer's weights; figures of how it does, where probed."""
     await run.engine.load_weights(run.checkpoint.model.state_dict(), version)
+    return {} if run.probe is None else await run.probe.check()
 
 
-async def _compare_engine(run: Run, first: int, monitor: Monitor) -> dict[str, float]:
+async def _beside_sampling(run: Run, work: Callable[..., Result], *args: Any) -> Result:
+    """`work`, in a thread where rollouts are sampled meanwhile: they must not stand still."""
+    if run.config.rl.max_staleness:
+        return await asyncio.to_thread(work, *args)
+    return work(*args)
+
+
+async def _compare_engine(
+    run: Run, collector: Collector, first: int, monitor: Monitor
+) -> dict[str, float]:
     """Figures of an engine outside this process; raises `UserError` where it is another model's."""
     if run.config.engine.vllm is None:
         return {}
     monitor.phase("parity")
-    groups = new_groups(run, first)[:QUESTIONS]
     limit = run.config.engine.vllm.max_logprob_difference
-    parity = await check_parity(run.agent, run.trainer, groups, run.config.run.seed, limit)
+    groups = collector.new_groups(first)[:QUESTIONS]
+    recompute = partial(run.trainer.recompute_logprobs, kl=False)
+    parity = await check_parity(run.agent, recompute, groups, run.config.run.seed, limit)
     return parity.metrics("parity")
 
 
@@ -124,25 +143,20 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
     first = checkpoints.restore(last, run.trainer).step if last else 0
     monitor.start("rl", first, config.rl.steps)
     await _hand_over(run, first)
-    start = await _compare_engine(run, first, monitor)
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        upcoming = beside.submit(new_groups, run, first)
+    async with Collector(run.agent, run.task, run.algorithm, config) as collector:
+        start = await _compare_engine(run, collector, first, monitor)
         for step in range(first, config.rl.steps):
             watch = Stopwatch(monitor)
             before = work_done(run)
-            watch("sample")
-            groups = upcoming.result()
             with checkpoints.kept_on_stop(folder, step, run.trainer):
-                await collect(run, groups, watch)
+                groups = await collector.take(step, watch)
             watch("credit")
             for group in groups:
                 assign_credit(run, group)
-            if step + 1 < config.rl.steps:
-                # Beside the update: its time is torch's, that of sampling is Python's as well.
-                upcoming = beside.submit(new_groups, run, step + 1)
-            metrics = update(run, groups, watch)
+            collector.prepare(step + 1)
+            metrics = await _beside_sampling(run, update, run, groups, watch)
             watch("sync")
-            await _hand_over(run, step + 1)
+            metrics |= await _hand_over(run, step + 1)
             for group in groups:
                 await run.engine.release(group.id)
             if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
@@ -150,72 +164,16 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
                 save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
             metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
             metrics |= gap(groups) | counts(groups) | latencies(run)
+            if config.rl.max_staleness:
+                metrics |= staleness(groups, step)
             if step == first:
                 metrics |= start
             monitor.step("rl", step, metrics)
             if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
-                keep = config.run.keep_checkpoints
-                last = checkpoints.save(folder, step + 1, run.trainer, keep=keep)
+                save = partial(checkpoints.save, keep=config.run.keep_checkpoints)
+                last = await _beside_sampling(run, save, folder, step + 1, run.trainer)
     assert last is not None
     return last
-
-
-def new_groups(run: Run, step: int) -> list[Group]:
-    """The step's B questions, rendered, their pictures preprocessed; nothing is sampled."""
-    first, seed = step * run.config.rl.questions, run.config.run.seed
-    return [
-        new_group(
-            run.agent.rendering,
-            training_example(run.task, "train", first + place, seed),
-            f"s{step}/q{place}",
-        )
-        for place in range(run.config.rl.questions)
-    ]
-
-
-async def collect(run: Run, groups: Sequence[Group], watch: Stopwatch) -> None:
-    """Sample N rollouts of each question, and the continuations of the batch's branches.
-
-    The budget ranks across the questions of the batch. A branch that it reaches whatever the
-    unfinished questions turn out to be (`plan`'s `pending`) grows at once, beside their
-    rollouts; only what depends on them waits. Which branches grow is not changed by it.
-    """
-    algorithm, seed = run.config.algorithm, run.config.run.seed
-    done: dict[str, Group] = {}
-    started: set[str] = set()
-
-    async def one(group: Group) -> None:
-        await sample_question(run.agent, group, algorithm, seed, run.task)
-        done[group.id] = group
-        watch("plan")
-        pending = len(groups) - len(done)
-        plans = run.algorithm.plan(list(done.values()), algorithm, seed, pending)
-        new = [plan for plan in plans if plan.source not in started]
-        started.update(plan.source for plan in new)
-        watch("sample" if pending else "resample")
-        await together([grow(run, done[plan.group], plan) for plan in new])
-
-    watch("sample")
-    await together([one(group) for group in groups])
-    _check_scored(groups)
-    for group in groups:
-        order = [trajectory.id for trajectory in group.trajectories()]
-        group.branches.sort(key=lambda branch: order.index(branch.source))
-
-
-async def grow(run: Run, group: Group, plan: Plan) -> None:
-    """Cut the plan's source and sample its continuations."""
-    branch = group.fork(group.trajectory(plan.source), plan.cut, plan.confidence)
-    await resample(run.agent, group, branch, plan.continuations, run.config.run.seed)
-
-
-def _check_scored(groups: Sequence[Group]) -> None:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    if not any(rollout.scored for rollout in rollouts):
-        raise UserError(
-            f"none of {len(rollouts)} rollouts could be scored ({rollouts[0].id}, ...), nothing "
-            f"can be learned; the first says: {rollouts[0].fault}"
-        )
 
 
 def assign_credit(run: Run, group: Group) -> None:
@@ -279,6 +237,23 @@ def counts(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
+def staleness(groups: Sequence[Group], step: int) -> dict[str, float]:
+    """How many versions older than the weights that `step` trains those were that sampled: mean
+    and maximum over the batch's sampled tokens."""
+    sampled = [
+        (step - segment.version, len(segment.logprobs))
+        for group in groups
+        for trajectory in group.trajectories()
+        for segment in trajectory.segments
+        if segment.logprobs
+    ]
+    tokens = max(1, sum(count for _, count in sampled))
+    return {
+        "staleness_mean": sum(age * count for age, count in sampled) / tokens,
+        "staleness_max": float(max((age for age, _ in sampled), default=0)),
+    }
+
+
 def _sampled(trajectories: Sequence[Trajectory]) -> float:
     return float(sum(len(s.logprobs) for t in trajectories for s in t.segments))
 
@@ -295,6 +270,7 @@ def work_done(run: Run) -> dict[str, float]:
         "tokens_reused": engine.reused,
         "pictures_encoded": engine.pictures,
         "kv_evictions": engine.evictions,
+        "picture_bytes": engine.picture_bytes,
         "servers_lost": engine.servers_lost,
         "seconds_engine_vision": engine.seconds_vision,
         "seconds_engine_prefill": engine.seconds_prefill,

@@ -19,7 +19,7 @@ from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
 from axpo.models.vision import Pixels
-from axpo.training.batches import Work, micro_batches, prepare
+from axpo.training.batches import Work, micro_batches, prepare, recompute_logprobs
 from axpo.training.masters import MasterWeights
 from axpo.training.packing import Aggregation, Correction, OldLogprobs, PackedTree, join
 from axpo.training.pieces import plain_logprobs, training_passes
@@ -133,22 +133,13 @@ class Trainer:
         self.updates += 1
         return metrics | _summary(stats, metrics["tokens_trained"])
 
-    @torch.no_grad()
     def recompute_logprobs(self, groups: Sequence[Group], kl: bool) -> OldLogprobs:
         """The current weights' logprobs of every token that `update(groups, ..., kl)` trains.
 
         The trees stay as they are; hand the result to `update` as `old`.
         """
-        found: dict[tuple[str, str], list[float]] = {}
-        for work in prepare(self.checkpoint, groups, "token_mean", kl, None):
-            logprobs = self._plain_logprobs(self.checkpoint, work.tree, work.pixels)
-            values = iter(logprobs.tolist())
-            for item in work.items:
-                starts = {owner.id: work.group.offset(owner) for owner in item.owners}
-                for owner, offset in zip(item.owners, item.offsets, strict=True):
-                    own = found.setdefault((work.group.id, owner.id), [math.nan] * owner.tokens)
-                    own[offset - starts[owner.id]] = next(values)
-        return found
+        budget = self.settings.max_tokens_per_micro_batch
+        return recompute_logprobs(self.checkpoint, groups, kl, self.temperature, budget)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer, schedule and masters; the model's own weights are the checkpoint's."""

@@ -8,17 +8,21 @@ was counted nowhere. Hence every failure is sorted by who could do better: anoth
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from axpo.engines.base import EngineError
-from axpo.engines.vllm.wire import AnswerFault
+from axpo.engines.vllm.wire import AnswerFault, joined
 
 KEPT_SECONDS = 3.0
 """An idle connection is given up before the server closes it, which it does after 5."""
 CONTROL_SECONDS = 600.0
 """A control call may take this long: weights of many gigabytes are read from a disk."""
+
+
+GENERATE = "/inference/v1/generate"
 
 
 class ServerLost(RuntimeError):
@@ -39,9 +43,16 @@ class Client:
         self._http: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def generate(self, body: dict[str, Any]) -> Any:
-        """The parsed answer; cancelling this closes the connection, which aborts the request."""
-        return await self._call("POST", "/inference/v1/generate", self._request_seconds, json=body)
+    async def generate(
+        self, body: dict[str, Any], accepted: Callable[[], None] | None = None
+    ) -> Any:
+        """The parsed answer; cancelling this closes the connection, which aborts the request.
+
+        The answer to a body with `stream` comes in parts; `accepted` is called at the first.
+        """
+        if accepted is None:
+            return await self._call("POST", GENERATE, self._request_seconds, json=body)
+        return await self._stream(body, accepted)
 
     async def healthy(self) -> bool:
         """Whether the server says in time that it is well."""
@@ -76,13 +87,15 @@ class Client:
         answer = await self._call("GET", "/weight_info", self._health_seconds)
         return str(answer["weight_version"])
 
-    async def load(self, path: str, name: str) -> None:
+    async def load(self, path: str, name: str, keep: bool = False) -> None:
         """Sample with the weights in the file at `path`, called `name`, from now on.
 
-        Pausing drops the prefix, picture and encoder caches, which the old weights filled.
+        Pausing drops the prefix, picture and encoder caches, which the old weights filled. With
+        `keep` requests in flight go on from their tokens, whose keys and values are computed
+        again; else they are aborted.
         """
-        seconds = CONTROL_SECONDS
-        await self._call("POST", "/pause", seconds, params={"mode": "abort"})
+        seconds, mode = CONTROL_SECONDS, "keep" if keep else "abort"
+        await self._call("POST", "/pause", seconds, params={"mode": mode})
         await self._call("POST", "/start_weight_update", seconds)
         await self._call("POST", "/update_weights", seconds, json={"update_info": {"path": path}})
         await self._call("POST", "/finish_weight_update", seconds, json={"weight_version": name})
@@ -115,6 +128,36 @@ class Client:
             raise ServerLost(f"{route}: no answer within {seconds:g} s") from error
         except httpx.TransportError as error:
             raise ServerLost(f"{route}: {error!r}") from error
+        self._check(route, response)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise AnswerFault(f"{route}: not JSON: {response.text[:200]!r}") from error
+
+    async def _stream(self, body: dict[str, Any], accepted: Callable[[], None]) -> Any:
+        seconds = self._request_seconds
+        timeout = httpx.Timeout(None, connect=self._health_seconds)
+        parts: list[str] = []
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._client().stream("POST", GENERATE, timeout=timeout, json=body) as response,
+            ):
+                if response.status_code != 200:
+                    await response.aread()
+                    self._check(GENERATE, response)
+                async for line in response.aiter_lines():
+                    if line.startswith("data: "):
+                        accepted()
+                        parts.append(line.removeprefix("data: "))
+        except TimeoutError as error:
+            raise ServerLost(f"{GENERATE}: no answer within {seconds:g} s") from error
+        except httpx.TransportError as error:
+            raise ServerLost(f"{GENERATE}: {error!r}") from error
+        return joined(parts)
+
+    def _check(self, route: str, response: httpx.Response) -> None:
+        """Raise what a status other than 200 means."""
         status, text = response.status_code, response.text
         if status == 400:
             raise Refused(text[:500])
@@ -122,7 +165,3 @@ class Client:
             raise AnswerFault(f"{route}: {status} {text[:300]}")
         if status != 200:
             raise EngineError(f"{self.url}{route}: {status} {text[:300]}")
-        try:
-            return response.json()
-        except ValueError as error:
-            raise AnswerFault(f"{route}: not JSON: {text[:200]!r}") from error

@@ -2,8 +2,8 @@
 
 Owns what is in flight, which weights the servers must sample with, and the pictures' encodings.
 A request's seed fixes its sample, and it is counted when its one answer is accepted: asking again
-after a lost server loses nothing and doubles nothing. An answer is accepted only from the weights
-that were handed over last; a server that restarted behind our back is found by that.
+after a lost server loses nothing and doubles nothing. An answer is accepted only from weights
+that were due since it was asked for; a server that restarted behind our back is found by that.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import asyncio
 import itertools
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,7 +26,7 @@ from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.checks import check_server
 from axpo.engines.vllm.client import Refused, ServerLost
-from axpo.engines.vllm.pool import Pool, Server
+from axpo.engines.vllm.pool import Interrupted, Pool, Server
 from axpo.engines.vllm.wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
 from axpo.engines.weights import distinct_weights, save_weights
 from axpo.models.loading import Checkpoint
@@ -51,9 +52,11 @@ class VllmEngine:
     """Implements `axpo.engines.base.Engine` with `servers` of the model of `checkpoint`.
 
     Weights are written into `folder`, which the servers must see under the same path. `room` is
-    what a path may hold after its prompt (tokens). `stats.pictures` counts pictures sent; times
-    are not known here. Raises `ConfigError` from the first request or update where a server does
-    not fit.
+    what a path may hold after its prompt (tokens). `in_flight` says what becomes of requests in
+    flight when new weights come: they "keep" their tokens and go on from them, "restart" with
+    the same seed, or "finish" first; by default there must be none. `stats.pictures` counts
+    pictures that a server took; times are not known here. Raises `ConfigError` from the first
+    request or update where a server does not fit.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class VllmEngine:
         folder: Path,
         *,
         room: int = 0,
+        in_flight: Literal["keep", "restart", "finish"] | None = None,
         recovery_seconds: float = 600.0,
         health_every: float = 2.0,
         backoff: float = 0.5,
@@ -70,6 +74,7 @@ class VllmEngine:
         self._checkpoint = checkpoint
         self._folder = folder
         self._room = room
+        self._in_flight = in_flight
         self._backoff = backoff
         self.stats = EngineStats()
         self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds, health_every)
@@ -78,6 +83,9 @@ class VllmEngine:
         self._version = 0
         self._model = ""
         self._weights: Weights | None = None
+        self._handed_over = [(UNNAMED, 0)]
+        self._update: asyncio.Event | None = None
+        self._asking: set[asyncio.Task[Completion]] = set()
         self._ready: asyncio.Task[None] | None = None
         self._pending: set[asyncio.Task[Completion]] = set()
         self._encoded: OrderedDict[str, str] = OrderedDict()
@@ -104,6 +112,24 @@ class VllmEngine:
             raise EngineError(f"request {request.id}: the engine was closed")
         return work.result()
 
+    async def probe(self, request: Request) -> dict[str, Completion]:
+        """What each server that is up says to `request`, by its address; counted nowhere.
+
+        One that cannot answer is lost, or left out.
+        """
+        await self._start()
+        spans = self._check(request)
+        found: dict[str, Completion] = {}
+
+        async def one(server: Server) -> None:
+            try:
+                found[server.client.url] = await self._ask(server, request, spans)
+            except (ServerLost, AnswerFault) as error:
+                await self._pool.suspect(server, str(error))
+
+        await asyncio.gather(*(one(server) for server in self._pool.servers if server.up))
+        return found
+
     async def release(self, group: str) -> None:
         """Forget where `group` is served; the server's cache makes room by itself."""
         self._pool.release(group)
@@ -111,10 +137,11 @@ class VllmEngine:
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Sample with `weights` (a state dict of the model) from now on; all caches are dropped.
 
-        Raises `EngineError` while requests are in flight or where no server takes them, and
-        `ValueError` for names or shapes that do not fit, with nothing changed.
+        New requests wait until it is done. Raises `EngineError` where no server takes them, and
+        with requests in flight that nothing was said about; `ValueError` for names or shapes that
+        do not fit, with nothing changed.
         """
-        if self._pending:
+        if self._pending and self._in_flight is None:
             raise EngineError(
                 f"weights {version}: {len(self._pending)} requests are in flight; await or cancel "
                 "them first"
@@ -125,11 +152,13 @@ class VllmEngine:
         name = f"{self._run}/{version}"
         path = self._folder / f"weights-{self._run}-{version}.safetensors"
         await asyncio.to_thread(save_weights, path, distinct)
-        before, self._weights, self._version = self._weights, Weights(path, name), version
-        self._pool.retry_lost()
-        await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
-        await self._pool.acquire("")  # waits for one, where all were lost
-        self._pool.release("")
+        async with self._paused():
+            before, self._weights, self._version = self._weights, Weights(path, name), version
+            self._handed_over.append((name, version))
+            self._pool.retry_lost()
+            await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
+            await self._pool.acquire("")  # waits for one, where all were lost
+            self._pool.release("")
         if before is not None and before.path != path:
             before.path.unlink(missing_ok=True)
 
@@ -143,6 +172,20 @@ class VllmEngine:
             await server.client.close()
         if self._weights is not None:
             self._weights.path.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """No request is given to a server meanwhile; what is in flight ends as it is to."""
+        self._update = asyncio.Event()
+        try:
+            if self._in_flight == "restart":
+                self._pool.interrupt()
+            if self._in_flight != "keep" and self._asking:
+                await asyncio.wait(self._asking)
+            yield
+        finally:
+            self._update.set()
+            self._update = None
 
     # ------------------------------------------------------------------ one request
 
@@ -170,8 +213,14 @@ class VllmEngine:
         failures: list[str] = []
         while len(failures) < ATTEMPTS:
             server = await self._pool.acquire(request.group)
+            ask = asyncio.ensure_future(self._ask(server, request, spans))
+            self._asking.add(ask)
+            ask.add_done_callback(self._asking.discard)
             try:
-                completion = await self._ask(server, request, spans)
+                completion = await ask
+            except Interrupted:
+                if self._update is not None:
+                    await self._update.wait()
             except ServerLost as error:
                 failures.append(f"{server.client.url}: {error}")
                 await self._pool.suspect(server, str(error))
@@ -188,32 +237,61 @@ class VllmEngine:
     async def _ask(
         self, server: Server, request: Request, spans: Sequence[ImageSpan]
     ) -> Completion:
-        """One server's answer; pictures that it has are not sent again."""
-        new = {p.digest for p in request.pictures} - server.known
-        try:
-            answer = await self._send(server, request, spans, new)
-        except Refused as error:
-            if "data is not provided" not in str(error):
-                raise
-            server.known.clear()  # its cache has dropped some
-            new = {p.digest for p in request.pictures}
-            answer = await self._send(server, request, spans, new)
-        read = read_answer(request, answer)
-        expected = UNNAMED if self._weights is None else self._weights.name
-        if read.weights != expected:
-            reason = f"it sampled with the weights {read.weights!r}, expected {expected!r}"
-            self._pool.lose(server, reason)
-            raise ServerLost(reason)
-        self.stats.pictures += len(new - server.known)
-        server.known |= new
-        return replace(read.completion, version=self._version)
+        """One server's answer; a picture goes there once, with the first request that shows it."""
+        shown, oldest = {p.digest for p in request.pictures}, len(self._handed_over) - 1
+        for attempt in range(ATTEMPTS):
+            while others := [server.coming[digest] for digest in shown if digest in server.coming]:
+                await others[0].wait()
+            if self._update is not None:
+                raise Interrupted
+            new = shown if attempt == ATTEMPTS - 1 else shown - server.known
+            try:
+                answer = await self._send(server, request, spans, new)
+            except Refused as error:
+                if "data is not provided" not in str(error) or new == shown:
+                    raise
+                server.known -= shown  # its cache has dropped some
+            else:
+                return self._accept(server, request, answer, oldest)
+        raise AssertionError("the last attempt brings every picture")
 
     async def _send(
         self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
     ) -> Any:
+        """The server's answer to `request`, which brings the `new` ones of its pictures."""
         urls = [self._url(p) if p.digest in new else None for p in request.pictures]
         id = f"{self._run}-{next(self._ids)}-{request.id}"
-        return await self._pool.ask(server, request_body(request, id, self._model, spans, urls))
+        body = request_body(request, id, self._model, spans, urls)
+        if not new:
+            return await self._pool.ask(server, body, None)
+        over = asyncio.Event()
+        server.coming |= dict.fromkeys(new, over)
+        self.stats.picture_bytes += sum(len(url) for url in urls if url)
+
+        def end() -> None:
+            over.set()
+            server.coming = {d: event for d, event in server.coming.items() if event is not over}
+
+        def accepted() -> None:
+            if not over.is_set():
+                self.stats.pictures += len(new)
+                server.known |= new
+                end()
+
+        try:
+            return await self._pool.ask(server, body, accepted)
+        finally:
+            end()
+
+    def _accept(self, server: Server, request: Request, answer: Any, oldest: int) -> Completion:
+        """The completion; raises `ServerLost` where other weights than those handed over from
+        place `oldest` on sampled it."""
+        read, due = read_answer(request, answer), dict(self._handed_over[oldest:])
+        if wrong := set(read.weights) - set(due):
+            reason = f"it sampled with the weights {min(wrong)!r}, expected {' or '.join(due)!r}"
+            self._pool.lose(server, reason)
+            raise ServerLost(reason)
+        return replace(read.completion, versions=tuple(due[name] for name in read.weights))
 
     def _url(self, picture: Picture) -> str:
         url = self._encoded.pop(picture.digest, None)
@@ -285,5 +363,5 @@ class VllmEngine:
                 "folder that it shares with the trainer"
             )
         server.known.clear()
-        await server.client.load(str(weights.path), weights.name)
+        await server.client.load(str(weights.path), weights.name, self._in_flight == "keep")
         server.weights = weights.name

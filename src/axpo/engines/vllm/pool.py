@@ -22,6 +22,10 @@ MISSES = 2
 """Health checks in a row that a server misses before it is lost."""
 
 
+class Interrupted(RuntimeError):
+    """The request was taken back from a server that is well (`Pool.interrupt`)."""
+
+
 class Process(Protocol):
     """A server that was started here (`axpo.engines.vllm.server`)."""
 
@@ -39,7 +43,8 @@ class Process(Protocol):
 
 
 class Server:
-    """A server and what is known about it. `known` holds the pictures that it has, by content."""
+    """A server and what is known about it. `known` holds the pictures that it has, by content,
+    `coming` those that a request is taking there, each with what tells when that is over."""
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
         self.client = client
@@ -47,6 +52,7 @@ class Server:
         self.up = True
         self.reason = ""
         self.known: set[str] = set()
+        self.coming: dict[str, asyncio.Event] = {}
         self.weights: str | None = None
         self.flying: set[asyncio.Task[Any]] = set()
         self.watch: asyncio.Task[None] | None = None
@@ -85,6 +91,7 @@ class Pool:
         self._loop = loop
         for server in self.servers:
             server.flying, server.watch, server.recovery = set(), None, None
+            server.coming = {}
             if not server.up:
                 self._recover_soon(server)
         return True
@@ -113,9 +120,16 @@ class Pool:
         """Forget where the group's requests went."""
         self._homes.pop(group, None)
 
-    async def ask(self, server: Server, body: dict[str, Any]) -> Any:
-        """The server's answer; raises `ServerLost` when it is lost meanwhile."""
-        post = asyncio.ensure_future(server.client.generate(body))
+    async def ask(
+        self, server: Server, body: dict[str, Any], accepted: Callable[[], None] | None
+    ) -> Any:
+        """The server's answer (see `Client.generate`).
+
+        Raises `ServerLost` when the server is lost, `Interrupted` when its requests are taken back.
+        """
+        if not server.up:
+            raise ServerLost(server.reason)
+        post = asyncio.ensure_future(server.client.generate(body, accepted))
         server.flying.add(post)
         if server.watch is None or server.watch.done():
             server.watch = asyncio.ensure_future(self._watch(server))
@@ -125,7 +139,7 @@ class Pool:
             server.flying.discard(post)
             post.cancel()
         if post.cancelled():
-            raise ServerLost(server.reason)
+            raise Interrupted if server.up else ServerLost(server.reason)
         return post.result()
 
     async def suspect(self, server: Server, reason: str) -> None:
@@ -143,6 +157,12 @@ class Pool:
         for post in server.flying:
             post.cancel()
         self._recover_soon(server)
+
+    def interrupt(self) -> None:
+        """Give all requests in flight back to their askers; servers abort them."""
+        for server in self.servers:
+            for post in server.flying:
+                post.cancel()
 
     def retry_lost(self) -> None:
         """Look again for servers that were given up."""

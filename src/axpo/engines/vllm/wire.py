@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +31,10 @@ class AnswerFault(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A completion and the name of the weights that sampled it."""
+    """A completion without versions, and the name of the weights that sampled each token."""
 
     completion: Completion
-    weights: str
+    weights: tuple[str, ...]
 
 
 def picture_url(image: Image.Image) -> str:
@@ -57,7 +58,11 @@ def request_body(
     request: Request, id: str, model: str, spans: Sequence[ImageSpan], urls: Sequence[str | None]
 ) -> dict[str, Any]:
     """The JSON of `request` under the server's own `id`; a picture without a URL (None) is one
-    that the server knows by its content hash."""
+    that the server knows by its content hash.
+
+    A request that brings pictures is answered in parts, the first token as soon as it is there:
+    from then on others may name them.
+    """
     sampling = request.sampling
     body: dict[str, Any] = {
         "request_id": id,
@@ -83,11 +88,35 @@ def request_body(
             {"type": "image_url", "url": url, "uuid": picture.digest}
             for picture, url in zip(request.pictures, urls, strict=True)
         ]
+    if any(urls):
+        body["stream"], body["stream_options"] = True, {"include_usage": True}
+        body["sampling_params"]["stream_interval"] = sampling.max_tokens
     return body
 
 
+def joined(parts: Sequence[str]) -> dict[str, Any]:
+    """An answer that came in `parts` as if it had come at once; raises `AnswerFault`."""
+    choice: dict[str, Any] = {"token_ids": [], "logprobs": {"content": []}}
+    answer: dict[str, Any] = {"choices": [choice]}
+    try:
+        if parts[-1] != "[DONE]":
+            raise AnswerFault(f"an answer that broke off after {len(parts)} parts")
+        for part in map(json.loads, parts[:-1]):
+            if "error" in part:
+                raise AnswerFault(f"an answer that failed half-way: {_shown(part['error'])}")
+            answer |= {name: part[name] for name in ("prompt_token_ids", "usage") if part.get(name)}
+            for new in part["choices"]:
+                choice["token_ids"] += new["token_ids"]
+                choice["logprobs"]["content"] += new["logprobs"]["content"]
+                choice["finish_reason"] = new["finish_reason"]
+                choice["weight_versions"] = new["weight_versions"]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise AnswerFault(f"parts that make no sense ({error!r}): {_shown(parts)}") from error
+    return answer
+
+
 def read_answer(request: Request, answer: Any) -> Answer:
-    """The completion that `answer` (parsed JSON, its `version` left 0) holds.
+    """The completion that `answer` (parsed JSON) holds.
 
     Raises `AnswerFault` for an answer that is cut short or makes no sense, and `EngineError` for
     one that says that this server computes on something else than was asked.
@@ -99,7 +128,9 @@ def read_answer(request: Request, answer: Any) -> Answer:
         scores = [(int(entry["token_id"]), float(entry["logprob"])) for entry in scored]
         expanded, reason = answer["prompt_token_ids"], choice["finish_reason"]
         usage, spans = answer["usage"], choice.get("weight_versions") or []
-        weights = [str(span["version"]) for span in spans]
+        weights = [
+            str(span["version"]) for span in spans for _ in range(span["start"], span["end"])
+        ]
         reused = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AnswerFault(f"an answer that makes no sense ({error!r}): {_shown(answer)}") from error
@@ -107,12 +138,12 @@ def read_answer(request: Request, answer: Any) -> Answer:
         raise AnswerFault(f"the server aborted the request after {len(tokens)} tokens")
     _check_prompt(request, expanded)
     _check_sample(request, tokens, scores, reason)
-    if len(set(weights)) > 1:
-        raise AnswerFault(f"weights changed while it was sampled: {weights}")
+    if weights and len(weights) != len(tokens):
+        raise AnswerFault(f"weights of {len(weights)} tokens are named, there are {len(tokens)}")
     finish = Finish.STOP if tokens[-1] in request.sampling.stop else Finish.LENGTH
     logprobs = tuple(logprob for _, logprob in scores)
-    completion = Completion(tuple(tokens), logprobs, finish, 0, reused)
-    return Answer(completion, weights[0] if weights else UNNAMED)
+    completion = Completion(tuple(tokens), logprobs, finish, (), reused)
+    return Answer(completion, tuple(weights) or (UNNAMED,) * len(tokens))
 
 
 def _check_prompt(request: Request, expanded: Sequence[int]) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from axpo.tasks.grading.maths import math
-from axpo.tasks.grading.text import GradingError, choice, exact
+from axpo.tasks.grading.text import GradingError, choice, exact, normalise, true_letter
 
-__all__ = ["GRADERS", "GradingError", "check_grader", "grade"]
+__all__ = ["GRADERS", "GradingError", "check_grader", "check_truth", "grade"]
 
 GRADERS: dict[str, Callable[[str, str], Awaitable[float]]] = {
     "exact": exact,
@@ -25,6 +25,15 @@ def check_grader(grading: str) -> None:
     """Raise `GradingError` that lists the valid names where `grading` is not one."""
     if grading not in GRADERS:
         raise GradingError(f"unknown grader {grading!r}; there are {', '.join(GRADERS)}")
+
+
+def check_truth(grading: str, truth: str) -> None:
+    """Raise `GradingError` where no answer could ever be found right by `grading`."""
+    check_grader(grading)
+    if grading == "choice":
+        true_letter(truth)
+    elif not normalise(truth):
+        raise GradingError(f"truth {truth!r} has nothing that an answer could equal")
 
 
 async def grade(grading: str, answer: str, truth: str) -> float:

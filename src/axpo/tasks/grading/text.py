@@ -65,9 +65,14 @@ def chosen_letter(answer: str) -> str | None:
     return bracketed.pop() if len(bracketed) == 1 else None
 
 
-async def choice(answer: str, truth: str) -> float:
-    """1.0 where the answer names the truth's letter; raises where the truth is no letter."""
+def true_letter(truth: str) -> str:
+    """The letter that a multiple choice's truth is; raises `GradingError` where it is none."""
     letter = _LETTER.fullmatch(truth.strip())
     if letter is None:
         raise GradingError(f"truth {truth!r} is not a letter, as the grader 'choice' needs")
-    return float(chosen_letter(answer) == letter[1].upper())
+    return letter[1].upper()
+
+
+async def choice(answer: str, truth: str) -> float:
+    """1.0 where the answer names the truth's letter; raises where the truth is no letter."""
+    return float(chosen_letter(answer) == true_letter(truth))

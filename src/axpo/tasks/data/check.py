@@ -1,0 +1,43 @@
+"""What can be told of a split before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from axpo.tasks.base import DataError
+from axpo.tasks.data.fields import Fields
+from axpo.tasks.data.pictures import check_picture
+from axpo.tasks.data.rows import Rows
+
+CHECKED = 100_000
+"""Rows of a split that are checked when it is opened; later ones when they are read (choice)."""
+WHOLE = 100
+"""Rows of a part that are checked with the pictures encoded in them (choice)."""
+
+
+def check_rows(parts: Sequence[Rows], fields: Fields, image_folder: Path | None) -> None:
+    """Raise `DataError` for the first row that cannot be used, for a picture that is not there and
+    for an id that is there twice. No picture is decoded."""
+    seen: dict[str, str] = {}
+    for part, index in _places(parts):
+        pictures = index < WHOLE or not part.encoded
+        row = part.row(index) if pictures else part.texts(index)
+        place = part.place(index)
+        record = fields.read(row, place, pictures)
+        for picture in record.images:
+            check_picture(picture, image_folder or part.folder, place)
+        if record.id in seen:
+            raise DataError(
+                f"{place}: id: {record.id!r} is already at {seen[record.id]}; expected each once "
+                "(task.columns.id names the column)"
+            )
+        seen[record.id] = place
+
+
+def _places(parts: Sequence[Rows]) -> Iterator[tuple[Rows, int]]:
+    left = CHECKED
+    for part in parts:
+        for index in range(min(left, len(part))):
+            yield part, index
+        left -= min(left, len(part))

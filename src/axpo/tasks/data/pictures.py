@@ -1,0 +1,124 @@
+"""From what a row holds for a picture to the RGB picture that a model is shown.
+
+A row's pictures are foreign input: only plain raster formats are opened, and a picture's size is
+read from its header before it is decoded. Nothing is fetched from a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from axpo.tasks.base import DataError
+from axpo.tools.base import MAX_ASPECT
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 89_000_000
+"""Of one picture: nearly three 8K screens, just below where Pillow warns of bombs (choice)."""
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
+_DATA = re.compile(r"data:[\w/+.-]*;base64,")
+_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
+"""How base64 of JPEG, PNG, WEBP, GIF, BMP and TIFF begins."""
+_SHORTEST = 64
+"""Characters below which a text is a path even if it begins like base64."""
+
+
+def flat(value: Any) -> list[Any]:
+    """The pictures in a cell: one, a list of them or none; empty places are left out."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [one for one in values if one is not None and one != ""]
+
+
+def check_picture(value: Any, folder: Path, place: str) -> None:
+    """Raise `DataError` for what can be told without reading the picture: no file, an address."""
+    source = _source(value, folder, place)
+    if isinstance(source, Path) and not source.is_file():
+        raise DataError(
+            f"{place}: images: no file {str(source)!r} (task.image_folder sets where paths start)"
+        )
+
+
+def open_pictures(values: Sequence[Any], folder: Path, place: str) -> tuple[Image.Image, ...]:
+    """Decode all; raises `DataError` that names `place` and the picture."""
+    return tuple(_open(_source(value, folder, place), place) for value in values)
+
+
+def _source(value: Any, folder: Path, place: str) -> Path | bytes:
+    """The file or the encoded bytes of a picture."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value:
+        raise DataError(
+            f"{place}: images: got {_short(value)}, expected a path, bytes, base64 or "
+            "{bytes, path}"
+        )
+    if found := _DATA.match(value):
+        return _decode(value[found.end() :], place)
+    if _URL.match(value) and not value.startswith("file://"):
+        raise DataError(
+            f"{place}: images: {_short(value)}: pictures are not fetched from addresses, so that a "
+            "run does not depend on them; download them and give paths"
+        )
+    if len(value) >= _SHORTEST and value.startswith(_BASE64):
+        return _decode(value, place)
+    return folder / value.removeprefix("file://")
+
+
+def _decode(text: str, place: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise DataError(f"{place}: images: base64 {_short(text)}: {error}") from None
+
+
+def _open(source: Path | bytes, place: str) -> Image.Image:
+    name = str(source) if isinstance(source, Path) else f"{len(source)} bytes"
+    try:
+        with Image.open(
+            BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+        ) as image:
+            _check_size(*image.size)
+            return as_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{place}: images: {name}: {error}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height}: expected at most {MAX_PIXELS:,} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"{width} x {height}: expected sides of at most {MAX_ASPECT}:1")
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """RGB as a viewer shows it: on white where it is transparent, deep greys scaled to 8 bits.
+
+    Raises `ValueError` for floating-point pictures, whose range is not known.
+    """
+    if image.mode == "F":
+        raise ValueError("a picture of floating-point numbers; expected 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > 0xFFFF:
+            raise ValueError("a picture of 32-bit numbers; expected 8 or 16 bits a channel")
+        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(paper, coloured).convert("RGB")
+    return image.convert("RGB")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

@@ -1,0 +1,136 @@
+"""Where a split's rows come from: files that a pattern names, or `datasets` and the Hub."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from axpo.config import ConfigError, TaskSettings
+from axpo.tasks.base import DataError
+from axpo.tasks.data.fields import Fields
+from axpo.tasks.data.rows import (
+    BATCH,
+    ArrowRows,
+    Batches,
+    HubRows,
+    JsonArray,
+    JsonLines,
+    Rows,
+    parquet_batches,
+    parquet_columns,
+)
+from axpo.tasks.data.stream import Shard
+
+SUFFIXES: dict[str, Callable[[Path, Fields], Rows]] = {
+    ".jsonl": JsonLines,
+    ".json": JsonArray,
+    ".parquet": ArrowRows,
+}
+
+
+class Source(Protocol):
+    """A data set; a split is named as the data names it."""
+
+    def rows(self, split: str) -> list[Rows]:
+        """The split's parts, by number."""
+        ...
+
+    def shards(self, split: str) -> list[Shard]:
+        """The split's parts, as they arrive."""
+        ...
+
+
+class Files:
+    """The files that `task.path` names; `{split}` in a name is replaced, `*` is a pattern."""
+
+    def __init__(self, patterns: Sequence[str], fields: Fields) -> None:
+        self._patterns = patterns
+        self._fields = fields
+        for pattern in patterns:
+            if Path(pattern).suffix not in SUFFIXES:
+                raise ConfigError(
+                    f"task.path: {pattern!r}, expected a file's name with {', '.join(SUFFIXES)}"
+                )
+            if not _matches(pattern, "*"):
+                raise DataError(f"{pattern}: no such file")
+
+    def rows(self, split: str) -> list[Rows]:
+        return [SUFFIXES[path.suffix](path, self._fields) for path in self._files(split)]
+
+    def shards(self, split: str) -> list[Shard]:
+        return [self._shard(path) for path in self._files(split)]
+
+    def _shard(self, path: Path) -> Shard:
+        if path.suffix != ".parquet":
+            raise ConfigError(
+                f"task.streaming: {path} is read by line anyway; streaming is for Parquet and the "
+                "Hub: remove it"
+            )
+        columns = parquet_columns(path, self._fields)
+        return Shard(str(path), partial(parquet_batches, path, columns), path.parent)
+
+    def _files(self, split: str) -> list[Path]:
+        found: list[Path] = []
+        for pattern in self._patterns:
+            if not (files := _matches(pattern, split)):
+                there = ", ".join(str(path) for path in _matches(pattern, "*")) or "none"
+                raise DataError(
+                    f"{pattern}: no file for split {split!r}; there are {there} (task.splits maps "
+                    "split names)"
+                )
+            found += files
+        return list(dict.fromkeys(found))
+
+
+def _matches(pattern: str, split: str) -> list[Path]:
+    """The files of a pattern in order; brackets stand for themselves."""
+    plain = glob.escape(pattern).replace("[*]", "*").replace("[?]", "?").replace("{split}", split)
+    return [Path(name) for name in sorted(glob.glob(plain))]  # noqa: PTH207 (absolute patterns)
+
+
+class Hub:
+    """A data set that `datasets` loads: a Hub id, or a folder laid out like one."""
+
+    def __init__(self, settings: TaskSettings, fields: Fields) -> None:
+        try:
+            import datasets
+            from datasets.exceptions import DatasetsError
+        except ImportError as error:
+            raise ConfigError(
+                f"task.hub: needs the datasets library: pip install axpo[data] ({error})"
+            ) from error
+        assert settings.hub is not None
+        self._id, self._fields = settings.hub, fields
+        self._folder = Path(self._id) if Path(self._id).is_dir() else Path()
+        self._options: dict[str, Any] = {"name": settings.subset, "revision": settings.revision}
+        self._load_dataset = datasets.load_dataset
+        self._errors = (OSError, ValueError, DatasetsError)
+
+    def rows(self, split: str) -> list[Rows]:
+        data = self._load(split, streaming=False)
+        return [HubRows(data, f"{self._id} {split}", self._folder, self._fields)]
+
+    def shards(self, split: str) -> list[Shard]:
+        name = f"{self._id} {split}"
+        data = self._load(split, streaming=True)
+        names = data.column_names or list(next(iter(data), {}))  # JSON tells with its first row
+        columns = self._fields.top_level(names, name)
+        data = data.select_columns(columns).with_format("arrow")
+        count = data.num_shards
+
+        def read(index: int) -> Batches:
+            return data.shard(num_shards=count, index=index).iter(batch_size=BATCH)
+
+        return [Shard(f"{name} shard {i}", partial(read, i), self._folder) for i in range(count)]
+
+    def _load(self, split: str, streaming: bool) -> Any:
+        try:
+            return self._load_dataset(self._id, split=split, streaming=streaming, **self._options)
+        except self._errors as error:
+            raise DataError(
+                f"task.hub: {self._id}, split {split!r}: {error} (task.subset, task.splits and "
+                "task.revision choose what is loaded)"
+            ) from error

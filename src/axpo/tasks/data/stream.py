@@ -1,0 +1,100 @@
+"""A split's rows as they arrive, in an order that depends on nothing but the seed.
+
+Shards (files, or what `datasets` calls so) come in a new seeded order each epoch, and their rows
+pass through a window: so many rows are held, shuffled by the seed and given out before the next
+ones are read. Which row stands at a position is then a pure function of data, window, seed and
+position. A run that goes on reads past what it has had (no picture is decoded, no row becomes
+Python's) and needs no state in its checkpoints. A shuffle buffer, which draws a row and replaces
+it, mixes as far and could not be resumed so: its contents are the state.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from axpo.tasks.base import DataError
+from axpo.tasks.data.fields import Row
+from axpo.tasks.data.rows import Batches, chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of a split: its `name` for a reader and in ids, its rows from the beginning, and the
+    folder that relative paths of pictures start from."""
+
+    name: str
+    open: Callable[[], Batches]
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Rows of a shard from number `start` on, the order they are given out in, and the position
+    of the first of them."""
+
+    shard: Shard
+    start: int
+    rows: pa.Table
+    order: Sequence[int]
+    position: int
+
+    @property
+    def end(self) -> int:
+        """The position after the last of them."""
+        return self.position + len(self.order)
+
+
+class Stream:
+    """Rows by position in a seed's endless order; forward is cheap, back starts again."""
+
+    def __init__(self, shards: Sequence[Shard], size: int) -> None:
+        self._shards = shards
+        self._size = size
+        self._seed: int | None = None
+        self._reader: list[Iterator[Window]] = []
+        # Threads of a shard that is still open would abort the process as it exits.
+        weakref.finalize(self, self._reader.clear)
+        self._window: Window | None = None
+
+    def row(self, position: int, seed: int) -> tuple[Row, str, Path]:
+        """The row at `position` (from 0) of the seed's order, its place, and its shard's folder."""
+        window = self._window
+        if window is None or seed != self._seed or position < window.position:
+            self._seed, self._reader[:] = seed, [_read(self._shards, self._size, seed)]
+            window = next(self._reader[0])
+        while position >= window.end:
+            window = next(self._reader[0])
+        self._window = window
+        index = window.order[position - window.position]
+        place = f"{window.shard.name} row {window.start + index}"
+        return window.rows.slice(index, 1).to_pylist()[0], place, window.shard.folder
+
+
+def _read(shards: Sequence[Shard], size: int, seed: int) -> Iterator[Window]:
+    """One window after another, for ever."""
+    epoch, position = 0, 0
+    while True:
+        before = position
+        for number in _shuffled(len(shards), f"{seed}/{epoch}"):
+            start = 0
+            for rows in chunks(shards[number].open(), size):
+                order = _shuffled(rows.num_rows, f"{seed}/{epoch}/{number}/{start}")
+                yield Window(shards[number], start, rows, order, position)
+                start += len(order)
+                position += len(order)
+        if position == before:
+            names = ", ".join(shard.name for shard in shards)
+            raise DataError(f"{names}: no rows; expected at least one")
+        epoch += 1
+
+
+def _shuffled(count: int, seed: str) -> list[int]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order

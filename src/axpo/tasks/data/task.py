@@ -1,0 +1,91 @@
+"""The "data" task: a user's data set as examples."""
+
+from __future__ import annotations
+
+import bisect
+from itertools import accumulate
+from pathlib import Path
+
+from axpo.config import ConfigError, TaskSettings
+from axpo.tasks.base import EPOCH, Example
+from axpo.tasks.data.check import check_rows
+from axpo.tasks.data.fields import Fields, Row
+from axpo.tasks.data.pictures import open_pictures
+from axpo.tasks.data.rows import Rows
+from axpo.tasks.data.sources import Files, Hub, Source
+from axpo.tasks.data.stream import Stream
+from axpo.tasks.grading import GradingError, check_grader
+
+
+class DataTask:
+    """Reads the data set that the settings name; a split is opened and checked when first asked
+    for. Raises `ConfigError` and `DataError`."""
+
+    def __init__(self, settings: TaskSettings) -> None:
+        if settings.grading is not None:
+            try:
+                check_grader(settings.grading)
+            except GradingError as error:
+                raise ConfigError(f"task.grading: {error}") from None
+        self._settings = settings
+        self._fields = Fields(settings.columns, settings.grading)
+        self._image_folder = Path(settings.image_folder) if settings.image_folder else None
+        self._source: Source
+        if settings.hub is not None:
+            self._source = Hub(settings, self._fields)
+        else:
+            self._source = Files(settings.path, self._fields)
+        self._parts: dict[str, list[Rows]] = {}
+        self._streams: dict[str, Stream] = {}
+
+    def size(self, split: str) -> int | None:
+        """Number of examples, None where the split is streamed."""
+        if split in self._settings.streaming:
+            return None
+        return sum(len(part) for part in self._split(split))
+
+    def example(self, split: str, index: int) -> Example:
+        """The `index`-th row; raises `IndexError` past the end.
+
+        Of a streamed split the row that stands at `index % EPOCH` in the order of seed
+        `index // EPOCH`.
+        """
+        if split in self._settings.streaming:
+            seed, position = divmod(index, EPOCH)
+            return self._example(*self._stream(split).row(position, seed))
+        parts = self._split(split)
+        ends = list(accumulate(len(part) for part in parts))
+        if not 0 <= index < ends[-1]:
+            raise IndexError(f"no example {index} in {split}, it has {ends[-1]}")
+        number = bisect.bisect_right(ends, index)
+        part, inner = parts[number], index - ends[number] + len(parts[number])
+        return self._example(part.row(inner), part.place(inner), part.folder)
+
+    def _example(self, row: Row, place: str, folder: Path) -> Example:
+        record = self._fields.read(row, place)
+        return Example(
+            id=record.id,
+            question=record.question,
+            images=open_pictures(record.images, self._image_folder or folder, place),
+            answer=record.answers[0],
+            alternatives=record.answers[1:],
+            grading=record.grading,
+            demonstration=record.demonstration,
+            meta=record.meta,
+        )
+
+    def _split(self, split: str) -> list[Rows]:
+        if split not in self._parts:
+            parts = self._source.rows(self._named(split))
+            check_rows(parts, self._fields, self._image_folder)
+            self._parts[split] = parts
+        return self._parts[split]
+
+    def _stream(self, split: str) -> Stream:
+        if split not in self._streams:
+            shards = self._source.shards(self._named(split))
+            self._streams[split] = Stream(shards, self._settings.window)
+        return self._streams[split]
+
+    def _named(self, split: str) -> str:
+        return self._settings.splits.get(split, split)

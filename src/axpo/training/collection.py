@@ -1,0 +1,147 @@
+"""The steps' questions with their rollouts, in order; some sampled ahead of the training.
+
+A batch is trained with the weights of version `step`. Its sampling may start once the engine has
+version `step - max_staleness`, so no token is older than that when it is trained; with 0 it starts
+when the step before it is over, and every token is the policy's own. B questions have places; a
+question of the next batch takes the place of one that is done, so an engine with batches to spare
+never waits for a batch's slowest rollout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from axpo.algorithms import Algorithm
+from axpo.algorithms.budget import Plan
+from axpo.config import Config, UserError
+from axpo.rollout.agent import Agent
+from axpo.rollout.branching import sample_question
+from axpo.rollout.sampling import new_group, resample, together
+from axpo.tasks.base import Task
+from axpo.training.data import training_example
+from axpo.tree import Group
+
+
+class Collector:
+    """Samples the batches of a run's steps; use as an async context manager.
+
+    Leaving it cancels what is still being sampled.
+    """
+
+    def __init__(self, agent: Agent, task: Task, algorithm: Algorithm, config: Config) -> None:
+        self._agent = agent
+        self._task = task
+        self._algorithm = algorithm
+        self._config = config
+        self._places = asyncio.Semaphore(config.rl.questions)
+        self._beside = ThreadPoolExecutor(max_workers=1)
+        self._prepared: dict[int, Future[list[Group]]] = {}
+        self._sampling: dict[int, asyncio.Task[list[Group]]] = {}
+
+    async def __aenter__(self) -> Collector:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for batch in self._sampling.values():
+            batch.cancel()
+        await asyncio.gather(*self._sampling.values(), return_exceptions=True)
+        self._beside.shutdown(cancel_futures=True)
+
+    async def take(self, step: int, watch: Callable[[str], None]) -> list[Group]:
+        """The batch of `step`, sampled and scored; the engine must have the weights of `step`.
+
+        Batches that the new weights allow start. `watch` hears of the phases; of batches sampled
+        ahead only that they are waited for.
+        """
+        ahead = self._config.rl.max_staleness
+        watch("sample")
+        for due in range(step, min(step + ahead + 1, self._config.rl.steps)):
+            if due not in self._sampling:
+                phases = _unheard if ahead else watch
+                self._sampling[due] = asyncio.create_task(self._batch(due, phases))
+        groups = await self._sampling[step]
+        del self._sampling[step]
+        return groups
+
+    def prepare(self, step: int) -> None:
+        """Render the questions of the batch that will be the next to start, once `step` is.
+
+        In a thread beside the update, whose time is torch's; that of sampling is Python's as well.
+        """
+        due = step + self._config.rl.max_staleness
+        if due < self._config.rl.steps and due not in self._prepared:
+            self._prepared[due] = self._beside.submit(self.new_groups, due)
+
+    def new_groups(self, step: int) -> list[Group]:
+        """The step's B questions, rendered, their pictures preprocessed; nothing is sampled."""
+        first, seed = step * self._config.rl.questions, self._config.run.seed
+        return [
+            new_group(
+                self._agent.rendering,
+                training_example(self._task, "train", first + place, seed),
+                f"s{step}/q{place}",
+            )
+            for place in range(self._config.rl.questions)
+        ]
+
+    async def _batch(self, step: int, watch: Callable[[str], None]) -> list[Group]:
+        prepared = self._prepared.pop(step, None) or self._beside.submit(self.new_groups, step)
+        groups = await asyncio.wrap_future(prepared)
+        await self.sample(groups, watch)
+        return groups
+
+    async def sample(self, groups: Sequence[Group], watch: Callable[[str], None]) -> None:
+        """Sample N rollouts of each question, and the continuations of the batch's branches.
+
+        The budget ranks across the questions of the batch. A branch that it reaches whatever the
+        unfinished questions turn out to be (`plan`'s `pending`) grows at once, beside their
+        rollouts; only what depends on them waits. Which branches grow is not changed by it.
+        """
+        algorithm, seed = self._config.algorithm, self._config.run.seed
+        done: dict[str, Group] = {}
+        started: set[str] = set()
+
+        async def one(group: Group) -> None:
+            async with self._places:
+                await sample_question(self._agent, group, algorithm, seed, self._task)
+            done[group.id] = group
+            watch("plan")
+            pending = len(groups) - len(done)
+            plans = self._algorithm.plan(list(done.values()), algorithm, seed, pending)
+            new = [plan for plan in plans if plan.source not in started]
+            started.update(plan.source for plan in new)
+            watch("sample" if pending else "resample")
+            await together([self._grow(done[plan.group], plan) for plan in new])
+
+        watch("sample")
+        await together([one(group) for group in groups])
+        _check_scored(groups)
+        for group in groups:
+            order = [trajectory.id for trajectory in group.trajectories()]
+            group.branches.sort(key=lambda branch: order.index(branch.source))
+
+    async def _grow(self, group: Group, plan: Plan) -> None:
+        """Cut the plan's source and sample its continuations."""
+        branch = group.fork(group.trajectory(plan.source), plan.cut, plan.confidence)
+        await resample(self._agent, group, branch, plan.continuations, self._config.run.seed)
+
+
+def _unheard(phase: str) -> None:
+    """The phases of a batch that is sampled beside another step's."""
+
+
+def _check_scored(groups: Sequence[Group]) -> None:
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if not any(rollout.scored for rollout in rollouts):
+        raise UserError(
+            f"none of {len(rollouts)} rollouts could be scored ({rollouts[0].id}, ...), nothing "
+            f"can be learned; the first says: {rollouts[0].fault}"
+        )

@@ -1,0 +1,82 @@
+"""Pictures as a viewer shows them, and those that are refused."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from axpo.tasks.base import DataError
+from axpo.tasks.data import pictures
+from axpo.tasks.data.pictures import open_pictures
+from data_sets import picture
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def pixels(data: bytes) -> Any:
+    (image,) = open_pictures([data], Path(), "here")
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def test_transparent_pictures_stand_on_white() -> None:
+    """Black strokes on nothing would else be black on black."""
+    drawn = Image.new("RGBA", (3, 1), (0, 0, 0, 0))
+    drawn.putpixel((1, 0), (0, 0, 0, 255))
+    drawn.putpixel((2, 0), (255, 0, 0, 51))
+    assert pixels(encoded(drawn)).tolist() == [[[255] * 3, [0] * 3, [255, 204, 204]]]
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.putpixel((1, 0), 1)
+    assert pixels(encoded(palette)).tolist() == [[[0] * 3, [10, 20, 30]]]
+    assert pixels(encoded(palette, transparency=0)).tolist() == [[[255] * 3, [10, 20, 30]]]
+    grey = Image.new("LA", (1, 1), (0, 0))
+    assert pixels(encoded(grey)).tolist() == [[[255] * 3]]
+
+
+def test_deep_greys_are_scaled() -> None:
+    deep = Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16))
+    assert pixels(encoded(deep))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert pixels(encoded(deep, "TIFF"))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert pixels(encoded(Image.new("1", (1, 1), 1))).tolist() == [[[255] * 3]]
+    assert abs(pixels(encoded(Image.new("CMYK", (8, 8)), "JPEG")).astype(int) - 255).max() <= 1
+
+
+def test_turned_photos_are_upright() -> None:
+    photo = Image.new("RGB", (4, 2), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right
+    assert pixels(encoded(photo, "JPEG", exif=exif)).shape == (4, 2, 3)
+
+
+def refused(value: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        open_pictures([value], Path("/data"), "here")
+    return str(caught.value)
+
+
+def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "floating-point" in refused(encoded(Image.new("F", (1, 1)), "TIFF"))
+    deep = Image.fromarray(np.array([[70000]], np.int32))
+    assert "32-bit" in refused(encoded(deep, "TIFF"))
+    assert "201 x 1: expected sides of at most 200:1" in refused(picture(size=(201, 1)))
+    assert refused(picture(size=(64, 64))[:60]).startswith("here: images: 60 bytes: ")
+    assert "cannot identify" in refused(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    assert "base64 '/9j/" in refused("/9j/" + "?" * 80)
+    assert "not fetched" in refused("s3://bucket/a.png")
+    assert "No such file" in refused("gone.png")
+    assert "expected a path, bytes, base64" in refused({"bytes": None, "path": None})
+    decoded: list[Any] = []
+    monkeypatch.setattr(pictures, "as_rgb", decoded.append)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 99)
+    assert "10 x 10: expected at most 99 pixels" in refused(picture(size=(10, 10)))
+    assert decoded == []
