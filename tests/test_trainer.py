@@ -13,6 +13,7 @@ import torch
 from axpo.algorithms.losses import TokenBatch, clipped_loss, likelihood_loss
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
+from axpo.models.vision import encode_pictures
 from axpo.training.batches import micro_batches, prepare
 from axpo.training.packing import Aggregation
 from axpo.training.trainer import NonFiniteError, Trainer, learning_rate
@@ -25,6 +26,7 @@ from padded_oracle import (
     gradients,
     oracle_loss,
 )
+from saved_bytes import SavedBytes
 from tiny import tiny_checkpoint
 
 CLIP = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
@@ -259,9 +261,17 @@ def test_missing_picture_is_named(checkpoint: Checkpoint, groups: list[Group]):
 def test_frozen_vision_stays(checkpoint: Checkpoint, groups: list[Group]):
     visual = {n: p.clone() for n, p in checkpoint.model.model.visual.named_parameters()}
     text = checkpoint.model.model.language_model.norm.weight.clone()
-    trainer(checkpoint, freeze_vision=True).update(groups, CLIP, "question_mean", kl=False)
+    some = trainer(checkpoint, freeze_vision=True)
+    some.update(groups, CLIP, "question_mean", kl=False)
     for name, parameter in checkpoint.model.model.visual.named_parameters():
         assert torch.equal(parameter, visual[name]), name
+    trained = len(list(checkpoint.model.parameters())) - len(visual)
+    assert len(some.optimizer.state_dict()["state"]) == trained
+    group = groups[0]
+    with SavedBytes(()) as saved:  # no graph goes through the tower
+        pixels = [checkpoint.pixels(d, image) for d, image in group.pictures.items()]
+        features = encode_pictures(checkpoint.model, pixels)
+    assert saved.peak == 0 and not any(f.embeds.requires_grad for f in features)
     assert not torch.equal(checkpoint.model.model.language_model.norm.weight, text)
 
 
