@@ -187,6 +187,7 @@ class VllmEngine:
         failures: list[str] = []
         while len(failures) < ATTEMPTS:
             server = await self._pool.acquire(request.group)
+            server.asked += 1
             try:
                 completion = await self._ask(server, request, spans)
             except ServerLost as error:
@@ -200,6 +201,8 @@ class VllmEngine:
                 raise RequestError(f"request {request.id}: {server.client.url}: {error}") from error
             else:
                 return self._count(request, completion)
+            finally:
+                server.asked -= 1
         raise EngineError(f"request {request.id}: given up: {'; '.join(failures)}")
 
     async def _ask(
