@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import threading
@@ -40,7 +41,7 @@ class FakeVllm:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.started = replace(checkpoint, model=deepcopy(checkpoint.model))
         self.facts = expected_facts(checkpoint) | {
-            "max_model_len": 10**7, "device": "cpu", "chunked_prefill": False,
+            "max_model_len": 10**7, "device": "cuda", "chunked_prefill": False,
         }  # fmt: skip
         self.routes = [*ROUTES, "/health"]
         self.faults: deque[Fault] = deque()
@@ -247,7 +248,8 @@ class FakeVllm:
         first["choices"][0] |= {"finish_reason": None, "weight_versions": None}
         writer.write(b"HTTP/1.1 200 -\r\nConnection: close\r\n\r\n")
         _part(writer, {name: first[name] for name in ("prompt_token_ids", "choices")})
-        await writer.drain()
+        with contextlib.suppress(ConnectionError):  # gone already; `_generate` sees to that
+            await writer.drain()
 
     async def _stream_rest(self, answer: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         """The other tokens, the counts, and the end."""

@@ -128,7 +128,7 @@ class TestRouting:
     ) -> None:
         fakes = setting.serve(checkpoint, 2)
         for fake in fakes:
-            fake.delay = 0.3
+            fake.delay = 1.0
         engine = setting.engine(checkpoint, fakes)
         many, one, other = (
             prompts(writer, 1, 6),
@@ -138,7 +138,8 @@ class TestRouting:
 
         async def main() -> None:
             first = asyncio.create_task(ask(engine, many))
-            await asyncio.sleep(0.15)
+            while not any(fake.bodies for fake in fakes):
+                await asyncio.sleep(0.01)
             await asyncio.gather(first, ask(engine, one), ask(engine, other))
 
         run(main())
@@ -623,7 +624,8 @@ class TestStartUp:
             ({"dtype": "bfloat16"}, "start it with --dtype float32"),
             ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
             ({"max_model_len": 4096}, "context is 4096 tokens.*--max-model-len"),
-            ({"chunked_prefill": True}, "--no-enable-chunked-prefill"),
+            ({"device": "cpu", "chunked_prefill": True}, "--no-enable-chunked-prefill"),
+            ({"device": "cpu"}, r"text_config.head_dim is 16, vLLM on a CPU .*32, 64, 80"),
             ({"protocol": 99}, "this version of axpo"),
         ],
     )

@@ -310,6 +310,15 @@ def test_a_path_beyond_the_models_positions_is_refused(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("lab")
+def test_a_vllm_that_cannot_serve_is_said_before_a_model_is_loaded():
+    config = recipe(engine={"name": "vllm", "vllm": {"python": "/no/python"}})
+    task, tools = build_task(config.task), recipe_tools(config)
+    preflight.preflight(config, "sft", BASE, task, tools)
+    with pytest.raises(ConfigError, match=r"engine\.vllm\.python: /no/python does not run"):
+        preflight.preflight(config, "rl", BASE, task, tools)
+
+
+@pytest.mark.usefixtures("lab")
 def test_too_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     config = recipe()
     task, tools = build_task(config.task), recipe_tools(config)

@@ -32,6 +32,7 @@ from axpo.engines.vllm.server import (
     ServerProcess,
     arguments,
     find_installation,
+    fitting_installation,
     start_servers,
 )
 from axpo.models.loading import Checkpoint, load_checkpoint
@@ -40,7 +41,7 @@ from axpo.tasks.lab import BASE
 from axpo.training import rl, sft
 from engine_contract import EngineParity, Writer, ask, fresh_logprobs, run
 from test_pipeline import Lines
-from tiny import tiny_checkpoint
+from tiny import tiny_checkpoint, tiny_config, tiny_tokenizer
 
 PYTHON = os.environ.get("AXPO_VLLM_PYTHON", "")
 real = pytest.mark.skipif(not PYTHON, reason="AXPO_VLLM_PYTHON names no python with vLLM")
@@ -49,6 +50,11 @@ LONG = 1200
 """Tokens of a request that is still sampled when new weights come."""
 HEAD = 32
 """vLLM has no attention for smaller heads on a CPU."""
+
+
+def model_of(head: int) -> Any:
+    """A config of the tiny model with heads of this size."""
+    return tiny_config(tiny_tokenizer(), head)
 
 
 class TestWithoutServer:
@@ -67,7 +73,36 @@ class TestWithoutServer:
         monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
         settings = VllmSettings(python=sys.executable, servers=2)
         with pytest.raises(UserError, match=r"did not start.*No module named 'vllm'"):
-            start_servers(settings, "model", "float32", 8, tmp_path)
+            start_servers(settings, "model", model_of(32), "float32", 8, tmp_path)
+
+    @pytest.mark.parametrize("cpu", [True, False])
+    def test_heads_that_a_cpu_has_no_attention_for(
+        self, monkeypatch: pytest.MonkeyPatch, cpu: bool
+    ) -> None:
+        here = Installation("p", "0", cpu)
+        monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
+        settings = VllmSettings(python="p")
+        assert fitting_installation(settings, model_of(32), "float32") is here
+        if not cpu:
+            assert fitting_installation(settings, model_of(16), "float32") is here
+            return
+        with pytest.raises(ConfigError, match=r"head_dim is 16, vLLM on a CPU .*32, 64.*transfor"):
+            fitting_installation(settings, model_of(16), "float32")
+
+    def test_a_cache_that_holds_no_whole_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """2 (keys, values) x 3 layers x 2 heads x 32 x 4 bytes: 1,536 a token, 1 GiB: 699,050."""
+        here = Installation("p", "0", cpu=True)
+        monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
+        monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+        fitting_installation(VllmSettings(python="p", max_length=699050), model_of(32), "float32")
+        long = VllmSettings(python="p", max_length=699051)
+        with pytest.raises(
+            ConfigError, match=r"max_length: 699051 .*KVCACHE_SPACE = 1.*at least 2"
+        ):
+            fitting_installation(long, model_of(32), "float32")
+        fitting_installation(long, model_of(32), "bfloat16")
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+        fitting_installation(long, model_of(32), "float32")
 
     def test_the_recipe_s_arguments_come_last(self) -> None:
         settings = VllmSettings(
@@ -127,7 +162,7 @@ def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     settings = VllmSettings(python=PYTHON, max_length=4096)
     logs = tmp_path_factory.mktemp("logs")
     began = time.monotonic()
-    (process,) = start_servers(settings, str(saved), "float32", 64, logs)
+    (process,) = start_servers(settings, str(saved), model_of(HEAD), "float32", 64, logs)
     print(f"\nserver ready in {time.monotonic() - began:.0f} s")
     yield process
     process.stop()
@@ -282,7 +317,7 @@ def test_sft_then_axpo_on_the_lab_with_a_killed_server(
     config = load_config(
         RECIPE,
         [
-            "sft.steps=15", "sft.batch=16", "rl.steps=3", "rl.questions=4", "rl.updates=2",
+            "sft.steps=30", "sft.batch=16", "rl.steps=3", "rl.questions=4", "rl.updates=2",
             "algorithm.extra_budget=0.5", "run.trees_every=1", "run.checkpoint_every=3",
             "engine.name=vllm", f"engine.vllm.python={PYTHON}", "engine.vllm.max_length=1024",
         ],

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from axpo.config import Config, ConfigError, EngineSettings
+from axpo.engines.vllm.server import fitting_installation
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.models.lora import targeted_layers
 from axpo.rollout.rendering import Rendering
@@ -263,6 +264,9 @@ def preflight(
     checkpoint = load_checkpoint(path, weights=False)
     prompt = longest_prompt(config, kind, task, Rendering(checkpoint, tools, config.task.system))
     check_positions(config, kind, checkpoint, prompt)
+    vllm = config.engine.vllm
+    if kind == "rl" and vllm is not None and vllm.python is not None:
+        fitting_installation(vllm, checkpoint.model.config, config.model.dtype)
     found = estimate(config, kind, checkpoint, prompt, device.startswith("cuda"))
     free = free_memory(device)
     if free is not None and found.total > free:

@@ -27,6 +27,8 @@ ROUTES = {
     "/update_weights": "VLLM_SERVER_DEV_MODE=1 in its environment",
     "/pause": "VLLM_SERVER_DEV_MODE=1 in its environment",
 }
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of attention heads that vLLM has kernels for on a CPU (its `CPUAttentionBackend`)."""
 TEXT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act",
@@ -108,9 +110,24 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
             for name in names
             if got.get(name) != want.get(name)
         ]
-    if facts["device"] == "cpu" and facts["chunked_prefill"]:
+    if facts["device"] != "cpu":
+        return found
+    if facts["chunked_prefill"]:
         found.append(
             "chunked prefill is on, with which seeded requests kill vLLM on a CPU "
             "(start it with --no-enable-chunked-prefill)"
         )
+    if refused := refused_heads(theirs["text_config"]["head_dim"]):
+        found.append(refused)
     return found
+
+
+def refused_heads(size: int) -> str | None:
+    """Why vLLM on a CPU cannot serve attention heads of `size`; None where it can."""
+    if size in CPU_HEADS:
+        return None
+    return (
+        f"text_config.head_dim is {size}, vLLM on a CPU computes attention for heads of "
+        f"{', '.join(map(str, CPU_HEADS))} only (a request would kill it): sample with "
+        "engine.name = 'transformers', or on a GPU"
+    )

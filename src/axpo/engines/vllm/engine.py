@@ -213,6 +213,7 @@ class VllmEngine:
         failures: list[str] = []
         while len(failures) < ATTEMPTS:
             server = await self._pool.acquire(request.group)
+            server.asked += 1
             ask = asyncio.ensure_future(self._ask(server, request, spans))
             self._asking.add(ask)
             ask.add_done_callback(self._asking.discard)
@@ -232,6 +233,8 @@ class VllmEngine:
                 raise RequestError(f"request {request.id}: {server.client.url}: {error}") from error
             else:
                 return self._count(request, completion)
+            finally:
+                server.asked -= 1
         raise EngineError(f"request {request.id}: given up: {'; '.join(failures)}")
 
     async def _ask(
@@ -244,13 +247,16 @@ class VllmEngine:
                 await others[0].wait()
             if self._update is not None:
                 raise Interrupted
-            new = shown if attempt == ATTEMPTS - 1 else shown - server.known
+            known = {d: server.known[d] for d in shown if d in server.known}
+            new = shown if attempt == ATTEMPTS - 1 else shown - known.keys()
             try:
                 answer = await self._send(server, request, spans, new)
             except Refused as error:
                 if "data is not provided" not in str(error) or new == shown:
                     raise
-                server.known -= shown  # its cache has dropped some
+                for digest, id in known.items():  # its cache has dropped some
+                    if server.known.get(digest) == id:  # and nobody brought it again meanwhile
+                        del server.known[digest]
             else:
                 return self._accept(server, request, answer, oldest)
         raise AssertionError("the last attempt brings every picture")
@@ -275,7 +281,7 @@ class VllmEngine:
         def accepted() -> None:
             if not over.is_set():
                 self.stats.pictures += len(new)
-                server.known |= new
+                server.known |= dict.fromkeys(new, id)
                 end()
 
         try:

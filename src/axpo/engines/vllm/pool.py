@@ -43,17 +43,23 @@ class Process(Protocol):
 
 
 class Server:
-    """A server and what is known about it. `known` holds the pictures that it has, by content,
-    `coming` those that a request is taking there, each with what tells when that is over."""
+    """A server and what is known about it.
+
+    `known` holds the pictures that it has, by content, each with the request that brought it;
+    `coming` those that a request is taking there, each with what tells when that is over. `asked`
+    counts requests that are its to answer, those that wait for a picture included, `flying` holds
+    those under way.
+    """
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
         self.client = client
         self.process = process
         self.up = True
         self.reason = ""
-        self.known: set[str] = set()
+        self.known: dict[str, str] = {}
         self.coming: dict[str, asyncio.Event] = {}
         self.weights: str | None = None
+        self.asked = 0
         self.flying: set[asyncio.Task[Any]] = set()
         self.watch: asyncio.Task[None] | None = None
         self.recovery: asyncio.Task[None] | None = None
@@ -107,7 +113,7 @@ class Pool:
                 home = self._homes.get(group)
                 if home is None or not home.up:
                     homes = list(self._homes.values())
-                    home = min(up, key=lambda s: (len(s.flying), homes.count(s)))
+                    home = min(up, key=lambda s: (s.asked, homes.count(s)))
                     self._homes[group] = home
                 return home
             waiting = [s.recovery for s in self.servers if s.recovery and not s.recovery.done()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,15 +21,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+import torch
 
 from axpo.config import ConfigError, UserError, VllmSettings
+from axpo.engines.vllm.checks import refused_heads
 
 WORKER = Path(__file__).with_name("worker.py")
 MODULE = "axpo_vllm_worker"
 """The worker's name inside a server: a copy of the file alone, for axpo's environment must not
 be importable there."""
+CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+"""Environment variable: GiB of KV cache of a server on a CPU, ours unless it is set."""
 STOP_SECONDS = 10.0
 _PDEATHSIG = 1
 _WHAT_IS_THERE = (
@@ -60,6 +66,30 @@ def find_installation(python: str) -> Installation:
     if not version:
         raise ConfigError(f"engine.vllm.python: {python} has no vLLM; {build}")
     return Installation(python, version, kind == "cpu" or version.endswith("+cpu"))
+
+
+def fitting_installation(settings: VllmSettings, model: Any, dtype: str) -> Installation:
+    """`find_installation`, and that its vLLM can serve a model with the config `model`.
+
+    Raises `ConfigError` for what a server on a CPU would die of.
+    """
+    assert settings.python is not None
+    found = find_installation(settings.python)
+    if not found.cpu:
+        return found
+    text = model.text_config
+    if refused := refused_heads(text.head_dim):
+        raise ConfigError(f"engine.name: {refused}")
+    space = os.environ.get(CPU_CACHE) or "1"
+    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    needed = settings.max_length * token * getattr(torch, dtype).itemsize / 2**30
+    if not space.isdigit() or int(space) < needed:
+        raise ConfigError(
+            f"engine.vllm.max_length: {settings.max_length} tokens of this model need {needed:.2f} "
+            f"GiB of KV cache, a server on a CPU has {CPU_CACHE} = {space}: set that environment "
+            f"variable to at least {math.ceil(needed)} (GiB), or lower engine.vllm.max_length"
+        )
+    return found
 
 
 def arguments(
@@ -112,7 +142,7 @@ class ServerProcess:
         environment = {
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
+            CPU_CACHE: "1",
             **os.environ,
             "VLLM_SERVER_DEV_MODE": "1",
             "PYTHONPATH": self._folder.name,
@@ -159,16 +189,15 @@ class ServerProcess:
 
 
 def start_servers(
-    settings: VllmSettings, model: str, dtype: str, slots: int, logs: Path
+    settings: VllmSettings, path: str, model: Any, dtype: str, slots: int, logs: Path
 ) -> list[ServerProcess]:
-    """Start the recipe's servers of `model` and wait until all are well.
+    """Start the recipe's servers of the checkpoint at `path`, config `model`; wait for all.
 
-    Raises `ConfigError` where vLLM is missing, and `UserError` with the end of the log where a
-    server does not come up; then none is left running.
+    Raises `ConfigError` where vLLM is missing or cannot serve it, and `UserError` with the end of
+    the log where a server does not come up; then none is left running.
     """
-    assert settings.python is not None
-    installation = find_installation(settings.python)
-    options = arguments(installation, settings, model, dtype, slots)
+    installation = fitting_installation(settings, model, dtype)
+    options = arguments(installation, settings, path, dtype, slots)
     servers: list[ServerProcess] = []
     for i in range(settings.servers):
         port = settings.port + i if settings.port else _free_port()
