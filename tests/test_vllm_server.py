@@ -24,6 +24,7 @@ import torch
 from axpo.config import ConfigError, UserError, VllmSettings, load_config, parse_config
 from axpo.engines.base import Completion, Request
 from axpo.engines.transformers import TransformersEngine
+from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Pool, Server
@@ -166,10 +167,12 @@ def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     process.stop()
 
 
-def engine_at(server: ServerProcess, checkpoint: Checkpoint, folder: Path) -> VllmEngine:
+def engine_at(
+    server: ServerProcess, checkpoint: Checkpoint, folder: Path, backend: Backend | None = None
+) -> VllmEngine:
     """An engine that samples with `checkpoint`'s weights as they are now."""
     client = Client(server.url, 120.0, 10.0)
-    engine = VllmEngine(checkpoint, [Server(client)], folder, room=256)
+    engine = VllmEngine(checkpoint, [Server(client)], folder, room=256, backend=backend)
     weights = {name: w.clone() for name, w in checkpoint.model.state_dict().items()}
     with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
         beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()
@@ -232,10 +235,13 @@ def test_continuations_reuse_and_agree(server: ServerProcess, tmp_path: Path) ->
 
 
 @real
-def test_updates_of_a_tied_model(server: ServerProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", [None, "gloo"], ids=["file", "broadcast"])
+def test_updates_of_a_tied_model(
+    server: ServerProcess, tmp_path: Path, backend: Backend | None
+) -> None:
     """Every update counts at once, pictures that were seen before included."""
     checkpoint = tiny_checkpoint(0, HEAD)
-    writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path)
+    writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path, backend)
     requests = writer.again(writer.request(sizes=(128, 64)), 4, max_tokens=20)
 
     async def main() -> None:

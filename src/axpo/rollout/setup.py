@@ -157,4 +157,5 @@ def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None
         folder if vllm.folder is None else Path(vllm.folder),
         room=config.rollout.max_tokens,
         recovery_seconds=vllm.start_seconds,
+        backend=None if vllm.transfer == "file" else vllm.transfer,
     )

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from axpo.config import UserError
 from axpo.engines.base import EngineError
 from axpo.engines.stats import EngineStats
+from axpo.engines.vllm.broadcast import Broadcast
 from axpo.engines.vllm.client import Client, ServerLost
 
 MISSES = 2
@@ -42,7 +43,7 @@ class Server:
     """A server and what is known about it. `known` holds the pictures that it has, by content,
     `coming` those that a request is taking there, each with what tells when that is over. `asked`
     counts requests that are its to answer, those that wait for a picture included, `flying` holds
-    those under way."""
+    those under way; `link` is the group by which it gets weights, where they are broadcast."""
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
         self.client = client
@@ -52,6 +53,7 @@ class Server:
         self.known: set[str] = set()
         self.coming: dict[str, asyncio.Event] = {}
         self.weights: str | None = None
+        self.link: Broadcast | None = None
         self.asked = 0
         self.flying: set[asyncio.Task[Any]] = set()
         self.watch: asyncio.Task[None] | None = None
@@ -148,7 +150,7 @@ class Pool:
         if not server.up:
             return
         self._stats.servers_lost += 1
-        server.up, server.reason, server.weights = False, reason, None
+        server.up, server.reason, server.weights, server.link = False, reason, None, None
         server.known.clear()
         for post in server.flying:
             post.cancel()
