@@ -13,18 +13,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import io
 import json
+import math
 import threading
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import distributed
 
 from axpo.engines.base import Completion, Finish, Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
@@ -48,6 +54,8 @@ class FakeVllm:
         self.bodies: list[dict[str, Any]] = []
         self.aborted: list[str] = []
         self.calls: list[str] = []
+        self.told: list[dict[str, Any]] = []
+        self.group: Any = None
         self.hung = False
         self.delay = 0.0
         self.hold = 0
@@ -98,6 +106,9 @@ class FakeVllm:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        with warnings.catch_warnings():  # a test's event loop ends with connections open
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
@@ -186,12 +197,38 @@ class FakeVllm:
         elif route == "/update_weights":
             self.updates += 1
             weights = self.checkpoint.model.state_dict()
-            if self.kept_from is None or self.updates <= self.kept_from:
+            self.told.append(body["update_info"])
+            if "buckets" in body["update_info"]:
+                weights = await asyncio.to_thread(self._receive, body["update_info"]["buckets"])
+            elif self.kept_from is None or self.updates <= self.kept_from:
                 weights = load_file(body["update_info"]["path"])
             await self.engine.load_weights(weights, 0)
+        elif route == "/init_weight_transfer_engine":
+            await asyncio.to_thread(self._join, body["init_info"])
         elif route == "/finish_weight_update":
             self.weights, self.updating = body["weight_version"], False
         return 200, {}
+
+    def _join(self, info: dict[str, Any]) -> None:
+        """As a worker does (`axpo.engines.vllm.worker`, which needs vLLM)."""
+        limit = timedelta(seconds=30)
+        store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            info["host"], info["port"], info["ranks"], is_master=False, timeout=limit
+        )
+        self.group = distributed.ProcessGroupGloo(store, 1, info["ranks"], limit)
+
+    def _receive(self, buckets: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for bucket in buckets:
+            dtypes = [getattr(torch, tensor["dtype"]) for tensor in bucket]
+            sizes = [
+                math.prod(t["shape"]) * d.itemsize for t, d in zip(bucket, dtypes, strict=True)
+            ]
+            whole = torch.empty(sum(sizes), dtype=torch.uint8)
+            self.group.broadcast(whole, 0).wait()
+            for tensor, dtype, part in zip(bucket, dtypes, whole.split(sizes), strict=True):
+                found[tensor["name"]] = part.clone().view(dtype).view(tensor["shape"])
+        return found
 
     def _rpc(self, body: dict[str, Any]) -> tuple[int, Any]:
         if body["method"] == "axpo_facts":

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from axpo.config import ConfigError
 from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
+from axpo.engines.vllm.broadcast import in_buckets
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
@@ -687,6 +689,72 @@ class TestStartUp:
         monkeypatch.setattr(fake, "_rpc", blind)
         with pytest.raises(ConfigError, match=r"does not see.*engine\.vllm\.folder"):
             run(setting.engine(checkpoint, [fake]).load_weights(checkpoint.model.state_dict(), 1))
+
+
+class TestBroadcast:
+    """By a gloo group here; on GPUs the same code makes an NCCL group."""
+
+    def engine(self, setting: Setting, checkpoint: Checkpoint, fakes: list[FakeVllm]) -> VllmEngine:
+        servers = [Server(Client(fake.url, 20.0, 1.0)) for fake in fakes]
+        return VllmEngine(checkpoint, servers, setting.folder, backend="gloo", health_every=0.05)
+
+    def test_weights_versions_and_the_order_of_calls(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """Two servers, two updates: one group each, each update in buckets, and nothing on disk."""
+        fakes, newer = setting.serve(checkpoint, 2), tiny_checkpoint(1)
+        engine, requests = self.engine(setting, checkpoint, fakes), prompts(writer, 4, 2)
+
+        async def main() -> list[Any]:
+            await engine.load_weights(checkpoint.model.state_dict(), 1)
+            await engine.load_weights(newer.model.state_dict(), 2)
+            done = await ask(engine, requests)
+            await engine.close()
+            return done
+
+        done = run(main())
+        check(newer, engine, requests, done)
+        assert {v for d in done for v in d.versions} == {2}
+        update = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update"]
+        expected = ["/init_weight_transfer_engine", *update, "/resume", *update, "/resume"]
+        own = dict(checkpoint.model.named_parameters())  # a tied head is the embedding's
+        for fake in fakes:
+            assert [call for call in fake.calls if call in expected] == expected
+            told = [tensor for bucket in fake.told[-1]["buckets"] for tensor in bucket]
+            assert {t["name"]: tuple(t["shape"]) for t in told} == {
+                name: tuple(weight.shape) for name, weight in own.items()
+            }
+            assert {tensor["dtype"] for tensor in told} == {"float32"}
+        assert not list(setting.folder.iterdir())
+
+    def test_a_restarted_server_gets_the_weights_of_the_last_update(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """And not what the trainer has made of its own meanwhile."""
+        (fake,) = setting.serve(checkpoint)
+        engine, newer = self.engine(setting, checkpoint, [fake]), tiny_checkpoint(1)
+        requests = prompts(writer, 1, 3)
+
+        async def main() -> list[Any]:
+            sent = tiny_checkpoint(1).model.state_dict()
+            await engine.load_weights(sent, 1)
+            for weight in sent.values():
+                weight.zero_()
+            fake.reset()
+            done = await ask(engine, requests)
+            await engine.close()
+            return done
+
+        check(newer, engine, requests, run(main()))
+        assert fake.calls.count("/init_weight_transfer_engine") == 2
+
+    def test_buckets_keep_order_and_size(self) -> None:
+        weights = {
+            name: torch.zeros(size) for name, size in zip("abcde", (2, 3, 9, 1, 4), strict=True)
+        }
+        found = in_buckets(weights, size=20)
+        assert [[name for name, _ in bucket] for bucket in found] == [["a", "b"], ["c"], ["d", "e"]]
+        assert in_buckets({}) == []
 
 
 def test_collapse_leaves_one_placeholder_a_picture() -> None:

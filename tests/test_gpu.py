@@ -7,6 +7,7 @@ how often. `test_simulated_gpu.py` covers devices and waits without one.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -14,7 +15,11 @@ import pytest
 import torch
 
 from axpo.algorithms.losses import clipped_loss
-from axpo.config import OptimizerSettings
+from axpo.config import OptimizerSettings, VllmSettings
+from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.engine import VllmEngine
+from axpo.engines.vllm.pool import Server
+from axpo.engines.vllm.server import start_servers
 from axpo.models.loading import Checkpoint
 from axpo.training import attention, checkpoints
 from axpo.training.flex import BLOCK
@@ -22,6 +27,7 @@ from axpo.training.packing import PackedTree
 from axpo.training.pieces import training_passes
 from axpo.training.policy import policy_logprobs
 from axpo.training.trainer import Trainer
+from engine_contract import Writer, ask, difference, run
 from padded_oracle import branching_group, demonstration_group
 from test_bfloat16 import rollouts
 from test_packing import packed
@@ -154,3 +160,39 @@ def test_update_and_checkpoint(tmp_path, rounded: bool):
     for ours, theirs in zip(resumed.parameters, trainer.parameters, strict=True):
         assert torch.equal(ours, theirs)
         assert ours.dtype == torch.float32
+
+
+@pytest.mark.skipif(
+    "AXPO_VLLM_PYTHON" not in os.environ, reason="AXPO_VLLM_PYTHON names no python with vLLM"
+)
+def test_weights_reach_vllm_by_nccl(tmp_path):
+    """Two updates from GPU to GPU; what the server then samples is the new weights'."""
+    checkpoint = tiny_checkpoint(0, 64)
+    checkpoint.save(tmp_path / "model")
+    settings = VllmSettings(
+        python=os.environ["AXPO_VLLM_PYTHON"],
+        max_length=2048,
+        arguments=("--gpu-memory-utilization=0.3", "--enforce-eager"),
+    )
+    model, path = checkpoint.model.config, str(tmp_path / "model")
+    (server,) = start_servers(settings, path, model, "float32", 16, tmp_path)
+    try:
+        servers = [Server(Client(server.url, 120.0, 10.0))]
+        engine = VllmEngine(checkpoint, servers, tmp_path / "weights", room=64, backend="nccl")
+        requests = (writer := Writer(checkpoint, 0)).again(writer.request(), 4, max_tokens=16)
+
+        async def main() -> None:
+            for version in (1, 2):
+                other = tiny_checkpoint(version, 64)
+                other.model.to("cuda")
+                await engine.load_weights(other.model.state_dict(), version)
+                done = await ask(engine, requests)
+                other.model.to("cpu")
+                for request, completion in zip(requests, done, strict=True):
+                    assert set(completion.versions) == {version}
+                    assert difference(other, request, completion) < 1e-2
+            await engine.close()
+
+        run(main())
+    finally:
+        server.stop()

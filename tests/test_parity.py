@@ -115,10 +115,13 @@ class TestWeightProbe:
 
         async def main() -> list[float]:
             found = []
-            for version, size in enumerate(sizes):
-                embeddings.data += size * torch.randn_like(embeddings)
-                await engine.load_weights(checkpoint.model.state_dict(), version)
-                found.append((await probe.check())["probe_difference"])
+            try:
+                for version, size in enumerate(sizes):
+                    embeddings.data += size * torch.randn_like(embeddings)
+                    await engine.load_weights(checkpoint.model.state_dict(), version)
+                    found.append((await probe.check())["probe_difference"])
+            finally:
+                await engine.close()
             return found
 
         torch.manual_seed(0)

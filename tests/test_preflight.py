@@ -316,6 +316,10 @@ def test_a_vllm_that_cannot_serve_is_said_before_a_model_is_loaded():
     preflight.preflight(config, "sft", BASE, task, tools)
     with pytest.raises(ConfigError, match=r"engine\.vllm\.python: /no/python does not run"):
         preflight.preflight(config, "rl", BASE, task, tools)
+    vllm = {"urls": ["http://127.0.0.1:9"], "transfer": "nccl"}
+    config = recipe(engine={"name": "vllm", "vllm": vllm})
+    with pytest.raises(ConfigError, match=r"engine\.vllm\.transfer: 'nccl'.*set it to 'file'"):
+        preflight.preflight(config, "rl", BASE, task, tools)
 
 
 @pytest.mark.usefixtures("lab")

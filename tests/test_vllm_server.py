@@ -24,6 +24,7 @@ import torch
 from axpo.config import ConfigError, UserError, VllmSettings, load_config, parse_config
 from axpo.engines.base import Completion, Request
 from axpo.engines.transformers import TransformersEngine
+from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Pool, Server
@@ -236,10 +237,13 @@ def test_continuations_reuse_and_agree(server: ServerProcess, tmp_path: Path) ->
 
 
 @real
-def test_updates_of_a_tied_model(server: ServerProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", [None, "gloo"], ids=["file", "broadcast"])
+def test_updates_of_a_tied_model(
+    server: ServerProcess, tmp_path: Path, backend: Backend | None
+) -> None:
     """Every update counts at once, pictures that were seen before included."""
     checkpoint = tiny_checkpoint(0, HEAD)
-    writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path)
+    writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path, backend=backend)
     requests = writer.again(writer.request(sizes=(128, 64)), 4, max_tokens=20)
 
     async def main() -> None:

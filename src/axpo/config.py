@@ -303,6 +303,8 @@ class VllmSettings(Section):
     """Addresses of running servers, as `axpo serve` prints them."""
     folder: str | None = None
     """Folder for weights that the servers at `urls` can read; a temporary one by default."""
+    transfer: Literal["file", "nccl"] = "file"
+    """How weights get to the servers: by a file that both see, or from GPU to GPU."""
     request_seconds: PositiveFloat = 900.0
     """Seconds that a server may take over one request before it counts as hung."""
     health_seconds: PositiveFloat = 10.0
@@ -325,6 +327,8 @@ class VllmSettings(Section):
             raise ValueError(f"urls: got {wrong[0]!r}, expected one such as http://127.0.0.1:8000")
         if self.python and self.folder is not None:
             raise ValueError("folder: no effect with python; remove it")
+        if self.transfer == "nccl" and self.folder is not None:
+            raise ValueError("folder: no effect with transfer = 'nccl'; remove it")
         return self
 
 

@@ -157,4 +157,5 @@ def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None
         room=config.rollout.max_tokens,
         in_flight=config.rl.in_flight if config.rl.max_staleness else None,
         recovery_seconds=vllm.start_seconds,
+        backend=None if vllm.transfer == "file" else vllm.transfer,
     )

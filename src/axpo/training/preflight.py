@@ -267,6 +267,11 @@ def preflight(
     vllm = config.engine.vllm
     if kind == "rl" and vllm is not None and vllm.python is not None:
         fitting_installation(vllm, checkpoint.model.config, config.model.dtype)
+    if kind == "rl" and vllm is not None and vllm.transfer == "nccl" and device == "cpu":
+        raise ConfigError(
+            "engine.vllm.transfer: 'nccl' goes from GPU to GPU, this process trains on a CPU: set "
+            "it to 'file', or model.device to 'cuda' where there is one"
+        )
     found = estimate(config, kind, checkpoint, prompt, device.startswith("cuda"))
     free = free_memory(device)
     if free is not None and found.total > free:

@@ -17,7 +17,7 @@ from axpo.engines.vllm.client import Client, Refused, ServerLost
 from axpo.engines.vllm.wire import AnswerFault
 from axpo.models.loading import Checkpoint
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The version of `axpo.engines.vllm.worker` that this side speaks."""
 TESTED = "0.32.0"
 """The vLLM that the tests run against."""

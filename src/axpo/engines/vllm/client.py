@@ -8,7 +8,7 @@ was counted nowhere. Hence every failure is sorted by who could do better: anoth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -87,17 +87,29 @@ class Client:
         answer = await self._call("GET", "/weight_info", self._health_seconds)
         return str(answer["weight_version"])
 
-    async def load(self, path: str, name: str, keep: bool = False) -> None:
-        """Sample with the weights in the file at `path`, called `name`, from now on.
+    async def join(self, info: dict[str, Any]) -> None:
+        """Have the workers join a process group (`axpo.engines.vllm.broadcast`)."""
+        body = {"init_info": info}
+        await self._call("POST", "/init_weight_transfer_engine", CONTROL_SECONDS, json=body)
 
-        Pausing drops the prefix, picture and encoder caches, which the old weights filled. With
-        `keep` requests in flight go on from their tokens, whose keys and values are computed
-        again; else they are aborted.
+    async def load(
+        self,
+        update: dict[str, Any],
+        name: str,
+        keep: bool,
+        beside: Callable[[Awaitable[Any]], Awaitable[None]] | None = None,
+    ) -> None:
+        """Sample with the weights that `update` tells of, called `name`, from now on.
+
+        `beside` awaits the update itself, and sends what it is about. Pausing drops the prefix,
+        picture and encoder caches, which the old weights filled. With `keep` requests in flight
+        go on from their tokens, whose keys and values are computed again; else they are aborted.
         """
         seconds, mode = CONTROL_SECONDS, "keep" if keep else "abort"
         await self._call("POST", "/pause", seconds, params={"mode": mode})
         await self._call("POST", "/start_weight_update", seconds)
-        await self._call("POST", "/update_weights", seconds, json={"update_info": {"path": path}})
+        updated = self._call("POST", "/update_weights", seconds, json={"update_info": update})
+        await (updated if beside is None else beside(updated))
         await self._call("POST", "/finish_weight_update", seconds, json={"weight_version": name})
         await self._call("POST", "/resume", seconds)
 

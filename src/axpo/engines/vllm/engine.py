@@ -24,6 +24,7 @@ from axpo.config import ConfigError
 from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.stats import EngineStats
+from axpo.engines.vllm.broadcast import Backend, Broadcast
 from axpo.engines.vllm.checks import check_server
 from axpo.engines.vllm.client import Refused, ServerLost
 from axpo.engines.vllm.pool import Interrupted, Pool, Server
@@ -42,21 +43,23 @@ ENCODED = 512
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A file of weights and the name that servers know them by."""
+    """The name that servers know weights by, and where they are: in a file, or for a broadcast in
+    memory, a copy (the trainer's own change while a lost server comes back)."""
 
-    path: Path
     name: str
+    path: Path | None
+    copy: Mapping[str, torch.Tensor]
 
 
 class VllmEngine:
     """Implements `axpo.engines.base.Engine` with `servers` of the model of `checkpoint`.
 
-    Weights are written into `folder`, which the servers must see under the same path. `room` is
-    what a path may hold after its prompt (tokens). `in_flight` says what becomes of requests in
-    flight when new weights come: they "keep" their tokens and go on from them, "restart" with
-    the same seed, or "finish" first; by default there must be none. `stats.pictures` counts
-    pictures that a server took; times are not known here. Raises `ConfigError` from the first
-    request or update where a server does not fit.
+    Weights are written into `folder`, which the servers must see under the same path, or broadcast
+    by a process group of `backend`. `room` is what a path may hold after its prompt (tokens).
+    `in_flight` says what becomes of requests in flight when new weights come: they "keep" their
+    tokens and go on from them, "restart" with the same seed, or "finish" first; by default there
+    must be none. `stats.pictures` counts pictures that a server took; times are not known here.
+    Raises `ConfigError` from the first request or update where a server does not fit.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class VllmEngine:
         recovery_seconds: float = 600.0,
         health_every: float = 2.0,
         backoff: float = 0.5,
+        backend: Backend | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._folder = folder
         self._room = room
         self._in_flight = in_flight
         self._backoff = backoff
+        self._backend: Backend | None = backend
         self.stats = EngineStats()
         self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds, health_every)
         self._run = uuid.uuid4().hex[:12]
@@ -150,16 +155,15 @@ class VllmEngine:
         distinct = merged_weights(self._checkpoint.model, distinct_weights(own, weights))
         await self._start()
         name = f"{self._run}/{version}"
-        path = self._folder / f"weights-{self._run}-{version}.safetensors"
-        await asyncio.to_thread(save_weights, path, distinct)
+        kept = await asyncio.to_thread(self._keep, name, distinct)
         async with self._paused():
-            before, self._weights, self._version = self._weights, Weights(path, name), version
+            before, self._weights, self._version = self._weights, kept, version
             self._handed_over.append((name, version))
             self._pool.retry_lost()
             await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
             await self._pool.acquire("")  # waits for one, where all were lost
             self._pool.release("")
-        if before is not None and before.path != path:
+        if before is not None and before.path and before.path != kept.path:
             before.path.unlink(missing_ok=True)
 
     async def close(self) -> None:
@@ -170,7 +174,7 @@ class VllmEngine:
         self._pool.stop()
         for server in self._pool.servers:
             await server.client.close()
-        if self._weights is not None:
+        if self._weights is not None and self._weights.path:
             self._weights.path.unlink(missing_ok=True)
 
     @asynccontextmanager
@@ -360,14 +364,34 @@ class VllmEngine:
         except (ServerLost, AnswerFault, Refused, EngineError) as error:
             self._pool.lose(server, f"weights {self._weights.name}: {error}")
 
+    def _keep(self, name: str, weights: Mapping[str, torch.Tensor]) -> Weights:
+        """`weights` where a server can get them from, now and later."""
+        if self._backend is not None:
+            copy = {key: w.detach().to("cpu", copy=True) for key, w in weights.items()}
+            return Weights(name, None, copy)
+        path = self._folder / f"weights-{name.replace('/', '-')}.safetensors"
+        save_weights(path, weights)
+        return Weights(name, path, {})
+
     async def _load(self, server: Server, weights: Weights) -> None:
+        if weights.path is None:
+            assert self._backend is not None
+            if server.link is None:
+                server.link = await Broadcast.connect(server.client, self._backend)
+            server.known.clear()
+            keep = self._in_flight == "keep"
+            await server.link.load(server.client, weights.copy, weights.name, keep)
+        else:
+            await self._load_file(server, weights.path, weights.name)
+        server.weights = weights.name
+
+    async def _load_file(self, server: Server, path: Path, name: str) -> None:
         # A path that it cannot read would kill it half-way.
-        sizes = await server.client.rpc("axpo_file_size", str(weights.path))
-        if any(size != [weights.path.stat().st_size] for size in sizes):
+        sizes = await server.client.rpc("axpo_file_size", str(path))
+        if any(size != [path.stat().st_size] for size in sizes):
             raise ConfigError(
-                f"{server.client.url} does not see {weights.path}: set engine.vllm.folder to a "
-                "folder that it shares with the trainer"
+                f"{server.client.url} does not see {path}: set engine.vllm.folder to a folder "
+                "that it shares with the trainer"
             )
         server.known.clear()
-        await server.client.load(str(weights.path), weights.name, self._in_flight == "keep")
-        server.weights = weights.name
+        await server.client.load({"path": str(path)}, name, self._in_flight == "keep")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from axpo.config import UserError
 from axpo.engines.base import EngineError
 from axpo.engines.stats import EngineStats
+from axpo.engines.vllm.broadcast import Broadcast
 from axpo.engines.vllm.client import Client, ServerLost
 
 MISSES = 2
@@ -48,7 +49,7 @@ class Server:
     `known` holds the pictures that it has, by content, each with the request that brought it;
     `coming` those that a request is taking there, each with what tells when that is over. `asked`
     counts requests that are its to answer, those that wait for a picture included, `flying` holds
-    those under way.
+    those under way; `link` is the group by which it gets weights, where they are broadcast.
     """
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
@@ -59,6 +60,7 @@ class Server:
         self.known: dict[str, str] = {}
         self.coming: dict[str, asyncio.Event] = {}
         self.weights: str | None = None
+        self.link: Broadcast | None = None
         self.asked = 0
         self.flying: set[asyncio.Task[Any]] = set()
         self.watch: asyncio.Task[None] | None = None
@@ -158,7 +160,7 @@ class Pool:
         if not server.up:
             return
         self._stats.servers_lost += 1
-        server.up, server.reason, server.weights = False, reason, None
+        server.up, server.reason, server.weights, server.link = False, reason, None, None
         server.known.clear()
         for post in server.flying:
             post.cancel()

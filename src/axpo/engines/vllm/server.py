@@ -103,7 +103,7 @@ def arguments(
         "--enable-scale-out", "--enable-prompt-tokens-details",
         "--logprobs-mode", "processed_logprobs",
         "--worker-extension-cls", f"{MODULE}.Extension",
-        "--weight-transfer-config", json.dumps({"backend": "safetensors"}),
+        "--weight-transfer-config", json.dumps({"backend": "axpo"}),
         "--limit-mm-per-prompt", json.dumps({"video": 0}),
     ]  # fmt: skip
     if installation.cpu:

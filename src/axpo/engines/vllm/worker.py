@@ -2,7 +2,8 @@
 
 Loaded by `--worker-extension-cls`; the only file here that imports vllm. It owns
 
-- `safetensors`, a weight-transfer backend: an update names a file that the trainer has written;
+- `axpo`, a weight-transfer backend: an update names a file that the trainer has written, or what it
+  broadcasts;
 - logprobs before top-k and top-p: vLLM's `processed_logprobs` have temperature and bias in them,
   but are renormalised over what truncation keeps, and axpo's are not;
 - `axpo_facts`, what the trainer compares with its own model before it samples.
@@ -12,13 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import distributed
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -35,36 +39,55 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.transformers_utils.processor import cached_image_processor_from_config
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when this file and the trainer's side of it change together."""
+JOIN_SECONDS = 600.0
+"""The trainer and every worker must have joined, and a broadcast be through, by then."""
 
 
 @dataclass
-class FileInit(WeightTransferInitInfo):
-    """Nothing to agree on beforehand."""
+class Joining(WeightTransferInitInfo):
+    """Where the trainer, rank 0, waits for this server's workers; not needed for files."""
+
+    host: str
+    port: int
+    ranks: int
+    backend: str
 
 
 @dataclass
-class FileUpdate(WeightTransferUpdateInfo):
-    """`path` of a safetensors file with every weight, by the checkpoint's names."""
+class Update(WeightTransferUpdateInfo):
+    """Every weight by the checkpoint's names: the `path` of a safetensors file, or `buckets` of
+    tensors (name, dtype, shape) that the trainer broadcasts as bytes, one after another."""
 
-    path: str
+    path: str | None = None
+    buckets: list[list[dict[str, Any]]] | None = None
 
 
-class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
-    """Loads weights from a safetensors file that this process can read."""
+class Transfer(WeightTransferEngine[Joining, Update]):
+    """Loads weights from a file that this process can read, or from the trainer's broadcast."""
 
-    init_info_cls = FileInit
-    update_info_cls = FileUpdate
+    init_info_cls = Joining
+    update_info_cls = Update
+    group: Any = None
 
-    def init_transfer_engine(self, init_info: FileInit) -> None:
-        """Nothing to connect."""
+    def init_transfer_engine(self, init_info: Joining) -> None:
+        limit = timedelta(seconds=JOIN_SECONDS)
+        store = distributed.TCPStore(
+            init_info.host, init_info.port, init_info.ranks, is_master=False, timeout=limit
+        )
+        made = {"nccl": "ProcessGroupNCCL", "gloo": "ProcessGroupGloo"}[init_info.backend]
+        rank = 1 + self.parallel_config.rank
+        self.group = getattr(distributed, made)(store, rank, init_info.ranks, limit)
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: FileUpdate) -> None:
-        self.model.load_weights(_tensors(update_info.path))
+    def receive_weights(self, update_info: Update) -> None:
+        if update_info.path is not None:
+            self.model.load_weights(_tensors(update_info.path))
+        for bucket in update_info.buckets or ():
+            self.model.load_weights(_received(self.group, bucket, self.device))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -72,7 +95,24 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
             _repack_tied_heads(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        self.group = None
+
+
+def _received(
+    group: Any, bucket: list[dict[str, Any]], device: torch.device
+) -> list[tuple[str, torch.Tensor]]:
+    dtypes = [getattr(torch, tensor["dtype"]) for tensor in bucket]
+    sizes = [
+        math.prod(tensor["shape"]) * dtype.itemsize
+        for tensor, dtype in zip(bucket, dtypes, strict=True)
+    ]
+    whole = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+    group.broadcast(whole, 0).wait()
+    # A copy each: bytes in the middle of a bucket need not lie where their dtype may begin.
+    return [
+        (tensor["name"], part.clone().view(dtype).view(tensor["shape"]))
+        for tensor, dtype, part in zip(bucket, dtypes, whole.split(sizes), strict=True)
+    ]
 
 
 def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -136,7 +176,7 @@ class Extension:
         return [Path(path).stat().st_size if Path(path).is_file() else -1]
 
 
-if "safetensors" not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine("safetensors", FileTransfer)
+if "axpo" not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine("axpo", Transfer)
     for name in ("forward_native", "forward_cpu"):
         setattr(TopKTopPSampler, name, _before_truncation(getattr(TopKTopPSampler, name)))

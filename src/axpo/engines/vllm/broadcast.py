@@ -1,0 +1,123 @@
+"""Weights to a server's workers by a broadcast: the trainer is rank 0 of a process group with them.
+
+vLLM's own NCCL backend joins by `PyNcclCommunicator`, whose trainer half needs vLLM in the
+trainer's environment. Both halves here are torch's: `worker.Transfer` is the other one. Each
+server has a group of its own, so that a lost one takes no other with it. Small tensors travel
+together in buckets, whose borders are part of the update's metadata.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from torch import distributed
+
+from axpo.engines.vllm.client import CONTROL_SECONDS, Client, ServerLost
+
+BUCKET = 2**28
+"""Bytes of a bucket; a larger tensor has one of its own."""
+Backend = Literal["nccl", "gloo"]
+Buckets = list[list[tuple[str, torch.Tensor]]]
+
+
+def in_buckets(weights: Mapping[str, torch.Tensor], size: int = BUCKET) -> Buckets:
+    """`weights` in order, at most `size` bytes a bucket where a tensor alone has no more."""
+    buckets: Buckets = []
+    room = -1
+    for name, weight in weights.items():
+        if weight.nbytes > room:
+            buckets.append([])
+            room = size
+        buckets[-1].append((name, weight))
+        room -= weight.nbytes
+    return buckets
+
+
+def described(buckets: Buckets) -> list[list[dict[str, Any]]]:
+    """Each bucket's names, dtypes and shapes, as workers are told beforehand."""
+    return [
+        [
+            {"name": name, "dtype": str(w.dtype).removeprefix("torch."), "shape": list(w.shape)}
+            for name, w in bucket
+        ]
+        for bucket in buckets
+    ]
+
+
+class Broadcast:
+    """A group with the workers of one server."""
+
+    def __init__(self, group: Any, device: torch.device) -> None:
+        self._group = group
+        self._device = device
+
+    @classmethod
+    async def connect(cls, client: Client, backend: Backend) -> Broadcast:
+        """Meet the workers of the server of `client`; raises `ServerLost` where that fails."""
+        ranks = 1 + len(await client.rpc("axpo_facts"))
+        host = _address_towards(client.url)
+        limit = timedelta(seconds=CONTROL_SECONDS)
+        store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            host, 0, ranks, is_master=True, timeout=limit, wait_for_workers=False
+        )
+
+        def join() -> Any:
+            made = {"nccl": "ProcessGroupNCCL", "gloo": "ProcessGroupGloo"}[backend]
+            return getattr(distributed, made)(store, 0, ranks, limit)
+
+        asked = {"host": host, "port": store.port, "ranks": ranks, "backend": backend}
+        group = await _both(client.join(asked), join)
+        device = torch.device("cuda" if backend == "nccl" else "cpu")
+        return cls(group, device)
+
+    async def load(
+        self, client: Client, weights: Mapping[str, torch.Tensor], name: str, keep: bool
+    ) -> None:
+        """Let the server sample with `weights`, called `name`; see `Client.load`."""
+        buckets = in_buckets(weights)
+
+        async def update(update: Any) -> None:
+            await _both(update, lambda: self.send(buckets))
+
+        await client.load({"buckets": described(buckets)}, name, keep, update)
+
+    def send(self, buckets: Buckets) -> None:
+        """Broadcast each bucket as one tensor of bytes; returns when the last one is through."""
+        for bucket in buckets:
+            flat = [w.detach().contiguous().view(-1).view(torch.uint8) for _, w in bucket]
+            whole = torch.cat([part.to(self._device) for part in flat])
+            self._group.broadcast(whole, 0).wait()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+async def _both(asking: Any, here: Any) -> Any:
+    """Await the server's answer while `here` runs beside it; returns what `here` does.
+
+    A server that fails leaves `here` waiting for it until the group's time is over: it is left
+    alone, and the group with it.
+    """
+    posted, beside = asyncio.ensure_future(asking), asyncio.ensure_future(asyncio.to_thread(here))
+    try:
+        await asyncio.wait({posted, beside}, return_when=asyncio.FIRST_EXCEPTION)
+        if posted.done():
+            posted.result()
+        return beside.result()
+    except (RuntimeError, distributed.DistError) as error:
+        raise ServerLost(f"the group with its workers broke: {error}") from error
+    finally:
+        posted.cancel()
+
+
+def _address_towards(url: str) -> str:
+    """This machine's address as the server at `url` can reach it; nothing is sent."""
+    parts = urlsplit(url)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname or "127.0.0.1", parts.port or 80))
+        return probe.getsockname()[0]
