@@ -1,0 +1,183 @@
+"""Typed settings: a sparse TOML recipe plus dotted overrides becomes one checked `Config`.
+
+Nothing here imports torch, so that a wrong key or value is refused in milliseconds, before any
+model is loaded. Numbers quote their source where the paper names them (METHOD = arXiv
+2605.28774); the others are our choices and are listed in `docs/paper_map.md`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from axpo.config.base import ConfigError, NonNegativeInt, Section, UserError
+from axpo.config.engine import EngineSettings, VllmSettings
+from axpo.config.model import LoraSettings, ModelSettings
+from axpo.config.rollout import (
+    LimitSettings,
+    McpSettings,
+    RolloutSettings,
+    SearchSettings,
+    ToolsSettings,
+)
+from axpo.config.task import ColumnSettings, Family, TaskSettings
+from axpo.config.training import (
+    AlgorithmSettings,
+    EvalSettings,
+    OptimizerSettings,
+    RLSettings,
+    RunSettings,
+    SFTSettings,
+)
+
+__all__ = [
+    "AlgorithmSettings",
+    "ColumnSettings",
+    "Config",
+    "ConfigError",
+    "EngineSettings",
+    "Family",
+    "LimitSettings",
+    "LoraSettings",
+    "McpSettings",
+    "ModelSettings",
+    "NonNegativeInt",
+    "OptimizerSettings",
+    "RolloutSettings",
+    "SearchSettings",
+    "Section",
+    "TaskSettings",
+    "ToolsSettings",
+    "UserError",
+    "VllmSettings",
+    "load_config",
+    "parse_config",
+]
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    model: ModelSettings = ModelSettings()
+    task: TaskSettings = TaskSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    tools: ToolsSettings = ToolsSettings()
+    engine: EngineSettings = EngineSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    rl: RLSettings = RLSettings()
+    sft: SFTSettings = SFTSettings()
+    eval: EvalSettings = EvalSettings()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.eval.split in self.task.streaming:
+            raise ValueError(
+                f"task.streaming: {self.eval.split!r} is what eval.split evaluates, and that needs "
+                "a split of known size; leave it out"
+            )
+        if self.model.lora is not None:
+            for name, stage in (("rl", self.rl), ("sft", self.sft)):
+                if "freeze_vision" in stage.optimizer.model_fields_set:
+                    raise ValueError(
+                        f"{name}.optimizer.freeze_vision: no effect with model.lora, which trains "
+                        "its adapters alone; remove it (model.lora.vision adapts the vision tower)"
+                    )
+        if self.rl.questions % self.rl.updates:
+            raise ValueError(
+                f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"
+            )
+        if self.rl.max_staleness and self.engine.vllm is None:
+            raise ValueError(
+                f"rl.max_staleness: {self.rl.max_staleness} needs servers that sample while this "
+                "process trains; set engine.name = 'vllm', or 0"
+            )
+        if self.eval.k > self.eval.samples:
+            raise ValueError(
+                f"eval.k: Pass@{self.eval.k} needs at least {self.eval.k} samples, "
+                f"eval.samples is {self.eval.samples}"
+            )
+        return self
+
+
+def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The checked settings of a TOML `recipe` with `section.key=value` overrides on top.
+
+    Raises `ConfigError` naming the key and, for an unknown one, the nearest valid name.
+    """
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        path = Path(recipe)
+        if not path.is_file():
+            raise ConfigError(f"no recipe at {path}; expected a TOML file such as lab.toml")
+        try:
+            values = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r}: expected section.key=value")
+        _assign(values, key.strip().split("."), _value(text.strip()), override)
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Check plain values; raises `ConfigError`, a line a problem."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for name in path[:-1]:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {name} is a value, not a section")
+        values = typing.cast("dict[str, Any]", inner)
+    values[path[-1]] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        names = list(_fields(path[:-1]))
+        near = difflib.get_close_matches(path[-1], names, n=1)
+        where = ".".join(path[:-1]) or "a recipe"
+        hint = f"did you mean {near[0]!r}?" if near else f"{where} has {', '.join(names)}"
+        return f"{key}: unknown setting; {hint}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}.{message}" if key else message
+    return f"{key}: {message} (got {problem['input']!r})"
+
+
+def _fields(path: Iterable[str]) -> Iterable[str]:
+    found: Any = Config
+    for name in path:
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            field = found.model_fields.get(name)
+            found = field.annotation if field else None
+            if type(None) in (kinds := typing.get_args(found)):  # a section that may be absent
+                found = next(kind for kind in kinds if kind is not type(None))
+        else:  # a name in a dict, or a place in a tuple
+            found = next((a for a in typing.get_args(found) if a not in (str, ...)), None)
+    if isinstance(found, type) and issubclass(found, BaseModel):
+        return found.model_fields
+    return ()

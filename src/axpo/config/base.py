@@ -1,0 +1,28 @@
+"""What every section of the settings is made of, and the errors that name a setting."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class UserError(ValueError):
+    """Something that whoever runs a command can put right; the command prints the message alone."""
+
+
+class ConfigError(UserError):
+    """A setting that is unknown, ineffective or out of range; the message names the key."""
+
+
+class Section(BaseModel):
+    """Base of all settings: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,131 @@
+"""Settings of a rollout: its limits, and the tools that it may call."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from axpo.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class RolloutSettings(Section):
+    tools: tuple[str, ...] = ("image_zoom_in_tool",)
+    """Tools that the agent may call: built-in names, or "module:name" of one's own."""
+    max_turns: PositiveInt = 3
+    """Policy turns a trajectory (METHOD: at most 3)."""
+    max_turn_tokens: PositiveInt = 64
+    """Sampled tokens a turn."""
+    max_tokens: PositiveInt = 256
+    """Tokens of a trajectory after the prompt, observations included."""
+    max_seconds: PositiveFloat = 120.0
+    """Wall time of a trajectory; what is past it ends as max_seconds."""
+    temperature: NonNegativeFloat = 1.0
+    """RL samples at 1: truncated or sharpened sampling biases the ratio."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 turns it off."""
+    top_k: NonNegativeInt = 0
+    """0 turns it off."""
+
+
+class LimitSettings(Section):
+    """Limits of one tool. A tool may bring its own defaults; a recipe overrides them one by one."""
+
+    timeout: PositiveFloat | None = None
+    """Seconds of one call, its retries included; the tool's own by default."""
+    queue_seconds: PositiveFloat = 60.0
+    """Seconds that a call waits for a place before it fails; they are not the tool's time."""
+    concurrency: PositiveInt = 64
+    """Calls that run at once."""
+    calls_per_second: PositiveFloat | None = None
+    """Attempts a second, after a burst of one second's; no limit by default."""
+    retries: NonNegativeInt = 0
+    """Further attempts after a fault that is ours; for tools whose calls leave nothing behind."""
+    max_characters: PositiveInt = 16_384
+    """Characters of a result's text; the middle is left out."""
+    max_tokens: PositiveInt = 4_096
+    """Tokens of a result's text; the middle is left out."""
+    max_pixels: PositiveInt = 4_194_304
+    """Pixels of one picture of a result (4,096 image tokens); a larger one is shrunk."""
+    max_stuck: PositiveInt = 8
+    """Calls given up that still run, from which on the tool refuses calls as a fault."""
+
+
+class McpSettings(Section):
+    """One MCP server whose tools the agent gets beside `rollout.tools`."""
+
+    command: tuple[str, ...] = ()
+    """Program and arguments of a server that is started and spoken to over its stdin and stdout."""
+    url: str | None = None
+    """Address of a running server (streamable HTTP)."""
+    env: tuple[str, ...] = ()
+    """Names of environment variables that a started server gets beside PATH, HOME and the like."""
+    prefix: str = ""
+    """Put before the names of the server's tools."""
+    tools: tuple[str, ...] = ()
+    """The server's tools that the agent gets, by the server's names; all by default."""
+    timeout: PositiveFloat = 30.0
+    """Seconds of one call."""
+    start_seconds: PositiveFloat = 30.0
+    """Seconds that the server may take to start and greet."""
+
+    @model_validator(mode="after")
+    def _one_address(self) -> McpSettings:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("command, url: expected one of them")
+        if self.url and self.env:
+            raise ValueError("env: no effect with url; remove it")
+        return self
+
+
+class PythonSettings(Section):
+    """The `python` tool's sandbox."""
+
+    level: Literal["bubblewrap", "landlock", "unsafe"] | None = None
+    """What contains the code; the strongest that this machine has by default, "unsafe" nothing."""
+    packages: str = "own"
+    """"own" installs what the code may import once, apart; "current" shows it this environment's;
+    or a folder of your own."""
+
+
+class SearchSettings(Section):
+    """web_search, web_extractor and image_search."""
+
+    backend: Literal["corpus", "tavily"] = "corpus"
+    """"corpus" searches the index at `corpus`; "tavily" the web, with the key in TAVILY_API_KEY."""
+    corpus: str | None = None
+    """Index file of `axpo index FOLDER` or `axpo index FILE.jsonl`; "lab" is the lab's own."""
+    gallery: str | None = None
+    """Index file of `axpo index FOLDER --pictures`, which image_search looks in; "lab" is the
+    lab's own."""
+    cache: str | None = None
+    """File of recorded answers; none by default."""
+    mode: Literal["record", "replay"] = "record"
+    """"record" asks for what is not in `cache`; "replay" never does: a run without the network."""
+    budget: NonNegativeInt | None = None
+    """Paid calls over the whole life of `cache`; no limit by default."""
+    results: PositiveInt = 5
+    """Results a search (choice)."""
+    snippet: PositiveInt = 300
+    """Characters of a result's snippet or caption (choice)."""
+    page: PositiveInt = 4000
+    """Characters of an opened page (choice)."""
+
+    @model_validator(mode="after")
+    def _effective(self) -> SearchSettings:
+        if self.cache is None and (idle := {"mode", "budget"} & self.model_fields_set):
+            raise ValueError(f"{', '.join(sorted(idle))}: no effect without cache; set it")
+        if self.backend == "tavily" and self.corpus is not None:
+            raise ValueError("corpus: no effect with backend = 'tavily'; remove it")
+        return self
+
+
+class ToolsSettings(Section):
+    """Limits of the tools, and servers that bring further ones."""
+
+    limits: dict[str, LimitSettings] = Field(default_factory=dict)
+    """A tool's name -> its limits."""
+    mcp: tuple[McpSettings, ...] = ()
+    """MCP servers."""
+    python: PythonSettings = PythonSettings()
+    search: SearchSettings = SearchSettings()
