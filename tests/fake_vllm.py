@@ -36,6 +36,7 @@ from axpo.engines.base import Completion, Finish, Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.checks import ROUTES, expected_facts
 from axpo.models.loading import Checkpoint
+from axpo.models.vision import seen_limits
 
 Fault = Callable[[dict[str, Any]], Any] | tuple[int, str]
 """Changes the parsed answer (returning another, raw bytes, or None to break off), or a status."""
@@ -45,7 +46,10 @@ class FakeVllm:
     """Serves `checkpoint` (a copy of its model) on a port of its own until `stop`."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.started = replace(checkpoint, model=deepcopy(checkpoint.model))
+        processor = deepcopy(checkpoint.image_processor)
+        processor.size = seen_limits(processor)
+        model = deepcopy(checkpoint.model)
+        self.started = replace(checkpoint, model=model, image_processor=processor)
         self.facts = expected_facts(checkpoint) | {
             "max_model_len": 10**7, "device": "cuda", "chunked_prefill": False,
         }  # fmt: skip

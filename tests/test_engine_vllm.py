@@ -621,7 +621,7 @@ class TestStartUp:
     @pytest.mark.parametrize(
         ("facts", "message"),
         [
-            ({"pixels": {"longest_edge": 1}}, "pixels is .*preprocessor_config"),
+            ({"pixels": {"longest_edge": 1}}, "pixels is .*--mm-processor-kwargs"),
             ({"vocabulary": "0"}, "vocabulary is '0'.*tokenizer"),
             ({"dtype": "bfloat16"}, "start it with --dtype float32"),
             ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),

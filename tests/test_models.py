@@ -6,11 +6,20 @@ import random
 
 import pytest
 import torch
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from axpo.models.loading import Checkpoint
 from axpo.models.positions import Grid, rope_positions
-from axpo.models.vision import Features, PixelCache, as_seen, encode_pictures, encoder_outputs
+from axpo.models.tiny import tiny_processor
+from axpo.models.vision import (
+    Features,
+    PixelCache,
+    as_seen,
+    encode_pictures,
+    encoder_outputs,
+    seen_limits,
+)
 from axpo.tree import ImageSpan, picture_digest
 from tiny import tiny_checkpoint, tiny_picture
 
@@ -161,3 +170,24 @@ def test_a_picture_as_seen_needs_no_resizing(size: tuple[int, int]) -> None:
     assert torch.equal(first["pixel_values"], again["pixel_values"])
     height, width = (first["image_grid_thw"][0, 1:] * processor.patch_size).tolist()
     assert seen.size == (width, height)
+
+
+@pytest.mark.parametrize(
+    ("patch", "limits"), [(8, (3600, 4400)), (8, (2304, 2304)), (16, (65_536, 16_777_216))]
+)
+def test_a_picture_as_seen_keeps_its_size_under_its_limits(
+    patch: int, limits: tuple[int, int]
+) -> None:
+    """Sides of up to 2,000 pixels, ratios of up to 200; under the processor's own limits many a
+    picture would change once more where these are close to each other."""
+    processor = tiny_processor(patch, *limits)
+    factor, draws = patch * processor.merge_size, random.Random(0)
+    wide = seen_limits(processor)
+    changed = 0
+    for _ in range(5_000):
+        width = draws.randint(2, 2000)
+        height = draws.randint(-(-width // 199), min(2000, 199 * width))
+        size = smart_resize(height, width, factor, *limits)
+        assert smart_resize(*size, factor, *wide.values()) == size
+        changed += smart_resize(*size, factor, *limits) != size
+    assert (changed > 0) == (limits[1] < 2 * limits[0])

@@ -74,7 +74,7 @@ class TestWithoutServer:
         monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
         settings = VllmSettings(python=sys.executable, servers=2)
         with pytest.raises(UserError, match=r"did not start.*No module named 'vllm'"):
-            start_servers(settings, "model", model_of(32), "float32", 8, tmp_path)
+            start_servers(settings, tiny_checkpoint(0, HEAD), "float32", 8, tmp_path)
 
     @pytest.mark.parametrize("cpu", [True, False])
     def test_heads_that_a_cpu_has_no_attention_for(
@@ -109,8 +109,9 @@ class TestWithoutServer:
         settings = VllmSettings(
             python="p", max_length=512, arguments=("--max-model-len=64", "--seed=1")
         )
-        cpu = arguments(Installation("p", "1", cpu=True), settings, "m", "float32", 8)
-        gpu = arguments(Installation("p", "1", cpu=False), settings, "m", "bfloat16", 8)
+        model = tiny_checkpoint(0)
+        cpu = arguments(Installation("p", "1", cpu=True), settings, model, "float32", 8)
+        gpu = arguments(Installation("p", "1", cpu=False), settings, model, "bfloat16", 8)
         assert cpu[-2:] == gpu[-2:] == ["--max-model-len=64", "--seed=1"]
         assert "--no-enable-chunked-prefill" in cpu
         assert "--no-enable-chunked-prefill" not in gpu
@@ -163,7 +164,8 @@ def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     settings = VllmSettings(python=PYTHON, max_length=4096)
     logs = tmp_path_factory.mktemp("logs")
     began = time.monotonic()
-    (process,) = start_servers(settings, str(saved), model_of(HEAD), "float32", 64, logs)
+    checkpoint = replace(tiny_checkpoint(0, HEAD), path=str(saved))
+    (process,) = start_servers(settings, checkpoint, "float32", 64, logs)
     print(f"\nserver ready in {time.monotonic() - began:.0f} s")
     yield process
     process.stop()

@@ -5,6 +5,7 @@ One preprocessing, so one pixel cap, serves engine and trainer alike.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ class PixelCache:
 def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
     """`image` at the size that the processor gives it, by its own code.
 
-    Whoever processes this picture once more, with another resampling even, gets the same pixels.
+    Whoever processes this picture once more under `seen_limits`, with another resampling even,
+    gets the same pixels.
     """
     pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     factor = image_processor.patch_size * image_processor.merge_size
@@ -89,6 +91,21 @@ def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
     if resized.dtype != np.uint8:
         raise ValueError(f"the image processor resizes to {resized.dtype}, expected uint8")
     return Image.fromarray(np.ascontiguousarray(resized.transpose(1, 2, 0)))
+
+
+def seen_limits(image_processor: Any) -> dict[str, int]:
+    """Pixel limits ("shortest_edge", "longest_edge": areas) that leave `as_seen` pictures alone.
+
+    The processor's own do not: it rounds sides to whole tokens, down from above its upper limit
+    and up from below its lower one, and a narrow picture that left it on the other side of either
+    would be resized once more. Sides of at least 1 token and of a ratio of at most 200, rounded
+    up from an area of m tokens, cover less than m + (sqrt(200) + 1) sqrt(m) + 1.
+    """
+    token = (image_processor.patch_size * image_processor.merge_size) ** 2
+    size = image_processor.size
+    least = size["shortest_edge"] / token
+    rounded_up = math.ceil(least + (math.sqrt(200) + 1) * math.sqrt(least) + 1)
+    return {"shortest_edge": token, "longest_edge": max(size["longest_edge"], rounded_up * token)}
 
 
 def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:

@@ -28,8 +28,8 @@ def serve(config: Config, model: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logs = Path("runs/vllm")
     print(f"Starting {settings.servers} vLLM server(s) of {model}; logs in {logs} ...", flush=True)
-    facts = load_checkpoint(model, weights=False).model.config
-    servers = start_servers(settings, model, facts, config.model.dtype, config.engine.slots, logs)
+    facts = load_checkpoint(model, weights=False)
+    servers = start_servers(settings, facts, config.model.dtype, config.engine.slots, logs)
     addresses = ", ".join(f'"{server.url}"' for server in servers)
     print('Ready. In other recipes:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]')
     print(f"urls = [{addresses}]\n\nCtrl-C stops it.", flush=True)

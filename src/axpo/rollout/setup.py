@@ -143,8 +143,8 @@ def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None
     folder = Path(tempfile.mkdtemp(prefix="axpo-vllm-")) if out is None else out / "vllm"
     clients: list[tuple[str, Process | None]] = [(url, None) for url in vllm.urls]
     if vllm.python is not None:
-        model, dtype = checkpoint.model.config, config.model.dtype
-        processes = start_servers(vllm, checkpoint.path, model, dtype, settings.slots, folder)
+        dtype, slots = config.model.dtype, settings.slots
+        processes = start_servers(vllm, checkpoint, dtype, slots, folder)
         clients = [(process.url, process) for process in processes]
     servers = [
         Server(Client(url, vllm.request_seconds, vllm.health_seconds), process)

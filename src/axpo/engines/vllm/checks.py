@@ -16,6 +16,7 @@ from axpo.engines.base import EngineError
 from axpo.engines.vllm.client import Client, Refused, ServerLost
 from axpo.engines.vllm.wire import AnswerFault
 from axpo.models.loading import Checkpoint
+from axpo.models.vision import seen_limits
 
 PROTOCOL = 2
 """The version of `axpo.engines.vllm.worker` that this side speaks."""
@@ -82,7 +83,7 @@ def expected_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "config": checkpoint.model.config.to_dict(),
         "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
-        "pixels": dict(checkpoint.image_processor.size),
+        "pixels": seen_limits(checkpoint.image_processor),
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         "logprobs_mode": "processed_logprobs",
     }
@@ -93,7 +94,8 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
     advice = {
         "protocol": "start it with this version of axpo",
         "vocabulary": "give it the trainer's tokenizer",
-        "pixels": "give it the trainer's preprocessor_config.json: one cap for both",
+        "pixels": "pictures come at the trainer's size and must keep it: start it with "
+        f"--mm-processor-kwargs '{json.dumps({'size': expected['pixels']})}'",
         "dtype": f"start it with --dtype {expected['dtype']}",
         "logprobs_mode": "start it with --logprobs-mode processed_logprobs",
     }

@@ -28,6 +28,8 @@ import torch
 
 from axpo.config import ConfigError, UserError, VllmSettings
 from axpo.engines.vllm.checks import refused_heads
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import seen_limits
 
 WORKER = Path(__file__).with_name("worker.py")
 MODULE = "axpo_vllm_worker"
@@ -93,11 +95,15 @@ def fitting_installation(settings: VllmSettings, model: Any, dtype: str) -> Inst
 
 
 def arguments(
-    installation: Installation, settings: VllmSettings, model: str, dtype: str, slots: int
+    installation: Installation,
+    settings: VllmSettings,
+    checkpoint: Checkpoint,
+    dtype: str,
+    slots: int,
 ) -> list[str]:
     """What training needs of a server, then the recipe's own arguments, which win."""
     needed = [
-        "--model", model, "--served-model-name", "policy", "--host", "127.0.0.1",
+        "--model", checkpoint.path, "--served-model-name", "policy", "--host", "127.0.0.1",
         "--dtype", dtype, "--max-model-len", str(settings.max_length),
         "--max-num-seqs", str(slots), "--generation-config", "vllm",
         "--enable-scale-out", "--enable-prompt-tokens-details",
@@ -105,6 +111,7 @@ def arguments(
         "--worker-extension-cls", f"{MODULE}.Extension",
         "--weight-transfer-config", json.dumps({"backend": "axpo"}),
         "--limit-mm-per-prompt", json.dumps({"video": 0}),
+        "--mm-processor-kwargs", json.dumps({"size": seen_limits(checkpoint.image_processor)}),
     ]  # fmt: skip
     if installation.cpu:
         # Seeded requests beside a chunked prefill kill the engine on a CPU.
@@ -189,15 +196,15 @@ class ServerProcess:
 
 
 def start_servers(
-    settings: VllmSettings, path: str, model: Any, dtype: str, slots: int, logs: Path
+    settings: VllmSettings, checkpoint: Checkpoint, dtype: str, slots: int, logs: Path
 ) -> list[ServerProcess]:
-    """Start the recipe's servers of the checkpoint at `path`, config `model`; wait for all.
+    """Start the recipe's servers of the checkpoint as it is on disk; wait for all.
 
     Raises `ConfigError` where vLLM is missing or cannot serve it, and `UserError` with the end of
     the log where a server does not come up; then none is left running.
     """
-    installation = fitting_installation(settings, model, dtype)
-    options = arguments(installation, settings, path, dtype, slots)
+    installation = fitting_installation(settings, checkpoint.model.config, dtype)
+    options = arguments(installation, settings, checkpoint, dtype, slots)
     servers: list[ServerProcess] = []
     for i in range(settings.servers):
         port = settings.port + i if settings.port else _free_port()

@@ -159,11 +159,12 @@ class Extension:
         settings = self.vllm_config  # type: ignore[attr-defined]
         model = settings.model_config
         processor = cached_image_processor_from_config(model)
+        given = model.get_multimodal_config().mm_processor_kwargs or {}
         return {
             "protocol": PROTOCOL,
             "config": model.hf_config.to_dict(),
             "vocabulary": _digest(cached_tokenizer_from_config(model).get_vocab()),
-            "pixels": dict(processor.size),
+            "pixels": {**processor.size, **given.get("size", {})},
             "dtype": str(model.dtype).removeprefix("torch."),
             "max_model_len": model.max_model_len,
             "logprobs_mode": model.logprobs_mode,
