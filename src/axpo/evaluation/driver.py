@@ -18,6 +18,7 @@ from typing import Any
 
 from axpo.config import UserError
 from axpo.evaluation.diagnostics import Probe
+from axpo.evaluation.identity import changed_settings
 from axpo.evaluation.summary import EXAMPLE
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
@@ -87,16 +88,9 @@ class Shelf:
         file = self.folder / "identity.json"
         if file.is_file():
             noted = json.loads(file.read_text())
-            found = defaults | noted
-
-            def same(key: str) -> bool:
-                unset = found.get(key) is None and identity.get(key) == defaults.get(key)
-                return unset or found.get(key) == identity.get(key)
-
             changed = [
-                f"{key}: expected {identity.get(key)!r}, got {found.get(key)!r}"
-                for key in sorted({*identity, *noted})
-                if not same(key)
+                f"{key}: expected {wanted!r}, got {was!r}"
+                for key, was, wanted in changed_settings(noted, identity, defaults)
             ]
             if changed:
                 raise ShelfError(
