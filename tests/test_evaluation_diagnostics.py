@@ -11,17 +11,14 @@ import numpy as np
 import pytest
 
 from axpo.algorithms import axpo
+from axpo.algorithms.ranking import Candidate
 from axpo.config import AlgorithmSettings
 from axpo.evaluation import driver
 from axpo.evaluation.calls import count_kinds, iou, same_call, same_place
-from axpo.evaluation.diagnostics import (
-    Outcome,
-    choose_prefixes,
-    diagnose,
-    outcome,
-    prefix_figures,
-)
+from axpo.evaluation.diagnostics import choose_prefixes, diagnose
 from axpo.evaluation.driver import Shelf, ShelfError
+from axpo.evaluation.passk import pass_at_k
+from axpo.evaluation.prefixes import Fresh, Outcome, outcome, prefix_figures, quartiles
 from axpo.tasks.base import Example
 from axpo.tree import Branch, Call, CallStatus, Group, Trajectory
 from groups import CUT, group, grow, policy, tool_rollout, tools_and_plain
@@ -150,6 +147,43 @@ class TestFigures:
             continuation("c4", None, 0.0),
         ]
         assert outcome(g, branch) == Outcome("q", "q/t0", 0.3, 4, 1, distinct=4, merged=3)
+        # Right without a tool counts for nothing, unscored rollouts are no samples.
+        again = tools_and_plain("again/q", [1, 0, None], [1, 1])
+        found = outcome(g, branch, quartile=2, fresh=again)
+        assert (found.quartile, found.fresh) == (2, Fresh(samples=4, right=1))
+
+    def test_quartiles_are_ranks_among_all_failed_prefixes(self) -> None:
+        confidences = [0.9, 0.1, 0.5, 0.5, 0.3, 0.7]
+        failed = [Candidate("q", f"s{i}", CUT, p) for i, p in enumerate(confidences)]
+        # Ranked: s1 s4 s2 s3 s5 s0; floor(4 i / 6) is 0 0 1 2 2 3.
+        expected = {"s1": 1, "s4": 1, "s2": 2, "s3": 3, "s5": 3, "s0": 4}
+        assert quartiles(failed, AXPO) == quartiles(failed[::-1], AXPO) == expected
+        assert quartiles([], AXPO) == {}
+
+    def test_recovery_by_quartile_and_proposition_1_by_hand(self) -> None:
+        outcomes = [
+            Outcome("a", "a/0", 0.1, 16, 8, 5, 5, quartile=1, fresh=Fresh(16, 2)),
+            Outcome("a", "a/1", 0.2, 16, 2, 5, 5, quartile=1, fresh=Fresh(16, 2)),
+            Outcome("b", "b/0", 0.8, 16, 0, 5, 5, quartile=4, fresh=Fresh(8, 1)),
+            Outcome("c", "c/0", 0.9, 16, 4, 5, 5, quartile=4, fresh=Fresh(3, 0)),  # too few
+            Outcome("d", "d/0", 0.9, 8, 1, 5, 5, quartile=4, fresh=Fresh(16, 2)),
+        ]
+        metrics = prefix_figures(outcomes, 5, k=4, seed=0).metrics
+        values = {name: e.value for name, e in metrics.items()}
+        one, two, four, eight = (pass_at_k(16, c, 4) for c in (1, 2, 4, 8))
+        assert one == 0.25
+        assert values["recovery_quartile_1"] == pytest.approx((eight + two) / 2)
+        assert values["recovery_quartile_4"] == pytest.approx((0 + four + pass_at_k(8, 1, 4)) / 3)
+        assert "recovery_quartile_2" not in values
+        fresh = [two, two, pass_at_k(8, 1, 4), two]
+        own = [eight, two, 0.0, pass_at_k(8, 1, 4)]
+        assert values["fresh_recovery_rate"] == pytest.approx(np.mean(fresh))
+        assert values["recovery_gain"] == pytest.approx(np.mean(own) - np.mean(fresh))
+        assert values["premise_holds"] == 3 / 4  # 8/16 > 2/16, 2/16 = 2/16, 0 < 1/8, 1/8 = 2/16
+        assert values["premise_holds_strictly"] == 1 / 4
+        # Drawn by question: a alone has the greatest gain, b alone the least.
+        gain = metrics["recovery_gain"]
+        assert (gain.low, gain.high) == pytest.approx((-0.5, (eight - two) / 2))
 
     def test_by_hand(self) -> None:
         outcomes = [
@@ -197,13 +231,24 @@ class TestFigures:
         grow(a, "a/t0", [1, 0, 0, 0])
         grow(a, "a/t1", [0, 0, 0, 0])
         grow(c, "c/t0", [None] * 4)
-        diagnosis = diagnose(groups, probes, groups, AXPO, 0, model="m", split="test")
+        fresh = {"a": tools_and_plain("again/a", [1, 0], [1, 1, 0, 0])}
+        entropies = {"a/t0": 1.0, "a/t1": 1.0, "b/t0": 2.0, "b/t1": 1.0, "c/t0": 1.0}
+        diagnosis = diagnose(
+            groups, probes, groups, fresh, entropies, AXPO, 0, model="m", split="test"
+        )
+        assert diagnosis.calls == 5
+        assert "entropy_correlation" not in diagnosis.metrics  # all are as confident
         assert (diagnosis.triggered, diagnosis.candidates, diagnosis.prefix_samples) == (2, 3, 4)
         assert diagnosis.metrics["all_wrong_tool"].value == pytest.approx(2 / 3)
         assert diagnosis.metrics["tool_rate"].value == pytest.approx(5 / 12)
         every = diagnosis.prefixes["all"]
         assert (every.prefixes, every.dropped) == (2, 1)
         assert every.metrics["recovery_rate"].value == 0.5
+        # Of six fresh rollouts one used a tool and was right: 1 - C(5,4)/C(6,4).
+        assert every.metrics["fresh_recovery_rate"].value == pytest.approx(2 / 3)
+        # Of the failed a/t0, a/t1 and c/t0 the first two rank in quarters 1 and 2.
+        assert every.metrics["recovery_quartile_1"].value == 1.0
+        assert every.metrics["recovery_quartile_2"].value == 0.0
         # floor(0.25 * 3 * 8 / 4) = 1 prefix: a/t0, by its name, as all are as confident.
         selected = diagnosis.prefixes["selected"]
         assert (selected.prefixes, selected.metrics["recovery_rate"].value) == (1, 1.0)
@@ -318,6 +363,37 @@ class TestDriver:
         with pytest.raises(ShelfError, match="model: expected 'other', got 'm'"):
             run(FakeModel(), 2, tmp_path / "eval", identity="other")
 
+    def test_a_setting_newer_than_the_folder(self, tmp_path: Path) -> None:
+        """What the folder's identity lacks or has as null stands for the default."""
+        Shelf(tmp_path / "eval", {"model": "m", "path": None})
+        defaults = {"path": [], "window": 5}
+        Shelf(tmp_path / "eval", {"model": "m", "path": [], "window": 5}, defaults)
+        for other in ({"path": ["a"], "window": 5}, {"path": [], "window": 6}):
+            with pytest.raises(ShelfError, match=r"path: expected|window: expected 6, got 5"):
+                Shelf(tmp_path / "eval", {"model": "m"} | other, defaults)
+
+    def test_sampling_again(self, tmp_path: Path) -> None:
+        groups = run(FakeModel(), 2, tmp_path / "eval")
+        asked: list[str] = []
+
+        async def more(group: Group, n: int, seed: int) -> Group:
+            asked.append(group.id)
+            assert not group.rollouts and not group.branches
+            group.rollouts = tools_and_plain(group.id, [1.0], [0.0] * (n - 1)).rollouts
+            return group
+
+        def sample_all() -> dict[str, Group]:
+            shelf = Shelf(tmp_path / "again", {})
+            return asyncio.run(driver.sample_again(groups, more, 5, 0, shelf))
+
+        found = sample_all()
+        assert sorted(asked) == ["again/e0", "again/e1"]
+        assert list(found) == ["eval/e0", "eval/e1"]
+        assert [g.id for g in found.values()] == ["again/e0", "again/e1"]
+        assert all(len(g.rollouts) == 5 for g in found.values())
+        assert all(len(g.rollouts) == 2 for g in groups)
+        assert sample_all() == found and len(asked) == 2
+
     def test_two_examples_with_one_id(self, tmp_path: Path) -> None:
         twice = [Example("e", "?", (), "7")] * 2
         shelf = Shelf(tmp_path / "eval", {})
@@ -354,7 +430,8 @@ class TestDriver:
         assert all(len(b.continuations) == 16 for b in branches.values())
         assert grow_all() == grown
         assert len(model.asked) == 3
-        every = diagnose(groups, probes, grown, AXPO, 0).prefixes["all"]
+        entropies = {r.id: 1.0 for g in groups for r in g.rollouts}
+        every = diagnose(groups, probes, grown, {}, entropies, AXPO, 0).prefixes["all"]
         assert every.metrics["recovery_rate"].value == pytest.approx(0.25)
         assert every.metrics["distinct_calls"].value == 16
         # Boxes at 0..15 of width 10: kinds begin at 0, 4, 8 and 12.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from axpo.engines.base import Request
 from axpo.evaluation import run
 from axpo.evaluation.driver import ShelfError
 from axpo.tasks.base import Example
+from axpo.tree import Group
 from fake_vllm import FakeVllm
 from rollout_support import FakeEngine, example, make_agent, zoom
 from tiny import tiny_checkpoint
@@ -65,11 +67,26 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     return engine
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the groups whose entropies were asked for; r0's calls have 1 nat, r1's 2."""
+    asked: list[str] = []
+
+    def entropies(checkpoint: None, group: Group, temperature: float, budget: int) -> object:
+        asked.append(group.id)
+        return {r.id: 1.0 + i for i, r in enumerate(group.rollouts) if r.uses_tool}
+
+    monkeypatch.setattr(run, "call_entropies", entropies)
+    return asked
+
+
 def config(*changes: str) -> Config:
     return load_config(None, ["eval.samples=4", "eval.k=2", "eval.prefix_samples=8", *changes])
 
 
-def test_evaluate_then_diagnose_then_compare(tmp_path: Path, engine: FakeEngine) -> None:
+def test_evaluate_then_diagnose_then_compare(
+    tmp_path: Path, engine: FakeEngine, measured: list[str]
+) -> None:
     monitor = CountingMonitor()
     result = run.evaluate(config(), "hub/model-step-000040", tmp_path / "a", monitor)
     assert monitor.started == [("eval", 0, 5)]
@@ -92,23 +109,49 @@ def test_evaluate_then_diagnose_then_compare(tmp_path: Path, engine: FakeEngine)
     diagnosis = run.diagnose(config(), "hub/model-step-000040", tmp_path / "a", monitor)
     assert monitor.started[-1] == ("diagnose", 0, 10)
     assert monitor.steps[-1] == 9
-    # 10 failed prefixes, 8 continuations of 2 turns each; no rollout is sampled again.
-    assert len(engine.requests) - sampled == 10 * 8 * 2
-    assert (diagnosis["triggered"], diagnosis["candidates"]) == (5, 10)
+    # 10 failed prefixes, 8 continuations of 2 turns each; 8 new rollouts of each of 5 questions,
+    # 2 of them with a second turn. The evaluation's rollouts are as they were.
+    assert len(engine.requests) - sampled == 10 * 8 * 2 + 5 * (8 + 2)
+    assert sorted(engine.released[5:]) == sorted(
+        f"{of}/test{i}" for i in range(5) for of in ("eval", "again")
+    )
+    assert (diagnosis["triggered"], diagnosis["candidates"], diagnosis["calls"]) == (5, 10, 10)
     every = {n: e["value"] for n, e in diagnosis["prefixes"]["all"]["metrics"].items()}
     assert diagnosis["prefixes"]["all"]["prefixes"] == 10
     assert every["recovery_rate"] == pytest.approx((4 / 8) / 2)  # 1 - C(7,4)/C(8,4) for r0
     assert (every["recovery_any"], every["never_recovered"]) == (0.5, 0.5)
     assert (every["distinct_calls"], every["single_call"]) == (1.5, 0.5)
+    # Tools are never right afresh: r0's prefixes gain all they recover, r1's nothing.
+    assert (every["fresh_recovery_rate"], every["recovery_gain"]) == (0.0, every["recovery_rate"])
+    assert (every["premise_holds"], every["premise_holds_strictly"]) == (1.0, 0.5)
 
     sampled = len(engine.requests)
     assert run.diagnose(config(), "hub/model-step-000040", tmp_path / "a", monitor) == diagnosis
-    assert len(engine.requests) == sampled
+    assert len(engine.requests) == sampled and len(measured) == 5
 
     run.evaluate(config(), "hub/other", tmp_path / "b", monitor)
     comparison = run.compare_runs(tmp_path / "a", tmp_path / "b")
     assert comparison["difference"]["pass@2"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert comparison["probability_better"]["pass@1"] == 0.5
+
+
+def test_a_diagnosis_of_an_older_version_is_completed(
+    tmp_path: Path, engine: FakeEngine, measured: list[str]
+) -> None:
+    """Its continuations stay; new rollouts and entropies, and settings that are new, are added."""
+    monitor = CountingMonitor()
+    diagnosis = run.diagnose(config(), "hub/model", tmp_path, monitor)
+    shutil.rmtree(tmp_path / "again")
+    (tmp_path / "evaluation" / "entropies.json").unlink()
+    for folder in ("evaluation", "diagnosis"):
+        file = tmp_path / folder / "identity.json"
+        identity = json.loads(file.read_text())
+        del identity["task.columns"], identity["rollout.top_p"]
+        file.write_text(json.dumps(identity | {"task.path": None}))
+    sampled = len(engine.requests)
+    assert run.diagnose(config(), "hub/model", tmp_path, monitor) == diagnosis
+    assert {r.group for r in engine.requests[sampled:]} == {f"again/test{i}" for i in range(5)}
+    assert len(measured) == 2 * 5
 
 
 def test_what_was_made_otherwise_is_refused(tmp_path: Path, engine: FakeEngine) -> None:

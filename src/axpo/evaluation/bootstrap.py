@@ -14,7 +14,7 @@ Shapes: Q questions, C columns, M metrics, R resamples. Columns drawn together s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -112,6 +112,38 @@ def probability_above(drawn_R: Floats) -> float:
         return 0.5
     ties = np.abs(drawn_R) <= 1e-12
     return float(np.mean(np.where(ties, 0.5, drawn_R > 0)))
+
+
+def by_question(questions: Sequence[str], values_NC: Floats) -> Floats:
+    """Rows [N, C] of the same question added up: [Q, C], questions in order of appearance."""
+    order = {id: i for i, id in enumerate(dict.fromkeys(questions))}
+    out = np.zeros((len(order), values_NC.shape[1]))
+    np.add.at(out, [order[id] for id in questions], values_NC)
+    return out
+
+
+def correlation(
+    questions: Sequence[str], x_N: Floats, y_N: Floats, seed: int, resamples: int = RESAMPLES
+) -> Estimate | None:
+    """Pearson's r over N cases, its interval over their questions; None where x or y is
+    constant."""
+    if len(questions) < 2:
+        return None
+    x, y = x_N - x_N.mean(), y_N - y_N.mean()
+    moments = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+    columns = by_question(questions, moments)
+    drawn = _pearson(resampled_sums(columns, seed, resamples))
+    return interval(float(_pearson(columns.sum(axis=0, keepdims=True))[0]), drawn)
+
+
+def _pearson(sums: Floats) -> Floats:
+    """r from the sums [R, 6] of 1, x, y, xx, yy, xy; NaN without spread."""
+    n, x, y, xx, yy, xy = sums.T
+    spread_x, spread_y = n * xx - x * x, n * yy - y * y
+    scale = n * n * 1e-12
+    defined = (spread_x > scale) & (spread_y > scale)
+    product = np.where(defined, spread_x * spread_y, 1.0)
+    return np.where(defined, (n * xy - x * y) / np.sqrt(product), np.nan)
 
 
 def _counts(questions: int, seed: int, resamples: int) -> Iterator[Floats]:

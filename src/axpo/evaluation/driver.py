@@ -18,6 +18,8 @@ from typing import Any
 
 from axpo.config import UserError
 from axpo.evaluation.diagnostics import Probe
+from axpo.evaluation.identity import changed_settings
+from axpo.evaluation.summary import EXAMPLE
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
 from axpo.tree import Branch, Group
@@ -26,6 +28,8 @@ Sample = Callable[[Example, int, int, str], Awaitable[Group]]
 """(example, rollouts, seed, group id) -> group, after which the engine keeps nothing of it."""
 Resample = Callable[[Group, Branch, int, int], Awaitable[None]]
 """(group, branch, continuations, seed): fill the branch's continuations."""
+SampleMore = Callable[[Group, int, int], Awaitable[Group]]
+"""(group without rollouts, rollouts, seed) -> the group with them, forgotten by the engine."""
 Release = Callable[[str], Awaitable[None]]
 """(group id): the group is done with."""
 Progress = Callable[[Sequence[Group], int], None]
@@ -44,16 +48,23 @@ class Shelf:
     """Finished groups in `folder` (their pictures in `../pictures`), under one `identity`.
 
     `identity` says what made the groups (model, split, sampling settings, seed) in plain JSON
-    values; a folder that was made with another one is refused, never mixed.
+    values; a folder that was made with another one is refused, never mixed. A folder may be older
+    than a setting: what its identity lacks, or has as null, was made as `defaults` say.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], chunk: int = CHUNK) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
         self.folder = folder
         self.groups: dict[str, Group] = {}
         self._chunk = chunk
         self._pending: list[Group] = []
         self._next = 0
-        self._claim(json.loads(json.dumps(identity)))
+        self._claim(json.loads(json.dumps(identity)), json.loads(json.dumps(defaults or {})))
         for file in sorted(folder.glob("*.parquet")):
             self.groups |= {group.id: group for group in load_groups(file)}
             self._next = int(file.stem) + 1
@@ -72,15 +83,14 @@ class Shelf:
             self._next += 1
             self._pending = []
 
-    def _claim(self, identity: dict[str, Any]) -> None:
+    def _claim(self, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "identity.json"
         if file.is_file():
-            found = json.loads(file.read_text())
+            noted = json.loads(file.read_text())
             changed = [
-                f"{key}: expected {identity.get(key)!r}, got {found.get(key)!r}"
-                for key in sorted({*identity, *found})
-                if identity.get(key) != found.get(key)
+                f"{key}: expected {wanted!r}, got {was!r}"
+                for key, was, wanted in changed_settings(noted, identity, defaults)
             ]
             if changed:
                 raise ShelfError(
@@ -156,6 +166,29 @@ async def resample_prefixes(
     jobs = ((id, lambda id=id: grow(id)) for id in wanted)
     await _collect(jobs, len(wanted), shelf, in_flight, progress)
     return [shelf.groups[id] for id in wanted]
+
+
+async def sample_again(
+    groups: Sequence[Group],
+    sample: SampleMore,
+    samples: int,
+    seed: int,
+    shelf: Shelf,
+    *,
+    in_flight: int = 16,
+) -> dict[str, Group]:
+    """`samples` new rollouts of each group's question, as groups `again/{example id}`; by the id
+    of the group. The id makes their draws others than the group's own."""
+    ids = {f"again/{group.meta[EXAMPLE]}": group for group in groups}
+
+    async def again(id: str) -> Group:
+        meta, pictures = copy.deepcopy(ids[id].meta), dict(ids[id].pictures)
+        group = replace(ids[id], id=id, rollouts=[], branches=[], pictures=pictures, meta=meta)
+        return await sample(group, samples, seed)
+
+    jobs = ((id, lambda id=id: again(id)) for id in ids)
+    await _collect(jobs, len(ids), shelf, in_flight, None)
+    return {group.id: shelf.groups[id] for id, group in ids.items()}
 
 
 async def _collect(

@@ -1,9 +1,10 @@
 """The `eval`, `diagnose` and `compare` commands: settings and a model to figures in a run's folder.
 
 `evaluate` writes `evaluation.json`, `diagnose` `diagnosis.json`; the groups they come from lie in
-`evaluation/` and `diagnosis/`, so that either goes on where it was stopped. A diagnosis starts
-from the evaluation's groups and samples what they lack. Only one of the two may run in a folder
-at a time.
+`evaluation/`, `diagnosis/` (resampled prefixes) and `again/` (new rollouts of their questions), so
+that either goes on where it was stopped. A diagnosis starts from the evaluation's groups and makes
+what the folder lacks, so that it also completes one that an older version made. Only one of the
+two may run in a folder at a time.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from axpo.algorithms.subgroups import gap
+from axpo.algorithms.subgroups import gap, subgroup
 from axpo.config import AlgorithmSettings, Config, UserError
 from axpo.evaluation import driver
 from axpo.evaluation.diagnostics import choose_prefixes
 from axpo.evaluation.diagnostics import diagnose as diagnose_groups
 from axpo.evaluation.driver import Progress, Shelf
+from axpo.evaluation.entropy import call_entropies
 from axpo.evaluation.summary import compare, summarize
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
@@ -35,7 +37,9 @@ from axpo.training.monitor import Monitor
 from axpo.training.parity import QUESTIONS, check_parity
 from axpo.tree import Group
 
-EVALUATION, DIAGNOSIS = "evaluation", "diagnosis"
+EVALUATION, DIAGNOSIS, AGAIN = "evaluation", "diagnosis", "again"
+ENTROPIES = "entropies.json"
+"""In the evaluation's folder: rollout id -> mean exact entropy of its first call."""
 RECENT = 64
 """Questions that the live figures look back on."""
 _TAIL = 1 << 20
@@ -68,6 +72,7 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     trains with, so that models of any algorithm are measured alike.
     """
     settings, seed = AlgorithmSettings(), config.run.seed
+    samples = config.eval.prefix_samples
 
     async def run() -> dict[str, Any]:
         agent, checkpoint = _agent(config, model, out)
@@ -76,20 +81,25 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
             groups = await _sample(config, agent, model, out, None)
             probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
             monitor.start("diagnose", 0, max(1, len(probes)))
-            identity = _identity(config, model) | {
-                "probes": [[p.prefix.source, p.prefix.cut] for p in probes],
-                "prefix_samples": config.eval.prefix_samples,
-            }
+            probed = {p.prefix.group for p in probes}
+            made_with = {"prefix_samples": samples}
+            at = [[p.prefix.source, p.prefix.cut] for p in probes]
+            in_flight = max(1, config.engine.slots // samples)
             grown = await driver.resample_prefixes(
-                groups, probes, partial(resample, agent), config.eval.prefix_samples, seed,
-                Shelf(out / DIAGNOSIS, identity), release=agent.engine.release,
-                in_flight=max(1, config.engine.slots // config.eval.prefix_samples),
+                groups, probes, partial(resample, agent), samples, seed,
+                _shelf(config, model, out / DIAGNOSIS, {"probes": at} | made_with),
+                release=agent.engine.release, in_flight=in_flight,
                 progress=_show_prefixes(monitor),
             )  # fmt: skip
+            fresh = await driver.sample_again(
+                [g for g in groups if g.id in probed], partial(_grow, agent), samples, seed,
+                _shelf(config, model, out / AGAIN, made_with), in_flight=in_flight,
+            )  # fmt: skip
+            entropies = _entropies(config, checkpoint, groups, out / EVALUATION / ENTROPIES)
         finally:
             await agent.close()
         diagnosis = diagnose_groups(
-            groups, probes, grown, settings, seed,
+            groups, probes, grown, fresh, entropies, settings, seed,
             model=model, step=_step(model), split=config.eval.split,
         )  # fmt: skip
         return diagnosis.to_dict()
@@ -127,9 +137,7 @@ async def _sample(
     questions = _questions(config)
 
     async def one(example: Example, n: int, seed: int, id: str) -> Group:
-        group = await sample_group(agent, new_group(agent.rendering, example, id), n, seed)
-        await agent.engine.release(id)
-        return group
+        return await _grow(agent, new_group(agent.rendering, example, id), n, seed)
 
     return await driver.evaluate(
         (task.example(settings.split, i) for i in range(questions)),
@@ -137,10 +145,29 @@ async def _sample(
         one,
         settings.samples,
         config.run.seed,
-        Shelf(out / EVALUATION, _identity(config, model)),
+        _shelf(config, model, out / EVALUATION),
         in_flight=max(1, config.engine.slots // settings.samples),
         progress=progress,
     )
+
+
+async def _grow(agent: Agent, group: Group, n: int, seed: int) -> Group:
+    await sample_group(agent, group, n, seed)
+    await agent.engine.release(group.id)
+    return group
+
+
+def _entropies(
+    config: Config, checkpoint: Checkpoint, groups: Sequence[Group], file: Path
+) -> dict[str, float]:
+    """Entropies of the groups' first calls, from `file` as far as they are there."""
+    known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    temperature = config.rollout.temperature or 1.0
+    budget = config.rl.optimizer.max_tokens_per_micro_batch
+    for group in groups:
+        if not all(r.id in known for r in subgroup(group, tool=True)):
+            known |= call_entropies(checkpoint, group, temperature, budget)
+    return _write(file, known)
 
 
 def _agent(config: Config, model: str, out: Path) -> tuple[Agent, Checkpoint]:
@@ -188,20 +215,28 @@ def _show_prefixes(monitor: Monitor) -> Progress:
     return progress
 
 
-def _identity(config: Config, model: str) -> dict[str, Any]:
-    """What the groups depend on; the number of questions and the budget may grow."""
-    sections = {"task": config.task, "rollout": config.rollout, "tools": config.tools}
-    unbound = {"search": {"budget"}}
-    return {
+def _shelf(
+    config: Config, model: str, folder: Path, more: Mapping[str, Any] | None = None
+) -> Shelf:
+    """The folder's groups; what they depend on: the number of questions and the budget may grow."""
+    identity = {
         "model": _fingerprint(model),
         "eval.split": config.eval.split,
         "eval.samples": config.eval.samples,
         "run.seed": config.run.seed,
-        **{
-            f"{name}.{key}": value
-            for name, section in sections.items()
-            for key, value in section.model_dump(mode="json", exclude=unbound).items()
-        },
+        **_sections(config),
+        **(more or {}),
+    }
+    return Shelf(folder, identity, _sections(Config()))
+
+
+def _sections(config: Config) -> dict[str, Any]:
+    sections = {"task": config.task, "rollout": config.rollout, "tools": config.tools}
+    unbound = {"search": {"budget"}}
+    return {
+        f"{name}.{key}": value
+        for name, section in sections.items()
+        for key, value in section.model_dump(mode="json", exclude=unbound).items()
     }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.config import Config
+from axpo.evaluation.identity import changed_settings
 from axpo.stages import Stage
 from axpo.study.settings import START, Study, StudyError
 
@@ -106,15 +107,16 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
     Raises `StudyError` that names the stages and what differs.
     """
     problems: list[str] = []
+    defaults = _flat(Config().model_dump(mode="json"), "")
     for stage in planned:
         file = settings_file(stage)
         if not file.is_file():
             continue
-        old, new = json.loads(file.read_text()), stage_settings(study, stage)
+        noted, now = json.loads(file.read_text()), stage_settings(study, stage)
         changed = [
-            f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and key != _SEARCH_BUDGET
+            f"{key}: {was!r} -> {wanted!r}"
+            for key, was, wanted in changed_settings(noted, now, defaults)
+            if key != _SEARCH_BUDGET
         ]
         if changed:
             problems.append(f"{stage.name} ({stage.folder}): {'; '.join(changed)}")

@@ -78,7 +78,8 @@ def write_figures(
     return written
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes [rows, columns], width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -95,24 +96,35 @@ def _curves(models: Sequence[Model], path: Path) -> None:
         for chart in MAIN_CHARTS
         if any(np.isfinite(r.series(chart.key)).any() for m in models for r in m.training.values())
     ]
-    figure, axes = _figure(2, len(charts), 2.75 * len(charts) + 0.4, 5.4)
+    figure, axes = new_figure(2, len(charts), 2.75 * len(charts) + 0.4, 5.4)
     for row, (curve, below) in enumerate(
         ((step_curve, "step"), (token_curve, "sampled tokens (millions)"))
     ):
         for axis, chart in zip(axes[row], charts, strict=True):
             for model in models:
                 points = curve(list(model.training.values()), chart.key)
-                _draw(axis, points, palette[model.label], 1.0 if row == 0 else 1e6)
+                draw_curve(axis, points, palette[model.label], 1.0 if row == 0 else 1e6)
             _finish(axis, chart, below)
-    handles = [axes[0][0].plot([], [], color=c, lw=2.4, label=n)[0] for n, c in palette.items()]
+    legend_above(figure, axes[0][0], palette)
+    save(figure, path)
+
+
+def legend_above(figure: Any, axis: Any, palette: Mapping[str, str]) -> None:
+    """A line a name above all panels."""
+    handles = [axis.plot([], [], color=c, lw=2.4, label=n)[0] for n, c in palette.items()]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=min(len(handles), 4), frameon=False,
         fontsize=9, labelcolor=INK, handlelength=1.4,
     )  # fmt: skip
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the PNG, the same bytes for the same figure."""
     figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
 
 
-def _draw(axis: Any, curve: Curve, colour: str, unit: float) -> None:
+def draw_curve(axis: Any, curve: Curve, colour: str, unit: float) -> None:
+    """The mean as a line on its band, places divided by `unit`."""
     where, mean, low, high = curve
     if np.isfinite(mean).any():
         axis.fill_between(where / unit, low, high, color=colour, alpha=0.15, lw=0)
@@ -129,7 +141,7 @@ def _finish(axis: Any, chart: Chart, below: str) -> None:
 
 def _differences(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path) -> None:
     """A row a variant: its difference with the interval, and each seed's as a dot."""
-    figure, axes = _figure(1, 1, 6.4, 0.9 + 0.34 * len(rows))
+    figure, axes = new_figure(1, 1, 6.4, 0.9 + 0.34 * len(rows))
     axis = axes[0][0]
     for place, (_, cell) in enumerate(rows):
         axis.plot([cell["low"], cell["high"]], [place, place], color=INK, lw=1.6)
@@ -140,4 +152,4 @@ def _differences(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path
     axis.set_yticks(range(len(rows)), [name for name, _ in rows])
     axis.invert_yaxis()
     style_axis(axis, title, "difference; line: 95 % interval, small dots: seeds")
-    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+    save(figure, path)

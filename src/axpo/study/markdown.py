@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from axpo.report.names import evaluation_order, label
-from axpo.report.numbers import interval_text, number_text, probability_text, signed_text
+from axpo.report.numbers import number_text
+from axpo.study.diagnostics import beside_the_paper, diagnostics
+from axpo.study.markup import Json, Pick, picker, rows, signed_picker, table
 
-Json = Mapping[str, Any]
-TRAINING_LABELS = {
-    "reward_mean": "accuracy",
-    "tool_rate": "tool rate",
-    "all_wrong_tool": "all-wrong tool",
-    "all_wrong_no_tool": "all-wrong no-tool",
-    "recovery": "recovery",
-}
 COMPUTE_LABELS = {
     "trajectories": "sampled trajectories",
     "tokens": "sampled tokens",
@@ -32,7 +25,7 @@ def page(found: Json, figures: Sequence[tuple[str, str]]) -> str:
         _head(found),
         "\n".join(f"- {line}" for line in _missing(models)),
         *_held_out(found),
-        *_training(found),
+        *diagnostics(found),
         *_costs(found),
         *(f"## {title}\n\n![{title}]({name})" for title, name in figures),
         "## Every seed\n\n" + _every_seed(models),
@@ -72,46 +65,32 @@ def _held_out(found: Json) -> list[str]:
     tools = sorted(part for part in names if part.startswith("tool "))
     sections = [
         "## Held out\n\n"
-        + _table(models, {label(k): _picker("evaluation", "all", k) for k in metrics}, seeds=True)
+        + table(models, {label(k): picker("evaluation", "all", k) for k in metrics}, seeds=True)
     ]
     if families:
-        heads = {f.removeprefix("family "): _picker("evaluation", f, "pass@1") for f in families}
-        sections.append("Pass@1 by family:\n\n" + _table(models, heads))
+        heads = {f.removeprefix("family "): picker("evaluation", f, "pass@1") for f in families}
+        sections.append("Pass@1 by family:\n\n" + table(models, heads))
     if tools:
         heads = {
-            f"{t.removeprefix('tool ')}, {figure}": _picker("evaluation", t, figure)
+            f"{t.removeprefix('tool ')}, {figure}": picker("evaluation", t, figure)
             for t in tools
             for figure in ("rate", "accuracy")
         }
         sections.append(
             "By tool (share of rollouts that called it, accuracy of those):\n\n"
-            + _table(models, heads)
+            + table(models, heads)
         )
     compared = {n: m for n, m in models.items() if m.get("difference")}
     if compared:
-        heads = {label(k): _picker("difference", "all", k) for k in metrics}
+        heads = {label(k): picker("difference", "all", k) for k in metrics}
         heads |= {
-            f"Pass@1, {f.removeprefix('family ')}": _picker("difference", f, "pass@1")
+            f"Pass@1, {f.removeprefix('family ')}": picker("difference", f, "pass@1")
             for f in families
         }
         title = f"## Difference to {found['models'][found['baseline']]['label']}"
         note = "Paired by seed and question."
-        sections.append(f"{title}\n\n{note}\n\n" + _table(compared, heads, signed=True, seeds=True))
-    return sections
-
-
-def _training(found: Json) -> list[str]:
-    models = {n: m for n, m in found["models"].items() if m["training"]}
-    if not models:
-        return []
-    heads = {name: _picker("training", key) for key, name in TRAINING_LABELS.items()}
-    note = "The last 10 steps of training; recovery over all steps."
-    sections = [f"## In training\n\n{note}\n\n" + _table(models, heads)]
-    if diagnosed := {n: m for n, m in found["models"].items() if m["diagnosis"]}:
-        names = evaluation_order([k for m in diagnosed.values() for k in m["diagnosis"]])
-        heads = {label(name): _picker("diagnosis", name) for name in names}
-        title = "Failed prefixes of held-out rollouts, resampled (`axpo diagnose`):"
-        sections.append(f"{title}\n\n" + _table(diagnosed, heads))
+        sections.append(f"{title}\n\n{note}\n\n" + table(compared, heads, signed=True, seeds=True))
+        sections += beside_the_paper(found)
     return sections
 
 
@@ -120,7 +99,7 @@ def _costs(found: Json) -> list[str]:
     if not models:
         return []
     base = found["models"][found["baseline"]]["compute"]
-    rows = [["", *COMPUTE_LABELS.values()]]
+    lines = [["", *COMPUTE_LABELS.values()]]
     for model in models.values():
         cells = [model["label"]]
         for key in COMPUTE_LABELS:
@@ -130,31 +109,31 @@ def _costs(found: Json) -> list[str]:
             value = model["compute"][key]["value"]
             times = f" ({value / base[key]['value']:.2f}x)" if base.get(key) else ""
             cells.append(f"{value:,.0f}{times}")
-        rows.append(cells)
+        lines.append(cells)
     sections = [
         "## Cost of training\n\nMean over seeds; in brackets, of the baseline's. Seconds are those "
-        "of the steps as measured, with other cells beside them.\n\n" + _rows(rows)
+        "of the steps as measured, with other cells beside them.\n\n" + rows(lines)
     ]
-    heads: dict[str, Callable[[Json], Any]] = {}
+    heads: dict[str, Pick] = {}
     said: list[str] = []
     for budget, amount in found["equal"].items():
         if amount is not None:
             name = COMPUTE_LABELS[budget]
             said.append(f"{amount:,.0f} {name}")
-            heads[f"equal {name}"] = _picker("equal", budget)
-            heads[f"difference at equal {name}"] = _signed_picker("equal", budget, "difference")
+            heads[f"equal {name}"] = picker("equal", budget)
+            heads[f"difference at equal {name}"] = signed_picker("equal", budget, "difference")
     if heads:
         sections.append(
             f"Training accuracy at equal cost: {' and '.join(said)}, the most that every run "
             "reached; mean of the last 10 steps, interpolated between steps.\n\n"
-            + _table(models, heads)
+            + table(models, heads)
         )
     return sections
 
 
 def _every_seed(models: Json) -> str:
     """Each seed's held-out figures, a row a seed."""
-    rows: list[list[str]] = []
+    lines: list[list[str]] = []
     shown = ("pass@", "tool_rate", "accuracy_tool", "all_wrong_tool", "all_wrong_no_tool")
     evaluated = [m for m in models.values() if m["evaluation"]]
     metrics = evaluation_order(
@@ -166,55 +145,5 @@ def _every_seed(models: Json) -> str:
             values = [cell.get("values", {}).get(str(seed)) for cell in cells]
             trained = model["training"].get("reward_mean", {}).get("values", {}).get(str(seed))
             shown_values = ["–" if v is None else number_text(v) for v in [*values, trained]]
-            rows.append([model["label"], str(seed), *shown_values])
-    return _rows([["", "seed", *map(label, metrics), "accuracy in training"], *rows])
-
-
-def _picker(*keys: str) -> Callable[[Json], Any]:
-    def pick(model: Json) -> Any:
-        found: Any = model
-        for key in keys:
-            found = (found or {}).get(key)
-        return found
-
-    return pick
-
-
-def _signed_picker(*keys: str) -> Callable[[Json], Any]:
-    pick = _picker(*keys)
-    return lambda model: {**cell, "signed": True} if (cell := pick(model)) else None
-
-
-def _table(
-    models: Json,
-    heads: Mapping[str, Callable[[Json], Any]],
-    signed: bool = False,
-    seeds: bool = False,
-) -> str:
-    """A row a model, a column a head; columns that no model has are left out."""
-    used = {head: pick for head, pick in heads.items() if any(pick(m) for m in models.values())}
-    rows = [["", *(["seeds"] if seeds else []), *used]]
-    for model in models.values():
-        shown = model["difference"]["all"]["pass@1"]["values"] if signed else model["seeds"]
-        count = [str(len(shown))] if seeds else []
-        rows.append(
-            [model["label"], *count, *(_cell(pick(model), signed) for pick in used.values())]
-        )
-    return _rows(rows)
-
-
-def _cell(cell: Json | None, signed: bool = False) -> str:
-    if not cell:
-        return "–"
-    signed = signed or cell.get("signed", False)
-    digits = 1 if abs(cell["value"]) >= 10 else 3
-    value = signed_text(cell["value"], digits) if signed else number_text(cell["value"], digits)
-    text = f"{value} {interval_text(cell, digits, signed=signed)}".strip()
-    if "probability_better" in cell:
-        text += f", P {probability_text(cell['probability_better'])}"
-    return text
-
-
-def _rows(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+            lines.append([model["label"], str(seed), *shown_values])
+    return rows([["", "seed", *map(label, metrics), "accuracy in training"], *lines])

@@ -23,14 +23,27 @@ import numpy as np
 from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, divide
 from axpo.evaluation.seeds import seed_differences, seed_means, student
 from axpo.evaluation.summary import HIGHER_IS_BETTER
+from axpo.study.paper import counterpart, differences
 from axpo.study.read import Column, Model, Training, paired
-from axpo.study.settings import Study
+from axpo.study.settings import START, Study
 
 Json = dict[str, Any]
 TRAINING = ("reward_mean", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
 """Figures of the last steps of training."""
 BUDGETS = ("trajectories", "tokens")
 ACCURACY = "reward_mean"
+CALLS = "calls"
+"""In every diagnosis but those of older versions."""
+ENTROPY = "entropy_correlation"
+BOUNDS = {
+    ENTROPY: (-1.0, 1.0),
+    "confidence_correlation": (-1.0, 1.0),
+    "recovery_gain": (-1.0, 1.0),
+    "distinct_calls": (1.0, math.inf),
+    "distinct_calls_merged": (1.0, math.inf),
+    "tokens": (0.0, math.inf),
+}
+"""What a figure that is no share cannot leave, and so its interval, widened for few seeds."""
 _SEED = 0
 
 
@@ -48,12 +61,15 @@ def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLE
         "questions": len(baseline.questions),
         "equal": amounts,
         "models": {
-            name: _model(model, baseline, amounts, resamples) for name, model in models.items()
+            name: _model(study, model, baseline, amounts, resamples)
+            for name, model in models.items()
         },
     }
 
 
-def _model(model: Model, baseline: Model, amounts: Mapping[str, float | None], n: int) -> Json:
+def _model(
+    study: Study, model: Model, baseline: Model, amounts: Mapping[str, float | None], n: int
+) -> Json:
     return {
         "label": model.label,
         "group": model.group,
@@ -69,6 +85,8 @@ def _model(model: Model, baseline: Model, amounts: Mapping[str, float | None], n
             if amount is not None
         },
         "diagnosis": _diagnosis(model),
+        "outdated": [s for s, d in model.diagnoses.items() if CALLS not in d],
+        "paper": _paper(study, model, baseline),
         "difference": {} if model.name == baseline.name else difference(baseline, model, n),
     }
 
@@ -84,7 +102,7 @@ def evaluation(model: Model, resamples: int = RESAMPLES) -> Json:
         [
             None
             if e is None
-            else _share(model.columns[m][1], e.to_dict())
+            else _bounded(model.columns[m][1], e.to_dict())
             | {"values": _seeds(model.seeds, values_SM[:, m])}
             for m, e in enumerate(found)
         ],
@@ -125,21 +143,38 @@ def _direction(column: Column) -> bool | None:
     return HIGHER_IS_BETTER.get(metric)
 
 
-def _share(metric: str, cell: Json) -> Json:
-    """A share's interval, widened for few seeds, ends at 0 and 1; tokens are no share."""
-    if metric == "tokens" or "low" not in cell:
+def _bounded(metric: str, cell: Json) -> Json:
+    """The interval cut off where the metric ends, a share at 0 and 1 (see `BOUNDS`)."""
+    if "low" not in cell:
         return cell
-    return cell | {"low": max(0.0, cell["low"]), "high": min(1.0, cell["high"])}
+    lowest, highest = BOUNDS.get(metric, (0.0, 1.0))
+    return cell | {"low": max(lowest, cell["low"]), "high": min(highest, cell["high"])}
 
 
 def _diagnosis(model: Model) -> Json:
-    """What failed prefixes could still have led to, over the seeds that were diagnosed."""
-    metrics = {s: d["prefixes"]["all"]["metrics"] for s, d in model.diagnoses.items()}
+    """The diagnosed seeds' calls, and what failed prefixes could still have led to."""
+    metrics = {
+        seed: d["prefixes"]["all"]["metrics"]
+        | {name: d["metrics"][name] for name in (ENTROPY,) if name in d["metrics"]}
+        for seed, d in model.diagnoses.items()
+    }
     names = sorted({name for found in metrics.values() for name in found})
-    return {
+    cells = {
         name: over_seeds({s: m[name]["value"] for s, m in metrics.items() if name in m})
         for name in names
     }
+    return {name: _bounded(name, cell) for name, cell in cells.items()}
+
+
+def _paper(study: Study, model: Model, baseline: Model) -> Mapping[str, float]:
+    """The paper's differences to the baseline, for a variant that it has too."""
+    if START in (model.name, baseline.name) or model.name == baseline.name:
+        return {}
+    first, second = (
+        counterpart(study.config(m.name, study.variants[m.name].seeds[0]).algorithm)
+        for m in (baseline, model)
+    )
+    return differences(second, first)
 
 
 def _training(model: Model) -> Json:
@@ -148,7 +183,7 @@ def _training(model: Model) -> Json:
         last = {seed: float(run.recent(name)[-1]) for seed, run in model.training.items()}
         found[name] = over_seeds(last)
     found["recovery"] = over_seeds({s: recovery(run) for s, run in model.training.items()})
-    return {name: _share(name, cell) for name, cell in found.items() if cell}
+    return {name: _bounded(name, cell) for name, cell in found.items() if cell}
 
 
 def recovery(run: Training) -> float:
@@ -195,7 +230,7 @@ def _at_equal(model: Model, baseline: Model, budget: str, amount: float) -> Json
         {s: run.at(ACCURACY, spending(run, budget), amount) for s, run in m.training.items()}
         for m in (model, baseline)
     )
-    found = _share(ACCURACY, over_seeds(own))
+    found = _bounded(ACCURACY, over_seeds(own))
     if found and model.name != baseline.name:
         found["difference"] = over_seeds({s: v - other[s] for s, v in own.items() if s in other})
     return found

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from axpo.evaluation.bootstrap import RESAMPLES
+from axpo.study.diagnostic_figures import write_diagnostic_figures
 from axpo.study.figures import write_figures
 from axpo.study.markdown import page
 from axpo.study.read import read_study
@@ -18,7 +19,9 @@ def write_tables(study: Study, out: Path, resamples: int = RESAMPLES) -> Path:
     models = read_study(study, out)
     found = results(study, models, resamples)
     (out / "study.json").write_text(json.dumps(found, indent=1, allow_nan=False))
-    figures = write_figures(models, study.settings.baseline, found, out)
+    baseline = study.settings.baseline
+    figures = write_figures(models, baseline, found, out)
+    figures += write_diagnostic_figures(models, baseline, found, out)
     path = out / "study.md"
     path.write_text(page(found, figures))
     return path

@@ -1,0 +1,191 @@
+"""Figures of a study's diagnostics: the gap through training, the two axes, and failed prefixes.
+
+The gap's curves are the paper's Figure 3 (arXiv 2605.28774): tool attempts, all-wrong subgroups
+with and without a tool, and recovery of the resampled prefixes, over steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axpo.report.names import NEUTRAL, Chart, colours
+from axpo.report.plots import INK, LINE, SOFT, style_axis
+from axpo.study import paper
+from axpo.study.figures import draw_curve, legend_above, new_figure, save, step_curve
+from axpo.study.read import Model
+from axpo.study.settings import START
+
+GAP_CHARTS = (
+    Chart("tool_rate", "Tool attempts"),
+    Chart("all_wrong_tool", "All wrong, with tool"),
+    Chart("all_wrong_no_tool", "All wrong, no tool"),
+    Chart("recovery_rate", "Recovered prefixes"),
+)
+QUARTERS = ("least\nconfident", "2nd\nquarter", "3rd\nquarter", "most\nconfident")
+MARKERS = "oDs^vP*X"
+
+
+def write_diagnostic_figures(
+    models: Mapping[str, Model], baseline: str, found: Mapping[str, Any], out: Path
+) -> list[tuple[str, str]]:
+    """Write the PNGs that there are numbers for; returns (title, file name)."""
+    written: list[tuple[str, str]] = []
+    main = [m for m in models.values() if m.training and m.group == models[baseline].group]
+    if any(
+        np.isfinite(r.series(c.key)).any()
+        for m in main
+        for r in m.training.values()
+        for c in GAP_CHARTS
+    ):
+        gap_curves(main, out / "gap.png")
+        written.append(("The Thinking-Acting Gap through training", "gap.png"))
+    cells = found["models"]
+    if any(_axes(cell) for name, cell in cells.items() if name != START):
+        two_axes(cells, out / "axes.png")
+        written.append(("How often a tool is used, and how well", "axes.png"))
+    diagnosed = [cell for cell in cells.values() if "recovery_rate" in cell["diagnosis"]]
+    if diagnosed:
+        prefix_figure(diagnosed, out / "prefixes.png")
+        written.append(("What failed prefixes could still have led to", "prefixes.png"))
+    return written
+
+
+def gap_curves(models: Sequence[Model], path: Path) -> None:
+    """A panel a chart; mean over seeds, the band from the lowest seed to the highest."""
+    palette = colours([model.label for model in models])
+    curves = {
+        chart: {m.label: step_curve(list(m.training.values()), chart.key) for m in models}
+        for chart in GAP_CHARTS
+    }
+    charts = [c for c in GAP_CHARTS if any(np.isfinite(x[1]).any() for x in curves[c].values())]
+    figure, axes = new_figure(1, len(charts), 2.75 * len(charts) + 0.4, 3.0)
+    for axis, chart in zip(axes[0], charts, strict=True):
+        for name, curve in curves[chart].items():
+            draw_curve(axis, curve, palette[name], 1.0)
+        highest = max(np.nanmax(c[3]) for c in curves[chart].values() if np.isfinite(c[3]).any())
+        _share_axis(axis, chart.title, "step", highest)
+        _label_ends(axis, {palette[name]: curve for name, curve in curves[chart].items()})
+    legend_above(figure, axes[0][0], palette)
+    save(figure, path)
+
+
+def two_axes(cells: Mapping[str, Any], path: Path) -> None:
+    """Tool rate (x) against accuracy of tool-using rollouts (y), both with their intervals.
+
+    Arrows lead from the start to each variant.
+    """
+    shown = {cell["label"]: (name, both) for name, cell in cells.items() if (both := _axes(cell))}
+    palette = colours(list(shown))
+    figure, axes = new_figure(1, 1, 7.6, 4.6)
+    axis = axes[0][0]
+    start = next((both for name, both in shown.values() if name == START), None)
+    for place, (label, (name, (x, y))) in enumerate(shown.items()):
+        colour = palette[label]
+        at = x["value"], y["value"]
+        if start is not None and name != START:
+            tail = start[0]["value"], start[1]["value"]
+            arrow = {"arrowstyle": "-|>", "color": colour, "alpha": 0.35, "lw": 1.2}
+            axis.annotate("", at, tail, arrowprops=arrow | {"shrinkA": 6, "shrinkB": 6})
+        for cell, across in ((x, True), (y, False)):
+            ends = [cell["low"], cell["high"]]
+            places = (ends, [at[1]] * 2) if across else ([at[0]] * 2, ends)
+            axis.plot(*places, color=colour, lw=1.3, alpha=0.7)
+        marker = MARKERS[place // len(set(palette.values())) % len(MARKERS)]
+        axis.plot(*at, marker, color=colour, ms=8, mec="white", label=label, zorder=4)
+    style_axis(axis, "", "tool rate: rollouts that attempt a tool")
+    axis.set_ylabel("accuracy of tool-using rollouts", fontsize=9, color=SOFT)
+    _percent(axis.xaxis)
+    _percent(axis.yaxis)
+    axis.grid(axis="x", color=LINE, lw=0.8)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9, labelcolor=INK)
+    save(figure, path)
+
+
+def prefix_figure(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Recovery by confidence, Proposition 1's two sides, and different calls of one prefix."""
+    palette = colours([cell["label"] for cell in cells])
+    figure, axes = new_figure(1, 3, 9.6, 3.3)
+    recovery, proposition, calls = axes[0]
+    shift = np.linspace(-0.16, 0.16, len(cells)) if len(cells) > 1 else [0.0]
+    highest = 0.1
+    for cell, aside in zip(cells, shift, strict=True):
+        own, colour = cell["diagnosis"], palette[cell["label"]]
+        found = [own.get(f"recovery_quartile_{i + 1}") for i in range(len(QUARTERS))]
+        highest = max(highest, _estimates(recovery, found, colour, float(aside), line=True))
+        sides = [own.get("fresh_recovery_rate"), own["recovery_rate"]]
+        if sides[0]:
+            highest = max(highest, _estimates(proposition, sides, colour, float(aside), line=True))
+    low, high = paper.DISTINCT_CALLS
+    calls.axhspan(low, high, color=NEUTRAL, alpha=0.25, lw=0)
+    calls.annotate(
+        "paper", (-0.5, high), xytext=(3, 2), textcoords="offset points", fontsize=8, color=SOFT
+    )  # fmt: skip
+    for place, cell in enumerate(cells):
+        found = [None] * place + [cell["diagnosis"]["distinct_calls"]]
+        _estimates(calls, found, palette[cell["label"]], 0.0)
+    calls.set_ylim(bottom=0)
+    style_axis(calls, "Different calls of one prefix", "")
+    calls.set_xlim(-0.5, len(cells) - 0.5)
+    calls.set_xticks(range(len(cells)), [cell["label"] for cell in cells])
+    _share_axis(recovery, "Recovery at K by confidence", "", highest)
+    recovery.set_xticks(range(len(QUARTERS)), QUARTERS)
+    _share_axis(proposition, "Any of K tool uses right", "", highest)
+    proposition.set_xlim(-0.5, 1.5)
+    proposition.set_xticks(range(2), ["fresh\nrollouts", "from the\nprefix"])
+    legend_above(figure, recovery, palette)
+    save(figure, path)
+
+
+def _axes(cell: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    own = cell["evaluation"].get("all", {})
+    x, y = own.get("tool_rate"), own.get("accuracy_tool")
+    return (x, y) if x and y else None
+
+
+def _estimates(
+    axis: Any, found: Sequence[Any], colour: str, aside: float, line: bool = False
+) -> float:
+    """Values with intervals at 0, 1, ... (moved `aside`); returns the highest end."""
+    points = [(i + aside, cell) for i, cell in enumerate(found) if cell]
+    for x, cell in points:
+        ends = [cell.get("low", cell["value"]), cell.get("high", cell["value"])]
+        axis.plot([x, x], ends, color=colour, lw=1.6, alpha=0.6)
+    places, values = [x for x, _ in points], [cell["value"] for _, cell in points]
+    axis.plot(places, values, "-o" if line else "o", color=colour, ms=6, lw=1.2, mec="white")
+    return max((cell.get("high", cell["value"]) for _, cell in points), default=0.0)
+
+
+def _label_ends(axis: Any, curves: Mapping[str, Any]) -> None:
+    """Each curve's last value in per cent at its end, kept apart from the others."""
+    ends: list[tuple[float, float, str]] = []
+    for colour, (where, mean, _, _) in curves.items():
+        known = np.isfinite(mean)
+        if known.any():
+            ends.append((float(mean[known][-1]), float(where[known][-1]), colour))
+    lowest = -math.inf
+    for value, step, colour in sorted(ends):
+        height = max(value, lowest)
+        lowest = height + 0.06 * axis.get_ylim()[1]
+        axis.annotate(
+            f"{100 * value:.0f}", (step, height), xytext=(4, 0), textcoords="offset points",
+            va="center", color=colour, fontsize=9, fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _share_axis(axis: Any, title: str, below: str, highest: float) -> None:
+    """A share from 0 to the next tenth above `highest`."""
+    axis.set_ylim(0, 1.02 * min(1.0, max(0.2, math.ceil(highest * 10 + 0.2) / 10)))
+    _percent(axis.yaxis)
+    style_axis(axis, title, below)
+
+
+def _percent(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
