@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -222,6 +222,5 @@ def run(quick: bool, vllm: str | None) -> Iterator[Row]:
         checkpoint = load_checkpoint(BASE) if case.model == LAB else wide_checkpoint()
         with serving(vllm, checkpoint, case.prompts * case.rollouts) as process:
             assert process.pid is not None
-            leader = process.pid
             server = Server(Client(process.url, 600.0, 30.0))
-            yield from compare(case, checkpoint, server, lambda pid=leader: group_seconds(pid))
+            yield from compare(case, checkpoint, server, partial(group_seconds, process.pid))
