@@ -2,7 +2,8 @@
 
 Owns the command and the results file. A benchmark is a module with `run(quick, ...)`, which
 gives rows (`harness.Row`); those that can use a GPU take `device`, those that train from an SFT
-start take `start`. Results of benchmarks that are not run stay in the file.
+start take `start`, those that start a vLLM server `vllm`. Results of benchmarks that are not run
+stay in the file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import importlib
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -25,7 +27,15 @@ from benchmarks.harness import Row, machine
 from benchmarks.pages import case_text, render, spread
 from benchmarks.targets import targets_of
 
-BENCHMARKS = ("rollouts", "training_step", "whole_step", "extra_samples", "growth", "tools")
+BENCHMARKS = (
+    "rollouts",
+    "vllm_rollouts",
+    "training_step",
+    "whole_step",
+    "extra_samples",
+    "growth",
+    "tools",
+)
 OUT, PAGE = Path("docs/performance.json"), Path("docs/performance.md")
 QUICK = Path("runs/benchmarks/quick")
 
@@ -45,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = " ".join(["python -m benchmarks", *(arguments or sys.argv[1:])])
         for name in options.names or BENCHMARKS:
             rows, seconds = _run(name, options, console)
-            if not rows:
+            if all("skipped" in row for row in rows):
                 continue
             results[name] = {
                 "command": command,
@@ -69,6 +79,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0: torch's default")
     parser.add_argument("--start", type=Path, help="checkpoint of the lab that AXPO starts from")
+    vllm = os.environ.get("AXPO_VLLM_PYTHON") or None
+    text = "python of vLLM's environment (AXPO_VLLM_PYTHON)"
+    parser.add_argument("--vllm", metavar="PYTHON", default=vllm, help=text)
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
@@ -96,8 +109,8 @@ def _run(name: str, options: argparse.Namespace, console: Console) -> tuple[list
 
 
 def _arguments(module: ModuleType, options: argparse.Namespace) -> dict[str, Any]:
-    """Those of device and start that `module.run` takes."""
-    offered = {"device": options.device, "start": options.start}
+    """Those of device, start and vllm that `module.run` takes."""
+    offered = {"device": options.device, "start": options.start, "vllm": options.vllm}
     taken = inspect.signature(module.run).parameters
     return {key: value for key, value in offered.items() if key in taken}
 

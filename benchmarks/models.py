@@ -56,10 +56,20 @@ class Shape:
     continuations: int = 4
 
 
-def training_checkpoint(device: str = "cpu", *, stock: bool = False, seed: int = 0) -> Checkpoint:
-    """The model in memory, fp32; `stock` leaves transformers' own kernels in place."""
+def training_checkpoint(
+    device: str = "cpu",
+    *,
+    stock: bool = False,
+    seed: int = 0,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """The model in memory, fp32; `stock` leaves transformers' own kernels in place.
+
+    `text` and `vision` are sizes of another model.
+    """
     tokenizer = build_tokenizer([SPEC])
-    model: Any = _model(_config(tokenizer), seed)
+    model: Any = _model(_config(tokenizer, text or {}, vision or {}), seed)
     if not stock:
         use_fast_vision(model)
     return Checkpoint(
@@ -79,10 +89,10 @@ def training_checkpoint(device: str = "cpu", *, stock: bool = False, seed: int =
     )
 
 
-def _config(tokenizer: Any) -> Qwen3VLConfig:
-    text = {"vocab_size": VOCABULARY, "intermediate_size": 1024, "tie_word_embeddings": True}
-    vision = {"hidden_size": 64, "depth": 2, "num_heads": 2}
-    return family_config(tokenizer, text, vision)
+def _config(tokenizer: Any, text: Mapping[str, Any], vision: Mapping[str, Any]) -> Qwen3VLConfig:
+    own = {"vocab_size": VOCABULARY, "intermediate_size": 1024, "tie_word_embeddings": True}
+    seen = {"hidden_size": 64, "depth": 2, "num_heads": 2}
+    return family_config(tokenizer, {**own, **text}, {**seen, **vision})
 
 
 def family_config(

@@ -30,6 +30,7 @@ and `operations` columns give it for an 8B model where that can be counted.
 
 TITLES: Mapping[str, str] = {
     "rollouts": "Rollouts with a tool",
+    "vllm_rollouts": "Rollouts by vLLM",
     "training_step": "Training step",
     "whole_step": "A whole GRPO step",
     "extra_samples": "What AXPO's extra samples cost",
@@ -43,6 +44,11 @@ Draws differ, so ratios are of seconds a sampled token. Where axpo's time goes a
 and two calls, by torch's profiler: attention 38 % (decoding reads every row's keys and values, so
 memory bounds it), matrix products 38 %, the first writing of KV memory 6 % (a training run keeps
 it from step to step), everything else 18 %.""",
+    "vllm_rollouts": """vLLM behind axpo's engine against axpo's in-process engine and
+`generate`, on the same prompts with pictures, seeds and lengths, which nobody has seen before. The
+lab's base model answers in few tokens, the other is random (text width 512, 8 layers). Ours is
+vLLM: above 1 means that vLLM is faster. Its CPU seconds are the server's and this process's
+together; by wall time it has a core more than the others.""",
     "training_step": """One question: 8 rollouts and 4 continuations of a frozen prefix, as AXPO
 trains them. axpo's `Trainer.update` on the packed tree against one padded row a trajectory with
 its whole path and pictures (TRL, verl), and against padded rows whose vision tower runs once a

@@ -116,7 +116,10 @@ class GenerateEngine:
         )
         out = self._checkpoint.model.generate(**inputs, generation_config=config)
         sampled = out[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._completion(row, sampling.stop) for row in sampled]
+        return [
+            self._completion(row[: request.sampling.max_tokens], sampling.stop)
+            for row, request in zip(sampled, requests, strict=True)
+        ]
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
         """What model and `generate` take for these rows, features instead of pixels."""

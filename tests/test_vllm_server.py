@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import torch
 
 from axpo.config import ConfigError, UserError, VllmSettings, load_config, parse_config
 from axpo.engines.base import Completion, Request
-from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
@@ -404,34 +402,3 @@ def test_nothing_drifts_at_learning_rate_0(server: ServerProcess, tmp_path: Path
     after = load_checkpoint(last / "model").model.state_dict()
     for name, weight in checkpoint.model.state_dict().items():
         assert torch.equal(weight, after[name])
-
-
-@real
-def test_tokens_a_second(server: ServerProcess, tmp_path: Path) -> None:
-    """64 rollouts of 8 prompts of 256 picture tokens; printed, for it depends on the machine."""
-    checkpoint = tiny_checkpoint(0, HEAD)
-    sizes = ((128,) * 4, [8, 64, 24, 120, 40, 96, 16, 80])
-
-    async def once(engine: Any, seed: int) -> float:
-        writer = Writer(checkpoint, seed)
-        prompts = [writer.request(f"{seed}/{i}", sizes[0]) for i in range(8)]
-        requests = [
-            replace(r, sampling=replace(r.sampling, max_tokens=n, stop=()))
-            for p in prompts
-            for r, n in zip(writer.again(p, 8), sizes[1], strict=True)
-        ]
-        began = time.monotonic()
-        done = await ask(engine, requests)
-        return sum(len(d.tokens) for d in done) / (time.monotonic() - began)
-
-    engines = {
-        "vllm": engine_at(server, checkpoint, tmp_path),
-        "transformers": TransformersEngine(checkpoint),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in engines}
-    for seed in range(4):
-        for name, engine in engines.items():
-            rates[name].append(run(once(engine, seed)))
-    best = {name: max(found[1:]) for name, found in rates.items()}
-    print("\ntokens/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in best.items()))
-    assert best["vllm"] > 0

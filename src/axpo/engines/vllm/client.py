@@ -8,7 +8,8 @@ was counted nowhere. Hence every failure is sorted by who could do better: anoth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -40,7 +41,8 @@ class Client:
         self.url = url.rstrip("/")
         self._request_seconds = request_seconds
         self._health_seconds = health_seconds
-        self._http: httpx.AsyncClient | None = None
+        self._ssl = httpx.create_ssl_context(trust_env=False)
+        self._idle: list[httpx.AsyncClient] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def generate(
@@ -57,7 +59,8 @@ class Client:
     async def healthy(self) -> bool:
         """Whether the server says in time that it is well."""
         try:
-            response = await self._client().get("/health", timeout=self._health_seconds)
+            async with self._connection() as http:
+                response = await http.get("/health", timeout=self._health_seconds)
         except httpx.TransportError:
             return False
         return response.status_code == 200
@@ -115,27 +118,39 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._http is not None and self._loop is asyncio.get_running_loop():
-            await self._http.aclose()
-        self._http = None
+        idle, self._idle = self._idle, []
+        if self._loop is asyncio.get_running_loop():
+            for http in idle:
+                await http.aclose()
 
-    def _client(self) -> httpx.AsyncClient:
-        """Connections belong to one event loop; on another they start anew."""
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
+        """A client for one request at a time, the last one used that is idle, or a new one.
+
+        A shared client looks at each of its connections several times a request: with hundreds at
+        once that is most of a request's cost. Connections belong to one event loop.
+        """
         loop = asyncio.get_running_loop()
-        if self._http is None or self._loop is not loop:
-            self._loop = loop
-            limits = httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=None,
-                keepalive_expiry=KEPT_SECONDS,
-            )
-            self._http = httpx.AsyncClient(base_url=self.url, limits=limits, trust_env=False)
-        return self._http
+        if self._loop is not loop:
+            self._loop, self._idle = loop, []
+        http = self._idle.pop() if self._idle else self._connect()
+        try:
+            yield http
+        finally:
+            if self._loop is loop:
+                self._idle.append(http)
+
+    def _connect(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(keepalive_expiry=KEPT_SECONDS)
+        return httpx.AsyncClient(
+            base_url=self.url, limits=limits, verify=self._ssl, trust_env=False
+        )
 
     async def _call(self, method: str, route: str, seconds: float, **content: Any) -> Any:
         timeout = httpx.Timeout(seconds, connect=self._health_seconds, pool=None)
         try:
-            response = await self._client().request(method, route, timeout=timeout, **content)
+            async with self._connection() as http:
+                response = await http.request(method, route, timeout=timeout, **content)
         except httpx.ReadTimeout as error:
             raise ServerLost(f"{route}: no answer within {seconds:g} s") from error
         except httpx.TransportError as error:
@@ -153,7 +168,8 @@ class Client:
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._client().stream("POST", GENERATE, timeout=timeout, json=body) as response,
+                self._connection() as http,
+                http.stream("POST", GENERATE, timeout=timeout, json=body) as response,
             ):
                 if response.status_code != 200:
                     await response.aread()
