@@ -164,7 +164,7 @@ class Extension:
             "protocol": PROTOCOL,
             "config": model.hf_config.to_dict(),
             "vocabulary": _digest(cached_tokenizer_from_config(model).get_vocab()),
-            "pixels": {**processor.size, **given.get("size", {})},
+            "pixels": dict(processor.size) | given.get("size", {}),
             "dtype": str(model.dtype).removeprefix("torch."),
             "max_model_len": model.max_model_len,
             "logprobs_mode": model.logprobs_mode,
