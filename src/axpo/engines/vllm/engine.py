@@ -14,7 +14,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +24,13 @@ from axpo.config import ConfigError
 from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.stats import EngineStats
-from axpo.engines.vllm.broadcast import Backend, Broadcast
+from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.checks import check_server
 from axpo.engines.vllm.client import Refused, ServerLost
+from axpo.engines.vllm.handover import HandOver, Weights
 from axpo.engines.vllm.pool import Interrupted, Pool, Server
 from axpo.engines.vllm.wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
-from axpo.engines.weights import distinct_weights, save_weights
+from axpo.engines.weights import distinct_weights
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import merged_weights
 from axpo.models.vision import as_seen
@@ -39,16 +40,6 @@ ATTEMPTS = 4
 """Servers that a request is given to before it is given up: it may be what kills them."""
 ENCODED = 512
 """Pictures whose encoding is kept; those used longest ago leave first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The name that servers know weights by, and where they are: in a file, or for a broadcast in
-    memory, a copy (the trainer's own change while a lost server comes back)."""
-
-    name: str
-    path: Path | None
-    copy: Mapping[str, torch.Tensor]
 
 
 class VllmEngine:
@@ -76,11 +67,10 @@ class VllmEngine:
         backend: Backend | None = None,
     ) -> None:
         self._checkpoint = checkpoint
-        self._folder = folder
         self._room = room
         self._in_flight = in_flight
         self._backoff = backoff
-        self._backend: Backend | None = backend
+        self._hand = HandOver(folder, backend, in_flight == "keep")
         self.stats = EngineStats()
         self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds, health_every)
         self._run = uuid.uuid4().hex[:12]
@@ -155,7 +145,7 @@ class VllmEngine:
         distinct = merged_weights(self._checkpoint.model, distinct_weights(own, weights))
         await self._start()
         name = f"{self._run}/{version}"
-        kept = await asyncio.to_thread(self._keep, name, distinct)
+        kept = await asyncio.to_thread(self._hand.keep, name, distinct)
         async with self._paused():
             before, self._weights, self._version = self._weights, kept, version
             self._handed_over.append((name, version))
@@ -163,8 +153,8 @@ class VllmEngine:
             await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
             await self._pool.acquire("")  # waits for one, where all were lost
             self._pool.release("")
-        if before is not None and before.path and before.path != kept.path:
-            before.path.unlink(missing_ok=True)
+        if before is not None and before.path != kept.path:
+            before.forget()
 
     async def close(self) -> None:
         """Stop; pending requests raise `EngineError`. Servers that were started here end."""
@@ -174,8 +164,8 @@ class VllmEngine:
         self._pool.stop()
         for server in self._pool.servers:
             await server.client.close()
-        if self._weights is not None and self._weights.path:
-            self._weights.path.unlink(missing_ok=True)
+        if self._weights is not None:
+            self._weights.forget()
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:
@@ -354,44 +344,12 @@ class VllmEngine:
         self._model = await check_server(server.client, self._checkpoint, self._room)
         server.weights = await server.client.weights()
         while self._weights is not None and server.weights != self._weights.name:
-            await self._load(server, self._weights)
+            await self._hand.load(server, self._weights)
 
     async def _hand_over(self, server: Server) -> None:
         """Load the weights that are due; a server that cannot is lost."""
         assert self._weights is not None
         try:
-            await self._load(server, self._weights)
+            await self._hand.load(server, self._weights)
         except (ServerLost, AnswerFault, Refused, EngineError) as error:
             self._pool.lose(server, f"weights {self._weights.name}: {error}")
-
-    def _keep(self, name: str, weights: Mapping[str, torch.Tensor]) -> Weights:
-        """`weights` where a server can get them from, now and later."""
-        if self._backend is not None:
-            copy = {key: w.detach().to("cpu", copy=True) for key, w in weights.items()}
-            return Weights(name, None, copy)
-        path = self._folder / f"weights-{name.replace('/', '-')}.safetensors"
-        save_weights(path, weights)
-        return Weights(name, path, {})
-
-    async def _load(self, server: Server, weights: Weights) -> None:
-        if weights.path is None:
-            assert self._backend is not None
-            if server.link is None:
-                server.link = await Broadcast.connect(server.client, self._backend)
-            server.known.clear()
-            keep = self._in_flight == "keep"
-            await server.link.load(server.client, weights.copy, weights.name, keep)
-        else:
-            await self._load_file(server, weights.path, weights.name)
-        server.weights = weights.name
-
-    async def _load_file(self, server: Server, path: Path, name: str) -> None:
-        # A path that it cannot read would kill it half-way.
-        sizes = await server.client.rpc("axpo_file_size", str(path))
-        if any(size != [path.stat().st_size] for size in sizes):
-            raise ConfigError(
-                f"{server.client.url} does not see {path}: set engine.vllm.folder to a folder "
-                "that it shares with the trainer"
-            )
-        server.known.clear()
-        await server.client.load({"path": str(path)}, name, self._in_flight == "keep")

@@ -1,0 +1,75 @@
+"""How weights reach a server: by a file that both sides see, or by a broadcast to its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from axpo.config import ConfigError
+from axpo.engines.vllm.broadcast import Backend, Broadcast
+from axpo.engines.vllm.pool import Server
+from axpo.engines.weights import save_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The name that servers know weights by, and where they are: in a file, or for a broadcast in
+    memory, a copy (the trainer's own change while a lost server comes back)."""
+
+    name: str
+    path: Path | None
+    copy: Mapping[str, torch.Tensor]
+
+    def forget(self) -> None:
+        """Remove the file, where there is one."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class HandOver:
+    """Gives servers weights through `folder`, or by process groups of `backend`.
+
+    With `keep` requests in flight go on with what they have (`Client.load`).
+    """
+
+    def __init__(self, folder: Path, backend: Backend | None, keep: bool) -> None:
+        self._folder = folder
+        self._backend: Backend | None = backend
+        self._keep = keep
+
+    def keep(self, name: str, weights: Mapping[str, torch.Tensor]) -> Weights:
+        """`weights` where a server can get them from, now and later."""
+        if self._backend is not None:
+            copy = {key: w.detach().to("cpu", copy=True) for key, w in weights.items()}
+            return Weights(name, None, copy)
+        path = self._folder / f"weights-{name.replace('/', '-')}.safetensors"
+        save_weights(path, weights)
+        return Weights(name, path, {})
+
+    async def load(self, server: Server, weights: Weights) -> None:
+        """Let `server` sample with `weights`; raises `ConfigError` where it does not see the file,
+        and what `Client.load` raises."""
+        if weights.path is None:
+            assert self._backend is not None
+            if server.link is None:
+                server.link = await Broadcast.connect(server.client, self._backend)
+            server.known.clear()
+            await server.link.load(server.client, weights.copy, weights.name, self._keep)
+        else:
+            await _check_seen(server, weights.path)
+            server.known.clear()
+            await server.client.load({"path": str(weights.path)}, weights.name, self._keep)
+        server.weights = weights.name
+
+
+async def _check_seen(server: Server, path: Path) -> None:
+    """A path that it cannot read would kill the server half-way."""
+    sizes = await server.client.rpc("axpo_file_size", str(path))
+    if any(size != [path.stat().st_size] for size in sizes):
+        raise ConfigError(
+            f"{server.client.url} does not see {path}: set engine.vllm.folder to a folder that it "
+            "shares with the trainer"
+        )
