@@ -21,6 +21,7 @@ import torch
 from axpo.algorithms.subgroups import gap
 from axpo.config import load_config
 from axpo.training import rl
+from axpo.training.collection import Collector
 from axpo.training.monitor import Stopwatch
 from benchmarks.harness import Row, Timing, interleave, means, ratio
 from benchmarks.whole_step import RECIPE, SFT_STEPS, Silent, start_checkpoint
@@ -40,7 +41,8 @@ class Loop:
 
     def __init__(self, algorithm: str, start: Path, settings: list[str]) -> None:
         config = load_config(RECIPE, [f"algorithm.name={algorithm}", *settings])
-        self.run = rl.build_run(config, start)
+        self.run = run = rl.build_run(config, start)
+        self.collector = Collector(run.agent, run.task, run.algorithm, config)
         self.number = 0
 
     @property
@@ -55,8 +57,8 @@ class Loop:
         self.number += 1
         await run.engine.load_weights(self.weights, number)
         watch = Stopwatch(Silent())
-        groups = rl.new_groups(run, number)
-        await rl.collect(run, groups, watch)
+        groups = self.collector.new_groups(number)
+        await self.collector.sample(groups, watch)
         for group in groups:
             rl.assign_credit(run, group)
         figures = gap(groups) | rl.counts(groups) | rl.update(run, groups, watch)

@@ -28,6 +28,7 @@ from axpo.tasks.base import Example
 from axpo.tasks.lab import BASE
 from axpo.tasks.lab.questions import LabTask
 from axpo.training import rl, sft
+from axpo.training.collection import Collector
 from axpo.training.monitor import Stopwatch
 from benchmarks.harness import Side, Timing, interleave, ratio
 from benchmarks.rollouts import summary, work
@@ -110,14 +111,14 @@ def start_checkpoint(steps: int, folder: Path = START) -> Path:
 def our_step(config: Config, start: Path, questions: Questions) -> Side:
     """The side that makes one step of our loop."""
     run = rl.build_run(config, start)
-    run.task = questions
+    collector = Collector(run.agent, questions, run.algorithm, config)
     numbers = count()
 
     async def step() -> dict[str, float]:
         number = next(numbers)
         watch = Stopwatch(Silent())
-        groups = rl.new_groups(run, number)
-        await rl.collect(run, groups, watch)
+        groups = collector.new_groups(number)
+        await collector.sample(groups, watch)
         for group in groups:
             rl.assign_credit(run, group)
         metrics = rl.update(run, groups, watch)

@@ -225,7 +225,10 @@ def test_command_runs_and_keeps_other_results(tmp_path: Path, capsys: pytest.Cap
 def test_unknown_benchmark_lists_the_known(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["speed"])
-    assert "unknown: speed; there are rollouts, training_step" in capsys.readouterr().err
+    assert (
+        "unknown: speed; there are rollouts, vllm_rollouts, training_step"
+        in capsys.readouterr().err
+    )
 
 
 def test_extra_samples_come_on_top_of_the_same_rollouts():
