@@ -199,10 +199,8 @@ def serving(python: str, checkpoint: Checkpoint, slots: int) -> Iterator[ServerP
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         checkpoint.save(path / "model")
-        config = checkpoint.model.config
-        (process,) = start_servers(
-            settings, str(path / "model"), config, "float32", slots, path / "logs"
-        )
+        served = replace(checkpoint, path=str(path / "model"))
+        (process,) = start_servers(settings, served, "float32", slots, path / "logs")
         try:
             yield process
         finally:
