@@ -16,7 +16,13 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training.attention import tree_layout
 from axpo.training.batches import Work, prepare
-from axpo.training.policy import LOGITS_AT_ONCE, distinct_pictures, hidden_states, show
+from axpo.training.policy import (
+    LOGITS_AT_ONCE,
+    distinct_pictures,
+    hidden_states,
+    sampled_logits,
+    show,
+)
 from axpo.tree import Credit, Group, Stream, Trajectory, cut_segments
 
 
@@ -74,10 +80,9 @@ def _entropies(checkpoint: Checkpoint, work: Work, temperature: float) -> torch.
     layout = tree_layout(tree.nodes, model.dtype, model.device)
     hidden = hidden_states(checkpoint, tree, slice(None), shown, layout)
     rows = tree.previous[tree.index].to(hidden.device)
-    banned = torch.tensor(checkpoint.banned, device=hidden.device)
     chunk = max(1, LOGITS_AT_ONCE // model.config.text_config.vocab_size)
     parts: list[torch.Tensor] = []
     for some in rows.split(chunk):
-        logits = model.lm_head(hidden[some]).float().index_fill(1, banned, float("-inf"))
-        parts.append(torch.special.entr((logits / temperature).softmax(dim=-1)).sum(dim=-1))
+        logits = sampled_logits(checkpoint, hidden[some], temperature)
+        parts.append(torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1))
     return torch.cat(parts)

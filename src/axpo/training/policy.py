@@ -136,6 +136,16 @@ def token_logprobs(
     return torch.cat(parts)
 
 
+def sampled_logits(
+    checkpoint: Checkpoint, hidden: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Logits [n, V] (float32) after `hidden` [n, hidden], ban and temperature applied."""
+    logits = checkpoint.model.lm_head(hidden).float()
+    banned = torch.tensor(checkpoint.banned, device=logits.device)
+    logits = logits.index_fill(1, banned, float("-inf"))
+    return logits if temperature == 1.0 else logits / temperature
+
+
 def _gather(
     checkpoint: Checkpoint,
     hidden: torch.Tensor,
@@ -147,9 +157,5 @@ def _gather(
 
     logsumexp and a gather instead of a log-softmax: no second array of the logits' size.
     """
-    logits = checkpoint.model.lm_head(hidden).float()
-    banned = torch.tensor(checkpoint.banned, device=logits.device)
-    logits = logits.index_fill(1, banned, float("-inf"))
-    if temperature != 1.0:
-        logits = logits / temperature
+    logits = sampled_logits(checkpoint, hidden, temperature)
     return logits[row, tokens] - logits.logsumexp(dim=-1)[row]

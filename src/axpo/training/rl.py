@@ -161,7 +161,8 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
                 await run.engine.release(group.id)
             if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
                 watch("write")
-                save_groups(out / "trees" / f"step-{step:06d}.parquet", groups)
+                file = out / "trees" / f"step-{step:06d}.parquet"
+                await _beside_sampling(run, save_groups, file, groups)
             metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
             metrics |= gap(groups) | counts(groups) | latencies(run)
             if config.rl.max_staleness:

@@ -235,12 +235,13 @@ class VllmEngine:
         self, server: Server, request: Request, spans: Sequence[ImageSpan]
     ) -> Completion:
         """One server's answer; a picture goes there once, with the first request that shows it."""
-        shown, oldest = {p.digest for p in request.pictures}, len(self._handed_over) - 1
+        shown = {p.digest for p in request.pictures}
         for attempt in range(ATTEMPTS):
             while others := [server.coming[digest] for digest in shown if digest in server.coming]:
                 await others[0].wait()
             if self._update is not None:
                 raise Interrupted
+            oldest = len(self._handed_over) - 1  # pictures may have been waited for
             known = {d: server.known[d] for d in shown if d in server.known}
             new = shown if attempt == ATTEMPTS - 1 else shown - known.keys()
             try:
