@@ -142,7 +142,7 @@ def test_the_page_holds_every_table_and_seed(folder: Path) -> None:
     seeds = [line.split(" | ")[:4] for line in text.split("## Every seed")[1].splitlines()[4:]]
     assert ["| AXPO", "2", "0.750", "0.917"] in seeds and len(seeds) == 6
     assert "not evaluated" not in text and "nan" not in text
-    for figure in ("curves-main.png", "differences.png"):
+    for figure in ("curves-main.png", "families.png", "differences.png"):
         assert f"({figure})" in text
         with Image.open(page.parent / figure) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 20

@@ -107,38 +107,63 @@ def two_axes(cells: Mapping[str, Any], path: Path) -> None:
 
 
 def prefix_figure(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Recovery by confidence, Proposition 1's two sides, and different calls of one prefix."""
+    """Recovery by confidence, Proposition 1's two sides, and different calls of one prefix.
+
+    Only the panels that there are numbers for: older diagnoses hold the last alone.
+    """
     palette = colours([cell["label"] for cell in cells])
-    figure, axes = new_figure(1, 3, 9.6, 3.3)
-    recovery, proposition, calls = axes[0]
-    shift = np.linspace(-0.16, 0.16, len(cells)) if len(cells) > 1 else [0.0]
-    highest = 0.1
-    for cell, aside in zip(cells, shift, strict=True):
-        own, colour = cell["diagnosis"], palette[cell["label"]]
-        found = [own.get(f"recovery_quartile_{i + 1}") for i in range(len(QUARTERS))]
-        highest = max(highest, _estimates(recovery, found, colour, float(aside), line=True))
-        sides = [own.get("fresh_recovery_rate"), own["recovery_rate"]]
-        if sides[0]:
-            highest = max(highest, _estimates(proposition, sides, colour, float(aside), line=True))
+    found = [cell["diagnosis"] for cell in cells]
+    drawn = [_distinct_calls]
+    if any("fresh_recovery_rate" in own for own in found):
+        drawn.insert(0, _proposition)
+    if any("recovery_quartile_1" in own for own in found):
+        drawn.insert(0, _by_confidence)
+    figure, axes = new_figure(1, len(drawn), 3.2 * len(drawn), 3.3)
+    for axis, draw in zip(axes[0], drawn, strict=True):
+        draw(axis, {cell["label"]: cell["diagnosis"] for cell in cells}, palette)
+    legend_above(figure, axes[0][0], palette)
+    save(figure, path)
+
+
+def _by_confidence(axis: Any, found: Mapping[str, Any], palette: Mapping[str, str]) -> None:
+    keys = [f"recovery_quartile_{i + 1}" for i in range(len(QUARTERS))]
+    highest = _side_by_side(axis, found, palette, keys)
+    _share_axis(axis, "Recovery at K by confidence", "", highest)
+    axis.set_xticks(range(len(QUARTERS)), QUARTERS)
+
+
+def _proposition(axis: Any, found: Mapping[str, Any], palette: Mapping[str, str]) -> None:
+    compared = {name: own for name, own in found.items() if "fresh_recovery_rate" in own}
+    highest = _side_by_side(axis, compared, palette, ["fresh_recovery_rate", "recovery_rate"])
+    _share_axis(axis, "Any of K tool uses right", "", highest)
+    axis.set_xlim(-0.5, 1.5)
+    axis.set_xticks(range(2), ["fresh\nrollouts", "from the\nprefix"])
+
+
+def _distinct_calls(axis: Any, found: Mapping[str, Any], palette: Mapping[str, str]) -> None:
     low, high = paper.DISTINCT_CALLS
-    calls.axhspan(low, high, color=NEUTRAL, alpha=0.25, lw=0)
-    calls.annotate(
+    axis.axhspan(low, high, color=NEUTRAL, alpha=0.25, lw=0)
+    axis.annotate(
         "paper", (-0.5, high), xytext=(3, 2), textcoords="offset points", fontsize=8, color=SOFT
     )  # fmt: skip
-    for place, cell in enumerate(cells):
-        found = [None] * place + [cell["diagnosis"]["distinct_calls"]]
-        _estimates(calls, found, palette[cell["label"]], 0.0)
-    calls.set_ylim(bottom=0)
-    style_axis(calls, "Different calls of one prefix", "")
-    calls.set_xlim(-0.5, len(cells) - 0.5)
-    calls.set_xticks(range(len(cells)), [cell["label"] for cell in cells])
-    _share_axis(recovery, "Recovery at K by confidence", "", highest)
-    recovery.set_xticks(range(len(QUARTERS)), QUARTERS)
-    _share_axis(proposition, "Any of K tool uses right", "", highest)
-    proposition.set_xlim(-0.5, 1.5)
-    proposition.set_xticks(range(2), ["fresh\nrollouts", "from the\nprefix"])
-    legend_above(figure, recovery, palette)
-    save(figure, path)
+    for place, (name, own) in enumerate(found.items()):
+        _estimates(axis, [None] * place + [own["distinct_calls"]], palette[name], 0.0)
+    axis.set_ylim(bottom=0)
+    style_axis(axis, "Different calls of one prefix", "")
+    axis.set_xlim(-0.5, len(found) - 0.5)
+    axis.set_xticks(range(len(found)), list(found))
+
+
+def _side_by_side(
+    axis: Any, found: Mapping[str, Any], palette: Mapping[str, str], keys: Sequence[str]
+) -> float:
+    """A line a model through its figures, each a little aside; returns the highest end."""
+    shift = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else [0.0]
+    ends = [
+        _estimates(axis, [own.get(key) for key in keys], palette[name], float(aside), line=True)
+        for (name, own), aside in zip(found.items(), shift, strict=True)
+    ]
+    return max(0.1, *ends)
 
 
 def _axes(cell: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:

@@ -1,4 +1,4 @@
-"""A study's figures: learning curves with a band over seeds, and differences to the baseline.
+"""A study's figures: learning curves with a band over seeds, and held-out results.
 
 A curve is the mean over seeds of each seed's mean over the last 10 steps; the band reaches from
 the lowest seed to the highest. Over sampled tokens every seed is interpolated on one grid, as far
@@ -23,6 +23,7 @@ Curve = tuple[Floats, Floats, Floats, Floats]
 """Where, mean, lowest and highest seed."""
 POINTS = 100
 MAIN = "pass@1"
+FAMILY_ROWS = ((MAIN, "Pass@1"), ("tool_rate", "Tool rate"))
 
 
 def step_curve(runs: Sequence[Training], metric: str) -> Curve:
@@ -66,6 +67,11 @@ def write_figures(
         name = f"curves-{''.join(c if c.isalnum() else '-' for c in group.lower())}.png"
         _curves(members, out / name)
         written.append((f"Learning curves: {group}", name))
+    main = [m for m in found["models"].values() if m["group"] in (START, models[baseline].group)]
+    main = [m for m in main if m["evaluation"]]
+    if main:
+        _families(main, out / "families.png")
+        written.append(("Held out, by family", "families.png"))
     rows = [
         (m["label"], m["difference"]["all"][MAIN])
         for name, m in found["models"].items()
@@ -137,6 +143,37 @@ def _finish(axis: Any, chart: Chart, below: str) -> None:
     axis.set_ylim(0, 1.02)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     style_axis(axis, chart.title, below)
+
+
+def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A column for all questions and for each family; a model's mean, interval and seeds."""
+    from matplotlib.ticker import PercentFormatter
+
+    palette = colours([cell["label"] for cell in cells])
+    parts = ["all", *sorted({p for c in cells for p in c["evaluation"] if p.startswith("family ")})]
+    figure, axes = new_figure(len(FAMILY_ROWS), len(parts), 2.2 * len(parts) + 0.6, 4.6)
+    for row, (metric, name) in zip(axes, FAMILY_ROWS, strict=True):
+        for axis, part in zip(row, parts, strict=True):
+            for place, cell in enumerate(cells):
+                if shown := cell["evaluation"].get(part, {}).get(metric):
+                    _with_seeds(axis, place, shown, palette[cell["label"]])
+            axis.set_xlim(-0.6, len(cells) - 0.4)
+            axis.set_ylim(-0.02, 1.02)
+            axis.set_xticks([])
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            title = part.removeprefix("family ").replace("_", " ")
+            style_axis(axis, f"{name}, {title}", "")
+    legend_above(figure, axes[0][0], palette)
+    save(figure, path)
+
+
+def _with_seeds(axis: Any, place: float, cell: Mapping[str, Any], colour: str) -> None:
+    """An estimate at `place`: interval, seeds as small dots beside it, and the mean."""
+    if "low" in cell:
+        axis.plot([place, place], [cell["low"], cell["high"]], color=colour, lw=1.8)
+    values = [v for v in cell["values"].values() if v is not None]
+    axis.plot([place + 0.22] * len(values), values, "o", color=colour, ms=3, alpha=0.5, mew=0)
+    axis.plot(place, cell["value"], "o", color=colour, ms=7, mec="white")
 
 
 def _differences(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path) -> None:

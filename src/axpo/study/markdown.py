@@ -82,7 +82,8 @@ def _held_out(found: Json) -> list[str]:
         )
     compared = {n: m for n, m in models.items() if m.get("difference")}
     if compared:
-        heads = {label(k): picker("difference", "all", k) for k in metrics}
+        correct = [k for k in metrics if k.startswith("pass@")]
+        heads = {label(k): picker("difference", "all", k) for k in correct}
         heads |= {
             f"Pass@1, {f.removeprefix('family ')}": picker("difference", f, "pass@1")
             for f in families
@@ -90,6 +91,8 @@ def _held_out(found: Json) -> list[str]:
         title = f"## Difference to {found['models'][found['baseline']]['label']}"
         note = "Paired by seed and question."
         sections.append(f"{title}\n\n{note}\n\n" + table(compared, heads, signed=True, seeds=True))
+        heads = {label(k): picker("difference", "all", k) for k in metrics if k not in correct}
+        sections.append("Tool use:\n\n" + table(compared, heads, signed=True, seeds=True))
         sections += beside_the_paper(found)
     return sections
 
