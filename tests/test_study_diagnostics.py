@@ -17,6 +17,7 @@ from axpo.study.paper import PASS, counterpart, differences
 from axpo.study.run import study_tables
 from axpo.study.settings import load_study
 from axpo.study.tables import write_tables
+from axpo.tree import Credit, Stream
 from groups import tools_and_plain
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -137,6 +138,18 @@ def test_the_page_sets_ours_beside_the_papers(folder: Path) -> None:
         assert f"({figure})" in text
         with Image.open(folder / "out" / figure) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 20
+
+
+def test_the_credit_of_calls_is_shown_of_diagnosed_variants(folder: Path) -> None:
+    for seed in (1, 2):
+        group = tools_and_plain("q", [0, 1], [0])
+        for rollout, advantage in zip(group.rollouts, (-1.0, 1.0 + seed), strict=False):
+            rollout.credit = [Credit(0, 9, advantage, Stream.ROLLOUT, 0.5)]
+        save_groups(folder / f"out/axpo/seed-{seed}/trees/step-000000.parquet", [group])
+    text = study_tables(folder / "study.toml", folder / "out").read_text()
+    section = text.split("### What first tool calls are credited with")[1].split("\n#")[0]
+    assert "| AXPO | all | +0.750 [−2.427, +3.927] | 0.500 [0.500, 0.500] |" in section
+    assert "| GRPO" not in section  # no saved trees
 
 
 def test_a_study_without_diagnoses_or_training(folder: Path) -> None:

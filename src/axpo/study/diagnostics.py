@@ -25,6 +25,12 @@ CALLS = {
     "single_call_merged": "one, boxes merged",
     "entropy_correlation": "confidence and entropy, r",
 }
+CREDIT = {
+    "tag_advantage": "advantage of the opening tag",
+    "credited": "calls credited",
+    "blamed": "calls blamed",
+    "no_signal": "no signal",
+}
 PROPOSITION = {
     "recovery_rate": "from the prefix",
     "fresh_recovery_rate": "from fresh rollouts",
@@ -58,7 +64,7 @@ def beside_the_paper(found: Json) -> list[str]:
 
 def diagnostics(found: Json) -> list[str]:
     """The section; empty where nothing was trained or diagnosed."""
-    sections = [*_training(found["models"]), *_prefixes(found)]
+    sections = [*_training(found["models"]), *_credit(found["models"]), *_prefixes(found)]
     return ["## Diagnostics", *sections] if sections else []
 
 
@@ -71,6 +77,26 @@ def _training(models: Json) -> list[str]:
     return [
         "### In training\n\nThe last 10 steps; recovery over all steps. The paper's rates are "
         "GRPO's through training.\n\n" + table(trained, heads, first=first)
+    ]
+
+
+def _credit(models: Json) -> list[str]:
+    """A row a variant and a part: which signal its first tool calls got."""
+    lines = [["", "", *CREDIT.values()]]
+    for model in models.values():
+        for part, own in model["call_credit"].items():
+            shown = [
+                cell_text(own[key], signed=key == "tag_advantage") if own[key] else "–"
+                for key in CREDIT
+            ]
+            lines.append([model["label"], part, *shown])
+    if len(lines) == 1:
+        return []
+    return [
+        "### What first tool calls are credited with\n\nOf the trees that training saved: the mean "
+        "advantage of the opening tag (to call at all), and the shares of calls, continuations' "
+        "among them, whose own tokens have a positive, a negative and no advantage.\n\n"
+        + rows(lines)
     ]
 
 

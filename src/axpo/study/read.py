@@ -23,12 +23,12 @@ from axpo.evaluation.seeds import Ratios
 from axpo.evaluation.summary import EXAMPLE, measures, tool_measures
 from axpo.report.metrics import read_metrics
 from axpo.study.cells import Cell, cells
+from axpo.study.credit import FAMILY, saved_call_credit
 from axpo.study.settings import START, Study
 from axpo.tree import Group
 
 Column = tuple[str, str]
 """("", metric), ("family F", metric) or ("tool T", figure)."""
-FAMILY = "family"
 RECENT = 10
 """Steps that a point of a training curve is the mean of."""
 
@@ -47,6 +47,8 @@ class Model:
     questions: tuple[str, ...]
     training: Mapping[int, Training]
     diagnoses: Mapping[int, Mapping[str, Any]]
+    call_credit: Mapping[int, Mapping[str, Mapping[str, float]]]
+    """Seed -> part -> figures of `call_credit`, of diagnosed variants."""
 
     @property
     def one_start(self) -> bool:
@@ -131,6 +133,7 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
     variant = study.variants.get(name)
     steps = 0 if variant is None else study.config(name, found[0].seed).rl.steps
     training = {c.seed: Training(read_metrics(c.folder(out), "rl")) for c in found}
+    training = {seed: t for seed, t in training.items() if steps and len(t.lines) == steps}
     files = {c.seed: c.folder(out) / f"{DIAGNOSIS}.json" for c in found}
     return Model(
         name,
@@ -141,8 +144,11 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
         columns,
         parts,
         questions,
-        {seed: t for seed, t in training.items() if steps and len(t.lines) == steps},
+        training,
         {seed: json.loads(f.read_text()) for seed, f in files.items() if f.is_file()},
+        {c.seed: saved_call_credit(c.folder(out)) for c in found if c.seed in training}
+        if variant is not None and variant.diagnose
+        else {},
     )
 
 

@@ -42,6 +42,7 @@ BOUNDS = {
     "distinct_calls": (1.0, math.inf),
     "distinct_calls_merged": (1.0, math.inf),
     "tokens": (0.0, math.inf),
+    "tag_advantage": (-math.inf, math.inf),
 }
 """What a figure that is no share cannot leave, and so its interval, widened for few seeds."""
 _SEED = 0
@@ -85,6 +86,7 @@ def _model(
             if amount is not None
         },
         "diagnosis": _diagnosis(model),
+        "call_credit": _call_credit(model),
         "outdated": [s for s, d in model.diagnoses.items() if CALLS not in d],
         "paper": _paper(study, model, baseline),
         "difference": {} if model.name == baseline.name else difference(baseline, model, n),
@@ -164,6 +166,18 @@ def _diagnosis(model: Model) -> Json:
         for name in names
     }
     return {name: _bounded(name, cell) for name, cell in cells.items()}
+
+
+def _call_credit(model: Model) -> Json:
+    """part -> figure of first calls' credit, over the seeds that called tools there."""
+    parts = sorted({part for found in model.call_credit.values() for part in found})
+    cells: Json = {}
+    for part in parts:
+        own = {seed: found[part] for seed, found in model.call_credit.items() if part in found}
+        names = next(iter(own.values()))
+        figures = {name: over_seeds({s: f[name] for s, f in own.items()}) for name in names}
+        cells[part] = {name: _bounded(name, cell) for name, cell in figures.items()}
+    return cells
 
 
 def _paper(study: Study, model: Model, baseline: Model) -> Mapping[str, float]:

@@ -1,0 +1,59 @@
+"""The credit that training gave to first tool calls, from the trees that its runs saved.
+
+Whether a policy goes on calling tools is decided on two places of a first call: its opening tag
+(to call at all; a rollout's own credit or, of a resampled one, its prefix's) and its last token
+(this call rather than another; of rollouts and continuations alike). A source's own failed call is
+masked, and so has none (arXiv 2605.28774).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from axpo.store import load_groups
+from axpo.tree import Group, Trajectory
+
+ALL = "all"
+FAMILY = "family"
+
+
+def saved_call_credit(run: Path) -> dict[str, dict[str, float]]:
+    """`call_credit` of all trees that the training run in this folder saved."""
+    return call_credit(g for file in sorted(run.glob("trees/*.parquet")) for g in load_groups(file))
+
+
+def call_credit(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
+    """Part ("all" and each family that called tools) -> figures of its first calls.
+
+    `tag_advantage`: mean over opening tags. `credited`, `blamed`, `no_signal`: shares of the calls
+    whose last token has a positive, a negative and no advantage. A token that several loss items
+    train counts for each; one that none trains has 0.
+    """
+    tags: dict[str, list[float]] = {}
+    ends: dict[str, list[float]] = {}
+    for group in groups:
+        parts = [ALL, *([str(group.meta[FAMILY])] if FAMILY in group.meta else [])]
+        for trajectory in group.trajectories():
+            if not trajectory.calls:
+                continue
+            first, own = trajectory.calls[0], group.offset(trajectory)
+            for part in parts:
+                tags.setdefault(part, []).extend(_advantages(trajectory, first.start, own))
+                ends.setdefault(part, []).extend(_advantages(trajectory, first.end - 1, own))
+    return {
+        part: {
+            "tag_advantage": sum(tags[part]) / len(tags[part]),
+            "credited": sum(a > 0 for a in found) / len(found),
+            "blamed": sum(a < 0 for a in found) / len(found),
+            "no_signal": sum(a == 0 for a in found) / len(found),
+        }
+        for part, found in ends.items()
+        if found and tags[part]
+    }
+
+
+def _advantages(trajectory: Trajectory, offset: int, own: int) -> list[float]:
+    """Of the token at this path offset; the trajectory's own tokens are those from `own` on."""
+    found = [c.advantage for c in trajectory.credit if c.start <= offset < c.end]
+    return found or [0.0] * (offset >= own)
