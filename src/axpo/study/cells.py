@@ -20,8 +20,8 @@ from axpo.study.settings import START, Study, StudyError
 
 COMMANDS = {"sft": "sft", "rl": "train", "eval": "eval", "diagnose": "diagnose"}
 """Kind of a stage's metrics -> its command."""
-GUESSES = {"sft": 180.0, "rl": 160.0, "eval": 60.0, "diagnose": 30.0}
-"""Seconds of a stage of the lab on one core, until the first of its kind has finished."""
+GUESSES = {"sft": 1.4, "rl": 2.5, "eval": 0.25, "diagnose": 1.0}
+"""Seconds of the lab on one core, of a step, question or prefix, until a stage has finished."""
 _SECTIONS = {
     "sft": ("model", "task", "rollout", "tools", "sft"),
     "rl": ("model", "task", "rollout", "tools", "engine", "algorithm", "rl"),
@@ -79,7 +79,7 @@ def _cell_stages(study: Study, cell: Cell, config: Config, out: Path) -> Iterato
         args += [model] if model else []
         return Stage(
             f"{command} {name}", [*args, "--out", str(folder)], folder, kind, total,
-            GUESSES[kind], (after,) if after else (),
+            GUESSES[kind] * total, (after,) if after else (),
         )  # fmt: skip
 
     if cell.variant != START:
