@@ -148,6 +148,16 @@ def test_the_page_holds_every_table_and_seed(folder: Path) -> None:
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 20
 
 
+def test_outcomes_are_counts_of_every_question(folder: Path) -> None:
+    tables(folder, 10)
+    lines = (folder / "out" / "outcomes.csv").read_text().splitlines()
+    assert lines[0] == (
+        "variant,seed,question,family,tool_right,tool_wrong,plain_right,plain_wrong,unscored"
+    )
+    assert len(lines) == 1 + 3 * 2 * 2
+    assert lines[-2:] == ["axpo,2,q0,find,3,0,1,0,0", "axpo,2,q1,calculate,1,1,1,1,0"]
+
+
 def test_what_is_missing_is_said_and_left_out(folder: Path) -> None:
     (folder / "out" / "axpo" / "seed-2" / "evaluation.json").unlink()
     trained(folder / "out" / "axpo" / "seed-2", [0.5], 250)  # interrupted

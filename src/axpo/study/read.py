@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from axpo.tree import Group
 
 Column = tuple[str, str]
 """("", metric), ("family F", metric) or ("tool T", figure)."""
+Outcome = Mapping[str, str | int]
+"""A held-out question of a cell: how many of its rollouts used a tool or none, right or wrong."""
 RECENT = 10
 """Steps that a point of a training curve is the mean of."""
 
@@ -49,6 +52,8 @@ class Model:
     diagnoses: Mapping[int, Mapping[str, Any]]
     call_credit: Mapping[int, Mapping[str, Mapping[str, float]]]
     """Seed -> part -> figures of `call_credit`, of diagnosed variants."""
+    outcomes: Sequence[Outcome]
+    """A row a seed and question."""
 
     @property
     def one_start(self) -> bool:
@@ -128,7 +133,12 @@ def paired(first: Model, second: Model) -> tuple[tuple[int, ...], Ratios, Ratios
 
 def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequence[str]) -> Model:
     evaluated = [c for c in found if (c.folder(out) / f"{EVALUATION}.json").is_file()]
-    tables = [_rows(cell.folder(out), study.shared.eval.k, tools) for cell in evaluated]
+    tables: list[dict[str, dict[Column, Any]]] = []
+    outcomes: list[Outcome] = []
+    for cell in evaluated:
+        groups = {str(g.meta[EXAMPLE]): g for g in evaluated_groups(cell.folder(out))}
+        tables.append({q: _shares(g, study.shared.eval.k, tools) for q, g in groups.items()})
+        outcomes += [_outcome(cell, q, groups[q]) for q in sorted(groups)]
     questions, columns, parts = _stack(evaluated, tables)
     variant = study.variants.get(name)
     steps = 0 if variant is None else study.config(name, found[0].seed).rl.steps
@@ -149,13 +159,24 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
         {c.seed: saved_call_credit(c.folder(out)) for c in found if c.seed in training}
         if variant is not None and variant.diagnose
         else {},
+        outcomes,
     )
 
 
-def _rows(folder: Path, k: int, tools: Sequence[str]) -> dict[str, dict[Column, Any]]:
-    """example -> column -> (numerator, denominator)."""
+def _outcome(cell: Cell, question: str, group: Group) -> Outcome:
+    counts = Counter(
+        (r.uses_tool, r.reward > 0) if r.reward is not None else None for r in group.rollouts
+    )
     return {
-        str(group.meta[EXAMPLE]): _shares(group, k, tools) for group in evaluated_groups(folder)
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "question": question,
+        "family": str(group.meta.get(FAMILY, "")),
+        "tool_right": counts[True, True],
+        "tool_wrong": counts[True, False],
+        "plain_right": counts[False, True],
+        "plain_wrong": counts[False, False],
+        "unscored": counts[None],
     }
 
 
