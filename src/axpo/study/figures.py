@@ -158,7 +158,7 @@ def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
                 if shown := cell["evaluation"].get(part, {}).get(metric):
                     _with_seeds(axis, place, shown, palette[cell["label"]])
             axis.set_xlim(-0.6, len(cells) - 0.4)
-            axis.set_ylim(-0.02, 1.02)
+            axis.set_ylim(-0.05, 1.05)
             axis.set_xticks([])
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             title = part.removeprefix("family ").replace("_", " ")
