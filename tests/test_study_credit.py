@@ -30,8 +30,11 @@ def test_grpo_blames_every_call_where_thinking_alone_is_right() -> None:
             "no_signal": 0,
         }
     }  # fmt: skip
-    found = call_credit([credited(tools_and_plain("q", [0, 0], [0, 0]), "grpo")])["all"]
+    unscored = tools_and_plain("q", [0, 0, None], [0, 0])  # a fault is no call without a signal
+    found = call_credit([credited(unscored, "grpo")])["all"]
     assert found == {"tag_advantage": 0, "credited": 0, "blamed": 0, "no_signal": 1}
+    unscored.rollouts[:2] = []
+    assert call_credit([unscored]) == {}
 
 
 def test_axpo_credits_the_tag_of_a_recovered_prefix_and_the_right_calls() -> None:

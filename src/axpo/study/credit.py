@@ -28,14 +28,14 @@ def call_credit(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
 
     `tag_advantage`: mean over opening tags. `credited`, `blamed`, `no_signal`: shares of the calls
     whose last token has a positive, a negative and no advantage. A token that several loss items
-    train counts for each; one that none trains has 0.
+    train counts for each; one that none trains has 0. Unscored trajectories are left out.
     """
     tags: dict[str, list[float]] = {}
     ends: dict[str, list[float]] = {}
     for group in groups:
         parts = [ALL, *([str(group.meta[FAMILY])] if FAMILY in group.meta else [])]
         for trajectory in group.trajectories():
-            if not trajectory.calls:
+            if not trajectory.calls or not trajectory.scored:
                 continue
             first, own = trajectory.calls[0], group.offset(trajectory)
             for part in parts:

@@ -85,10 +85,7 @@ def _credit(models: Json) -> list[str]:
     lines = [["", "", *CREDIT.values()]]
     for model in models.values():
         for part, own in model["call_credit"].items():
-            shown = [
-                cell_text(own[key], signed=key == "tag_advantage") if own[key] else "–"
-                for key in CREDIT
-            ]
+            shown = [cell_text(own[key], signed=key == "tag_advantage") for key in CREDIT]
             lines.append([model["label"], part, *shown])
     if len(lines) == 1:
         return []
