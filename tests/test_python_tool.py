@@ -91,6 +91,22 @@ def test_figures_come_back_and_are_closed(notebook: Notebook) -> None:
     assert len(notebook("plt.figure()").views) == 1
 
 
+def test_packages_are_imported_before_the_session_that_names_them() -> None:
+    notebook = Notebook(PythonTool(LEVELS[0], packages="current", bounds=BOUNDS))
+    loaded = "import sys\n[n for n in ('sym' + 'py', 'matplot' + 'lib') if n in sys.modules]"
+    try:
+        assert notebook(loaded).text == "[]"
+        late = notebook("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()")
+        assert late.text == "" and len(late.views) == 1
+        named = notebook("import sympy\nsympy.Integer(2) ** 10", trajectory="two")
+        assert named.text == "1024"
+        assert notebook(loaded, trajectory="three").text == "['sympy']"
+        assert notebook(loaded).text == "['matplotlib']"
+    finally:
+        notebook.runner.run(notebook.tool.close())
+        notebook.runner.close()
+
+
 def test_large_pictures_become_smaller_and_many_are_counted(notebook: Notebook) -> None:
     (view,) = notebook("from PIL import Image\nImage.new('RGB', (4000, 1000))").views
     assert 0.9 * BOUNDS.pixels < view.image.width * view.image.height <= BOUNDS.pixels

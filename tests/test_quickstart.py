@@ -69,3 +69,7 @@ def test_progress_and_eta_come_from_the_metrics(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     stages._read_progress(stage)
     assert stage.steps == 3 and stage.figures["tool_rate"] == pytest.approx(0.25)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "rl", "step": 3, "time": 0.0, "tool_rate": 0.25}) + "\n")
+    stages._read_progress(stage)
+    assert stage.steps == 4

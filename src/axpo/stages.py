@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from axpo.report.live import duration
-from axpo.report.metrics import read_metrics
+from axpo.report.metrics import FILE_NAME, read_metrics
 
 DONE = "done.json"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -51,6 +51,7 @@ class Stage:
     seconds: float = 0.0
     first: int = 0
     steps: int = 0
+    metrics_size: int = -1
     figures: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -190,6 +191,11 @@ def _log(stage: Stage, logs: Path) -> Path:
 
 
 def _read_progress(stage: Stage) -> None:
+    path = stage.folder / FILE_NAME
+    size = path.stat().st_size if path.is_file() else 0
+    if size == stage.metrics_size:  # a long run's file takes 10 ms to parse
+        return
+    stage.metrics_size = size
     lines = read_metrics(stage.folder, stage.kind)
     if lines:
         stage.steps = min(int(lines[-1]["step"]) + 1, stage.total)

@@ -35,9 +35,14 @@ BELOW_THEM = (
 IMPORTS = (
     *("numpy", "numpy.random", "numpy.linalg"),
     *("PIL.Image", "PIL.ImageDraw", "PIL.PngImagePlugin", "PIL.JpegImagePlugin"),
-    *("sympy", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),
 )
-"""Imported once by the fork server: a session has them at no cost."""
+"""Imported by the fork server at its start: every session has them."""
+ON_DEMAND = {
+    "sympy": ("sympy",),
+    "matplotlib": ("matplotlib.pyplot", "matplotlib.backends.backend_agg"),
+}
+"""Imported by the fork server when a session's first cell names them: they take 60 MB, and a
+fork's time grows with the server's memory."""
 
 FLAGS = ("-I", "-S", "-B")
 """No environment variables, no user or site packages, no bytecode written."""
@@ -58,6 +63,11 @@ def cache_folder() -> Path:
     """Where what is made once is kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "axpo" / "python"
+
+
+def named_in(code: str) -> list[str]:
+    """Modules of `ON_DEMAND` that the code may import."""
+    return [module for name, modules in ON_DEMAND.items() if name in code for module in modules]
 
 
 async def prepare(packages: str | Path, scratch: Path) -> Environment:

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,18 +124,18 @@ class ForkServer:
         self.alive = True
         self._loop.add_reader(self._control, self._hear)
 
-    async def spawn(self, folder: Path) -> Child:
-        """Fork a session that works in `folder`."""
+    async def spawn(self, folder: Path, imports: Sequence[str] = ()) -> Child:
+        """Fork a session that works in `folder`; the server imports `imports` before it."""
         if not self.alive:
             raise InfraError("the Python sandbox's fork server has ended")
         number = next(self._numbers)
         started = self._started[number] = self._loop.create_future()
         end = self._ends[number] = self._loop.create_future()
         ours, theirs = socket.socketpair()
-        order = json.dumps({"id": number, "folder": str(folder)}).encode()
+        order = {"id": number, "folder": str(folder), "imports": list(imports)}
         try:
             with theirs:
-                await self._send(order, theirs.fileno())
+                await self._send(json.dumps(order).encode(), theirs.fileno())
             async with asyncio.timeout(self.bounds.start):
                 return Child(ours, await asyncio.shield(started), end)
         except BaseException:

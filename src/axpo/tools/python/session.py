@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from axpo.tools.base import InfraError
 from axpo.tools.python import folders
+from axpo.tools.python.environment import named_in
 from axpo.tools.python.inside import wire
 from axpo.tools.python.limits import Bounds
 from axpo.tools.python.server import Child, End, ForkServer
@@ -87,13 +88,17 @@ class Session:
         self._writer: asyncio.StreamWriter | None = None
 
     @classmethod
-    async def open(cls, server: ForkServer, folder: Path) -> Session:
-        """Start a session in the new folder `folder`; a failure is ours."""
+    async def open(cls, server: ForkServer, folder: Path, code: str = "") -> Session:
+        """Start a session in the new folder `folder`; a failure is ours.
+
+        The packages that its first cell, `code`, names are there at once.
+        """
         folder.mkdir(mode=0o700)
         session: Session | None = None
         try:
             async with asyncio.timeout(server.bounds.start):
-                session = cls(await server.spawn(folder), folder, server.bounds)
+                child = await server.spawn(folder, named_in(code))
+                session = cls(child, folder, server.bounds)
                 await session._greet()
         except BaseException as error:
             if session is not None:

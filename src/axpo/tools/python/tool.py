@@ -140,7 +140,7 @@ class PythonTool:
             raise InfraError("the Python tool was not started")
         lock = self._locks.setdefault(context.trajectory, asyncio.Lock())
         async with lock:
-            session = await self._session(context.trajectory)
+            session = await self._session(context.trajectory, call.code)
             images = [view.image for view in context.views[session.sent :]]
             try:
                 result = await session.run(call.code, images)
@@ -162,10 +162,11 @@ class PythonTool:
         for call in context.earlier:
             await self(call.arguments, replace(context, views=context.views[: call.pictures]))
 
-    async def _session(self, trajectory: str) -> Session:
+    async def _session(self, trajectory: str, code: str) -> Session:
         session = self._sessions.get(trajectory)
         if session is None:
-            session = await Session.open(await self._ready_server(), self._new_folder())
+            server = await self._ready_server()
+            session = await Session.open(server, self._new_folder(), code)
             self._sessions[trajectory] = session
         return session
 

@@ -1,13 +1,14 @@
-"""The fork server: imports the packages once, then forks a confined child a trajectory.
+"""The fork server: imports packages once, then forks a confined child a trajectory.
 
 It never runs the model's code, reads no environment and holds no secret. On its control socket
-it is told {"id", "folder"} with one end of a connection as descriptor; it answers {"id"} with
-the child's pidfd, and later {"id", "status", "cpu"} when the child has ended. The children die
-with it, and it ends when its control socket closes.
+it is told {"id", "folder", "imports"} with one end of a connection as descriptor; it imports
+what it lacks of these, answers {"id"} with the child's pidfd, and later {"id", "status", "cpu"}
+when the child has ended. The children die with it, and it ends when its control socket closes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,8 @@ class Server:
         if not data:
             return False
         order = json.loads(data)
+        with contextlib.suppress(Exception):  # the session's own import says what is wrong
+            _load(order["imports"])
         process = os.fork()
         if process == 0:
             self._child(fds[0], Path(order["folder"]))
@@ -98,16 +102,23 @@ def _open_path(path: str) -> int:
     return os.open(path, os.O_PATH)
 
 
+def _load(modules: Sequence[str]) -> None:
+    """Import what is missing; the imported objects stay shared between the children."""
+    missing = [name for name in modules if name not in sys.modules]
+    for name in missing:
+        importlib.import_module(name)
+    if missing:
+        gc.collect()
+        gc.freeze()
+
+
 def main() -> None:
     """Start from the settings in the only argument, say so, and serve."""
     settings = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
     sys.path.append(settings["packages"])
-    for name in settings["imports"]:
-        importlib.import_module(name)
+    _load(settings["imports"])
     control = socket.socket(fileno=settings["control"])
     server = Server(control, settings)
-    gc.collect()
-    gc.freeze()  # the imported objects stay shared between the children
     control.send(json.dumps({"ready": True}).encode())
     server.serve()
