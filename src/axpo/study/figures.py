@@ -72,14 +72,10 @@ def write_figures(
     if main:
         _families(main, out / "families.png")
         written.append(("Held out, by family", "families.png"))
-    rows = [
-        (m["label"], m["difference"]["all"][MAIN])
-        for name, m in found["models"].items()
-        if name != START and m["difference"].get("all", {}).get(MAIN)
-    ]
-    if rows:
+    compared = [m for name, m in found["models"].items() if name != START and m["difference"]]
+    if compared:
         label = found["models"][baseline]["label"]
-        _differences(rows, f"Pass@1 minus {label}", out / "differences.png")
+        _differences(compared, f"Pass@1 minus {label}", out / "differences.png")
         written.append((f"Pass@1 beside {label}, held out", "differences.png"))
     return written
 
@@ -150,7 +146,7 @@ def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.ticker import PercentFormatter
 
     palette = colours([cell["label"] for cell in cells])
-    parts = ["all", *sorted({p for c in cells for p in c["evaluation"] if p.startswith("family ")})]
+    parts = _parts(cells, "evaluation")
     figure, axes = new_figure(len(FAMILY_ROWS), len(parts), 2.2 * len(parts) + 0.6, 4.6)
     for row, (metric, name) in zip(axes, FAMILY_ROWS, strict=True):
         for axis, part in zip(row, parts, strict=True):
@@ -161,8 +157,7 @@ def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.set_ylim(-0.05, 1.05)
             axis.set_xticks([])
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            title = part.removeprefix("family ").replace("_", " ")
-            style_axis(axis, f"{name}, {title}", "")
+            style_axis(axis, f"{name}, {_part_name(part)}", "")
     legend_above(figure, axes[0][0], palette)
     save(figure, path)
 
@@ -176,17 +171,35 @@ def _with_seeds(axis: Any, place: float, cell: Mapping[str, Any], colour: str) -
     axis.plot(place, cell["value"], "o", color=colour, ms=7, mec="white")
 
 
-def _differences(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path) -> None:
-    """A row a variant: its difference with the interval, and each seed's as a dot."""
-    figure, axes = new_figure(1, 1, 6.4, 0.9 + 0.34 * len(rows))
-    axis = axes[0][0]
-    for place, (_, cell) in enumerate(rows):
-        axis.plot([cell["low"], cell["high"]], [place, place], color=INK, lw=1.6)
-        values = [v for v in cell["values"].values() if v is not None]
-        axis.plot(values, [place] * len(values), "o", color=SOFT, ms=3, alpha=0.6)
-        axis.plot(cell["value"], place, "o", color=INK, ms=6)
-    axis.axvline(0.0, color=LINE, lw=1.2, zorder=0)
-    axis.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axis.invert_yaxis()
-    style_axis(axis, title, "difference; line: 95 % interval, small dots: seeds")
+def _differences(cells: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """A row a variant, a column for all questions and for each family.
+
+    Each has the difference with its interval, and each seed's as a dot.
+    """
+    parts = _parts(cells, "difference")
+    figure, axes = new_figure(1, len(parts), 2.6 * len(parts) + 1.6, 1.1 + 0.34 * len(cells))
+    for axis, part in zip(axes[0], parts, strict=True):
+        axis.sharex(axes[0][0])
+        for place, cell in enumerate(cells):
+            if shown := cell["difference"].get(part, {}).get(MAIN):
+                axis.plot([shown["low"], shown["high"]], [place, place], color=INK, lw=1.6)
+                values = [v for v in shown["values"].values() if v is not None]
+                below = [place + 0.25] * len(values)
+                axis.plot(values, below, "o", color=SOFT, ms=3, alpha=0.6, mew=0)
+                axis.plot(shown["value"], place, "o", color=INK, ms=6)
+        axis.axvline(0.0, color=LINE, lw=1.2, zorder=0)
+        axis.set_yticks(range(len(cells)), [])
+        axis.set_ylim(len(cells) - 0.5, -0.5)
+        style_axis(axis, f"{title}, {_part_name(part)}" if part == "all" else _part_name(part), "")
+    axes[0][0].set_yticks(range(len(cells)), [cell["label"] for cell in cells])
+    figure.supxlabel("difference; line: 95 % interval, small dots: seeds", fontsize=9, color=SOFT)
     save(figure, path)
+
+
+def _parts(cells: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+    """All questions, then each family."""
+    return ["all", *sorted({p for c in cells for p in c[kind] if p.startswith("family ")})]
+
+
+def _part_name(part: str) -> str:
+    return part.removeprefix("family ").replace("_", " ")
