@@ -51,7 +51,7 @@ class Model:
     training: Mapping[int, Training]
     diagnoses: Mapping[int, Mapping[str, Any]]
     call_credit: Mapping[int, Mapping[str, Mapping[str, float]]]
-    """Seed -> part -> figures of `call_credit`, of diagnosed variants."""
+    """Seed -> part -> figures of `call_credit`."""
     outcomes: Sequence[Outcome]
     """A row a seed and question."""
 
@@ -156,9 +156,7 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
         questions,
         training,
         {seed: json.loads(f.read_text()) for seed, f in files.items() if f.is_file()},
-        {c.seed: saved_call_credit(c.folder(out)) for c in found if c.seed in training}
-        if variant is not None and variant.diagnose
-        else {},
+        {c.seed: saved_call_credit(c.folder(out)) for c in found if c.seed in training},
         outcomes,
     )
 
