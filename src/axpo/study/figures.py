@@ -63,7 +63,7 @@ def write_figures(
     written: list[tuple[str, str]] = []
     trained = [m for m in models.values() if m.training]
     for group in dict.fromkeys(m.group for m in trained):
-        members = [m for m in trained if m.group == group or m.name == baseline]
+        members = [m for m in trained if m.group in (group, models[baseline].group)]
         name = f"curves-{''.join(c if c.isalnum() else '-' for c in group.lower())}.png"
         _curves(members, out / name)
         written.append((f"Learning curves: {group}", name))

@@ -35,7 +35,7 @@ class VariantSettings(Section):
     label: str | None = None
     """Its name in tables and figures; the table's own name by default."""
     group: str = "main"
-    """Variants of a group share a figure of learning curves, with the baseline."""
+    """Variants of a group share a figure of learning curves, with the baseline's group."""
     overrides: tuple[str, ...] = ()
     """What differs from the recipe, as "section.key=value"."""
     seeds: Seeds | None = None
