@@ -60,13 +60,15 @@ print(json.dumps({name: denied(attempt) for name, attempt in attempts.items()}))
 NUMBER = len([line for line in CODE.splitlines() if line.startswith('    "')])
 """Canaries in `CODE`; all must answer."""
 CHECK = """
-import numpy, sympy
+import importlib.util, numpy
 from PIL import Image
+for name in ("sympy", "matplotlib"):
+    open(importlib.util.find_spec(name).origin).close()
 with open("own") as file:
     size = len(file.read())
-print(int(numpy.arange(5).sum()), sympy.Integer(2) ** 10, size)
+print(int(numpy.arange(5).sum()), size)
 """
-CHECKED = "10 1024 1000\n"
+CHECKED = "10 1000\n"
 
 
 async def check(server: ForkServer, folder: Path) -> None:
