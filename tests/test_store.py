@@ -108,6 +108,9 @@ def test_a_missing_picture_is_named(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(TreeError, match=f"group q/ü: picture {digest} is missing; expected {file}"):
         load_groups(path)
+    (loaded,) = load_groups(path, pictures=False)
+    group.pictures.clear()
+    assert loaded == group
 
 
 def test_a_picture_that_the_group_never_had_is_missing_too(tmp_path: Path) -> None:

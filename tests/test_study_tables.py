@@ -120,11 +120,19 @@ def test_costs_and_accuracy_at_equal_cost(folder: Path) -> None:
     # running means there are .1 and .25 for seed 1, .3 and .3 for seed 2.
     equal = models["axpo"]["equal"]["tokens"]
     assert equal["values"] == pytest.approx({"1": 0.1 + 0.15 / 5, "2": 0.3})
-    assert models["grpo"]["equal"]["tokens"]["values"] == pytest.approx({"1": 0.3, "2": 0.2})
+    assert equal["amount"]["values"] == {"1": 300, "2": 300}
+    own = models["grpo"]["equal"]["tokens"]  # all that it spent, and no difference to itself
+    assert own["values"] == pytest.approx({"1": 0.3, "2": 0.2}) and "difference" not in own
     assert equal["difference"]["values"] == pytest.approx({"1": -0.17, "2": 0.1})
     # 24 trajectories: AXPO's steps end at 10, 20 and 30, so 2/5 from its second to its third.
     equal = models["axpo"]["equal"]["trajectories"]
     assert equal["values"] == pytest.approx({"1": 0.25 + 0.4 * 0.15, "2": 0.3})
+    # A variant that spent less than the baseline: both at its own 300 tokens.
+    (folder / "study.toml").write_text(STUDY.replace('baseline = "grpo"', 'baseline = "axpo"'))
+    cheaper = tables(folder)["grpo"]["equal"]["tokens"]
+    assert cheaper["amount"]["values"] == {"1": 300, "2": 300}
+    assert cheaper["values"] == own["values"]
+    assert cheaper["difference"]["values"] == pytest.approx({"1": 0.17, "2": -0.1})
     last = models["axpo"]["training"]["reward_mean"]
     assert last["value"] == pytest.approx((0.4 + 0.3) / 2)
     half = 12.7062 * math.sqrt(0.005) / math.sqrt(2)
@@ -137,7 +145,7 @@ def test_the_page_holds_every_table_and_seed(folder: Path) -> None:
     assert page == folder / "out" / "study.md"
     for words in ("## Held out", "Pass@1 by family", "## Difference to GRPO", "## In training"):
         assert words in text
-    assert "24 sampled trajectories and 300 sampled tokens" in text
+    assert "| AXPO | 24 | 0.305 [0.241, 0.369] |" in text
     assert "| AXPO | 30 (1.25x) | 750 (2.50x) | 375 (2.50x) | 6 (1.00x) |" in text
     seeds = [line.split(" | ")[:4] for line in text.split("## Every seed")[1].splitlines()[4:]]
     assert ["| AXPO", "2", "0.750", "0.917"] in seeds and len(seeds) == 6

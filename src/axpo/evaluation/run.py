@@ -108,10 +108,10 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
 
 
 def evaluated_groups(out: Path) -> list[Group]:
-    """The groups that `evaluate` left in a run's folder."""
+    """The groups that `evaluate` left in a run's folder, without pictures."""
     _evaluated(out)
     files = sorted((out / EVALUATION).glob("*.parquet"))
-    return [group for file in files for group in load_groups(file)]
+    return [group for file in files for group in load_groups(file, pictures=False)]
 
 
 def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:

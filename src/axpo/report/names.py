@@ -106,7 +106,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     rest = [name for name in dict.fromkeys(names) if name not in chosen]
     for index, name in enumerate(rest):
         chosen[name] = free[index % len(free)]
-    return chosen
+    return {name: chosen[name] for name in names}
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:

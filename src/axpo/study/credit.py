@@ -20,7 +20,8 @@ FAMILY = "family"
 
 def saved_call_credit(run: Path) -> dict[str, dict[str, float]]:
     """`call_credit` of all trees that the training run in this folder saved."""
-    return call_credit(g for file in sorted(run.glob("trees/*.parquet")) for g in load_groups(file))
+    files = sorted(run.glob("trees/*.parquet"))
+    return call_credit(g for file in files for g in load_groups(file, pictures=False))
 
 
 def call_credit(groups: Iterable[Group]) -> dict[str, dict[str, float]]:

@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 
 from axpo.report.names import NEUTRAL, Chart, colours
-from axpo.report.plots import INK, LINE, SOFT, style_axis
+from axpo.report.plots import LINE, SOFT, style_axis
 from axpo.study import paper
-from axpo.study.figures import draw_curve, legend_above, new_figure, save, step_curve
+from axpo.study.figures import (
+    draw_curve,
+    legend_above,
+    new_figure,
+    part_name,
+    parts_of,
+    save,
+    step_curve,
+)
 from axpo.study.read import Model
 from axpo.study.settings import START
 
@@ -27,7 +35,6 @@ GAP_CHARTS = (
     Chart("recovery_rate", "Recovered prefixes"),
 )
 QUARTERS = ("least\nconfident", "2nd\nquarter", "3rd\nquarter", "most\nconfident")
-MARKERS = "oDs^vP*X"
 
 
 def write_diagnostic_figures(
@@ -44,11 +51,12 @@ def write_diagnostic_figures(
     ):
         gap_curves(main, out / "gap.png")
         written.append(("The Thinking-Acting Gap through training", "gap.png"))
-    cells = found["models"]
+    groups = (START, models[baseline].group)
+    cells = {name: c for name, c in found["models"].items() if c["group"] in groups}
     if any(_axes(cell) for name, cell in cells.items() if name != START):
         two_axes(cells, out / "axes.png")
         written.append(("How often a tool is used, and how well", "axes.png"))
-    diagnosed = [cell for cell in cells.values() if "recovery_rate" in cell["diagnosis"]]
+    diagnosed = [cell for cell in found["models"].values() if "recovery_rate" in cell["diagnosis"]]
     if diagnosed:
         prefix_figure(diagnosed, out / "prefixes.png")
         written.append(("What failed prefixes could still have led to", "prefixes.png"))
@@ -74,35 +82,33 @@ def gap_curves(models: Sequence[Model], path: Path) -> None:
     save(figure, path)
 
 
-def two_axes(cells: Mapping[str, Any], path: Path) -> None:
+def two_axes(cells: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Tool rate (x) against accuracy of tool-using rollouts (y), both with their intervals.
 
-    Arrows lead from the start to each variant.
+    A panel for all questions and for each family; arrows lead from the start to each variant.
     """
-    shown = {cell["label"]: (name, both) for name, cell in cells.items() if (both := _axes(cell))}
-    palette = colours(list(shown))
-    figure, axes = new_figure(1, 1, 7.6, 4.6)
-    axis = axes[0][0]
-    start = next((both for name, both in shown.values() if name == START), None)
-    for place, (label, (name, (x, y))) in enumerate(shown.items()):
-        colour = palette[label]
-        at = x["value"], y["value"]
-        if start is not None and name != START:
-            tail = start[0]["value"], start[1]["value"]
-            arrow = {"arrowstyle": "-|>", "color": colour, "alpha": 0.35, "lw": 1.2}
-            axis.annotate("", at, tail, arrowprops=arrow | {"shrinkA": 6, "shrinkB": 6})
-        for cell, across in ((x, True), (y, False)):
-            ends = [cell["low"], cell["high"]]
-            places = (ends, [at[1]] * 2) if across else ([at[0]] * 2, ends)
-            axis.plot(*places, color=colour, lw=1.3, alpha=0.7)
-        marker = MARKERS[place // len(set(palette.values())) % len(MARKERS)]
-        axis.plot(*at, marker, color=colour, ms=8, mec="white", label=label, zorder=4)
-    style_axis(axis, "", "tool rate: rollouts that attempt a tool")
-    axis.set_ylabel("accuracy of tool-using rollouts", fontsize=9, color=SOFT)
-    _percent(axis.xaxis)
-    _percent(axis.yaxis)
-    axis.grid(axis="x", color=LINE, lw=0.8)
-    figure.legend(loc="outside right center", frameon=False, fontsize=9, labelcolor=INK)
+    palette = colours([cell["label"] for cell in cells.values()])
+    parts = parts_of(list(cells.values()), "evaluation")
+    figure, axes = new_figure(1, len(parts), 2.75 * len(parts) + 0.4, 3.2)
+    for axis, part in zip(axes[0], parts, strict=True):
+        points = {name: both for name, cell in cells.items() if (both := _axes(cell, part))}
+        for name, (x, y) in points.items():
+            colour, at = palette[cells[name]["label"]], (x["value"], y["value"])
+            if START in points and name != START:
+                tail = tuple(cell["value"] for cell in points[START])
+                arrow = {"arrowstyle": "-|>", "color": colour, "alpha": 0.35, "lw": 1.2}
+                axis.annotate("", at, tail, arrowprops=arrow | {"shrinkA": 6, "shrinkB": 6})
+            axis.plot([x["low"], x["high"]], [at[1]] * 2, color=colour, lw=1.3, alpha=0.7)
+            axis.plot([at[0]] * 2, [y["low"], y["high"]], color=colour, lw=1.3, alpha=0.7)
+            axis.plot(*at, "o", color=colour, ms=8, mec="white", zorder=4)
+        axis.set_xlim(-0.06, 1.06)
+        axis.set_ylim(-0.05, 1.05)
+        style_axis(axis, part_name(part), "tool rate")
+        _percent(axis.xaxis)
+        _percent(axis.yaxis)
+        axis.grid(axis="x", color=LINE, lw=0.8)
+    axes[0][0].set_ylabel("accuracy of tool-using rollouts", fontsize=9, color=SOFT)
+    legend_above(figure, axes[0][0], palette)
     save(figure, path)
 
 
@@ -166,8 +172,10 @@ def _side_by_side(
     return max(0.1, *ends)
 
 
-def _axes(cell: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    own = cell["evaluation"].get("all", {})
+def _axes(
+    cell: Mapping[str, Any], part: str = "all"
+) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    own = cell["evaluation"].get(part, {})
     x, y = own.get("tool_rate"), own.get("accuracy_tool")
     return (x, y) if x and y else None
 

@@ -146,7 +146,7 @@ def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.ticker import PercentFormatter
 
     palette = colours([cell["label"] for cell in cells])
-    parts = _parts(cells, "evaluation")
+    parts = parts_of(cells, "evaluation")
     figure, axes = new_figure(len(FAMILY_ROWS), len(parts), 2.2 * len(parts) + 0.6, 4.6)
     for row, (metric, name) in zip(axes, FAMILY_ROWS, strict=True):
         for axis, part in zip(row, parts, strict=True):
@@ -157,7 +157,7 @@ def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.set_ylim(-0.05, 1.05)
             axis.set_xticks([])
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            style_axis(axis, f"{name}, {_part_name(part)}", "")
+            style_axis(axis, f"{name}, {part_name(part)}", "")
     legend_above(figure, axes[0][0], palette)
     save(figure, path)
 
@@ -176,7 +176,7 @@ def _differences(cells: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
 
     Each has the difference with its interval, and each seed's as a dot.
     """
-    parts = _parts(cells, "difference")
+    parts = parts_of(cells, "difference")
     figure, axes = new_figure(1, len(parts), 2.6 * len(parts) + 1.6, 1.1 + 0.34 * len(cells))
     for axis, part in zip(axes[0], parts, strict=True):
         axis.sharex(axes[0][0])
@@ -190,16 +190,17 @@ def _differences(cells: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
         axis.axvline(0.0, color=LINE, lw=1.2, zorder=0)
         axis.set_yticks(range(len(cells)), [])
         axis.set_ylim(len(cells) - 0.5, -0.5)
-        style_axis(axis, f"{title}, {_part_name(part)}" if part == "all" else _part_name(part), "")
+        style_axis(axis, f"{title}, {part_name(part)}" if part == "all" else part_name(part), "")
     axes[0][0].set_yticks(range(len(cells)), [cell["label"] for cell in cells])
     figure.supxlabel("difference; line: 95 % interval, small dots: seeds", fontsize=9, color=SOFT)
     save(figure, path)
 
 
-def _parts(cells: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+def parts_of(cells: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     """All questions, then each family."""
     return ["all", *sorted({p for c in cells for p in c[kind] if p.startswith("family ")})]
 
 
-def _part_name(part: str) -> str:
+def part_name(part: str) -> str:
+    """As a panel's title has it."""
     return part.removeprefix("family ").replace("_", " ")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from axpo.report.names import evaluation_order, label
 from axpo.report.numbers import number_text
 from axpo.study.diagnostics import beside_the_paper, diagnostics
-from axpo.study.markup import Json, Pick, picker, rows, signed_picker, table
+from axpo.study.markup import Json, cell_text, picker, rows, table
+from axpo.study.results import BUDGETS
 
 COMPUTE_LABELS = {
     "trajectories": "sampled trajectories",
@@ -117,21 +118,28 @@ def _costs(found: Json) -> list[str]:
         "## Cost of training\n\nMean over seeds; in brackets, of the baseline's. Seconds are those "
         "of the steps as measured, with other cells beside them.\n\n" + rows(lines)
     ]
-    heads: dict[str, Pick] = {}
-    said: list[str] = []
-    for budget, amount in found["equal"].items():
-        if amount is not None:
-            name = COMPUTE_LABELS[budget]
-            said.append(f"{amount:,.0f} {name}")
-            heads[f"equal {name}"] = picker("equal", budget)
-            heads[f"difference at equal {name}"] = signed_picker("equal", budget, "difference")
-    if heads:
-        sections.append(
-            f"Training accuracy at equal cost: {' and '.join(said)}, the most that every run "
-            "reached; mean of the last 10 steps, interpolated between steps.\n\n"
-            + table(models, heads)
-        )
+    compared = [m for m in models.values() if any(m["equal"].values())]
+    if compared:
+        sections.append(_equal_cost(compared))
     return sections
+
+
+def _equal_cost(models: Sequence[Json]) -> str:
+    """Training accuracy where a variant and the baseline have spent the same."""
+    heads = ("{}", "accuracy at equal {}", "difference at equal {}")
+    lines = [["", *(head.format(COMPUTE_LABELS[b]) for b in BUDGETS for head in heads)]]
+    for model in models:
+        cells = [model["label"]]
+        for budget in BUDGETS:
+            equal = model["equal"][budget]
+            amount = f"{equal['amount']['value']:,.0f}" if equal else "–"
+            cells += [amount, cell_text(equal), cell_text(equal.get("difference"), signed=True)]
+        lines.append(cells)
+    return (
+        "Training accuracy at equal cost: for each seed at the most that both its run and the "
+        "baseline's spent (its mean is shown); mean of the last 10 steps, interpolated between "
+        "steps.\n\n" + rows(lines)
+    )
 
 
 def _every_seed(models: Json) -> str:

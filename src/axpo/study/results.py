@@ -7,15 +7,15 @@ seed to seed.
 Equal compute. Of each finished training run: sampled trajectories and sampled tokens
 (continuations, branches and second attempts among them), trained tokens, and the seconds of its
 steps, as measured beside the other cells and of its process's own CPU time. Training accuracy at
-equal cost is read at the largest amount that every seed of every variant reached: the mean reward
-of the original rollouts over the last 10 steps, taken at the amount spent by the end of each step
-and interpolated linearly between two steps' ends.
+equal cost is read, for each seed, at the largest amount that both the variant's and the baseline's
+run reached: the mean reward of the original rollouts over the last 10 steps, taken at the amount
+spent by the end of each step and interpolated linearly between two steps' ends.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,6 @@ _SEED = 0
 def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLES) -> Json:
     """`study.json`: what was run, then each model's figures."""
     baseline = models[study.settings.baseline]
-    amounts = {budget: _common_amount(models.values(), budget) for budget in BUDGETS}
     return {
         "recipe": study.settings.recipe,
         "baseline": study.settings.baseline,
@@ -60,17 +59,13 @@ def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLE
         "steps": study.shared.rl.steps,
         "eval": study.shared.eval.model_dump(mode="json"),
         "questions": len(baseline.questions),
-        "equal": amounts,
         "models": {
-            name: _model(study, model, baseline, amounts, resamples)
-            for name, model in models.items()
+            name: _model(study, model, baseline, resamples) for name, model in models.items()
         },
     }
 
 
-def _model(
-    study: Study, model: Model, baseline: Model, amounts: Mapping[str, float | None], n: int
-) -> Json:
+def _model(study: Study, model: Model, baseline: Model, n: int) -> Json:
     return {
         "label": model.label,
         "group": model.group,
@@ -80,11 +75,7 @@ def _model(
         "evaluation": evaluation(model, n),
         "training": _training(model),
         "compute": _compute(model),
-        "equal": {
-            budget: _at_equal(model, baseline, budget, amount)
-            for budget, amount in amounts.items()
-            if amount is not None
-        },
+        "equal": {budget: _at_equal(model, baseline, budget) for budget in BUDGETS},
         "diagnosis": _diagnosis(model),
         "call_credit": _call_credit(model),
         "outdated": [s for s, d in model.diagnoses.items() if CALLS not in d],
@@ -227,26 +218,29 @@ def _compute(model: Model) -> Json:
     return {name: cell for name, cell in cells.items() if cell}
 
 
-def _common_amount(models: Iterable[Model], budget: str) -> float | None:
-    """The largest amount that every finished run of every variant spent."""
-    spent = [spending(run, budget)[-1] for model in models for run in model.training.values()]
-    return float(min(spent)) if spent else None
-
-
 def spending(run: Training, budget: str) -> Floats:
     """What the run had spent by the end of each step."""
     return run.trajectories() if budget == "trajectories" else run.tokens()
 
 
-def _at_equal(model: Model, baseline: Model, budget: str, amount: float) -> Json:
-    """Training accuracy at `amount`, and its difference to the baseline, seed by seed."""
-    own, other = (
-        {s: run.at(ACCURACY, spending(run, budget), amount) for s, run in m.training.items()}
-        for m in (model, baseline)
-    )
-    found = _bounded(ACCURACY, over_seeds(own))
+def _at_equal(model: Model, baseline: Model, budget: str) -> Json:
+    """Training accuracy at the `amount` that both spent, and its difference, seed by seed."""
+    amounts: dict[int, float] = {}
+    values: dict[int, float] = {}
+    differences: dict[int, float] = {}
+    for seed, run in model.training.items():
+        if (other := baseline.training.get(seed)) is not None:
+            spent = [spending(r, budget) for r in (run, other)]
+            amount = float(min(s[-1] for s in spent))
+            own, theirs = (
+                r.at(ACCURACY, s, amount) for r, s in zip((run, other), spent, strict=True)
+            )
+            amounts[seed], values[seed], differences[seed] = amount, own, own - theirs
+    found = _bounded(ACCURACY, over_seeds(values))
+    if found:
+        found["amount"] = over_seeds(amounts)
     if found and model.name != baseline.name:
-        found["difference"] = over_seeds({s: v - other[s] for s, v in own.items() if s in other})
+        found["difference"] = over_seeds(differences)
     return found
 
 
