@@ -1,4 +1,4 @@
-"""METHOD's rules against hand-computed numbers, and properties that hold for any batch."""
+"""The paper's rules against hand-computed numbers, and properties that hold for any batch."""
 
 from __future__ import annotations
 

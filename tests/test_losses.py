@@ -1,4 +1,4 @@
-"""Losses against hand-computed numbers (METHOD 8; clip 0.2 / 0.4, beta 1e-3)."""
+"""Losses against hand-computed numbers (clip 0.2 / 0.4, beta 1e-3)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_asymmetric_clip(ratio: float, advantage: float, loss: float, gradient: 
         (4.9, 2.0, 4.9, 0.0),
         (6.0, 2.0, 5.0, 1.0),
         (6.0, -2.0, 5.0, 1.0),
-        # No floor, where the clip of METHOD 8 (A < 0, rho < 0.8) would be flat.
+        # No floor, where the asymmetric clip (A < 0, rho < 0.8) would be flat.
         (0.01, -1.0, 0.01, 0.0),
     ],
 )

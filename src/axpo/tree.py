@@ -61,7 +61,7 @@ class CallStatus(StrEnum):
 
 
 class Stream(StrEnum):
-    """The advantage stream that gives a run of tokens its credit (METHOD: credit).
+    """The advantage stream that gives a run of tokens its credit (arXiv 2605.28774).
 
     PATH is a continuation's credit over its whole path, tokens that its source stores included:
     it counts as a rollout of its own that happens to share its beginning (ARPO). DEMONSTRATION and
@@ -178,7 +178,7 @@ class Call:
 class Credit:
     """One loss item: `advantage` on the policy tokens at path offsets [start, end).
 
-    `weight` is the item's share of its group's loss (METHOD 8: 1/N for each slot's items).
+    `weight` is the item's share of its group's loss (Eq. 5: 1/N for each slot's items).
     """
 
     start: int

@@ -1,4 +1,4 @@
-"""How many prefixes a batch may resample, and which (METHOD 5)."""
+"""How many prefixes a batch may resample, and which (arXiv 2605.28774)."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def breadth_first(
     """Spend the budget over the triggered questions' `candidates` (one list a question).
 
     Every question gets its first prefix before any gets a second; where the budget ends inside
-    a round, the least confident of that round go first (choice: METHOD 5). What is not used is
-    not carried over.
+    a round, the least confident of that round go first (our choice). What is not used is not
+    carried over.
 
     `pending` of the `questions` are still being sampled: what is returned is chosen whatever
     they turn out to be, as if each of them came first in every round.

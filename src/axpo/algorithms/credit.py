@@ -1,4 +1,4 @@
-"""Advantages and the loss items that carry them (METHOD 7 and 8)."""
+"""Advantages and the loss items that carry them (arXiv 2605.28774)."""
 
 from __future__ import annotations
 

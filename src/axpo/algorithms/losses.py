@@ -84,7 +84,7 @@ def _ratio_loss(settings: AlgorithmSettings) -> Loss:
 def clipped_loss(
     batch: TokenBatch, clip_low: float, clip_high: float, kl: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """- sum w [min(rho A, clip(rho, 1-clip_low, 1+clip_high) A) - beta k3] (METHOD 8).
+    """- sum w [min(rho A, clip(rho, 1-clip_low, 1+clip_high) A) - beta k3] (arXiv 2605.28774).
 
     rho = exp(logprob - old); k3 = exp(ref - logprob) - (ref - logprob) - 1. Also returns sums
     over tokens for metrics: `clipped` (tokens where the clip binds), `kl` (sum of k3), `ratio`

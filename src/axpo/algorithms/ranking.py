@@ -1,4 +1,4 @@
-"""Candidate prefixes and their confidence (METHOD 3 and 4)."""
+"""Candidate prefixes and their confidence (arXiv 2605.28774)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def span_logprobs(segments: Sequence[Segment], start: int, end: int) -> list[flo
 
 
 def span_confidence(segments: Sequence[Segment], start: int, end: int) -> float:
-    """Mean probability that the sampling policy gave the span's tokens (METHOD 4)."""
+    """Mean probability that the sampling policy gave the span's tokens (arXiv 2605.28774)."""
     logprobs = span_logprobs(segments, start, end)
     return math.fsum(math.exp(p) for p in logprobs) / len(logprobs)
 

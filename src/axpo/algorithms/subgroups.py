@@ -1,4 +1,4 @@
-"""Tool-using and no-tool subgroups, and the Thinking-Acting Gap's figures (METHOD: problem).
+"""Tool-using and no-tool subgroups, and the Thinking-Acting Gap's figures (arXiv 2605.28774).
 
 Unscored rollouts (infrastructure failed) belong to no subgroup.
 """
@@ -40,7 +40,7 @@ def callers(group: Group, tool: str) -> list[Trajectory]:
 
 
 def all_wrong(trajectories: Sequence[Trajectory]) -> bool:
-    """The trigger: non-empty, and every reward is 0 (METHOD 2)."""
+    """The trigger: non-empty, and every reward is 0 (arXiv 2605.28774)."""
     return bool(trajectories) and all(r <= 0 for r in rewards(trajectories))
 
 

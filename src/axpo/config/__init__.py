@@ -1,8 +1,8 @@
 """Typed settings: a sparse TOML recipe plus dotted overrides becomes one checked `Config`.
 
 Nothing here imports torch, so that a wrong key or value is refused in milliseconds, before any
-model is loaded. Numbers quote their source where the paper names them (METHOD = arXiv
-2605.28774); the others are our choices and are listed in `docs/paper_map.md`.
+model is loaded. Numbers quote their source where the paper (arXiv 2605.28774) names them;
+the others are our choices and are listed in `docs/paper_map.md`.
 """
 
 from __future__ import annotations

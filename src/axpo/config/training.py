@@ -24,27 +24,27 @@ class AlgorithmSettings(Section):
     """"grpo" is the baseline without resampling; "arpo" (arXiv 2507.19849) branches after
     observations by entropy; "rltf" (arXiv 2602.02482) learns from critiques and second attempts."""
     rollouts: Annotated[int, Field(ge=2)] = 8
-    """N, rollouts a question (METHOD: 8; ARPO's paper: 16, its branches among them)."""
+    """N, rollouts a question (paper: 8; ARPO's: 16, its branches among them)."""
     continuations: Annotated[int, Field(ge=2)] = 4
-    """K, continuations a selected prefix (METHOD: 4)."""
+    """K, continuations a selected prefix (paper: 4)."""
     extra_budget: Fraction = 0.25
-    """r: at most floor(r B N) extra continuations a batch (METHOD: 0.25)."""
+    """r: at most floor(r B N) extra continuations a batch (paper: 0.25)."""
     loss: Literal["clip", "cispo"] = "clip"
-    """"clip" is the asymmetric clip of METHOD 8; "cispo" the capped weight of arXiv 2506.13585."""
+    """"clip" is DAPO's asymmetric clip; "cispo" the capped weight of arXiv 2506.13585."""
     clip_low: PositiveFloat = 0.2
-    """rho is clipped from below at 1 - clip_low (METHOD: 0.2)."""
+    """rho is clipped from below at 1 - clip_low (paper: 0.2)."""
     clip_high: PositiveFloat = 0.4
-    """rho is clipped from above at 1 + clip_high (METHOD: 0.4)."""
+    """rho is clipped from above at 1 + clip_high (paper: 0.4)."""
     cispo_max_ratio: PositiveFloat = 5.0
-    """CISPO: rho itself is capped at this value, with no floor (METHOD: about 5). An absolute
+    """CISPO: rho itself is capped at this value, with no floor (MiniMax: about 5). An absolute
     bound, where some libraries take the offset eps of 1 + eps."""
     kl: NonNegativeFloat = 1e-3
-    """beta of the k3 KL estimate to the SFT policy (METHOD: 1e-3)."""
+    """beta of the k3 KL estimate to the SFT policy (paper: 1e-3)."""
     aggregation: Literal["question_mean", "token_mean"] = "question_mean"
     """question_mean: Eq. 5, each slot 1/N, then mean over questions (choice)."""
     tool_bonus: float = 0.0
     """GRPO: added to a tool-using rollout's reward, for its advantage only; below 0 it is the tool
-    penalty (METHOD: a constant)."""
+    penalty (paper: a constant)."""
     initial_share: Fraction = 0.5
     """ARPO: share of the N that is sampled before any branch (arXiv 2507.19849: 8 of 16)."""
     entropy_rule: Literal["threshold", "draw"] = "threshold"
@@ -57,11 +57,11 @@ class AlgorithmSettings(Section):
     entropy_threshold: float = 0.5
     """ARPO: tau; a trajectory branches where P > tau (arXiv 2507.19849: 0.5)."""
     distill_weight: NonNegativeFloat = 0.1
-    """RLTF: weight of -A log pi(second attempt | question) beside GRPO (METHOD: 0.1)."""
+    """RLTF: weight of -A log pi(second attempt | question) beside GRPO (its paper: 0.1)."""
     distill_floor: float = -5.0
-    """RLTF: distilled tokens with a lower logprob are dropped (METHOD: -5)."""
+    """RLTF: distilled tokens with a lower logprob are dropped (its paper: -5)."""
     feedback_weight: NonNegativeFloat = 0.1
-    """RLTF: weight of the critiques' cross-entropy beside GRPO (METHOD: 0.1)."""
+    """RLTF: weight of the critiques' cross-entropy beside GRPO (its paper: 0.1)."""
     prefix: Literal["tool_call", "scratch"] = "tool_call"
     """"scratch" resamples whole rollouts: the ablation without prefix fix."""
     resample: Literal["tool", "no_tool"] = "tool"
@@ -69,7 +69,7 @@ class AlgorithmSettings(Section):
     ranking: Literal["confidence", "random"] = "confidence"
     """"random" ranks candidate prefixes by a seeded draw (ablation)."""
     branch_at: Literal["first", "least_confident"] = "first"
-    """The call that a prefix ends in: the first (METHOD 3), or the least confident of those that an
+    """The call that a prefix ends in: the first (paper), or the least confident of those that an
     observation answered (our extension, beyond the paper)."""
     prefix_credit: bool = True
     """False: a selected source keeps its plain GRPO advantage (ablation)."""
@@ -198,7 +198,7 @@ class EvalSettings(Section):
     prefixes: NonNegativeInt = 32
     """Failed prefixes that the diagnostics resample."""
     prefix_samples: PositiveInt = 16
-    """Calls resampled from each (METHOD: 16)."""
+    """Calls resampled from each (paper: 16)."""
 
 
 class RunSettings(Section):

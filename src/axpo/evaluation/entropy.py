@@ -1,4 +1,4 @@
-"""The policy's exact entropy at its tool calls, which their confidence stands for (METHOD 4).
+"""The policy's exact entropy at its tool calls, which their confidence stands for.
 
 Confidence is free: the engine returns the probability of each sampled token. The entropy of the
 distribution that the token was drawn from takes the whole distribution, so another forward pass.

@@ -2,7 +2,7 @@
 
 `summarize` gives each metric with an interval, split by tool use and by what the examples say of
 themselves; `compare` pairs two models question by question. The all-wrong rates depend on the
-number of samples a question: compare them only at equal `samples` (METHOD's are at N = 8).
+number of samples a question: compare them only at equal `samples` (the paper's are at N = 8).
 """
 
 from __future__ import annotations

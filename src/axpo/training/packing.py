@@ -133,7 +133,7 @@ def _origins(segments: Sequence[Segment]) -> list[bool | None]:
 def item_weights(groups: Sequence[Sequence[Item]], aggregation: Aggregation) -> list[list[float]]:
     """Weight of each token of each item; `groups` are the `items` of ALL groups of an update.
 
-    question_mean (METHOD 8, Eq. 5): the credit's weight over the item's tokens, over the number
+    question_mean (Eq. 5): the credit's weight over the item's tokens, over the number
     of questions. token_mean: one over all trained tokens; credit weights play no role. Both
     denominators count the whole update, groups without credit and every micro-batch included:
     with local counts a token's weight would depend on what it happens to be packed with, and
