@@ -108,10 +108,24 @@ def test_a_run_may_go_on_with_a_larger_budget(tmp_path: Path) -> None:
     from axpo.config import ConfigError, load_config
 
     search = ["tools.search.cache=answers.db", "tools.search.budget=1"]
-    _claim(tmp_path, load_config(RECIPE, search))
+    _claim(tmp_path, load_config(RECIPE, search), ("train",))
     search[1] = "tools.search.budget=9"
-    _claim(tmp_path, load_config(RECIPE, search))
+    _claim(tmp_path, load_config(RECIPE, search), ("train",))
     assert json.loads((tmp_path / "config.json").read_text())["tools"]["search"]["budget"] == 9
     search[0] = "tools.search.cache=others.db"
-    with pytest.raises(ConfigError, match=r"tools\.search"):
-        _claim(tmp_path, load_config(RECIPE, search))
+    with pytest.raises(ConfigError, match=r"tools\.search\.cache: 'answers\.db' -> 'others\.db'"):
+        _claim(tmp_path, load_config(RECIPE, search), ("train",))
+
+
+def test_a_run_may_go_on_with_what_does_not_change_it(tmp_path: Path) -> None:
+    """How it is judged, and where it samples, are not the training's."""
+    from axpo.cli import _claim
+    from axpo.config import ConfigError, load_config
+
+    _claim(tmp_path, load_config(RECIPE), ("train",))
+    others = ["eval.samples=16", "engine.slots=64", "sft.steps=9"]
+    _claim(tmp_path, load_config(RECIPE, others), ("train",))
+    with pytest.raises(ConfigError, match=r"eval\.samples: 16 -> 4"):
+        _claim(tmp_path, load_config(RECIPE, ["eval.samples=4"]), ("train", "eval"))
+    with pytest.raises(ConfigError, match=r"rl\.optimizer\.learning_rate: .* -> 1\.0"):
+        _claim(tmp_path, load_config(RECIPE, ["rl.optimizer.learning_rate=1.0"]), ("train",))

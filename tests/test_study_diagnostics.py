@@ -58,7 +58,7 @@ def trained(folder: Path, recovery: Mapping[int, float]) -> None:
 
 
 def diagnosed(folder: Path, metrics: Mapping[str, float], entropy: float | None) -> None:
-    """As `axpo diagnose` writes it; without `entropy` as an older version did."""
+    """As `axpo diagnose` writes it; `entropy` is None where no call was made."""
 
     def estimates(values: Mapping[str, float]) -> dict[str, object]:
         return {name: {"value": v, "low": 0.0, "high": 1.0} for name, v in values.items()}
@@ -67,12 +67,11 @@ def diagnosed(folder: Path, metrics: Mapping[str, float], entropy: float | None)
         "metrics": estimates({} if entropy is None else {"entropy_correlation": entropy}),
         "prefixes": {"all": {"metrics": estimates(metrics)}},
     }
-    found |= {} if entropy is None else {"calls": 4}
     (folder / "diagnosis.json").write_text(json.dumps(found))
 
 
-OLD = {"recovery_rate": 0.5, "distinct_calls": 3.0, "single_call": 0.25}
-NEW = OLD | {
+SOME = {"recovery_rate": 0.5, "distinct_calls": 3.0, "single_call": 0.25}
+WHOLE = SOME | {
     "recovery_quartile_1": 0.8, "recovery_quartile_4": 0.2, "fresh_recovery_rate": 0.375,
     "recovery_gain": 0.125, "premise_holds": 0.75, "premise_holds_strictly": 0.5,
 }  # fmt: skip
@@ -90,9 +89,9 @@ def folder(tmp_path: Path) -> Path:
             cell(own, right)
             if variant != "start":
                 trained(own, {1: 0.5, 2: 1.0} if variant == "axpo" else {})
-        diagnosed(tmp_path / "out" / "start" / f"seed-{seed}", NEW, -0.8 - seed / 20)
-    diagnosed(tmp_path / "out" / "axpo" / "seed-1", NEW | {"recovery_rate": 1.0}, -0.9)
-    diagnosed(tmp_path / "out" / "axpo" / "seed-2", OLD, None)
+        diagnosed(tmp_path / "out" / "start" / f"seed-{seed}", WHOLE, -0.8 - seed / 20)
+    diagnosed(tmp_path / "out" / "axpo" / "seed-1", WHOLE | {"recovery_rate": 1.0}, -0.9)
+    diagnosed(tmp_path / "out" / "axpo" / "seed-2", SOME, None)
     return tmp_path
 
 
@@ -110,9 +109,8 @@ def test_figures_are_means_over_the_seeds_that_have_them(folder: Path) -> None:
     assert start["entropy_correlation"]["high"] == pytest.approx(-0.875 + half)
     assert axpo["recovery_rate"]["value"] == 0.75
     assert (axpo["recovery_rate"]["low"], axpo["recovery_rate"]["high"]) == (0.0, 1.0)
-    assert axpo["recovery_quartile_1"] == {"value": 0.8, "values": {"1": 0.8}}
-    assert axpo["entropy_correlation"]["values"] == {"1": -0.9}
-    assert (found["axpo"]["outdated"], found["start"]["outdated"]) == ([2], [])
+    assert axpo["recovery_quartile_1"] == {"value": 0.8, "values": {"1": 0.8, "2": None}}
+    assert axpo["entropy_correlation"]["values"] == {"1": -0.9, "2": None}
     assert found["grpo"]["diagnosis"] == {}
     assert found["axpo"]["training"]["recovery"]["value"] == 0.75
 
@@ -124,9 +122,9 @@ def test_the_page_sets_ours_beside_the_papers(folder: Path) -> None:
     assert len(paper) == 2 and all("arXiv 2605.28774" in line for line in paper)
     assert "| 0.20 to 0.35 | about 0.40 | about 0.25 | 0.12 to 0.15 |" in paper[0]
     assert "| 2.9 to 3.4 | about 0.30 | 0.843, sign not stated |" in paper[1]
-    assert "| AXPO | 0.800 | 0.200 |" in section  # quarters that no prefix ranks in are left out
-    assert "| Start | 0.500 [0.500, 0.500] | 0.375 [0.375, 0.375] | +0.125 [+0.125," in section
-    assert "**AXPO**: seeds 2 were diagnosed by an older version" in section
+    # Quarters that no prefix ranks in are left out.
+    assert "| AXPO | 0.800 (1 of 2 seeds) | 0.200 (1 of 2 seeds) |" in section
+    assert "| Start | 0.500 | 0.375 | +0.125 |" in section  # both seeds alike: no spread to tell of
     assert "nan" not in text
     beside = text.split("### Beside the paper's ablations")[1].split("\n#")[0]
     row = next(line for line in beside.splitlines() if line.startswith("| AXPO"))
@@ -148,7 +146,7 @@ def test_the_credit_of_calls_is_shown_of_diagnosed_variants(folder: Path) -> Non
         save_groups(folder / f"out/axpo/seed-{seed}/trees/step-000000.parquet", [group])
     text = study_tables(folder / "study.toml", folder / "out").read_text()
     section = text.split("### What first tool calls are credited with")[1].split("\n#")[0]
-    assert "| AXPO | all | +0.750 [−2.427, +3.927] | 0.500 [0.500, 0.500] |" in section
+    assert "| AXPO | all | +0.750 [−2.427, +3.927] | 0.500 | 0.500 | 0.000 |" in section
     assert "| GRPO" not in section  # no saved trees
 
 
@@ -190,6 +188,8 @@ def test_the_papers_rows_are_found_by_settings() -> None:
     both = AlgorithmSettings(prefix="scratch", prefix_credit=False)
     assert counterpart(both) is None
     assert counterpart(AlgorithmSettings(name="grpo", rollouts=16, tool_bonus=0.1)) is None
+    other = AlgorithmSettings(name="grpo", kl=0.0), AlgorithmSettings(continuations=8)
+    assert [counterpart(settings) for settings in other] == [None, None]
     assert differences("axpo", "grpo") == pytest.approx({"pass@1": 0.02, "pass@4": 0.019})
     assert differences(None, "grpo") == differences("axpo", None) == {}
 

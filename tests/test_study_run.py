@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from axpo.stages import Stage, run_stages, stage_line
+from axpo.stages import Stage, _read_progress, run_stages, stage_line
 from axpo.study import run
 from axpo.study.run import CellError, run_study
 from axpo.study.settings import StudyError
@@ -147,8 +147,58 @@ def test_changed_settings_of_what_is_there_are_refused(folder: Path) -> None:
     assert "train axpo 1" in text and "rl.questions: 6 -> 8" in text and "grpo" not in text
     (folder / "r.toml").write_text(f"[rl]\nsteps = {STEPS}\nquestions = 2\n")
     study.write_text(STUDY)
-    with pytest.raises(StudyError, match=r"train grpo 2 .*rl\.questions: 4 -> 2"):
+    with pytest.raises(StudyError, match=r"train grpo 2: rl\.questions: 4 -> 2 \(remove .*seed-2"):
         start(folder)
+    assert starts(folder) == WHOLE
+
+
+def test_another_start_is_another_study(folder: Path) -> None:
+    """What SFT is run with belongs to all that is trained and judged after it."""
+    start(folder)
+    study = folder / "study.toml"
+    study.write_text('overrides = ["sft.steps=9"]\n' + STUDY)
+    with pytest.raises(StudyError) as error:
+        start(folder)
+    for stage in ("sft start 1", "eval start 2", "train grpo 1", "eval axpo 2"):
+        assert f"{stage}: sft.steps: 300 -> 9" in str(error.value)
+    study.write_text('sft = "shared"\n' + STUDY)
+    with pytest.raises(StudyError, match="train grpo 2: start: 'each_seed 2' -> 'shared 1'"):
+        start(folder)
+    study.write_text('sft = "none"\n' + STUDY)
+    with pytest.raises(StudyError, match=r"eval start 1: .*start: 'each_seed 1' -> 'model.path'"):
+        start(folder)
+    assert starts(folder) == WHOLE
+
+
+def test_without_sft_a_study_may_get_earlier_seeds(folder: Path) -> None:
+    study = folder / "study.toml"
+    study.write_text('sft = "none"\n' + STUDY)
+    start(folder)
+    before = starts(folder)
+    study.write_text('sft = "none"\n' + STUDY.replace("[1, 2]", "[1, 2, 0]"))
+    start(folder)
+    assert before.items() <= starts(folder).items()
+
+
+def test_only_how_it_is_judged_has_changed(folder: Path) -> None:
+    """Then nothing that was trained is to be removed, and what is half trained goes on."""
+    start(folder)
+    (folder / "study.toml").write_text('overrides = ["eval.samples=16"]\n' + STUDY)
+    with pytest.raises(StudyError) as error:
+        start(folder)
+    text = str(error.value)
+    assert "eval grpo 1: eval.samples: 8 -> 16" in text and "train" not in text
+    assert "(remove " + str(folder / "out" / "grpo" / "seed-1" / "eval grpo 1.*.json") in text
+    for file in (folder / "out").glob("*/seed-*/eval*.json"):
+        file.unlink()
+    start(folder)
+    assert starts(folder)["grpo/seed-1"] == Counter({"train": 1, "eval": 2})
+
+
+def test_servers_may_move(folder: Path) -> None:
+    start(folder)
+    (folder / "study.toml").write_text('overrides = ["engine.slots=64"]\n' + STUDY)
+    start(folder)
     assert starts(folder) == WHOLE
 
 
@@ -189,6 +239,41 @@ def test_finished_stages_tell_how_long_the_others_take(folder: Path) -> None:
     run_stages(stages, folder / "logs", "t", 1)
     assert 0 < stages[1].guess == pytest.approx(stages[0].seconds)
     assert "✓ s0" in stage_line(stages[0])
+
+
+def test_time_to_go_of_a_stage_that_goes_on() -> None:
+    """At 60 of 200 steps from a checkpoint at 50 while 59 were logged: 140 steps at 2.5 s."""
+    stage = Stage("s", [], Path(), "rl", 200, 500.0)
+    stage.steps = 60
+    assert stage.left() == pytest.approx(350)  # waits: the rest of what a whole one takes
+    stage.process = subprocess.Popen(["true"])
+    stage.process.wait()
+    stage.first, stage.began = 50, time.monotonic() - 25
+    assert stage.left() == pytest.approx(350, rel=1e-3)
+
+
+def test_a_stage_that_falls_back_to_its_checkpoint_is_timed_from_there(folder: Path) -> None:
+    stage = Stage("s", [], folder, "rl", 200, 500.0)
+    stage.first, stage.steps, stage.began = 60, 60, 0.0
+    (folder / "metrics.jsonl").write_text('{"kind": "rl", "step": 50}\n')
+    _read_progress(stage)
+    assert (stage.first, stage.steps) == (51, 51)
+    assert time.monotonic() - stage.began < 5
+
+
+def test_a_damaged_line_of_one_stage_does_not_stop_the_others(folder: Path) -> None:
+    stages = [Stage(f"s{i}", command(folder, i), folder / str(i), "rl", STEPS, 1) for i in range(2)]
+    (folder / "0").mkdir()
+    (folder / "0" / "metrics.jsonl").write_text('not JSON\n{"kind": "rl", "step": 1}\n')
+    assert run_stages(stages, folder / "logs", "t", 2, keep_going=True) == []
+    assert all(stage.finished for stage in stages)
+
+
+def test_a_stage_without_steps_has_a_line() -> None:
+    stage = Stage("diagnose", [], Path(), "diagnose", 0, 30.0)
+    assert "diagnose" in stage_line(stage) and stage.left() == 30.0
+    stage.finished = True
+    assert "✓ diagnose" in stage_line(stage)
 
 
 def command(folder: Path, i: int) -> list[str]:

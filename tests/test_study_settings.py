@@ -52,9 +52,18 @@ def write(folder: Path, text: str) -> Path:
         ),
         (
             HEAD + GRPO + "[variants.b]\noverrides = [\"task.families=['calculate']\"]\n",
-            ["variants.b.overrides: task must be the same"],
+            ["variants.b.overrides: task.families must be the same"],
         ),
-        (HEAD + GRPO + '[variants.b]\nlabel = "grpo"\n', ["variants.b.label", "variants.grpo"]),
+        (
+            HEAD + GRPO + '[variants.b]\noverrides = ["rollout.temperature=0.3"]\n',
+            ["variants.b.overrides: rollout.temperature must be the same", "move it to"],
+        ),
+        (HEAD + GRPO + '[variants.b]\nlabel = "Start"\n', ["variants.b.label", "start's"]),
+        (
+            HEAD + GRPO + 'group = "a b"\n[variants.b]\ngroup = "a-b"\n',
+            ["variants.b.group: 'a-b' and 'a b' would share"],
+        ),
+        (HEAD + GRPO + '[variants.b]\nlabel = "grpo"\n', ["variants.b.label", "grpo's as well"]),
         (
             HEAD + GRPO + '[variants.b]\noverrides = ["algorithm.name=grpo"]\n',
             ["variants.b.overrides: the same settings as variants.grpo"],

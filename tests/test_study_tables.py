@@ -104,7 +104,8 @@ def test_held_out_means_and_pairs(folder: Path) -> None:
     # By cell +.25 +.5 / +.5 +.25. A draw is below 0 where it takes one question twice and the seed
     # that is worse there twice: its deviation of -1/8, stretched 9-fold. That is 2 in 16 draws.
     assert difference["probability_better"] == pytest.approx(7 / 8, abs=0.015)  # 3 errors
-    assert axpo["difference"]["all"]["all_wrong_tool"]["probability_better"] > 0.99  # fewer
+    fewer = axpo["difference"]["all"]["all_wrong_tool"]  # every one of four: no spread to tell of
+    assert fewer["value"] == -1.0 and "low" not in fewer and "probability_better" not in fewer
     assert "probability_better" not in axpo["difference"]["all"]["tool_rate"]
     assert grpo["difference"] == {}
     assert models["start"]["difference"]["all"]["pass@1"]["value"] == pytest.approx(-0.25)
@@ -188,7 +189,9 @@ def test_other_questions_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="axpo, seed 2: evaluated on 1 questions"):
         tables(folder)
     evaluated(folder / "out" / "axpo" / "seed-1", [([1], [1, 1, 1])])
-    with pytest.raises(UserError, match="different questions: 2 and 1"):
+    with pytest.raises(
+        UserError, match=r"different questions \(2 and 1, 1 of them in one only\); remove"
+    ):
         tables(folder)
 
 
@@ -226,3 +229,73 @@ def test_recovery_weighs_steps_by_their_branches() -> None:
     ]
     assert recovery(Training(lines)) == pytest.approx(2 / 6)
     assert math.isnan(recovery(Training([{"branches": 0}])))
+
+
+def test_seeds_with_the_same_cost_cost_the_same(folder: Path) -> None:
+    """Seed 2 costs ten times as much; AXPO has seed 1 alone, where it costs what GRPO does."""
+    trained(folder / "out" / "grpo" / "seed-1", [0.1] * 3, 100)
+    trained(folder / "out" / "grpo" / "seed-2", [0.1] * 3, 1000)
+    trained(folder / "out" / "axpo" / "seed-1", [0.1] * 3, 100)
+    (folder / "out" / "axpo" / "seed-2" / "metrics.jsonl").unlink()
+    models = tables(folder, 200)
+    assert models["grpo"]["compute"]["tokens"]["value"] == 1650
+    assert models["axpo"]["compute"]["tokens"]["value"] == 300
+    assert models["axpo"]["compute"]["tokens"]["times"] == 1.0
+    assert "| AXPO | 24 (1.00x) | 300 (1.00x) |" in (folder / "out" / "study.md").read_text()
+
+
+def test_faults_are_told(folder: Path) -> None:
+    """Unscored rollouts count nowhere, and the page says so; also where a model has no others."""
+    for seed, rewards in ((1, [1, 0, 0, 0]), (2, [0, 0, 0, 0])):
+        run = folder / "out" / "axpo" / f"seed-{seed}"
+        groups = [tools_and_plain(f"eval/q{i}", [], rewards) for i in range(2)]
+        for i, group in enumerate(groups):
+            group.meta.update(example=f"q{i}", family="find" if i < 1 else "calculate")
+            for rollout in group.rollouts[1 if (seed, i) == (1, 0) else 0 :]:
+                rollout.reward = None
+        save_groups(run / "evaluation" / "000000.parquet", groups)
+    models = tables(folder, 200)
+    told = {key: models["axpo"][key] for key in ("sampled", "unscored", "unscored_questions")}
+    assert told == {"sampled": 16, "unscored": 15, "unscored_questions": 3}
+    one = models["axpo"]["evaluation"]["all"]["pass@1"]
+    assert one == {"value": 1.0, "values": {"1": 1.0, "2": None}}  # one seed of two: no interval
+    text = (folder / "out" / "study.md").read_text()
+    assert "**AXPO**: 15 of 16 rollouts were not scored (infrastructure faults)" in text
+    assert "3 questions have none left" in text and "1.000 (1 of 2 seeds)" in text
+    for file in (folder / "out" / "axpo").glob("seed-*/evaluation/*.parquet"):
+        groups = [tools_and_plain(f"eval/q{i}", [], [0]) for i in range(2)]
+        for i, group in enumerate(groups):
+            group.meta.update(example=f"q{i}", family="find" if i < 1 else "calculate")
+            group.rollouts[0].reward = None
+        save_groups(file, groups)
+    tables(folder, 200)
+    text = (folder / "out" / "study.md").read_text()
+    assert "**AXPO**: 4 of 4 rollouts were not scored" in text
+
+
+def test_a_curve_over_tokens_invents_nothing() -> None:
+    """A value in step 5 alone is in the means of ten steps until step 14, at 50 to 140 tokens."""
+    lines = [{"rollouts": 8, "extra_samples": 0.0, "tokens_sampled": 10.0} for _ in range(30)]
+    lines[4]["recovery_rate"] = 0.5
+    where, mean, *_ = token_curve([Training(lines)], "recovery_rate")
+    known = np.isfinite(mean)
+    assert (where[0], where[-1]) == (10.0, 300.0)
+    assert where[known].min() >= 50.0 and where[known].max() <= 140.0
+    assert mean[known] == pytest.approx(np.full(known.sum(), 0.5))
+    one = Training(lines[:1])
+    assert token_curve([one, Training([{**lines[0], "tokens_sampled": 20.0}])], "x")[0].size == 0
+
+
+def test_recovery_is_of_resampled_prefixes(folder: Path) -> None:
+    """ARPO's branches grow from right rollouts too: theirs is another figure."""
+    study = folder / "study.toml"
+    study.write_text(STUDY + '[variants.arpo]\noverrides = ["algorithm.name=arpo"]\nseeds = [1]\n')
+    runs = {name: folder / "out" / name / "seed-1" / "metrics.jsonl" for name in ("axpo", "arpo")}
+    trained(runs["arpo"].parent, [0.1] * 3, 100)
+    for file in runs.values():
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [line | {"recovery_rate": 0.5, "branches": 2} for line in lines]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    models = tables(folder, 200)
+    assert models["axpo"]["training"]["recovery"]["values"] == {"1": 0.5, "2": None}
+    assert "recovery" not in models["arpo"]["training"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ def quickstart(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     from axpo.quickstart import quickstart as run
 
     config = load_config(recipe, overrides or ())
-    _claim(out, config)
+    _claim(out, config, ("sft", "train", "eval", "diagnose"))
     print(f"Report: {run(config, recipe, overrides or (), out)}")
 
 
@@ -42,7 +43,8 @@ def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY", help="TOML, e.g. recipes/study.toml")],
     out: Annotated[Path, typer.Option("--out", help="the study's folder; a study in it goes on")],
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="commands at once; one a core by default")
+        int | None,
+        typer.Option(min=1, help="commands at once; by default one a core, one on a GPU"),
     ] = None,
     tables: Annotated[
         bool, typer.Option("--tables", help="only rebuild tables and figures from the runs")
@@ -51,6 +53,8 @@ def study(
     """Variants of training, several seeds each, then their tables and figures."""
     from axpo.study.run import run_study, study_tables
 
+    if tables and jobs is not None:
+        raise ConfigError("--jobs: no effect with --tables; remove it")
     print(f"Study: {study_tables(file, out) if tables else run_study(file, out, jobs)}")
 
 
@@ -85,7 +89,7 @@ def profile(
 def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Cold-start model.path on the task's demonstrations."""
     config = load_config(recipe, overrides or ())
-    _claim(out, config)
+    _claim(out, config, ("sft",))
     from axpo.report.monitor import run_monitor
     from axpo.training import sft
 
@@ -98,7 +102,7 @@ def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
     config = load_config(recipe, overrides or ())
-    _claim(out, config)
+    _claim(out, config, ("train",))
     from axpo.report.monitor import run_monitor
     from axpo.training import rl
 
@@ -181,33 +185,26 @@ def index(
     print(f"{made.facts.entries} entries, {made.size / 1e6:.1f} MB, {made.seconds:.1f} s: {out}")
 
 
-def _claim(out: Path, config: Config) -> None:
-    """Write the run's settings; refuse a folder that another run's settings made.
+def _claim(out: Path, config: Config, commands: Sequence[str]) -> None:
+    """Write the run's settings; refuse a folder that these commands made with other ones."""
+    from axpo.evaluation.identity import OUTCOME, changed_settings, outcome_settings
 
-    The budget of paid calls may change: a run that has spent it goes on with a larger one.
-    """
     path = out / "config.json"
-    settings: dict[str, Any] = json.loads(config.model_dump_json())
-    old: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else settings
-    if _without_budget(old) != _without_budget(settings):
-        changed = [
-            f"{section}.{key}: {old.get(section, {}).get(key)!r} -> {value!r}"
-            for section, values in settings.items()
-            for key, value in values.items()
-            if old.get(section, {}).get(key) != value
-        ]
-        raise ConfigError(
-            f"{out} holds a run with other settings ({'; '.join(changed)}): "
-            "give another --out, or the settings it was started with"
+    settings: dict[str, Any] = config.model_dump(mode="json")
+    sections = tuple(dict.fromkeys(s for command in commands for s in OUTCOME[command]))
+    if path.is_file():
+        noted, now, defaults = (
+            outcome_settings(values, sections)
+            for values in (json.loads(path.read_text()), settings, Config().model_dump(mode="json"))
         )
+        if changed := changed_settings(noted, now, defaults):
+            said = "; ".join(f"{key}: {was!r} -> {wanted!r}" for key, was, wanted in changed)
+            raise ConfigError(
+                f"{out} holds a run with other settings ({said}): "
+                "give another --out, or the settings it was started with"
+            )
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=1))
-
-
-def _without_budget(settings: dict[str, Any]) -> dict[str, Any]:
-    tools = settings.get("tools", {})
-    search = {key: value for key, value in tools.get("search", {}).items() if key != "budget"}
-    return {**settings, "tools": {**tools, "search": search}}
 
 
 def _model_path(model: str) -> str:

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from axpo.report.live import duration
-from axpo.report.metrics import FILE_NAME, read_metrics
+from axpo.report.metrics import FILE_NAME, MetricsError, read_metrics
 
 DONE = "done.json"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -49,7 +49,9 @@ class Stage:
     finished: bool = False
     failure: str | None = None
     seconds: float = 0.0
+    """Of a finished one; where it went on from an earlier try, as long as a whole one takes."""
     first: int = 0
+    """Steps that were there when its process started."""
     steps: int = 0
     metrics_size: int = -1
     figures: dict[str, float] = field(default_factory=dict)
@@ -67,16 +69,21 @@ class Stage:
     def over(self) -> bool:
         return self.finished or self.failure is not None
 
+    @property
+    def share(self) -> float:
+        """Of its steps, those that are done."""
+        return self.steps / self.total if self.total else float(self.finished)
+
     def left(self) -> float:
         """Seconds that it still needs, by its own pace once there is one."""
         if self.over:
             return 0.0
         if self.process is None:
-            return self.guess
+            return self.guess * (1 - self.share)
         passed = time.monotonic() - self.began
         made = self.steps - self.first
         if made < 1:
-            return max(self.guess - passed, 5.0)
+            return max(self.guess * (1 - self.share) - passed, 5.0)
         return (self.total - self.steps) * passed / made
 
 
@@ -98,7 +105,9 @@ def run_stages(
         if stage.done.is_file():
             stage.finished, stage.seconds = True, json.loads(stage.done.read_text())["seconds"]
             stage.steps = stage.total
-    jobs = jobs or os.cpu_count() or 1
+        else:
+            _read_progress(stage)
+    jobs = jobs or usable_cores()
     with _StageView(Console(stderr=True), stages, title, jobs) as refresh:
         try:
             while not all(stage.over for stage in stages):
@@ -161,7 +170,8 @@ def _poll(stage: Stage, logs: Path) -> None:
         _read_progress(stage)
     elif code == 0:
         stage.finished, stage.steps = True, stage.total
-        stage.seconds = time.monotonic() - stage.began
+        passed, made = time.monotonic() - stage.began, stage.total - stage.first
+        stage.seconds = passed * stage.total / made if made else passed
         temporary = stage.done.with_suffix(".tmp")
         temporary.write_text(json.dumps({"seconds": round(stage.seconds, 1)}))
         temporary.replace(stage.done)
@@ -181,6 +191,13 @@ def _learn_guess(stage: Stage, stages: Sequence[Stage]) -> None:
                 other.guess = mean
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on, where the system tells; else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _die_with_parent() -> None:
     """A stage must not outlive whoever runs it: the next one works in the same folders."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -196,9 +213,14 @@ def _read_progress(stage: Stage) -> None:
     if size == stage.metrics_size:  # a long run's file takes 10 ms to parse
         return
     stage.metrics_size = size
-    lines = read_metrics(stage.folder, stage.kind)
+    try:
+        lines = read_metrics(stage.folder, stage.kind)
+    except MetricsError:  # the stage itself will say so
+        return
     if lines:
         stage.steps = min(int(lines[-1]["step"]) + 1, stage.total)
+        if stage.steps < stage.first:  # it goes on from a checkpoint before the last line
+            stage.first, stage.began = stage.steps, time.monotonic()
         recent = lines[-10:]
         for name in ("tool_rate", "reward_mean", "all_wrong_tool", "loss"):
             values = [line[name] for line in recent if name in line]
@@ -252,8 +274,8 @@ class _StageView:
 
 def stage_line(stage: Stage) -> str:
     """A stage's progress bar, ETA and latest figures in a line."""
-    share = stage.steps / stage.total
-    bar = "█" * round(16 * share) + "░" * (16 - round(16 * share))
+    full = round(16 * stage.share)
+    bar = "█" * full + "░" * (16 - full)
     if stage.finished:
         return f"  ✓ {stage.name:<14} {bar}  {duration(stage.seconds)}"
     if stage.failure is not None:

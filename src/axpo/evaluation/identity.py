@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+OUTCOME = {
+    "sft": ("model", "task", "rollout", "tools", "sft"),
+    "train": ("model", "task", "rollout", "tools", "algorithm", "rl"),
+    "eval": ("model", "task", "rollout", "tools", "eval"),
+    "diagnose": ("model", "task", "rollout", "tools", "eval"),
+}
+"""Command -> the sections of the settings that its outcome depends on. `engine` is in none: it says
+where tokens are sampled, and how fast, and may change when a run goes on."""
+_MAY_CHANGE = "tools.search.budget"
+"""A run that has spent its paid calls goes on with more of them."""
+
+
+def outcome_settings(values: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
+    """Flat "section.key" -> plain JSON value of these sections, and `run.seed`.
+
+    `values` are a config's, dumped as JSON; sections that it lacks are left out.
+    """
+    found: dict[str, Any] = {"run.seed": values.get("run", {}).get("seed")}
+    for section in sections:
+        found |= _flat(values.get(section, {}), f"{section}.")
+    return {key: value for key, value in found.items() if key != _MAY_CHANGE}
 
 
 def changed_settings(
@@ -21,3 +43,13 @@ def changed_settings(
         if was != wanted and not unset:
             found.append((key, was, wanted))
     return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

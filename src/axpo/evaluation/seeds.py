@@ -16,7 +16,8 @@ quantile is too small for a spread that S values estimate. Both are mended by on
 seeds' part, `seed_factor(S)` = sqrt(S/(S-1)) t/z with Student's t of S-1 degrees of freedom (1.58
 at 5 seeds, 2.69 at 3; the question's part is left as it is). A seed drawn c times then weighs
 (1 + factor (c - 1)) / S; the weights still add up to 1. With one seed there is no seed part, and
-the interval covers questions alone.
+the interval covers questions alone. A metric that one seed of several has a share in has no
+interval: it would be the surest of all.
 
 The same draws give `probability_above`, so it is as careful as the interval.
 
@@ -142,10 +143,13 @@ def _ratios(parts: Ratios, seed: int, resamples: int) -> tuple[Floats, Floats]:
 
 
 def _over_seeds(values_S: Floats, drawn_RS: Floats, seed: int) -> tuple[Estimate | None, Floats]:
-    """The mean over the seeds that have a value, and its resamples [R]."""
+    """The mean over the seeds that have a value, and its resamples [R]; of one seed of several
+    the ends are NaN, and there are no resamples."""
     known = np.isfinite(values_S)
     if not known.any():
         return None, np.empty(0)
+    if known.sum() == 1 < len(values_S):
+        return Estimate(float(values_S[known][0]), math.nan, math.nan), np.empty(0)
     weights_RS = _seed_weights(int(known.sum()), len(drawn_RS), seed)
     drawn_R = (weights_RS * drawn_RS[:, known]).sum(axis=1)
     return interval(float(values_S[known].mean()), drawn_R), drawn_R

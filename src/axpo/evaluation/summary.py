@@ -211,7 +211,7 @@ def _table(rows: Sequence[Shares]) -> tuple[list[str], Floats, Floats]:
 
 
 def _align(first: Sequence[Group], second: Sequence[Group]) -> list[tuple[Group, Group]]:
-    by_id = [_by_example(groups) for groups in (first, second)]
+    by_id = [by_example(groups) for groups in (first, second)]
     expected, got = (set(groups) for groups in by_id)
     if expected != got or not expected:
         raise AlignmentError(
@@ -222,7 +222,8 @@ def _align(first: Sequence[Group], second: Sequence[Group]) -> list[tuple[Group,
     return [(group, by_id[1][id]) for id, group in by_id[0].items()]
 
 
-def _by_example(groups: Sequence[Group]) -> dict[str, Group]:
+def by_example(groups: Sequence[Group]) -> dict[str, Group]:
+    """Example id -> its group; raises `AlignmentError` for a group without one, or a second."""
     found: dict[str, Group] = {}
     for group in groups:
         if EXAMPLE not in group.meta:

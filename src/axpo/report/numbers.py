@@ -15,7 +15,7 @@ def probability_text(value: float) -> str:
 
 
 def number_text(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}"
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed_text(value: float, digits: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.config import Config
-from axpo.evaluation.identity import changed_settings
+from axpo.evaluation.identity import OUTCOME, changed_settings, outcome_settings
 from axpo.stages import Stage
 from axpo.study.settings import START, Study, StudyError
 
@@ -22,13 +22,6 @@ COMMANDS = {"sft": "sft", "rl": "train", "eval": "eval", "diagnose": "diagnose"}
 """Kind of a stage's metrics -> its command."""
 GUESSES = {"sft": 1.4, "rl": 2.5, "eval": 0.25, "diagnose": 1.0}
 """Seconds of the lab on one core, of a step, question or prefix, until a stage has finished."""
-_SECTIONS = {
-    "sft": ("model", "task", "rollout", "tools", "sft"),
-    "rl": ("model", "task", "rollout", "tools", "engine", "algorithm", "rl"),
-    "eval": ("model", "task", "rollout", "tools", "engine", "eval"),
-    "diagnose": ("model", "task", "rollout", "tools", "engine", "eval"),
-}
-_SEARCH_BUDGET = "tools.search.budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,32 +91,31 @@ def _cell_stages(study: Study, cell: Cell, config: Config, out: Path) -> Iterato
         wanted = study.variants[cell.variant].diagnose
     if wanted:
         model = own if trained else None
-        yield stage("diagnose", max(1, config.eval.prefixes), model, f"eval {name}")
+        yield stage("diagnose", config.eval.prefixes, model, f"eval {name}")
 
 
 def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
     """Refuse a study whose finished or begun stages were made with other settings.
 
-    Raises `StudyError` that names the stages and what differs.
+    Raises `StudyError` that names the stages, what differs and what to remove.
     """
     problems: list[str] = []
-    defaults = _flat(Config().model_dump(mode="json"), "")
+    defaults = outcome_settings(Config().model_dump(mode="json"), tuple(Config.model_fields))
     for stage in planned:
         file = settings_file(stage)
         if not file.is_file():
             continue
         noted, now = json.loads(file.read_text()), stage_settings(study, stage)
-        changed = [
-            f"{key}: {was!r} -> {wanted!r}"
-            for key, was, wanted in changed_settings(noted, now, defaults)
-            if key != _SEARCH_BUDGET
-        ]
-        if changed:
-            problems.append(f"{stage.name} ({stage.folder}): {'; '.join(changed)}")
+        if changed := changed_settings(noted, now, defaults):
+            said = "; ".join(f"{key}: {was!r} -> {wanted!r}" for key, was, wanted in changed)
+            made = stage.kind in ("sft", "rl")
+            remove = stage.folder if made else f"{stage.folder}/{stage.name}.*.json"
+            problems.append(f"{stage.name}: {said} (remove {remove})")
     if problems:
         raise StudyError(
             f"{out} holds cells with other settings:\n  " + "\n  ".join(problems) + "\n"
-            "give another --out, the settings that they were made with, or remove their folders"
+            "give another --out, the settings that they were made with, or remove what is named "
+            "to have it made again"
         )
 
 
@@ -140,27 +132,22 @@ def settings_file(stage: Stage) -> Path:
 
 
 def stage_settings(study: Study, stage: Stage) -> dict[str, Any]:
-    """What a stage's outcome depends on, flat: "section.key" -> plain JSON value."""
+    """What a stage's outcome depends on, flat: "section.key" -> plain JSON value.
+
+    What is trained or judged after SFT depends on SFT's settings too.
+    """
     _, variant, seed = stage.name.rsplit(" ", 2)
     values = study.config(variant, int(seed)).model_dump(mode="json")
-    found: dict[str, Any] = {"run.seed": values["run"]["seed"]}
-    for section in _SECTIONS[stage.kind]:
-        found |= _flat(values[section], f"{section}.")
-    if stage.kind == "rl":
-        if study.settings.sft != "none":
-            del found["model.path"]  # the start's folder, wherever it lies
+    after_sft = study.settings.sft != "none" and stage.kind != "sft"
+    sections = OUTCOME[COMMANDS[stage.kind]] + (("sft",) if after_sft else ())
+    found = outcome_settings(values, sections)
+    if after_sft:
         found["start"] = f"{study.settings.sft} {study.start_of(int(seed))}"
+        if stage.kind == "rl":
+            del found["model.path"]  # the start's folder, wherever it lies
+    elif stage.kind != "sft":
+        found["start"] = "model.path"
     if stage.kind == "eval":
         for key in ("eval.prefixes", "eval.prefix_samples"):
             del found[key]
     return found
-
-
-def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

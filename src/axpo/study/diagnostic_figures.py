@@ -17,6 +17,7 @@ from axpo.report.names import NEUTRAL, Chart, colours
 from axpo.report.plots import LINE, SOFT, style_axis
 from axpo.study import paper
 from axpo.study.figures import (
+    Curve,
     draw_curve,
     legend_above,
     new_figure,
@@ -77,7 +78,7 @@ def gap_curves(models: Sequence[Model], path: Path) -> None:
             draw_curve(axis, curve, palette[name], 1.0)
         highest = max(np.nanmax(c[3]) for c in curves[chart].values() if np.isfinite(c[3]).any())
         _share_axis(axis, chart.title, "step", highest)
-        _label_ends(axis, {palette[name]: curve for name, curve in curves[chart].items()})
+        _label_ends(axis, [(palette[name], curve) for name, curve in curves[chart].items()])
     legend_above(figure, axes[0][0], palette)
     save(figure, path)
 
@@ -98,8 +99,8 @@ def two_axes(cells: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                 tail = tuple(cell["value"] for cell in points[START])
                 arrow = {"arrowstyle": "-|>", "color": colour, "alpha": 0.35, "lw": 1.2}
                 axis.annotate("", at, tail, arrowprops=arrow | {"shrinkA": 6, "shrinkB": 6})
-            axis.plot([x["low"], x["high"]], [at[1]] * 2, color=colour, lw=1.3, alpha=0.7)
-            axis.plot([at[0]] * 2, [y["low"], y["high"]], color=colour, lw=1.3, alpha=0.7)
+            axis.plot(_ends(x), [at[1]] * 2, color=colour, lw=1.3, alpha=0.7)
+            axis.plot([at[0]] * 2, _ends(y), color=colour, lw=1.3, alpha=0.7)
             axis.plot(*at, "o", color=colour, ms=8, mec="white", zorder=4)
         axis.set_xlim(-0.06, 1.06)
         axis.set_ylim(-0.05, 1.05)
@@ -186,17 +187,21 @@ def _estimates(
     """Values with intervals at 0, 1, ... (moved `aside`); returns the highest end."""
     points = [(i + aside, cell) for i, cell in enumerate(found) if cell]
     for x, cell in points:
-        ends = [cell.get("low", cell["value"]), cell.get("high", cell["value"])]
-        axis.plot([x, x], ends, color=colour, lw=1.6, alpha=0.6)
+        axis.plot([x, x], _ends(cell), color=colour, lw=1.6, alpha=0.6)
     places, values = [x for x, _ in points], [cell["value"] for _, cell in points]
     axis.plot(places, values, "-o" if line else "o", color=colour, ms=6, lw=1.2, mec="white")
     return max((cell.get("high", cell["value"]) for _, cell in points), default=0.0)
 
 
-def _label_ends(axis: Any, curves: Mapping[str, Any]) -> None:
+def _ends(cell: Mapping[str, Any]) -> list[float]:
+    """The interval's; the value twice where there is none."""
+    return [cell.get("low", cell["value"]), cell.get("high", cell["value"])]
+
+
+def _label_ends(axis: Any, curves: Sequence[tuple[str, Curve]]) -> None:
     """Each curve's last value in per cent at its end, kept apart from the others."""
     ends: list[tuple[float, float, str]] = []
-    for colour, (where, mean, _, _) in curves.items():
+    for colour, (where, mean, _, _) in curves:
         known = np.isfinite(mean)
         if known.any():
             ends.append((float(mean[known][-1]), float(where[known][-1]), colour))

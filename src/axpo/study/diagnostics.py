@@ -3,8 +3,6 @@ beside the paper's figure, and the differences to the baseline beside the paper'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from axpo.report.numbers import signed_text
 from axpo.study import paper
 from axpo.study.markup import Json, Pick, cell_text, picker, rows, signed_picker, table
@@ -139,7 +137,7 @@ def _prefixes(found: Json) -> list[str]:
         },
         needs="recovery_gain",
     )
-    return sections + _outdated(models)
+    return sections
 
 
 def _section(text: str, models: Json, heads: dict[str, Pick], needs: str = "") -> list[str]:
@@ -149,18 +147,6 @@ def _section(text: str, models: Json, heads: dict[str, Pick], needs: str = "") -
         if (not needs or needs in m["diagnosis"]) and any(pick(m) for pick in heads.values())
     }
     return [f"{text}\n\n{table(members, heads)}"] if members else []
-
-
-def _outdated(models: Json) -> list[str]:
-    """Models whose diagnosis an older version made for some seeds."""
-    lines: Sequence[str] = [
-        f"- **{m['label']}**: seeds {', '.join(map(str, m['outdated']))} were diagnosed by an "
-        "older version; remove their `diagnose … .done.json` and run the study again: it keeps "
-        "what was sampled and adds what is missing"
-        for m in models.values()
-        if m["outdated"]
-    ]
-    return ["\n".join(lines)] if lines else []
 
 
 def _paper(cells: Json) -> dict[str, str]:

@@ -17,7 +17,7 @@ from axpo.evaluation.bootstrap import Floats
 from axpo.report.names import MAIN_CHARTS, Chart, colours
 from axpo.report.plots import INK, LINE, SOFT, style_axis
 from axpo.study.read import Model, Training
-from axpo.study.settings import START
+from axpo.study.settings import START, group_slug
 
 Curve = tuple[Floats, Floats, Floats, Floats]
 """Where, mean, lowest and highest seed."""
@@ -33,14 +33,14 @@ def step_curve(runs: Sequence[Training], metric: str) -> Curve:
 
 
 def token_curve(runs: Sequence[Training], metric: str) -> Curve:
-    """The metric over sampled tokens, from where all seeds have spent some to where all did."""
+    """The metric over sampled tokens, from where all seeds have spent some to where all did.
+
+    NaN between two steps of which one has no value; empty where no amount is common to all.
+    """
     spent = [run.tokens() for run in runs]
-    grid = np.linspace(max(s[0] for s in spent), min(s[-1] for s in spent), POINTS)
-    values = [
-        np.interp(grid, s[known], recent[known]) if known.any() else np.full(POINTS, np.nan)
-        for s, recent in ((s, run.recent(metric)) for s, run in zip(spent, runs, strict=True))
-        for known in [np.isfinite(recent)]
-    ]
+    first, last = max(s[0] for s in spent), min(s[-1] for s in spent)
+    grid = np.linspace(first, last, POINTS) if first < last else np.empty(0)
+    values = [np.interp(grid, s, run.recent(metric)) for s, run in zip(spent, runs, strict=True)]
     return (grid, *_band(np.array(values)))
 
 
@@ -64,7 +64,7 @@ def write_figures(
     trained = [m for m in models.values() if m.training]
     for group in dict.fromkeys(m.group for m in trained):
         members = [m for m in trained if m.group in (group, models[baseline].group)]
-        name = f"curves-{''.join(c if c.isalnum() else '-' for c in group.lower())}.png"
+        name = f"curves-{group_slug(group)}.png"
         _curves(members, out / name)
         written.append((f"Learning curves: {group}", name))
     main = [m for m in found["models"].values() if m["group"] in (START, models[baseline].group)]
@@ -182,7 +182,8 @@ def _differences(cells: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
         axis.sharex(axes[0][0])
         for place, cell in enumerate(cells):
             if shown := cell["difference"].get(part, {}).get(MAIN):
-                axis.plot([shown["low"], shown["high"]], [place, place], color=INK, lw=1.6)
+                if "low" in shown:
+                    axis.plot([shown["low"], shown["high"]], [place, place], color=INK, lw=1.6)
                 values = [v for v in shown["values"].values() if v is not None]
                 below = [place + 0.25] * len(values)
                 axis.plot(values, below, "o", color=SOFT, ms=3, alpha=0.6, mew=0)

@@ -37,22 +37,35 @@ def page(found: Json, figures: Sequence[tuple[str, str]]) -> str:
 def _head(found: Json) -> str:
     baseline = found["models"][found["baseline"]]["label"]
     evaluation = found["eval"]
+    steps = " or ".join(map(str, found["steps"]))
+    several = len(found["seeds"]) > 1
+    over = "seeds and questions (a hierarchical bootstrap, widened for few seeds)"
     return (
-        f"# Study\n\nRecipe `{found['recipe']}`, {found['steps']} steps, seeds "
+        f"# Study\n\nRecipe `{found['recipe']}`, {steps} steps, seeds "
         f"{', '.join(map(str, found['seeds']))}, SFT: {found['sft'].replace('_', ' ')}. Held out: "
         f"{found['questions']} questions of split {evaluation['split']}, {evaluation['samples']} "
-        f"samples each. Baseline: {baseline}. Held-out intervals (95 %) are over seeds and "
-        "questions (a hierarchical bootstrap, widened for few seeds), those of training over seeds "
-        "(Student's t). P is the probability of being better than the baseline."
+        f"samples each. Baseline: {baseline}. Held-out intervals (95 %) are over "
+        f"{over if several else 'questions alone, as there is one seed (a bootstrap)'}, those of "
+        "training over seeds (Student's t); there is none where all outcomes are the same. P is "
+        "the share of the bootstrap's resamples in which a variant is better than the baseline, "
+        "each variant taken by itself."
     )
 
 
 def _missing(models: Json) -> list[str]:
-    return [
-        f"**{m['label']}**: not evaluated for seeds {', '.join(map(str, m['missing']))}"
-        for m in models.values()
-        if m["missing"]
-    ]
+    """What is not in the tables: cells that were not evaluated, rollouts that were not scored."""
+    lines: list[str] = []
+    for m in models.values():
+        if m["missing"]:
+            seeds = ", ".join(map(str, m["missing"]))
+            lines.append(f"**{m['label']}**: not evaluated for seeds {seeds}")
+        if m["unscored"]:
+            lines.append(
+                f"**{m['label']}**: {m['unscored']} of {m['sampled']} rollouts were not scored "
+                "(infrastructure faults) and count nowhere; "
+                f"{m['unscored_questions']} questions have none left"
+            )
+    return lines
 
 
 def _held_out(found: Json) -> list[str]:
@@ -102,7 +115,6 @@ def _costs(found: Json) -> list[str]:
     models = {n: m for n, m in found["models"].items() if m["compute"]}
     if not models:
         return []
-    base = found["models"][found["baseline"]]["compute"]
     lines = [["", *COMPUTE_LABELS.values()]]
     for model in models.values():
         cells = [model["label"]]
@@ -110,13 +122,14 @@ def _costs(found: Json) -> list[str]:
             if key not in model["compute"]:
                 cells.append("–")
                 continue
-            value = model["compute"][key]["value"]
-            times = f" ({value / base[key]['value']:.2f}x)" if base.get(key) else ""
-            cells.append(f"{value:,.0f}{times}")
+            cell = model["compute"][key]
+            times = f" ({cell['times']:.2f}x)" if "times" in cell else ""
+            cells.append(f"{cell['value']:,.0f}{times}")
         lines.append(cells)
     sections = [
-        "## Cost of training\n\nMean over seeds; in brackets, of the baseline's. Seconds are those "
-        "of the steps as measured, with other cells beside them.\n\n" + rows(lines)
+        "## Cost of training\n\nMean over seeds; in brackets, of the baseline's in the same seeds. "
+        "Seconds are those of the steps as measured, with other cells beside them.\n\n"
+        + rows(lines)
     ]
     compared = [m for m in models.values() if any(m["equal"].values())]
     if compared:

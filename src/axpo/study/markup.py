@@ -46,7 +46,8 @@ def table(
     if first is not None:
         lines.append([first.get(head, "–") for head in lines[0]])
     for model in models.values():
-        shown = model["difference"]["all"]["pass@1"]["values"] if signed else model["seeds"]
+        compared = model["difference"].get("all", {}).get("pass@1", {})
+        shown = compared.get("values", ()) if signed else model["seeds"]
         count = [str(len(shown))] if seeds else []
         lines.append(
             [model["label"], *count, *(cell_text(pick(model), signed) for pick in used.values())]
@@ -55,7 +56,8 @@ def table(
 
 
 def cell_text(cell: Json | None, signed: bool = False) -> str:
-    """A value with its interval and, where there is one, its probability of being better."""
+    """A value with its interval and, where there is one, its probability of being better; and
+    how many seeds it is of, where that is not all."""
     if not cell:
         return "–"
     signed = signed or cell.get("signed", False)
@@ -64,6 +66,9 @@ def cell_text(cell: Json | None, signed: bool = False) -> str:
     text = f"{value} {interval_text(cell, digits, signed=signed)}".strip()
     if "probability_better" in cell:
         text += f", P {probability_text(cell['probability_better'])}"
+    values = cell.get("values", {}).values()
+    if missing := sum(value is None for value in values):
+        text += f" ({len(values) - missing} of {len(values)} seeds)"
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from axpo.config import AlgorithmSettings
 
@@ -37,33 +38,40 @@ SINGLE_CALL = "about 0.30"
 ENTROPY_CORRELATION = "0.843, sign not stated"
 """Pearson's r between confidence and exact entropy."""
 
-_ABLATED = ("prefix", "resample", "ranking", "prefix_credit", "separate_group")
-_OURS = ("branch_at", "aggregation", "loss", "tool_bonus")
+_GRPO = {"name": "grpo"}
+_ROWS: Mapping[str, Mapping[str, Any]] = {
+    "grpo": _GRPO,
+    "rollouts x2": {**_GRPO, "rollouts": 16},
+    "cispo": {**_GRPO, "loss": "cispo", "aggregation": "token_mean"},
+    "arpo": {"name": "arpo", "rollouts": 16},
+    "rltf": {"name": "rltf"},
+    "axpo": {},
+    "axpo, prefix": {"prefix": "scratch"},
+    "axpo, resample": {"resample": "no_tool"},
+    "axpo, ranking": {"ranking": "random"},
+    "axpo, prefix_credit": {"prefix_credit": False},
+    "axpo, separate_group": {"separate_group": False},
+}
+"""What makes a row of `PASS`; all other settings are the defaults, which are the paper's."""
+_NOT_STATED = {"tool_bonus", "entropy_rule"}
+"""Settings whose value the paper does not give; of a bonus, its sign."""
 
 
 def counterpart(settings: AlgorithmSettings) -> str | None:
-    """The row of `PASS` that these settings train; None where the paper has none.
-
-    Told by what makes a row: the algorithm and the one setting that is not the full method's.
-    """
-    default = AlgorithmSettings()
-    if settings.name in ("arpo", "rltf"):
-        return settings.name
-    if settings.name == "grpo":
-        rows = {
-            "cispo": settings.loss == "cispo",
-            "tool bonus": settings.tool_bonus > 0,
-            "tool penalty": settings.tool_bonus < 0,
-            "rollouts x2": settings.rollouts == 2 * default.rollouts,
-        }
-        found = [name for name, is_it in rows.items() if is_it]
-        return found[0] if len(found) == 1 else None if found else settings.name
-    if any(getattr(settings, key) != getattr(default, key) for key in _OURS):
-        return None
-    changed = [key for key in _ABLATED if getattr(settings, key) != getattr(default, key)]
-    if len(changed) > 1:
-        return None
-    return f"axpo, {changed[0]}" if changed else "axpo"
+    """The row of `PASS` that these settings train; None where the paper has none."""
+    own = settings.model_dump(exclude=_NOT_STATED)
+    row = next(
+        (
+            name
+            for name, changes in _ROWS.items()
+            if AlgorithmSettings(**changes).model_dump(exclude=_NOT_STATED) == own
+        ),
+        None,
+    )
+    if settings.tool_bonus == 0:
+        return row
+    bonus = "tool bonus" if settings.tool_bonus > 0 else "tool penalty"
+    return bonus if row == "grpo" else None
 
 
 def differences(row: str | None, baseline: str | None) -> Mapping[str, float]:

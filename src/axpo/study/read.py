@@ -21,17 +21,24 @@ from axpo.config import UserError
 from axpo.evaluation.bootstrap import Floats
 from axpo.evaluation.run import DIAGNOSIS, EVALUATION, evaluated_groups
 from axpo.evaluation.seeds import Ratios
-from axpo.evaluation.summary import EXAMPLE, measures, tool_measures
+from axpo.evaluation.summary import by_example, measures, tool_measures
 from axpo.report.metrics import read_metrics
 from axpo.study.cells import Cell, cells
 from axpo.study.credit import FAMILY, saved_call_credit
-from axpo.study.settings import START, Study
+from axpo.study.settings import START, START_LABEL, Study
 from axpo.tree import Group
 
 Column = tuple[str, str]
 """("", metric), ("family F", metric) or ("tool T", figure)."""
 Outcome = Mapping[str, str | int]
-"""A held-out question of a cell: how many of its rollouts used a tool or none, right or wrong."""
+"""A held-out question of a cell: how many of its rollouts used a tool or none, right or wrong
+(`COUNTS`), and how many were not scored."""
+COUNTS = {
+    "tool_right": (True, True),
+    "tool_wrong": (True, False),
+    "plain_right": (False, True),
+    "plain_wrong": (False, False),
+}
 RECENT = 10
 """Steps that a point of a training curve is the mean of."""
 
@@ -136,18 +143,16 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
     tables: list[dict[str, dict[Column, Any]]] = []
     outcomes: list[Outcome] = []
     for cell in evaluated:
-        groups = {str(g.meta[EXAMPLE]): g for g in evaluated_groups(cell.folder(out))}
+        groups = by_example(evaluated_groups(cell.folder(out)))
         tables.append({q: _shares(g, study.shared.eval.k, tools) for q, g in groups.items()})
         outcomes += [_outcome(cell, q, groups[q]) for q in sorted(groups)]
     questions, columns, parts = _stack(evaluated, tables)
     variant = study.variants.get(name)
-    steps = 0 if variant is None else study.config(name, found[0].seed).rl.steps
-    training = {c.seed: Training(read_metrics(c.folder(out), "rl")) for c in found}
-    training = {seed: t for seed, t in training.items() if steps and len(t.lines) == steps}
+    training = {} if variant is None else _training(study, found, out)
     files = {c.seed: c.folder(out) / f"{DIAGNOSIS}.json" for c in found}
     return Model(
         name,
-        "Start" if variant is None else variant.label,
+        START_LABEL if variant is None else variant.label,
         START if variant is None else variant.group,
         tuple(cell.seed for cell in evaluated),
         tuple(cell.seed for cell in found if cell not in evaluated),
@@ -161,6 +166,20 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
     )
 
 
+def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]:
+    """Seed -> finished run. Recovery is of AXPO's prefixes alone: ARPO and RLTF branch from right
+    rollouts too, once each, so theirs is another figure."""
+    config = study.config(found[0].variant, found[0].seed)
+    other = set[str]() if config.algorithm.name == "axpo" else {"recovery_rate"}
+    runs: dict[int, Training] = {}
+    for cell in found:
+        lines = read_metrics(cell.folder(out), "rl")
+        if len(lines) == config.rl.steps:
+            kept = [{k: v for k, v in line.items() if k not in other} for line in lines]
+            runs[cell.seed] = Training(kept)
+    return runs
+
+
 def _outcome(cell: Cell, question: str, group: Group) -> Outcome:
     counts = Counter(
         (r.uses_tool, r.reward > 0) if r.reward is not None else None for r in group.rollouts
@@ -170,10 +189,7 @@ def _outcome(cell: Cell, question: str, group: Group) -> Outcome:
         "seed": cell.seed,
         "question": question,
         "family": str(group.meta.get(FAMILY, "")),
-        "tool_right": counts[True, True],
-        "tool_wrong": counts[True, False],
-        "plain_right": counts[False, True],
-        "plain_wrong": counts[False, False],
+        **{name: counts[kind] for name, kind in COUNTS.items()},
         "unscored": counts[None],
     }
 
@@ -200,7 +216,8 @@ def _stack(
         if sorted(table) != questions:
             raise UserError(
                 f"{cell.variant}, seed {cell.seed}: evaluated on {len(table)} questions that are "
-                f"not the {len(questions)} of seed {evaluated[0].seed}"
+                f"not the {len(questions)} of seed {evaluated[0].seed}; remove its evaluation and "
+                "run the study again"
             )
     columns = sorted({column for row in tables[0].values() for column in row})
     none = (0.0, 0.0)
@@ -214,6 +231,8 @@ def _stack(
 def _check_questions(first: Model, second: Model) -> None:
     if first.questions != second.questions or first.columns != second.columns:
         raise UserError(
-            f"{first.name} and {second.name} were evaluated on different questions: "
-            f"{len(first.questions)} and {len(second.questions)}"
+            f"{first.name} and {second.name} were evaluated on different questions "
+            f"({len(first.questions)} and {len(second.questions)}, "
+            f"{len(set(first.questions) ^ set(second.questions))} of them in one only); "
+            f"remove the evaluations of one and run the study again"
         )

@@ -15,7 +15,7 @@ spent by the end of each step and interpolated linearly between two steps' ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, divide
 from axpo.evaluation.seeds import seed_differences, seed_means, student
 from axpo.evaluation.summary import HIGHER_IS_BETTER
 from axpo.study.paper import counterpart, differences
-from axpo.study.read import Column, Model, Training, paired
+from axpo.study.read import COUNTS, Column, Model, Training, paired
 from axpo.study.settings import START, Study
 
 Json = dict[str, Any]
@@ -32,8 +32,6 @@ TRAINING = ("reward_mean", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
 """Figures of the last steps of training."""
 BUDGETS = ("trajectories", "tokens")
 ACCURACY = "reward_mean"
-CALLS = "calls"
-"""In every diagnosis but those of older versions."""
 ENTROPY = "entropy_correlation"
 BOUNDS = {
     ENTROPY: (-1.0, 1.0),
@@ -56,9 +54,11 @@ def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLE
         "baseline": study.settings.baseline,
         "seeds": list(study.settings.seeds),
         "sft": study.settings.sft,
-        "steps": study.shared.rl.steps,
+        "steps": sorted(
+            {study.config(v.name, v.seeds[0]).rl.steps for v in study.variants.values()}
+        ),
         "eval": study.shared.eval.model_dump(mode="json"),
-        "questions": len(baseline.questions),
+        "questions": max(len(model.questions) for model in models.values()),
         "models": {
             name: _model(study, model, baseline, resamples) for name, model in models.items()
         },
@@ -72,15 +72,27 @@ def _model(study: Study, model: Model, baseline: Model, n: int) -> Json:
         "seeds": list(model.seeds),
         "missing": list(model.missing),
         "trained_seeds": sorted(model.training),
+        **_unscored(model),
         "evaluation": evaluation(model, n),
         "training": _training(model),
-        "compute": _compute(model),
+        "compute": _compute(model, baseline),
         "equal": {budget: _at_equal(model, baseline, budget) for budget in BUDGETS},
         "diagnosis": _diagnosis(model),
         "call_credit": _call_credit(model),
-        "outdated": [s for s, d in model.diagnoses.items() if CALLS not in d],
         "paper": _paper(study, model, baseline),
         "difference": {} if model.name == baseline.name else difference(baseline, model, n),
+    }
+
+
+def _unscored(model: Model) -> Json:
+    """Held-out rollouts, how many were not scored, and questions of a seed with none that was."""
+    counts = [
+        (int(row["unscored"]), sum(int(row[column]) for column in COUNTS)) for row in model.outcomes
+    ]
+    return {
+        "sampled": sum(unscored + scored for unscored, scored in counts),
+        "unscored": sum(unscored for unscored, _ in counts),
+        "unscored_questions": sum(scored == 0 for _, scored in counts),
     }
 
 
@@ -118,8 +130,9 @@ def difference(first: Model, second: Model, resamples: int = RESAMPLES) -> Json:
         if d is None:
             cells.append(None)
             continue
-        cell = d.estimate.to_dict() | {"values": _seeds(seeds, values_SM[:, m])}
-        if (higher := _direction(column)) is not None:
+        cell = _bounded(column[1], d.estimate.to_dict(), difference=True)
+        cell |= {"values": _seeds(seeds, values_SM[:, m])}
+        if "low" in cell and (higher := _direction(column)) is not None:
             above = d.probability_above
             cell["probability_better"] = above if higher else 1.0 - above
         cells.append(cell)
@@ -136,12 +149,20 @@ def _direction(column: Column) -> bool | None:
     return HIGHER_IS_BETTER.get(metric)
 
 
-def _bounded(metric: str, cell: Json) -> Json:
-    """The interval cut off where the metric ends, a share at 0 and 1 (see `BOUNDS`)."""
-    if "low" not in cell:
-        return cell
+def _bounded(metric: str, cell: Json, difference: bool = False) -> Json:
+    """The interval cut off where the metric ends, a share at 0 and 1 (see `BOUNDS`).
+
+    It is left out where it is unknown, and where both ends are one: outcomes that are all the same
+    do not tell how much others would differ.
+    """
+    low, high = cell.get("low", math.nan), cell.get("high", math.nan)
+    kept = {key: value for key, value in cell.items() if key not in ("low", "high")}
+    if not high - low > 1e-9:
+        return kept
     lowest, highest = BOUNDS.get(metric, (0.0, 1.0))
-    return cell | {"low": max(lowest, cell["low"]), "high": min(highest, cell["high"])}
+    if difference:
+        lowest, highest = lowest - highest, highest - lowest
+    return kept | {"low": max(lowest, low), "high": min(highest, high)}
 
 
 def _diagnosis(model: Model) -> Json:
@@ -153,7 +174,7 @@ def _diagnosis(model: Model) -> Json:
     }
     names = sorted({name for found in metrics.values() for name in found})
     cells = {
-        name: over_seeds({s: m[name]["value"] for s, m in metrics.items() if name in m})
+        name: over_seeds({s: m.get(name, {}).get("value", math.nan) for s, m in metrics.items()})
         for name in names
     }
     return {name: _bounded(name, cell) for name, cell in cells.items()}
@@ -161,13 +182,18 @@ def _diagnosis(model: Model) -> Json:
 
 def _call_credit(model: Model) -> Json:
     """part -> figure of first calls' credit, over the seeds that called tools there."""
-    parts = sorted({part for found in model.call_credit.values() for part in found})
+    by_seed = model.call_credit
+    parts = sorted({part for found in by_seed.values() for part in found})
     cells: Json = {}
     for part in parts:
-        own = {seed: found[part] for seed, found in model.call_credit.items() if part in found}
-        names = next(iter(own.values()))
-        figures = {name: over_seeds({s: f[name] for s, f in own.items()}) for name in names}
-        cells[part] = {name: _bounded(name, cell) for name, cell in figures.items()}
+        names = next(found[part] for found in by_seed.values() if part in found)
+        cells[part] = {
+            name: _bounded(
+                name,
+                over_seeds({s: f.get(part, {}).get(name, math.nan) for s, f in by_seed.items()}),
+            )
+            for name in names
+        }
     return cells
 
 
@@ -176,10 +202,11 @@ def _paper(study: Study, model: Model, baseline: Model) -> Mapping[str, float]:
     if START in (model.name, baseline.name) or model.name == baseline.name:
         return {}
     first, second = (
-        counterpart(study.config(m.name, study.variants[m.name].seeds[0]).algorithm)
-        for m in (baseline, model)
+        study.config(m.name, study.variants[m.name].seeds[0]) for m in (baseline, model)
     )
-    return differences(second, first)
+    if first.rl != second.rl:
+        return {}
+    return differences(counterpart(second.algorithm), counterpart(first.algorithm))
 
 
 def _training(model: Model) -> Json:
@@ -203,7 +230,8 @@ def recovery(run: Training) -> float:
     return float((rate[known] * branches[known]).sum() / branches[known].sum())
 
 
-def _compute(model: Model) -> Json:
+def _compute(model: Model, baseline: Model) -> Json:
+    """Totals, and `times` the baseline's over the seeds that both have."""
     totals = {
         "trajectories": lambda run: run.trajectories()[-1],
         "tokens": lambda run: run.tokens()[-1],
@@ -211,11 +239,18 @@ def _compute(model: Model) -> Json:
         "seconds": lambda run: run.series("seconds_step").sum(),
         "cpu_seconds": lambda run: run.series("cpu_seconds_step").sum(),
     }
-    cells = {
-        name: over_seeds({seed: float(total(run)) for seed, run in model.training.items()})
-        for name, total in totals.items()
-    }
-    return {name: cell for name, cell in cells.items() if cell}
+    cells: Json = {}
+    for name, total in totals.items():
+        own, other = (
+            {seed: float(total(run)) for seed, run in m.training.items()} for m in (model, baseline)
+        )
+        if not (cell := over_seeds(own)):
+            continue
+        seeds = [s for s in own if math.isfinite(own[s]) and math.isfinite(other.get(s, math.nan))]
+        if seeds:
+            cell["times"] = sum(own[s] for s in seeds) / sum(other[s] for s in seeds)
+        cells[name] = cell
+    return cells
 
 
 def spending(run: Training, budget: str) -> Floats:
@@ -245,14 +280,15 @@ def _at_equal(model: Model, baseline: Model, budget: str) -> Json:
 
 
 def over_seeds(values: Mapping[int, float]) -> Json:
-    """Mean over the seeds that have a value, Student's t interval from two on, and the values."""
-    known = {seed: value for seed, value in sorted(values.items()) if math.isfinite(value)}
+    """Mean over the seeds that have a value, Student's t interval from two on, and the values,
+    None for a seed without."""
+    by_seed = sorted(values.items())
+    known = [value for _, value in by_seed if math.isfinite(value)]
     if not known:
         return {}
-    mean = math.fsum(known.values()) / len(known)
-    estimate = student(list(known.values())) or Estimate(mean, math.nan, math.nan)
+    estimate = student(known) or Estimate(math.fsum(known) / len(known), math.nan, math.nan)
     cell: Json = {k: v for k, v in estimate.to_dict().items() if math.isfinite(v)}
-    return cell | {"values": {str(seed): value for seed, value in known.items()}}
+    return cell | {"values": _seeds([s for s, _ in by_seed], [value for _, value in by_seed])}
 
 
 def _by_part(columns: Sequence[Column], cells: Sequence[Json | None]) -> Json:
@@ -263,6 +299,6 @@ def _by_part(columns: Sequence[Column], cells: Sequence[Json | None]) -> Json:
     return found
 
 
-def _seeds(seeds: Sequence[int], values_S: Floats) -> Json:
-    pairs = zip(seeds, values_S.tolist(), strict=True)
+def _seeds(seeds: Sequence[int], values: Iterable[float]) -> Json:
+    pairs = zip(seeds, map(float, values), strict=True)
     return {str(seed): value if math.isfinite(value) else None for seed, value in pairs}

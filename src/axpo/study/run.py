@@ -6,11 +6,12 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes.util import find_library
 from functools import partial
 from pathlib import Path
 
 from axpo.config import UserError
-from axpo.stages import run_stages
+from axpo.stages import run_stages, usable_cores
 from axpo.study.cells import check_made, stages, write_settings
 from axpo.study.settings import Study, StudyError, load_study
 
@@ -22,29 +23,42 @@ class CellError(UserError):
 def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
     """Run what `out` lacks of the study at `path`, `jobs` stages at once; returns `study.md`.
 
-    A stage that fails stops only what needs it; the tables are written of what is there, then
-    `CellError` says what failed. Failed stages are tried again the next time.
+    `jobs` is by default one a core, and one on a GPU. A stage that fails stops only what needs it;
+    the tables are written of what is there, then `CellError` says what failed. Failed stages are
+    tried again the next time.
     """
     study = load_study(path)
     planned = stages(study, out)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         check_made(study, out, planned)
-        shutil.copyfile(study.recipe, out / "recipe.toml")
+        if study.recipe.resolve() != (out / "recipe.toml").resolve():
+            shutil.copyfile(study.recipe, out / "recipe.toml")
         failed = run_stages(
-            planned, out / "logs", f"axpo study {out.name}", jobs,
+            planned, out / "logs", f"axpo study {out.name}",
+            jobs or default_jobs(study.shared.model.device),
             keep_going=True, starting=partial(write_settings, study),
         )  # fmt: skip
-        page = _tables(study, out) if any(s.finished for s in planned if s.kind == "eval") else None
-    if failed:
-        said = [stage.failure or "" for stage in failed]
-        where = f"; what is there is in {page}" if page else ""
-        raise CellError(
+        evaluated = any(s.finished for s in planned if s.kind == "eval")
+        if not failed:
+            return _tables(study, out)
+        where = f"; what is there is in {out / 'study.md'}" if evaluated else ""
+        error = CellError(
             f"{len(failed)} of {len(planned)} stages failed or wait for one that did{where}\n"
-            + "\n".join(said)
+            + "\n".join(stage.failure or "" for stage in failed)
         )
-    assert page is not None
-    return page
+        try:
+            if evaluated:
+                _tables(study, out)
+        except Exception as broken:
+            raise error from broken
+        raise error
+
+
+def default_jobs(device: str) -> int:
+    """A stage a core; one on a GPU, whose memory each stage plans for itself alone."""
+    gpu = device.startswith("cuda") or (device == "auto" and find_library("cuda") is not None)
+    return 1 if gpu else usable_cores()
 
 
 def study_tables(path: Path, out: Path) -> Path:

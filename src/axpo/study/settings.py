@@ -20,8 +20,12 @@ from pydantic import Field, ValidationError
 from axpo.config import Config, ConfigError, NonNegativeInt, Section, load_config
 
 START = "start"
+START_LABEL = "Start"
 """What every variant of a seed is trained from, as a row of the tables."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_SAME = ("sft", "model", "task", "rollout", "tools", "eval")
+"""Sections that no variant may change: all start, act and are judged alike, and only training
+differs."""
 Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 
 
@@ -93,10 +97,9 @@ class Study:
         """The seed whose start `seed` is trained from."""
         return seed if self.settings.sft == "each_seed" else self.settings.seeds[0]
 
-    def config(self, variant: str, seed: int, recipe: Path | None = None) -> Config:
+    def config(self, variant: str, seed: int) -> Config:
         """The settings of a cell, but for the model that it starts from."""
-        overrides = self.overrides(variant, seed)
-        return load_config(recipe or self.recipe, overrides)
+        return load_config(self.recipe, self.overrides(variant, seed))
 
     def overrides(self, variant: str, seed: int) -> tuple[str, ...]:
         """Command-line overrides of a cell; `variant` may be the start."""
@@ -128,12 +131,17 @@ def load_study(path: Path) -> Study:
     return study
 
 
+def group_slug(group: str) -> str:
+    """The group's part of a figure's file name."""
+    return "".join(c if c.isalnum() else "-" for c in group.lower())
+
+
 def _variant(name: str, given: VariantSettings, settings: StudySettings) -> Variant:
     if not _NAME.fullmatch(name) or name == START:
         raise StudyError(
             f"variants.{name}: expected a name of a-z, 0-9, '_', '.' and '-' other than {START!r}"
         )
-    _check_overrides(f"variants.{name}.overrides", given.overrides, ("sft", "model", "eval"))
+    _check_overrides(f"variants.{name}.overrides", given.overrides, _SAME)
     return Variant(
         name,
         given.label or name,
@@ -177,17 +185,20 @@ def _check_seeds(study: Study) -> None:
 
 
 def _check_variants(study: Study) -> None:
-    """Each variant's settings load, differ from the others', and are evaluated alike."""
-    labels: dict[str, str] = {}
+    """Each variant's settings load and differ from the others'; labels and groups tell apart."""
+    labels: dict[str, str] = {START_LABEL: START}
+    groups: dict[str, str] = {}
     made: dict[str, str] = {}
     for variant in study.variants.values():
         where = f"variants.{variant.name}"
         if (other := labels.setdefault(variant.label, variant.name)) != variant.name:
-            raise StudyError(f"{where}.label: {variant.label!r} is variants.{other}'s as well")
+            raise StudyError(f"{where}.label: {variant.label!r} is {other}'s as well")
         overrides = (*study.settings.overrides, *variant.overrides)
         config = _load(f"{where}.overrides", study.recipe, overrides)
-        if config.task != study.shared.task:
-            raise StudyError(f"{where}.overrides: task must be the same for every variant")
+        if (other := groups.setdefault(group_slug(variant.group), variant.group)) != variant.group:
+            raise StudyError(
+                f"{where}.group: {variant.group!r} and {other!r} would share a file name"
+            )
         if (other := made.setdefault(config.model_dump_json(), variant.name)) != variant.name:
             raise StudyError(f"{where}.overrides: the same settings as variants.{other}")
 
