@@ -66,9 +66,11 @@ def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLE
 
 
 def _model(study: Study, model: Model, baseline: Model, n: int) -> Json:
+    own = study.variants.get(model.name)
     return {
         "label": model.label,
         "group": model.group,
+        "overrides": list(own.overrides) if own else [],
         "seeds": list(model.seeds),
         "missing": list(model.missing),
         "trained_seeds": sorted(model.training),
