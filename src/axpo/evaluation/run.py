@@ -2,9 +2,8 @@
 
 `evaluate` writes `evaluation.json`, `diagnose` `diagnosis.json`; the groups they come from lie in
 `evaluation/`, `diagnosis/` (resampled prefixes) and `again/` (new rollouts of their questions), so
-that either goes on where it was stopped. A diagnosis starts from the evaluation's groups and makes
-what the folder lacks, so that it also completes one that an older version made. Only one of the
-two may run in a folder at a time.
+that either goes on where it was stopped. A diagnosis starts from the evaluation's groups. Only one
+of the two may run in a folder at a time.
 """
 
 from __future__ import annotations
