@@ -9,7 +9,7 @@ import pytest
 from axpo.algorithms import axpo, grpo
 from axpo.config import AlgorithmSettings
 from axpo.store import save_groups
-from axpo.study.credit import call_credit, saved_call_credit
+from axpo.study.credit import call_credit, recovered, saved_groups
 from axpo.tree import Credit, Group, Stream
 from groups import grow, plain_rollout, tools_and_plain
 
@@ -71,7 +71,26 @@ def test_families_apart_and_from_the_saved_trees(tmp_path: Path) -> None:
     silent.rollouts.append(plain_rollout("c/p9", None))
     for step, group in enumerate((find, plain, silent)):
         save_groups(tmp_path / "trees" / f"step-{step:06d}.parquet", [credited(group, "grpo")])
-    found = saved_call_credit(tmp_path)
+    found = call_credit(saved_groups(tmp_path))
     assert set(found) == {"all", "find", "calculate"}
     assert found["find"]["tag_advantage"] == pytest.approx(-(0.5**0.5))
     assert found["calculate"]["credited"] == 1 and found["all"]["credited"] == 0.5
+
+
+def test_recovery_by_prefix_and_by_question() -> None:
+    """Two questions of *find* with 1 of 2 and 0 of 1 prefixes recovered, one of *look up*."""
+    first, second = tools_and_plain("a", [0, 0], [1]), tools_and_plain("b", [0, 0], [])
+    grow(first, "a/t0", [0, 1])
+    grow(first, "a/t1", [0, 0])
+    grow(second, "b/t0", [0, 0])
+    grow(second, "b/t1", [None, None])  # a fault recovers nothing and fails nothing
+    third, plain = tools_and_plain("c", [0], []), tools_and_plain("d", [1], [0])
+    grow(third, "c/t0", [1, 1])
+    for group, family in ((first, "find"), (second, "find"), (third, "look_up"), (plain, "find")):
+        group.meta["family"] = family
+    assert recovered([first, second, third, plain]) == {
+        "all": {"prefixes": 2 / 4, "subgroups": 2 / 3},
+        "find": {"prefixes": 1 / 3, "subgroups": 1 / 2},
+        "look_up": {"prefixes": 1.0, "subgroups": 1.0},
+    }
+    assert recovered([plain]) == {}

@@ -1,4 +1,5 @@
-"""The credit that training gave to first tool calls, from the trees that its runs saved.
+"""The credit that training gave to first tool calls, and what resampling recovered, from the trees
+that its runs saved.
 
 Whether a policy goes on calling tools is decided on two places of a first call: its opening tag
 (to call at all; a rollout's own credit or, of a resampled one, its prefix's) and its last token
@@ -18,10 +19,30 @@ ALL = "all"
 FAMILY = "family"
 
 
-def saved_call_credit(run: Path) -> dict[str, dict[str, float]]:
-    """`call_credit` of all trees that the training run in this folder saved."""
+def saved_groups(run: Path) -> list[Group]:
+    """All trees that the training run in this folder saved, without pictures."""
     files = sorted(run.glob("trees/*.parquet"))
-    return call_credit(g for file in files for g in load_groups(file, pictures=False))
+    return [group for file in files for group in load_groups(file, pictures=False)]
+
+
+def recovered(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
+    """Part ("all" and each family with branches) -> shares with a right continuation.
+
+    `prefixes`: of the resampled prefixes; `subgroups`: of the questions that had any, all-wrong
+    subgroups (the paper's 0.12 to 0.15). Branches without a scored continuation are left out.
+    """
+    found: dict[str, list[list[bool]]] = {}
+    for group in groups:
+        if known := [b.recovered for b in group.branches if b.recovered is not None]:
+            for part in _parts(group):
+                found.setdefault(part, []).append(known)
+    return {
+        part: {
+            "prefixes": sum(map(sum, known)) / sum(map(len, known)),
+            "subgroups": sum(map(any, known)) / len(known),
+        }
+        for part, known in found.items()
+    }
 
 
 def call_credit(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
@@ -34,12 +55,11 @@ def call_credit(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
     tags: dict[str, list[float]] = {}
     ends: dict[str, list[float]] = {}
     for group in groups:
-        parts = [ALL, *([str(group.meta[FAMILY])] if FAMILY in group.meta else [])]
         for trajectory in group.trajectories():
             if not trajectory.calls or not trajectory.scored:
                 continue
             first, own = trajectory.calls[0], group.offset(trajectory)
-            for part in parts:
+            for part in _parts(group):
                 tags.setdefault(part, []).extend(_advantages(trajectory, first.start, own))
                 ends.setdefault(part, []).extend(_advantages(trajectory, first.end - 1, own))
     return {
@@ -52,6 +72,10 @@ def call_credit(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
         for part, found in ends.items()
         if found and tags[part]
     }
+
+
+def _parts(group: Group) -> list[str]:
+    return [ALL, *([str(group.meta[FAMILY])] if FAMILY in group.meta else [])]
 
 
 def _advantages(trajectory: Trajectory, offset: int, own: int) -> list[float]:

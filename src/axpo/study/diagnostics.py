@@ -62,7 +62,8 @@ def beside_the_paper(found: Json) -> list[str]:
 
 def diagnostics(found: Json) -> list[str]:
     """The section; empty where nothing was trained or diagnosed."""
-    sections = [*_training(found["models"]), *_credit(found["models"]), *_prefixes(found)]
+    models = found["models"]
+    sections = [*_training(models), *_recovered(models), *_credit(models), *_prefixes(found)]
     return ["## Diagnostics", *sections] if sections else []
 
 
@@ -75,6 +76,22 @@ def _training(models: Json) -> list[str]:
     return [
         "### In training\n\nThe last 10 steps; recovery over all steps. The paper's rates are "
         "GRPO's through training.\n\n" + table(trained, heads, first=first)
+    ]
+
+
+def _recovered(models: Json) -> list[str]:
+    """A row a variant and a part, by prefix and by question."""
+    lines = [["", "", "of the prefixes", "of the all-wrong subgroups"]]
+    for model in models.values():
+        for part, own in model["recovered"].items():
+            shown = [cell_text(own[key]) for key in ("prefixes", "subgroups")]
+            lines.append([model["label"], part, *shown])
+    if len(lines) == 1:
+        return []
+    return [
+        "### What resampling recovered\n\nOf the trees that training saved: the share of the "
+        "resampled prefixes with a right continuation, and of the questions that had any. The "
+        f"paper's {paper.GAP['recovery']} is of all-wrong subgroups.\n\n" + rows(lines)
     ]
 
 

@@ -17,6 +17,7 @@ COMPUTE_LABELS = {
     "seconds": "seconds",
     "cpu_seconds": "CPU seconds",
 }
+_BY_FAMILY = ("tool_rate", "accuracy_tool", "all_wrong_tool", "all_wrong_no_tool")
 
 
 def page(found: Json, figures: Sequence[tuple[str, str]]) -> str:
@@ -81,9 +82,10 @@ def _held_out(found: Json) -> list[str]:
         "## Held out\n\n"
         + table(models, {label(k): picker("evaluation", "all", k) for k in metrics}, seeds=True)
     ]
-    if families:
-        heads = {f.removeprefix("family "): picker("evaluation", f, "pass@1") for f in families}
-        sections.append("Pass@1 by family:\n\n" + table(models, heads))
+    shown = [m for m in metrics if m in _BY_FAMILY or m.startswith("pass@")]
+    for metric in shown if families else []:
+        heads = {f.removeprefix("family "): picker("evaluation", f, metric) for f in families}
+        sections.append(f"{label(metric)} by family:\n\n" + table(models, heads))
     if tools:
         heads = {
             f"{t.removeprefix('tool ')}, {figure}": picker("evaluation", t, figure)

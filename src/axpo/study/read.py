@@ -24,7 +24,7 @@ from axpo.evaluation.seeds import Ratios
 from axpo.evaluation.summary import by_example, measures, tool_measures
 from axpo.report.metrics import read_metrics
 from axpo.study.cells import Cell, cells
-from axpo.study.credit import FAMILY, saved_call_credit
+from axpo.study.credit import FAMILY, call_credit, recovered, saved_groups
 from axpo.study.settings import START, START_LABEL, Study
 from axpo.tree import Group
 
@@ -59,6 +59,8 @@ class Model:
     diagnoses: Mapping[int, Mapping[str, Any]]
     call_credit: Mapping[int, Mapping[str, Mapping[str, float]]]
     """Seed -> part -> figures of `call_credit`."""
+    recovered: Mapping[int, Mapping[str, Mapping[str, float]]]
+    """Seed -> part -> figures of `recovered`, of AXPO's variants."""
     outcomes: Sequence[Outcome]
     """A row a seed and question."""
 
@@ -149,6 +151,7 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
     questions, columns, parts = _stack(evaluated, tables)
     variant = study.variants.get(name)
     training = {} if variant is None else _training(study, found, out)
+    trees = {c.seed: saved_groups(c.folder(out)) for c in found if c.seed in training}
     files = {c.seed: c.folder(out) / f"{DIAGNOSIS}.json" for c in found}
     return Model(
         name,
@@ -161,23 +164,29 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
         questions,
         training,
         {seed: json.loads(f.read_text()) for seed, f in files.items() if f.is_file()},
-        {c.seed: saved_call_credit(c.folder(out)) for c in found if c.seed in training},
+        {seed: call_credit(groups) for seed, groups in trees.items()},
+        {seed: recovered(groups) for seed, groups in trees.items() if _resamples(study, found[0])},
         outcomes,
     )
 
 
 def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]:
-    """Seed -> finished run. Recovery is of AXPO's prefixes alone: ARPO and RLTF branch from right
-    rollouts too, once each, so theirs is another figure."""
-    config = study.config(found[0].variant, found[0].seed)
-    other = set[str]() if config.algorithm.name == "axpo" else {"recovery_rate"}
+    """Seed -> finished run."""
+    steps = study.config(found[0].variant, found[0].seed).rl.steps
+    other = set[str]() if _resamples(study, found[0]) else {"recovery_rate"}
     runs: dict[int, Training] = {}
     for cell in found:
         lines = read_metrics(cell.folder(out), "rl")
-        if len(lines) == config.rl.steps:
+        if len(lines) == steps:
             kept = [{k: v for k, v in line.items() if k not in other} for line in lines]
             runs[cell.seed] = Training(kept)
     return runs
+
+
+def _resamples(study: Study, cell: Cell) -> bool:
+    """Whether its branches are resampled failed prefixes: ARPO and RLTF branch from right rollouts
+    too, once each, so that their recovery is another figure."""
+    return study.config(cell.variant, cell.seed).algorithm.name == "axpo"
 
 
 def _outcome(cell: Cell, question: str, group: Group) -> Outcome:

@@ -80,7 +80,8 @@ def _model(study: Study, model: Model, baseline: Model, n: int) -> Json:
         "compute": _compute(model, baseline),
         "equal": {budget: _at_equal(model, baseline, budget) for budget in BUDGETS},
         "diagnosis": _diagnosis(model),
-        "call_credit": _call_credit(model),
+        "call_credit": _over_seeds(model.call_credit),
+        "recovered": _over_seeds(model.recovered),
         "paper": _paper(study, model, baseline),
         "difference": {} if model.name == baseline.name else difference(baseline, model, n),
     }
@@ -182,9 +183,8 @@ def _diagnosis(model: Model) -> Json:
     return {name: _bounded(name, cell) for name, cell in cells.items()}
 
 
-def _call_credit(model: Model) -> Json:
-    """part -> figure of first calls' credit, over the seeds that called tools there."""
-    by_seed = model.call_credit
+def _over_seeds(by_seed: Mapping[int, Mapping[str, Mapping[str, float]]]) -> Json:
+    """Seed -> part -> figure becomes part -> figure over the seeds that have that part."""
     parts = sorted({part for found in by_seed.values() for part in found})
     cells: Json = {}
     for part in parts:
