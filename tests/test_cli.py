@@ -129,3 +129,9 @@ def test_a_run_may_go_on_with_what_does_not_change_it(tmp_path: Path) -> None:
         _claim(tmp_path, load_config(RECIPE, ["eval.samples=4"]), ("train", "eval"))
     with pytest.raises(ConfigError, match=r"rl\.optimizer\.learning_rate: .* -> 1\.0"):
         _claim(tmp_path, load_config(RECIPE, ["rl.optimizer.learning_rate=1.0"]), ("train",))
+
+
+def test_jobs_mean_nothing_to_tables(tmp_path: Path) -> None:
+    study = str(RECIPE.parent / "study.toml")
+    text = axpo("study", study, "--out", str(tmp_path), "--tables", "--jobs", "2", code=1)
+    assert "--jobs: no effect with --tables; remove it" in text

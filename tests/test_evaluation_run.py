@@ -135,7 +135,7 @@ def test_evaluate_then_diagnose_then_compare(
     assert comparison["probability_better"]["pass@1"] == 0.5
 
 
-def test_a_diagnosis_of_an_older_version_is_completed(
+def test_a_diagnosis_goes_on_with_what_its_folder_lacks(
     tmp_path: Path, engine: FakeEngine, measured: list[str]
 ) -> None:
     """Its continuations stay; new rollouts and entropies, and settings that are new, are added."""
@@ -146,7 +146,7 @@ def test_a_diagnosis_of_an_older_version_is_completed(
     for folder in ("evaluation", "diagnosis"):
         file = tmp_path / folder / "identity.json"
         identity = json.loads(file.read_text())
-        del identity["task.columns"], identity["rollout.top_p"]
+        del identity["task.columns.id"], identity["rollout.top_p"]
         file.write_text(json.dumps(identity | {"task.path": None}))
     sampled = len(engine.requests)
     assert run.diagnose(config(), "hub/model", tmp_path, monitor) == diagnosis

@@ -241,6 +241,15 @@ def test_finished_stages_tell_how_long_the_others_take(folder: Path) -> None:
     assert "✓ s0" in stage_line(stages[0])
 
 
+def test_a_gpu_takes_one_stage_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless --jobs says more; "auto" takes a GPU where there is a driver for one."""
+    monkeypatch.setattr(run, "find_library", lambda name: {"cuda": "libcuda.so.1"}[name])
+    monkeypatch.setattr(run, "usable_cores", lambda: 7)
+    assert [run.default_jobs(device) for device in ("cpu", "cuda:1", "auto")] == [7, 1, 1]
+    monkeypatch.setattr(run, "find_library", lambda name: None)
+    assert [run.default_jobs(device) for device in ("cpu", "cuda", "auto")] == [7, 1, 7]
+
+
 def test_time_to_go_of_a_stage_that_goes_on() -> None:
     """At 60 of 200 steps from a checkpoint at 50 while 59 were logged: 140 steps at 2.5 s."""
     stage = Stage("s", [], Path(), "rl", 200, 500.0)

@@ -187,7 +187,7 @@ def index(
 
 def _claim(out: Path, config: Config, commands: Sequence[str]) -> None:
     """Write the run's settings; refuse a folder that these commands made with other ones."""
-    from axpo.evaluation.identity import OUTCOME, changed_settings, outcome_settings
+    from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 
     path = out / "config.json"
     settings: dict[str, Any] = config.model_dump(mode="json")
@@ -197,8 +197,7 @@ def _claim(out: Path, config: Config, commands: Sequence[str]) -> None:
             outcome_settings(values, sections)
             for values in (json.loads(path.read_text()), settings, Config().model_dump(mode="json"))
         )
-        if changed := changed_settings(noted, now, defaults):
-            said = "; ".join(f"{key}: {was!r} -> {wanted!r}" for key, was, wanted in changed)
+        if said := changes(noted, now, defaults):
             raise ConfigError(
                 f"{out} holds a run with other settings ({said}): "
                 "give another --out, or the settings it was started with"

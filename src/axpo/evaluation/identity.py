@@ -45,6 +45,12 @@ def changed_settings(
     return found
 
 
+def changes(noted: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """`changed_settings` as text: "key: was -> now; ..."; empty where nothing differs."""
+    changed = changed_settings(noted, now, defaults)
+    return "; ".join(f"{key}: {was!r} -> {wanted!r}" for key, was, wanted in changed)
+
+
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():

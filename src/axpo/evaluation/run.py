@@ -24,6 +24,7 @@ from axpo.evaluation.diagnostics import choose_prefixes
 from axpo.evaluation.diagnostics import diagnose as diagnose_groups
 from axpo.evaluation.driver import Progress, Shelf
 from axpo.evaluation.entropy import call_entropies
+from axpo.evaluation.identity import outcome_settings
 from axpo.evaluation.summary import compare, summarize
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
@@ -39,6 +40,8 @@ from axpo.tree import Group
 EVALUATION, DIAGNOSIS, AGAIN = "evaluation", "diagnosis", "again"
 ENTROPIES = "entropies.json"
 """In the evaluation's folder: rollout id -> mean exact entropy of its first call."""
+_SAMPLED_WITH = ("task", "rollout", "tools")
+"""Sections of the settings that sampled groups depend on, beside the model."""
 RECENT = 64
 """Questions that the live figures look back on."""
 _TAIL = 1 << 20
@@ -222,21 +225,11 @@ def _shelf(
         "model": _fingerprint(model),
         "eval.split": config.eval.split,
         "eval.samples": config.eval.samples,
-        "run.seed": config.run.seed,
-        **_sections(config),
+        **outcome_settings(config.model_dump(mode="json"), _SAMPLED_WITH),
         **(more or {}),
     }
-    return Shelf(folder, identity, _sections(Config()))
-
-
-def _sections(config: Config) -> dict[str, Any]:
-    sections = {"task": config.task, "rollout": config.rollout, "tools": config.tools}
-    unbound = {"search": {"budget"}}
-    return {
-        f"{name}.{key}": value
-        for name, section in sections.items()
-        for key, value in section.model_dump(mode="json", exclude=unbound).items()
-    }
+    defaults = outcome_settings(Config().model_dump(mode="json"), _SAMPLED_WITH)
+    return Shelf(folder, identity, defaults)
 
 
 def _fingerprint(model: str) -> str:

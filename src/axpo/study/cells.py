@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.config import Config
-from axpo.evaluation.identity import OUTCOME, changed_settings, outcome_settings
+from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 from axpo.stages import Stage
 from axpo.study.settings import START, Study, StudyError
 
@@ -106,8 +106,7 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
         if not file.is_file():
             continue
         noted, now = json.loads(file.read_text()), stage_settings(study, stage)
-        if changed := changed_settings(noted, now, defaults):
-            said = "; ".join(f"{key}: {was!r} -> {wanted!r}" for key, was, wanted in changed)
+        if said := changes(noted, now, defaults):
             made = stage.kind in ("sft", "rl")
             remove = stage.folder if made else f"{stage.folder}/{stage.name}.*.json"
             problems.append(f"{stage.name}: {said} (remove {remove})")

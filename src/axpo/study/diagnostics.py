@@ -3,6 +3,8 @@ beside the paper's figure, and the differences to the baseline beside the paper'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from axpo.report.numbers import signed_text
 from axpo.study import paper
 from axpo.study.markup import Json, Pick, cell_text, picker, rows, signed_picker, table
@@ -29,6 +31,7 @@ CREDIT = {
     "blamed": "calls blamed",
     "no_signal": "no signal",
 }
+RECOVERED = {"prefixes": "of the prefixes", "subgroups": "of the all-wrong subgroups"}
 PROPOSITION = {
     "recovery_rate": "from the prefix",
     "fresh_recovery_rate": "from fresh rollouts",
@@ -80,36 +83,35 @@ def _training(models: Json) -> list[str]:
 
 
 def _recovered(models: Json) -> list[str]:
-    """A row a variant and a part, by prefix and by question."""
-    lines = [["", "", "of the prefixes", "of the all-wrong subgroups"]]
-    for model in models.values():
-        for part, own in model["recovered"].items():
-            shown = [cell_text(own[key]) for key in ("prefixes", "subgroups")]
-            lines.append([model["label"], part, *shown])
-    if len(lines) == 1:
-        return []
-    return [
+    return _by_part(
         "### What resampling recovered\n\nOf the trees that training saved: the share of the "
         "resampled prefixes with a right continuation, and of the questions that had any. The "
-        f"paper's {paper.GAP['recovery']} is of all-wrong subgroups.\n\n" + rows(lines)
-    ]
+        f"paper's {paper.GAP['recovery']} is of all-wrong subgroups.",
+        models,
+        "recovered",
+        RECOVERED,
+    )
 
 
 def _credit(models: Json) -> list[str]:
-    """A row a variant and a part: which signal its first tool calls got."""
-    lines = [["", "", *CREDIT.values()]]
-    for model in models.values():
-        for part, own in model["call_credit"].items():
-            shown = [cell_text(own[key], signed=key == "tag_advantage") for key in CREDIT]
-            lines.append([model["label"], part, *shown])
-    if len(lines) == 1:
-        return []
-    return [
+    return _by_part(
         "### What first tool calls are credited with\n\nOf the trees that training saved: the mean "
         "advantage of the opening tag (to call at all), and the shares of calls, continuations' "
-        "among them, whose own tokens have a positive, a negative and no advantage.\n\n"
-        + rows(lines)
-    ]
+        "among them, whose own tokens have a positive, a negative and no advantage.",
+        models,
+        "call_credit",
+        CREDIT,
+    )
+
+
+def _by_part(text: str, models: Json, key: str, labels: Mapping[str, str]) -> list[str]:
+    """A row a variant and a part of `model[key]`; empty where no variant has any."""
+    lines = [["", "", *labels.values()]]
+    for model in models.values():
+        for part, own in model[key].items():
+            shown = [cell_text(own[name], signed=name == "tag_advantage") for name in labels]
+            lines.append([model["label"], part, *shown])
+    return [f"{text}\n\n{rows(lines)}"] if len(lines) > 1 else []
 
 
 def _prefixes(found: Json) -> list[str]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from axpo.report.names import evaluation_order, label
 from axpo.report.numbers import number_text
+from axpo.study.costs import BUDGETS
 from axpo.study.diagnostics import beside_the_paper, diagnostics
 from axpo.study.markup import Json, cell_text, picker, rows, table
-from axpo.study.results import BUDGETS
 
 COMPUTE_LABELS = {
     "trajectories": "sampled trajectories",
@@ -18,6 +18,7 @@ COMPUTE_LABELS = {
     "cpu_seconds": "CPU seconds",
 }
 _BY_FAMILY = ("tool_rate", "accuracy_tool", "all_wrong_tool", "all_wrong_no_tool")
+"""Figures that have a table by family, beside Pass@k."""
 
 
 def page(found: Json, figures: Sequence[tuple[str, str]]) -> str:

@@ -3,46 +3,26 @@
 Held-out figures come with intervals over seeds and questions (`evaluation/seeds.py`). Figures of
 training have a value a seed and Student's t interval over the seeds: their questions differ from
 seed to seed.
-
-Equal compute. Of each finished training run: sampled trajectories and sampled tokens
-(continuations, branches and second attempts among them), trained tokens, and the seconds of its
-steps, as measured beside the other cells and of its process's own CPU time. Training accuracy at
-equal cost is read, for each seed, at the largest amount that both the variant's and the baseline's
-run reached: the mean reward of the original rollouts over the last 10 steps, taken at the amount
-spent by the end of each step and interpolated linearly between two steps' ends.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, divide
-from axpo.evaluation.seeds import seed_differences, seed_means, student
+from axpo.evaluation.bootstrap import RESAMPLES, divide
+from axpo.evaluation.seeds import seed_differences, seed_means
 from axpo.evaluation.summary import HIGHER_IS_BETTER
+from axpo.study.costs import BUDGETS, at_equal, compute
+from axpo.study.estimates import ENTROPY, Json, bounded, over_seeds, seed_values
 from axpo.study.paper import counterpart, differences
 from axpo.study.read import COUNTS, Column, Model, Training, paired
 from axpo.study.settings import START, Study
 
-Json = dict[str, Any]
 TRAINING = ("reward_mean", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
 """Figures of the last steps of training."""
-BUDGETS = ("trajectories", "tokens")
-ACCURACY = "reward_mean"
-ENTROPY = "entropy_correlation"
-BOUNDS = {
-    ENTROPY: (-1.0, 1.0),
-    "confidence_correlation": (-1.0, 1.0),
-    "recovery_gain": (-1.0, 1.0),
-    "distinct_calls": (1.0, math.inf),
-    "distinct_calls_merged": (1.0, math.inf),
-    "tokens": (0.0, math.inf),
-    "tag_advantage": (-math.inf, math.inf),
-}
-"""What a figure that is no share cannot leave, and so its interval, widened for few seeds."""
 _SEED = 0
 
 
@@ -77,11 +57,11 @@ def _model(study: Study, model: Model, baseline: Model, n: int) -> Json:
         **_unscored(model),
         "evaluation": evaluation(model, n),
         "training": _training(model),
-        "compute": _compute(model, baseline),
-        "equal": {budget: _at_equal(model, baseline, budget) for budget in BUDGETS},
+        "compute": compute(model, baseline),
+        "equal": {budget: at_equal(model, baseline, budget) for budget in BUDGETS},
         "diagnosis": _diagnosis(model),
-        "call_credit": _over_seeds(model.call_credit),
-        "recovered": _over_seeds(model.recovered),
+        "call_credit": _parts_over_seeds(model.call_credit),
+        "recovered": _parts_over_seeds(model.recovered),
         "paper": _paper(study, model, baseline),
         "difference": {} if model.name == baseline.name else difference(baseline, model, n),
     }
@@ -110,8 +90,8 @@ def evaluation(model: Model, resamples: int = RESAMPLES) -> Json:
         [
             None
             if e is None
-            else _bounded(model.columns[m][1], e.to_dict())
-            | {"values": _seeds(model.seeds, values_SM[:, m])}
+            else bounded(model.columns[m][1], e.to_dict())
+            | {"values": seed_values(model.seeds, values_SM[:, m])}
             for m, e in enumerate(found)
         ],
     )
@@ -133,8 +113,8 @@ def difference(first: Model, second: Model, resamples: int = RESAMPLES) -> Json:
         if d is None:
             cells.append(None)
             continue
-        cell = _bounded(column[1], d.estimate.to_dict(), difference=True)
-        cell |= {"values": _seeds(seeds, values_SM[:, m])}
+        cell = bounded(column[1], d.estimate.to_dict(), difference=True)
+        cell |= {"values": seed_values(seeds, values_SM[:, m])}
         if "low" in cell and (higher := _direction(column)) is not None:
             above = d.probability_above
             cell["probability_better"] = above if higher else 1.0 - above
@@ -152,22 +132,6 @@ def _direction(column: Column) -> bool | None:
     return HIGHER_IS_BETTER.get(metric)
 
 
-def _bounded(metric: str, cell: Json, difference: bool = False) -> Json:
-    """The interval cut off where the metric ends, a share at 0 and 1 (see `BOUNDS`).
-
-    It is left out where it is unknown, and where both ends are one: outcomes that are all the same
-    do not tell how much others would differ.
-    """
-    low, high = cell.get("low", math.nan), cell.get("high", math.nan)
-    kept = {key: value for key, value in cell.items() if key not in ("low", "high")}
-    if not high - low > 1e-9:
-        return kept
-    lowest, highest = BOUNDS.get(metric, (0.0, 1.0))
-    if difference:
-        lowest, highest = lowest - highest, highest - lowest
-    return kept | {"low": max(lowest, low), "high": min(highest, high)}
-
-
 def _diagnosis(model: Model) -> Json:
     """The diagnosed seeds' calls, and what failed prefixes could still have led to."""
     metrics = {
@@ -180,17 +144,17 @@ def _diagnosis(model: Model) -> Json:
         name: over_seeds({s: m.get(name, {}).get("value", math.nan) for s, m in metrics.items()})
         for name in names
     }
-    return {name: _bounded(name, cell) for name, cell in cells.items()}
+    return {name: bounded(name, cell) for name, cell in cells.items()}
 
 
-def _over_seeds(by_seed: Mapping[int, Mapping[str, Mapping[str, float]]]) -> Json:
+def _parts_over_seeds(by_seed: Mapping[int, Mapping[str, Mapping[str, float]]]) -> Json:
     """Seed -> part -> figure becomes part -> figure over the seeds that have that part."""
     parts = sorted({part for found in by_seed.values() for part in found})
     cells: Json = {}
     for part in parts:
         names = next(found[part] for found in by_seed.values() if part in found)
         cells[part] = {
-            name: _bounded(
+            name: bounded(
                 name,
                 over_seeds({s: f.get(part, {}).get(name, math.nan) for s, f in by_seed.items()}),
             )
@@ -217,7 +181,7 @@ def _training(model: Model) -> Json:
         last = {seed: float(run.recent(name)[-1]) for seed, run in model.training.items()}
         found[name] = over_seeds(last)
     found["recovery"] = over_seeds({s: recovery(run) for s, run in model.training.items()})
-    return {name: _bounded(name, cell) for name, cell in found.items() if cell}
+    return {name: bounded(name, cell) for name, cell in found.items() if cell}
 
 
 def recovery(run: Training) -> float:
@@ -232,75 +196,9 @@ def recovery(run: Training) -> float:
     return float((rate[known] * branches[known]).sum() / branches[known].sum())
 
 
-def _compute(model: Model, baseline: Model) -> Json:
-    """Totals, and `times` the baseline's over the seeds that both have."""
-    totals = {
-        "trajectories": lambda run: run.trajectories()[-1],
-        "tokens": lambda run: run.tokens()[-1],
-        "tokens_trained": lambda run: run.series("tokens_trained").sum(),
-        "seconds": lambda run: run.series("seconds_step").sum(),
-        "cpu_seconds": lambda run: run.series("cpu_seconds_step").sum(),
-    }
-    cells: Json = {}
-    for name, total in totals.items():
-        own, other = (
-            {seed: float(total(run)) for seed, run in m.training.items()} for m in (model, baseline)
-        )
-        if not (cell := over_seeds(own)):
-            continue
-        seeds = [s for s in own if math.isfinite(own[s]) and math.isfinite(other.get(s, math.nan))]
-        if seeds:
-            cell["times"] = sum(own[s] for s in seeds) / sum(other[s] for s in seeds)
-        cells[name] = cell
-    return cells
-
-
-def spending(run: Training, budget: str) -> Floats:
-    """What the run had spent by the end of each step."""
-    return run.trajectories() if budget == "trajectories" else run.tokens()
-
-
-def _at_equal(model: Model, baseline: Model, budget: str) -> Json:
-    """Training accuracy at the `amount` that both spent, and its difference, seed by seed."""
-    amounts: dict[int, float] = {}
-    values: dict[int, float] = {}
-    differences: dict[int, float] = {}
-    for seed, run in model.training.items():
-        if (other := baseline.training.get(seed)) is not None:
-            spent = [spending(r, budget) for r in (run, other)]
-            amount = float(min(s[-1] for s in spent))
-            own, theirs = (
-                r.at(ACCURACY, s, amount) for r, s in zip((run, other), spent, strict=True)
-            )
-            amounts[seed], values[seed], differences[seed] = amount, own, own - theirs
-    found = _bounded(ACCURACY, over_seeds(values))
-    if found:
-        found["amount"] = over_seeds(amounts)
-    if found and model.name != baseline.name:
-        found["difference"] = over_seeds(differences)
-    return found
-
-
-def over_seeds(values: Mapping[int, float]) -> Json:
-    """Mean over the seeds that have a value, Student's t interval from two on, and the values,
-    None for a seed without."""
-    by_seed = sorted(values.items())
-    known = [value for _, value in by_seed if math.isfinite(value)]
-    if not known:
-        return {}
-    estimate = student(known) or Estimate(math.fsum(known) / len(known), math.nan, math.nan)
-    cell: Json = {k: v for k, v in estimate.to_dict().items() if math.isfinite(v)}
-    return cell | {"values": _seeds([s for s, _ in by_seed], [value for _, value in by_seed])}
-
-
 def _by_part(columns: Sequence[Column], cells: Sequence[Json | None]) -> Json:
     found: dict[str, Json] = {}
     for (part, metric), cell in zip(columns, cells, strict=True):
         if cell is not None:
             found.setdefault(part or "all", {})[metric] = cell
     return found
-
-
-def _seeds(seeds: Sequence[int], values: Iterable[float]) -> Json:
-    pairs = zip(seeds, map(float, values), strict=True)
-    return {str(seed): value if math.isfinite(value) else None for seed, value in pairs}
