@@ -278,7 +278,7 @@ def test_weights_that_come_in_mid_generation(
         work = asyncio.create_task(ask(engine, requests))
         while engine.stats.pictures < 4:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.0)  # all four are being generated
         began = time.monotonic()
         await engine.load_weights(new.model.state_dict(), 1)
         print(f"\n{in_flight}: weights after {time.monotonic() - began:.2f} s")
