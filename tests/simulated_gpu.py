@@ -38,7 +38,8 @@ CPU_INDEX = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 """CUDA takes CPU indices here; it copies them over."""
 
 counts: Counter[tuple[str, str]] = Counter()
-"""(kind, place in axpo) of every wait and transfer since `gpu()` was entered."""
+"""(kind, place in axpo) of every wait and transfer since `gpu()` was entered. A copy to the device
+that is not asked for as non-blocking is a wait: the host stands until it is done."""
 
 
 @cache
@@ -94,19 +95,19 @@ def execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is aten._to_copy.default and target is not None:
         to_remote = torch.device(target).type == "sim"
         if to_remote != bool(remote):
-            note("to device" if to_remote else "to host")
+            note(_copied(kwargs.get("non_blocking")) if to_remote else "to host")
     elif func is aten.copy_.default:
         to_remote = bool(remote)
         if remote and local:
             to_remote = isinstance(args[0], Remote)
-            note("to device" if to_remote else "to host")
+            note(_copied(len(args) > 2 and args[2]) if to_remote else "to host")
     else:
         to_remote = bool(remote) or (target is not None and torch.device(target).type == "sim")
         if remote and any(x.ndim for x in local):
             if func not in CPU_INDEX or not isinstance(args[0], Remote):
                 shapes = [(tuple(x.shape), x.device.type) for x in tensors]
                 raise RuntimeError(f"{func}: tensors on two devices: {shapes}")
-            note("to device")
+            note("wait")
         if remote and (func in WAITS or _masks(func, args)):
             note("wait")
     if func is aten._fused_sdp_choice.default:
@@ -122,6 +123,10 @@ def execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return remote.get(id(x)) if id(x) in remote else Remote(x)
 
     return tree_map(wrap, out)
+
+
+def _copied(non_blocking: Any) -> str:
+    return "to device" if non_blocking else "wait"
 
 
 def _masks(func: Any, args: Any) -> bool:

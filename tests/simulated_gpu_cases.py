@@ -6,7 +6,6 @@ Collected by `test_simulated_gpu.py`.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from functools import partial
 
 import pytest
@@ -18,7 +17,7 @@ from axpo.engines.base import Completion, Request
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
-from axpo.training import attention
+from axpo.training import attention, policy
 from axpo.training.policy import policy_logprobs
 from axpo.training.trainer import Trainer
 from engine_contract import Writer, ask, run
@@ -56,7 +55,10 @@ def test_the_simulation_refuses_what_cuda_refuses():
         # As on CUDA: single numbers and indices may come from the CPU.
         assert (there + torch.tensor(1.0)).sum().item() == 6.0
         assert there[torch.tensor([0, 2])].device == device()
-    assert Counter(kind for kind, _ in counts) == Counter({"to device": 1, "wait": 1})
+        # A copy blocks unless it is asked not to.
+        here.to(device())
+        here.to(device(), non_blocking=True)
+    assert {kind: n for (kind, _), n in counts.items()} == {"to device": 1, "wait": 3}
 
 
 def test_a_buffer_left_behind_is_noticed():
@@ -80,6 +82,24 @@ def test_policy_logprobs():
         moved(checkpoint.model)
         found = policy_logprobs(checkpoint, forest, pixels)
     torch.testing.assert_close(values(found), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_chunks_of_the_output_layer_do_not_wait(monkeypatch: pytest.MonkeyPatch):
+    """What they ban is on the device, what they gather is copied while the host goes on."""
+    checkpoint = tiny_checkpoint(0)
+    forest, _ = packed(checkpoint, [branching_group(checkpoint, 1)])
+    text = checkpoint.model.config.text_config
+    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", 10 * text.vocab_size)
+    rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
+    hidden = torch.randn(len(forest), text.hidden_size)
+    with gpu() as counts:
+        moved(checkpoint.model)
+        policy.token_logprobs(checkpoint, Remote(hidden), rows, tokens, 1.0)
+    chunks = -(-len(rows) // 10)
+    assert chunks > 5
+    assert {kind for kind, _ in counts} == {"to device"}
+    assert 3 * chunks <= sum(counts.values()) <= 3 * chunks + 1
 
 
 @torch.no_grad()

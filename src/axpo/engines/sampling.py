@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from axpo.engines.base import Sampling
+from axpo.models.transfer import to_device
 
 
 class Sampler:
@@ -100,5 +101,6 @@ def _inverse_cdf(weights: torch.Tensor, uniforms: Sequence[float]) -> torch.Tens
     """
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    points = torch.tensor(uniforms, dtype=torch.float64, device=weights.device)[:, None] * total
+    drawn = to_device(torch.tensor(uniforms, dtype=torch.float64), weights.device)
+    points = drawn[:, None] * total
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)

@@ -12,5 +12,5 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     the next call and reuses it once the copy is done.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -15,6 +15,8 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
+from axpo.models.transfer import to_device
+
 BLOCK = 128
 """Queries and keys of one block of the mask: flex_attention's own default."""
 
@@ -27,8 +29,8 @@ def block_mask(
     Keys come in nodes of `sizes`; `ranges` [first, end) are the queries that a node's keys are
     for. The last `queries` keys are the queries' own: each is seen from its own query on.
     """
-    lengths = torch.tensor(sizes, device=device)
-    spans = torch.tensor(ranges, dtype=torch.int32, device=device)
+    lengths = to_device(torch.tensor(sizes), device)
+    spans = to_device(torch.tensor(ranges, dtype=torch.int32), device)
     keys = sum(sizes)
     first, end = spans.repeat_interleave(lengths, dim=0, output_size=keys).unbind(1)
     own = torch.arange(queries, dtype=torch.int32, device=device)

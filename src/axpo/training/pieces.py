@@ -27,6 +27,7 @@ from functools import partial
 import torch
 
 from axpo.models.loading import Checkpoint
+from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures
 from axpo.training.attention import NodeStates, tree_layout
 from axpo.training.packing import PackedNode, PackedTree
@@ -149,7 +150,7 @@ def plain_logprobs(
     split = _Split(checkpoint, forest, pixels, temperature, budget)
     out = torch.empty(forest.index.numel(), device=checkpoint.model.device)
     for piece in split.pieces:
-        out[piece.trained], kept = split.forward(piece)
+        out[to_device(piece.trained, out.device)], kept = split.forward(piece)
         split.remember(kept)
     return out
 

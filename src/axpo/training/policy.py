@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
@@ -141,9 +142,14 @@ def sampled_logits(
 ) -> torch.Tensor:
     """Logits [n, V] (float32) after `hidden` [n, hidden], ban and temperature applied."""
     logits = checkpoint.model.lm_head(hidden).float()
-    banned = torch.tensor(checkpoint.banned, device=logits.device)
-    logits = logits.index_fill(1, banned, float("-inf"))
+    logits = logits.index_fill(1, _index(checkpoint.banned, logits.device), float("-inf"))
     return logits if temperature == 1.0 else logits / temperature
+
+
+@cache
+def _index(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """`ids` on `device`, copied once: every chunk of every pass bans the same ones."""
+    return to_device(torch.tensor(ids), device)
 
 
 def _gather(

@@ -18,6 +18,7 @@ from axpo.algorithms.losses import TokenBatch
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
+from axpo.models.transfer import to_device
 from axpo.models.vision import Pixels
 from axpo.training.batches import Work, micro_batches, prepare, recompute_logprobs
 from axpo.training.masters import MasterWeights
@@ -174,14 +175,14 @@ class Trainer:
             laps("reference")
         device, budget = self.checkpoint.model.device, self.settings.max_tokens_per_micro_batch
         old, advantages, weights, likelihood, distilled = (
-            x.to(device)
+            to_device(x, device)
             for x in (
                 forest.old, forest.advantages, forest.weights, forest.likelihood, forest.distilled,
             )
         )  # fmt: skip
         stats: list[dict[str, float]] = []
         for some in training_passes(self.checkpoint, forest, pixels, self.temperature, budget):
-            at = some.trained.to(device)
+            at = to_device(some.trained, device)
             loss, figures = loss_fn(
                 TokenBatch(
                     some.logprobs,
