@@ -66,6 +66,12 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
             ["loss=cispo", "aggregation=token_mean", "clip_low=0.1", "clip_high=0.3"],
             "clip_high, clip_low: no effect with loss = 'cispo'",
         ),
+        (
+            ["loss=cispo", "aggregation=token_mean", "dual_clip=3", "max_log_ratio=20"],
+            "dual_clip, max_log_ratio: no effect with loss = 'cispo'",
+        ),
+        (["kl=0", "max_k3=10"], "max_k3: no effect with kl = 0"),
+        (["dual_clip=1"], "dual_clip: Input should be greater than 1"),
         (["name=grpo", "branch_at=first"], "branch_at: no effect with name = 'grpo'"),
         (
             ["branch_at=least_confident", "prefix=scratch"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,119 @@ def test_the_settings_choose_the_loss() -> None:
     policy_loss(cispo)(tokens)[0].backward()
     assert tokens.logprobs.grad is not None
     assert tokens.logprobs.grad.item() == pytest.approx(-1.5)
+
+
+def plain_formula(tokens: TokenBatch) -> torch.Tensor:
+    """METHOD's loss as it is written: eps 0.2 / 0.4, beta 1e-3, no bound on anything else."""
+    rho = (tokens.logprobs - tokens.old).exp()
+    clipped = rho.clamp(1.0 - 0.2, 1.0 + 0.4)
+    value = (rho * tokens.advantages).minimum(clipped * tokens.advantages)
+    assert tokens.ref is not None
+    delta = tokens.ref - tokens.logprobs
+    return -(tokens.weights * (value - 1e-3 * (delta.exp() - delta - 1.0))).sum()
+
+
+@pytest.mark.parametrize("spread", [0.1, 2.0, 15.0])
+def test_the_defaults_are_the_plain_formula_to_the_bit(spread: float) -> None:
+    """Log-ratios up to 60 and k3 up to e^60 included: nothing is bounded unless it is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        drawn = torch.randn(5, 257, generator=generator)
+        old, advantages, weights = -drawn[0].abs() * 4, drawn[1], drawn[2].abs() / 257
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for loss in (plain_formula, lambda t: policy_loss(AlgorithmSettings())(t)[0]):
+            logprobs = (old + spread * drawn[3]).requires_grad_()
+            ref = logprobs.detach() + spread * drawn[4]
+            ones = torch.ones(257)
+            value = loss(TokenBatch(logprobs, old, ref, advantages, weights, importance=ones))
+            value.backward()
+            assert logprobs.grad is not None
+            found.append((value.detach(), logprobs.grad))
+        assert torch.equal(found[0][0], found[1][0])
+        assert torch.equal(found[0][1], found[1][1])
+
+
+def importance_batch() -> TokenBatch:
+    """pi = 0.1, rho 1, A 1, ref 0.2 (k3 = 1 - ln 2, its gradient -1), importance 3."""
+    tokens = batch([1.0], [1.0], refs=[0.2])
+    return replace(tokens, importance=torch.tensor([3.0], dtype=torch.float64))
+
+
+def test_importance_weighs_the_surrogate_alone() -> None:
+    tokens = importance_batch()
+    value, stats = clipped_loss(tokens, 0.2, 0.4, 0.5)
+    value.backward()
+    assert value.item() == pytest.approx(-3.0 + 0.5 * (1 - math.log(2)))
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.item() == pytest.approx(-3.0 - 0.5)
+    assert stats["kl"] == pytest.approx(1 - math.log(2))
+
+
+def test_importance_leaves_cispos_kl_and_likelihoods_alone() -> None:
+    tokens = importance_batch()
+    cispo_loss(tokens, 5.0, 0.5)[0].backward()
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.item() == pytest.approx(-3.0 - 0.5)
+    yes = torch.tensor([True])
+    marked = replace(importance_batch(), likelihood=yes, distilled=yes)
+    rltf = policy_loss(AlgorithmSettings(name="rltf"))
+    assert rltf(marked)[0].item() == pytest.approx(-math.log(0.1))
+    ratios = replace(importance_batch(), likelihood=~yes, distilled=~yes)
+    assert rltf(ratios)[0].item() == pytest.approx(-3.0 + 1e-3 * (1 - math.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        # A < 0: the loss rises with rho up to 3 |A|, then it is flat; below 0.8 as without.
+        (2.0, -1.0, 2.0, 2.0),
+        (4.0, -1.0, 3.0, 0.0),
+        (4.0, -0.5, 1.5, 0.0),
+        (0.5, -1.0, 0.8, 0.0),
+        # A > 0 has its own clip, at 1.4.
+        (4.0, 1.0, -1.4, 0.0),
+        (0.5, 1.0, -0.5, -0.5),
+    ],
+)
+def test_dual_clip(ratio: float, advantage: float, loss: float, gradient: float) -> None:
+    tokens = batch([ratio], [advantage])
+    settings = AlgorithmSettings(kl=0.0, dual_clip=3.0)
+    value, stats = policy_loss(settings)(tokens)
+    value.backward()
+    assert value.item() == pytest.approx(loss)
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.item() == pytest.approx(gradient)
+    assert stats["clipped"] == float(gradient == 0.0)
+
+
+def test_log_ratios_are_clamped_on_both_sides() -> None:
+    """At a size of ln 4: rho 8 counts as 4 and 1/8 as 1/4, and so do ref / pi; beyond it nothing
+    has a gradient."""
+    tokens = batch([8.0, 1 / 8, 2.0], [-1.0, 1.0, -1.0], refs=[0.1, 0.1, 0.1])
+    settings = AlgorithmSettings(kl=1.0, max_log_ratio=math.log(4))
+    value, stats = policy_loss(settings)(tokens)
+    value.backward()
+    # ref / pi is 1/8 -> 1/4, 8 -> 4, and 1/2.
+    k3 = [0.25 + math.log(4) - 1, 4 - math.log(4) - 1, 0.5 + math.log(2) - 1]
+    assert value.item() == pytest.approx(4.0 - 0.25 + 2.0 + sum(k3))
+    assert stats["kl"] == pytest.approx(sum(k3))
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.tolist() == pytest.approx([0.0, 0.0, 2.0 + 1 - 0.5])
+
+
+@pytest.mark.parametrize("cispo", [False, True])
+def test_k3_is_capped(cispo: bool) -> None:
+    """ref / pi = e^10 gives k3 = 22,015 and this gradient; with the cap 10 and none."""
+    chosen = {"loss": "cispo", "aggregation": "token_mean"} if cispo else {}
+    found: list[tuple[float, float]] = []
+    for cap in ({}, {"max_k3": 10.0}):
+        tokens = batch([1.0], [0.0], refs=[0.1 * math.exp(10)])
+        value, _ = policy_loss(AlgorithmSettings.model_validate({"kl": 1.0} | chosen | cap))(tokens)
+        value.backward()
+        assert tokens.logprobs.grad is not None
+        found.append((value.item(), tokens.logprobs.grad.item()))
+    assert found[0] == pytest.approx((math.exp(10) - 11, 1 - math.exp(10)))
+    assert found[1] == pytest.approx((10.0, 0.0))
 
 
 def test_k3_kl() -> None:

@@ -251,6 +251,28 @@ def test_a_correction_weighs_tokens_by_both_logprobs(checkpoint: Checkpoint, gro
         assert set(sampled) <= recorded and set(trained) <= fresh
 
 
+def test_a_correction_leaves_the_kl_term_alone(checkpoint: Checkpoint, groups: list[Group]):
+    """Doubling the surrogate, a KL term of beta 1 stays what it is, loss and gradient."""
+    some = trainer(checkpoint, tiny_checkpoint(1), learning_rate=0.0)
+    loss = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=1.0)
+    old = some.recompute_logprobs(groups, kl=True)
+    found: dict[float, tuple[torch.Tensor, dict[str, float]]] = {}
+    for factor in (0.0, 1.0, 2.0):
+        weigh = partial(_times, factor)
+        found[factor] = caught_gradient(
+            some, groups, loss, "question_mean", kl=True, old=old, correction=weigh
+        )
+    (kl_slope, kl), (slope, plain), (twice_slope, twice) = found.values()
+    assert kl["loss"] > 0.1  # a KL term alone
+    assert twice["loss"] - kl["loss"] == pytest.approx(2 * (plain["loss"] - kl["loss"]), rel=1e-4)
+    expected = kl_slope + 2 * (slope - kl_slope)
+    assert float((twice_slope - expected).norm() / expected.norm()) < 1e-5
+
+
+def _times(factor: float, trained: Sequence[float], sampled: Sequence[float]) -> list[float]:
+    return [factor] * len(trained)
+
+
 def test_missing_picture_is_named(checkpoint: Checkpoint, groups: list[Group]):
     digest = groups[0].prompt.images[0].digest
     del groups[0].pictures[digest]

@@ -28,7 +28,8 @@ class TokenBatch:
     `logprobs` under the policy (with grad), `old` under the policy that sampled, `ref` under
     the reference (None without KL), `advantages` and `weights` as credited. `likelihood` marks the
     tokens that have no ratio, `distilled` those of them that were sampled after another path; each
-    [T] bool, None where the loss asks for neither.
+    [T] bool, None where the loss asks for neither. `importance` [T] float weighs the surrogate
+    alone (`truncated_ratios`), never the KL term or a likelihood; None counts as 1.
     """
 
     logprobs: Tensor
@@ -38,12 +39,17 @@ class TokenBatch:
     weights: Tensor
     likelihood: Tensor | None = None
     distilled: Tensor | None = None
+    importance: Tensor | None = None
 
     def part(self, of: Tensor) -> TokenBatch:
         """The tokens where `of` [T] is true, without their marks."""
-        ref = None if self.ref is None else self.ref[of]
         return TokenBatch(
-            self.logprobs[of], self.old[of], ref, self.advantages[of], self.weights[of]
+            self.logprobs[of],
+            self.old[of],
+            None if self.ref is None else self.ref[of],
+            self.advantages[of],
+            self.weights[of],
+            importance=None if self.importance is None else self.importance[of],
         )
 
 
@@ -75,43 +81,89 @@ def policy_loss(settings: AlgorithmSettings) -> Loss:
 
 def _ratio_loss(settings: AlgorithmSettings) -> Loss:
     if settings.loss == "cispo":
-        return partial(cispo_loss, max_ratio=settings.cispo_max_ratio, kl=settings.kl)
+        return partial(
+            cispo_loss,
+            max_ratio=settings.cispo_max_ratio,
+            kl=settings.kl,
+            max_k3=settings.max_k3,
+        )
     return partial(
-        clipped_loss, clip_low=settings.clip_low, clip_high=settings.clip_high, kl=settings.kl
+        clipped_loss,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        kl=settings.kl,
+        dual_clip=settings.dual_clip,
+        max_log_ratio=settings.max_log_ratio,
+        max_k3=settings.max_k3,
     )
 
 
 def clipped_loss(
-    batch: TokenBatch, clip_low: float, clip_high: float, kl: float
+    batch: TokenBatch,
+    clip_low: float,
+    clip_high: float,
+    kl: float,
+    dual_clip: float | None = None,
+    max_log_ratio: float | None = None,
+    max_k3: float | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """- sum w [min(rho A, clip(rho, 1-clip_low, 1+clip_high) A) - beta k3] (arXiv 2605.28774).
 
-    rho = exp(logprob - old); k3 = exp(ref - logprob) - (ref - logprob) - 1. Also returns sums
-    over tokens for metrics: `clipped` (tokens where the clip binds), `kl` (sum of k3), `ratio`
-    and `ratio_max`, `old_kl` (sum of old - logprob), `gap` (sum of its size) and `gap_max`, and
-    `tokens`.
+    rho = exp(logprob - old); k3 = exp(ref - logprob) - (ref - logprob) - 1. Importance factors
+    weigh the min alone. verl's bounds, each without gradient beyond it and None without effect:
+    `dual_clip` c makes the min at least c A where A < 0 (arXiv 1912.09729), `max_log_ratio`
+    clamps logprob - old and ref - logprob to its size, `max_k3` caps k3.
+
+    Also returns sums over tokens for metrics: `clipped` (tokens where a clip binds), `kl` (sum
+    of k3), `ratio` and `ratio_max`, `old_kl` (sum of old - logprob), `gap` (sum of its size) and
+    `gap_max`, and `tokens`.
     """
-    ratio = (batch.logprobs - batch.old).exp()
+    ratio = _bounded(batch.logprobs - batch.old, max_log_ratio).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     surrogate = (ratio * batch.advantages).minimum(clipped * batch.advantages)
     binds = ratio * batch.advantages > clipped * batch.advantages
-    return _loss(batch, surrogate, ratio, binds, kl)
+    if dual_clip is not None:
+        floor = dual_clip * batch.advantages
+        below = (batch.advantages < 0.0) & (surrogate < floor)
+        surrogate = floor.where(below, surrogate)
+        binds = binds | below
+    return _loss(batch, surrogate, ratio, binds, kl, _k3(batch, max_log_ratio, max_k3))
 
 
-def cispo_loss(batch: TokenBatch, max_ratio: float, kl: float) -> tuple[Tensor, dict[str, float]]:
+def cispo_loss(
+    batch: TokenBatch, max_ratio: float, kl: float, max_k3: float | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """- sum w [sg(min(rho, max_ratio)) A logprob - beta k3]: CISPO (arXiv 2506.13585, Eq. 4-5).
 
     The importance weight is capped and constant; the gradient goes through logprob alone, so
-    that no token is dropped. There is no floor. Figures as in `clipped_loss`.
+    that no token is dropped. There is no floor. `max_k3` and the figures as in `clipped_loss`.
     """
     ratio = (batch.logprobs.detach() - batch.old).exp()
     surrogate = ratio.clamp(max=max_ratio) * batch.advantages * batch.logprobs
     binds = (ratio > max_ratio) & (batch.advantages != 0.0)
-    return _loss(batch, surrogate, ratio, binds, kl)
+    return _loss(batch, surrogate, ratio, binds, kl, _k3(batch, None, max_k3))
+
+
+def _bounded(log_ratio: Tensor, size: float | None) -> Tensor:
+    return log_ratio if size is None else log_ratio.clamp(-size, size)
+
+
+def _k3(batch: TokenBatch, max_log_ratio: float | None, max_k3: float | None) -> Tensor | None:
+    """The KL estimate [T]; None without a reference."""
+    if batch.ref is None:
+        return None
+    delta = _bounded(batch.ref - batch.logprobs, max_log_ratio)
+    k3 = delta.exp() - delta - 1.0
+    return k3 if max_k3 is None else k3.clamp(max=max_k3)
 
 
 def _loss(
-    batch: TokenBatch, surrogate: Tensor, ratio: Tensor, binds: Tensor, kl: float
+    batch: TokenBatch,
+    surrogate: Tensor,
+    ratio: Tensor,
+    binds: Tensor,
+    kl: float,
+    k3: Tensor | None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The surrogate less the KL term, weighted and negated, with its figures."""
     gap = batch.old - batch.logprobs.detach()
@@ -124,9 +176,9 @@ def _loss(
         "gap": float(gap.abs().sum()),
         "gap_max": float(gap.abs().max()) if gap.numel() else 0.0,
     }
-    if batch.ref is not None:
-        delta = batch.ref - batch.logprobs
-        k3 = delta.exp() - delta - 1.0
+    if batch.importance is not None:
+        surrogate = surrogate * batch.importance
+    if k3 is not None:
         surrogate = surrogate - kl * k3
         stats["kl"] = float(k3.detach().sum())
     return -(batch.weights * surrogate).sum(), stats

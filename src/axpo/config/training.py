@@ -35,6 +35,13 @@ class AlgorithmSettings(Section):
     """rho is clipped from below at 1 - clip_low (paper: 0.2)."""
     clip_high: PositiveFloat = 0.4
     """rho is clipped from above at 1 + clip_high (paper: 0.4)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Where A < 0 a token's loss is at most this times |A|, however large rho is
+    (arXiv 1912.09729; verl's clip_ratio_c, there 3). Off by default, as in the paper."""
+    max_log_ratio: PositiveFloat | None = None
+    """log rho, and k3's log(pi_ref / pi), are clamped to this size (verl: 20). Off by default."""
+    max_k3: PositiveFloat | None = None
+    """A token's k3 is at most this (verl: 10). Off by default."""
     cispo_max_ratio: PositiveFloat = 5.0
     """CISPO: rho itself is capped at this value, with no floor (MiniMax: about 5). An absolute
     bound, where some libraries take the offset eps of 1 + eps."""
@@ -87,6 +94,8 @@ class AlgorithmSettings(Section):
             for key, needed in (("prefix", "tool_call"), ("resample", "tool")):
                 if (value := getattr(self, key)) != needed:
                     raise ValueError(f"branch_at: no effect with {key} = {value!r}; remove it")
+        if self.kl == 0 and self.max_k3 is not None:
+            raise ValueError("max_k3: no effect with kl = 0; remove it")
         if self.name == "rltf" and self.aggregation != "question_mean":
             raise ValueError(
                 f"aggregation: {self.aggregation!r} ignores the weights of RLTF's terms; "
@@ -113,7 +122,10 @@ _OWN_SETTINGS: Mapping[str, Mapping[str, set[str]]] = {
         },
     },
     "entropy_rule": {"threshold": {"entropy_threshold"}, "draw": set()},
-    "loss": {"clip": {"clip_low", "clip_high"}, "cispo": {"cispo_max_ratio"}},
+    "loss": {
+        "clip": {"clip_low", "clip_high", "dual_clip", "max_log_ratio"},
+        "cispo": {"cispo_max_ratio"},
+    },
 }  # fmt: skip
 """A choice's key -> value -> the settings that have an effect with that value only."""
 
@@ -147,8 +159,9 @@ class RLSettings(Section):
     old_logprobs: Literal["engine", "recompute"] = "engine"
     """pi_old: the engine's own numbers, or the trainer's before the first update."""
     importance_cap: PositiveFloat | None = None
-    """Truncated importance sampling: a token weighs min(pi_old / pi_engine, cap); 2 is TRL's
-    default. Off by default: an engine that differs is refused at the start. Needs "recompute"."""
+    """Truncated importance sampling: a token's surrogate weighs min(pi_old / pi_engine, cap), its
+    KL term stays whole; 2 is TRL's default. Off by default: an engine that differs is refused at
+    the start. Needs "recompute"."""
     importance_level: Literal["token", "sequence"] = "token"
     """"sequence" takes the ratio of a credited run as a whole."""
     max_staleness: NonNegativeInt = 0

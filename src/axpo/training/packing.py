@@ -22,7 +22,7 @@ Aggregation = Literal["question_mean", "token_mean"]
 OldLogprobs = Mapping[tuple[str, str], Sequence[float]]
 """(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none."""
 Correction = Callable[[Sequence[float], Sequence[float]], Sequence[float]]
-"""(old, recorded) logprobs of an item's tokens -> a factor for each token's weight."""
+"""(old, recorded) logprobs of an item's tokens -> a factor for each token's surrogate."""
 
 
 LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
@@ -58,8 +58,9 @@ class PackedTree:
     `tokens` [L]; `positions` [3, L] (M-RoPE); `previous` [L] is the token that predicts each one
     (-1 at a root); a key k is seen by the queries q with k <= q < `subtree_end`[k]. `pictures`
     are content digests in placeholder order, one a placement. `index` [T] points into the
-    layout; `advantages`, `weights` and `old` (nats; 0 where nobody sampled) are [T] float32,
-    `likelihood` and `distilled` (tokens without a ratio; those of them sampled elsewhere) [T] bool.
+    layout; `advantages`, `weights`, `importance` (factors of the surrogate, 1 without a correction)
+    and `old` (nats; 0 where nobody sampled) are [T] float32, `likelihood` and `distilled` (tokens
+    without a ratio; those of them sampled elsewhere) [T] bool.
     `groups` names the trees, `path_tokens` counts the tokens that one row a trajectory would
     take without padding.
     """
@@ -73,6 +74,7 @@ class PackedTree:
     index: torch.Tensor
     advantages: torch.Tensor
     weights: torch.Tensor
+    importance: torch.Tensor
     old: torch.Tensor
     likelihood: torch.Tensor
     distilled: torch.Tensor
@@ -161,9 +163,9 @@ def pack(
 
     `weights` holds one number an item, the weight of each of its tokens (`item_weights`).
     `grids` gives a picture's patch grid by digest; `old` replaces the recorded logprobs, and
-    `correction` of (old, recorded) multiplies the weights of an item that has ratios. Nodes
-    that no trained token depends on (a masked failed rest, uncredited rollouts) are left out:
-    less work, same result. Raises `TreeError` where `old` lacks a trained token.
+    `correction` of (old, recorded) gives the importance factors of an item that has ratios.
+    Nodes that no trained token depends on (a masked failed rest, uncredited rollouts) are left
+    out: less work, same result. Raises `TreeError` where `old` lacks a trained token.
     """
     nodes = group.nodes()
     trained: dict[str, set[int]] = {}
@@ -177,6 +179,7 @@ def pack(
     olds: list[float] = []
     advantages: list[float] = []
     per_token: list[float] = []
+    importance: list[float] = []
     streams: list[Stream] = []
     for item, weight in zip(chosen, weights, strict=True):
         places = zip(item.owners, item.offsets, strict=True)
@@ -187,7 +190,8 @@ def pack(
         factors = [1.0] * len(own)
         if correction is not None and item.credit.stream not in LIKELIHOOD:
             factors = correction(own, _old_logprobs(group, item, None))
-        per_token += [weight * factor for factor in factors]
+        importance += factors
+        per_token += [weight] * len(own)
         streams += [item.credit.stream] * len(item.offsets)
     return PackedTree(
         tokens=torch.tensor(layout.tokens),
@@ -199,6 +203,7 @@ def pack(
         index=torch.tensor(index),
         advantages=torch.tensor(advantages, dtype=torch.float32),
         weights=torch.tensor(per_token, dtype=torch.float32),
+        importance=torch.tensor(importance, dtype=torch.float32),
         old=torch.tensor(olds, dtype=torch.float32),
         likelihood=torch.tensor([stream in LIKELIHOOD for stream in streams]),
         distilled=torch.tensor([stream is Stream.DISTILLED for stream in streams]),
@@ -318,6 +323,7 @@ def join(trees: Sequence[PackedTree]) -> PackedTree:
         index=torch.cat([t.index + s for t, s in pairs]),
         advantages=torch.cat([t.advantages for t in trees]),
         weights=torch.cat([t.weights for t in trees]),
+        importance=torch.cat([t.importance for t in trees]),
         old=torch.cat([t.old for t in trees]),
         likelihood=torch.cat([t.likelihood for t in trees]),
         distilled=torch.cat([t.distilled for t in trees]),

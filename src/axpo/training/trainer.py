@@ -103,10 +103,10 @@ class Trainer:
         """One optimizer step on all of `groups`; `kl` asks for the reference's logprobs.
 
         `old` (from `recompute_logprobs`) replaces the sampler's logprobs, and `correction` weighs
-        an item's tokens by both (`losses.truncated_ratios`). Groups with nothing to learn from are
-        skipped but count in the denominators; where all are, the weights stay as they are. Raises
-        `TreeError` (bad credit) and `NonFiniteError`, each naming the group and before any weight
-        has changed.
+        the surrogate of an item's tokens by both (`losses.truncated_ratios`). Groups with nothing
+        to learn from are skipped but count in the denominators; where all are, the weights stay
+        as they are. Raises `TreeError` (bad credit) and `NonFiniteError`, each naming the group
+        and before any weight has changed.
 
         `seconds_pack`, `_reference`, `_forward`, `_backward` and `_optimizer` add up to the
         call's wall time; `chunks` counts its forward/backward passes, a piece of a tree above
@@ -174,10 +174,11 @@ class Trainer:
             ref = self._reference_logprobs(forest, pixels)
             laps("reference")
         device, budget = self.checkpoint.model.device, self.settings.max_tokens_per_micro_batch
-        old, advantages, weights, likelihood, distilled = (
+        old, advantages, weights, likelihood, distilled, importance = (
             to_device(x, device)
             for x in (
                 forest.old, forest.advantages, forest.weights, forest.likelihood, forest.distilled,
+                forest.importance,
             )
         )  # fmt: skip
         stats: list[dict[str, float]] = []
@@ -192,6 +193,7 @@ class Trainer:
                     weights[at],
                     likelihood[at],
                     distilled[at],
+                    importance[at],
                 )
             )
             stats.append(figures)
