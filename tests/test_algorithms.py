@@ -66,6 +66,7 @@ class TestSubgroups:
         figures = gap([a, b, c])
         assert figures == {
             "reward_mean": pytest.approx(5 / 11),
+            "accuracy": pytest.approx(5 / 11),
             "tool_rate": pytest.approx(4 / 11),
             "accuracy_tool": 1 / 4,
             "all_wrong_tool": 1 / 2,

@@ -11,7 +11,7 @@ from rich.console import Console
 from axpo.report import live
 from axpo.report.live import LiveView, duration, sparkline
 
-METRICS = {"tool_rate": 0.34, "all_wrong_tool": 0.42, "reward_mean": 0.5, "recovery_rate": 0.13}
+METRICS = {"tool_rate": 0.34, "all_wrong_tool": 0.42, "accuracy": 0.5, "recovery_rate": 0.13}
 
 
 def screen(width: int, terminal: bool) -> Console:

@@ -147,7 +147,7 @@ def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
         t = step / max(1, steps - 1)
         line = {
             "kind": "rl", "step": step, "time": 1.7e9 + step,
-            "reward_mean": 0.44 + (0.22 if axpo else 0.1) * t + rng.gauss(0, 0.03),
+            "accuracy": 0.44 + (0.22 if axpo else 0.1) * t + rng.gauss(0, 0.03),
             "tool_rate": 0.33 + (0.4 if axpo else -0.22) * t + rng.gauss(0, 0.03),
             "all_wrong_tool": 0.42 - (0.24 if axpo else 0.03) * t + rng.gauss(0, 0.05),
             "all_wrong_no_tool": 0.2 + rng.gauss(0, 0.03),
@@ -274,9 +274,9 @@ def test_evaluation_table_tolerates_missing_metrics_and_marks_lower_is_better() 
 
 def test_tables_of_training(tmp_path: Path) -> None:
     stops = {"stop_answer": 3.0, "stop_max_turns": 1.0}
-    lines = [{"kind": "rl", "step": s, "reward_mean": s / 10} | stops for s in range(4)]
+    lines = [{"kind": "rl", "step": s, "accuracy": s / 10} | stops for s in range(4)]
     run = RunView("x", tmp_path, metrics=lines)
-    assert edge_table([run], ["reward_mean", "kl"], "rl") == [("Accuracy", ["0.050 → 0.250"])]
+    assert edge_table([run], ["accuracy", "kl"], "rl") == [("Accuracy", ["0.050 → 0.250"])]
     assert share_table([run], "stop", "rl") == [("answer", [0.75]), ("max turns", [0.25])]
 
 

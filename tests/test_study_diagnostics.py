@@ -47,7 +47,7 @@ def cell(folder: Path, right: int) -> None:
 def trained(folder: Path, recovery: Mapping[int, float]) -> None:
     lines = [
         {
-            "kind": "rl", "step": step, "reward_mean": 0.5, "tool_rate": 0.25 + step / 10,
+            "kind": "rl", "step": step, "accuracy": 0.5, "tool_rate": 0.25 + step / 10,
             "all_wrong_tool": 0.5, "all_wrong_no_tool": 0.2, "rollouts": 8, "extra_samples": 0.0,
             "tokens_sampled": 10, "tokens_trained": 10, "seconds_step": 1.0,
             "cpu_seconds_step": 1.0, "branches": 2 * (step in recovery),

@@ -51,7 +51,7 @@ def trained(folder: Path, rewards: Sequence[float], tokens: float, extra: float 
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         {
-            "kind": "rl", "step": step, "time": 0.0, "reward_mean": reward, "tool_rate": 0.5,
+            "kind": "rl", "step": step, "time": 0.0, "accuracy": reward, "tool_rate": 0.5,
             "rollouts": 8, "extra_samples": extra, "tokens_sampled": tokens,
             "tokens_trained": tokens / 2, "seconds_step": 2.0, "cpu_seconds_step": 1.5,
             "branches": 0,
@@ -134,7 +134,7 @@ def test_costs_and_accuracy_at_equal_cost(folder: Path) -> None:
     assert cheaper["amount"]["values"] == {"1": 300, "2": 300}
     assert cheaper["values"] == own["values"]
     assert cheaper["difference"]["values"] == pytest.approx({"1": 0.17, "2": -0.1})
-    last = models["axpo"]["training"]["reward_mean"]
+    last = models["axpo"]["training"]["accuracy"]
     assert last["value"] == pytest.approx((0.4 + 0.3) / 2)
     half = 12.7062 * math.sqrt(0.005) / math.sqrt(2)
     assert (last["low"], last["high"]) == pytest.approx((max(0, 0.35 - half), min(1, 0.35 + half)))
@@ -197,16 +197,16 @@ def test_other_questions_are_refused(folder: Path) -> None:
 
 def run_of(rewards: Sequence[float], tokens: Sequence[float]) -> Training:
     pairs = zip(rewards, tokens, strict=True)
-    return Training([{"reward_mean": r, "tokens_sampled": t} for r, t in pairs])
+    return Training([{"accuracy": r, "tokens_sampled": t} for r, t in pairs])
 
 
 def test_curves_are_means_of_running_means_with_the_range() -> None:
     runs = [run_of([0.0, 1.0], [10, 30]), run_of([0.4, 0.4], [20, 40])]
-    steps, mean, low, high = step_curve(runs, "reward_mean")
+    steps, mean, low, high = step_curve(runs, "accuracy")
     assert steps.tolist() == [1, 2]
     assert mean == pytest.approx([0.2, 0.45])
     assert (low, high) == (pytest.approx([0.0, 0.4]), pytest.approx([0.4, 0.5]))
-    where, mean, low, high = token_curve(runs, "reward_mean")
+    where, mean, low, high = token_curve(runs, "accuracy")
     assert (where[0], where[-1]) == (20.0, 40.0)
     assert (mean[0], mean[-1]) == pytest.approx(((0.5 / 3 + 0.4) / 2, 0.45))
     assert (low[0], high[-1]) == pytest.approx((0.5 / 3, 0.5))

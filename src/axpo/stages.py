@@ -222,7 +222,7 @@ def _read_progress(stage: Stage) -> None:
         if stage.steps < stage.first:  # it goes on from a checkpoint before the last line
             stage.first, stage.began = stage.steps, time.monotonic()
         recent = lines[-10:]
-        for name in ("tool_rate", "reward_mean", "all_wrong_tool", "loss"):
+        for name in ("tool_rate", "accuracy", "all_wrong_tool", "loss"):
             values = [line[name] for line in recent if name in line]
             if values:
                 stage.figures[name] = sum(values) / len(values)
@@ -284,7 +284,7 @@ def stage_line(stage: Stage) -> str:
         return f"    {stage.name:<14} {bar}"
     text = f"  ▸ {stage.name:<14} {bar}  {stage.steps}/{stage.total}, "
     text += f"ETA {duration(stage.left())}"
-    labels = {"reward_mean": "accuracy", "tool_rate": "tool rate", "loss": "loss"}
+    labels = {"accuracy": "accuracy", "tool_rate": "tool rate", "loss": "loss"}
     for name, label in labels.items():
         if name in stage.figures and not (name == "loss" and len(stage.figures) > 1):
             value = stage.figures[name]

@@ -78,6 +78,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("answer_start", pa.int32()),
         ("reward", pa.float64()),
+        ("solved_at", pa.float64()),
         ("fault", pa.string()),
         ("seconds", pa.float64()),
         ("segments", pa.list_(_SEGMENT)),
@@ -117,14 +118,21 @@ def save_groups(path: Path, groups: Iterable[Group]) -> None:
 
 
 def load_groups(path: Path, pictures: bool = True) -> list[Group]:
-    """Read what `save_groups` wrote; a missing picture raises `TreeError` naming it.
+    """Read what `save_groups` wrote; raises `TreeError` that names a missing picture, or the
+    columns that a file of another version lacks.
 
     Without `pictures` the groups hold none: decoding them is three quarters of the work, and
     statistics of calls, rewards and credit need none.
     """
     groups: dict[str, Group] = {}
     folder = path.parent.parent / "pictures"
-    for row in pq.read_table(path).to_pylist():
+    table = pq.read_table(path)
+    if missing := set(SCHEMA.names) - set(table.column_names):
+        raise TreeError(
+            f"{path}: no column {', '.join(sorted(missing))}; another version of axpo wrote these "
+            "trees: read them with that one, or sample again into another folder"
+        )
+    for row in table.to_pylist():
         if row["kind"] == "prompt":
             groups[row["group"]] = Group(
                 row["group"],
@@ -193,6 +201,7 @@ def _row(group: Group, trajectory: Trajectory, index: int | None) -> dict[str, A
         "answer": _text(trajectory.answer),
         "answer_start": trajectory.answer_start,
         "reward": trajectory.reward,
+        "solved_at": trajectory.solved_at,
         "fault": _text(trajectory.fault),
         "seconds": trajectory.seconds,
         "segments": [_segment_row(s) for s in trajectory.segments],
@@ -245,4 +254,5 @@ def _trajectory(row: Mapping[str, Any]) -> Trajectory:
         [Credit(**(c | {"stream": Stream(c["stream"])})) for c in row["credit"]],
         row["fault"],
         row["seconds"],
+        row["solved_at"],
     )

@@ -193,7 +193,7 @@ class Trajectory:
     """What one sampling process added to the tree, and what came of it.
 
     `reward` None means not scored (infrastructure failed or grading did not run); 0.0 means
-    scored and wrong. `answer_start` is the path offset of the first token after the thinking of
+    scored and wrong. `solved_at` is the reward from which on it counts as right. `answer_start` is the path offset of the first token after the thinking of
     the turn that answered; None where no turn did.
     """
 
@@ -207,6 +207,7 @@ class Trajectory:
     credit: list[Credit] = field(default_factory=list[Credit])
     fault: str | None = None
     seconds: float = 0.0
+    solved_at: float = 1.0
 
     @property
     def uses_tool(self) -> bool:
@@ -216,6 +217,12 @@ class Trajectory:
     @property
     def scored(self) -> bool:
         return self.reward is not None
+
+    @property
+    def solved(self) -> bool | None:
+        """Whether the reward reaches `solved_at`: what every rate, trigger and Pass@k calls right
+        (`task.solved`). Advantages take the reward itself. None where it is not scored."""
+        return None if self.reward is None else self.reward >= self.solved_at
 
     @property
     def tokens(self) -> int:
@@ -237,9 +244,9 @@ class Branch:
 
     @property
     def recovered(self) -> bool | None:
-        """Whether any scored continuation is right; None if none was scored."""
-        rewards = [c.reward for c in self.continuations if c.reward is not None]
-        return any(r > 0 for r in rewards) if rewards else None
+        """Whether any scored continuation is solved; None if none was scored."""
+        found = [c.solved for c in self.continuations if c.solved is not None]
+        return any(found) if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,16 +40,18 @@ def callers(group: Group, tool: str) -> list[Trajectory]:
 
 
 def all_wrong(trajectories: Sequence[Trajectory]) -> bool:
-    """The trigger: non-empty, and every reward is 0 (arXiv 2605.28774)."""
-    return bool(trajectories) and all(r <= 0 for r in rewards(trajectories))
+    """The trigger: non-empty, and none is solved (arXiv 2605.28774)."""
+    return bool(trajectories) and not any(t.solved for t in trajectories)
 
 
 def gap(groups: Sequence[Group]) -> dict[str, float]:
     """The gap's figures over a batch; a rate whose denominator is empty is left out.
 
-    `tool_rate`: share of rollouts that tried a tool. `all_wrong_tool`: share of the questions
+    `reward_mean`: mean reward; `accuracy`: share of rollouts that are solved, `accuracy_tool` and
+    `accuracy_no_tool` of those with and without a tool. `tool_rate`: share of rollouts that tried
+    a tool. `all_wrong_tool`: share of the questions
     with tool-using rollouts where all of them are wrong; `all_wrong_no_tool` likewise.
-    `recovery_rate`: share of the resampled prefixes of failed rollouts with a right continuation.
+    `recovery_rate`: share of the resampled prefixes of failed rollouts with a solved continuation.
     For each tool that was used: `tool_<name>_rate`, share of rollouts that called it, and
     `tool_<name>_all_wrong`, share of the questions with such rollouts where all of them are wrong.
     """
@@ -62,9 +64,11 @@ def gap(groups: Sequence[Group]) -> dict[str, float]:
             figures[name] = sum(values) / len(values)
 
     rate("reward_mean", rewards(rollouts))
+    rate("accuracy", [float(r.solved or False) for r in rollouts])
     rate("tool_rate", [float(r.uses_tool) for r in rollouts])
     for name, tool in (("tool", True), ("no_tool", False)):
-        rate(f"accuracy_{name}", rewards(r for r in rollouts if r.uses_tool is tool))
+        members = [r for r in rollouts if r.uses_tool is tool]
+        rate(f"accuracy_{name}", [float(r.solved or False) for r in members])
         subgroups = [s for g in groups if (s := subgroup(g, tool=tool))]
         rate(f"all_wrong_{name}", [float(all_wrong(s)) for s in subgroups])
     for tool in tools_used(groups):

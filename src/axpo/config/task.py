@@ -67,6 +67,9 @@ class TaskSettings(Section):
     """Rows of a streamed split that are held and shuffled at once."""
     columns: ColumnSettings = ColumnSettings()
     """Where a row of the data holds what."""
+    solved: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A rollout is solved, for the trigger, recovery, Pass@k and every rate, when its reward is at
+    least this; advantages take the reward itself (choice)."""
     grading: str | None = None
     """Grader of rows that name none; by default "choice" for rows with options, else "exact"."""
     image_folder: str | None = None

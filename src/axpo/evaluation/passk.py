@@ -1,6 +1,6 @@
 """Pass@1 and the unbiased Pass@k of Chen et al. (arXiv 2107.03374), per question and as a mean.
 
-A rollout is right where its reward is above 0. Unscored rollouts leave n; a question with fewer
+A rollout is right where it is solved (`Trajectory.solved`). Unscored rollouts leave n; a question with fewer
 than k scored ones has no estimate and is dropped, which the mean reports.
 """
 
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from axpo.algorithms.subgroups import rewards
+from axpo.algorithms.subgroups import scored
 from axpo.tree import Group, Trajectory
 
 
@@ -35,8 +35,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 def tally(trajectories: Iterable[Trajectory]) -> tuple[int, int]:
     """(scored, right) among `trajectories`."""
-    values = rewards(trajectories)
-    return len(values), sum(r > 0 for r in values)
+    found = [t.solved for t in scored(trajectories)]
+    return len(found), sum(map(bool, found))
 
 
 def question_pass_at_k(group: Group, k: int) -> float | None:

@@ -46,7 +46,7 @@ class Figure:
 FIGURES = (
     Figure(("tool_rate",), "tool rate"),
     Figure(("all_wrong_tool",), "all-wrong tool"),
-    Figure(("reward_mean", "accuracy", "pass@1"), "accuracy"),
+    Figure(("accuracy", "pass@1"), "accuracy"),
     Figure(("recovery_rate",), "recovery"),
     Figure(("samples_per_second",), "samples/s", fraction=False),
     Figure(("tokens_per_second",), "tokens/s", fraction=False),

@@ -29,12 +29,13 @@ class Chart:
 
 
 MAIN_CHARTS = (
-    Chart("reward_mean", "Accuracy", "mean reward of all original rollouts"),
+    Chart("accuracy", "Accuracy", "original rollouts that are solved"),
     Chart("tool_rate", "Tool rate", "rollouts that attempt a tool call"),
     Chart("all_wrong_tool", "All-wrong tool subgroups", "of questions where a tool was used"),
     Chart("recovery_rate", "Recovery", "resampled prefixes with a right continuation"),
 )
 MORE_CHARTS = (
+    Chart("reward_mean", "Mean reward", "of all original rollouts"),
     Chart("accuracy_tool", "Accuracy with tool"),
     Chart("accuracy_no_tool", "Accuracy without tool"),
     Chart("all_wrong_no_tool", "All-wrong no-tool subgroups"),

@@ -44,7 +44,7 @@ def category(group: Group) -> str:
     if any(branch.recovered is False for branch in group.branches):
         return "hopeless"
     scored = [r for r in group.rollouts if r.reward is not None]
-    right = [r for r in scored if (r.reward or 0) > 0]
+    right = [r for r in scored if r.solved]
     tool = [r for r in scored if r.uses_tool]
     if tool and len(tool) < len(scored) and right and not any(r.uses_tool for r in right):
         return "tool_failed"
@@ -118,6 +118,7 @@ class TreePayload:
         return {
             "id": trajectory.id,
             "reward": trajectory.reward,
+            "solved": trajectory.solved,
             "stop": trajectory.stop and str(trajectory.stop),
             "answer": trajectory.answer,
             "answerStart": trajectory.answer_start,

@@ -62,7 +62,7 @@ class Agent:
     """Runs trajectories with one engine, one set of tools and one recipe's limits.
 
     With `top_logprobs` of them at every token, the group's `meta` gets the entropy of each turn's
-    opening (`axpo.algorithms.arpo`).
+    opening (`axpo.algorithms.arpo`). A reward of at least `solved_at` solves a question.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Agent:
         settings: RolloutSettings,
         grade: Grade,
         top_logprobs: int = 0,
+        solved_at: float = 1.0,
     ) -> None:
         if set(tools) != set(rendering.tools):
             raise ValueError(
@@ -85,6 +86,7 @@ class Agent:
         self.settings = settings
         self.grade = grade
         self.top_logprobs = top_logprobs
+        self.solved_at = solved_at
         self.stats = AgentStats()
 
     async def close(self) -> None:
@@ -103,7 +105,7 @@ class Agent:
         """Go on from `path` to an end; the trajectory holds what was added. Pictures that tools
         return are put into the path's group. Raises `UserError` where a tool does not start."""
         await self.tools.start()
-        trajectory = Trajectory(id)
+        trajectory = Trajectory(id, solved_at=self.solved_at)
         began = time.monotonic()
         deadline = asyncio.timeout(self.settings.max_seconds)
         try:

@@ -131,7 +131,8 @@ def build_agent(
     rendering = Rendering(checkpoint, tools, config.task.system)
     engine = build_engine(config, checkpoint, out)
     top_logprobs = TOP_LOGPROBS if config.algorithm.name == "arpo" else 0
-    return Agent(engine, rendering, tools, config.rollout, grade, top_logprobs)
+    solved_at = config.task.solved
+    return Agent(engine, rendering, tools, config.rollout, grade, top_logprobs, solved_at)
 
 
 def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None) -> Engine:

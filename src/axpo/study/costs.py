@@ -4,7 +4,7 @@ Of each finished training run: sampled trajectories and sampled tokens
 (continuations, branches and second attempts among them), trained tokens, and the seconds of its
 steps, as measured beside the other cells and of its process's own CPU time. Training accuracy at
 equal cost is read, for each seed, at the largest amount that both the variant's and the baseline's
-run reached: the mean reward of the original rollouts over the last 10 steps, taken at the amount
+run reached: the share of solved original rollouts over the last 10 steps, taken at the amount
 spent by the end of each step and interpolated linearly between two steps' ends.
 """
 
@@ -17,7 +17,7 @@ from axpo.study.estimates import Json, bounded, over_seeds
 from axpo.study.read import Model, Training
 
 BUDGETS = ("trajectories", "tokens")
-ACCURACY = "reward_mean"
+ACCURACY = "accuracy"
 
 
 def compute(model: Model, baseline: Model) -> Json:

@@ -10,7 +10,7 @@ from axpo.study import paper
 from axpo.study.markup import Json, Pick, cell_text, picker, rows, signed_picker, table
 
 TRAINING_LABELS = {
-    "reward_mean": "accuracy",
+    "accuracy": "accuracy",
     "tool_rate": "tool rate",
     "all_wrong_tool": "all-wrong tool",
     "all_wrong_no_tool": "all-wrong no-tool",

@@ -170,7 +170,7 @@ def _every_seed(models: Json) -> str:
         for seed in model["seeds"]:
             cells = [model["evaluation"]["all"].get(metric, {}) for metric in metrics]
             values = [cell.get("values", {}).get(str(seed)) for cell in cells]
-            trained = model["training"].get("reward_mean", {}).get("values", {}).get(str(seed))
+            trained = model["training"].get("accuracy", {}).get("values", {}).get(str(seed))
             shown_values = ["–" if v is None else number_text(v) for v in [*values, trained]]
             lines.append([model["label"], str(seed), *shown_values])
     return rows([["", "seed", *map(label, metrics), "accuracy in training"], *lines])

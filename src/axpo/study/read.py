@@ -190,17 +190,19 @@ def _resamples(study: Study, cell: Cell) -> bool:
 
 
 def _outcome(cell: Cell, question: str, group: Group) -> Outcome:
-    counts = Counter(
-        (r.uses_tool, r.reward > 0) if r.reward is not None else None for r in group.rollouts
-    )
     return {
         "variant": cell.variant,
         "seed": cell.seed,
         "question": question,
         "family": str(group.meta.get(FAMILY, "")),
-        **{name: counts[kind] for name, kind in COUNTS.items()},
-        "unscored": counts[None],
+        **counts(group),
     }
+
+
+def counts(group: Group) -> dict[str, int]:
+    """The question's rollouts, counted: each of `COUNTS`, and `unscored`."""
+    found = Counter((r.uses_tool, r.solved) if r.scored else None for r in group.rollouts)
+    return {name: found[kind] for name, kind in COUNTS.items()} | {"unscored": found[None]}
 
 
 def _shares(group: Group, k: int, tools: Sequence[str]) -> dict[Column, Any]:

@@ -21,7 +21,7 @@ from axpo.study.paper import counterpart, differences
 from axpo.study.read import COUNTS, Column, Model, Training, paired
 from axpo.study.settings import START, Study
 
-TRAINING = ("reward_mean", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
+TRAINING = ("accuracy", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
 """Figures of the last steps of training."""
 _SEED = 0
 

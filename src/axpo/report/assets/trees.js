@@ -41,7 +41,7 @@ function clip(pieces, from, to) {
   return out;
 }
 
-const outcome = (t) => (t.reward === null ? "unscored" : t.reward > 0 ? "right" : "wrong");
+const outcome = (t) => (t.solved === null ? "unscored" : t.solved ? "right" : "wrong");
 const sign = { right: "✓", wrong: "✗", unscored: "?" };
 const signed = (v) => (v === null ? "–" : (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2));
 const creditAt = (t, at) => t.credit.find(([start, end]) => start <= at && at < end);
@@ -154,7 +154,7 @@ function column(group, t, from, title) {
 const cutMark = (text) => el("div", { class: "cut" }, el("span", {}, "✂ " + text));
 
 function branchNote(b) {
-  const scored = b.continuations.filter((c) => c.reward !== null), right = scored.filter((c) => c.reward > 0);
+  const scored = b.continuations.filter((c) => c.reward !== null), right = scored.filter((c) => c.solved);
   return `cut at token ${b.cut}, call confidence ${b.confidence?.toFixed(2) ?? "–"}: ${right.length} of ${scored.length} continuations right`;
 }
 
@@ -208,7 +208,7 @@ function drawList(group) {
     }, el("span", { class: "name" }, (t.branch ? "└ " : "") + t.name), badge(t),
       el("span", { class: "answer" }, t.answer ?? "–"), el("span", { class: "small" }, used),
       el("span", { class: "advantage", title: "advantage" }, head),
-      t.branches.map((b) => el("span", { class: "branch-note" }, "✂ " + (b.recovered ? "recovered" : "not recovered") + `, ${b.continuations.filter((c) => c.reward > 0).length}/${b.continuations.length}`)));
+      t.branches.map((b) => el("span", { class: "branch-note" }, "✂ " + (b.recovered ? "recovered" : "not recovered") + `, ${b.continuations.filter((c) => c.solved).length}/${b.continuations.length}`)));
     row.style.setProperty("--depth", t.depth);
     return row;
   }));

@@ -16,7 +16,7 @@ USE_A_TOOL = ", with a tool"
 
 def critique(group: Group, attempt: Trajectory) -> str:
     """The critique of a scored attempt at one of the lab's questions about cards."""
-    if attempt.reward:
+    if attempt.solved:
         return RIGHT
     left, top, right, bottom = group.meta["target_box"]
     place = words.cell_phrase(*cell_at((left, top, right, bottom)))
