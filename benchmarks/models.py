@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from axpo.models.attention import use_fast_vision
 from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
 from axpo.tasks.lab.tokenizer import build_tokenizer
 from axpo.tools.zoom import SPEC
+from axpo.training.packing import OldLogprobs
 from axpo.tree import Credit, Group, ImageSpan, Origin, Segment, Stream, Trajectory, picture_digest
 
 PATCH, MERGE = 16, 2
@@ -223,10 +224,10 @@ class _Builder:
         return Segment(id, origin, tokens, (), (ImageSpan(digest, words + 1, image_tokens),))
 
 
-def with_logprobs(group: Group, logprobs: dict[tuple[str, str], Sequence[float]]) -> None:
+def with_logprobs(group: Group, logprobs: OldLogprobs) -> None:
     """Record `logprobs` (of `Trainer.recompute_logprobs`) as if their policy had sampled."""
     for trajectory in group.trajectories():
-        own = logprobs[group.id, trajectory.id]
+        own = logprobs[group.id, trajectory.id].tolist()
         done = 0
         for i, segment in enumerate(trajectory.segments):
             if segment.origin is Origin.POLICY:

@@ -62,7 +62,7 @@ def padded_rows(checkpoint: Checkpoint, group: Group) -> Rows:
     digests = [
         span.digest for t in trajectories for segment in group.path(t) for span in segment.images
     ]
-    lengths = [len(item.offsets) for item in found]
+    lengths = [len(item) for item in found]
     places = [
         (number[item.trajectory.id], offset + len(group.prompt))
         for item in found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -235,18 +234,18 @@ def test_recomputed_logprobs_start_the_ratio_at_one(checkpoint: Checkpoint, grou
 def test_a_correction_weighs_tokens_by_both_logprobs(checkpoint: Checkpoint, groups: list[Group]):
     some = trainer(checkpoint, learning_rate=0.0)
     old = some.recompute_logprobs(groups, kl=False)
-    seen: list[tuple[Sequence[float], Sequence[float]]] = []
+    seen: list[tuple[list[float], list[float]]] = []
 
-    def double(trained: Sequence[float], sampled: Sequence[float]) -> list[float]:
-        seen.append((trained, sampled))
-        return [2.0] * len(trained)
+    def double(trained: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+        seen.append((trained.tolist(), sampled.tolist()))
+        return torch.full_like(trained, 2.0)
 
     plain = some.update(groups, CLIP, "question_mean", kl=False, old=old)
     twice = some.update(groups, CLIP, "question_mean", kl=False, old=old, correction=double)
     assert twice["loss"] == pytest.approx(2 * plain["loss"], rel=1e-5)
     assert twice["grad_norm"] == pytest.approx(2 * plain["grad_norm"], rel=1e-5)
     recorded = {p for g in groups for t in g.trajectories() for s in t.segments for p in s.logprobs}
-    fresh = {p for own in old.values() for p in own}
+    fresh = {p for own in old.values() for p in own.tolist()}
     for trained, sampled in seen:
         assert set(sampled) <= recorded and set(trained) <= fresh
 
@@ -269,8 +268,8 @@ def test_a_correction_leaves_the_kl_term_alone(checkpoint: Checkpoint, groups: l
     assert float((twice_slope - expected).norm() / expected.norm()) < 1e-5
 
 
-def _times(factor: float, trained: Sequence[float], sampled: Sequence[float]) -> list[float]:
-    return [factor] * len(trained)
+def _times(factor: float, trained: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(trained, factor)
 
 
 def test_missing_picture_is_named(checkpoint: Checkpoint, groups: list[Group]):

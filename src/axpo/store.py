@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -223,7 +224,15 @@ def _text(text: str | None) -> str | None:
 
 
 def _segment_row(segment: Segment) -> dict[str, Any]:
-    return asdict(segment)
+    # Arrays, which Arrow takes whole; `asdict` would copy token by token.
+    return {
+        "id": segment.id,
+        "origin": segment.origin,
+        "tokens": np.array(segment.tokens, np.int32),
+        "logprobs": np.array(segment.logprobs, np.float64),
+        "images": [asdict(span) for span in segment.images],
+        "version": segment.version,
+    }
 
 
 def _segment(row: Mapping[str, Any]) -> Segment:

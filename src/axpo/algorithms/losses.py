@@ -8,7 +8,7 @@ plain weighted sum and micro-batches add up to the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -54,21 +54,18 @@ class TokenBatch:
 
 
 def truncated_ratios(
-    trained: Sequence[float],
-    sampled: Sequence[float],
-    cap: float,
-    level: Literal["token", "sequence"],
-) -> list[float]:
-    """min(pi_trainer / pi_engine, cap) for each token of a credited run, both before the update.
+    trained: Tensor, sampled: Tensor, cap: float, level: Literal["token", "sequence"]
+) -> Tensor:
+    """min(pi_trainer / pi_engine, cap) [n] of a credit's tokens by their logprobs [n] before it.
 
     Truncated importance sampling for an engine whose probabilities differ from the trainer's
     (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training";
     TRL's `vllm_importance_sampling_correction`). "sequence": the run's product for all of it.
     """
-    gaps = [ours - theirs for ours, theirs in zip(trained, sampled, strict=True)]
+    gaps = trained - sampled
     if level == "sequence":
-        gaps = [sum(gaps)] * len(gaps)
-    return [math.exp(min(gap, math.log(cap))) for gap in gaps]
+        gaps = gaps.sum().expand_as(gaps)
+    return gaps.clamp(max=math.log(cap)).exp()
 
 
 def policy_loss(settings: AlgorithmSettings) -> Loss:

@@ -40,7 +40,7 @@ def call_entropies(
     for part in _within(_first_calls(group), budget):
         for work in prepare(checkpoint, [part], "token_mean", kl=True, old=None):
             entropies = _entropies(checkpoint, work, temperature)
-            spans = entropies.split([len(item.offsets) for item in work.items])
+            spans = entropies.split([len(item) for item in work.items])
             for item, span in zip(work.items, spans, strict=True):
                 found[item.trajectory.id] = float(span.mean())
     return found

@@ -92,15 +92,16 @@ def recompute_logprobs(
 
     NaN stands beside the tokens without; no tree above `budget` tokens is computed at once.
     """
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], torch.Tensor] = {}
     for work in prepare(checkpoint, groups, "token_mean", kl, None):
         logprobs = plain_logprobs(checkpoint, work.tree, work.pixels, temperature, budget)
-        values = iter(logprobs.tolist())
-        for item in work.items:
-            starts = {owner.id: work.group.offset(owner) for owner in item.owners}
-            for owner, offset in zip(item.owners, item.offsets, strict=True):
-                own = found.setdefault((work.group.id, owner.id), [math.nan] * owner.tokens)
-                own[offset - starts[owner.id]] = next(values)
+        runs = [run for item in work.items for run in item.runs]
+        parts = logprobs.double().cpu().split([run.end - run.start for run in runs])
+        for run, values in zip(runs, parts, strict=True):
+            key, start = (work.group.id, run.owner.id), work.group.offset(run.owner)
+            if key not in found:
+                found[key] = torch.full((run.owner.tokens,), math.nan, dtype=torch.float64)
+            found[key][run.start - start : run.end - start] = values
     return found
 
 

@@ -1,8 +1,9 @@
 """Packed trees: a group's tokens laid out flat, each once, with what trains them.
 
-Owns the step from credit to training arrays. `items` checks a group's credit and lists the
-policy tokens of each loss item; `item_weights` says how much each of them counts in the update;
-`pack` lays the tree out in depth-first preorder and `join` puts several trees side by side.
+Owns the step from credit to training arrays. `items` checks a group's credit and lists the runs
+of policy tokens of each loss item; `item_weights` says how much each of them counts in the update;
+`pack` lays the tree out in depth-first preorder and `join` puts several trees side by side. An
+update has millions of tokens: Python handles runs, segments and nodes, torch their tokens.
 Only tokens and indices live here: the forward pass is `axpo.training.policy`, the attention
 over the layout `axpo.training.attention`.
 """
@@ -13,16 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 
 from axpo.models.positions import Grid, rope_positions
 from axpo.tree import Credit, Group, ImageSpan, Node, Origin, Segment, Stream, Trajectory, TreeError
 
 Aggregation = Literal["question_mean", "token_mean"]
-OldLogprobs = Mapping[tuple[str, str], Sequence[float]]
-"""(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none."""
-Correction = Callable[[Sequence[float], Sequence[float]], Sequence[float]]
-"""(old, recorded) logprobs of an item's tokens -> a factor for each token's surrogate."""
+OldLogprobs = Mapping[tuple[str, str], torch.Tensor]
+"""(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none;
+[tokens] float64 on the CPU, as for the recorded ones."""
+Correction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(old, recorded) logprobs [n] of an item's tokens -> a factor [n] for each token's surrogate."""
 
 
 LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
@@ -30,16 +33,37 @@ LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One credit and what it trains: `offsets` are the path offsets of its policy tokens.
+class Run:
+    """Policy tokens at the path offsets [start, end), all stored by `owner`."""
 
-    `owners` are the trajectories that store them: its own, and for a whole path its sources too.
+    owner: Trajectory
+    start: int
+    end: int
+
+    def within(self, start: int, end: int) -> Run:
+        """What lies in [start, end)."""
+        return replace(self, start=max(self.start, start), end=min(self.end, end))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One credit and what it trains: `runs` of policy tokens in the order of the path.
+
+    They are stored by its own trajectory and, for a whole path, by its sources too.
     """
 
     trajectory: Trajectory
     credit: Credit
-    offsets: tuple[int, ...]
-    owners: tuple[Trajectory, ...]
+    runs: tuple[Run, ...]
+
+    def __len__(self) -> int:
+        """How many tokens it trains."""
+        return sum(run.end - run.start for run in self.runs)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Their path offsets."""
+        return tuple(offset for run in self.runs for offset in range(run.start, run.end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,40 +120,51 @@ def items(group: Group) -> list[Item]:
     for trajectory in group.trajectories():
         if not trajectory.credit:
             continue
-        origins = _origins(group.after_prompt(trajectory))
+        path = _policy_runs(group, trajectory)
         own = group.offset(trajectory)
-        taken: set[int] = set()
+        taken: list[Run] = []
         for credit in trajectory.credit:
             name = (
                 f"group {group.id}, trajectory {trajectory.id}: {credit.stream} credit "
                 f"[{credit.start}, {credit.end})"
             )
-            start = 0 if credit.stream is Stream.PATH else own
-            if not start <= credit.start <= credit.end <= len(origins):
-                raise TreeError(
-                    f"{name} leaves the trajectory's own tokens [{start}, {len(origins)})"
-                )
-            offsets = tuple(o for o in range(credit.start, credit.end) if origins[o] is not None)
-            if not offsets:
+            start, end = 0 if credit.stream is Stream.PATH else own, own + trajectory.tokens
+            if not start <= credit.start <= credit.end <= end:
+                raise TreeError(f"{name} leaves the trajectory's own tokens [{start}, {end})")
+            parts = [(run.within(credit.start, credit.end), seen) for run, seen in path]
+            parts = [(run, seen) for run, seen in parts if run.start < run.end]
+            runs = tuple(run for run, _ in parts)
+            if not runs:
                 raise TreeError(f"{name} holds no policy token; leave an empty item out")
-            if not taken.isdisjoint(offsets):
+            both = [max(a.start, b.start) for a in taken for b in runs if _overlap(a, b)]
+            if both:
                 raise TreeError(
-                    f"{name} overlaps another credit at offset {min(taken & set(offsets))}; "
+                    f"{name} overlaps another credit at offset {min(both)}; "
                     "a token belongs to one stream"
                 )
-            if credit.stream is not Stream.DEMONSTRATION and not all(origins[o] for o in offsets):
+            if credit.stream is not Stream.DEMONSTRATION and not all(seen for _, seen in parts):
                 raise TreeError(f"{name} covers policy tokens without logprobs; who sampled them?")
-            taken.update(offsets)
-            owners = tuple(trajectory if o >= own else group.owner(trajectory, o) for o in offsets)
-            found.append(Item(trajectory, credit, offsets, owners))
+            taken += runs
+            found.append(Item(trajectory, credit, runs))
     return found
 
 
-def _origins(segments: Sequence[Segment]) -> list[bool | None]:
-    """For each token: None if not the policy's, else whether its logprob was recorded."""
-    return [
-        bool(s.logprobs) if s.origin is Origin.POLICY else None for s in segments for _ in s.tokens
-    ]
+def _policy_runs(group: Group, trajectory: Trajectory) -> list[tuple[Run, bool]]:
+    """The path's policy segments as runs, each with whether its logprobs were recorded."""
+    runs: list[tuple[Run, bool]] = []
+    start = 0
+    # A path's segments are cut where its trajectories are: each has one owner.
+    for segment in group.after_prompt(trajectory):
+        end = start + len(segment)
+        if segment.origin is Origin.POLICY:
+            run = Run(group.owner(trajectory, start), start, end)
+            runs.append((run, bool(segment.logprobs)))
+        start = end
+    return runs
+
+
+def _overlap(a: Run, b: Run) -> bool:
+    return a.start < b.end and b.start < a.end
 
 
 def item_weights(groups: Sequence[Sequence[Item]], aggregation: Aggregation) -> list[list[float]]:
@@ -143,10 +178,9 @@ def item_weights(groups: Sequence[Sequence[Item]], aggregation: Aggregation) -> 
     """
     if aggregation == "question_mean":
         return [
-            [item.credit.weight / len(item.offsets) / len(groups) for item in group]
-            for group in groups
+            [item.credit.weight / len(item) / len(groups) for item in group] for group in groups
         ]
-    total = sum(len(item.offsets) for group in groups for item in group)
+    total = sum(len(item) for group in groups for item in group)
     return [[1.0 / total for _ in group] for group in groups]
 
 
@@ -167,70 +201,83 @@ def pack(
     Nodes that no trained token depends on (a masked failed rest, uncredited rollouts) are left
     out: less work, same result. Raises `TreeError` where `old` lacks a trained token.
     """
-    nodes = group.nodes()
-    trained: dict[str, set[int]] = {}
-    longest: dict[str, int] = {}
+    layout = _lay_out(_needed(group.nodes(), chosen), grids, merge_size)
+    recorded = _recorded(group, chosen)
+    index: list[torch.Tensor] = []
+    olds: list[torch.Tensor] = []
+    importance: list[torch.Tensor] = []
     for item in chosen:
-        longest[item.trajectory.id] = max(longest.get(item.trajectory.id, 0), item.offsets[-1])
-        for owner, offset in zip(item.owners, item.offsets, strict=True):
-            trained.setdefault(owner.id, set()).add(offset)
-    layout = _lay_out(_needed(nodes, trained), grids, merge_size)
-    index: list[int] = []
-    olds: list[float] = []
-    advantages: list[float] = []
-    per_token: list[float] = []
-    importance: list[float] = []
-    streams: list[Stream] = []
-    for item, weight in zip(chosen, weights, strict=True):
-        places = zip(item.owners, item.offsets, strict=True)
-        index += [layout.place[owner.id, offset] for owner, offset in places]
-        own = _old_logprobs(group, item, old)
-        olds += own
-        advantages += [item.credit.advantage] * len(item.offsets)
-        factors = [1.0] * len(own)
-        if correction is not None and item.credit.stream not in LIKELIHOOD:
-            factors = correction(own, _old_logprobs(group, item, None))
-        importance += factors
-        per_token += [weight] * len(own)
-        streams += [item.credit.stream] * len(item.offsets)
+        index += [place for run in item.runs for place in layout.places(run)]
+        olds.append(_logprobs(group, item, recorded if old is None else old))
+        if correction is None or item.credit.stream in LIKELIHOOD:
+            importance.append(torch.ones(len(item)))
+        else:
+            importance.append(correction(olds[-1], _logprobs(group, item, recorded)))
+    lengths = torch.tensor([len(item) for item in chosen])
+
+    def each(values: Sequence[float] | Sequence[bool]) -> torch.Tensor:
+        return torch.tensor(values).repeat_interleave(lengths)
+
+    streams = [item.credit.stream for item in chosen]
     return PackedTree(
-        tokens=torch.tensor(layout.tokens),
+        tokens=torch.cat(layout.tokens),
         positions=torch.cat(layout.positions, dim=1),
-        previous=torch.tensor(layout.previous),
+        previous=_previous(layout.nodes),
         subtree_end=_subtree_ends(layout.nodes),
         nodes=tuple(layout.nodes),
         pictures=tuple(layout.pictures),
-        index=torch.tensor(index),
-        advantages=torch.tensor(advantages, dtype=torch.float32),
-        weights=torch.tensor(per_token, dtype=torch.float32),
-        importance=torch.tensor(importance, dtype=torch.float32),
-        old=torch.tensor(olds, dtype=torch.float32),
-        likelihood=torch.tensor([stream in LIKELIHOOD for stream in streams]),
-        distilled=torch.tensor([stream is Stream.DISTILLED for stream in streams]),
+        index=torch.cat(index),
+        advantages=each([item.credit.advantage for item in chosen]),
+        weights=each(weights),
+        importance=torch.cat(importance).float(),
+        old=torch.cat(olds).float(),
+        likelihood=each([stream in LIKELIHOOD for stream in streams]),
+        distilled=each([stream is Stream.DISTILLED for stream in streams]),
         groups=(group.id,),
-        path_tokens=sum(len(group.prompt) + last + 1 for last in longest.values()),
+        path_tokens=_path_tokens(group, chosen),
     )
+
+
+def _path_tokens(group: Group, chosen: Sequence[Item]) -> int:
+    longest: dict[str, int] = {}
+    for item in chosen:
+        id = item.trajectory.id
+        longest[id] = max(longest.get(id, 0), item.runs[-1].end)
+    return sum(len(group.prompt) + end for end in longest.values())
 
 
 @dataclass(slots=True)
 class _Layout:
-    """`pack`'s lists as they grow; `place` finds a (trajectory, path offset)."""
+    """`pack`'s lists as they grow, one entry a node.
 
-    tokens: list[int]
+    `parts` are the nodes of a trajectory in order: (first and last path offset, layout place).
+    """
+
+    tokens: list[torch.Tensor]
     positions: list[torch.Tensor]
-    previous: list[int]
     nodes: list[PackedNode]
     pictures: list[str]
-    place: dict[tuple[str, int], int]
+    parts: dict[str, list[tuple[int, int, int]]]
+
+    def places(self, run: Run) -> list[torch.Tensor]:
+        """Where the run's tokens lie; in one piece within a node."""
+        return [
+            torch.arange(max(run.start, first), min(run.end, end)) + (place - first)
+            for first, end, place in self.parts[run.owner.id]
+            if run.start < end and first < run.end
+        ]
 
 
-def _needed(nodes: Sequence[Node], trained: Mapping[str, set[int]]) -> list[Node]:
+def _needed(nodes: Sequence[Node], chosen: Sequence[Item]) -> list[Node]:
     """The nodes with a trained token and their ancestors, parents renumbered."""
+    trained: dict[str, list[Run]] = {}
+    for run in (run for item in chosen for run in item.runs):
+        trained.setdefault(run.owner.id, []).append(run)
     keep = [False] * len(nodes)
     for i in reversed(range(len(nodes))):  # a parent stands before its children
-        node = nodes[i]
-        offsets = trained.get(node.trajectory, set())
-        keep[i] |= any(node.start <= o < node.start + len(node) for o in offsets)
+        node, end = nodes[i], nodes[i].start + len(nodes[i])
+        runs = trained.get(node.trajectory, ())
+        keep[i] |= any(run.start < end and node.start < run.end for run in runs)
         if keep[i] and node.parent >= 0:
             keep[node.parent] = True
     kept = [i for i in range(len(nodes)) if keep[i]]
@@ -239,10 +286,11 @@ def _needed(nodes: Sequence[Node], trained: Mapping[str, set[int]]) -> list[Node
 
 
 def _lay_out(nodes: Sequence[Node], grids: Callable[[str], Grid], merge_size: int) -> _Layout:
-    layout = _Layout([], [], [], [], [], {})
+    layout = _Layout([], [], [], [], {})
     following: list[int] = []  # position that follows each node
+    start = 0
     for node in nodes:
-        start, length = len(layout.tokens), len(node)
+        length = len(node)
         spans = _spans(node.segments)
         positions, after = rope_positions(
             length,
@@ -250,15 +298,28 @@ def _lay_out(nodes: Sequence[Node], grids: Callable[[str], Grid], merge_size: in
             following[node.parent] if node.parent >= 0 else 0,
             merge_size,
         )
-        layout.tokens += [token for segment in node.segments for token in segment.tokens]
+        layout.tokens += [_tensor(segment.tokens, np.int64) for segment in node.segments]
         layout.positions.append(positions)
-        layout.previous.append(layout.nodes[node.parent].end - 1 if node.parent >= 0 else -1)
-        layout.previous += range(start, start + length - 1)
         layout.nodes.append(PackedNode(start, start + length, node.parent))
         layout.pictures += [span.digest for span in spans]
-        layout.place.update({(node.trajectory, node.start + i): start + i for i in range(length)})
+        part = node.start, node.start + length, start
+        layout.parts.setdefault(node.trajectory, []).append(part)
         following.append(after)
+        start += length
     return layout
+
+
+def _tensor(values: Sequence[float], dtype: type[np.generic]) -> torch.Tensor:
+    # By way of numpy: torch takes a sequence's values one by one, ten times as slowly.
+    return torch.from_numpy(np.array(values, dtype))
+
+
+def _previous(nodes: Sequence[PackedNode]) -> torch.Tensor:
+    """The token before each one: its neighbour, or at a node's start the parent's last."""
+    previous = torch.arange(-1, nodes[-1].end - 1)
+    for node in nodes:
+        previous[node.start] = nodes[node.parent].end - 1 if node.parent >= 0 else -1
+    return previous
 
 
 def _spans(segments: Sequence[Segment]) -> list[ImageSpan]:
@@ -280,20 +341,30 @@ def _subtree_ends(nodes: Sequence[PackedNode]) -> torch.Tensor:
     return torch.tensor(ends).repeat_interleave(lengths)
 
 
-def _old_logprobs(group: Group, item: Item, old: OldLogprobs | None) -> list[float]:
-    """The recorded logprobs of the item's tokens, or those that `old` gives for them."""
-    stored: dict[str, tuple[int, Sequence[float]]] = {}
-    for owner in {owner.id: owner for owner in item.owners}.values():
-        if old is None:
-            own = [p for s in owner.segments for p in (s.logprobs or (0.0,) * len(s))]
-        else:
-            own = old.get((group.id, owner.id), ())
-        stored[owner.id] = group.offset(owner), own
-    values: list[float] = []
-    for owner, offset in zip(item.owners, item.offsets, strict=True):
-        start, own = stored[owner.id]
-        values.append(own[offset - start] if offset - start < len(own) else float("nan"))
-    if any(value != value for value in values):
+def _recorded(group: Group, chosen: Sequence[Item]) -> OldLogprobs:
+    """The logprobs of whoever sampled the trajectories of `chosen`; 0 where nobody did."""
+    owners = {run.owner.id: run.owner for item in chosen for run in item.runs}
+    return {(group.id, id): sampled_logprobs(owner, missing=0.0) for id, owner in owners.items()}
+
+
+def sampled_logprobs(trajectory: Trajectory, missing: float) -> torch.Tensor:
+    """The recorded logprobs [tokens] (float64) of its own tokens, `missing` where none are."""
+    parts = [
+        _tensor(segment.logprobs or (missing,) * len(segment), np.float64)
+        for segment in trajectory.segments
+    ]
+    return torch.cat(parts)
+
+
+def _logprobs(group: Group, item: Item, given: OldLogprobs) -> torch.Tensor:
+    """What is `given` for the item's tokens."""
+    parts: list[torch.Tensor] = []
+    for run in item.runs:
+        start = group.offset(run.owner)
+        own = given.get((group.id, run.owner.id), torch.empty(0))
+        parts.append(own[run.start - start : run.end - start])
+    values = torch.cat(parts)
+    if len(values) < len(item) or values.isnan().any():
         raise TreeError(
             f"group {group.id}, trajectory {item.trajectory.id}: the given old logprobs lack "
             "trained tokens; recompute them with the same groups, credit and kl"

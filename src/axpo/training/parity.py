@@ -12,13 +12,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from axpo.config import UserError
 from axpo.engines.base import Completion, Request, Sampling
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import sample_group, together
-from axpo.training.packing import OldLogprobs
+from axpo.training.packing import OldLogprobs, sampled_logprobs
 from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory
 
 QUESTIONS, ROLLOUTS = 4, 2
@@ -157,34 +159,25 @@ class WeightProbe:
         path = Trajectory("probe/0", [segment])
         path.credit = [Credit(0, path.tokens, 1.0, Stream.ROLLOUT, 1.0)]
         group = Group("probe", self._prompt, rollouts=[path])
-        return list(self._recompute([group])["probe", "probe/0"])
+        return self._recompute([group])["probe", "probe/0"].tolist()
 
 
 def mismatch(groups: Sequence[Group], trained: OldLogprobs) -> Parity | None:
     """The engine's logprobs in `groups` against `trained`, the trainer's, where both know one."""
-    differences = [
-        engine - ours
+    parts = [
+        sampled_logprobs(trajectory, missing=math.nan) - trained[group.id, trajectory.id]
         for group in groups
         for trajectory in group.trajectories()
-        for engine, ours in _pairs(trajectory, trained.get((group.id, trajectory.id), ()))
+        if (group.id, trajectory.id) in trained
     ]
-    if not differences:
+    differences = torch.cat([torch.empty(0), *parts])
+    differences = differences[~differences.isnan()]
+    if not differences.numel():
         return None
-    sizes = [abs(d) for d in differences]
+    sizes = differences.abs()
     return Parity(
-        tokens=len(sizes),
-        mean=sum(sizes) / len(sizes),
-        largest=max(sizes),
-        ratio=sum(math.exp(-d) for d in differences) / len(sizes),
+        tokens=sizes.numel(),
+        mean=sizes.mean().item(),
+        largest=sizes.max().item(),
+        ratio=(-differences).exp().mean().item(),
     )
-
-
-def _pairs(trajectory: Trajectory, trained: Sequence[float]) -> list[tuple[float, float]]:
-    """(engine's, trainer's) logprob of each sampled token that is trained."""
-    if not trained:
-        return []
-    engine: list[float] = []
-    for segment in trajectory.segments:
-        engine += segment.logprobs or (math.nan,) * len(segment)
-    pairs = zip(engine, trained, strict=True)
-    return [pair for pair in pairs if not any(map(math.isnan, pair))]
