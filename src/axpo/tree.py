@@ -193,8 +193,9 @@ class Trajectory:
     """What one sampling process added to the tree, and what came of it.
 
     `reward` None means not scored (infrastructure failed or grading did not run); 0.0 means
-    scored and wrong. `solved_at` is the reward from which on it counts as right. `answer_start` is the path offset of the first token after the thinking of
-    the turn that answered; None where no turn did.
+    scored and wrong. `solved_at` is the reward from which on it counts as right. `answer_start` is
+    the path offset of the first token after the thinking of the turn that answered; None where no
+    turn did.
     """
 
     id: str

@@ -1,7 +1,7 @@
 """Pass@1 and the unbiased Pass@k of Chen et al. (arXiv 2107.03374), per question and as a mean.
 
-A rollout is right where it is solved (`Trajectory.solved`). Unscored rollouts leave n; a question with fewer
-than k scored ones has no estimate and is dropped, which the mean reports.
+A rollout is right where it is solved (`Trajectory.solved`). Unscored rollouts leave n; a question
+with fewer than k scored ones has no estimate and is dropped, which the mean reports.
 """
 
 from __future__ import annotations
