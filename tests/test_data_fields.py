@@ -65,12 +65,20 @@ def test_several_columns_are_put_together() -> None:
         (2, "C"),
         (["A", "green"], "AC"),
         (r"\boxed{C}", "C"),
+        ("<answer> C </answer>", "C"),
+        ("<think>red?</think><answer>green</answer>", "C"),
     ],
 )
 def test_answers_of_a_multiple_choice_become_letters(answer: Any, letters: str) -> None:
     record = read({"options": ["red", "blue", "green"], "answer": answer})
     assert (record.answers, record.grading) == (tuple(letters), "choice")
     assert record.question == "?\nA. red\nB. blue\nC. green"
+
+
+def test_tags_around_a_truth_are_taken_off() -> None:
+    """The rows of R1-style sets have their answers so."""
+    assert read({"answer": "<answer> 17 cm </answer>"}).answers == ("17 cm",)
+    assert read({"answer": "<answer>17 cm"}).answers == ("<answer>17 cm",)
 
 
 def test_options_in_columns_of_their_own_and_as_a_dict() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from axpo.tasks.grading import GradingError, grade
 from axpo.tasks.grading.maths import MathWorker, anchored
+from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import chosen_letter, final_answer, normalise
 
 
@@ -31,6 +32,68 @@ def score(grading: str, answer: str, truth: str) -> float:
 )
 def test_final_answer(text: str, final: str) -> None:
     assert final_answer(text) == final
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<answer>7</answer>", "7"),
+        ("It is 7.\n<answer>\n 7 \n</answer>\nDone.", "7"),
+        ("<ANSWER>7</Answer>", "7"),
+        # None, or no pair.
+        ("7", None), ("<answer>7", None), ("7</answer>", None), ("</answer>7<answer>", None),
+        ("< answer>7</answer>", None), ("<answers>7</answers>", None),
+        # Several: the last one, if complete.
+        ("<answer>1</answer> no, <answer>2</answer>", "2"),
+        ("<answer>1</answer> no, <answer>2", "1"),
+        ("<answer>1</answer></answer>", "1"),
+        # Nested and opened twice: the nearest opening.
+        ("<answer>1<answer>2</answer>3</answer>", "2"),
+        ("<answer>let me see <answer>2</answer>", "2"),
+        # Empty is an answer.
+        ("<answer>1</answer><answer> </answer>", ""),
+        # Thinking, closed, never closed, opened by the prompt.
+        ("<think><answer>1</answer></think><answer>2</answer>", "2"),
+        ("<think><answer>1</answer></think>2", None),
+        ("<think>so <answer>1</answer>", None),
+        ("<answer>1</answer><think><answer>2</answer>", "1"),
+        ("<answer>1</answer><think>or 2?</think>yes", "1"),
+        ("<answer>1</answer></think>2", None),
+        ("<answer>1</answer></think><answer>2</answer>", "2"),
+        # No pair reaches into thinking or out of it.
+        ("<answer>1<think>2</answer>3</think>4</answer>", None),
+        ("<think><answer>1</think>2</answer>", None),
+    ],
+)  # fmt: skip
+def test_tagged_answer(text: str, answer: str | None) -> None:
+    assert tagged_answer(text) == answer
+
+
+@pytest.mark.parametrize("piece", ["<answer>", "</answer>", "<answer>1</answer>", "<think>", "<a"])
+def test_tagged_answer_takes_linear_time(piece: str) -> None:
+    began = time.perf_counter()
+    tagged_answer(piece * 200_000)
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("grading", "answer", "truth", "reward"),
+    [
+        ("exact", "Answer: red\n<answer>blue</answer>", "blue", 1),
+        ("exact", "<answer>red</answer>, not blue", "blue", 0),
+        ("exact", "<answer>It is so.\nAnswer: blue</answer>", "blue", 1),
+        ("exact", "blue <answer></answer>", "blue", 0),
+        ("choice", "A. no. <answer>B</answer>", "B", 1),
+        ("choice", "The answer is A. <answer>(B) red</answer>", "B", 1),
+        ("math", "\\boxed{2} <answer>\\boxed{\\frac{1}{2}}</answer>", "1/2", 1),
+        ("math", "<answer>0.5</answer>", "<answer>1/2</answer>", 1),
+        ("math", "0.5 <answer>2</answer>", "0.5", 0),
+    ],
+)
+def test_tags_hold_the_answer_for_every_grader(
+    grading: str, answer: str, truth: str, reward: float
+) -> None:
+    assert score(grading, answer, truth) == reward
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from axpo.config import ColumnSettings
 from axpo.tasks.base import IMAGE, DataError
 from axpo.tasks.data.pictures import flat
 from axpo.tasks.grading import GradingError, check_truth
+from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import final_answer, normalise
 
 Row = Mapping[str, Any]
@@ -220,7 +221,7 @@ def _answers(value: Any, options: Sequence[str], what: str) -> tuple[str, ...]:
 
 def _answer(value: Any, options: Sequence[str], what: str) -> str:
     text = _text(value, what)
-    if "\\boxed" in text:
+    if "\\boxed" in text or tagged_answer(text) is not None:
         text = final_answer(text)
     if not options:
         return text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from axpo.tasks.grading.tags import tagged_answer
+
 _ANSWER_LINE = re.compile(r"^[\s*#]*(?:final\s+)?answer\s*:[\s*]*(\S.*)$", re.I | re.M)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _QUOTES = "\"'`*$“”‘’ "
@@ -19,7 +21,10 @@ class GradingError(RuntimeError):
 
 
 def final_answer(text: str) -> str:
-    """The last `\\boxed{...}`, else the last line `Answer: ...`, else the whole text."""
+    """The last `\\boxed{...}`, else the last line `Answer: ...`, else the whole text; all of it
+    inside the last `<answer>...</answer>` where there is one (`tagged_answer`)."""
+    if (tagged := tagged_answer(text)) is not None:
+        text = tagged
     boxed = [found for start in _BOXED.finditer(text) if (found := _braced(text, start.end()))]
     if boxed:
         return boxed[-1].strip()
