@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
 import torch
 
+from axpo.clock import Clock
 from axpo.engines.base import (
     Completion,
     Engine,
@@ -253,6 +256,51 @@ class EngineBehaviour:
             return await rest
 
         assert [d.tokens for d in run(main())] == [d.tokens for d in alone]
+
+    def test_of_those_that_wait_the_highest_priority_is_next(
+        self, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """And of equals the first. Whoever came first of all may have found the place free."""
+        first = [writer.request(f"g{i}", (), max_tokens=8) for i in range(4)]
+        later = replace(writer.request("later", (), max_tokens=8), priority=1)
+        order: list[str] = []
+
+        async def main() -> None:
+            engine = self.make(checkpoint, slots=1)
+
+            async def one(request: Request) -> None:
+                await engine.generate(request)
+                order.append(request.group)
+
+            await asyncio.gather(*map(one, [*first, later]))
+
+        run(main())
+        assert order.index("later") <= 1
+        assert [group for group in order if group != "later"] == ["g0", "g1", "g2", "g3"]
+
+    def test_waiting_for_a_place_is_not_working(
+        self, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """One after the other, so that together they work no longer than it all takes."""
+        requests = [writer.request(f"g{i}", (), max_tokens=40, stop=()) for i in range(8)]
+        clocks = [Clock(60) for _ in requests]
+
+        async def main() -> float:
+            engine = self.make(checkpoint, slots=1)
+            await engine.generate(requests[0])
+
+            async def one(clock: Clock, request: Request) -> None:
+                async with clock:
+                    await engine.generate(request)
+
+            began = time.monotonic()
+            await asyncio.gather(*map(one, clocks, requests))
+            return time.monotonic() - began
+
+        seconds = run(main())
+        assert all(clock.worked > 0 for clock in clocks)
+        assert sum(clock.worked for clock in clocks) < 1.5 * seconds  # 4.5, were waiting work
+        assert max(clock.waited for clock in clocks) > 0.5 * seconds
 
     def test_close_fails_what_is_pending(self, checkpoint: Checkpoint, writer: Writer) -> None:
         async def main() -> None:

@@ -3,9 +3,11 @@
 It keeps vLLM's manners that a client can trip over: one placeholder a picture in the request, the
 expanded prompt in the answer; a picture by its hash alone only while it is in the cache; weights
 named "default" until an update names them; a request ends when its connection closes, and a pause
-aborts it or keeps its tokens. `faults` are the answers to the next requests instead of the engine's
-own. With `hold` a request stands still after so many tokens until `go` is set. Beyond `kept_from`
-updates it says that it took them and keeps its weights.
+aborts it or keeps its tokens. It says that it runs `places` requests at once and runs `slots` of
+them, all that it says by default (fewer is what memory leaves room for). `faults` are the answers
+to the next requests instead of the engine's own. With `hold` a request stands still after so many
+tokens until `go` is set. Beyond `kept_from` updates it says that it took them and keeps its
+weights.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from safetensors.torch import load_file
 from torch import distributed
 
 from axpo.engines.base import Completion, Finish, Picture, Request, Sampling
+from axpo.engines.places import Places
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.checks import ROUTES, expected_facts
 from axpo.models.loading import Checkpoint
@@ -45,13 +48,15 @@ Fault = Callable[[dict[str, Any]], Any] | tuple[int, str]
 class FakeVllm:
     """Serves `checkpoint` (a copy of its model) on a port of its own until `stop`."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, places: int = 256, slots: int | None = None) -> None:
+        self.slots = Places(slots or places)
         processor = deepcopy(checkpoint.image_processor)
         processor.size = seen_limits(processor)
         model = deepcopy(checkpoint.model)
         self.started = replace(checkpoint, model=model, image_processor=processor)
         self.facts = expected_facts(checkpoint) | {
-            "max_model_len": 10**7, "device": "cuda", "chunked_prefill": False,
+            "max_model_len": 10**7, "max_num_seqs": places, "device": "cuda",
+            "chunked_prefill": False,
         }  # fmt: skip
         self.routes = [*ROUTES, "/health"]
         self.faults: deque[Fault] = deque()
@@ -92,7 +97,11 @@ class FakeVllm:
         self.updates = 0
         self.pictures: dict[str, Picture] = {}
         self.checkpoint = replace(self.started, model=deepcopy(self.started.model))
-        self.engine = TransformersEngine(self.checkpoint, max_prefill_tokens=512)
+        self.engine = self.make_engine()
+
+    def make_engine(self) -> TransformersEngine:
+        """What samples."""
+        return TransformersEngine(self.checkpoint, max_prefill_tokens=512)
 
     def go_on(self) -> None:
         """Let held requests go on, and hold no more."""
@@ -253,8 +262,17 @@ class FakeVllm:
                 message = f"Cache miss for image at index {i} but data is not provided."
                 return 400, {"error": {"message": message}}
         request = self._request(body)
-        streamed = body.get("stream", False)
-        if streamed and fault is None:
+        async with self.slots.take(request.priority):
+            return await self._say(request, fault, reader, writer)
+
+    async def _say(
+        self,
+        request: Request,
+        fault: Callable[[dict[str, Any]], Any] | None,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> tuple[int, Any] | None:
+        if fault is None:
             await self._first_token(request, writer)
         work = asyncio.ensure_future(self._sample(request))
         gone = asyncio.ensure_future(reader.read(1))
@@ -262,7 +280,7 @@ class FakeVllm:
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                self.aborted.append(body["request_id"])
+                self.aborted.append(request.id)
                 return None
         finally:
             self._flying.discard(work)
@@ -274,13 +292,11 @@ class FakeVllm:
         answer = self._complete(request, *work.result())
         if fault is not None:
             answer = fault(answer)
-            if streamed and isinstance(answer, dict):
+            if isinstance(answer, dict):
                 answer = f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode()
             return None if answer is None else (200, answer)
-        if streamed:
-            await self._stream_rest(answer, writer)
-            return None
-        return 200, answer
+        await self._stream_rest(answer, writer)
+        return None
 
     async def _first_token(self, request: Request, writer: asyncio.StreamWriter) -> None:
         """What a stream begins with; same seed, same token."""
@@ -358,7 +374,8 @@ class FakeVllm:
             banned=tuple(int(id) for id in said["logit_bias"]), temperature=said["temperature"],
             top_p=said["top_p"], top_k=said["top_k"],
         )  # fmt: skip
-        return Request(body["request_id"], "all", tuple(tokens), tuple(shown), sampling)
+        id, priority = body["request_id"], -body["priority"]
+        return Request(id, "all", tuple(tokens), tuple(shown), sampling, priority)
 
     def _complete(self, request: Request, done: Completion, names: list[str]) -> dict[str, Any]:
         spans = [

@@ -30,7 +30,8 @@ class TestScriptedEngine(EngineBehaviour):
 
         return ScriptedEngine(
             babble,
-            delay=lambda request: 30.0 if request.sampling.max_tokens > 1000 else 0.0,
+            delay=lambda request: 30.0 if request.sampling.max_tokens > 1000 else 0.005,
+            slots=slots,
             vocabulary=checkpoint.model.config.text_config.vocab_size,
             image_token=checkpoint.image_token,
             picture_tokens=picture_tokens,

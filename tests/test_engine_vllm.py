@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from axpo.clock import Clock
 from axpo.config import ConfigError
 from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
 from axpo.engines.vllm.broadcast import in_buckets
@@ -23,7 +24,7 @@ from axpo.engines.vllm.pool import Process, Server
 from axpo.engines.vllm.wire import collapse
 from axpo.models.loading import Checkpoint
 from axpo.tree import ImageSpan
-from engine_contract import EngineParity, Writer, ask, difference, run
+from engine_contract import EngineBehaviour, EngineParity, Writer, ask, difference, run
 from fake_vllm import FakeVllm
 from tiny import tiny_checkpoint
 
@@ -37,8 +38,10 @@ class Setting:
         self.folder = folder
         self.fakes: list[FakeVllm] = []
 
-    def serve(self, checkpoint: Checkpoint, count: int = 1) -> list[FakeVllm]:
-        new = [FakeVllm(checkpoint) for _ in range(count)]
+    def serve(
+        self, checkpoint: Checkpoint, count: int = 1, places: int = 256, slots: int | None = None
+    ) -> list[FakeVllm]:
+        new = [FakeVllm(checkpoint, places, slots) for _ in range(count)]
         self.fakes += new
         return new
 
@@ -71,7 +74,18 @@ class TestVllmEngine(EngineParity):
         self.setting = setting
 
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
-        return self.setting.engine(checkpoint, self.setting.serve(checkpoint))
+        return self.setting.engine(checkpoint, self.setting.serve(checkpoint, places=slots))
+
+
+class TestMemoryLeavesFewerPlaces(EngineBehaviour):
+    """The server takes 64 requests and runs as many of them at once as the suite has slots."""
+
+    @pytest.fixture(autouse=True)
+    def _servers(self, setting: Setting) -> None:
+        self.setting = setting
+
+    def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
+        return self.setting.engine(checkpoint, self.setting.serve(checkpoint, 1, 64, slots))
 
 
 @pytest.fixture
@@ -355,6 +369,43 @@ class TestInFlight:
         assert {d.versions for d in done} == {(1,) * 12}
         check(newer, engine, requests, done)
 
+    def test_an_update_takes_none_of_the_time_of_kept_requests(
+        self,
+        setting: Setting,
+        checkpoint: Checkpoint,
+        fake: FakeVllm,
+        requests: list[Request],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Neither of what a server may take for one, nor of the trajectory's."""
+        servers = [Server(Client(fake.url, 0.6, 5.0))]
+        engine = VllmEngine(checkpoint, servers, setting.folder, in_flight="keep")
+        control = FakeVllm._control
+
+        async def slow(route: str, body: dict[str, Any]) -> tuple[int, Any]:
+            if route == "/update_weights":
+                await asyncio.sleep(1.5)
+                fake.go.set()
+            return await control(fake, route, body)
+
+        monkeypatch.setattr(fake, "_control", slow)
+        clocks = [Clock(0.6) for _ in requests]
+
+        async def one(clock: Clock, request: Request) -> Completion:
+            async with clock:
+                return await engine.generate(request)
+
+        async def main() -> list[Completion]:
+            work = asyncio.gather(*map(one, clocks, requests))
+            while fake.held < len(requests):
+                await asyncio.sleep(0.01)
+            await engine.load_weights(tiny_checkpoint(1).model.state_dict(), 1)
+            return await work
+
+        assert len(run(main())) == len(requests)
+        assert engine.stats.servers_lost == 0 and len(fake.bodies) == len(requests)
+        assert all(clock.waited > 1.5 > 2 * clock.worked for clock in clocks)
+
     def test_finishing_requests_hold_the_weights_up(
         self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
     ) -> None:
@@ -414,6 +465,25 @@ class TestLostServers:
         check(checkpoint, engine, requests, done)
         assert engine.stats.servers_lost == 1
         assert len(fakes[1].bodies) == len(requests)
+
+    def test_a_server_that_is_well_but_does_nothing_any_more_is_lost(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """Waiting is bounded by what the server does for others: here it runs one of eight."""
+        fake, other = setting.serve(checkpoint, 2, 64, 1)
+        servers = [Server(Client(f.url, 0.5, 1.0)) for f in (fake, other)]
+        engine = VllmEngine(
+            checkpoint, servers, setting.folder, health_every=0.05, recovery_seconds=60.0
+        )
+        fake.delay, other.delay = 30.0, 0.2
+        requests = prompts(writer, 2, 8)
+
+        async def main() -> list[Any]:
+            return await ask(engine, requests)
+
+        check(checkpoint, engine, requests, run(main()))
+        assert engine.stats.servers_lost >= 1
+        assert not other.aborted  # 16 x 0.2 s in one line is much more than 0.5 s
 
     def test_a_managed_server_is_restarted_with_the_current_weights(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer
@@ -625,6 +695,7 @@ class TestStartUp:
             ({"vocabulary": "0"}, "vocabulary is '0'.*tokenizer"),
             ({"dtype": "bfloat16"}, "start it with --dtype float32"),
             ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
+            ({"scheduling": "fcfs"}, "start it with --scheduling-policy priority"),
             ({"max_model_len": 4096}, "context is 4096 tokens.*--max-model-len"),
             ({"device": "cpu", "chunked_prefill": True}, "--no-enable-chunked-prefill"),
             ({"device": "cpu"}, r"text_config.head_dim is 16, vLLM on a CPU .*32, 64, 80"),

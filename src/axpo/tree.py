@@ -195,7 +195,7 @@ class Trajectory:
     `reward` None means not scored (infrastructure failed or grading did not run); 0.0 means
     scored and wrong. `solved_at` is the reward from which on it counts as right. `answer_start` is
     the path offset of the first token after the thinking of the turn that answered; None where no
-    turn did.
+    turn did. `seconds` (wall) are its own, without what it waited for places.
     """
 
     id: str

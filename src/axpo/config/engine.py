@@ -31,7 +31,8 @@ class VllmSettings(Section):
     transfer: Literal["file", "nccl"] = "file"
     """How weights get to the servers: by a file that both see, or from GPU to GPU."""
     request_seconds: PositiveFloat = 900.0
-    """Seconds that a server may take over one request before it counts as hung."""
+    """Seconds that a server may take over one request, once it has begun it, before it counts as
+    hung; so does one in which requests wait, and that begins and ends none for so long."""
     health_seconds: PositiveFloat = 10.0
     """Seconds that a busy server may take to say that it is well."""
     max_logprob_difference: PositiveFloat = 0.02
@@ -61,7 +62,8 @@ class EngineSettings(Section):
     name: Literal["transformers", "vllm"] = "transformers"
     """Where tokens are sampled: "transformers" in this process, "vllm" in servers beside it."""
     slots: PositiveInt = 256
-    """Sequences kept or running at once; with "transformers" these are KV slots."""
+    """Sequences kept or running at once, in each server; with "transformers" these are KV slots.
+    Further requests wait, and later turns go before first turns."""
     max_prefill_tokens: PositiveInt = 4096
     """Padded tokens of one prefill call ("transformers")."""
     vllm: VllmSettings | None = None

@@ -19,7 +19,8 @@ class RolloutSettings(Section):
     max_tokens: PositiveInt = 256
     """Tokens of a trajectory after the prompt, observations included."""
     max_seconds: PositiveFloat = 120.0
-    """Wall time of a trajectory; what is past it ends as max_seconds."""
+    """Wall time of a trajectory, without what it waits for a place in the engine or a tool; what is
+    past it ends as max_seconds."""
     temperature: NonNegativeFloat = 1.0
     """RL samples at 1: truncated or sharpened sampling biases the ratio."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

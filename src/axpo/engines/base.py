@@ -79,13 +79,18 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Sample after `tokens` (placeholders expanded), `pictures` in placeholder order."""
+    """Sample after `tokens` (placeholders expanded), `pictures` in placeholder order.
+
+    Of the requests that wait for a place those of the highest `priority` are next, equal ones in
+    the order in which they came.
+    """
 
     id: str
     group: str
     tokens: tuple[int, ...]
     pictures: tuple[Picture, ...]
     sampling: Sampling
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,10 @@ class Engine(Protocol):
         ...
 
     async def generate(self, request: Request) -> Completion:
-        """Sample one completion; raises `RequestError` or `EngineError`."""
+        """Sample one completion; raises `RequestError` or `EngineError`.
+
+        What a request waits before it is sampled from is `waiting` (`axpo.clock`).
+        """
         ...
 
     async def release(self, group: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from axpo.clock import Wait
 from axpo.engines.base import Completion, Finish, Picture, Request, RequestError
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.runner import Piece
@@ -22,7 +23,10 @@ from axpo.tree import ImageSpan
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A checked request with its positions [3, length], its draws and what it sampled so far."""
+    """A checked request with its positions [3, length], its draws and what it sampled so far.
+
+    `wait` is over once the job has a row.
+    """
 
     request: Request
     tokens: list[int]
@@ -32,6 +36,7 @@ class Job:
     next_position: int
     random: random.Random
     future: asyncio.Future[Completion]
+    wait: Wait
     slot: Slot | None = None
     reused: int = 0
     sampled: list[int] = field(default_factory=list)
@@ -85,7 +90,11 @@ class Job:
 
 
 def accept(
-    request: Request, checkpoint: Checkpoint, cache: PixelCache, future: asyncio.Future[Completion]
+    request: Request,
+    checkpoint: Checkpoint,
+    cache: PixelCache,
+    future: asyncio.Future[Completion],
+    wait: Wait,
 ) -> Job:
     """Check `request` against the checkpoint and prepare it; raises `RequestError`."""
     check_tokens(request, checkpoint.model.config.text_config.vocab_size)
@@ -104,7 +113,8 @@ def accept(
         len(request.tokens), zip(spans, grids, strict=True), 0, checkpoint.merge_size
     )
     draws = random.Random(request.sampling.seed)
-    return Job(request, list(request.tokens), spans, prepared, positions, following, draws, future)
+    tokens = list(request.tokens)
+    return Job(request, tokens, spans, prepared, positions, following, draws, future, wait)
 
 
 def prefill_batches(jobs: Sequence[Job], max_tokens: int) -> Iterator[tuple[int, list[Job]]]:

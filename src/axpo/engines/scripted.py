@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from axpo.engines.base import Completion, EngineError, Finish, Picture, Request, RequestError
 from axpo.engines.checking import check_tokens, image_spans
+from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ class ScriptedEngine:
     after the first stop id or beyond `max_tokens` are not sampled; a script that ends early is
     followed by the request's first stop id. Every token has logprob `logprob`, and the request's
     `top_logprobs` are the first of those that `top` gives (`logprob` alone by default). `delay`
-    seconds (a number, or one a request) pass before the answer. Requests are checked against
-    `vocabulary` and, with `image_token` and `picture_tokens` (placeholders that a picture
-    takes), their placeholders too. `requests` lists what was asked.
+    seconds (a number, or one a request) pass before the answer; `slots` requests are in work at
+    once, all by default. Requests are checked against `vocabulary` and, with `image_token` and
+    `picture_tokens` (placeholders that a picture takes), their placeholders too. `requests` lists
+    what was asked.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ScriptedEngine:
         logprob: float = -1.0,
         top: Callable[[Request], Sequence[float]] | None = None,
         delay: float | Callable[[Request], float] = 0.0,
+        slots: int = 2**31,
         vocabulary: int = 2**31,
         image_token: int | None = None,
         picture_tokens: Callable[[Picture], int] | None = None,
@@ -52,6 +55,7 @@ class ScriptedEngine:
         self._image_token = image_token
         self._picture_tokens = picture_tokens
         self._version = version
+        self._places = Places(slots)
         self._pending: set[asyncio.Future[None]] = set()
         self._closed = False
         self.requests: list[Request] = []
@@ -98,13 +102,16 @@ class ScriptedEngine:
     async def _wait(self, request: Request) -> None:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        delay = self._delay(request) if callable(self._delay) else self._delay
-        timer = loop.call_later(delay, lambda: future.done() or future.set_result(None))
         self._pending.add(future)
         try:
-            await future
+            async with self._places.take(request.priority):
+                delay = self._delay(request) if callable(self._delay) else self._delay
+                timer = loop.call_later(delay, lambda: future.done() or future.set_result(None))
+                try:
+                    await future
+                finally:
+                    timer.cancel()
         finally:
-            timer.cancel()
             self._pending.discard(future)
 
     def _complete(self, request: Request, answer: Sequence[int]) -> Completion:

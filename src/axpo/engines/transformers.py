@@ -10,12 +10,13 @@ Weights may be shared with a trainer in the same process: nothing here writes to
 from __future__ import annotations
 
 import asyncio
+import bisect
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from axpo.clock import waiting
 from axpo.engines.base import Completion, EngineError, Request, Sampling
 from axpo.engines.jobs import Job, accept, prefill_batches
 from axpo.engines.kv import SlotMemory
@@ -59,7 +60,7 @@ class TransformersEngine:
         self._pool = SlotPool(self._memory, slots)
         self._runner = Runner(checkpoint, self._memory)
         self._pixels = checkpoint.pixels
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []  # in the order in which they get a row
         self._running: list[Job] = []  # row i of the memory computes for _running[i]
         self._sampler: Sampler | None = None
         self._task: asyncio.Task[None] | None = None
@@ -77,16 +78,17 @@ class TransformersEngine:
         if self._closed:
             raise EngineError(f"request {request.id}: the engine is closed")
         loop = asyncio.get_running_loop()
-        job = accept(request, self._checkpoint, self._pixels, loop.create_future())
-        self.stats.requests += 1
-        self._waiting.append(job)
-        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
-            self._task = loop.create_task(self._serve())
-        try:
-            return await job.future
-        except asyncio.CancelledError:
-            self._cancel(job)
-            raise
+        with waiting() as wait:
+            job = accept(request, self._checkpoint, self._pixels, loop.create_future(), wait)
+            self.stats.requests += 1
+            bisect.insort(self._waiting, job, key=lambda job: -job.request.priority)
+            if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+                self._task = loop.create_task(self._serve())
+            try:
+                return await job.future
+            except asyncio.CancelledError:
+                self._cancel(job)
+                raise
 
     async def release(self, group: str) -> None:
         """Forget what is kept for `group`; its requests in flight go on."""
@@ -150,7 +152,7 @@ class TransformersEngine:
         return True
 
     def _admit(self) -> list[Job]:
-        """Give waiting jobs a row, first come first served; those to prefill, shortest first.
+        """Give waiting jobs a row, in their order; returns those to prefill, shortest first.
 
         A job whose prefix is about to be computed for another of its group waits for it.
         """
@@ -166,15 +168,16 @@ class TransformersEngine:
             group = job.request.group
             source, ready, soon = self._pool.match(group, job.tokens, job.spans)
             if soon > ready:
-                deferred.append(self._waiting.popleft())
+                deferred.append(self._waiting.pop(0))
                 continue
             slot = self._pool.claim(group, job.tokens, job.spans, source, ready)
             if slot is None:
                 break
             job.slot, job.reused = slot, ready
+            job.wait.over()
             self.stats.reused += ready
-            wave.append(self._waiting.popleft())
-        self._waiting.extendleft(reversed(deferred))
+            wave.append(self._waiting.pop(0))
+        self._waiting[:0] = deferred
         self.stats.evictions = self._pool.evictions
         wave.sort(key=lambda job: job.pending)
         for job in wave:

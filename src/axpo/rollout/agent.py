@@ -6,7 +6,8 @@ Owns the limits, the stop reasons and whose fault an ending is:
   limits are part of the task);
 - a tool or engine fault, and running out of wall time, is ours: the trajectory keeps what was
   sampled, says why in `fault`, and stays unscored. Wall time counts as ours because it
-  measures this machine and its load, not the policy (choice);
+  measures this machine and its load, not the policy (choice); what a trajectory waits for a
+  place, in the engine's queue or a tool's, does not count (`axpo.clock`);
 - a grader that fails leaves the answer unscored too.
 
 However a trajectory ends, cancelled ones included, every tool is told once that it is over.
@@ -17,7 +18,6 @@ and its calls are not run: what would have followed is unknown (choice).
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from axpo.algorithms.arpo import ENTROPY, opening_entropy
+from axpo.clock import Clock
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, EngineError, Finish, Request, Sampling
 from axpo.rollout.parsing import ParsedCall
@@ -49,13 +50,24 @@ def request_seed(seed: int, trajectory: str, turn: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def request_priority(path: Path) -> int:
+    """Who is next in an engine's queue: the path that has more turns behind it.
+
+    A later turn goes before first turns, so that what was begun is ended, on what the engine still
+    keeps of it, before more is begun. A path that goes on in the middle of a turn, from a cut, is
+    as far as one whose turn is over.
+    """
+    return path.turn + bool(path.current_turn)
+
+
 @dataclass(slots=True)
 class AgentStats:
-    """Seconds (wall) in tools and in grading since the start, summed over trajectories: they
-    overlap each other and the engine."""
+    """Seconds (wall) in tools, in grading and waiting for places since the start, summed over
+    trajectories: they overlap each other and the engine."""
 
     seconds_tools: float = 0.0
     seconds_grade: float = 0.0
+    seconds_waited: float = 0.0
 
 
 class Agent:
@@ -106,13 +118,12 @@ class Agent:
         return are put into the path's group. Raises `UserError` where a tool does not start."""
         await self.tools.start()
         trajectory = Trajectory(id, solved_at=self.solved_at)
-        began = time.monotonic()
-        deadline = asyncio.timeout(self.settings.max_seconds)
+        clock = Clock(self.settings.max_seconds)
         try:
-            async with deadline:
+            async with clock:
                 await self._turns(path, trajectory, seed)
         except TimeoutError:
-            if not deadline.expired():
+            if not clock.expired:
                 raise
             trajectory.stop = StopReason.MAX_SECONDS
             trajectory.fault = f"no answer after {self.settings.max_seconds:g} s"
@@ -120,7 +131,8 @@ class Agent:
             trajectory.stop = StopReason.ENGINE_FAULT
             trajectory.fault = f"engine: {error}"
         finally:
-            trajectory.seconds = time.monotonic() - began
+            trajectory.seconds = clock.worked
+            self.stats.seconds_waited += clock.waited
             await self.tools.end(id)
         await self._score(path.group, trajectory)
         return trajectory
@@ -161,7 +173,7 @@ class Agent:
         id = f"{trajectory.id}/t{path.turn}"
         tokens, pictures = tuple(path.tokens), tuple(path.pictures)
         completion = await self.engine.generate(
-            Request(id, path.group.id, tokens, pictures, sampling)
+            Request(id, path.group.id, tokens, pictures, sampling, request_priority(path))
         )
         if completion.top_logprobs:
             entropy = opening_entropy(completion.top_logprobs, self.rendering.vocabulary)

@@ -278,6 +278,7 @@ def work_done(run: Run) -> dict[str, float]:
         "seconds_engine_decode": engine.seconds_decode,
         "seconds_tools": agent.seconds_tools,
         "seconds_grade": agent.seconds_grade,
+        "seconds_waited": agent.seconds_waited,
         **{
             f"tool_{name}_{figure}": value
             for name, lane in run.agent.tools.lanes.items()

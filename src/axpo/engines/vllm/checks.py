@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from axpo.config import ConfigError
@@ -18,7 +19,7 @@ from axpo.engines.vllm.wire import AnswerFault
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import seen_limits
 
-PROTOCOL = 2
+PROTOCOL = 3
 """The version of `axpo.engines.vllm.worker` that this side speaks."""
 TESTED = "0.32.0"
 """The vLLM that the tests run against."""
@@ -41,8 +42,16 @@ VISION = (
 TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
-async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> str:
-    """The name that the server serves the trainer's model under.
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The name that a server serves the `model` under, and how many requests it runs at once."""
+
+    model: str
+    places: int
+
+
+async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> Served:
+    """What the server serves: the trainer's model.
 
     Paths hold more than `room` tokens. Raises `ConfigError` where it serves another one, or not
     as training needs it.
@@ -71,7 +80,7 @@ async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> str
                 f"{client.url} (vLLM {version}, tested with {TESTED}) does not serve what is "
                 f"trained: {'; '.join(found)}"
             )
-        return await client.model()
+        return Served(await client.model(), facts["max_num_seqs"])
     except (ServerLost, AnswerFault, Refused) as error:
         raise EngineError(f"{client.url}: {error}") from error
 
@@ -86,6 +95,7 @@ def expected_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "pixels": seen_limits(checkpoint.image_processor),
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         "logprobs_mode": "processed_logprobs",
+        "scheduling": "priority",
     }
 
 
@@ -98,6 +108,8 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
         f"--mm-processor-kwargs '{json.dumps({'size': expected['pixels']})}'",
         "dtype": f"start it with --dtype {expected['dtype']}",
         "logprobs_mode": "start it with --logprobs-mode processed_logprobs",
+        "scheduling": "later turns go before first turns: start it with --scheduling-policy "
+        "priority",
     }
     found = [
         f"{name} is {facts.get(name)!r}, expected {expected[name]!r} ({text})"

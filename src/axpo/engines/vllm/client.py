@@ -8,12 +8,15 @@ was counted nowhere. Hence every failure is sorted by who could do better: anoth
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
 
+from axpo.clock import Clock
 from axpo.engines.base import EngineError
 from axpo.engines.vllm.wire import AnswerFault, joined
 
@@ -44,17 +47,49 @@ class Client:
         self._ssl = httpx.create_ssl_context(trust_env=False)
         self._idle: list[httpx.AsyncClient] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._clocks: set[Clock] = set()
+        self._heard = 0.0
 
-    async def generate(
-        self, body: dict[str, Any], accepted: Callable[[], None] | None = None
-    ) -> Any:
-        """The parsed answer; cancelling this closes the connection, which aborts the request.
+    @property
+    def silent(self) -> bool:
+        """Whether requests wait here and the server has begun or ended none of them for so long
+        as one may take at most."""
+        return bool(self._clocks) and time.monotonic() - self._heard > self._request_seconds
 
-        The answer to a body with `stream` comes in parts; `accepted` is called at the first.
+    async def generate(self, body: dict[str, Any], accepted: Callable[[], None]) -> Any:
+        """The answer; cancelling this closes the connection, which aborts the request.
+
+        `accepted` is called when the server has the first token. Until then the request is in the
+        server's queue (`waiting`); from then on the server may take `request_seconds`, weight
+        updates not counted.
         """
-        if accepted is None:
-            return await self._call("POST", GENERATE, self._request_seconds, json=body)
-        return await self._stream(body, accepted)
+        if not self._clocks:
+            self._hear()
+        clock, parts = Clock(self._request_seconds), list[str]()
+        timeout = httpx.Timeout(None, connect=self._health_seconds)
+        try:
+            async with clock, self._connection() as http:
+                self._clocks.add(clock)
+                with clock.waiting() as wait:
+                    stream = http.stream("POST", GENERATE, timeout=timeout, json=body)
+                    async with stream as response:
+                        if response.status_code != 200:
+                            await response.aread()
+                            self._check(GENERATE, response)
+                        async for line in response.aiter_lines():
+                            if line.startswith("data: "):
+                                self._hear()
+                                wait.over()
+                                accepted()
+                                parts.append(line.removeprefix("data: "))
+        except TimeoutError as error:
+            seconds = self._request_seconds
+            raise ServerLost(f"{GENERATE}: not done {seconds:g} s after it was begun") from error
+        except httpx.TransportError as error:
+            raise ServerLost(f"{GENERATE}: {error!r}") from error
+        finally:
+            self._clocks.discard(clock)
+        return joined(parts)
 
     async def healthy(self) -> bool:
         """Whether the server says in time that it is well."""
@@ -109,12 +144,18 @@ class Client:
         go on from their tokens, whose keys and values are computed again; else they are aborted.
         """
         seconds, mode = CONTROL_SECONDS, "keep" if keep else "abort"
-        await self._call("POST", "/pause", seconds, params={"mode": mode})
-        await self._call("POST", "/start_weight_update", seconds)
-        updated = self._call("POST", "/update_weights", seconds, json={"update_info": update})
-        await (updated if beside is None else beside(updated))
-        await self._call("POST", "/finish_weight_update", seconds, json={"weight_version": name})
-        await self._call("POST", "/resume", seconds)
+        with ExitStack() as standing:
+            for clock in self._clocks:
+                standing.enter_context(clock.waiting())
+            self._heard = math.inf
+            standing.callback(self._hear)
+            await self._call("POST", "/pause", seconds, params={"mode": mode})
+            await self._call("POST", "/start_weight_update", seconds)
+            updated = self._call("POST", "/update_weights", seconds, json={"update_info": update})
+            await (updated if beside is None else beside(updated))
+            named = {"weight_version": name}
+            await self._call("POST", "/finish_weight_update", seconds, json=named)
+            await self._call("POST", "/resume", seconds)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -161,28 +202,8 @@ class Client:
         except ValueError as error:
             raise AnswerFault(f"{route}: not JSON: {response.text[:200]!r}") from error
 
-    async def _stream(self, body: dict[str, Any], accepted: Callable[[], None]) -> Any:
-        seconds = self._request_seconds
-        timeout = httpx.Timeout(None, connect=self._health_seconds)
-        parts: list[str] = []
-        try:
-            async with (
-                asyncio.timeout(seconds),
-                self._connection() as http,
-                http.stream("POST", GENERATE, timeout=timeout, json=body) as response,
-            ):
-                if response.status_code != 200:
-                    await response.aread()
-                    self._check(GENERATE, response)
-                async for line in response.aiter_lines():
-                    if line.startswith("data: "):
-                        accepted()
-                        parts.append(line.removeprefix("data: "))
-        except TimeoutError as error:
-            raise ServerLost(f"{GENERATE}: no answer within {seconds:g} s") from error
-        except httpx.TransportError as error:
-            raise ServerLost(f"{GENERATE}: {error!r}") from error
-        return joined(parts)
+    def _hear(self) -> None:
+        self._heard = time.monotonic()
 
     def _check(self, route: str, response: httpx.Response) -> None:
         """Raise what a status other than 200 means."""

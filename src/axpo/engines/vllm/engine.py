@@ -20,9 +20,11 @@ from typing import Any, Literal
 
 import torch
 
+from axpo.clock import waiting
 from axpo.config import ConfigError
 from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
 from axpo.engines.checking import check_tokens, image_spans
+from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.checks import check_server
@@ -206,27 +208,31 @@ class VllmEngine:
             self._check_untouched()
         failures: list[str] = []
         while len(failures) < ATTEMPTS:
-            server = await self._pool.acquire(request.group)
+            with waiting():
+                server = await self._pool.acquire(request.group)
             server.asked += 1
-            ask = asyncio.ensure_future(self._ask(server, request, spans))
-            self._asking.add(ask)
-            ask.add_done_callback(self._asking.discard)
             try:
-                completion = await ask
+                async with server.places.take(request.priority):
+                    if not server.up:  # lost meanwhile, with nothing asked of it
+                        continue
+                    ask = asyncio.ensure_future(self._ask(server, request, spans))
+                    self._asking.add(ask)
+                    ask.add_done_callback(self._asking.discard)
+                    return self._count(request, await ask)
             except Interrupted:
                 if self._update is not None:
-                    await self._update.wait()
+                    with waiting():
+                        await self._update.wait()
             except ServerLost as error:
                 failures.append(f"{server.client.url}: {error}")
                 await self._pool.suspect(server, str(error))
             except AnswerFault as error:
                 failures.append(f"{server.client.url}: {error}")
                 await self._pool.suspect(server, str(error))
-                await asyncio.sleep(self._backoff * 2 ** len(failures))
+                with waiting():
+                    await asyncio.sleep(self._backoff * 2 ** len(failures))
             except Refused as error:
                 raise RequestError(f"request {request.id}: {server.client.url}: {error}") from error
-            else:
-                return self._count(request, completion)
             finally:
                 server.asked -= 1
         raise EngineError(f"request {request.id}: given up: {'; '.join(failures)}")
@@ -238,7 +244,8 @@ class VllmEngine:
         shown = {p.digest for p in request.pictures}
         for attempt in range(ATTEMPTS):
             while others := [server.coming[digest] for digest in shown if digest in server.coming]:
-                await others[0].wait()
+                with waiting():
+                    await others[0].wait()
             if self._update is not None:
                 raise Interrupted
             oldest = len(self._handed_over) - 1  # pictures may have been waited for
@@ -264,7 +271,7 @@ class VllmEngine:
         id = f"{self._run}-{next(self._ids)}-{request.id}"
         body = request_body(request, id, self._model, spans, urls)
         if not new:
-            return await self._pool.ask(server, body, None)
+            return await self._pool.ask(server, body, lambda: None)
         over = asyncio.Event()
         server.coming |= dict.fromkeys(new, over)
         self.stats.picture_bytes += sum(len(url) for url in urls if url)
@@ -342,7 +349,8 @@ class VllmEngine:
 
     async def _prepare(self, server: Server) -> None:
         """Check a server and give it the weights that are due."""
-        self._model = await check_server(server.client, self._checkpoint, self._room)
+        served = await check_server(server.client, self._checkpoint, self._room)
+        self._model, server.places = served.model, Places(served.places)
         server.weights = await server.client.weights()
         while self._weights is not None and server.weights != self._weights.name:
             await self._hand.load(server, self._weights)

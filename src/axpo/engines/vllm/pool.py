@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from axpo.config import UserError
 from axpo.engines.base import EngineError
+from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.broadcast import Broadcast
 from axpo.engines.vllm.client import Client, ServerLost
@@ -48,8 +49,9 @@ class Server:
 
     `known` holds the pictures that it has, by content, each with the request that brought it;
     `coming` those that a request is taking there, each with what tells when that is over. `asked`
-    counts requests that are its to answer, those that wait for a picture included, `flying` holds
-    those under way; `link` is the group by which it gets weights, where they are broadcast.
+    counts requests that are its to answer, those that wait for a place or a picture included,
+    `flying` holds those under way, no more than it has `places`; `link` is the group by which it
+    gets weights, where they are broadcast.
     """
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
@@ -59,6 +61,7 @@ class Server:
         self.reason = ""
         self.known: dict[str, str] = {}
         self.coming: dict[str, asyncio.Event] = {}
+        self.places = Places(1)
         self.weights: str | None = None
         self.link: Broadcast | None = None
         self.asked = 0
@@ -99,7 +102,7 @@ class Pool:
         self._loop = loop
         for server in self.servers:
             server.flying, server.watch, server.recovery = set(), None, None
-            server.coming = {}
+            server.coming, server.places = {}, Places(server.places.count)
             if not server.up:
                 self._recover_soon(server)
         return True
@@ -128,9 +131,7 @@ class Pool:
         """Forget where the group's requests went."""
         self._homes.pop(group, None)
 
-    async def ask(
-        self, server: Server, body: dict[str, Any], accepted: Callable[[], None] | None
-    ) -> Any:
+    async def ask(self, server: Server, body: dict[str, Any], accepted: Callable[[], None]) -> Any:
         """The server's answer (see `Client.generate`).
 
         Raises `ServerLost` when the server is lost, `Interrupted` when its requests are taken back.
@@ -191,11 +192,14 @@ class Pool:
         server.recovery = asyncio.ensure_future(self._recover(server))
 
     async def _watch(self, server: Server) -> None:
-        """Check the server's health while requests are in flight there."""
+        """Check the server's health, and that it does something, while requests are in flight
+        there."""
         misses = 0
         while server.up and server.flying and misses < MISSES:
             await asyncio.sleep(self._health_every)
             misses = 0 if await server.client.healthy() else misses + 1
+            if server.up and server.client.silent:
+                self.lose(server, "it is well, but begins and ends no request any more")
         if server.up and misses:
             self.lose(server, f"it missed {misses} health checks")
 

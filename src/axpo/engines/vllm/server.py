@@ -105,7 +105,8 @@ def arguments(
     needed = [
         "--model", checkpoint.path, "--served-model-name", "policy", "--host", "127.0.0.1",
         "--dtype", dtype, "--max-model-len", str(settings.max_length),
-        "--max-num-seqs", str(slots), "--generation-config", "vllm",
+        "--max-num-seqs", str(slots), "--scheduling-policy", "priority",
+        "--generation-config", "vllm",
         "--enable-scale-out", "--enable-prompt-tokens-details",
         "--logprobs-mode", "processed_logprobs",
         "--worker-extension-cls", f"{MODULE}.Extension",

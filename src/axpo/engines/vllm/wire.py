@@ -60,8 +60,8 @@ def request_body(
     """The JSON of `request` under the server's own `id`; a picture without a URL (None) is one
     that the server knows by its content hash.
 
-    A request that brings pictures is answered in parts, the first token as soon as it is there:
-    from then on others may name them.
+    It is answered in two parts, the first token as soon as it is there: then the request has left
+    the server's queue, and others may name the pictures that it brought.
     """
     sampling = request.sampling
     body: dict[str, Any] = {
@@ -80,17 +80,18 @@ def request_body(
             "stop_token_ids": list(sampling.stop),
             "logit_bias": {str(id): BAN for id in sampling.banned},
             "detokenize": False,
+            "stream_interval": sampling.max_tokens,
         },
         "return_token_ids": True,
+        "priority": -request.priority,  # vLLM serves the lowest first
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
     if request.pictures:
         body["content_parts"] = [
             {"type": "image_url", "url": url, "uuid": picture.digest}
             for picture, url in zip(request.pictures, urls, strict=True)
         ]
-    if any(urls):
-        body["stream"], body["stream_options"] = True, {"include_usage": True}
-        body["sampling_params"]["stream_interval"] = sampling.max_tokens
     return body
 
 

@@ -39,7 +39,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.transformers_utils.processor import cached_image_processor_from_config
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised when this file and the trainer's side of it change together."""
 JOIN_SECONDS = 600.0
 """The trainer and every worker must have joined, and a broadcast be through, by then."""
@@ -168,6 +168,8 @@ class Extension:
             "dtype": str(model.dtype).removeprefix("torch."),
             "max_model_len": model.max_model_len,
             "logprobs_mode": model.logprobs_mode,
+            "scheduling": settings.scheduler_config.policy,
+            "max_num_seqs": settings.scheduler_config.max_num_seqs,
             "chunked_prefill": settings.scheduler_config.enable_chunked_prefill,
             "device": current_platform.device_type,
         }

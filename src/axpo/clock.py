@@ -1,0 +1,115 @@
+"""Time limits that measure work: a clock stands still while what it measures waits for a place.
+
+Whoever lets others wait (an engine's queue, a tool's places, a weight update) says so with
+`waiting`, however deep in the call it stands; every clock around it stands still until the wait is
+over. Else a full queue would look like slow work, and whoever has to queue more often, as those who
+use tools do, would run out of time first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from types import TracebackType
+
+_innermost: ContextVar[Clock | None] = ContextVar("clock", default=None)
+
+
+class Clock:
+    """Bounds the block that it is entered around (`async with`) to `seconds` of work.
+
+    Raises `TimeoutError` out of the block then, as `asyncio.timeout` does. Tasks that the block
+    starts are measured too. `worked` and `waited` are its seconds up to the last wait or the end.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timeout = asyncio.Timeout(None)
+        self._outer: Clock | None = None
+        self._token: Token[Clock | None] | None = None
+        self._waits = 0
+        self._lap: float | None = None
+        self.worked = self.waited = 0.0
+
+    async def __aenter__(self) -> Clock:
+        self._outer = _innermost.get()
+        self._token = _innermost.set(self)
+        await self._timeout.__aenter__()
+        self._lap = asyncio.get_running_loop().time()
+        self._turn(0)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._turn(0)
+        self._lap = None  # a wait of a task that outlives the block changes nothing
+        assert self._token is not None
+        _innermost.reset(self._token)
+        await self._timeout.__aexit__(kind, error, trace)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the seconds were used up."""
+        return self._timeout.expired()
+
+    @contextmanager
+    def waiting(self) -> Iterator[Wait]:
+        """As `waiting`, for whoever lets what is under this clock wait."""
+        wait = Wait(self)
+        try:
+            yield wait
+        finally:
+            wait.over()
+
+    def chain(self) -> Iterator[Clock]:
+        """This clock and those around it."""
+        clock: Clock | None = self
+        while clock is not None:
+            yield clock
+            clock = clock._outer
+
+    def _turn(self, waits: int) -> None:
+        """Note the time that has passed; from now on `waits` more are waited for."""
+        if self._lap is None:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._waits:
+            self.waited += now - self._lap
+        else:
+            self.worked += now - self._lap
+        self._lap = now
+        self._waits += waits
+        if not self._timeout.expired():
+            left = self._seconds - self.worked
+            self._timeout.reschedule(None if self._waits else now + left)
+
+
+class Wait:
+    """What was begun by `waiting`; `over` ends it before its block does, once."""
+
+    def __init__(self, clock: Clock | None) -> None:
+        self._clocks = [] if clock is None else list(clock.chain())
+        for stopped in self._clocks:
+            stopped._turn(1)
+
+    def over(self) -> None:
+        """What comes now is work."""
+        stopped, self._clocks = self._clocks, []
+        for clock in stopped:
+            clock._turn(-1)
+
+
+@contextmanager
+def waiting() -> Iterator[Wait]:
+    """The block waits for others; clocks around it stand still until its end or `Wait.over`."""
+    wait = Wait(_innermost.get())
+    try:
+        yield wait
+    finally:
+        wait.over()
