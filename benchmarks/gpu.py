@@ -54,7 +54,7 @@ def updates(checkpoint: Checkpoint, groups: Sequence[Group], blocks: bool, round
     settings = OptimizerSettings(learning_rate=1e-6, max_tokens_per_micro_batch=32768)
     trainer = Trainer(checkpoint, None, settings, rounds)
     seconds = []
-    with mock.patch.object(attention, "in_blocks", lambda device, queries: blocks and cuda):
+    with mock.patch.object(attention, "in_blocks", lambda device: blocks and cuda):
         for _ in range(rounds + 2):
             if cuda:
                 torch.cuda.synchronize()

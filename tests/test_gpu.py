@@ -90,7 +90,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_float32_equals_the_cpu(monkeypatch: pytest.MonkeyPatch, blocks: bool, budget: int):
     expected, gradient = slope(tiny_checkpoint(0))
     if not blocks:
-        monkeypatch.setattr(attention, "in_blocks", lambda device, queries: False)
+        monkeypatch.setattr(attention, "in_blocks", lambda device: False)
     found, ours = slope(on_gpu(), budget)
     error, off = (found - expected).abs().max().item(), relative(ours, gradient)
     print(f"logprobs {error:.1e}, gradient rel-L2 {off:.1e}")
@@ -104,7 +104,7 @@ def test_bfloat16_blocks_are_as_exact_as_runs(monkeypatch: pytest.MonkeyPatch):
     exact.model.float()
     expected, gradient = slope(exact)
     found, ours = slope(on_gpu(rounded=True))
-    monkeypatch.setattr(attention, "in_blocks", lambda device, queries: False)
+    monkeypatch.setattr(attention, "in_blocks", lambda device: False)
     by_runs, theirs = slope(on_gpu(rounded=True))
     errors = [(x - expected).square().mean().sqrt().item() for x in (found, by_runs)]
     off = [relative(x, gradient) for x in (ours, theirs)]

@@ -10,6 +10,7 @@ import torch
 from axpo.algorithms.losses import TokenBatch
 from axpo.models.loading import Checkpoint
 from axpo.training import pieces
+from axpo.training.memory import keys_values
 from axpo.training.packing import PackedTree
 from axpo.training.pieces import cut, plain_logprobs, training_passes
 from axpo.training.policy import policy_logprobs
@@ -17,6 +18,7 @@ from axpo.training.trainer import NonFiniteError
 from axpo.tree import Group
 from padded_oracle import Builder, branching_group, credit_all, demonstration_group
 from saved_bytes import SavedBytes
+from test_lora import adapted
 from test_packing import CLIP, pack_text, packed, text_group
 from test_trainer import CLIP_KL, caught_gradient, flat, trainer
 from tiny import tiny_checkpoint
@@ -168,6 +170,19 @@ def test_recomputed_logprobs_in_pieces(checkpoint: Checkpoint):
         assert parts[name] == pytest.approx(values, abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.parametrize("target", ["q_proj", "v_proj", "o_proj"])
+def test_adapters_below_which_no_key_has_a_gradient(target: str):
+    """The first layer's keys depend on no adapter: there is nothing to pass on to them."""
+    some = adapted(targets=[target])
+    found = []
+    for budget in (WHOLE, *BUDGETS):
+        one = trainer(some, max_tokens_per_micro_batch=budget)
+        group = branching_group(some, 1)
+        found.append(caught_gradient(one, [group], CLIP_KL, "question_mean", kl=True)[0])
+    for gradient in found[1:]:
+        assert distance(gradient, found[0]) < 5e-6
+
+
 def lose_what_later_pieces_say(self, kept, loss) -> None:
     loss.backward()
 
@@ -200,6 +215,31 @@ def test_negative_controls(
 
 
 # ------------------------------------------------------------------ guards, pictures, memory
+
+
+def test_the_trunk_stands_once(checkpoint: Checkpoint, tree: tuple[PackedTree, dict], monkeypatch):
+    """Its leaves are what the pass over it computed: no copy beside it, nothing else held by it."""
+    computed = []
+    hidden = pieces._Split._hidden
+
+    def noted(self, chosen, keep):
+        out, kept = hidden(self, chosen, keep)
+        computed.append(kept.copy())
+        return out, kept
+
+    monkeypatch.setattr(pieces._Split, "_hidden", noted)
+    split = pieces._Split(checkpoint, *tree, 1.0, 61)
+    split.prepare_trunk()
+
+    def storages(states: list) -> dict[int, int]:
+        tensors = [x for some in states for pair in some.values() for x in pair]
+        return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+
+    assert storages([split.states]) == storages(computed)
+    text = checkpoint.model.config.text_config
+    nodes = [split.forest.nodes[i] for piece in split.pieces for i in piece.trunk]
+    tokens = sum(node.end - node.start for node in nodes)
+    assert sum(storages([split.states]).values()) == keys_values(text, tokens, 4)
 
 
 def test_non_finite_spares_the_weights(checkpoint: Checkpoint):

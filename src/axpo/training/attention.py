@@ -3,7 +3,8 @@
 A *run* is a chain of nodes in which each is the first child of the one before: it lies in one
 piece in the preorder layout, so it costs one attention call, its tokens as queries against its
 path as keys. There are as many runs as leaves. No [L, L] mask exists anywhere. On a GPU so many
-calls are bound by their launches: `axpo.training.flex` makes one of them.
+calls are bound by their launches, and SDPA has several kernels to choose from, each with its own
+rounding: `axpo.training.flex` is one call and one kernel for all.
 
 A pass may compute some of the nodes only: the keys and values of those above come from passes
 before (`TreeLayout.given`), its own can be kept for passes to come (`TreeLayout.kept`).
@@ -25,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from axpo.training.flex import BLOCK, block_mask, forest_attention
+from axpo.training.flex import block_mask, forest_attention
 from axpo.training.packing import PackedNode
 
 TREE_SDPA = "axpo_tree_sdpa"
@@ -92,7 +93,7 @@ def tree_layout(
     chosen = range(len(nodes)) if chosen is None else chosen
     place = {node: i for i, node in enumerate(chosen)}
     sizes = tuple(nodes[node].end - nodes[node].start for node in chosen)
-    blocks = _blocks(nodes, place, device) if in_blocks(device, sum(sizes)) else None
+    blocks = _blocks(nodes, place, device) if in_blocks(device) else None
     return TreeLayout(
         sizes,
         () if blocks else _runs(nodes, place, dtype, device),
@@ -102,12 +103,13 @@ def tree_layout(
     )
 
 
-def in_blocks(device: torch.device, queries: int) -> bool:
-    """Whether a pass of so many queries is worth the block kernel.
+def in_blocks(device: torch.device) -> bool:
+    """Whether attention takes the block kernel there.
 
-    Not within one block: it has few runs, and each shape with a dimension of 1 is compiled anew.
+    Always on a GPU: which of SDPA's kernels a run would get depends on its mask, its length and
+    its heads, and each rounds in its own way.
     """
-    return device.type == "cuda" and queries > BLOCK
+    return device.type == "cuda"
 
 
 def _runs(

@@ -1,9 +1,10 @@
 """A forest's attention in one call: flex_attention over the blocks that the tree leaves.
 
-On a GPU a call a run is bound by launches; here one kernel serves the whole pass. Which queries
-see a key is one range, since a subtree is contiguous in preorder: its own query and those behind
-it up to the end of its subtree; for a key of another pass, the queries below its node. Blocks
-that no such range touches cost nothing. PyTorch has no backward of this on a CPU.
+On a GPU a call a run is bound by launches; here one kernel serves every pass, however short, so
+that a token is rounded alike in whatever tree it stands. Which queries see a key is one range,
+since a subtree is contiguous in preorder: its own query and those behind it up to the end of its
+subtree; for a key of another pass, the queries below its node. Blocks that no such range touches
+cost nothing. PyTorch has no backward of this on a CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ from axpo.models.transfer import to_device
 
 BLOCK = 128
 """Queries and keys of one block of the mask: flex_attention's own default."""
+LEAST = BLOCK + 1
+"""Queries and keys that a pass is padded to: one block alone would be a dimension of 1, for which
+everything is compiled anew, and fewer queries than a block would take flex's decoding kernel."""
+
+COMPILATIONS = 32
+"""Above what passes differ in: with a gradient for all of queries, keys and values, for some or
+for none, with keys of other passes or without, and three until all lengths are known to vary."""
 
 
 def block_mask(
@@ -27,27 +35,31 @@ def block_mask(
     """The mask of one pass, for all its layers.
 
     Keys come in nodes of `sizes`; `ranges` [first, end) are the queries that a node's keys are
-    for. The last `queries` keys are the queries' own: each is seen from its own query on.
+    for. The last `queries` keys are the queries' own: each is seen from its own query on. What
+    pads a pass to `LEAST` is seen by none; as a query it sees the last node.
     """
+    rows, columns = (-(-max(n, LEAST) // BLOCK) for n in (queries, sum(sizes)))
     lengths = to_device(torch.tensor(sizes), device)
-    spans = to_device(torch.tensor(ranges, dtype=torch.int32), device)
+    padded = [*ranges[:-1], (ranges[-1][0], max(queries, LEAST))]
+    spans = to_device(torch.tensor(padded, dtype=torch.int32), device)
     keys = sum(sizes)
     first, end = spans.repeat_interleave(lengths, dim=0, output_size=keys).unbind(1)
     own = torch.arange(queries, dtype=torch.int32, device=device)
     first = torch.cat([first[: keys - queries], own])
-    rows, columns = -(-queries // BLOCK), -(-keys // BLOCK)
     # Keys that fill the last block have the empty range [0, 0).
     first, end = (pad(x, (0, columns * BLOCK - keys)) for x in (first, end))
-    low = torch.arange(0, rows * BLOCK, BLOCK, device=device)[:, None]
-    high = (low + BLOCK).clamp(max=queries)
-    seen = (torch.maximum(first, low) < torch.minimum(end, high)).view(rows, columns, BLOCK)
-    whole = ((first <= low) & (end >= high)).view(rows, columns, BLOCK).all(-1)
+    low = torch.arange(0, rows * BLOCK, BLOCK, dtype=torch.int32, device=device)[:, None]
+    high = (low + BLOCK).clamp(max=max(queries, LEAST))
+    # [rows, keys] in comparisons alone, a byte each: with numbers it would be sixteen.
+    seen = ((first < high) & (end > low)).view(rows, columns, BLOCK).any(-1)
+    latest, earliest = first.view(columns, BLOCK).amax(-1), end.view(columns, BLOCK).amin(-1)
+    whole = (latest <= low) & (earliest >= high)
     return BlockMask.from_kv_blocks(
-        *_ordered(seen.any(-1) & ~whole),
+        *_ordered(seen & ~whole),
         *_ordered(whole),
         BLOCK_SIZE=BLOCK,
         mask_mod=_visible(first, end),
-        seq_lengths=(queries, keys),
+        seq_lengths=(max(queries, LEAST), max(keys, LEAST)),
     )
 
 
@@ -77,11 +89,26 @@ def forest_attention(
 ) -> torch.Tensor:
     """Attention [1, H, L, D] of query [1, H, L, D] over key and value [1, H_kv, K, D]."""
     attend = _compiled() if query.is_cuda else flex_attention
-    grouped = query.shape[1] != key.shape[1]
-    return attend(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)  # pyright: ignore
+    length, grouped = query.shape[2], query.shape[1] != key.shape[1]
+    query, key, value = (_padded(x) for x in (query, key, value))
+    out = attend(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
+    return out[:, :, :length]  # pyright: ignore
+
+
+def _padded(states: torch.Tensor) -> torch.Tensor:
+    missing = LEAST - states.shape[2]
+    return pad(states, (0, 0, 0, missing)) if missing > 0 else states
 
 
 @cache
 def _compiled() -> Callable[..., torch.Tensor]:
-    """Compiled once for all lengths; without, the whole [H, L, K] would be written out."""
-    return torch.compile(flex_attention, dynamic=True)
+    """Compiled once for all lengths, or not at all: uncompiled, the whole [H, L, K] is written
+    out, 69 GB for 16K queries over 32K keys. With `fullgraph` torch raises where it would fall
+    back to that: on a graph break and at its limit of recompilations."""
+    if torch._dynamo.config.disable:
+        raise RuntimeError(
+            "torch.compile is switched off (TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE), but "
+            "attention on a GPU needs it: unset the variable"
+        )
+    attend = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    return torch._dynamo.config.patch(recompile_limit=COMPILATIONS)(attend)

@@ -151,7 +151,8 @@ def plain_logprobs(
     out = torch.empty(forest.index.numel(), device=checkpoint.model.device)
     for piece in split.pieces:
         out[to_device(piece.trained, out.device)], kept = split.forward(piece)
-        split.remember(kept)
+        # Copies: views would hold the keys of the whole piece.
+        split.remember({key: (k.clone(), v.clone()) for key, (k, v) in kept.items()})
     return out
 
 
@@ -193,14 +194,14 @@ class _Split:
             if piece.trunk:
                 with torch.no_grad():
                     _, kept = self._hidden(piece.trunk, piece.trunk)
+                # All of the pass is trunk: its own tensors serve, without a copy.
                 self.remember(kept)
 
     def remember(self, kept: NodeStates) -> None:
-        """Let later pieces see these nodes, as leaves where grad is on."""
+        """Let later pieces see these nodes of a pass without graph, as leaves where grad is on."""
         grad = torch.is_grad_enabled()
         for key, pair in kept.items():
-            # Cloned: a view would hold the whole piece's keys.
-            keys, values = (x.detach().clone().requires_grad_(grad) for x in pair)
+            keys, values = (x.requires_grad_(grad) for x in pair)
             self.states[key] = keys, values
 
     def forward(self, piece: Piece) -> tuple[torch.Tensor, NodeStates]:
@@ -224,8 +225,10 @@ class _Split:
         gradients: list[torch.Tensor | None] = [None]
         while kept:  # emptied, so that no piece outlives its turn
             key, pair = kept.popitem()
-            tensors += pair
-            gradients += [leaf.grad for leaf in self.states.pop(key)]
+            for tensor, leaf in zip(pair, self.states.pop(key), strict=True):
+                if tensor.requires_grad:  # not below the first adapter
+                    tensors.append(tensor)
+                    gradients.append(leaf.grad)
         torch.autograd.backward(tensors, gradients)
 
     def backward_pictures(self) -> None:
