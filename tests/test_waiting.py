@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from axpo.algorithms.subgroups import gap
+from axpo.config import LimitSettings
 from axpo.engines.base import Engine, Request
 from axpo.engines.jobs import Job
 from axpo.engines.sampling import Sampler
@@ -31,6 +33,7 @@ from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.tasks.grading import grade
 from axpo.tools.base import Observation, ToolContext
+from axpo.tools.toolbox import Toolbox
 from axpo.tree import Group
 from fake_vllm import FakeVllm
 from rollout_support import CHECKPOINT, LIMITS, FakeTool, encode, example, make_rendering
@@ -85,8 +88,10 @@ async def look(arguments: object, context: ToolContext) -> Observation:
     return Observation("seen")
 
 
-def sampled(engine: Engine, max_seconds: float) -> tuple[list[Group], Agent]:
-    tools = {"look": FakeTool(look)}
+def sampled(
+    engine: Engine, max_seconds: float, tool: FakeTool | None = None, **settings: Any
+) -> tuple[list[Group], Agent]:
+    tools = Toolbox({"look": tool or FakeTool(look)}, {"look": LimitSettings(**settings)})
     limits = LIMITS.model_copy(update={"max_seconds": max_seconds})
     agent = Agent(engine, make_rendering(tools), tools, limits, grade)
     groups = [
@@ -115,6 +120,21 @@ def test_a_queue_censors_nobody(name: str, tmp_path: Path) -> None:
     assert gap(groups)["tool_rate"] == pytest.approx(truth)
     assert all(0 < r.seconds < limit for g in groups for r in g.rollouts)
     assert agent.stats.seconds_waited > sum(r.seconds for g in groups for r in g.rollouts)
+
+
+@pytest.mark.parametrize("settings", [{"concurrency": 1}, {"calls_per_second": 20}])
+def test_a_tools_queue_censors_nobody(settings: dict[str, Any]) -> None:
+    """64 calls, one after the other; the last waits for several times the limit."""
+
+    async def slow(arguments: object, context: ToolContext) -> Observation:
+        await asyncio.sleep(0.05)
+        return Observation("seen")
+
+    engine = ScriptedEngine(lambda request: CALL if request.id.endswith("/t1") else ANSWER)
+    groups, agent = sampled(engine, 0.6, FakeTool(slow), timeout=0.5, **settings)
+    assert [r.fault for g in groups for r in g.rollouts if not r.scored] == []
+    assert gap(groups)["tool_rate"] == 1.0
+    assert agent.tools.stats["look"].seconds_queued > 0.6
 
 
 def test_later_turns_and_continuations_go_before_first_turns() -> None:

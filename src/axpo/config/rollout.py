@@ -34,10 +34,8 @@ class LimitSettings(Section):
 
     timeout: PositiveFloat | None = None
     """Seconds of one call, its retries included; the tool's own by default."""
-    queue_seconds: PositiveFloat = 60.0
-    """Seconds that a call waits for a place before it fails; they are not the tool's time."""
     concurrency: PositiveInt = 64
-    """Calls that run at once."""
+    """Calls that run at once; further ones wait, which is nobody's time."""
     calls_per_second: PositiveFloat | None = None
     """Attempts a second, after a burst of one second's; no limit by default."""
     retries: NonNegativeInt = 0

@@ -12,12 +12,9 @@ from typing import Protocol
 
 from PIL import Image
 
+from axpo.clock import waiting
 from axpo.config import LimitSettings
 from axpo.tools.base import MAX_ASPECT, InfraError, Observation, View
-
-
-class QueueError(InfraError):
-    """A call found no place in time."""
 
 
 class Tokens(Protocol):
@@ -29,10 +26,13 @@ class Tokens(Protocol):
 
 
 class Gate:
-    """Places for calls that run at once, and a pace; belongs to one event loop."""
+    """Places for calls that run at once, and a pace; belongs to one event loop.
+
+    Whoever holds a place gives it back at its deadline, so every call gets one: that may take long,
+    but a limit on it would fail those alone who use tools.
+    """
 
     def __init__(self, limits: LimitSettings) -> None:
-        self._queue_seconds = limits.queue_seconds
         self._places = asyncio.Semaphore(limits.concurrency)
         self._rate = limits.calls_per_second
         self._turn = asyncio.Lock()
@@ -42,12 +42,9 @@ class Gate:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold a place; raises `QueueError` where place and pace take more than the limit."""
-        try:
-            async with asyncio.timeout(self._queue_seconds):
-                await self._enter()
-        except TimeoutError:
-            raise QueueError(f"no free place within {self._queue_seconds:g} s") from None
+        """Hold a place, taken at the pace; what both let the call wait is `waiting`."""
+        with waiting():
+            await self._enter()
         try:
             yield
         finally:
@@ -57,10 +54,11 @@ class Gate:
         """Wait for this attempt's turn in the limit of calls a second (a token bucket)."""
         if self._rate is None:
             return
-        async with self._turn:
-            while (short := 1 - self._fill(self._rate)) > 0:
-                await asyncio.sleep(short / self._rate)
-            self._tokens -= 1
+        with waiting():
+            async with self._turn:
+                while (short := 1 - self._fill(self._rate)) > 0:
+                    await asyncio.sleep(short / self._rate)
+                self._tokens -= 1
 
     async def _enter(self) -> None:
         await self._places.acquire()

@@ -2,7 +2,7 @@
 
 The one place that decides whose fault a failed call is. The caller's mistakes (malformed,
 unknown tool, wrong arguments) become an observation that the model reads; a tool past its
-deadline, without a free place or with any other exception is a fault of ours.
+deadline or with any other exception is a fault of ours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from axpo.config import UserError
 from axpo.tools.arguments import shorten
 from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
-from axpo.tools.limits import QueueError, Tokens
+from axpo.tools.limits import Tokens
 from axpo.tools.stats import Outcome
 from axpo.tools.toolbox import Lane, LateError, Toolbox
 from axpo.tree import CallStatus
@@ -74,8 +74,6 @@ async def _outcome(
         return Outcome.MODEL_ERROR, refuse(CallStatus.MODEL_ERROR, str(error))
     except LateError as error:
         outcome, fault = Outcome.TIMEOUT, str(error)
-    except QueueError as error:
-        outcome, fault = Outcome.QUEUE, str(error)
     except UserError:
         raise
     except InfraError as error:

@@ -21,8 +21,6 @@ class Outcome(StrEnum):
     CRASH = "crash"
     """Any other exception."""
     TIMEOUT = "timeout"
-    QUEUE = "queue"
-    """No place in time."""
     CANCELLED = "cancelled"
     """The trajectory ended first."""
 

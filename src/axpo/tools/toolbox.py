@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import stamina
 
+from axpo.clock import Clock
 from axpo.config import LimitSettings, UserError
 from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
 from axpo.tools.limits import Gate, Tokens, capped
@@ -69,7 +70,7 @@ class Lane:
     async def call(
         self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
     ) -> Observation:
-        """The tool's result within the limits; raises `QueueError`, `LateError`, or its error."""
+        """The tool's result within the limits; raises `LateError`, or its error."""
         queued = time.perf_counter()
         async with self.gate.place():
             began = time.perf_counter()
@@ -107,14 +108,17 @@ class Lane:
         if self.stuck >= self.limits.max_stuck:
             work.close()
             raise InfraError(f"{self.stuck} calls were given up and still run")
-        task = asyncio.create_task(work)
+        task: asyncio.Task[Result] | None = None
         try:
-            done, _ = await asyncio.wait({task}, timeout=seconds)
+            async with Clock(seconds):
+                task = asyncio.create_task(work)  # here, so that its waits stop the clock
+                await asyncio.wait({task})
+        except TimeoutError:
+            if task is None or not task.done():
+                raise LateError(f"no result after {seconds:g} s") from None
         finally:
-            if not task.done():
+            if task is not None and not task.done():
                 await self._give_up(task)
-        if not done:
-            raise LateError(f"no result after {seconds:g} s")
         if task.cancelled():  # by itself: not to be taken for the end of the trajectory
             raise InfraError("the tool cancelled its own call")
         return task.result()
