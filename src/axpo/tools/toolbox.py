@@ -119,6 +119,7 @@ class Lane:
         finally:
             if task is not None and not task.done():
                 await self._give_up(task)
+        assert task is not None
         if task.cancelled():  # by itself: not to be taken for the end of the trajectory
             raise InfraError("the tool cancelled its own call")
         return task.result()
