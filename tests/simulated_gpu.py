@@ -41,6 +41,9 @@ counts: Counter[tuple[str, str]] = Counter()
 """(kind, place in axpo) of every wait and transfer since `gpu()` was entered. A copy to the device
 that is not asked for as non-blocking is a wait: the host stands until it is done."""
 
+allocated: list[int] = []
+"""Bytes of every storage that an operation made on the device since `gpu()` was entered."""
+
 
 @cache
 def device() -> torch.device:
@@ -90,6 +93,7 @@ def execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return func.decompose(*args, **kwargs)
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     remote = {id(x.local): x for x in tensors if isinstance(x, Remote)}
+    storages = {x.local.untyped_storage().data_ptr() for x in remote.values()}
     local = [x for x in tensors if not isinstance(x, Remote)]
     target = kwargs.get("device")
     if func is aten._to_copy.default and target is not None:
@@ -120,7 +124,12 @@ def execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def wrap(x: Any) -> Any:
         if not isinstance(x, torch.Tensor) or not to_remote:
             return x
-        return remote.get(id(x)) if id(x) in remote else Remote(x)
+        if id(x) in remote:
+            return remote[id(x)]
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in storages:
+            allocated.append(storage.nbytes())
+        return Remote(x)
 
     return tree_map(wrap, out)
 
@@ -149,6 +158,8 @@ class _Constructors(TorchFunctionMode):
         if func is torch.tensor and kwargs.get("device") is not None:
             target = kwargs.pop("device")
             return func(*args, **kwargs).to(target)
+        if func is torch.Tensor.data_ptr and isinstance(args[0], Remote):
+            return args[0].local.data_ptr()
         if func is torch.Tensor.tolist and isinstance(args[0], Remote):
             note("wait")
             return args[0].local.tolist()
@@ -163,6 +174,7 @@ def gpu() -> Iterator[Counter[tuple[str, str]]]:
     """Code inside may use the simulated device; yields the counts of waits and transfers."""
     device()
     counts.clear()
+    allocated.clear()
     with _Constructors(), _Dispatch():
         yield counts
 

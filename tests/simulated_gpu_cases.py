@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,12 @@ from axpo.engines.base import Completion, Request
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
-from axpo.training import attention, policy
+from axpo.training import attention, checkpoints, policy
 from axpo.training.policy import policy_logprobs
 from axpo.training.trainer import Trainer
 from engine_contract import Writer, ask, run
 from padded_oracle import branching_group, demonstration_group
-from simulated_gpu import Remote, device, gpu, moved
+from simulated_gpu import Remote, allocated, device, gpu, moved
 from test_packing import packed
 from tiny import in_bfloat16, tiny_checkpoint
 
@@ -153,6 +154,21 @@ def test_update(budget: int, rounded: bool):
     # (in bfloat16, where attention rounds in another order, so may its small gradients).
     differing = ((moved_weights - expected).abs() > 1e-5).float().mean().item()
     assert differing < (0.1 if rounded else 1e-3)
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["float32", "bfloat16"])
+def test_resuming_needs_no_second_model_on_the_device(tmp_path: Path, rounded: bool):
+    settings = OptimizerSettings(learning_rate=1e-3)
+    saved, other = (in_bfloat16(c) if rounded else c for c in map(tiny_checkpoint, (0, 1)))
+    path = checkpoints.save(tmp_path, 1, Trainer(saved, None, settings, 10))
+    with gpu():
+        moved(other.model)
+        resumed = Trainer(other, None, settings, 10)
+        allocated.clear()
+        checkpoints.restore(path, resumed)
+        print(f"{sum(allocated)} bytes beside a model of {weights(saved).nbytes}")
+        assert sum(allocated) < 0.01 * weights(saved).nbytes
+    assert torch.equal(weights(other), weights(saved))
 
 
 def test_engine():

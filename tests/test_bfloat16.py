@@ -109,6 +109,32 @@ def test_masters_follow_float32_training_where_bfloat16_stands_still(
     assert all(p.grad is None for p in mastered.checkpoint.model.parameters())
 
 
+def test_moved_weights_are_counted():
+    """A step of bfloat16 is 2^-7 at 1 and 2^-6 at 2: half of it moves nothing, more does."""
+    weight = nn.Parameter(torch.tensor([1.0, 1.0, 2.0, 2.0], dtype=torch.bfloat16))
+    masters = MasterWeights([weight, nn.Parameter(torch.ones(3))])
+    change = torch.tensor([2**-8, 2**-8 + 2**-20, -(2**-8), 2**-6])
+    masters.parameters[0].data += change
+    assert masters.publish() == 0.5  # float32 weights do not count
+    assert weight.tolist() == [1.0, 1.0 + 2**-7, 2.0, 2.0 + 2**-6]
+    assert masters.publish() == 0.0
+    assert MasterWeights([nn.Parameter(torch.ones(3))]).publish() is None
+
+
+def test_when_a_typical_weight_first_moves():
+    """At 1e-6, AdamW's step with gradients of one sign, one of 0.02 moves after 62 updates."""
+    weight = nn.Parameter(torch.tensor([0.02], dtype=torch.bfloat16))
+    masters = MasterWeights([weight])
+    optimizer = torch.optim.AdamW(masters.parameters, lr=RL_RATE, weight_decay=0.0)
+    shares = []
+    for _ in range(70):
+        masters.parameters[0].grad = torch.ones(1)
+        optimizer.step()
+        shares.append(float(masters.publish()))
+    assert shares.index(1.0) + 1 == 62
+    assert sum(shares) == 1
+
+
 def test_gradients_add_up_in_float32():
     """Over 8 micro-batches: exactly the sum of their gradients, where bfloat16 loses digits."""
     checkpoint = rounded()

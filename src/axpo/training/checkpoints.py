@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: whole or absent, and resumable to the bit.
+"""Checkpoints of a training run: whole or absent, and resumed with every bit of their state.
 
 A checkpoint is a folder `step-000010/` with the model (`model/`, loadable on its own; adapters are
 merged), with `model.lora` its adapters (`adapter/`, as PEFT reads them), `trainer.pt` (optimizer,
@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from axpo.config import UserError
-from axpo.models.loading import load_checkpoint
+from axpo.engines.weights import copy_weights
 from axpo.models.lora import adapted_layers, load_adapters, save_adapters
 from axpo.training.trainer import Trainer
 
@@ -121,8 +122,13 @@ def restore(path: Path, trainer: Trainer) -> State:
     if adapted_layers(model):
         load_adapters(model, path / ADAPTER)
     else:
-        stored = load_checkpoint(path / MODEL, str(model.device), model.dtype)
-        model.load_state_dict(stored.model.state_dict())
+        # Tensor by tensor from the host's memory: a second model may not fit on the device.
+        files = sorted((path / MODEL).glob("*.safetensors"))
+        weights = {name: x for file in files for name, x in load_file(file).items()}
+        try:
+            copy_weights(model, weights)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; resume with the model it was saved from") from error
     state = torch.load(path / TRAINER, weights_only=True, map_location="cpu")
     trainer.load_state_dict(state["trainer"])
     _set_random_state(state["random"])

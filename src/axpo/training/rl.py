@@ -2,8 +2,9 @@
 
 The loop knows no algorithm (it asks for `plan` and `credit`), no engine and no tool. Whatever it
 does depends only on the settings, the start checkpoint and the step's number, so a run that was
-killed and goes on from its last checkpoint ends with the same weights as an unbroken one: to the
-bit where no tool answers from another process or thread, else up to how float sums round. Only
+killed and goes on from its last checkpoint ends with the same weights as an unbroken one: on a CPU
+to the bit where no tool answers from another process or thread, else, and on a GPU, up to how float
+sums round (docs/gpu.md names the kernels whose sums have no fixed order). Only
 where rollouts are sampled ahead (`rl.max_staleness`) does the outcome depend on time as well.
 """
 

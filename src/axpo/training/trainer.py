@@ -108,6 +108,7 @@ class Trainer:
         as they are. Raises `TreeError` (bad credit) and `NonFiniteError`, each naming the group
         and before any weight has changed.
 
+        `weights_moved` is the share of bfloat16 weights that took another value (`masters`).
         `seconds_pack`, `_reference`, `_forward`, `_backward` and `_optimizer` add up to the
         call's wall time; `chunks` counts its forward/backward passes, a piece of a tree above
         `max_tokens_per_micro_batch` each.
@@ -233,8 +234,10 @@ class Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
-        self._masters.publish()
+        moved = self._masters.publish()
         value = norm.item()  # a GPU is done by then
+        if moved is not None:
+            metrics["weights_moved"] = moved.item()
         metrics["seconds_optimizer"] = time.perf_counter() - began
         return value
 
