@@ -66,7 +66,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def load(self, state: Sequence[torch.Tensor]) -> None:
-        """Take back a `state`, in place, and publish it.
+        """Take back a `state`, in place, and round it into the model's weights.
 
         Raises `ValueError` where it belongs to a model of another dtype, with nothing changed.
         """
@@ -77,7 +77,8 @@ class MasterWeights:
             )
         for master, saved in zip(self._masters, state, strict=True):
             master.copy_(saved)
-        self.publish()
+        for weight, master in zip(self._rounded, self._masters, strict=True):
+            weight.copy_(master)
 
 
 def _moving_to(master: nn.Parameter) -> Callable[[torch.Tensor], None]:
