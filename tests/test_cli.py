@@ -76,6 +76,7 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> N
         (["report", "nowhere"], ["no run at nowhere"]),
         (["study", "nowhere.toml", "--out", "o"], ["no study at nowhere.toml"]),
         (["study", str(RECIPE), "--out", "o"], ["recipe: missing", "rl: unknown key"]),
+        (["study", str(STUDY), "--out", "o", "--outcomes"], ["no o/study.json", "axpo study"]),
         (["study", str(STUDY), "--out", "o", "--tables"], ["no evaluation in o", "axpo study"]),
         (["compare", "nowhere", "elsewhere"], ["nowhere", "axpo eval"]),
     ],
@@ -135,3 +136,7 @@ def test_jobs_mean_nothing_to_tables(tmp_path: Path) -> None:
     study = str(RECIPE.parent / "study.toml")
     text = axpo("study", study, "--out", str(tmp_path), "--tables", "--jobs", "2", code=1)
     assert "--jobs: no effect with --tables; remove it" in text
+    text = axpo("study", study, "--out", str(tmp_path), "--outcomes", "--jobs", "2", code=1)
+    assert "--jobs: no effect with --outcomes; remove it" in text
+    text = axpo("study", study, "--out", str(tmp_path), "--outcomes", "--tables", code=1)
+    assert "--tables and --outcomes: expected one of them" in text

@@ -18,7 +18,7 @@ from axpo.report.trees import TreePayload, category
 from axpo.rollout.setup import build_agent
 from axpo.store import load_groups, save_groups
 from axpo.study.credit import recovered
-from axpo.study.read import counts
+from axpo.study.outcomes import counts
 from axpo.tasks.lab.critic import RIGHT, critique
 from axpo.tree import Group, TreeError
 from groups import grow, tools_and_plain

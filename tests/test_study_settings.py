@@ -30,6 +30,12 @@ def write(folder: Path, text: str) -> Path:
         (HEAD.replace('"grpo"', '"gpro"') + GRPO, ["baseline", "'gpro'", "did you mean 'grpo'"]),
         (HEAD + GRPO + GRPO, ["study.toml", "variants"]),
         (HEAD, ["variants: missing"]),
+        (HEAD + 'references = ["b"]\n' + GRPO, ["references: got 'b'", "there are none"]),
+        (
+            HEAD + 'references = ["grpo"]\n' + GRPO + "[variants.b]\n",
+            ["references: got 'grpo'", "other than the baseline: b"],
+        ),
+        (HEAD + "looks = 0\n" + GRPO, ["looks", "greater than 0"]),
         (HEAD.replace("r.toml", "no.toml") + GRPO, ["recipe: no file at", "no.toml"]),
         (HEAD.replace("[1, 2]", "[1, 1]") + GRPO, ["seeds: got [1, 1]", "once"]),
         (HEAD.replace("[1, 2]", "[]") + GRPO, ["seeds"]),

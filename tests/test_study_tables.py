@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import t
 
 from axpo.config import UserError
 from axpo.store import save_groups
@@ -18,7 +20,7 @@ from axpo.study.read import Training
 from axpo.study.results import recovery
 from axpo.study.run import study_tables
 from axpo.study.settings import load_study
-from axpo.study.tables import write_tables
+from axpo.study.tables import write_held_out, write_tables
 from groups import tools_and_plain
 
 STUDY = """
@@ -81,8 +83,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tables(folder: Path, resamples: int = 5000) -> dict[str, dict]:  # pyright: ignore
-    write_tables(load_study(folder / "study.toml"), folder / "out", resamples)
+def tables(folder: Path) -> dict[str, dict]:  # pyright: ignore
+    write_tables(load_study(folder / "study.toml"), folder / "out")
     return json.loads((folder / "out" / "study.json").read_text())["models"]
 
 
@@ -101,12 +103,12 @@ def test_held_out_means_and_pairs(folder: Path) -> None:
     difference = axpo["difference"]["all"]["pass@1"]
     assert difference["values"] == {"1": 0.375, "2": 0.375}
     assert difference["value"] == pytest.approx(0.375)
-    # By cell +.25 +.5 / +.5 +.25. A draw is below 0 where it takes one question twice and the seed
-    # that is worse there twice: its deviation of -1/8, stretched 9-fold. That is 2 in 16 draws.
-    assert difference["probability_better"] == pytest.approx(7 / 8, abs=0.015)  # 3 errors
+    # By cell +.25 +.5 / +.5 +.25: neither seeds nor questions differ, the rest's mean square is
+    # 1/16 with one degree of freedom, so t = .375 / sqrt(1/64) = 3.
+    assert difference["p"] == pytest.approx(2 * t.sf(3, 1))
+    assert "low" not in difference  # .375 +- 12.7 / 8 is all that there can be
     fewer = axpo["difference"]["all"]["all_wrong_tool"]  # every one of four: no spread to tell of
-    assert fewer["value"] == -1.0 and "low" not in fewer and "probability_better" not in fewer
-    assert "probability_better" not in axpo["difference"]["all"]["tool_rate"]
+    assert fewer["value"] == -1.0 and "low" not in fewer and "p" not in fewer
     assert grpo["difference"] == {}
     assert models["start"]["difference"]["all"]["pass@1"]["value"] == pytest.approx(-0.25)
 
@@ -158,13 +160,32 @@ def test_the_page_holds_every_table_and_seed(folder: Path) -> None:
 
 
 def test_outcomes_are_counts_of_every_question(folder: Path) -> None:
-    tables(folder, 10)
+    tables(folder)
     lines = (folder / "out" / "outcomes.csv").read_text().splitlines()
     assert lines[0] == (
         "variant,seed,question,family,tool_right,tool_wrong,plain_right,plain_wrong,unscored"
     )
     assert len(lines) == 1 + 3 * 2 * 2
     assert lines[-2:] == ["axpo,2,q0,find,3,0,1,0,0", "axpo,2,q1,calculate,1,1,1,1,0"]
+
+
+def test_outcomes_alone_give_the_same_again(folder: Path) -> None:
+    """Nothing that the runs' tables hold is lost or changed, though the runs are gone."""
+    study = load_study(folder / "study.toml")
+    page = write_tables(study, folder / "out").read_text()
+    found = (folder / "out" / "study.json").read_text()
+    for kind in ("start", "grpo", "axpo"):
+        shutil.rmtree(folder / "out" / kind)
+    assert write_held_out(study, folder / "out").read_text() == page
+    assert (folder / "out" / "study.json").read_text() == found
+
+
+def test_comparisons_are_on_the_page(folder: Path) -> None:
+    text = write_tables(load_study(folder / "study.toml"), folder / "out").read_text()
+    assert "The main comparison, Pass@1 and Pass@k (2 comparisons):" in text
+    # p of t = 3 with 1 degree of freedom; twice that for the smaller of two.
+    assert "| AXPO − GRPO: Pass@1 | 2 | 0.688, 0.312 | +0.375 | 0.205 | 0.410 |" in text
+    assert "looks" not in text.split("(2 comparisons)")[1]
 
 
 def test_what_is_missing_is_said_and_left_out(folder: Path) -> None:
@@ -237,7 +258,7 @@ def test_seeds_with_the_same_cost_cost_the_same(folder: Path) -> None:
     trained(folder / "out" / "grpo" / "seed-2", [0.1] * 3, 1000)
     trained(folder / "out" / "axpo" / "seed-1", [0.1] * 3, 100)
     (folder / "out" / "axpo" / "seed-2" / "metrics.jsonl").unlink()
-    models = tables(folder, 200)
+    models = tables(folder)
     assert models["grpo"]["compute"]["tokens"]["value"] == 1650
     assert models["axpo"]["compute"]["tokens"]["value"] == 300
     assert models["axpo"]["compute"]["tokens"]["times"] == 1.0
@@ -254,7 +275,7 @@ def test_faults_are_told(folder: Path) -> None:
             for rollout in group.rollouts[1 if (seed, i) == (1, 0) else 0 :]:
                 rollout.reward = None
         save_groups(run / "evaluation" / "000000.parquet", groups)
-    models = tables(folder, 200)
+    models = tables(folder)
     told = {key: models["axpo"][key] for key in ("sampled", "unscored", "unscored_questions")}
     assert told == {"sampled": 16, "unscored": 15, "unscored_questions": 3}
     one = models["axpo"]["evaluation"]["all"]["pass@1"]
@@ -268,7 +289,7 @@ def test_faults_are_told(folder: Path) -> None:
             group.meta.update(example=f"q{i}", family="find" if i < 1 else "calculate")
             group.rollouts[0].reward = None
         save_groups(file, groups)
-    tables(folder, 200)
+    tables(folder)
     text = (folder / "out" / "study.md").read_text()
     assert "**AXPO**: 4 of 4 rollouts were not scored" in text
 
@@ -296,6 +317,6 @@ def test_recovery_is_of_resampled_prefixes(folder: Path) -> None:
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         lines = [line | {"recovery_rate": 0.5, "branches": 2} for line in lines]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    models = tables(folder, 200)
+    models = tables(folder)
     assert models["axpo"]["training"]["recovery"]["values"] == {"1": 0.5, "2": None}
     assert "recovery" not in models["arpo"]["training"]

@@ -49,13 +49,23 @@ def study(
     tables: Annotated[
         bool, typer.Option("--tables", help="only rebuild tables and figures from the runs")
     ] = False,
+    outcomes: Annotated[
+        bool, typer.Option("--outcomes", help="only rebuild held-out figures from outcomes.csv")
+    ] = False,
 ) -> None:
     """Variants of training, several seeds each, then their tables and figures."""
-    from axpo.study.run import run_study, study_tables
+    from axpo.study.run import held_out_tables, run_study, study_tables
 
-    if tables and jobs is not None:
-        raise ConfigError("--jobs: no effect with --tables; remove it")
-    print(f"Study: {study_tables(file, out) if tables else run_study(file, out, jobs)}")
+    if tables and outcomes:
+        raise ConfigError("--tables and --outcomes: expected one of them")
+    if (tables or outcomes) and jobs is not None:
+        raise ConfigError(
+            f"--jobs: no effect with --{'tables' if tables else 'outcomes'}; remove it"
+        )
+    if tables or outcomes:
+        print(f"Study: {(study_tables if tables else held_out_tables)(file, out)}")
+    else:
+        print(f"Study: {run_study(file, out, jobs)}")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-from axpo.config.base import ConfigError, NonNegativeInt, Section, UserError
+from axpo.config.base import ConfigError, NonNegativeInt, PositiveInt, Section, UserError
 from axpo.config.engine import EngineSettings, VllmSettings
 from axpo.config.model import LoraSettings, ModelSettings
 from axpo.config.rollout import (
@@ -49,6 +49,7 @@ __all__ = [
     "ModelSettings",
     "NonNegativeInt",
     "OptimizerSettings",
+    "PositiveInt",
     "RolloutSettings",
     "SearchSettings",
     "Section",

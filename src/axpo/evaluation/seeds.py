@@ -1,82 +1,147 @@
-"""Bootstrap over training seeds *and* questions, for means over seeds and paired differences.
+"""Intervals and p-values over training seeds *and* questions, for means over seeds and paired
+differences.
 
-A figure here is the mean over seeds of each seed's own ratio of sums over questions. Every seed
-is evaluated on the same questions (they are crossed, not nested), so a resample draws
+A figure here is the mean over seeds of each seed's own ratio of sums over questions. Every seed is
+evaluated on the same questions, so seeds and questions are crossed random effects: a seed's value
+on a question is the mean, plus what the seed adds, plus what the question adds (for every seed
+alike), plus a rest (their interaction and the sampling of rollouts). A ratio is put into that form
+by its linearisation: r + (numerator - r denominator) / mean denominator, whose mean over the
+questions is the ratio r itself.
 
-1. as many questions as there are, with replacement, the same ones for every seed: what is hard
-   about a question is shared by the seeds and must not average out between them;
-2. as many seeds as there are, with replacement, each with all of its questions and samples.
+The mean squares of the two-way table (Cornfield and Tukey, 1956) then give the variance of the
+mean over S seeds and Q questions as two independent parts:
 
-An interval so covers another draw of seeds (SFT, data order, sampling) and of questions. Two
-models are paired: a resample draws seeds and questions once and takes the difference seed by
-seed on the same questions.
+- MS(seeds) / (S Q), which holds the seeds and the rest, with S - 1 degrees of freedom;
+- (MS(questions) - MS(rest)) / (S Q), 0 where negative, with Q - 1.
 
-Few seeds: the deviations that drawing S seeds causes are too small by sqrt((S-1)/S), and a normal
-quantile is too small for a spread that S values estimate. Both are mended by one factor on the
-seeds' part, `seed_factor(S)` = sqrt(S/(S-1)) t/z with Student's t of S-1 degrees of freedom (1.58
-at 5 seeds, 2.69 at 3; the question's part is left as it is). A seed drawn c times then weighs
-(1 + factor (c - 1)) / S; the weights still add up to 1. With one seed there is no seed part, and
-the interval covers questions alone. A metric that one seed of several has a share in has no
-interval: it would be the surest of all.
+The half width at level a is sqrt(sum of t(a, degrees of freedom)^2 x part), which covers at least
+as often as it says whatever the two parts are (Banerjee, Sankhya 22, 1960); Satterthwaite's single
+t covers too seldom at 3 and 5 seeds (`benchmarks/coverage.py` has the figures of both). Chance can
+make three seeds agree better than the rest allows; so the first part is never taken for less than
+MS(rest) / (S Q) with its own (S - 1)(Q - 1) degrees of freedom.
 
-The same draws give `probability_above`, so it is as careful as the interval.
+The linearisation needs questions: where a seed has a share in fewer than `FEWEST` of those that
+any seed has one in (rollouts without a tool, on six questions), there is a value and no interval.
 
-Shapes: S seeds, Q questions, M metrics, R resamples.
+A p-value is the level at which the interval reaches the null. Everything is in closed form: there
+are no draws, and no generator's seed decides a digit.
+
+Shapes: S seeds, Q questions, M metrics.
 """
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import root_scalar
+from scipy.special import stdtrit
 
-from axpo.evaluation.bootstrap import (
-    LEVEL,
-    RESAMPLES,
-    Difference,
-    Estimate,
-    Floats,
-    divide,
-    interval,
-    probability_above,
-    resampled_sums,
-)
+from axpo.evaluation.bootstrap import LEVEL, Estimate, Floats, divide
 
 Ratios = tuple[Floats, Floats]
 """Numerators and denominators, [S, Q, M] each."""
+FEWEST = 10
+POWER = 0.8
+_SMALLEST = 1e-12
+"""The smallest p-value that is told apart from 0."""
 
 
-def seed_means(parts: Ratios, seed: int, resamples: int = RESAMPLES) -> list[Estimate | None]:
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """A mean over seeds and questions, and the mean squares that tell how sure it is.
+
+    Where there is no interval (one seed, or too few questions) they are NaN, and so are the half
+    widths and p-values.
+    """
+
+    value: float
+    seeds: int
+    questions: int
+    ms_seeds: float
+    ms_questions: float
+    ms_rest: float
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its 95 % interval."""
+        half = self.half(1.0 - LEVEL)
+        return Estimate(self.value, self.value - half, self.value + half)
+
+    def half(self, alpha: float) -> float:
+        """Half the width of the interval of level 1 - alpha."""
+        if math.isnan(self.ms_rest):
+            return math.nan
+        s, q = self.seeds - 1, self.questions - 1
+        t_seeds, t_questions, t_rest = (-stdtrit(df, alpha / 2) for df in (s, q, s * q))
+        seeds = max(t_seeds**2 * self.ms_seeds, t_rest**2 * self.ms_rest)
+        questions = t_questions**2 * max(self.ms_questions - self.ms_rest, 0.0)
+        return math.sqrt((seeds + questions) / (self.seeds * self.questions))
+
+    def p(self, null: float = 0.0) -> float:
+        """Two-sided p-value of the mean being `null`; NaN where nothing varies."""
+        distance = abs(self.value - null)
+        if not self.half(1.0 - LEVEL) > 1e-9:
+            return math.nan
+        if distance >= self.half(_SMALLEST):
+            return _SMALLEST
+        if distance <= self.half(1.0 - _SMALLEST):
+            return 1.0
+        bracket = (_SMALLEST, 1.0 - _SMALLEST)
+        found = root_scalar(lambda a: self.half(a) - distance, bracket=bracket, xtol=1e-13)
+        return float(found.root)
+
+    def equivalence(self, margin: float) -> float:
+        """p-value of the mean being at least `margin` away from 0: small where it is shown to be
+        within (the larger of two one-sided tests, Schuirmann 1987)."""
+        inside = margin - abs(self.value)
+        nearest = self.p(math.copysign(margin, self.value))
+        return nearest / 2.0 if inside > 0 else 1.0 - nearest / 2.0
+
+    def detectable(self) -> float:
+        """The true mean that would differ from 0 at the 5 % level in 0.8 of such studies, if the
+        spread is what was measured."""
+        return self.half(1.0 - LEVEL) + self.half(2.0 * (1.0 - POWER))
+
+
+def seed_means(parts: Ratios) -> list[Crossed | None]:
     """Mean over seeds of each metric's ratio.
 
-    A seed without a share in a metric leaves that metric; None where none is left.
+    A seed without a share in a metric leaves that metric; None where none is left. So does a
+    question that no seed has a share in.
     """
-    values_SM, drawn_RSM = _ratios(parts, seed, resamples)
+    _check(parts)
+    numerators, denominators = parts
     return [
-        estimate
-        for m in range(values_SM.shape[1])
-        for estimate, _ in [_over_seeds(values_SM[:, m], drawn_RSM[:, :, m], seed)]
+        _crossed([(numerators[..., m], denominators[..., m])]) for m in range(numerators.shape[2])
     ]
 
 
-def seed_differences(
-    first: Ratios, second: Ratios, seed: int, resamples: int = RESAMPLES
-) -> list[Difference | None]:
+def seed_differences(first: Ratios, second: Ratios) -> list[Crossed | None]:
     """Second minus first, paired: row s of both is the same seed, column q the same question."""
-    shapes = [part.shape for part in (*first, *second)]
-    if len(set(shapes)) != 1:
+    _check(first)
+    _check(second)
+    if first[0].shape != second[0].shape:
+        shapes = [part.shape for part in (*first, *second)]
         raise ValueError(f"paired models: got shapes {shapes}, expected one")
-    values_a, drawn_a = _ratios(first, seed, resamples)
-    values_b, drawn_b = _ratios(second, seed, resamples)
-    found: list[Difference | None] = []
-    for m in range(values_a.shape[1]):
-        estimate, drawn_R = _over_seeds(
-            values_b[:, m] - values_a[:, m], drawn_b[:, :, m] - drawn_a[:, :, m], seed
-        )
-        above = probability_above(drawn_R)
-        found.append(None if estimate is None else Difference(estimate, above))
+    return [
+        _crossed([(part[0][..., m], part[1][..., m]) for part in (second, first)])
+        for m in range(first[0].shape[2])
+    ]
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values adjusted for being a family (Holm, 1979), in the order given.
+
+    The i-th smallest of n is multiplied by n - i + 1; none is below a smaller one's, or above 1.
+    """
+    found = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        found[i] = highest
     return found
 
 
@@ -90,73 +155,59 @@ def student(values: NDArray[np.float64] | list[float]) -> Estimate | None:
     if len(found) < 2 or not np.isfinite(found).all():
         return None
     mean = float(found.mean())
-    half = student_quantile(len(found) - 1) * float(found.std(ddof=1)) / math.sqrt(len(found))
+    quantile = float(stdtrit(len(found) - 1, (1.0 + LEVEL) / 2.0))
+    half = quantile * float(found.std(ddof=1)) / math.sqrt(len(found))
     return Estimate(mean, mean - half, mean + half)
 
 
-def seed_factor(seeds: int) -> float:
-    """What the seeds' part of a resample is stretched by; 0 with one seed (it has none)."""
-    if seeds < 2:
-        return 0.0
-    normal = NormalDist().inv_cdf((1.0 + LEVEL) / 2.0)
-    return math.sqrt(seeds / (seeds - 1)) * student_quantile(seeds - 1) / normal
+def ratios_by_seed(parts: Ratios) -> Floats:
+    """Each seed's ratios [S, M]; NaN where a seed has no share."""
+    return divide(parts[0].sum(axis=1), parts[1].sum(axis=1))
 
 
-def student_quantile(freedom: int, level: float = LEVEL) -> float:
-    """t with P(|T| <= t) = level: bisection on the density's integral (within 1e-6 of tables)."""
-    target = level / 2.0
-    log_scale = (
-        math.lgamma((freedom + 1) / 2)
-        - math.lgamma(freedom / 2)
-        - 0.5 * math.log(freedom * math.pi)
+def _crossed(sides: list[tuple[Floats, Floats]]) -> Crossed | None:
+    """Of one ratio [S, Q], or of the first minus the second."""
+    seeds = np.all([d.sum(axis=1) > 0 for _, d in sides], axis=0)
+    if not seeds.any():
+        return None
+    questions = np.any([(d[seeds] > 0).any(axis=0) for _, d in sides], axis=0)
+    sides = [(n[seeds][:, questions], d[seeds][:, questions]) for n, d in sides]
+    ratios_S = [n.sum(axis=1) / d.sum(axis=1) for n, d in sides]
+    linear_SQ = [_linear(*side, ratios) for side, ratios in zip(sides, ratios_S, strict=True)]
+    paired = len(sides) == 2
+    value = float((ratios_S[0] - ratios_S[1] if paired else ratios_S[0]).mean())
+    fewest = min(int((d > 0).sum(axis=1).min()) for _, d in sides)
+    s, q = linear_SQ[0].shape
+    if s < 2 or q < 2 or fewest < min(FEWEST, q):
+        return Crossed(value, s, q, math.nan, math.nan, math.nan)
+    squares = _mean_squares(linear_SQ[0] - linear_SQ[1] if paired else linear_SQ[0])
+    return Crossed(value, s, q, *squares)
+
+
+def _linear(numerators_SQ: Floats, denominators_SQ: Floats, ratios_S: Floats) -> Floats:
+    """[S, Q] values whose mean over the questions is each seed's ratio."""
+    mean_S = denominators_SQ.mean(axis=1)
+    residual_SQ = numerators_SQ - ratios_S[:, None] * denominators_SQ
+    return ratios_S[:, None] + residual_SQ / mean_S[:, None]
+
+
+def _mean_squares(values_SQ: Floats) -> tuple[float, float, float]:
+    """Of the seeds, of the questions and of the rest."""
+    s, q = values_SQ.shape
+    mean = values_SQ.mean()
+    of_seeds, of_questions = values_SQ.mean(axis=1) - mean, values_SQ.mean(axis=0) - mean
+    rest = values_SQ - mean - of_seeds[:, None] - of_questions[None, :]
+    return (
+        q * float(of_seeds @ of_seeds) / (s - 1),
+        s * float(of_questions @ of_questions) / (q - 1),
+        float((rest**2).sum()) / ((s - 1) * (q - 1)),
     )
 
-    def mass(t: float) -> float:
-        # T = sqrt(freedom) tan(angle) turns the heavy tail into a smooth finite integral.
-        angles = np.linspace(0.0, math.atan(t / math.sqrt(freedom)), 2001)
-        density = np.cos(angles) ** (freedom - 1)
-        return float(np.trapezoid(density, angles)) * math.exp(log_scale) * math.sqrt(freedom)
 
-    low, high = 0.0, 1e4
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if mass(middle) < target else (low, middle)
-    return (low + high) / 2
-
-
-def _ratios(parts: Ratios, seed: int, resamples: int) -> tuple[Floats, Floats]:
-    """Each seed's ratios on all questions [S, M], and on the drawn ones [R, S, M]."""
+def _check(parts: Ratios) -> None:
     numerators, denominators = parts
     if numerators.shape != denominators.shape or numerators.ndim != 3:
         raise ValueError(
             f"numerators {numerators.shape} and denominators {denominators.shape}: "
             "expected both [seeds, questions, metrics]"
         )
-    seeds, questions, metrics = numerators.shape
-
-    def drawn(part: Floats) -> Floats:
-        columns = part.transpose(1, 0, 2).reshape(questions, seeds * metrics)
-        return resampled_sums(columns, seed, resamples).reshape(-1, seeds, metrics)
-
-    values = divide(numerators.sum(axis=1), denominators.sum(axis=1))
-    return values, divide(drawn(numerators), drawn(denominators))
-
-
-def _over_seeds(values_S: Floats, drawn_RS: Floats, seed: int) -> tuple[Estimate | None, Floats]:
-    """The mean over the seeds that have a value, and its resamples [R]; of one seed of several
-    the ends are NaN, and there are no resamples."""
-    known = np.isfinite(values_S)
-    if not known.any():
-        return None, np.empty(0)
-    if known.sum() == 1 < len(values_S):
-        return Estimate(float(values_S[known][0]), math.nan, math.nan), np.empty(0)
-    weights_RS = _seed_weights(int(known.sum()), len(drawn_RS), seed)
-    drawn_R = (weights_RS * drawn_RS[:, known]).sum(axis=1)
-    return interval(float(values_S[known].mean()), drawn_R), drawn_R
-
-
-def _seed_weights(seeds: int, resamples: int, seed: int) -> Floats:
-    """[R, S] weights of the seeds, each row adding up to 1."""
-    generator = np.random.default_rng([seed, seeds])  # apart from the questions' draws
-    counts = generator.multinomial(seeds, [1.0 / seeds] * seeds, size=resamples)
-    return (1.0 + seed_factor(seeds) * (counts - 1.0)) / seeds

@@ -26,6 +26,7 @@ from axpo.study.figures import (
     save,
     step_curve,
 )
+from axpo.study.markup import Json
 from axpo.study.read import Model
 from axpo.study.settings import START
 
@@ -38,21 +39,22 @@ GAP_CHARTS = (
 QUARTERS = ("least\nconfident", "2nd\nquarter", "3rd\nquarter", "most\nconfident")
 
 
-def write_diagnostic_figures(
-    models: Mapping[str, Model], baseline: str, found: Mapping[str, Any], out: Path
+def write_gap_curves(
+    models: Mapping[str, Model], baseline: str, out: Path
 ) -> list[tuple[str, str]]:
-    """Write the PNGs that there are numbers for; returns (title, file name)."""
-    written: list[tuple[str, str]] = []
+    """Write the gap through training where there are numbers for it; returns (title, file name)."""
     main = [m for m in models.values() if m.training and m.group == models[baseline].group]
-    if any(
-        np.isfinite(r.series(c.key)).any()
-        for m in main
-        for r in m.training.values()
-        for c in GAP_CHARTS
-    ):
-        gap_curves(main, out / "gap.png")
-        written.append(("The Thinking-Acting Gap through training", "gap.png"))
-    groups = (START, models[baseline].group)
+    series = [r.series(c.key) for m in main for r in m.training.values() for c in GAP_CHARTS]
+    if not any(np.isfinite(values).any() for values in series):
+        return []
+    gap_curves(main, out / "gap.png")
+    return [("The Thinking-Acting Gap through training", "gap.png")]
+
+
+def write_diagnostic_figures(found: Json, out: Path) -> list[tuple[str, str]]:
+    """Write those of `study.json`'s figures that it has; returns (title, file name)."""
+    written: list[tuple[str, str]] = []
+    groups = (START, found["models"][found["baseline"]]["group"])
     cells = {name: c for name, c in found["models"].items() if c["group"] in groups}
     if any(_axes(cell) for name, cell in cells.items() if name != START):
         two_axes(cells, out / "axes.png")

@@ -26,8 +26,8 @@ BOUNDS = {
 def bounded(metric: str, cell: Json, difference: bool = False) -> Json:
     """The interval cut off where the metric ends, a share at 0 and 1 (see `BOUNDS`).
 
-    It is left out where it is unknown, and where both ends are one: outcomes that are all the same
-    do not tell how much others would differ.
+    It is left out where it is unknown, where both ends are one (outcomes that are all the same do
+    not tell how much others would differ), and where it leaves all that there can be.
     """
     low, high = cell.get("low", math.nan), cell.get("high", math.nan)
     kept = {key: value for key, value in cell.items() if key not in ("low", "high")}
@@ -36,6 +36,8 @@ def bounded(metric: str, cell: Json, difference: bool = False) -> Json:
     lowest, highest = BOUNDS.get(metric, (0.0, 1.0))
     if difference:
         lowest, highest = lowest - highest, highest - lowest
+    if low <= lowest and highest <= high:
+        return kept
     return kept | {"low": max(lowest, low), "high": min(highest, high)}
 
 

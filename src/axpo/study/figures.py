@@ -16,6 +16,7 @@ import numpy as np
 from axpo.evaluation.bootstrap import Floats
 from axpo.report.names import MAIN_CHARTS, Chart, colours
 from axpo.report.plots import INK, LINE, SOFT, style_axis
+from axpo.study.markup import Json
 from axpo.study.read import Model, Training
 from axpo.study.settings import START, group_slug
 
@@ -56,10 +57,8 @@ def _band(values_SX: Floats) -> tuple[Floats, Floats, Floats]:
     return mean, low, high
 
 
-def write_figures(
-    models: Mapping[str, Model], baseline: str, found: Mapping[str, Any], out: Path
-) -> list[tuple[str, str]]:
-    """Write the PNGs that there are numbers for; returns (title, file name)."""
+def write_curves(models: Mapping[str, Model], baseline: str, out: Path) -> list[tuple[str, str]]:
+    """Write the learning curves that there are numbers for; returns (title, file name)."""
     written: list[tuple[str, str]] = []
     trained = [m for m in models.values() if m.training]
     for group in dict.fromkeys(m.group for m in trained):
@@ -67,16 +66,22 @@ def write_figures(
         name = f"curves-{group_slug(group)}.png"
         _curves(members, out / name)
         written.append((f"Learning curves: {group}", name))
-    main = [m for m in found["models"].values() if m["group"] in (START, models[baseline].group)]
+    return written
+
+
+def write_held_out_figures(found: Json, out: Path) -> list[tuple[str, str]]:
+    """Write those of `study.json`'s held-out results; returns (title, file name)."""
+    written: list[tuple[str, str]] = []
+    baseline = found["models"][found["baseline"]]
+    main = [m for m in found["models"].values() if m["group"] in (START, baseline["group"])]
     main = [m for m in main if m["evaluation"]]
     if main:
         _families(main, out / "families.png")
         written.append(("Held out, by family", "families.png"))
     compared = [m for name, m in found["models"].items() if name != START and m["difference"]]
     if compared:
-        label = found["models"][baseline]["label"]
-        _differences(compared, f"Pass@1 minus {label}", out / "differences.png")
-        written.append((f"Pass@1 beside {label}, held out", "differences.png"))
+        _differences(compared, f"Pass@1 minus {baseline['label']}", out / "differences.png")
+        written.append((f"Pass@1 beside {baseline['label']}, held out", "differences.png"))
     return written
 
 

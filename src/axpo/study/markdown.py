@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from axpo.evaluation.seeds import FEWEST
 from axpo.report.names import evaluation_order, label
 from axpo.report.numbers import number_text
+from axpo.study.comparison_tables import comparison_tables
 from axpo.study.costs import BUDGETS
 from axpo.study.diagnostics import beside_the_paper, diagnostics
 from axpo.study.markup import Json, cell_text, picker, rows, table
@@ -41,16 +43,18 @@ def _head(found: Json) -> str:
     evaluation = found["eval"]
     steps = " or ".join(map(str, found["steps"]))
     several = len(found["seeds"]) > 1
-    over = "seeds and questions (a hierarchical bootstrap, widened for few seeds)"
+    over = "seeds and questions (crossed random effects)"
     return (
         f"# Study\n\nRecipe `{found['recipe']}`, {steps} steps, seeds "
         f"{', '.join(map(str, found['seeds']))}, SFT: {found['sft'].replace('_', ' ')}. Held out: "
         f"{found['questions']} questions of split {evaluation['split']}, {evaluation['samples']} "
         f"samples each. Baseline: {baseline}. Held-out intervals (95 %) are over "
         f"{over if several else 'questions alone, as there is one seed (a bootstrap)'}, those of "
-        "training over seeds (Student's t); there is none where all outcomes are the same. P is "
-        "the share of the bootstrap's resamples in which a variant is better than the baseline, "
-        "each variant taken by itself."
+        "training over seeds (Student's t). There is none where all outcomes are the same, where a "
+        f"seed has a share in fewer than {FEWEST} of the questions, where it would leave all that "
+        "there can be, and where the runs' counts are not at hand. A p beside a difference is of "
+        "that difference by itself; those that were asked for are corrected for their number "
+        "under Comparisons."
     )
 
 
@@ -110,7 +114,7 @@ def _held_out(found: Json) -> list[str]:
         sections.append(f"{title}\n\n{note}\n\n" + table(compared, heads, signed=True, seeds=True))
         heads = {label(k): picker("difference", "all", k) for k in metrics if k not in correct}
         sections.append("Tool use:\n\n" + table(compared, heads, signed=True, seeds=True))
-        sections += beside_the_paper(found)
+        sections += [*comparison_tables(found), *beside_the_paper(found)]
     return sections
 
 

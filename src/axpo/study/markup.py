@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from axpo.report.numbers import interval_text, number_text, probability_text, signed_text
+from axpo.report.numbers import interval_text, number_text, signed_text
 
 Json = Mapping[str, Any]
 Pick = Callable[[Json], Any]
@@ -56,20 +56,25 @@ def table(
 
 
 def cell_text(cell: Json | None, signed: bool = False) -> str:
-    """A value with its interval and, where there is one, its probability of being better; and
-    how many seeds it is of, where that is not all."""
+    """A value with its interval and, where there is one, its p-value; and how many seeds it is of,
+    where that is not all."""
     if not cell:
         return "–"
     signed = signed or cell.get("signed", False)
     digits = 1 if abs(cell["value"]) >= 10 else 3
     value = signed_text(cell["value"], digits) if signed else number_text(cell["value"], digits)
     text = f"{value} {interval_text(cell, digits, signed=signed)}".strip()
-    if "probability_better" in cell:
-        text += f", P {probability_text(cell['probability_better'])}"
+    if "p" in cell:
+        text += f", p {p_text(cell['p'])}"
     values = cell.get("values", {}).values()
     if missing := sum(value is None for value in values):
         text += f" ({len(values) - missing} of {len(values)} seeds)"
     return text
+
+
+def p_text(value: float) -> str:
+    """Three decimals."""
+    return "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def rows(lines: Sequence[Sequence[str]]) -> str:

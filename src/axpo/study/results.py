@@ -1,8 +1,8 @@
 """Every figure of a study as plain JSON values: `study.json`.
 
-Held-out figures come with intervals over seeds and questions (`evaluation/seeds.py`). Figures of
-training have a value a seed and Student's t interval over the seeds: their questions differ from
-seed to seed.
+Held-out figures come with intervals over seeds and questions (`evaluation/seeds.py`), of one seed
+with a bootstrap over questions alone (`evaluation/bootstrap.py`). Figures of training have a value
+a seed and Student's t interval over the seeds: their questions differ from seed to seed.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from axpo.evaluation.bootstrap import RESAMPLES, divide
-from axpo.evaluation.seeds import seed_differences, seed_means
-from axpo.evaluation.summary import HIGHER_IS_BETTER
+from axpo.evaluation.bootstrap import paired_differences, ratios
+from axpo.evaluation.seeds import ratios_by_seed, seed_differences, seed_means
+from axpo.study.comparisons import comparisons
 from axpo.study.costs import BUDGETS, at_equal, compute
 from axpo.study.estimates import ENTROPY, Json, bounded, over_seeds, seed_values
+from axpo.study.held_out import Column, HeldOut, paired
+from axpo.study.outcomes import COUNTS
 from axpo.study.paper import counterpart, differences
-from axpo.study.read import COUNTS, Column, Model, Training, paired
-from axpo.study.settings import START, Study
+from axpo.study.read import Model, Training
+from axpo.study.settings import START, Study, StudyError
 
 TRAINING = ("accuracy", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
 """Figures of the last steps of training."""
 _SEED = 0
 
 
-def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLES) -> Json:
-    """`study.json`: what was run, then each model's figures."""
+def results(study: Study, models: Mapping[str, Model]) -> Json:
+    """`study.json`: what was run, each model's figures, and the comparisons."""
     baseline = models[study.settings.baseline]
     return {
         "recipe": study.settings.recipe,
@@ -39,13 +41,39 @@ def results(study: Study, models: Mapping[str, Model], resamples: int = RESAMPLE
         ),
         "eval": study.shared.eval.model_dump(mode="json"),
         "questions": max(len(model.questions) for model in models.values()),
-        "models": {
-            name: _model(study, model, baseline, resamples) for name, model in models.items()
-        },
+        "models": {name: _model(study, model, baseline) for name, model in models.items()},
+        "comparisons": comparisons(study, models),
     }
 
 
-def _model(study: Study, model: Model, baseline: Model, n: int) -> Json:
+def held_out_again(study: Study, found: Json, models: Mapping[str, HeldOut]) -> Json:
+    """`study.json`'s values with every held-out figure that `outcomes.csv` holds made anew.
+
+    What it does not hold (tokens, single tools, and all of training) stays as it was. Raises
+    `StudyError` where the models are not those of `found`.
+    """
+    evaluated = [name for name, m in found["models"].items() if m["evaluation"]]
+    if sorted(evaluated) != sorted(models):
+        raise StudyError(
+            f"study.json has evaluations of {', '.join(evaluated)}, outcomes.csv of "
+            f"{', '.join(models)}; write both with `axpo study --tables`"
+        )
+    baseline = models[study.settings.baseline]
+    for name, model in models.items():
+        own = found["models"][name]
+        own["evaluation"] = _merged(own["evaluation"], evaluation(model))
+        if name != baseline.name:
+            own["difference"] = _merged(own["difference"], difference(baseline, model))
+    return found | {"comparisons": comparisons(study, models)}
+
+
+def _merged(old: Json, new: Json) -> Json:
+    """Part -> metric -> cell, those of `new` before those of `old`."""
+    parts = sorted({*old, *new})
+    return {part: dict(sorted((old.get(part, {}) | new.get(part, {})).items())) for part in parts}
+
+
+def _model(study: Study, model: Model, baseline: Model) -> Json:
     own = study.variants.get(model.name)
     return {
         "label": model.label,
@@ -55,7 +83,7 @@ def _model(study: Study, model: Model, baseline: Model, n: int) -> Json:
         "missing": list(model.missing),
         "trained_seeds": sorted(model.training),
         **_unscored(model),
-        "evaluation": evaluation(model, n),
+        "evaluation": evaluation(model),
         "training": _training(model),
         "compute": compute(model, baseline),
         "equal": {budget: at_equal(model, baseline, budget) for budget in BUDGETS},
@@ -63,7 +91,7 @@ def _model(study: Study, model: Model, baseline: Model, n: int) -> Json:
         "call_credit": _parts_over_seeds(model.call_credit),
         "recovered": _parts_over_seeds(model.recovered),
         "paper": _paper(study, model, baseline),
-        "difference": {} if model.name == baseline.name else difference(baseline, model, n),
+        "difference": {} if model.name == baseline.name else difference(baseline, model),
     }
 
 
@@ -79,12 +107,15 @@ def _unscored(model: Model) -> Json:
     }
 
 
-def evaluation(model: Model, resamples: int = RESAMPLES) -> Json:
+def evaluation(model: HeldOut) -> Json:
     """part -> metric -> mean over seeds with interval, and each seed's value."""
     if model.parts is None:
         return {}
-    found = seed_means(model.parts, _SEED, resamples)
-    values_SM = divide(model.parts[0].sum(axis=1), model.parts[1].sum(axis=1))
+    values_SM = ratios_by_seed(model.parts)
+    if len(model.seeds) > 1:
+        found = [c and c.estimate for c in seed_means(model.parts)]
+    else:
+        found = ratios(model.parts[0][0], model.parts[1][0], _SEED)
     return _by_part(
         model.columns,
         [
@@ -97,39 +128,29 @@ def evaluation(model: Model, resamples: int = RESAMPLES) -> Json:
     )
 
 
-def difference(first: Model, second: Model, resamples: int = RESAMPLES) -> Json:
-    """part -> metric -> second minus first over their common seeds, paired."""
+def difference(first: HeldOut, second: HeldOut) -> Json:
+    """part -> metric -> second minus first over their common seeds, paired, with a p-value of each
+    by itself; of one seed there is none."""
     pair = paired(first, second)
     if pair is None:
         return {}
     seeds, a, b = pair
-    values_SM = divide(b[0].sum(axis=1), b[1].sum(axis=1)) - divide(
-        a[0].sum(axis=1), a[1].sum(axis=1)
-    )
+    values_SM = ratios_by_seed(b) - ratios_by_seed(a)
+    if len(seeds) > 1:
+        found = [c and (c.estimate, c.p()) for c in seed_differences(a, b)]
+    else:
+        of_questions = paired_differences((a[0][0], a[1][0]), (b[0][0], b[1][0]), _SEED)
+        found = [d and (d.estimate, math.nan) for d in of_questions]
     cells: list[Json | None] = []
-    for m, (column, d) in enumerate(
-        zip(first.columns, seed_differences(a, b, _SEED, resamples), strict=True)
-    ):
-        if d is None:
+    for m, both in enumerate(found):
+        if both is None:
             cells.append(None)
             continue
-        cell = bounded(column[1], d.estimate.to_dict(), difference=True)
+        estimate, p = both
+        cell = bounded(first.columns[m][1], estimate.to_dict(), difference=True)
         cell |= {"values": seed_values(seeds, values_SM[:, m])}
-        if "low" in cell and (higher := _direction(column)) is not None:
-            above = d.probability_above
-            cell["probability_better"] = above if higher else 1.0 - above
-        cells.append(cell)
+        cells.append(cell if math.isnan(p) else cell | {"p": p})
     return _by_part(first.columns, cells)
-
-
-def _direction(column: Column) -> bool | None:
-    """Whether more is better; None for a metric without a direction."""
-    part, metric = column
-    if metric.startswith("pass@"):
-        return True
-    if part.startswith("tool "):
-        return {"accuracy": True, "all_wrong": False}.get(metric)
-    return HIGHER_IS_BETTER.get(metric)
 
 
 def _diagnosis(model: Model) -> Json:

@@ -71,6 +71,13 @@ def study_tables(path: Path, out: Path) -> Path:
     return _tables(study, out)
 
 
+def held_out_tables(path: Path, out: Path) -> Path:
+    """Make the held-out figures in `out` anew from its `outcomes.csv`, without the runs."""
+    from axpo.study.tables import write_held_out
+
+    return write_held_out(load_study(path), out)
+
+
 def _tables(study: Study, out: Path) -> Path:
     from axpo.study.tables import write_tables
 

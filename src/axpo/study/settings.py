@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from axpo.config import Config, ConfigError, NonNegativeInt, Section, load_config
+from axpo.config import Config, ConfigError, NonNegativeInt, PositiveInt, Section, load_config
 
 START = "start"
 START_LABEL = "Start"
@@ -55,6 +55,11 @@ class StudySettings(Section):
     """Recipe file, from the study file's folder."""
     baseline: str
     """The variant that the others are compared with."""
+    references: tuple[str, ...] = ()
+    """Variants of the baseline's group that those outside of it are compared with as well."""
+    looks: PositiveInt = 1
+    """How often the baseline's group was compared, earlier runs of it among them: its adjusted
+    p-values are multiplied by it."""
     seeds: Seeds
     """Values of run.seed: one training run each."""
     overrides: tuple[str, ...] = ()
@@ -92,6 +97,12 @@ class Study:
         """Seeds that have a start of their own."""
         seeds = self.settings.seeds
         return seeds if self.settings.sft == "each_seed" else seeds[:1]
+
+    @property
+    def main(self) -> tuple[Variant, ...]:
+        """The baseline's group, in the file's order."""
+        group = self.variants[self.settings.baseline].group
+        return tuple(v for v in self.variants.values() if v.group == group)
 
     def start_of(self, seed: int) -> int:
         """The seed whose start `seed` is trained from."""
@@ -178,6 +189,13 @@ def _check_seeds(study: Study) -> None:
         near = difflib.get_close_matches(baseline, study.variants, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"variants are {', '.join(study.variants)}"
         raise StudyError(f"baseline: no variant {baseline!r}; {hint}")
+    main = [v.name for v in study.main]
+    for name in study.settings.references:
+        if name not in main or name == baseline:
+            raise StudyError(
+                f"references: got {name!r}, expected variants of the baseline's group other than "
+                f"the baseline: {', '.join(n for n in main if n != baseline) or 'there are none'}"
+            )
     if missing := sorted(set(all_seeds) - set(study.variants[baseline].seeds)):
         raise StudyError(
             f"variants.{baseline}.seeds: the baseline needs all seeds, {missing} are missing"

@@ -1,39 +1,54 @@
-"""Raw runs to `study.json`, `study.md` and figures, all in one go."""
+"""A study's `study.json`, `study.md`, `outcomes.csv` and figures: from the raw runs, or what can be
+made of `outcomes.csv` alone."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
-from axpo.evaluation.bootstrap import RESAMPLES
-from axpo.study.diagnostic_figures import write_diagnostic_figures
-from axpo.study.figures import write_figures
+from axpo.study.diagnostic_figures import write_diagnostic_figures, write_gap_curves
+from axpo.study.estimates import Json
+from axpo.study.figures import write_curves, write_held_out_figures
 from axpo.study.markdown import page
-from axpo.study.read import Model, read_study
-from axpo.study.results import results
-from axpo.study.settings import Study
+from axpo.study.outcomes import read_outcomes, write_outcomes
+from axpo.study.read import read_study
+from axpo.study.results import held_out_again, results
+from axpo.study.settings import Study, StudyError
 
 
-def write_tables(study: Study, out: Path, resamples: int = RESAMPLES) -> Path:
+def write_tables(study: Study, out: Path) -> Path:
     """Read every run in `out` and write what came of it; returns `study.md`."""
     models = read_study(study, out)
-    found = results(study, models, resamples)
+    found = results(study, models)
+    write_outcomes((row for model in models.values() for row in model.outcomes), _outcomes(out))
+    curves = write_curves(models, study.settings.baseline, out)
+    curves += write_gap_curves(models, study.settings.baseline, out)
+    return _write(found | {"curves": curves}, out)
+
+
+def write_held_out(study: Study, out: Path) -> Path:
+    """Make what `outcomes.csv` holds anew, and keep what `study.json` has of the runs; returns
+    `study.md`.
+
+    Raises `StudyError` where either file is missing.
+    """
+    file = out / "study.json"
+    if not file.is_file():
+        raise StudyError(f"no {file}; expected the study.json that `axpo study` writes")
+    found = json.loads(file.read_text())
+    models = read_outcomes(_outcomes(out), study, found["eval"]["k"])
+    return _write(held_out_again(study, found, models), out)
+
+
+def _write(found: Json, out: Path) -> Path:
     (out / "study.json").write_text(json.dumps(found, indent=1, allow_nan=False))
-    _write_outcomes(models.values(), out / "outcomes.csv")
-    baseline = study.settings.baseline
-    figures = write_figures(models, baseline, found, out)
-    figures += write_diagnostic_figures(models, baseline, found, out)
+    figures = [tuple(curve) for curve in found["curves"]]
+    figures += write_held_out_figures(found, out)
+    figures += write_diagnostic_figures(found, out)
     path = out / "study.md"
     path.write_text(page(found, figures))
     return path
 
 
-def _write_outcomes(models: Iterable[Model], path: Path) -> None:
-    """Every held-out question of every cell, for statistics of one's own."""
-    rows = [row for model in models for row in model.outcomes]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _outcomes(out: Path) -> Path:
+    return out / "outcomes.csv"

@@ -1,0 +1,102 @@
+"""The comparisons that a study was made for, with p-values that know how many they are.
+
+A *family* is what one question is asked with, and Holm's correction is over its comparisons:
+
+- the baseline's group, every pair of it, Pass@1 and Pass@k (multiplied by `looks` after that: a
+  run that was looked at before had its chance too); the same pairs, tool rates by family of
+  questions;
+- every variant outside of that group against the baseline, and against each of `references`,
+  again once for Pass@1 and Pass@k and once for tool rates.
+
+Each comparison is on the seeds that both have, whose means are beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from axpo.evaluation.seeds import Crossed, holm, ratios_by_seed, seed_differences
+from axpo.study.estimates import Json, bounded
+from axpo.study.held_out import Column, HeldOut, paired
+from axpo.study.paper import MARGIN
+from axpo.study.settings import Study, Variant
+
+Pair = tuple[Variant, Variant]
+"""Compared with, and compared."""
+PASSES, TOOL_RATES = "Pass@1 and Pass@k", "tool rates by family"
+
+
+def comparisons(study: Study, models: Mapping[str, HeldOut]) -> list[Json]:
+    """Families that there are outcomes for: `name`, `outcomes`, `looks` and their `rows`."""
+    others = [v for v in study.variants.values() if v not in study.main]
+    references = [study.variants[n] for n in (study.settings.baseline, *study.settings.references)]
+    asked: list[tuple[str, list[Pair], int]] = [
+        ("The main comparison", list(combinations(study.main, 2)), study.settings.looks),
+        *((f"Beside {r.label}", [(r, other) for other in others], 1) for r in references),
+    ]
+    families: list[Json] = []
+    for name, pairs, looks in asked:
+        for outcomes in (PASSES, TOOL_RATES):
+            rows = [row for pair in pairs for row in _rows(pair, models, outcomes)]
+            _adjust(rows, looks)
+            if rows:
+                families.append({"name": name, "outcomes": outcomes, "looks": looks, "rows": rows})
+    return families
+
+
+def _is_in(column: Column, outcomes: str) -> bool:
+    part, metric = column
+    if outcomes == PASSES:
+        return not part and metric.startswith("pass@")
+    return part.startswith("family ") and metric == "tool_rate"
+
+
+def _rows(pair: Pair, models: Mapping[str, HeldOut], outcomes: str) -> list[Json]:
+    first, second = (models.get(v.name) for v in pair)
+    if first is None or second is None or (both := paired(first, second)) is None:
+        return []
+    seeds, a, b = both
+    if len(seeds) < 2:
+        return []  # one seed tells nothing of others
+    rows: list[Json] = []
+    values_SM = [ratios_by_seed(a), ratios_by_seed(b)]
+    for m, crossed in enumerate(seed_differences(a, b)):
+        part, metric = column = first.columns[m]
+        if crossed is None or not _is_in(column, outcomes):
+            continue
+        known = np.isfinite(values_SM[0][:, m]) & np.isfinite(values_SM[1][:, m])
+        rows.append(
+            {
+                "first": pair[0].label,
+                "second": pair[1].label,
+                "part": part or "all",
+                "metric": metric,
+                "seeds": [seed for seed, is_known in zip(seeds, known, strict=True) if is_known],
+                "means": [float(values[known, m].mean()) for values in values_SM],
+                **_figures(crossed, metric),
+            }
+        )
+    return rows
+
+
+def _figures(crossed: Crossed, metric: str) -> Json:
+    """The difference with its interval and, unless nothing varies, how sure it is."""
+    cell = bounded(metric, crossed.estimate.to_dict(), difference=True)
+    p = crossed.p()
+    if math.isnan(p):
+        return cell
+    cell |= {"p": p, "detectable": crossed.detectable()}
+    if metric.startswith("pass@"):
+        cell["equivalence"] = crossed.equivalence(MARGIN)
+    return cell
+
+
+def _adjust(rows: Sequence[Json], looks: int) -> None:
+    """Holm's p-values of the rows that have any, times the looks."""
+    known = [row for row in rows if "p" in row]
+    for row, adjusted in zip(known, holm([row["p"] for row in known]), strict=True):
+        row["adjusted"] = min(1.0, looks * adjusted)

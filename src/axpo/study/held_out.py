@@ -1,0 +1,101 @@
+"""What a study's models did on held-out questions, as arrays [seeds, questions, columns].
+
+A column is a metric of all questions, of a family's, or of a tool. Two models are compared on the
+seeds that both have. The arrays are made of the stored groups (`read.py`) or of `outcomes.csv`
+(`outcomes.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from axpo.config import UserError
+from axpo.evaluation.seeds import Ratios
+from axpo.study.settings import START
+
+Column = tuple[str, str]
+"""("", metric), ("family F", metric) or ("tool T", figure)."""
+Shares = Mapping[Column, tuple[float, float]]
+"""A question's numerator and denominator in each column that concerns it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """The start's or a variant's held-out questions. Rows of `parts` go with `seeds`."""
+
+    name: str
+    seeds: tuple[int, ...]
+    missing: tuple[int, ...]
+    columns: tuple[Column, ...]
+    parts: Ratios | None
+    questions: tuple[str, ...]
+
+    @property
+    def one_start(self) -> bool:
+        """Whether it is a single start that all seeds share."""
+        return self.name == START and len(self.seeds) + len(self.missing) == 1
+
+
+def paired(first: HeldOut, second: HeldOut) -> tuple[tuple[int, ...], Ratios, Ratios] | None:
+    """Seeds that both have, and both models' parts for them; None without any.
+
+    One start for all seeds is repeated. A question that has no Pass@k in either has it in neither.
+    """
+    if first.parts is None or second.parts is None:
+        return None
+    _check_questions(first, second)
+    seeds = tuple(
+        seed
+        for seed in dict.fromkeys((*first.seeds, *second.seeds))
+        if all(m.one_start or seed in m.seeds for m in (first, second))
+    )
+    if not seeds:
+        return None
+    rows_a, rows_b = (
+        [0 if m.one_start else m.seeds.index(seed) for seed in seeds] for m in (first, second)
+    )
+    a = (first.parts[0][rows_a], first.parts[1][rows_a])
+    b = (second.parts[0][rows_b], second.parts[1][rows_b])
+    passes = np.array([metric.startswith("pass@") for _, metric in first.columns])
+    dropped = passes & ((a[1] == 0) | (b[1] == 0))
+    for part in (*a, *b):
+        part[dropped] = 0.0
+    return seeds, a, b
+
+
+def stack(
+    name: str, seeds: Sequence[int], tables: Sequence[Mapping[str, Shares]]
+) -> tuple[tuple[str, ...], tuple[Column, ...], Ratios | None]:
+    """Questions, columns and [S, Q, M] numerators and denominators of tables question -> shares,
+    one a seed; a column that does not concern a question has no share in it."""
+    if not tables:
+        return (), (), None
+    questions = sorted(tables[0])
+    for seed, table in zip(seeds, tables, strict=True):
+        if sorted(table) != questions:
+            raise UserError(
+                f"{name}, seed {seed}: evaluated on {len(table)} questions that are not the "
+                f"{len(questions)} of seed {seeds[0]}; remove its evaluation and run the study "
+                "again"
+            )
+    columns = sorted({column for row in tables[0].values() for column in row})
+    none = (0.0, 0.0)
+    values: Any = np.array(
+        [[[table[q].get(c, none) for c in columns] for q in questions] for table in tables],
+        dtype=np.float64,
+    )
+    return tuple(questions), tuple(columns), (values[..., 0].copy(), values[..., 1].copy())
+
+
+def _check_questions(first: HeldOut, second: HeldOut) -> None:
+    if first.questions != second.questions or first.columns != second.columns:
+        raise UserError(
+            f"{first.name} and {second.name} were evaluated on different questions "
+            f"({len(first.questions)} and {len(second.questions)}, "
+            f"{len(set(first.questions) ^ set(second.questions))} of them in one only); "
+            f"remove the evaluations of one and run the study again"
+        )

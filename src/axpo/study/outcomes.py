@@ -1,0 +1,110 @@
+"""`outcomes.csv`: of every held-out question of every cell, how many rollouts used a tool or none,
+right or wrong, and how many were not scored.
+
+It is all that Pass@k, tool rates, accuracies and all-wrong rates are made of, so that a study's
+held-out figures can be computed again without its runs. Tokens and figures of single tools cannot:
+their counts are not in it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from axpo.evaluation.passk import pass_at_k
+from axpo.study.credit import FAMILY
+from axpo.study.held_out import HeldOut, Shares, stack
+from axpo.study.settings import START, Study, StudyError
+from axpo.tree import Group
+
+Outcome = Mapping[str, str | int]
+"""A row: which model, seed, question and family, and its counts (`COUNTS`, "unscored")."""
+COUNTS = {
+    "tool_right": (True, True),
+    "tool_wrong": (True, False),
+    "plain_right": (False, True),
+    "plain_wrong": (False, False),
+}
+"""Column -> whether a tool was used, whether the answer is right."""
+_HEAD = ("variant", "seed", "question", FAMILY, *COUNTS, "unscored")
+
+
+def outcome(variant: str, seed: int, question: str, group: Group) -> Outcome:
+    """The row of a question's group."""
+    return {
+        "variant": variant,
+        "seed": seed,
+        "question": question,
+        FAMILY: str(group.meta.get(FAMILY, "")),
+        **counts(group),
+    }
+
+
+def counts(group: Group) -> dict[str, int]:
+    """The question's rollouts, counted: each of `COUNTS`, and `unscored`."""
+    found = Counter((r.uses_tool, r.solved) if r.scored else None for r in group.rollouts)
+    return {name: found[kind] for name, kind in COUNTS.items()} | {"unscored": found[None]}
+
+
+def write_outcomes(rows: Iterable[Outcome], path: Path) -> None:
+    """One line a question, seed and model."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, _HEAD, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_outcomes(path: Path, study: Study, k: int) -> dict[str, HeldOut]:
+    """Each model's held-out questions, Pass@k among the figures, models in the file's order.
+
+    Raises `StudyError` for a file that is not there, of other columns, or of unknown models.
+    """
+    if not path.is_file():
+        raise StudyError(f"no {path}; expected the outcomes.csv that `axpo study` writes")
+    tables: dict[str, dict[int, dict[str, Shares]]] = {}
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != _HEAD:
+            raise StudyError(f"{path}: columns {reader.fieldnames}, expected {', '.join(_HEAD)}")
+        for row in reader:
+            seeds = tables.setdefault(row["variant"], {})
+            seeds.setdefault(int(row["seed"]), {})[row["question"]] = shares(row, k)
+    planned = {START: study.starts} | {v.name: v.seeds for v in study.variants.values()}
+    if unknown := sorted(set(tables) - set(planned)):
+        raise StudyError(f"{path}: {', '.join(unknown)} are not models of the study")
+    return {name: _held_out(name, found, planned[name]) for name, found in tables.items()}
+
+
+def shares(row: Mapping[str, str | int], k: int) -> Shares:
+    """The question's numerator and denominator in each metric, of all questions and its family's;
+    the same as `evaluation.summary.measures` has them."""
+    tool_right, tool_wrong, plain_right, plain_wrong = (int(row[name]) for name in COUNTS)
+    tool, plain = tool_right + tool_wrong, plain_right + plain_wrong
+    scored, right = tool + plain, tool_right + plain_right
+    own: dict[str, tuple[float, float]] = {
+        f"pass@{size}": (pass_at_k(scored, right, size), 1.0) if scored >= size else (0.0, 0.0)
+        for size in dict.fromkeys((1, k))
+    }
+    own["tool_rate"] = (tool, scored)
+    for name, n, c in (("tool", tool, tool_right), ("no_tool", plain, plain_right)):
+        own[f"accuracy_{name}"] = (c, n)
+        own[f"all_wrong_{name}"] = (float(n > 0 and c == 0), float(n > 0))
+    parts = ["", f"family {row[FAMILY]}"] if row[FAMILY] else [""]
+    return {(part, metric): share for part in parts for metric, share in own.items()}
+
+
+def _held_out(
+    name: str, found: Mapping[int, Mapping[str, Shares]], planned: tuple[int, ...]
+) -> HeldOut:
+    seeds = tuple(found)
+    questions, columns, parts = stack(name, seeds, list(found.values()))
+    return HeldOut(
+        name=name,
+        seeds=seeds,
+        missing=tuple(seed for seed in planned if seed not in found),
+        columns=columns,
+        parts=parts,
+        questions=questions,
+    )
