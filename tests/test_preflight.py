@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from axpo.config import Config, ConfigError, LoraSettings, load_config, parse_config
+from axpo.config import Config, ConfigError, LoraSettings, parse_config
 from axpo.engines.kv import SlotMemory
+from axpo.models import card
+from axpo.models.card import in_units
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, add_adapters
 from axpo.models.vision import encode_pictures
@@ -21,17 +22,9 @@ from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tasks.lab import BASE
 from axpo.training import memory, preflight, rl, sft, start
 from axpo.training.attention import tree_layout
-from axpo.training.operations import REFERENCE, step_operations
+from axpo.training.estimate import Sizes, counts, estimate, sizes
 from axpo.training.policy import hidden_states, policy_logprobs, show, token_logprobs
-from axpo.training.preflight import (
-    MemoryWarning,
-    Sizes,
-    check_positions,
-    counts,
-    estimate,
-    in_units,
-    sizes,
-)
+from axpo.training.preflight import MemoryWarning, check_positions
 from axpo.training.recomputation import recompute_layers
 from axpo.tree import ImageSpan, Origin, Segment
 from padded_oracle import branching_group
@@ -145,73 +138,6 @@ def test_adapters_are_counted_as_they_are_made():
     assert split.weights == parameters * 4 + found.trained * 16
 
 
-# Published config.json of Qwen/Qwen3-VL-{2B,4B,8B}-Thinking; what they share is transformers'
-# default of Qwen3VLConfig or written below.
-PUBLISHED = {
-    "2B": (2048, 6144, 28, 16, True, 24, 1024, 4096, (5, 11, 17)),
-    "4B": (2560, 9728, 36, 32, True, 24, 1024, 4096, (5, 11, 17)),
-    "8B": (4096, 12288, 36, 32, False, 27, 1152, 4304, (8, 16, 24)),
-}
-
-
-def published(name: str) -> Checkpoint:
-    """The real model's shapes, on the meta device."""
-    hidden, inner, layers, heads, tied, depth, width, mlp, deep = PUBLISHED[name]
-    text = {
-        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128,
-        "vocab_size": 151936, "max_position_embeddings": 262144, "tie_word_embeddings": tied,
-    }  # fmt: skip
-    vision = {
-        "depth": depth, "hidden_size": width, "intermediate_size": mlp, "num_heads": 16,
-        "out_hidden_size": hidden, "deepstack_visual_indexes": list(deep),
-    }  # fmt: skip
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
-    with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
-    return Checkpoint(**(vars(tiny_checkpoint()) | {"model": model}))
-
-
-def by_hand(name: str) -> tuple[int, int]:
-    """Parameters of the text model (with its head) and of the vision tower, by formula."""
-    h, i, layers, heads, tied, depth, w, m, deep = PUBLISHED[name]
-    attention = h * 128 * (2 * heads + 2 * 8) + 2 * 128
-    text = (1 if tied else 2) * 151936 * h + layers * (attention + 3 * h * i + 2 * h) + h
-    block = (w * 3 * w + 3 * w) + (w * w + w) + (w * m + m) + (m * w + w) + 4 * w
-    mergers = (1 + len(deep)) * ((4 * w) ** 2 + 4 * w + 4 * w * h + h) + 2 * w + len(deep) * 8 * w
-    patches = 3 * 2 * 16 * 16 * w + w + 2304 * w
-    return text, depth * block + mergers + patches
-
-
-@pytest.mark.parametrize(("name", "billions"), [("2B", 2.13), ("4B", 4.44), ("8B", 8.77)])
-def test_counts_and_bytes_of_the_real_models(name: str, billions: float):
-    checkpoint = published(name)
-    folder = Path(__file__).parents[1] / "recipes" / f"qwen3-vl-{name.lower()}"
-    config = load_config(folder / "axpo.toml")
-    found = estimate(config, "rl", checkpoint, prompt(1500, 1024), gpu=True)
-    counted = found.counts
-    assert (counted.text, counted.vision) == by_hand(name)
-    assert (counted.text + counted.vision) / 1e9 == pytest.approx(billions, abs=0.005)
-    base = counted.text + counted.vision
-    if name == "8B":
-        assert counted.trained == counted.adapters == 87_293_952
-        assert found.weights == base * 2 + counted.adapters * 18
-    else:
-        assert found.weights == base * (18 + 2)
-    assert found.otherwise > 2 * (found.activations + found.pictures)
-    assert found.total < {"2B": 80e9, "4B": 150e9, "8B": 80e9}[name]
-    work = step_operations(config, "rl", checkpoint, found)
-    sampling, training = work.seconds(REFERENCE)
-    print(f"{name}: {in_units(found.total)}; {sampling / 3600:.1f} h + {training / 3600:.1f} h")
-    # 2 operations a parameter of the layers and the head, without attention, is the known floor.
-    tokens = 128 * 1500 + 1280 * config.rollout.max_tokens
-    layers = counted.text - (1 if name == "8B" else 0) * 151936 * PUBLISHED[name][0]
-    assert work.sampling > 2 * (layers - 151936 * PUBLISHED[name][0]) * tokens
-    assert work.training == pytest.approx(
-        work.sampling * (5 if name == "8B" else 6), rel=0.01
-    )  # forward, backward (half of it with adapters), recomputed, reference, old logprobs
-
-
 def prompt(tokens: int, pictures: int) -> Segment:
     spans = (ImageSpan("d", 1, pictures),) if pictures else ()
     return Segment("p", Origin.PROMPT, (1,) * tokens, images=spans)
@@ -247,8 +173,8 @@ def test_estimate_says_whether_the_tree_is_split():
     assert (whole.pass_tokens, whole.pieces, whole.verdict) == (4000, 1, "fits")
     parts = (whole.weights, whole.kv, whole.activations, whole.logits, whole.pictures)
     assert whole.total == sum(parts)
-    assert split.total == sum((split.weights, split.kv)) + max(
-        split.activations + split.logits, split.pictures
+    assert split.total == sum((split.weights, split.kv, split.features)) + max(
+        split.trunk + split.activations + split.logits, split.pictures
     )
     # One attention call keeps no masks and no copies.
     gpu = estimate(recipe(), "rl", checkpoint, prompt(50, 20), gpu=True)
@@ -326,24 +252,37 @@ def test_a_vllm_that_cannot_serve_is_said_before_a_model_is_loaded():
 def test_too_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     config = recipe()
     task, tools = build_task(config.task), recipe_tools(config)
-    monkeypatch.setattr(preflight, "free_memory", lambda device: 10**12)
-    preflight.preflight(config, "rl", BASE, task, tools)
-    monkeypatch.setattr(preflight, "free_memory", lambda device: None)
-    preflight.preflight(config, "rl", BASE, task, tools)
-    monkeypatch.setattr(preflight, "free_memory", lambda device: 10**6)
+    for free in (10**12, None):
+        monkeypatch.setattr(card, "main_memory", lambda free=free: free)
+        preflight.preflight(config, "rl", BASE, task, tools)
+    # 1.4 M parameters: 28 MB of state, and what is sampled.
+    monkeypatch.setattr(card, "main_memory", lambda: 30 * 10**6)
     for kind, key in (("rl", "rl.optimizer"), ("sft", "sft.optimizer")):
-        message = (
-            rf"MB may be needed, 1.0 MB of memory are free .* {key}.max_tokens_per_micro_batch"
-        )
+        message = rf"may be needed; there are 30.0 MB free .* {key}.max_tokens_per_micro_batch"
         with pytest.raises(MemoryWarning, match=message):
             preflight.preflight(config, kind, BASE, task, tools)
 
 
+@pytest.mark.usefixtures("lab")
+def test_state_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch):
+    config = recipe()
+    task, tools = build_task(config.task), recipe_tools(config)
+    monkeypatch.setattr(card, "main_memory", lambda: 25 * 10**6)
+    preflight_warns = pytest.warns(MemoryWarning)
+    with pytest.raises(
+        ConfigError, match=r"model: every update needs 28\.\d MB whatever is sampled"
+    ):
+        preflight.preflight(config, "rl", BASE, task, tools)
+    with preflight_warns:  # SFT has no reference: 22.6 MB
+        preflight.preflight(config, "sft", BASE, task, tools)
+
+
 def test_free_memory_is_this_machines():
-    free = preflight.free_memory("cpu")
+    free = card.main_memory()
     assert free is None or 10**7 < free < 10**14
-    assert preflight.in_units(999) == "999.0 B"
-    assert preflight.in_units(14.6e9) == "14.6 GB"
+    assert in_units(999) == "999.0 B"
+    assert in_units(14.6e9) == "14.6 GB"
+    assert in_units(59.4e15) == "59.4 PB"
 
 
 def test_paths_fit_the_servers_that_are_started():

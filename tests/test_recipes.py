@@ -18,7 +18,8 @@ from axpo.rollout.rendering import Rendering
 from axpo.rollout.setup import build_task, recipe_tools
 from axpo.store import load_groups
 from axpo.training import rl, sft
-from axpo.training.preflight import estimate, longest_prompt
+from axpo.training.estimate import estimate
+from axpo.training.preflight import longest_prompt
 from test_pipeline import Lines
 from tiny import tiny_picture
 

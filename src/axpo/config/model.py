@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from axpo.config.base import NonNegativeInt, PositiveInt, Section
+from axpo.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 TextLayer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -32,6 +32,9 @@ class ModelSettings(Section):
     """torch device; "auto" takes a GPU when there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """float32, or bfloat16 (for GPUs), trained on float32 masters that only a resume reads back."""
+    memory_gb: PositiveFloat | None = None
+    """Memory (10^9 bytes) of the card that the recipe is for: what `axpo show` and the check at the
+    start of a run hold its sum against, whatever machine they run on; this machine's by default."""
     threads: NonNegativeInt = 1
     """CPU threads of one process; 0 leaves torch's default."""
     gradient_checkpointing: bool = False

@@ -13,8 +13,8 @@ OUTCOME = {
 }
 """Command -> the sections of the settings that its outcome depends on. `engine` is in none: it says
 where tokens are sampled, and how fast, and may change when a run goes on."""
-_MAY_CHANGE = "tools.search.budget"
-"""A run that has spent its paid calls goes on with more of them."""
+_MAY_CHANGE = ("tools.search.budget", "model.memory_gb")
+"""A run that has spent its paid calls goes on with more of them, and on another card."""
 
 
 def outcome_settings(values: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def outcome_settings(values: Mapping[str, Any], sections: Sequence[str]) -> dict
     found: dict[str, Any] = {"run.seed": values.get("run", {}).get("seed")}
     for section in sections:
         found |= _flat(values.get(section, {}), f"{section}.")
-    return {key: value for key, value in found.items() if key != _MAY_CHANGE}
+    return {key: value for key, value in found.items() if key not in _MAY_CHANGE}
 
 
 def changed_settings(

@@ -35,6 +35,7 @@ from axpo.tasks.base import Example
 from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
 from axpo.training.parity import QUESTIONS, check_parity
+from axpo.training.preflight import check_sampling
 from axpo.tree import Group
 
 EVALUATION, DIAGNOSIS, AGAIN = "evaluation", "diagnosis", "again"
@@ -173,7 +174,9 @@ def _entropies(
 
 
 def _agent(config: Config, model: str, out: Path) -> tuple[Agent, Checkpoint]:
-    tools, checkpoint = recipe_tools(config), load_model(config.model, model)
+    tools = recipe_tools(config)
+    check_sampling(config, model)
+    checkpoint = load_model(config.model, model)
     return build_agent(config, checkpoint, tools, out), checkpoint
 
 

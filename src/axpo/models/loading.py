@@ -44,6 +44,10 @@ class CheckpointError(UserError):
     """A folder or Hub id that does not hold a usable Qwen3-VL checkpoint."""
 
 
+class NoCheckpointError(CheckpointError):
+    """Nothing, or not all of it, is there."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration.
@@ -103,19 +107,8 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
     return id
 
 
-def load_checkpoint(
-    path: str | Path,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    *,
-    weights: bool = True,
-) -> Checkpoint:
-    """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
-
-    Weights are rounded to `dtype` where the folder holds them more exactly. Dropout does not
-    exist in Qwen3-VL; the model is left in eval mode. Without `weights` the model has shapes
-    only (the meta device): enough to render and to count.
-    """
+def read_config(path: str | Path, *, download: bool = True) -> Any:
+    """The config of the checkpoint at `path` (folder or Hub id); raises `CheckpointError`."""
     path = str(path)
     if (Path(path) / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
@@ -123,17 +116,45 @@ def load_checkpoint(
             "checkpoint), or what PEFT's merge_and_unload makes of them"
         )
     try:
-        config: Any = AutoConfig.from_pretrained(path)
+        config: Any = AutoConfig.from_pretrained(path, local_files_only=not download)
     except OSError as error:
-        raise CheckpointError(
-            f"no checkpoint at {path!r}: {str(error).splitlines()[0]} "
-            "Give a local folder or a Hub id such as Qwen/Qwen3-VL-4B-Thinking."
-        ) from error
+        raise NoCheckpointError(_absent(path, error, download)) from error
     if config.model_type != "qwen3_vl":
         raise CheckpointError(
             f"{path}: model_type is {config.model_type!r}; expected 'qwen3_vl' "
             "(Qwen3VLForConditionalGeneration)"
         )
+    return config
+
+
+def _absent(path: str, error: OSError, download: bool) -> str:
+    if not download:
+        hub_id = path.count("/") == 1 and not Path(path).exists()
+        bring = f"`hf download {path}` brings it" if hub_id else "train or copy it there first"
+        return f"{path} is not on this machine, or not all of it: {bring}."
+    return (
+        f"no checkpoint at {path!r}: {str(error).splitlines()[0]} "
+        "Give a local folder or a Hub id such as Qwen/Qwen3-VL-4B-Thinking."
+    )
+
+
+def load_checkpoint(
+    path: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    weights: bool = True,
+    download: bool = True,
+) -> Checkpoint:
+    """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
+
+    Weights are rounded to `dtype` where the folder holds them more exactly. Dropout does not
+    exist in Qwen3-VL; the model is left in eval mode. Without `weights` the model has shapes
+    only (the meta device): enough to render and to count. Without `download` a Hub id must have
+    been downloaded before.
+    """
+    path = str(path)
+    config = read_config(path, download=download)
     model: Any
     if weights:
         # A local folder loads in a moment; a download keeps its bar.
@@ -145,12 +166,19 @@ def load_checkpoint(
             model = Qwen3VLForConditionalGeneration(config)
     model.eval()
     use_fast_vision(model)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    local: dict[str, Any] = {"local_files_only": not download}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **local)
+        if tokenizer.vocab_size <= 1:  # what transformers makes of a folder without its files
+            raise OSError("its tokenizer is not there.")
+        image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **local)
+    except OSError as error:
+        raise NoCheckpointError(_absent(path, error, download)) from error
     return Checkpoint(
         path=path,
         model=model,
         tokenizer=tokenizer,
-        image_processor=AutoImageProcessor.from_pretrained(path, backend="pil"),
+        image_processor=image_processor,
         banned=tuple(token_id(tokenizer, t, path) for t in VISION_TOKENS),
         stop=tuple(token_id(tokenizer, t, path) for t in ("<|im_end|>", "<|endoftext|>")),
         passed_on=_passed_on(path) if weights else (),

@@ -1,7 +1,8 @@
 """`axpo show`: what a recipe means, before anything is trained.
 
 Prints the resolved settings, one real prompt and (where the task has one) a demonstration with
-the mask that training puts on it, token counts and an estimate of memory. No weights are loaded.
+the mask that training puts on it, token counts and the sum of memory on the recipe's card. Nothing
+is downloaded and no weights are loaded: what is not on this machine is named and left out.
 """
 
 from __future__ import annotations
@@ -9,50 +10,74 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from axpo.config import Config, ConfigError, Section, UserError
-from axpo.models.loading import Checkpoint, load_checkpoint
-from axpo.report.live import duration
+from axpo.config import Config, Section, UserError
+from axpo.models.loading import Checkpoint
+from axpo.models.shapes import find_shapes
+from axpo.report.costs import print_costs
 from axpo.report.summary import runs_unsafe
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.rollout.setup import build_task, recipe_tools, torch_device
-from axpo.tasks.base import Example, Task
+from axpo.tasks.base import Example, NoDataError, Task
 from axpo.tools.python.levels import UNSAFE
 from axpo.tools.toolbox import Toolbox
-from axpo.training.operations import (
-    DEVICES,
-    REFERENCE,
-    UTILISATION,
-    Operations,
-    step_operations,
-)
-from axpo.training.preflight import (
-    Counts,
-    check_positions,
-    estimate,
-    free_memory,
-    in_units,
-    longest_prompt,
-)
+from axpo.training.estimate import Kind
+from axpo.training.preflight import assumed_prompt, longest_prompt
 from axpo.tree import Group, Origin, Segment
 
 LOOK_AT = 100
+STAGES: tuple[Kind, ...] = ("sft", "rl")
+"""Those that the recipe has a section of are priced, RL where it has none."""
 COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan"}
 
 
 def show(config: Config, model: str) -> None:
-    """Print the dry run of `config` with the checkpoint at `model`."""
-    task, tools = build_task(config.task), recipe_tools(config)
+    """Print the dry run of `config` with the checkpoint at `model`.
+
+    Raises `UserError` for what is wrong with the recipe, at the end where it cannot fit its card.
+    """
+    tools, missing = recipe_tools(config), list[str]()
+    try:
+        task = build_task(config.task)
+    except NoDataError as error:
+        task = None
+        missing.append(f"The data, and so an example and the real prompts' lengths: {error}")
+    shapes = find_shapes(model)
+    if shapes.checkpoint is None:
+        missing.append(f"The model's tokenizer, and so an example: {shapes.missing}")
     console = Console()
     _print_settings(console, config)
     _print_warnings(console, config)
-    checkpoint = load_checkpoint(model, weights=False)
+    priced: tuple[Kind, ...] = tuple(kind for kind in STAGES if kind in config.model_fields_set)
+    prompts: dict[Kind, Segment] = {
+        kind: assumed_prompt(config, kind) for kind in priced or STAGES[-1:]
+    }
+    if task is not None and shapes.checkpoint is not None:
+        shown = _show_example(console, config, task, tools, shapes.checkpoint)
+        for kind in prompts:
+            try:
+                rendering = Rendering(shapes.checkpoint, tools, config.task.system)
+                prompts[kind] = longest_prompt(config, kind, task, rendering)
+            except UserError:  # a data set of demonstrations alone, or without any
+                prompts[kind] = shown
+    else:
+        console.print(Text("\nNot on this machine, and left out:", "bold yellow"))
+        for line in missing:
+            console.print(Text(f"- {line}", "yellow"), soft_wrap=True)
+    for kind, prompt in prompts.items():
+        console.print()
+        print_costs(console, config, kind, shapes, prompt, torch_device(config.model))
+
+
+def _show_example(
+    console: Console, config: Config, task: Task, tools: Toolbox, checkpoint: Checkpoint
+) -> Segment:
+    """Print an example as the model is shown it; returns its prompt."""
     rendering = Rendering(checkpoint, tools, config.task.system)
     split, example = _example(task)
     if example.demonstration:
@@ -62,11 +87,7 @@ def show(config: Config, model: str) -> None:
     _print_group(console, rendering, group, split)
     truths = ", ".join(repr(truth) for truth in (example.answer, *example.alternatives))
     console.print(Text(f"Right: {truths}, graded by {example.grading!r} ({example.id})"))
-    try:
-        prompt = longest_prompt(config, "rl", task, rendering)
-    except UserError:  # a data set of demonstrations alone
-        prompt = group.prompt
-    _print_costs(console, config, checkpoint, prompt)
+    return group.prompt
 
 
 async def _demonstrated(
@@ -140,75 +161,3 @@ def _folded(segment: Segment, rendering: Rendering) -> list[int]:
         tokens += segment.tokens[done : span.start + 1]
         done = span.start + span.length
     return [*tokens, *segment.tokens[done:]]
-
-
-def _print_costs(console: Console, config: Config, checkpoint: Checkpoint, prompt: Segment) -> None:
-    table = Table("what", "estimate", title="Costs of an RL step", title_justify="left")
-    for name, value in costs(config, checkpoint, prompt, torch_device(config.model)).items():
-        table.add_row(name, value)
-    console.print(table)
-
-
-def costs(config: Config, checkpoint: Checkpoint, prompt: Segment, device: str) -> dict[str, str]:
-    """Upper bounds of an RL step from sizes alone, and what this machine makes of them.
-
-    The largest tree is `prompt` once, N rollouts and every continuation that one question could
-    get, each at its token limit.
-    """
-    found = estimate(config, "rl", checkpoint, prompt, device.startswith("cuda"))
-    sizes, algorithm = found.sizes, config.algorithm
-    rollouts = config.rl.questions * algorithm.rollouts
-    samples = f"{rollouts} rollouts"
-    if algorithm.name == "axpo":
-        samples += f" + at most {sizes.rows - rollouts} continuations"
-    elif algorithm.name == "rltf":
-        samples += f" + {sizes.rows - rollouts} second attempts"
-    verdict = found.verdict
-    try:
-        check_positions(config, "rl", checkpoint, prompt)
-    except ConfigError as error:
-        verdict = f"refused: {error}"
-    free = free_memory(device)
-    other = "without" if config.model.gradient_checkpointing else "with"
-    memory = in_units(found.total)
-    if free is not None:
-        memory += f" of {in_units(free)} free" + (": may not fit" if found.total > free else "")
-    return {
-        **_parameters(found.counts),
-        "samples a step": samples,
-        "longest prompt seen": f"{sizes.prompt} tokens, {sizes.pictures} of them pictures",
-        "longest possible path": f"{sizes.path:,} tokens",
-        "largest possible tree": f"{sizes.tree:,} tokens",
-        "max_tokens_per_micro_batch": f"{found.budget:,}: {verdict}",
-        **{name: in_units(size) for name, size in found.parts.items() if size},
-        f"activations of {found.pass_tokens:,} tokens": in_units(found.activations),
-        "their logits": in_units(found.logits),
-        "activations of pictures": in_units(found.pictures),
-        f"both {other} gradient checkpointing": in_units(found.otherwise),
-        "KV cache of the engine": in_units(found.kv),
-        "memory at most": memory,
-        **_work(step_operations(config, "rl", checkpoint, found), device),
-    }
-
-
-def _parameters(counts: Counts) -> dict[str, str]:
-    millions = {
-        "parameters": counts.text + counts.vision,
-        "text model": counts.text,
-        "vision tower": counts.vision,
-        "trained": counts.trained,
-    }
-    return {name: f"{count / 1e6:,.1f} M" for name, count in millions.items()}
-
-
-def _work(work: Operations, device: str) -> dict[str, str]:
-    """Operations and times on this GPU, on an H100 where there is none that is known."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
-    known = next((d for d in DEVICES if d.name in name), REFERENCE)
-    sampling, training = work.seconds(known)
-    where = f"on one {known.name} at {UTILISATION:.0%}"
-    return {
-        "sampling, all at their limits": f"{work.sampling / 1e12:,.3g} TFLOP, "
-        f"{in_units(work.read)} read: {duration(sampling)} {where} of its peaks",
-        "training on it": f"{work.training / 1e12:,.3g} TFLOP: {duration(training)} {where}",
-    }

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from axpo.config import Config, ConfigError, UserError
 from axpo.engines.vllm.server import start_servers
+from axpo.engines.vllm.share import started_servers
+from axpo.models.card import recipe_card
 from axpo.models.loading import load_checkpoint
+from axpo.rollout.setup import torch_device
 
 LOOK_SECONDS = 1.0
 """Time between looks at whether the servers still run."""
@@ -29,6 +32,8 @@ def serve(config: Config, model: str) -> None:
     logs = Path("runs/vllm")
     print(f"Starting {settings.servers} vLLM server(s) of {model}; logs in {logs} ...", flush=True)
     facts = load_checkpoint(model, weights=False)
+    device = torch_device(config.model)
+    started_servers(config, facts.model, recipe_card(config.model, device), device)
     servers = start_servers(settings, facts, config.model.dtype, config.engine.slots, logs)
     addresses = ", ".join(f'"{server.url}"' for server in servers)
     print('Ready. In other recipes:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]')

@@ -21,6 +21,10 @@ class DataError(UserError):
     """A data set that cannot be used; the message names file, row and field."""
 
 
+class NoDataError(DataError):
+    """A data set that is not there at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One question. `grading` names a grader of `axpo.tasks.grading`; `answer` is its truth, and

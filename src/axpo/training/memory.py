@@ -18,9 +18,10 @@ def text_activations(
 ) -> int:
     """Kept for backward by the text model (`text` is its config) for a pass over `tokens`.
 
-    Attention in one call a run keeps each run's keys and values in a copy and its mask: `keys`
-    is the sum over runs of the keys that each sees, `mask` the sum of queries times keys. With
-    `recompute` layers keep their input, and one at a time the rest.
+    Attention keeps the `keys` that it is given, with their values: in one call a run those of
+    each run in a copy, and its mask (`mask` is the sum of queries times keys); in one call for all
+    the pass's own, or a copy of these with those of other passes before them. With `recompute`
+    layers keep their input, and one at a time the rest.
     """
     hidden, inner = text.hidden_size, text.intermediate_size
     queries = text.num_attention_heads * text.head_dim
@@ -73,6 +74,11 @@ def keys_values(text: Any, tokens: int, size: int) -> int:
     """Keys and values of `tokens` tokens in all layers."""
     states = text.num_key_value_heads * text.head_dim
     return 2 * text.num_hidden_layers * states * tokens * size
+
+
+def features(text: Any, vision: Any, tokens: int, size: int) -> int:
+    """What the text model is shown of `tokens` picture tokens: at its input and by DeepStack."""
+    return (1 + len(vision.deepstack_visual_indexes)) * text.hidden_size * tokens * size
 
 
 def weights(trained: int, frozen: int, reference: int, size: int) -> int:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from axpo.config import Config
 from axpo.models.flops import Sizes, Work, causal_pairs, forward_flops, vision_flops
-from axpo.models.loading import Checkpoint
 from axpo.training import memory
-from axpo.training.preflight import Estimate, Kind
+from axpo.training.estimate import Estimate, Kind, Shaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,11 @@ class Operations:
 
 
 def step_operations(
-    config: Config, kind: Kind, checkpoint: Checkpoint, found: Estimate
+    config: Config, kind: Kind, shaped: Shaped, found: Estimate, at_once: int
 ) -> Operations:
-    """Of one step of `config`, whose sizes are `found`."""
-    some, text = found.sizes, checkpoint.model.config.text_config
-    sizes = Sizes.of(checkpoint.model.config)
+    """Of one step of `config`, whose sizes are `found`, with `at_once` rollouts sampled at once."""
+    some, text = found.sizes, shaped.model.config.text_config
+    sizes = Sizes.of(shaped.model.config)
     groups, answer = config.sft.batch, some.path - some.prompt
     paths = config.sft.batch
     if kind == "rl":
@@ -70,7 +69,7 @@ def step_operations(
     if kind == "sft":
         return Operations(0, training, 0)
     size = 4 if config.model.dtype == "float32" else 2
-    waves = -(-paths // min(paths, config.engine.slots))
+    waves = -(-paths // min(paths, at_once))
     seen = paths * causal_pairs([(some.prompt, answer)])
     read = waves * answer * (found.counts.text * size) + memory.keys_values(text, seen, size)
     return Operations(forward + pictures, training, read)

@@ -1,227 +1,44 @@
-"""Before any weights are loaded: what a recipe can come to, and whether this machine holds it.
+"""Before any weights are loaded: whether a recipe can work, and whether its card holds it.
 
-Sizes follow from the recipe and a few real prompts; `axpo.training.memory` turns them into
-bytes. They are upper bounds of what the recipe allows: every rollout at its token limit, every
-continuation that one question could get. A tree of any size trains (`axpo.training.pieces`);
-refused is only what the model's positions do not reach. Too little memory is a warning, for an
-upper bound need not come true.
+What it can come to is `axpo.training.estimate`'s, its card `axpo.training.card`'s. Refused are
+paths beyond the model's positions or the servers' limit, servers that cannot serve it, and what
+cannot fit whatever is sampled. Upper bounds above the card's memory are a warning.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
-from axpo.config import Config, ConfigError, EngineSettings
+from axpo.config import Config, ConfigError
 from axpo.engines.vllm.server import fitting_installation
-from axpo.models.loading import Checkpoint, load_checkpoint
-from axpo.models.lora import targeted_layers
+from axpo.engines.vllm.share import started_servers
+from axpo.models.card import in_units, recipe_card
+from axpo.models.loading import load_checkpoint
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.setup import torch_device
 from axpo.tasks.base import Task
 from axpo.tools.base import Tool
-from axpo.training import memory
+from axpo.training.account import Account, account
 from axpo.training.data import training_example
-from axpo.training.policy import LOGITS_AT_ONCE
-from axpo.tree import Segment
+from axpo.training.estimate import Kind, Shaped, sizes
+from axpo.tree import ImageSpan, Origin, Segment
 
 PROMPTS = 4
 """Training examples whose prompts are rendered; the longest stands for all."""
-Kind = Literal["sft", "rl"]
+ASSUMED = "assumed"
+"""Id of a prompt that nobody has seen."""
+ASSUMED_TEXT = 1024
+"""Tokens of text (system, tools, question) of such a prompt (choice)."""
+ASSUMED_PICTURES = 16_384
+"""Its picture tokens: one picture at the family's upper limit of pixels (choice)."""
 
 
 class MemoryWarning(UserWarning):
-    """An estimate above the memory that is free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Tokens that an update can come to.
-
-    `prompt` with `pictures` picture tokens, the longest `path`, the largest `tree` with `paths`
-    of them, `trees` an update; `rows` sequences that the engine holds at once.
-    """
-
-    prompt: int
-    pictures: int
-    path: int
-    paths: int
-    tree: int
-    trees: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """`sizes`, the tokens of one pass, the number of `pieces` of the largest tree, and bytes.
-
-    `otherwise`: activations and pictures with the other value of model.gradient_checkpointing.
-    """
-
-    sizes: Sizes
-    counts: Counts
-    budget: int
-    pass_tokens: int
-    pieces: int
-    parts: Mapping[str, int]
-    activations: int
-    pictures: int
-    otherwise: int
-    logits: int
-    kv: int
-
-    @property
-    def weights(self) -> int:
-        """Bytes of weights and what the optimizer adds to them."""
-        return sum(self.parts.values())
-
-    @property
-    def total(self) -> int:
-        """Bytes at the worst moment; a tree in pieces never holds tokens and pictures at once."""
-        graphs = (self.activations + self.logits, self.pictures)
-        return self.weights + self.kv + (max(graphs) if self.pieces > 1 else sum(graphs))
-
-    @property
-    def verdict(self) -> str:
-        """What becomes of the largest tree."""
-        if self.pieces == 1:
-            return "fits"
-        return f"the largest tree will be split into about {self.pieces} pieces"
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Parameters of the model, its adapters apart, and how many of them all are trained."""
-
-    text: int
-    vision: int
-    adapters: int
-    trained: int
-
-
-def counts(config: Config, kind: Kind, model: Any) -> Counts:
-    """Of `model`, of which shapes are enough, as `config` trains it."""
-    parameters = sum(p.numel() for p in model.parameters())
-    vision = sum(p.numel() for p in model.model.visual.parameters())
-    if (lora := config.model.lora) is not None:
-        layers = targeted_layers(model, lora)
-        added = lora.rank * sum(x.in_features + x.out_features for x in layers)
-        return Counts(parameters - vision, vision, added, added)
-    optimizer = config.sft.optimizer if kind == "sft" else config.rl.optimizer
-    trained = parameters - vision if optimizer.freeze_vision else parameters
-    return Counts(parameters - vision, vision, 0, trained)
-
-
-def sizes(config: Config, kind: Kind, prompt: Segment) -> Sizes:
-    """What `config` allows from `prompt` on."""
-    pictures = sum(span.length for span in prompt.images)
-    path = len(prompt) + config.rollout.max_tokens
-    if kind == "sft":
-        return Sizes(len(prompt), pictures, path, 1, path, config.sft.batch, 0)
-    algorithm, questions = config.algorithm, config.rl.questions
-    rollouts = questions * algorithm.rollouts
-    extra = 0
-    paths = algorithm.rollouts
-    if algorithm.name == "axpo":
-        extra = int(algorithm.extra_budget * rollouts)
-        paths += min(extra, algorithm.rollouts * algorithm.continuations)
-    elif algorithm.name == "rltf":
-        # A second attempt for each first one, sampled behind it and its critique.
-        extra = rollouts
-        paths *= 2
-        path += config.rollout.max_tokens
-    tree = len(prompt) + paths * config.rollout.max_tokens
-    trees = questions // config.rl.updates
-    return Sizes(len(prompt), pictures, path, paths, tree, trees, rollouts + extra)
-
-
-def estimate(
-    config: Config, kind: Kind, checkpoint: Checkpoint, prompt: Segment, gpu: bool
-) -> Estimate:
-    """Upper bounds in bytes for `checkpoint` (its sizes alone are used).
-
-    On a GPU attention is one call, which keeps no copies of keys and no masks.
-    """
-    found = sizes(config, kind, prompt)
-    optimizer = config.sft.optimizer if kind == "sft" else config.rl.optimizer
-    budget = optimizer.max_tokens_per_micro_batch
-    model = checkpoint.model
-    text, vision = model.config.text_config, model.config.vision_config
-    size = getattr(torch, config.model.dtype).itemsize
-    tokens = min(budget, found.trees * found.tree)
-    pieces = -(-found.tree // budget)
-    runs = -(-tokens // config.rollout.max_tokens)
-    keys, mask = (0, 0) if gpu else (runs * found.path, tokens * found.path)
-    shared = 0
-    if pieces > 1:
-        trunk = found.prompt + _trunk_paths(config, kind, pieces) * config.rollout.max_tokens
-        shared = 2 * memory.keys_values(text, min(trunk, found.tree), size)
-    trains_vision = not optimizer.freeze_vision
-    if (lora := config.model.lora) is not None:
-        trains_vision = lora.vision
-        adapters = len(targeted_layers(model, lora))
-        if config.model.gradient_checkpointing:
-            adapters = -(-adapters // text.num_hidden_layers)
-        shared += memory.adapter_activations(lora.rank, adapters, tokens, size)
-    shown = found.pictures * (1 + found.paths * (config.rollout.max_turns - 1))
-    patches = min(tokens, found.trees * shown) * checkpoint.merge_size**2
-    counted = counts(config, kind, model)
-    base = counted.text + counted.vision
-    frozen = base + counted.adapters - counted.trained
-    reference = base if kind == "rl" and config.algorithm.kl > 0 and lora is None else 0
-    kept = {
-        recompute: (
-            shared + memory.text_activations(text, tokens, keys, mask, size, recompute),
-            memory.vision_activations(vision, patches, size, recompute) if trains_vision else 0,
-        )
-        for recompute in (False, True)
-    }
-    activations, pictures = kept[config.model.gradient_checkpointing]
-    return Estimate(
-        found,
-        counted,
-        budget,
-        tokens,
-        pieces,
-        memory.weights_by_use(counted.trained, frozen, reference, size),
-        activations,
-        pictures,
-        sum(kept[not config.model.gradient_checkpointing]),
-        memory.logits(text, tokens, LOGITS_AT_ONCE),
-        memory.keys_values(text, _rows(found, config.engine) * _columns(found), size),
-    )
-
-
-def _trunk_paths(config: Config, kind: Kind, pieces: int) -> int:
-    """Paths below the prompt that later pieces may look back on, each at most `max_tokens` long.
-
-    A leaf that fits into a piece is in no other; then only sources of branches are looked back on.
-    """
-    optimizer = config.sft.optimizer if kind == "sft" else config.rl.optimizer
-    if config.rollout.max_tokens > optimizer.max_tokens_per_micro_batch:
-        return pieces - 1
-    if kind == "sft" or config.algorithm.name == "grpo":
-        return 0
-    sources = pieces - 1 if config.algorithm.name == "arpo" else config.algorithm.rollouts
-    return min(pieces - 1, sources)
-
-
-def _rows(found: Sizes, engine: EngineSettings) -> int:
-    """Rows of the engine's memory, which doubles them as needed; servers have their own."""
-    if engine.vllm is not None:
-        return 0
-    slots = engine.slots
-    return min(slots, 1 << max(3, (found.rows - 1).bit_length())) if found.rows else 0
-
-
-def _columns(found: Sizes) -> int:
-    """Columns of the engine's memory: the next power of two, at least 64."""
-    return max(64, 1 << (found.path - 1).bit_length())
+    """An estimate above the memory that is there."""
 
 
 def longest_prompt(config: Config, kind: Kind, task: Task, rendering: Rendering) -> Segment:
@@ -233,10 +50,24 @@ def longest_prompt(config: Config, kind: Kind, task: Task, rendering: Rendering)
     return max((rendering.prompt(example, "prompt")[0] for example in examples), key=len)
 
 
-def check_positions(config: Config, kind: Kind, checkpoint: Checkpoint, prompt: Segment) -> None:
+def assumed_prompt(config: Config, kind: Kind) -> Segment:
+    """A prompt as long as there may be, where data or tokenizer are not there to render one.
+
+    In RL it leaves `rollout.max_tokens` of the servers' `max_length`; a longer one is refused.
+    """
+    tokens = ASSUMED_TEXT + ASSUMED_PICTURES
+    vllm = config.engine.vllm
+    if kind == "rl" and vllm is not None and vllm.python is not None:
+        tokens = max(1, min(tokens, vllm.max_length - config.rollout.max_tokens))
+    pictures = max(0, tokens - ASSUMED_TEXT)
+    spans = (ImageSpan(ASSUMED, 0, pictures),) if pictures else ()
+    return Segment(ASSUMED, Origin.PROMPT, (0,) * tokens, images=spans)
+
+
+def check_positions(config: Config, kind: Kind, shaped: Shaped, prompt: Segment) -> None:
     """Raise `ConfigError` where a path can grow beyond the positions that the model knows."""
     path = sizes(config, kind, prompt).path
-    limit = checkpoint.model.config.text_config.max_position_embeddings
+    limit = shaped.model.config.text_config.max_position_embeddings
     if path > limit:
         attempts = (path - len(prompt)) // config.rollout.max_tokens
         raise ConfigError(
@@ -256,7 +87,7 @@ def check_positions(config: Config, kind: Kind, checkpoint: Checkpoint, prompt: 
 def preflight(
     config: Config, kind: Kind, path: str | Path, task: Task, tools: Mapping[str, Tool]
 ) -> None:
-    """Check the recipe against the checkpoint at `path` and this machine; loads no weights.
+    """Check the recipe against the checkpoint at `path` and its card; loads no weights.
 
     Raises `ConfigError` for what cannot work; warns (`MemoryWarning`) of what may not fit.
     """
@@ -272,38 +103,49 @@ def preflight(
             "engine.vllm.transfer: 'nccl' goes from GPU to GPU, this process trains on a CPU: set "
             "it to 'file', or model.device to 'cuda' where there is one"
         )
-    found = estimate(config, kind, checkpoint, prompt, device.startswith("cuda"))
-    free = free_memory(device)
-    if free is not None and found.total > free:
-        optimizer = "sft.optimizer" if kind == "sft" else "rl.optimizer"
+    told = account(config, kind, checkpoint, prompt, device)
+    if told.refusal:
+        raise ConfigError(told.refusal)
+    _warn(config, kind, told, device)
+
+
+def _warn(config: Config, kind: Kind, told: Account, device: str) -> None:
+    """Warn of what need not come true, and of another card than the recipe's."""
+    card, found = told.card, told.found
+    if told.exceeds:
+        beside = f", {in_units(told.taken)} of it by servers" if told.taken else ""
         warnings.warn(
-            f"up to {in_units(found.total)} may be needed, {in_units(free)} of memory are free "
-            f"(axpo show lists what takes it). {optimizer}.max_tokens_per_micro_batch = "
-            f"{found.budget} bounds activations, engine.slots and rollout.max_tokens the KV cache.",
+            f"up to {in_units(told.total)} may be needed{beside}; there are {card.what} "
+            f"(axpo show lists what takes it). {kind}.optimizer.max_tokens_per_micro_batch = "
+            f"{found.budget} bounds activations, rollout.max_turn_tokens and rollout.max_tokens "
+            "the trunk of a tree in pieces, engine.slots the KV cache of this process.",
             MemoryWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
+    if card.named and device.startswith("cuda") and card.memory is not None:
+        free, _ = torch.cuda.mem_get_info(device)
+        if free < card.memory:
+            warnings.warn(
+                f"the recipe is for a card of {card.what}, {in_units(free)} are free on {device}",
+                MemoryWarning,
+                stacklevel=3,
+            )
 
 
-def free_memory(device: str) -> int | None:
-    """Bytes free on `device`, at most a container's limit; None where this system does not say."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):
-        return None
-    try:
-        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return free
-
-
-def in_units(count: float) -> str:
-    """Bytes as a reader says them."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
+def check_sampling(config: Config, path: str | Path) -> None:
+    """Before the checkpoint at `path` is loaded to sample alone: whether its weights fit beside
+    the servers that sample. Raises `ConfigError`."""
+    device = torch_device(config.model)
+    card = recipe_card(config.model, device)
+    model = load_checkpoint(path, weights=False).model
+    servers = started_servers(config, model, card, device)
+    if servers is None or card.memory is None:
+        return
+    size = getattr(torch, config.model.dtype).itemsize
+    weights = size * sum(p.numel() for p in model.parameters())
+    if weights > card.memory - servers.taken:
+        raise ConfigError(
+            f"engine.vllm.arguments: servers take {in_units(servers.taken)}, this process "
+            f"{in_units(weights)} for the model that it compares them with; there are "
+            f"{card.what}: lower --gpu-memory-utilization"
+        )

@@ -28,6 +28,7 @@ import torch
 
 from axpo.config import ConfigError, UserError, VllmSettings
 from axpo.engines.vllm.checks import refused_heads
+from axpo.engines.vllm.share import CPU_CACHE
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import seen_limits
 
@@ -35,8 +36,6 @@ WORKER = Path(__file__).with_name("worker.py")
 MODULE = "axpo_vllm_worker"
 """The worker's name inside a server: a copy of the file alone, for axpo's environment must not
 be importable there."""
-CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
-"""Environment variable: GiB of KV cache of a server on a CPU, ours unless it is set."""
 STOP_SECONDS = 10.0
 _PDEATHSIG = 1
 _WHAT_IS_THERE = (

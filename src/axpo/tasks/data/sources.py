@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from axpo.config import ConfigError, TaskSettings
-from axpo.tasks.base import DataError
+from axpo.tasks.base import DataError, NoDataError
 from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.rows import (
     BATCH,
@@ -55,7 +55,7 @@ class Files:
                     f"task.path: {pattern!r}, expected a file's name with {', '.join(SUFFIXES)}"
                 )
             if not _matches(pattern, "*"):
-                raise DataError(f"{pattern}: no such file")
+                raise NoDataError(f"{pattern}: no such file")
 
     def rows(self, split: str) -> list[Rows]:
         return [SUFFIXES[path.suffix](path, self._fields) for path in self._files(split)]

@@ -1,0 +1,70 @@
+"""A model's sizes without weights: its own where it is on this machine, else the published ones.
+
+The configs of Qwen3-VL's dense models up to 8B ship in `configs`, so that what a recipe needs can
+be added up before anything is downloaded. They hold what config.json of
+Qwen/Qwen3-VL-{2B,4B,8B}-Thinking (and -Instruct) say of shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from axpo.models.loading import Checkpoint, NoCheckpointError, load_checkpoint, read_config
+
+CONFIGS = Path(__file__).parent / "configs"
+_NAME = re.compile(r"(?<!\w)qwen3-vl-\d+b(?!\w)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """`model`: a Qwen3VLForConditionalGeneration on the meta device.
+
+    `checkpoint` is the whole of it, None where its tokenizer or image processor is not on this
+    machine; `missing` then says so, and whose sizes stand in where its config is not either.
+    """
+
+    model: Any
+    checkpoint: Checkpoint | None = None
+    missing: str = ""
+
+
+def published(name: str) -> Any:
+    """The shipped config of "qwen3-vl-2b", "qwen3-vl-4b" or "qwen3-vl-8b"."""
+    return Qwen3VLConfig.from_dict(json.loads((CONFIGS / f"{name}.json").read_text()))
+
+
+def find_shapes(path: str) -> Shapes:
+    """The sizes of the checkpoint at `path` (folder or Hub id); nothing is downloaded.
+
+    A path that is not on this machine may name a published model ("Qwen/Qwen3-VL-2B-Thinking",
+    "runs/qwen3-vl-2b/sft"). Raises `CheckpointError` where it names none.
+    """
+    try:
+        checkpoint = load_checkpoint(path, weights=False, download=False)
+        return Shapes(checkpoint.model, checkpoint)
+    except NoCheckpointError as error:
+        absent = error
+    try:
+        return Shapes(_without_weights(read_config(path, download=False)), missing=str(absent))
+    except NoCheckpointError:
+        pass
+    names = [name.lower() for name in _NAME.findall(path)]
+    if not names or not (CONFIGS / f"{names[-1]}.json").is_file():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
+        raise NoCheckpointError(
+            f"{absent} Only the sizes of {known} are known without a checkpoint."
+        ) from None
+    missing = f"{absent} The sizes below are those of the published {names[-1]}."
+    return Shapes(_without_weights(published(names[-1])), missing=missing)
+
+
+def _without_weights(config: Any) -> Any:
+    with torch.device("meta"):
+        return Qwen3VLForConditionalGeneration(config)

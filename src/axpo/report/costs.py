@@ -1,0 +1,167 @@
+"""What a step of a recipe costs, as tables: samples, tokens, operations, and the card's memory.
+
+All are upper bounds from sizes alone. The largest tree is the longest prompt once, N rollouts and
+every continuation that one question could get, each at its token limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from axpo.config import Config, ConfigError
+from axpo.engines.vllm.share import Servers
+from axpo.models.card import in_units
+from axpo.report.live import duration
+from axpo.training.account import Account, account
+from axpo.training.estimate import Counts, Estimate, Kind, Shaped
+from axpo.training.operations import (
+    DEVICES,
+    REFERENCE,
+    UTILISATION,
+    Operations,
+    step_operations,
+)
+from axpo.training.preflight import ASSUMED, check_positions
+from axpo.tree import Segment
+
+CERTAIN = "bold"
+TITLES: Mapping[Kind, str] = {"sft": "an SFT step", "rl": "an RL step"}
+
+
+def print_costs(
+    console: Console, config: Config, kind: Kind, shaped: Shaped, prompt: Segment, device: str
+) -> None:
+    """Print both tables; raises `ConfigError` where the recipe cannot run on its card."""
+    told = account(config, kind, shaped, prompt, device)
+    table = Table("what", "estimate", title=f"Costs of {TITLES[kind]}", title_justify="left")
+    for name, value in step_costs(config, kind, shaped, told, prompt.id == ASSUMED, device).items():
+        table.add_row(name, value)
+    console.print(table)
+    table = Table("what", title=f"Memory of {TITLES[kind]}", title_justify="left")
+    table.add_column("at most", justify="right")
+    for name, value in memory_lines(config, told):
+        style = CERTAIN if name in {"state", "in all"} or name.startswith("there are") else ""
+        table.add_row(Text(name, style), Text(value, style))
+    console.print(table)
+    if told.servers is not None:
+        console.print(servers_text(told, told.servers, config.engine.slots))
+    if told.refusal:
+        raise ConfigError(told.refusal)
+    check_positions(config, kind, shaped, prompt)
+
+
+def memory_lines(config: Config, told: Account) -> list[tuple[str, str]]:
+    """(what, bytes) of the sum against the card, line by line."""
+    found = told.found
+    other = "without" if config.model.gradient_checkpointing else "with"
+    state = [(name, size) for name, size in found.parts.items() if size]
+    bounds = [
+        (f"trunk of {found.trunk_tokens:,} tokens: keys, values, gradients", found.trunk),
+        ("features of the pictures that pieces share", found.features),
+        (f"activations of {found.pass_tokens:,} tokens", found.activations),
+        ("their logits", found.logits),
+        (_pictures(found), found.pictures),
+        ("KV cache of the engine in this process", found.kv),
+        (_share(told), told.taken),
+    ]
+    lines = [(name, in_units(size)) for name, size in state]
+    lines.append(("state", in_units(found.weights)))
+    lines += [(name, in_units(size)) for name, size in bounds if size]
+    lines.append(("in all", in_units(told.total)))
+    if told.card.memory is not None:
+        verdict = "may not fit" if told.exceeds else "fits"
+        lines.append((f"there are {told.card.what}", "cannot fit" if told.refusal else verdict))
+    lines.append(
+        (f"activations and pictures {other} gradient checkpointing", in_units(found.otherwise))
+    )
+    return lines
+
+
+def _pictures(found: Estimate) -> str:
+    return "activations of pictures" + (", not beside the tokens'" if found.pieces > 1 else "")
+
+
+def _share(told: Account) -> str:
+    if (servers := told.servers) is None:
+        return ""
+    count = "vLLM server" if servers.count == 1 else f"{servers.count} vLLM servers"
+    return f"share of the {count} started beside"
+
+
+def servers_text(told: Account, servers: Servers, slots: int) -> str:
+    """What a server's share holds, and how many rollouts are sampled at once."""
+    sizes, at_once = told.found.sizes, told.at_once(slots)
+    return (
+        f"A server's {in_units(servers.share)} are {in_units(servers.weights)} of weights and, "
+        "less activations and CUDA graphs (2 to 4 GB of a real model), at most "
+        f"{servers.room:,} tokens of KV cache: {at_once:,} rollouts of {sizes.path:,} tokens are "
+        f"sampled at once, more of them where they are shorter (engine.slots = {slots}). A step "
+        f"has {sizes.rows:,}; the others wait."
+    )
+
+
+def step_costs(
+    config: Config, kind: Kind, shaped: Shaped, told: Account, assumed: bool, device: str
+) -> dict[str, str]:
+    """Counts, tokens, and what a GPU makes of a step's operations."""
+    found, sizes = told.found, told.found.sizes
+    prompt = f"{sizes.prompt:,} tokens, {sizes.pictures:,} of them pictures"
+    work = step_operations(config, kind, shaped, found, told.at_once(config.engine.slots))
+    return {
+        **_parameters(found.counts),
+        "samples a step": _samples(config, kind, found),
+        f"longest prompt {'assumed' if assumed else 'seen'}": prompt,
+        "longest possible path": f"{sizes.path:,} tokens",
+        "largest possible tree": f"{sizes.tree:,} tokens",
+        "max_tokens_per_micro_batch": f"{found.budget:,}: {found.verdict}",
+        **_work(work, kind, device),
+    }
+
+
+def _samples(config: Config, kind: Kind, found: Estimate) -> str:
+    if kind == "sft":
+        return f"{config.sft.batch} demonstrations"
+    algorithm = config.algorithm
+    rollouts = config.rl.questions * algorithm.rollouts
+    samples = f"{rollouts} rollouts"
+    if algorithm.name == "axpo":
+        samples += f" + at most {found.sizes.rows - rollouts} continuations"
+    elif algorithm.name == "rltf":
+        samples += f" + {found.sizes.rows - rollouts} second attempts"
+    return samples
+
+
+def _parameters(counts: Counts) -> dict[str, str]:
+    millions = {
+        "parameters": counts.text + counts.vision,
+        "text model": counts.text,
+        "vision tower": counts.vision,
+        "trained": counts.trained,
+    }
+    return {name: f"{count / 1e6:,.1f} M" for name, count in millions.items()}
+
+
+def _operations(count: int) -> str:
+    peta = count >= 1e15
+    return f"{count / (1e15 if peta else 1e12):,.4g} {'P' if peta else 'T'}FLOP"
+
+
+def _work(work: Operations, kind: Kind, device: str) -> dict[str, str]:
+    """Operations and times on this GPU, on an H100 where there is none that is known."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    known = next((d for d in DEVICES if d.name in name), REFERENCE)
+    sampling, training = work.seconds(known)
+    where = f"on one {known.name} at {UTILISATION:.0%}"
+    trained = f"{_operations(work.training)}: {duration(training)} {where}"
+    if kind == "sft":
+        return {"training": trained}
+    return {
+        "sampling, all at their limits": f"{_operations(work.sampling)}, "
+        f"{in_units(work.read)} read: {duration(sampling)} {where} of its peaks",
+        "training on it": trained,
+    }
