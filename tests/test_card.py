@@ -373,3 +373,23 @@ def test_operations_of_the_real_models(name: str):
     few = step_operations(config, kind, found, told, 64)
     weights = 2 * told.counts.text * config.rollout.max_tokens
     assert few.read - work.read == (20 - 5) * weights
+
+
+def documented() -> list[str]:
+    """The rows of the table in docs/vllm.md: GB of each part, and the room of a server."""
+    rows = []
+    for recipe in REAL:
+        told = reckon(recipe.parent.name.removeprefix("qwen3-vl-"), recipe.stem)
+        found, parts = told.found, [told.found.weights]
+        parts += [found.trunk, found.features, found.activations + found.logits, told.taken]
+        cells = [f"{size / 1e9:.1f}" if size else "" for size in (*parts, told.total)]
+        room = f"{told.servers.room:,} tokens" if told.servers else ""
+        name = f"{recipe.parent.name.removeprefix('qwen3-vl-').upper()} {recipe.stem}"
+        rows.append(f"| {' | '.join([name, *cells, room])} |".replace("|  |", "| |"))
+    return rows
+
+
+def test_the_documented_sums_are_these():
+    page = (RECIPES.parent / "docs/vllm.md").read_text()
+    for row in documented():
+        assert row in page, f"docs/vllm.md lacks: {row}"
