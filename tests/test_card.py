@@ -16,6 +16,7 @@ from axpo.models.loading import CheckpointError
 from axpo.models.shapes import Shapes, find_shapes
 from axpo.models.tiny import write_tiny
 from axpo.report.costs import memory_lines, servers_text
+from axpo.tasks.lab import BASE
 from axpo.training import preflight
 from axpo.training.account import Account, account
 from axpo.training.estimate import Kind, estimate
@@ -53,7 +54,7 @@ def real(name: str, stage: str = "axpo", *overrides: str) -> tuple[Config, Kind,
 
 def reckon(name: str, stage: str = "axpo", *overrides: str) -> Account:
     config, kind, found = real(name, stage, *overrides)
-    return account(config, kind, found, assumed_prompt(config, kind), "cpu")
+    return account(config, kind, found, assumed_prompt(config, kind, found), "cpu")
 
 
 # ------------------------------------------------------------------ shapes
@@ -215,7 +216,9 @@ def test_the_servers_share_is_subtracted():
     urls = "engine={name='vllm', vllm={urls=['http://127.0.0.1:1']}}"
     assert reckon("2b", "axpo", urls).servers is None
     config, _, found = real("2b")
-    assert account(config, "sft", found, assumed_prompt(config, "sft"), "cpu").servers is None
+    assert (
+        account(config, "sft", found, assumed_prompt(config, "sft", found), "cpu").servers is None
+    )
 
 
 # ------------------------------------------------------------------ servers
@@ -346,12 +349,17 @@ def test_sampling_alone_is_checked_as_well(tmp_path: Path):
 
 def test_prompts_that_nobody_has_seen():
     config, _, found = real("2b")
-    prompt = assumed_prompt(config, "rl")
+    prompt = assumed_prompt(config, "rl", found)
     assert (len(prompt), prompt.images[0].length) == (32768 - 16384, 15_360)
     check_positions(config, "rl", found, prompt)
-    assert len(assumed_prompt(config, "sft")) == 17_408
+    assert len(assumed_prompt(config, "sft", found)) == 17_408
     short = load_config(RECIPES / "qwen3-vl-2b/axpo.toml", ["engine.vllm.max_length=16900"])
-    assert (len(assumed_prompt(short, "rl")), assumed_prompt(short, "rl").images) == (516, ())
+    prompt = assumed_prompt(short, "rl", found)
+    assert (len(prompt), prompt.images) == (516, ())
+    # The lab's model knows 4,096 positions.
+    lab = load_config(RECIPES / "lab.toml")
+    prompt = assumed_prompt(lab, "rl", find_shapes(str(BASE)))
+    assert len(prompt) == 4096 - lab.rollout.max_tokens
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

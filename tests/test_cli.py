@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,17 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "lab.toml"
 STUDY = RECIPE.with_name("study.toml")
 
 
+ENVIRONMENT = {"PATH": "", "COLUMNS": "100", "NO_COLOR": "1"}
+ENVIRONMENT |= {k: v for k, v in os.environ.items() if k == "PYTHONPATH"}
+
+
 def axpo(*args: str, code: int = 0, **environment: str) -> str:
     run = subprocess.run(
         [sys.executable, "-m", "axpo", *args],
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "", "COLUMNS": "100", "NO_COLOR": "1"} | environment,
+        env=ENVIRONMENT | environment,
     )
     assert run.returncode == code, run.stderr
     assert "Traceback" not in run.stderr
@@ -46,6 +51,31 @@ def test_show_renders_a_masked_demonstration_with_costs() -> None:
     assert "1.4 M" in text and "144 rollouts + at most 36 continuations" in text
 
 
+def test_show_needs_neither_data_nor_checkpoint() -> None:
+    """What is not here is named and left out; the sum of memory is of the recipe's card."""
+    recipe = RECIPE.parent / "qwen3-vl-2b" / "axpo.toml"
+    text = axpo("show", str(recipe))
+    said = " ".join(text.split())
+    assert "Not on this machine, and left out:" in text and "data/{split}.jsonl: no such" in said
+    assert "sizes below are those of the published qwen3-vl-2b" in said
+    assert "16,384 tokens, 15,360 of them pictures" in text and "An example" not in text
+    assert "there are 80.0 GB (model.memory_gb)" in text and "fits" in text
+    assert "Costs of an RL step" in text and "SFT step" not in text
+    text = axpo("show", str(recipe.with_name("sft.toml")))
+    assert "hf download Qwen/Qwen3-VL-2B-Thinking" in text and "Costs of an SFT step" in text
+    # The data alone is missing.
+    text = axpo("show", str(RECIPE), "task={name='data', path='no.jsonl'}")
+    assert "no.jsonl: no such file" in text and "tokenizer" not in text and "1.4 M" in text
+
+
+def test_show_refuses_what_cannot_fit_below_its_sum() -> None:
+    recipe = RECIPE.parent / "qwen3-vl-4b" / "axpo.toml"
+    whole = "model={path='runs/qwen3-vl-4b/sft', dtype='bfloat16', memory_gb=80}"
+    text = axpo("show", str(recipe), whole, code=1)
+    assert "AdamW's moments" in text and "35.5 GB" in text and "cannot fit" in text
+    assert "axpo: model: every update needs 88.8 GB whatever is sampled" in text
+
+
 def test_show_warns_of_python_without_a_sandbox() -> None:
     find = ("task.families=['find']", "rollout.tools=['image_zoom_in_tool']")
     unsafe = "tools.python.level=unsafe"
@@ -70,7 +100,6 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> N
         (["show", "none.toml"], ["no recipe at none.toml"]),
         (["show", str(RECIPE), "rl.stepz=3"], ["rl.stepz: unknown setting; did you mean 'steps'?"]),
         (["show", str(RECIPE), "rollout.tools=['zoom']"], ["rollout.tools", "image_zoom_in_tool"]),
-        (["show", str(RECIPE), "task={name='data', path='no.jsonl'}"], ["no.jsonl", "no such"]),
         (["profile", str(RECIPE), "rl.steps=9"], ["rl.steps", "--steps"]),
         (["profile", str(RECIPE), "model.path=tests"], ["tests", "no checkpoint in it"]),
         (["report", "nowhere"], ["no run at nowhere"]),

@@ -55,7 +55,7 @@ def show(config: Config, model: str) -> None:
     _print_warnings(console, config)
     priced: tuple[Kind, ...] = tuple(kind for kind in STAGES if kind in config.model_fields_set)
     prompts: dict[Kind, Segment] = {
-        kind: assumed_prompt(config, kind) for kind in priced or STAGES[-1:]
+        kind: assumed_prompt(config, kind, shapes) for kind in priced or STAGES[-1:]
     }
     if task is not None and shapes.checkpoint is not None:
         shown = _show_example(console, config, task, tools, shapes.checkpoint)

@@ -50,15 +50,18 @@ def longest_prompt(config: Config, kind: Kind, task: Task, rendering: Rendering)
     return max((rendering.prompt(example, "prompt")[0] for example in examples), key=len)
 
 
-def assumed_prompt(config: Config, kind: Kind) -> Segment:
+def assumed_prompt(config: Config, kind: Kind, shaped: Shaped) -> Segment:
     """A prompt as long as there may be, where data or tokenizer are not there to render one.
 
-    In RL it leaves `rollout.max_tokens` of the servers' `max_length`; a longer one is refused.
+    The model's positions and in RL the servers' `max_length` hold a path with it; a longer one is
+    refused.
     """
-    tokens = ASSUMED_TEXT + ASSUMED_PICTURES
+    room = shaped.model.config.text_config.max_position_embeddings
     vllm = config.engine.vllm
     if kind == "rl" and vllm is not None and vllm.python is not None:
-        tokens = max(1, min(tokens, vllm.max_length - config.rollout.max_tokens))
+        room = min(room, vllm.max_length)
+    after = sizes(config, kind, Segment(ASSUMED, Origin.PROMPT, (0,))).path - 1
+    tokens = max(1, min(ASSUMED_TEXT + ASSUMED_PICTURES, room - after))
     pictures = max(0, tokens - ASSUMED_TEXT)
     spans = (ImageSpan(ASSUMED, 0, pictures),) if pictures else ()
     return Segment(ASSUMED, Origin.PROMPT, (0,) * tokens, images=spans)
