@@ -11,6 +11,15 @@ import pytest
 from axpo.config import Config, ConfigError, load_config
 
 
+def test_calls_need_a_turn_after_them() -> None:
+    with pytest.raises(ConfigError, match=r"rollout.max_turns: 1 with tools.*to 2 or more"):
+        load_config(None, ["rollout.max_turns=1"])
+    alone = ["rollout.max_turns=1", "rollout.tools=[]"]
+    with pytest.raises(ConfigError, match=r"rollout.max_turns: 1 with tools"):
+        load_config(None, [*alone, 'tools.mcp=[{command=["server"]}]'])
+    assert load_config(None, alone).rollout.max_turns == 1
+
+
 def test_the_papers_numbers_are_the_defaults() -> None:
     a = Config().algorithm
     assert (a.rollouts, a.continuations, a.extra_budget) == (8, 4, 0.25)

@@ -179,6 +179,8 @@ class TestSummary:
         assert values == {
             "pass@1": pytest.approx((1 / 4 + 1 / 4 + 1) / 3),
             "pass@4": 1.0,
+            "pass@1_floor": pytest.approx((1 / 4 + 1 / 4 + 3 / 4) / 3),
+            "pass@4_floor": 1.0,
             "tool_rate": pytest.approx(4 / 11),
             "accuracy_tool": pytest.approx(1 / 4),
             "all_wrong_tool": pytest.approx(1 / 2),
@@ -193,6 +195,10 @@ class TestSummary:
             1,
         )
         assert summary.stops == {"answer": 11, "tool_fault": 1}
+        assert summary.faults == {
+            "unscored": 1.0, "unscored_share": pytest.approx(1 / 12), "unscored_tool_rate": 0.0,
+            "fault_tool": 1.0, "unscored_turn_1": 1.0,
+        }  # fmt: skip
         assert all(e.low <= e.value <= e.high for e in summary.metrics.values())
 
         hard = summary.by["easy"]["False"]
@@ -207,6 +213,14 @@ class TestSummary:
         assert (plain["model"], plain["step"], plain["split"]) == ("m", 3, "test")
         assert set(plain["metrics"]["pass@4"]) == {"value", "low", "high"}
         assert plain["by"]["easy"]["True"]["metrics"]["pass@1"]["value"] == 0.25
+
+    def test_what_is_not_scored_raises_pass_1_but_not_its_floor(self) -> None:
+        """One right and one wrong question; the wrong one makes its rollout unscored."""
+        honest = summarize([question("a", [], [1]), question("b", [], [0])], 1, seed=0)
+        dodged = summarize([question("a", [], [1]), question("b", [], [None])], 1, seed=0)
+        assert honest.metrics["pass@1"].value == 0.5 and "pass@1_floor" not in honest.metrics
+        assert dodged.metrics["pass@1"].value == 1.0
+        assert dodged.metrics["pass@1_floor"].value == 0.5
 
     def test_k_1_has_one_pass_metric(self) -> None:
         summary = summarize([question("a", [1], [])], 1, seed=0)
@@ -235,13 +249,23 @@ class TestSummary:
         expected = {name: v for name, v in figures.items() if name in GAP}
         shared = {name: metrics[name].value for name in expected}
         assert shared == pytest.approx(expected)
-        assert set(metrics) - set(expected) <= {"pass@1", "pass@2", "tokens"}
+        assert {m.removesuffix("_floor") for m in set(metrics) - set(expected)} <= {
+            "pass@1", "pass@2", "tokens",
+        }  # fmt: skip
         zoom = {f"tool_zoom_{name}": e.value for name, e in summary.tools.get("zoom", {}).items()}
         zoom.pop("tool_zoom_accuracy", None)
         assert zoom == pytest.approx({k: v for k, v in figures.items() if "zoom" in k})
 
 
 class TestCompare:
+    def test_the_floor_is_compared_where_anything_was_not_scored(self) -> None:
+        first = [question("a", [], [1, 0]), question("b", [], [0, 0])]
+        second = [question("a", [], [1, None]), question("b", [], [1, 0])]
+        difference = compare(first, second, 1, seed=0)["difference"]
+        assert difference["pass@1"]["value"] == pytest.approx((1 / 2 + 1 / 2) / 2)
+        assert difference["pass@1_floor"]["value"] == pytest.approx((0 + 1 / 2) / 2)
+        assert "pass@1_floor" not in compare(first, first, 1, seed=0)["difference"]
+
     FIRST = (("a", [0, 0], [1, 0]), ("b", [0, 0], [0, 0]), ("c", [0], [1, 0, 0]))
     SECOND = (("c", [1], [1, 0, 0]), ("a", [1, 0], [1, 0]), ("b", [1, 0], [0, 0]))
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from axpo.algorithms.unscored import UnscoredWarning
 from axpo.config import Config, UserError, load_config
-from axpo.engines.base import Request
+from axpo.engines.base import EngineError, Request
 from axpo.evaluation import run
 from axpo.evaluation.driver import ShelfError
+from axpo.report.tables import print_evaluation
 from axpo.tasks.base import Example
 from axpo.tree import Group
 from fake_vllm import FakeVllm
@@ -82,6 +84,25 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def config(*changes: str) -> Config:
     return load_config(None, ["eval.samples=4", "eval.k=2", "eval.prefix_samples=8", *changes])
+
+
+def test_what_was_not_scored_is_said_and_counts_as_wrong_in_the_floor(
+    tmp_path: Path, engine: FakeEngine, measured: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of 20 rollouts, that of a right question without a tool."""
+    engine.script["eval/test0/r2/t1"] = EngineError("it broke")
+    said = r"^1 of 20 trajectories could not be scored \(5.0%\).*1 x engine: it broke.*floor; put"
+    with pytest.warns(UnscoredWarning, match=said):
+        result = run.evaluate(config(), "hub/model", tmp_path, CountingMonitor())
+    values = {name: e["value"] for name, e in result["metrics"].items()}
+    assert values["pass@1"] == pytest.approx((1 / 3 + 1 / 2) / 5)
+    assert values["pass@1_floor"] == pytest.approx((1 / 4 + 1 / 2) / 5)
+    assert result["faults"]["fault_engine"] == result["unscored"] == 1
+    print_evaluation(result)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 rollouts were not scored (engine 1), 0 % of them had called a tool" in printed
+    with pytest.warns(UnscoredWarning, match=r"^1 of 20 trajectories"):
+        run.diagnose(config(), "hub/model", tmp_path, CountingMonitor())
 
 
 def test_evaluate_then_diagnose_then_compare(

@@ -179,6 +179,27 @@ def test_a_run_that_a_tool_stops_goes_on_from_its_last_step(
     assert same(trained[0] / "checkpoints" / "step-000004", resumed)
 
 
+def test_a_tool_that_fails_stops_the_run_and_what_was_trained_is_kept(
+    start: Path, trained: tuple[Path, Lines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the third step on every zoom fails; mended, the run ends as if nothing had been."""
+    settings = config(run={"checkpoint_every": 4, "trees_every": 1, "unscored_stop": 0.1})
+    lines, zoom = Lines(), ZoomTool.__call__
+
+    async def breaks(self: ZoomTool, arguments: Any, context: Any) -> Any:
+        if len(lines.steps) >= 2:
+            raise ConnectionError("the picture server is gone")
+        return await zoom(self, arguments, context)
+
+    said = r"tool image_zoom_in_tool: ConnectionError: the .*more than run\.unscored_stop = 0\.1"
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=said):
+        patched.setattr(ZoomTool, "__call__", breaks)
+        rl.train(settings, start, tmp_path, lines)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+    resumed = rl.train(settings, start, tmp_path, Lines())
+    assert same(trained[0] / "checkpoints" / "step-000004", resumed)
+
+
 def test_evaluation_diagnosis_comparison_and_report(
     start: Path, trained: tuple[Path, Lines], tmp_path: Path
 ) -> None:
@@ -215,7 +236,7 @@ def test_rl_refuses_sampling_that_biases_it(bad: dict[str, float], tmp_path: Pat
 
 
 def test_a_step_without_any_score_stops(start: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none of 32 rollouts .* no answer after 1e-09 s"):
+    with pytest.raises(UserError, match=r"32 of 32 trajectories .*32 x no answer after 1e-09 s"):
         rl.train(config(rollout={"max_seconds": 1e-9}), start, tmp_path, Lines())
 
 

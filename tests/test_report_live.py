@@ -40,6 +40,14 @@ def test_panel_fits_and_shows_the_key_figures(width: int) -> None:
         assert len(lines) == 4 + (3 if width >= live.WIDE else 6)
 
 
+def test_what_was_not_scored_is_shown_while_there_is_any() -> None:
+    view = LiveView("AXPO", 9, console=screen(80, False))
+    view.update(1, METRICS | {"unscored_share": 0.0})
+    assert "not scored" not in view.line()
+    view.update(2, METRICS | {"unscored_share": 0.28})
+    assert "not scored 28 %" in view.line()
+
+
 def test_terminal_session_draws_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     console = screen(80, True)
     with LiveView("AXPO", 2, console=console) as view:

@@ -19,7 +19,13 @@ from axpo.config import UserError, parse_config
 from axpo.report.names import BASE_COLOURS, colours, smooth
 from axpo.report.plots import comparison_png
 from axpo.report.runs import RunView, distinct_names
-from axpo.report.summary import edge_table, evaluation_table, share_table, verdicts
+from axpo.report.summary import (
+    edge_table,
+    evaluation_table,
+    share_table,
+    verdicts,
+    warnings,
+)
 from axpo.store import save_groups
 from axpo.tree import (
     Branch,
@@ -278,6 +284,23 @@ def test_tables_of_training(tmp_path: Path) -> None:
     run = RunView("x", tmp_path, metrics=lines)
     assert edge_table([run], ["accuracy", "kl"], "rl") == [("Accuracy", ["0.050 → 0.250"])]
     assert share_table([run], "stop", "rl") == [("answer", [0.75]), ("max turns", [0.25])]
+
+
+def test_a_report_begins_with_what_was_not_scored(tmp_path: Path) -> None:
+    shares = [0.0, 0.02, 0.3, 0.05]
+    lines = [
+        {"kind": "rl", "step": step, "unscored_share": share, "fault_tool_look": 50 * share}
+        for step, share in enumerate(shares)
+    ]
+    run, clean = RunView("x", tmp_path, metrics=lines), RunView("y", tmp_path, metrics=lines[:2])
+    (said,) = warnings([run, clean], ["x", "y"])
+    assert said.startswith(
+        "x: in 2 of 4 steps more than 2% of the trajectories could not be scored"
+    )
+    assert "(at most 30%, step 2)" in said
+    strict = RunView("z", tmp_path, {"run": {"unscored_warn": 0.1}}, metrics=lines)
+    assert "z: in 1 of 4 steps more than 10%" in warnings([strict], ["z"])[0]
+    assert share_table([run], "fault", "rl") == [("tool look", [1.0])]
 
 
 def test_methods_keep_their_colours() -> None:

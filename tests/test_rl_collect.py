@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -11,18 +12,25 @@ import pytest
 
 from axpo.algorithms import ALGORITHMS
 from axpo.algorithms.arpo import TOP_LOGPROBS
+from axpo.algorithms.unscored import UnscoredWarning, unscored_figures
 from axpo.config import Config, UserError, parse_config
 from axpo.engines.base import EngineError, Request
 from axpo.tasks.base import Example
+from axpo.tools.base import Observation, ToolContext
 from axpo.training.collection import Collector
 from axpo.training.monitor import Stopwatch
 from axpo.tree import Group
-from rollout_support import LIMITS, FakeEngine, example, make_agent, zoom
+from rollout_support import LIMITS, FakeEngine, FakeTool, example, make_agent, zoom
 from test_pipeline import Lines
 
 CALL = f"small</think>\n\n{zoom()}"
 WRONG = "it is 8</think>\n\nAnswer: 8"
 RIGHT = "it is 7</think>\n\nAnswer: 7"
+LOOK = '</think><tool_call>{"name": "look", "arguments": {}}</tool_call>'
+
+
+async def broken(arguments: dict[str, Any], context: ToolContext) -> Observation:
+    raise KeyError(f"pixels {8 + int(context.trajectory[4])} of 64")
 
 
 class Questions:
@@ -36,9 +44,14 @@ class Questions:
 
 
 def collector_of(
-    engine: FakeEngine, rl: dict[str, Any] | None = None, **algorithm: Any
+    engine: FakeEngine,
+    rl: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+    tools: dict[str, FakeTool] | None = None,
+    **algorithm: Any,
 ) -> Collector:
     values: dict[str, Any] = {
+        "run": run or {},
         "rl": {"questions": 4, "updates": 1, **(rl or {})},
         "algorithm": {"rollouts": 2, **algorithm},
     }
@@ -46,7 +59,7 @@ def collector_of(
         values["engine"] = {"name": "vllm", "vllm": {"urls": ["http://127.0.0.1:1"]}}
     config: Config = parse_config(values)
     top_logprobs = TOP_LOGPROBS if config.algorithm.name == "arpo" else 0
-    agent = make_agent(engine, settings=LIMITS, top_logprobs=top_logprobs)
+    agent = make_agent(engine, tools, LIMITS, top_logprobs=top_logprobs)
     return Collector(agent, Questions(), ALGORITHMS[config.algorithm.name], config)
 
 
@@ -167,8 +180,61 @@ def test_arpo_branches_of_a_step_follow_their_sources() -> None:
 
 
 def test_a_step_that_could_score_nothing_stops() -> None:
-    with pytest.raises(UserError, match=r"none of 8 rollouts could be scored.*engine: it broke"):
+    with pytest.raises(UserError, match=r"8 of 8 trajectories could not be .*8 x engine: it broke"):
         collected(FakeEngine({}, EngineError("it broke")))
+
+
+def test_a_step_with_too_much_unscored_stops_and_says_what_failed() -> None:
+    """Two of eight, the callers: the tool's name, its error and the turn are told."""
+    script = {f"s0/q{q}/r0/t1": LOOK for q in range(2)}
+    with pytest.raises(UserError) as stopped:
+        collected(FakeEngine(script, RIGHT), tools={"look": FakeTool(broken)})
+    assert str(stopped.value).startswith(
+        "2 of 8 trajectories could not be scored (25.0%), 2 of them had called a tool; they ended "
+        "2 in turn 1: 2 x tool look: KeyError: 'pixels 8 of 64'. That is more than "
+        "run.unscored_stop = 0.2"
+    )
+
+
+def test_below_that_it_is_said_and_counted() -> None:
+    script = {"s0/q0/r0/t1": LOOK, "s0/q2/r1/t1": LOOK, "s0/q2/r1/t2": LOOK}
+    tools = {"look": FakeTool(broken)}
+    with pytest.warns(UnscoredWarning, match=r"^1 of 8 trajectories .*turn 1: 1 x tool look: Key"):
+        groups = collected(FakeEngine(dict([*script.items()][:1]), RIGHT), tools=tools)
+    assert unscored_figures(groups) == {
+        "unscored": 1.0, "unscored_share": 1 / 8, "unscored_tool_rate": 1.0,
+        "fault_tool_look": 1.0, "unscored_turn_1": 1.0,
+    }  # fmt: skip
+    # Both limits are settings.
+    with pytest.raises(UserError, match=r"run.unscored_stop = 0.1:"):
+        collected(
+            FakeEngine(script, RIGHT), tools=tools, run={"unscored_warn": 0, "unscored_stop": 0.1}
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collected(
+            FakeEngine(script, RIGHT), tools=tools, run={"unscored_warn": 0.3, "unscored_stop": 0.3}
+        )
+
+
+def test_continuations_count_with_the_turn_of_their_path() -> None:
+    """q0's source looks and is wrong; its continuations look once more, and the engine dies."""
+    answers = iter(["seen", "seen", "seen"])
+
+    async def look(arguments: dict[str, Any], context: ToolContext) -> Observation:
+        return Observation(next(answers))
+
+    script: dict[str, Any] = {"s0/q0/r0/t1": LOOK, "s0/q0/r0/t2": WRONG}
+    rest = LOOK.removeprefix("</think><tool_call>")
+    script |= {f"s0/q0/r0/c{k}/t1": rest for k in range(2)}
+    script |= {f"s0/q0/r0/c{k}/t2": EngineError("it broke") for k in range(2)}
+    with pytest.warns(UnscoredWarning, match=r"^2 of 10 traj.*2 in turn 2: 2 x engine: it broke"):
+        groups = collected(
+            FakeEngine(script, RIGHT), tools={"look": FakeTool(look)},
+            continuations=2, extra_budget=0.5,
+        )  # fmt: skip
+    figures = unscored_figures(groups)
+    assert (figures["fault_engine"], figures["unscored_turn_2"]) == (2.0, 2.0)
 
 
 def test_phases_add_up_to_the_step() -> None:
@@ -301,7 +367,7 @@ def test_a_fault_of_a_batch_ahead_is_its_own_steps() -> None:
             groups = await collector.take(0, Stopwatch(Lines()))
             await settle()
             assert all(rollout.scored for group in groups for rollout in group.rollouts)
-            with pytest.raises(UserError, match=r"none of 8 rollouts .*s1/q0/r0"):
+            with pytest.raises(UserError, match=r"8 of 8 trajectories could not be scored"):
                 await collector.take(1, Stopwatch(Lines()))
 
     asyncio.run(main())

@@ -90,6 +90,11 @@ class Config(Section):
                         f"{name}.optimizer.freeze_vision: no effect with model.lora, which trains "
                         "its adapters alone; remove it (model.lora.vision adapts the vision tower)"
                     )
+        if self.rollout.max_turns == 1 and (self.rollout.tools or self.tools.mcp):
+            raise ValueError(
+                "rollout.max_turns: 1 with tools: the calls of the last turn are not run, so every "
+                "rollout that calls one would score 0; set it to 2 or more, or rollout.tools = []"
+            )
         if self.rl.questions % self.rl.updates:
             raise ValueError(
                 f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"

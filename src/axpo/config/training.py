@@ -223,5 +223,11 @@ class RunSettings(Section):
     """Newest checkpoints that are kept."""
     trees_every: PositiveInt = 10
     """Steps between saved trajectory trees."""
+    unscored_warn: Fraction = 0.02
+    """Share of a step's (or an evaluation's) trajectories above which it is said that they could
+    not be scored, and why (choice)."""
+    unscored_stop: Fraction = 0.2
+    """Share of a step's trajectories above which training stops: what is left would be of those
+    alone whom the failure spared (choice)."""
     tensorboard: bool = False
     """Also write TensorBoard event files (extra "tracking")."""

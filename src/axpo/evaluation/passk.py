@@ -1,7 +1,8 @@
 """Pass@1 and the unbiased Pass@k of Chen et al. (arXiv 2107.03374), per question and as a mean.
 
 A rollout is right where it is solved (`Trajectory.solved`). Unscored rollouts leave n; a question
-with fewer than k scored ones has no estimate and is dropped, which the mean reports.
+with fewer than k scored ones has no estimate and is dropped, which the mean reports. The floor
+leaves nothing out: there they count as wrong.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ def tally(trajectories: Iterable[Trajectory]) -> tuple[int, int]:
 def question_pass_at_k(group: Group, k: int) -> float | None:
     """The question's estimate; None with fewer than k scored rollouts."""
     n, c = tally(group.rollouts)
+    return pass_at_k(n, c, k) if n >= k else None
+
+
+def floor_pass_at_k(group: Group, k: int) -> float | None:
+    """The question's estimate with unscored rollouts as wrong ones; None with fewer than k."""
+    n, c = len(group.rollouts), tally(group.rollouts)[1]
     return pass_at_k(n, c, k) if n >= k else None
 
 

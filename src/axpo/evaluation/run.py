@@ -12,12 +12,19 @@ import asyncio
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from axpo.algorithms.subgroups import gap, subgroup
+from axpo.algorithms.unscored import (
+    UnscoredWarning,
+    unscored_figures,
+    unscored_share,
+    unscored_text,
+)
 from axpo.config import AlgorithmSettings, Config, UserError
 from axpo.evaluation import driver
 from axpo.evaluation.diagnostics import choose_prefixes
@@ -61,6 +68,7 @@ def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
 
     monitor.start("eval", 0, _questions(config))
     groups = asyncio.run(run())
+    _say_unscored(config, groups, out / EVALUATION)
     summary = summarize(
         groups, config.eval.k, config.run.seed,
         model=model, step=_step(model), split=config.eval.split,
@@ -101,6 +109,10 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
             entropies = _entropies(config, checkpoint, groups, out / EVALUATION / ENTROPIES)
         finally:
             await agent.close()
+        for folder, sampled in (
+            (EVALUATION, groups), (DIAGNOSIS, grown), (AGAIN, list(fresh.values())),
+        ):  # fmt: skip
+            _say_unscored(config, sampled, out / folder)
         diagnosis = diagnose_groups(
             groups, probes, grown, fresh, entropies, settings, seed,
             model=model, step=_step(model), split=config.eval.split,
@@ -198,6 +210,17 @@ async def _check_engine(config: Config, agent: Agent, checkpoint: Checkpoint) ->
     await check_parity(agent, recompute, groups, config.run.seed, limit)
 
 
+def _say_unscored(config: Config, groups: Sequence[Group], folder: Path) -> None:
+    """Say where more was left out of the figures than expected, and how to get it."""
+    if unscored_share(groups) > config.run.unscored_warn:
+        warnings.warn(
+            f"{unscored_text(groups)}. The figures leave them out, but for those named floor; put "
+            f"right what fails, remove {folder} and give the same command again",
+            UnscoredWarning,
+            stacklevel=2,
+        )
+
+
 def _questions(config: Config) -> int:
     size = build_task(config.task).size(config.eval.split)
     return config.eval.questions if size is None else min(size, config.eval.questions)
@@ -205,7 +228,8 @@ def _questions(config: Config) -> int:
 
 def _show_questions(monitor: Monitor) -> Progress:
     def progress(done: Sequence[Group], total: int) -> None:
-        monitor.step("eval", len(done) - 1, gap(done[-RECENT:]))
+        recent = done[-RECENT:]
+        monitor.step("eval", len(done) - 1, gap(recent) | unscored_figures(recent))
 
     return progress
 

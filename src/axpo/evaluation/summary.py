@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from axpo.algorithms.subgroups import all_wrong, callers, scored, subgroup, tools_used
+from axpo.algorithms.unscored import unscored_figures
 from axpo.config import UserError
 from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, paired_differences, ratios
-from axpo.evaluation.passk import question_pass_at_k, tally
+from axpo.evaluation.passk import floor_pass_at_k, question_pass_at_k, tally
 from axpo.tree import Group
 
 EXAMPLE = "example"
@@ -44,10 +45,12 @@ class Summary:
     """A model's metrics on a split.
 
     `dropped` questions have fewer than k scored rollouts (no Pass@k); `unscored` rollouts and
-    `stops` count over all rollouts. `by` maps a key of the examples' meta and its value to the
-    metrics of those questions; `tools` maps a tool that was used to its `rate` (share of rollouts
-    that called it), `accuracy` (of those) and `all_wrong` (share of the questions with such
-    rollouts where all of them are wrong). A metric that no question has a share in is left out.
+    `stops` count over all rollouts. Where some are unscored, `pass@k_floor` counts them as wrong
+    and `faults` says what failed (`axpo.algorithms.unscored.unscored_figures`). `by` maps a key of
+    the examples' meta and its value to the metrics of those questions; `tools` maps a tool that was
+    used to its `rate` (share of rollouts that called it), `accuracy` (of those) and `all_wrong`
+    (share of the questions with such rollouts where all of them are wrong). A metric that no
+    question has a share in is left out.
     """
 
     model: str
@@ -60,6 +63,7 @@ class Summary:
     dropped: int = 0
     unscored: int = 0
     stops: Mapping[str, int] = field(default_factory=dict)
+    faults: Mapping[str, float] = field(default_factory=dict)
     by: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
     tools: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
@@ -71,6 +75,7 @@ class Summary:
             "metrics": _plain(self.metrics),
             "tools": {tool: _plain(metrics) for tool, metrics in self.tools.items()},
             "stops": dict(self.stops),
+            "faults": dict(self.faults),
             "by": {
                 key: {value: part._part() for value, part in parts.items()}
                 for key, parts in self.by.items()
@@ -97,12 +102,14 @@ def summarize(
     """Every metric with its interval; again for each value of the meta keys `by` that occur."""
     if not groups:
         raise ValueError("no questions to summarize")
-    metrics = _estimates([measures(group, k) for group in groups], seed, resamples)
+    rollouts = [r for group in groups for r in group.rollouts]
+    unscored = sum(not r.scored for r in rollouts)
+    rows = [measures(group, k, floor=unscored > 0) for group in groups]
+    metrics = _estimates(rows, seed, resamples)
     tools = {
         tool: _estimates([tool_measures(group, tool) for group in groups], seed, resamples)
         for tool in tools_used(groups)
     }
-    rollouts = [r for group in groups for r in group.rollouts]
     parts: dict[str, dict[str, Summary]] = {}
     for key in by:
         for value in sorted({str(g.meta[key]) for g in groups if key in g.meta}):
@@ -120,8 +127,9 @@ def summarize(
         k,
         metrics,
         dropped=sum(tally(group.rollouts)[0] < k for group in groups),
-        unscored=sum(not r.scored for r in rollouts),
+        unscored=unscored,
         stops=dict(Counter(str(r.stop) for r in rollouts).most_common()),
+        faults=unscored_figures(groups) if unscored else {},
         by=parts,
         tools=tools,
     )
@@ -142,8 +150,9 @@ def compare(
     leaves Pass@k of both.
     """
     pairs = _align(first, second)
-    names, *a = _table([measures(pair[0], k) for pair in pairs])
-    _, *b = _table([measures(pair[1], k) for pair in pairs])
+    floor = not all(r.scored for pair in pairs for group in pair for r in group.rollouts)
+    names, *a = _table([measures(pair[0], k, floor) for pair in pairs])
+    _, *b = _table([measures(pair[1], k, floor) for pair in pairs])
     dropped = 0
     for m, name in enumerate(names):
         if name.startswith("pass@"):
@@ -166,13 +175,16 @@ def compare(
     }
 
 
-def measures(group: Group, k: int) -> Shares:
-    """The question's share (numerator, denominator) in each metric."""
+def measures(group: Group, k: int, floor: bool = False) -> Shares:
+    """The question's share (numerator, denominator) in each metric; with `floor` also in Pass@k
+    with unscored rollouts as wrong ones."""
     rollouts = scored(group.rollouts)
     found: dict[str, tuple[float, float]] = {}
+    kinds = {"": question_pass_at_k} | ({"_floor": floor_pass_at_k} if floor else {})
     for size in dict.fromkeys((1, k)):
-        value = question_pass_at_k(group, size)
-        found[f"pass@{size}"] = (0.0, 0.0) if value is None else (value, 1.0)
+        for suffix, estimate in kinds.items():
+            value = estimate(group, size)
+            found[f"pass@{size}{suffix}"] = (0.0, 0.0) if value is None else (value, 1.0)
     found["tool_rate"] = (sum(r.uses_tool for r in rollouts), len(rollouts))
     for name, tool in (("tool", True), ("no_tool", False)):
         members = subgroup(group, tool=tool)

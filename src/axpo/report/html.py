@@ -84,6 +84,7 @@ def build_report(
         edge_steps=summary.EDGE_STEPS,
         stops=summary.share_table(runs, "stop", kind),
         calls=summary.share_table(runs, "call", kind),
+        faults=summary.share_table(runs, "fault", kind),
         timing=timing,
         differing=differing,
         shared=shared,

@@ -31,11 +31,13 @@ RATES = {"samples_per_second": "samples", "tokens_per_second": "tokens_sampled"}
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number of the view: the first metric of `keys` that the run reports."""
+    """A number of the view: the first metric of `keys` that the run reports. An `alarm` is shown
+    while it is not 0."""
 
     keys: tuple[str, ...]
     label: str
     fraction: bool = True
+    alarm: bool = False
 
     def text(self, value: float) -> str:
         if self.fraction:
@@ -44,6 +46,7 @@ class Figure:
 
 
 FIGURES = (
+    Figure(("unscored_share",), "not scored", alarm=True),
     Figure(("tool_rate",), "tool rate"),
     Figure(("all_wrong_tool",), "all-wrong tool"),
     Figure(("accuracy", "pass@1"), "accuracy"),
@@ -174,6 +177,7 @@ class LiveView:
             (figure, list(history[key]))
             for figure in FIGURES
             if (key := next((k for k in figure.keys if k in history), None)) is not None
+            and not (figure.alarm and history[key][-1] == 0)
         ]
         return chosen[:6]
 

@@ -39,6 +39,8 @@ MORE_CHARTS = (
     Chart("accuracy_tool", "Accuracy with tool"),
     Chart("accuracy_no_tool", "Accuracy without tool"),
     Chart("all_wrong_no_tool", "All-wrong no-tool subgroups"),
+    Chart("unscored_share", "Not scored", "trajectories that infrastructure failed"),
+    Chart("unscored_tool_rate", "Tool rate of those", "the tool rate above leaves them out"),
     Chart("branches", "Resampled prefixes a step", fraction=False),
     Chart("extra_samples", "Extra samples", "continuations for each original rollout"),
     Chart("clip_fraction", "Clipped tokens"),
@@ -55,6 +57,8 @@ LABELS: Mapping[str, str] = {
     **{chart.key: chart.title for chart in (*MAIN_CHARTS, *MORE_CHARTS)},
     "distinct_calls": "Distinct calls from one prefix",
 }
+FLOOR = "_floor"
+"""Ends the name of a Pass@k in which what could not be scored counts as wrong."""
 EVALUATION_ORDER = (
     "tool_rate", "accuracy_tool", "accuracy_no_tool", "all_wrong_tool", "all_wrong_no_tool",
     "recovery_rate", "distinct_calls",
@@ -64,7 +68,7 @@ EVALUATION_ORDER = (
 def label(metric: str) -> str:
     """A metric as a reader knows it: `pass@4` is Pass@4, `grad_norm` is Gradient norm."""
     if metric.startswith("pass@"):
-        return "P" + metric[1:]
+        return "P" + metric[1:].replace(FLOOR, ", unscored as wrong")
     return LABELS.get(metric, metric.replace("_", " ").capitalize())
 
 
@@ -82,7 +86,7 @@ def evaluation_order(metrics: Sequence[str]) -> list[str]:
 
     def rank(metric: str) -> tuple[int, float, str]:
         if metric.startswith("pass@"):
-            k = metric.removeprefix("pass@")
+            k = metric.removeprefix("pass@").removesuffix(FLOOR)
             return (0, float(k) if k.isdigit() else math.inf, metric)
         if metric in EVALUATION_ORDER:
             return (1, EVALUATION_ORDER.index(metric), metric)

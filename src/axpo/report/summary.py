@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from axpo.config import RunSettings
 from axpo.report.names import TOOL_FIGURES, evaluation_order, label
 from axpo.report.numbers import interval_text, number_text, probability_text, signed_text
 from axpo.report.runs import RunView
@@ -102,9 +103,22 @@ def what_was_run(runs: Sequence[RunView], names: Sequence[str], kind: str) -> st
 
 
 def warnings(runs: Sequence[RunView], names: Sequence[str]) -> list[str]:
-    """What a reader must know before anything else: runs whose Python tool had no sandbox."""
+    """What a reader must know before anything else: runs whose Python tool had no sandbox, and runs
+    that left out more trajectories than expected."""
     unsafe = [name for run, name in zip(runs, names, strict=True) if runs_unsafe(run.config)]
-    return [f"{UNSAFE} ({', '.join(unsafe)})."] if unsafe else []
+    said = [f"{UNSAFE} ({', '.join(unsafe)})."] if unsafe else []
+    for run, name in zip(runs, names, strict=True):
+        limit = run.config.get("run", {}).get("unscored_warn", RunSettings().unscored_warn)
+        shares = [(share, step) for step, share in run.series("unscored_share", "rl")]
+        above = [found for found in shares if found[0] > limit]
+        if above:
+            share, step = max(above)
+            said.append(
+                f"{name}: in {len(above)} of {len(shares)} steps more than {limit:.0%} of the "
+                f"trajectories could not be scored (at most {share:.0%}, step {step}); the figures "
+                "are of the others."
+            )
+    return said
 
 
 def runs_unsafe(settings: Mapping[str, Any]) -> bool:

@@ -25,7 +25,21 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     title = f"{result['questions']} {result['split']} questions x {result['samples']} samples"
     _print(title, columns)
     if result["unscored"]:
-        Console().print(f"{result['unscored']} rollouts were not scored (infrastructure faults)")
+        Console().print(_unscored(result), highlight=False, markup=False)
+
+
+def _unscored(result: Mapping[str, Any]) -> str:
+    faults = result["faults"]
+    causes = [
+        f"{name.removeprefix('fault_').replace('_', ' ', 1)} {count:.0f}"
+        for name, count in faults.items()
+        if name.startswith("fault_")
+    ]
+    return (
+        f"{result['unscored']} rollouts were not scored ({', '.join(causes)}), "
+        f"{100 * faults['unscored_tool_rate']:.0f} % of them had called a tool; the figures leave "
+        "them out, but for those in which they count as wrong"
+    )
 
 
 def print_diagnostics(result: Mapping[str, Any]) -> None:

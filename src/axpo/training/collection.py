@@ -10,13 +10,20 @@ never waits for a batch's slowest rollout.
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from axpo.algorithms import Algorithm
 from axpo.algorithms.budget import Plan
-from axpo.config import Config, UserError
+from axpo.algorithms.unscored import (
+    UnscoredWarning,
+    check_scored,
+    unscored_share,
+    unscored_text,
+)
+from axpo.config import Config
 from axpo.rollout.agent import Agent
 from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group, resample, together
@@ -123,10 +130,18 @@ class Collector:
 
         watch("sample")
         await together([one(group) for group in groups])
-        _check_scored(groups)
+        self._check_scored(groups)
         for group in groups:
             order = [trajectory.id for trajectory in group.trajectories()]
             group.branches.sort(key=lambda branch: order.index(branch.source))
+
+    def _check_scored(self, groups: Sequence[Group]) -> None:
+        """Say that infrastructure failed too many trajectories; raise `UserError` where learning
+        from the others would mislead."""
+        run = self._config.run
+        check_scored(groups, run.unscored_stop)
+        if unscored_share(groups) > run.unscored_warn:
+            warnings.warn(unscored_text(groups), UnscoredWarning, stacklevel=2)
 
     async def _grow(self, group: Group, plan: Plan) -> None:
         """Cut the plan's source and sample its continuations."""
@@ -136,12 +151,3 @@ class Collector:
 
 def _unheard(phase: str) -> None:
     """The phases of a batch that is sampled beside another step's."""
-
-
-def _check_scored(groups: Sequence[Group]) -> None:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    if not any(rollout.scored for rollout in rollouts):
-        raise UserError(
-            f"none of {len(rollouts)} rollouts could be scored ({rollouts[0].id}, ...), nothing "
-            f"can be learned; the first says: {rollouts[0].fault}"
-        )

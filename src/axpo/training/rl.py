@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from axpo.algorithms import ALGORITHMS, Algorithm
 from axpo.algorithms.losses import policy_loss, truncated_ratios
 from axpo.algorithms.subgroups import gap
+from axpo.algorithms.unscored import unscored_figures
 from axpo.config import Config, ConfigError, RolloutSettings
 from axpo.engines.base import Engine
 from axpo.engines.vllm.engine import VllmEngine
@@ -223,7 +224,7 @@ def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, flo
 
 
 def counts(groups: Sequence[Group]) -> dict[str, float]:
-    """Samples, tokens, branches, stop reasons and call outcomes of a batch."""
+    """Samples, tokens, branches, stop reasons, call outcomes and faults of a batch."""
     trajectories = [t for g in groups for t in g.trajectories()]
     grown = [t for g in groups for b in g.branches for t in b.continuations]
     figures = Counter(f"stop_{t.stop}" for t in trajectories)
@@ -232,7 +233,7 @@ def counts(groups: Sequence[Group]) -> dict[str, float]:
         "rollouts": float(len(trajectories) - len(grown)),
         "extra_samples": len(grown) / (len(trajectories) - len(grown)),
         "branches": float(sum(len(g.branches) for g in groups)),
-        "unscored": float(sum(not t.scored for t in trajectories)),
+        **unscored_figures(groups),
         "tokens_sampled": _sampled(trajectories),
         "tokens_resampled": _sampled(grown),
         **{name: float(count) for name, count in figures.items()},

@@ -1,0 +1,98 @@
+"""Trajectories that nobody could score: how many, what failed, and how far they had come.
+
+They leave every statistic (`subgroups`). That is right while they are few and of all kinds alike;
+a tool that fails takes out those alone that use it, and what is left looks like a policy that
+needs no tools. So they are counted with their cause, and bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from axpo.config import UserError
+from axpo.tree import CallStatus, Group, Origin, StopReason, Trajectory
+
+SHOWN = 3
+"""Causes that a message names, the most frequent first."""
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+class UnscoredWarning(UserWarning):
+    """More trajectories than expected could not be scored."""
+
+
+def unscored(groups: Sequence[Group]) -> list[tuple[Group, Trajectory]]:
+    """Those without a reward, continuations too, each with its group."""
+    return [(g, t) for g in groups for t in g.trajectories() if not t.scored]
+
+
+def unscored_share(groups: Sequence[Group]) -> float:
+    """Of all trajectories; 0 where there are none."""
+    total = sum(1 for g in groups for _ in g.trajectories())
+    return len(unscored(groups)) / total if total else 0.0
+
+
+def failed(trajectory: Trajectory) -> str:
+    """What failed an unscored trajectory: "tool_<name>", "engine", "max_seconds" or "grading"."""
+    if trajectory.stop is StopReason.TOOL_FAULT:
+        broken = [c.name for c in trajectory.calls if c.status is CallStatus.INFRA_ERROR]
+        return f"tool_{broken[-1]}" if broken else "tool"
+    if trajectory.stop is StopReason.ENGINE_FAULT:
+        return "engine"
+    return "max_seconds" if trajectory.stop is StopReason.MAX_SECONDS else "grading"
+
+
+def turn_reached(group: Group, trajectory: Trajectory) -> int:
+    """The policy's turn, from 1, in which a trajectory ended."""
+    path = group.after_prompt(trajectory)
+    return 1 + len({s.id for s in path if s.origin is Origin.OBSERVATION})
+
+
+def unscored_figures(groups: Sequence[Group]) -> dict[str, float]:
+    """`unscored` and `unscored_share`; where there are any, `unscored_tool_rate` (share of them
+    that tried a tool) and their counts by what failed, `fault_<what>`, and by turn reached,
+    `unscored_turn_<n>`."""
+    found = unscored(groups)
+    figures = {"unscored": float(len(found)), "unscored_share": unscored_share(groups)}
+    if not found:
+        return figures
+    figures["unscored_tool_rate"] = sum(t.uses_tool for _, t in found) / len(found)
+    counts = Counter(f"fault_{failed(t)}" for _, t in found)
+    counts.update(f"unscored_turn_{turn_reached(g, t)}" for g, t in found)
+    return figures | {name: float(count) for name, count in sorted(counts.items())}
+
+
+def unscored_text(groups: Sequence[Group]) -> str:
+    """The same in words, with what the most frequent faults say: one of those that differ in
+    their numbers alone."""
+    found = unscored(groups)
+    total = sum(1 for g in groups for _ in g.trajectories())
+    used = sum(t.uses_tool for _, t in found)
+    faults = [t.fault or "no reason given" for _, t in found]
+    causes = Counter(_NUMBER.sub("#", fault) for fault in faults)
+    said = {_NUMBER.sub("#", fault): fault for fault in reversed(faults)}
+    frequent = causes.most_common(SHOWN)
+    shown = [f"{count} x {said[cause][:160]}" for cause, count in frequent]
+    if others := len(found) - sum(count for _, count in frequent):
+        shown.append(f"{others} others")
+    turns = Counter(turn_reached(g, t) for g, t in found)
+    reached = ", ".join(f"{count} in turn {turn}" for turn, count in sorted(turns.items()))
+    return (
+        f"{len(found)} of {total} trajectories could not be scored ({len(found) / total:.1%}), "
+        f"{used} of them had called a tool; they ended {reached}: {'; '.join(shown)}"
+    )
+
+
+def check_scored(groups: Sequence[Group], stop: float) -> None:
+    """Raise `UserError` where a larger share than `stop` could not be scored, or nothing was."""
+    share = unscored_share(groups)
+    if share > stop:
+        raise UserError(
+            f"{unscored_text(groups)}. That is more than run.unscored_stop = {stop:g}: what is "
+            "left is not what the policy does. Put right what fails and give the same command "
+            "again, or raise run.unscored_stop"
+        )
+    if share == 1:
+        raise UserError(f"{unscored_text(groups)}. Nothing can be learned")
