@@ -35,9 +35,9 @@ class VllmSettings(Section):
     hung; so does one in which requests wait, and that begins and ends none for so long."""
     health_seconds: PositiveFloat = 10.0
     """Seconds that a busy server may take to say that it is well."""
-    max_logprob_difference: PositiveFloat = 0.02
+    max_logprob_difference: PositiveFloat | None = None
     """Training is refused where the mean difference (nats) of a server's logprobs from the
-    trainer's is larger (choice; docs/vllm.md)."""
+    trainer's is larger; by dtype and number of tokens unless it is set (choice; docs/vllm.md)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> VllmSettings:

@@ -41,7 +41,7 @@ from axpo.store import load_groups
 from axpo.tasks.base import Example
 from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
-from axpo.training.parity import QUESTIONS, check_parity
+from axpo.training.parity import QUESTIONS, check_parity, limit
 from axpo.training.preflight import check_sampling
 from axpo.tree import Group
 
@@ -206,8 +206,9 @@ async def _check_engine(config: Config, agent: Agent, checkpoint: Checkpoint) ->
         temperature=config.rollout.temperature or 1.0,
         budget=config.rl.optimizer.max_tokens_per_micro_batch,
     )
-    limit = config.engine.vllm.max_logprob_difference
-    await check_parity(agent, recompute, groups, config.run.seed, limit)
+    setting = config.engine.vllm.max_logprob_difference
+    limits = partial(limit, checkpoint.model.dtype, setting=setting)
+    await check_parity(agent, checkpoint.model, recompute, groups, config.run.seed, limits)
 
 
 def _say_unscored(config: Config, groups: Sequence[Group], folder: Path) -> None:

@@ -3,33 +3,82 @@
 The loss compares them as numerator and denominator of one ratio. A wrong pixel cap, dtype, ban or
 weight shows here first, as figures, for whatever engine: at the start by rollouts of a few
 questions, tool turns and their pictures included (`check_parity`), after every update of the
-weights by a few tokens of each server (`WeightProbe`).
+weights by `axpo.training.probe`. Both ask two things. Is the difference within `limit`? It must
+leave room for bfloat16's rounding, in which a wrong picture can hide. So also: is the engine nearer
+to the model than to a control, the model with one thing wrong, as often as the model itself is when
+it rounds otherwise (`vote`)?
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from PIL import Image
 
 from axpo.config import UserError
-from axpo.engines.base import Completion, Request, Sampling
-from axpo.engines.vllm.engine import VllmEngine
-from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import sample_group, together
 from axpo.training.packing import OldLogprobs, sampled_logprobs
-from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory
+from axpo.tree import Credit, Group, Segment, Stream, Trajectory
 
 QUESTIONS, ROLLOUTS = 4, 2
 """What is sampled for the check."""
-PROBE_TEXT = "What is shown here?"
-PROBE_PROMPT, PROBE_TOKENS = 8, 8
-"""At most this many of the text's tokens (a cache's block is never full), and tokens sampled."""
+ERRORS = 4.0
+"""Standard errors by which a figure over few tokens may lie beyond its limit: once in 30,000."""
+DECISIVE, SHARE = 6.0, 0.1
+"""The vote on pictures, of thousands of tokens, counts those that a control moves by so many times
+the model's own rounding (an engine that rounds twice as much is right at 94 of 100 of them); a
+share that is so much smaller than the model's own is not rounding's."""
+TOKEN_SD, RATIO_SD = 0.08, 0.1
+"""In bfloat16: deviations of a token's |engine - trainer| and of its exp(trainer - engine)."""
 Recompute = Callable[[Sequence[Group]], OldLogprobs]
 """The model's own logprobs of what groups train (`batches.recompute_logprobs`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a right engine stays within: `mean` bounds the mean of |engine - trainer| (nats a
+    token), `ratio` how far the mean of exp(trainer - engine) lies from 1; `why` says where the
+    numbers come from, for messages."""
+
+    mean: float
+    ratio: float
+    why: str
+
+
+Limits = Callable[[int], Limit]
+"""The limit for so many tokens: `limit` with the run's dtype and setting."""
+
+
+def limit(dtype: torch.dtype, tokens: int, setting: float | None = None) -> Limit:
+    """The limit for a model of `dtype` over `tokens` sampled tokens.
+
+    In float32 two right computations differ by 1e-6 on average and 1e-5 at most (measured, engines
+    in this process and vLLM), whatever the number of tokens: 0.02 is far above that.
+
+    bfloat16 keeps 8 bits, and every kernel rounds at other places. The 25 tokens of Qwen3-1.7B that
+    vllm-project/vllm issue 18352 prints, vLLM beside transformers, differ by 0.046 on average with
+    a deviation of 0.077 from token to token; random models of width 512 to 1,024 by 0.005 to 0.024
+    (docs/vllm.md). So the true mean may be 0.1, twice the largest that was seen, and the mean of n
+    tokens lies within 4 standard errors of it, 4 x 0.08 / sqrt(n): 0.11 for 1,000 tokens, 0.15 for
+    48. Tokens drawn by the engine have an expected ratio of 1 whatever the trainer's model is, if
+    both distributions sum to 1 over the same tokens: 0.02 as in float32, and 4 standard errors of
+    a deviation of 0.1.
+
+    `setting` (engine.vllm.max_logprob_difference) takes the place of both.
+    """
+    if setting is not None:
+        return Limit(setting, math.expm1(setting), "engine.vllm.max_logprob_difference")
+    if dtype == torch.float32:
+        return Limit(0.02, 0.02, "float32 rounds by 1e-6")
+    error = ERRORS / math.sqrt(tokens)
+    why = f"{dtype} rounds by 0.05, and {tokens} tokens tell their mean to {error * TOKEN_SD:.2g}"
+    return Limit(0.1 + error * TOKEN_SD, 0.02 + error * RATIO_SD, why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +103,145 @@ class Parity:
 
 
 async def check_parity(
-    agent: Agent, recompute: Recompute, groups: Sequence[Group], seed: int, limit: float
+    agent: Agent,
+    model: Any,
+    recompute: Recompute,
+    groups: Sequence[Group],
+    seed: int,
+    limits: Limits,
 ) -> Parity:
-    """Sample rollouts of `groups` (new ones, which are used up) and compare.
+    """Sample rollouts of `groups` (new ones, which are used up) and compare with `model`, whose
+    logprobs `recompute` gives.
 
-    Raises `UserError` with the figures where the mean difference is above `limit`, and where
-    nothing could be sampled.
+    Raises `UserError` with the figures where they are beyond the limit or lose a vote against the
+    model with other pictures (`CONTROLS`), and where nothing could be sampled.
     """
     await together([sample_group(agent, group, ROLLOUTS, seed) for group in groups])
     for group in groups:
         await agent.engine.release(group.id)
-    found = compare(recompute, groups)
+    sampled = _credited(groups)
+    trained = recompute(sampled)
+    found = mismatch(sampled, trained)
     if found is None:
         fault = next((t.fault for g in groups for t in g.rollouts if t.fault), "no token")
         raise UserError(f"the engine sampled nothing to compare with the model: {fault}")
-    if not found.mean <= limit:
+    allowed = limits(found.tokens)
+    if not found.mean <= allowed.mean:
         raise UserError(
             f"the engine's logprobs differ from the model's by {found.mean:.2g} nats a token on "
             f"average (at most {found.largest:.2g}, over {found.tokens} tokens), the limit is "
-            f"{limit:g}: the engine does not sample from this model. Look at dtype, pixel limits "
-            "and the weights it was started with; engine.vllm.max_logprob_difference sets the limit"
+            f"{allowed.mean:.2g} ({allowed.why}): the engine does not sample from this model. Look "
+            "at dtype, pixel limits and the weights it was started with; "
+            "engine.vllm.max_logprob_difference sets the limit"
         )
+    if not abs(found.ratio - 1) <= allowed.ratio:
+        raise UserError(
+            f"the mean of exp(model - engine) is {found.ratio:.3f} over {found.tokens} sampled "
+            f"tokens, expected 1 within {allowed.ratio:.2g} ({allowed.why}): the engine's logprobs "
+            "are not those of what it samples from. Look at temperature, banned ids, top-p and "
+            "top-k; engine.vllm.max_logprob_difference sets the limit"
+        )
+    if any(group.pictures for group in sampled):
+        _check_pictures(model, recompute, sampled, trained)
     return found
+
+
+def _check_pictures(
+    model: Any, recompute: Recompute, groups: Sequence[Group], trained: OldLogprobs
+) -> None:
+    """Raise `UserError` where the engine computes on other pictures than the model."""
+    engine = _joined(groups, lambda group, path: sampled_logprobs(path, missing=math.nan))
+    ours = _joined(groups, lambda group, path: trained[group.id, path.id])
+    with rounded_otherwise(model):
+        found = recompute(groups)
+    again = _joined(groups, lambda group, path: found[group.id, path.id])
+    for name, change in CONTROLS.items():
+        wrong = recompute([_shown(group, name, change) for group in groups])
+        control = _joined(groups, lambda group, path, w=wrong: w[group.id, path.id])
+        result = vote(engine, ours, again, control, DECISIVE)
+        if result.lost:
+            raise UserError(
+                f"{result.words(f'the model with {name}')}: it computes on other pictures than the "
+                "trainer. Look at its pixel limits and its picture cache"
+            )
+
+
+CONTROLS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
+    "pictures of one colour": lambda image: image.resize((1, 1)).resize(image.size),
+    "pictures of a sixteenth of the pixels": lambda image: image.resize(
+        (max(1, image.width // 4), max(1, image.height // 4))
+    ).resize(image.size),
+}
+"""What may be wrong with pictures though their number of tokens is right: none or others are
+seen, or the same more coarsely."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """Of `tokens` at which a control differs from the model by more than the model rounds, the
+    engine's logprobs are nearer to the model's at `nearer`, and the model's own, rounded otherwise,
+    at `expected`."""
+
+    tokens: int
+    nearer: int
+    expected: int
+
+    @property
+    def lost(self) -> bool:
+        """Whether the engine computes something else than the model. Where a control changes next
+        to nothing, both counts are those of a coin, and nothing is lost."""
+        share = (self.nearer + self.expected) / max(1, 2 * self.tokens)
+        error = math.sqrt(2 * self.tokens * share * (1 - share))
+        return self.expected - self.nearer > SHARE * self.tokens + ERRORS * error
+
+    def words(self, control: str) -> str:
+        """For messages."""
+        return (
+            f"the engine's logprobs are nearer to the model's than to those of {control} at "
+            f"{self.nearer} of {self.tokens} tokens that tell them apart, expected about "
+            f"{self.expected}, which rounding leaves"
+        )
+
+
+def vote(
+    engine: torch.Tensor,
+    model: torch.Tensor,
+    again: torch.Tensor,
+    control: torch.Tensor,
+    decisive: float,
+) -> Vote:
+    """Compare logprobs [tokens] of the engine with the model's and the control's.
+
+    `again` are the model's once more, `rounded_otherwise`; tokens count that the control moves by
+    more than `decisive` times the mean of what that does. Those that one of them does not know
+    (NaN) are left out.
+    """
+    noise = (again - model).abs().nanmean()
+    counted = (model - control).abs() > decisive * noise
+    nearer, expected = (
+        int(((some - model).abs() < (some - control).abs())[counted].sum())
+        for some in (engine, again)
+    )
+    return Vote(int(counted.sum()), nearer, expected)
+
+
+@contextmanager
+def rounded_otherwise(model: Any) -> Iterator[None]:
+    """The model's passes round the embeddings of its tokens once more, up or down at random.
+
+    What follows rounds otherwise from then on, as another right implementation does. Seeded.
+    """
+
+    def shake(_module: Any, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator(out.device).manual_seed(0)
+        signs = torch.randint(0, 2, out.shape, generator=generator, device=out.device) * 2 - 1
+        return out + out * signs.to(out.dtype) * (torch.finfo(out.dtype).eps / 2)
+
+    handle = model.model.language_model.embed_tokens.register_forward_hook(shake)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def compare(recompute: Recompute, groups: Sequence[Group]) -> Parity | None:
@@ -83,83 +249,33 @@ def compare(recompute: Recompute, groups: Sequence[Group]) -> Parity | None:
 
     Replaces the rollouts' credit.
     """
-    for rollout in (t for group in groups for t in group.rollouts):
-        rollout.credit = [Credit(0, rollout.tokens, 1.0, Stream.ROLLOUT, 1.0)]
-    sampled = [g for g in groups if any(t.tokens for t in g.rollouts)]
+    sampled = _credited(groups)
     return mismatch(sampled, recompute(sampled))
 
 
-class WeightProbe:
-    """Whether every server samples with the weights that it was handed: a few tokens of each.
+def _credited(groups: Sequence[Group]) -> list[Group]:
+    """The groups with a sampled token, every one of which `recompute` is to look at."""
+    for rollout in (t for group in groups for t in group.rollouts):
+        rollout.credit = [Credit(0, rollout.tokens, 1.0, Stream.ROLLOUT, 1.0)]
+    return [g for g in groups if any(t.tokens for t in g.rollouts)]
 
-    `limit` bounds the mean difference (nats) from `recompute`'s logprobs, which sees what is
-    grossly wrong. That a server kept the weights from before shows however small the update was:
-    its answer is the same to the bit, where the model's logprobs of it are not. `temperature` is
-    that of `recompute`.
-    """
 
-    def __init__(
-        self,
-        engine: VllmEngine,
-        checkpoint: Checkpoint,
-        recompute: Recompute,
-        temperature: float,
-        limit: float,
-    ) -> None:
-        self._engine = engine
-        self._recompute = recompute
-        self._limit = limit
-        ids = checkpoint.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)[:PROBE_PROMPT]
-        self._prompt = Segment("probe", Origin.PROMPT, tuple(ids))
-        sampling = Sampling(PROBE_TOKENS, 0, (), checkpoint.banned, temperature)
-        self._request = Request("probe", "probe", self._prompt.tokens, (), sampling)
-        self._before: dict[str, tuple[Completion, list[float]]] = {}
+def _joined(
+    groups: Sequence[Group], values: Callable[[Group, Trajectory], torch.Tensor]
+) -> torch.Tensor:
+    return torch.cat([values(g, t) for g in groups for t in g.trajectories() if t.tokens])
 
-    async def check(self) -> dict[str, float]:
-        """The largest server's mean difference as metric `probe_difference`.
 
-        Raises `UserError` for a server that samples with other weights.
-        """
-        answers = await self._engine.probe(self._request)
-        distinct = {answer.tokens: answer for answer in answers.values()}
-        logprobs = {tokens: self._logprobs(answer) for tokens, answer in distinct.items()}
-        worst = 0.0
-        for url, answer in answers.items():
-            ours = logprobs[answer.tokens]
-            pairs = zip(answer.logprobs, ours, strict=True)
-            difference = sum(abs(a - b) for a, b in pairs) / len(ours)
-            if not difference <= self._limit:
-                raise UserError(
-                    f"{url} took the weights {answer.versions[-1]}, but its logprobs differ from "
-                    f"the trainer's by {difference:.2g} nats a token, the limit is {self._limit:g} "
-                    "(engine.vllm.max_logprob_difference): it holds other weights. Start it anew"
-                )
-            if self._is_stale(url, answer, ours):
-                raise UserError(
-                    f"{url} said that it took the weights {answer.versions[-1]}, but it still "
-                    "samples with those from before: its answer is the same to the bit, the "
-                    "trainer's logprobs are not. Start it anew"
-                )
-            worst = max(worst, difference)
-            self._before[url] = answer, ours
-        return {"probe_difference": worst} if answers else {}
+def _shown(group: Group, name: str, change: Callable[[Image.Image], Image.Image]) -> Group:
+    """`group` with its pictures changed, under names of their own."""
 
-    def _is_stale(self, url: str, answer: Completion, ours: list[float]) -> bool:
-        """In bfloat16 a small update may round away in some tokens, hardly in most of them."""
-        if url not in self._before:
-            return False
-        before, then = self._before[url]
-        same = (before.tokens, before.logprobs) == (answer.tokens, answer.logprobs)
-        changed = sum(a != b for a, b in zip(ours, then, strict=True)) if same else 0
-        return changed > len(ours) / 2
+    def other(segment: Segment) -> Segment:
+        spans = (replace(span, digest=f"{name} {span.digest}") for span in segment.images)
+        return replace(segment, images=tuple(spans))
 
-    def _logprobs(self, answer: Completion) -> list[float]:
-        """The model's own of the answer's tokens."""
-        segment = Segment("probe/0", Origin.POLICY, answer.tokens, answer.logprobs)
-        path = Trajectory("probe/0", [segment])
-        path.credit = [Credit(0, path.tokens, 1.0, Stream.ROLLOUT, 1.0)]
-        group = Group("probe", self._prompt, rollouts=[path])
-        return self._recompute([group])["probe", "probe/0"].tolist()
+    pictures = {f"{name} {digest}": change(image) for digest, image in group.pictures.items()}
+    rollouts = [replace(t, segments=[other(s) for s in t.segments]) for t in group.rollouts]
+    return replace(group, prompt=other(group.prompt), rollouts=rollouts, pictures=pictures)
 
 
 def mismatch(groups: Sequence[Group], trained: OldLogprobs) -> Parity | None:

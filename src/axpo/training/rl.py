@@ -33,8 +33,9 @@ from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
 from axpo.training.collection import Collector
 from axpo.training.monitor import Monitor, Stopwatch
-from axpo.training.parity import QUESTIONS, WeightProbe, check_parity, mismatch
+from axpo.training.parity import QUESTIONS, check_parity, limit, mismatch
 from axpo.training.preflight import preflight
+from axpo.training.probe import WeightProbe
 from axpo.training.start import load_policy, load_reference
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
@@ -80,10 +81,13 @@ def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run
     algorithm = ALGORITHMS[config.algorithm.name]
     probe = None
     if isinstance(agent.engine, VllmEngine) and config.engine.vllm is not None:
-        limit = config.engine.vllm.max_logprob_difference
+        setting = config.engine.vllm.max_logprob_difference
+        limits = partial(limit, checkpoint.model.dtype, setting=setting)
         recompute = partial(trainer.recompute_logprobs, kl=False)
         temperature = config.rollout.temperature
-        probe = WeightProbe(agent.engine, checkpoint, recompute, temperature, limit)
+        probe = WeightProbe(
+            agent.engine, checkpoint.model, agent.rendering, recompute, temperature, limits
+        )
     return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm, probe)
 
 
@@ -122,10 +126,12 @@ async def _compare_engine(
     if run.config.engine.vllm is None:
         return {}
     monitor.phase("parity")
-    limit = run.config.engine.vllm.max_logprob_difference
+    setting = run.config.engine.vllm.max_logprob_difference
+    model = run.checkpoint.model
+    limits = partial(limit, model.dtype, setting=setting)
     groups = collector.new_groups(first)[:QUESTIONS]
     recompute = partial(run.trainer.recompute_logprobs, kl=False)
-    parity = await check_parity(run.agent, recompute, groups, run.config.run.seed, limit)
+    parity = await check_parity(run.agent, model, recompute, groups, run.config.run.seed, limits)
     return parity.metrics("parity")
 
 
