@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from axpo.models.loading import Checkpoint
-from axpo.rollout.rendering import plain
+from axpo.rollout.control import FAMILY
 from axpo.tasks.base import Example
 from axpo.tasks.grading import grade
 from axpo.tools.arguments import parse_arguments
@@ -67,7 +67,7 @@ class ZoomEnvironment:
         example = self._examples[place]
         self._views = [View.whole(image) for image in example.images]
         pictures = [{"type": "image", "image": image} for image in example.images]
-        return [*pictures, {"type": "text", "text": plain(example.question)}]
+        return [*pictures, {"type": "text", "text": FAMILY.plain(example.question)}]
 
     def image_zoom_in_tool(
         self, bbox_2d: list[float], label: str, img_idx: int

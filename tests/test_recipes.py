@@ -113,7 +113,8 @@ def rl_config(data: Path, start: Path) -> Config:
         RECIPES / "qwen3-vl-2b/axpo.toml",
         [*overrides(data, start), *SMALL, "engine={}", "rl.questions=4", "rl.steps=2",
          "algorithm.rollouts=4", "algorithm.continuations=2", "run.trees_every=1",
-         "rl.optimizer.learning_rate=1e-3", "rl.optimizer.max_tokens_per_micro_batch=1024"],
+         "rl.optimizer.learning_rate=1e-3", "rl.optimizer.max_tokens_per_micro_batch=1024",
+         "run.seed=1"],
     )  # fmt: skip
 
 

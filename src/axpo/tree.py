@@ -41,6 +41,7 @@ class StopReason(StrEnum):
     MAX_TURNS = "max_turns"
     MAX_TOKENS = "max_tokens"
     MAX_SECONDS = "max_seconds"
+    END_OF_TEXT = "end_of_text"
     TOOL_FAULT = "tool_fault"
     ENGINE_FAULT = "engine_fault"
 

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from axpo.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
+_NEEDED = ("<|im_end|>", "<|endoftext|>", "</think>", "<tool_call>", "</tool_call>")
+
 
 class RolloutSettings(Section):
     tools: tuple[str, ...] = ("image_zoom_in_tool",)
@@ -27,6 +29,18 @@ class RolloutSettings(Section):
     """Nucleus sampling; 1 turns it off."""
     top_k: NonNegativeInt = 0
     """0 turns it off."""
+    banned: tuple[str, ...] = ("<|im_start|>", "<tool_response>", "</tool_response>")
+    """Control tokens that the policy cannot sample, beside the placeholders of pictures: with these
+    it could write other turns and tool answers into its own. The trainer's probabilities leave
+    them out as well (choice)."""
+
+    @model_validator(mode="after")
+    def _able(self) -> RolloutSettings:
+        if needed := [name for name in self.banned if name in _NEEDED]:
+            raise ValueError(
+                f"banned: a turn cannot do without {needed[0]}; take it out of the list"
+            )
+        return self
 
 
 class LimitSettings(Section):

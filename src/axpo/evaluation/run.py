@@ -188,7 +188,7 @@ def _entropies(
 def _agent(config: Config, model: str, out: Path) -> tuple[Agent, Checkpoint]:
     tools = recipe_tools(config)
     check_sampling(config, model)
-    checkpoint = load_model(config.model, model)
+    checkpoint = load_model(config, model)
     return build_agent(config, checkpoint, tools, out), checkpoint
 
 

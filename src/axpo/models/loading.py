@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,8 +37,10 @@ VISION_TOKENS = (
 )
 """Placeholders that a policy must never sample (the trainer could not place their features)."""
 
-PASSED_ON = ("video_preprocessor_config.json", "chat_template.json")
-"""Files of a checkpoint that are not used here: AutoProcessor and vLLM look for them."""
+TEMPLATE = "chat_template.json"
+"""Where older checkpoints have their chat template; their tokenizer does not read it."""
+PASSED_ON = ("video_preprocessor_config.json", TEMPLATE)
+"""Files of a checkpoint that go along with it: AutoProcessor and vLLM look for them."""
 
 
 class CheckpointError(UserError):
@@ -52,8 +55,8 @@ class NoCheckpointError(CheckpointError):
 class Checkpoint:
     """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration.
 
-    `banned` are the ids of `VISION_TOKENS`, `stop` the end-of-turn ids, `passed_on` files for
-    other readers of the checkpoint.
+    `banned` are the ids that the policy cannot have sampled, those of `VISION_TOKENS` among them;
+    `stop` the end-of-turn ids, `passed_on` files for other readers of the checkpoint.
     """
 
     path: str
@@ -145,13 +148,15 @@ def load_checkpoint(
     *,
     weights: bool = True,
     download: bool = True,
+    banned: Sequence[str] = (),
 ) -> Checkpoint:
     """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
 
     Weights are rounded to `dtype` where the folder holds them more exactly. Dropout does not
     exist in Qwen3-VL; the model is left in eval mode. Without `weights` the model has shapes
     only (the meta device): enough to render and to count. Without `download` a Hub id must have
-    been downloaded before.
+    been downloaded before. `banned` are tokens that the policy cannot sample, beside the
+    placeholders of pictures.
     """
     path = str(path)
     config = read_config(path, download=download)
@@ -174,15 +179,36 @@ def load_checkpoint(
         image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **local)
     except OSError as error:
         raise NoCheckpointError(_absent(path, error, download)) from error
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _chat_template(path, download)
+    unsampled = dict.fromkeys((*VISION_TOKENS, *banned))
     return Checkpoint(
         path=path,
         model=model,
         tokenizer=tokenizer,
         image_processor=image_processor,
-        banned=tuple(token_id(tokenizer, t, path) for t in VISION_TOKENS),
+        banned=tuple(token_id(tokenizer, t, path) for t in unsampled),
         stop=tuple(token_id(tokenizer, t, path) for t in ("<|im_end|>", "<|endoftext|>")),
         passed_on=_passed_on(path) if weights else (),
     )
+
+
+def _chat_template(path: str, download: bool) -> str | None:
+    """The template of the checkpoint's `chat_template.json`; None where there is none."""
+    try:
+        file = cached_file(path, TEMPLATE, local_files_only=not download)
+        text = Path(str(file)).read_text()
+    except OSError:
+        return None
+    try:
+        template = json.loads(text)["chat_template"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f'{path}: {TEMPLATE} is not {{"chat_template": "..."}}: {error!r}'
+        ) from error
+    if not isinstance(template, str):
+        raise CheckpointError(f"{path}: {TEMPLATE} holds a {type(template).__name__}, not a text")
+    return template
 
 
 def _passed_on(path: str) -> tuple[Path, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,15 @@ def published(name: str) -> Any:
     return Qwen3VLConfig.from_dict(json.loads((CONFIGS / f"{name}.json").read_text()))
 
 
-def find_shapes(path: str) -> Shapes:
-    """The sizes of the checkpoint at `path` (folder or Hub id); nothing is downloaded.
+def find_shapes(path: str, banned: Sequence[str] = ()) -> Shapes:
+    """The sizes of the checkpoint at `path` (folder or Hub id); nothing is downloaded. Its policy
+    cannot sample `banned`.
 
     A path that is not on this machine may name a published model ("Qwen/Qwen3-VL-2B-Thinking",
     "runs/qwen3-vl-2b/sft"). Raises `CheckpointError` where it names none.
     """
     try:
-        checkpoint = load_checkpoint(path, weights=False, download=False)
+        checkpoint = load_checkpoint(path, weights=False, download=False, banned=banned)
         return Shapes(checkpoint.model, checkpoint)
     except NoCheckpointError as error:
         absent = error

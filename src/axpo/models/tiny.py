@@ -27,6 +27,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from axpo.models.attention import use_fast_vision
 from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
+from axpo.tasks.lab.tokenizer import CHAT_TEMPLATE
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS,
@@ -47,7 +48,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()  # pyright: ignore
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     )
 
 

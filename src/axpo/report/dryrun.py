@@ -47,7 +47,7 @@ def show(config: Config, model: str) -> None:
     except NoDataError as error:
         task = None
         missing.append(f"The data, and so an example and the real prompts' lengths: {error}")
-    shapes = find_shapes(model)
+    shapes = find_shapes(model, config.rollout.banned)
     if shapes.checkpoint is None:
         missing.append(f"The model's tokenizer, and so an example: {shapes.missing}")
     console = Console()

@@ -3,7 +3,8 @@
 Owns the limits, the stop reasons and whose fault an ending is:
 
 - an answer is graded; running out of turns or tokens scores 0 (the model's fault: the recipe's
-  limits are part of the task);
+  limits are part of the task), and so does a turn that calls a tool and then ends the whole text
+  (`<|endoftext|>`) instead of itself: the model never saw anything follow that (choice);
 - a tool or engine fault, and running out of wall time, is ours: the trajectory keeps what was
   sampled, says why in `fault`, and stays unscored. Wall time counts as ours because it
   measures this machine and its load, not the policy (choice); what a trajectory waits for a
@@ -40,6 +41,8 @@ Grade = Callable[[str, str, str], Awaitable[float]]
 """(grading, answer, truth) -> reward, as `axpo.tasks.grading.grade`."""
 GRADING = "grading"
 """Key of `Group.meta`: the name of the question's grader."""
+UNANSWERED = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.END_OF_TEXT)
+"""Endings of the policy's own making that leave no answer: scored 0."""
 ALTERNATIVES = "alternatives"
 """Key of `Group.meta`: truths that are as right as the group's, where there are any."""
 
@@ -151,6 +154,8 @@ class Agent:
                 trajectory.answer = parsed.answer
                 if parsed.content is not None:
                     trajectory.answer_start = path.offset(parsed.content)
+            elif self.rendering.ends_text(path.current_turn):
+                trajectory.stop = StopReason.END_OF_TEXT
             elif path.turn >= self.settings.max_turns:
                 trajectory.stop = StopReason.MAX_TURNS
             await self._call(path, trajectory, parsed.calls)
@@ -230,7 +235,7 @@ class Agent:
             )
 
     async def _score(self, group: Group, trajectory: Trajectory) -> None:
-        if trajectory.stop in (StopReason.MAX_TURNS, StopReason.MAX_TOKENS):
+        if trajectory.stop in UNANSWERED:
             trajectory.reward = 0.0
         elif trajectory.answer is not None:
             began = time.perf_counter()

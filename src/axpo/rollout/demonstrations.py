@@ -35,10 +35,12 @@ class _Teacher:
     version = 0
 
     def __init__(self, rendering: Rendering, example: Example) -> None:
-        end = rendering.encode("<|im_end|>")
         self.stats = EngineStats()
         self._example = example
-        self._turns = [(*rendering.encode(text), *end) for text in example.demonstration]
+        self._turns = [
+            _turn(rendering, text, f"example {example.id}: turn {number}")
+            for number, text in enumerate(example.demonstration, start=1)
+        ]
         self.said = 0
 
     async def generate(self, request: Request) -> Completion:
@@ -62,6 +64,21 @@ class _Teacher:
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None: ...
 
     async def close(self) -> None: ...
+
+
+def _turn(rendering: Rendering, text: str, where: str) -> tuple[int, ...]:
+    tokens = rendering.demonstrated(text)
+    if tokens is None:
+        raise DemonstrationError(
+            f"{where} begins with {text.lstrip(chr(10))[:8]!r}, of which the tokenizer makes one "
+            "token with what the prompt ends with; take the white space off"
+        )
+    if spelled := sorted({rendering.decode([t]) for t in tokens if t in rendering.banned}):
+        raise DemonstrationError(
+            f"{where} has {', '.join(spelled)}, which the policy can never sample "
+            "(rollout.banned, and the placeholders of pictures); take it out"
+        )
+    return tuple(tokens)
 
 
 async def _ungraded(grading: str, answer: str, truth: str) -> float:

@@ -73,7 +73,7 @@ def parse_turn(
     while at is not None:
         close = _find(ids, control.call_end, at + 1)
         if close is None:
-            error = "the call has no </tool_call>"
+            error = "the call is never closed"  # told to the policy, so no tag is spelled
             calls.append(ParsedCall(at, len(ids), error=error))
             break
         calls.append(_read_call(at, close + 1, decode(ids[at + 1 : close])))

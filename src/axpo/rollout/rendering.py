@@ -7,47 +7,34 @@ rendered again: an observation is only what follows them.
 
 Thinking. Every turn of a Thinking model starts inside thinking: the generation prompt ends
 `<|im_start|>assistant\\n<think>\\n` (part of the prompt or observation segment, so never trained).
-Whether a checkpoint thinks is read off its chat template; one without a template thinks.
+Whether a checkpoint thinks is read off its chat template; one without a template is refused.
 All past thinking stays on the path, as the family's template keeps it within a tool loop.
 
 Text from outside (questions, tool results) cannot open or close anything: where it spells a
-control token, a space is put after its `<`. A tool's spec that spells one is refused: it must stand
-in the prompt as it is.
+control token, a space is put into it (`control`). A tool's spec that spells one is refused: it must
+stand in the prompt as it is.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from renderers import Qwen3VLRendererConfig
 from renderers.qwen3_vl import Qwen3VLRenderer
 
+from axpo.config import ConfigError
 from axpo.engines.base import Picture
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Checkpoint, CheckpointError
+from axpo.rollout.control import ControlText
 from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
 from axpo.tasks.base import IMAGE, Example
 from axpo.tools.base import Observation, Tool
 from axpo.tree import ImageSpan, Origin, Segment, picture_digest
 
-_CONTROL_TEXT = re.compile(r"<(?=\|\w+\|>|/?(?:tool_call|tool_response|think)>)")
-
 
 class RenderingError(RuntimeError):
     """Rendered tokens that are not what the rollout needs; names the segment."""
-
-
-def plain(text: str) -> str:
-    """`text` with no control token spelled in it."""
-    return _CONTROL_TEXT.sub("< ", text)
-
-
-def control_text(spec: Any) -> str | None:
-    """The first control token that a tool's spec spells as the prompt would show it, if any."""
-    found = _CONTROL_TEXT.search(text := json.dumps(spec, ensure_ascii=False))
-    return text[found.start() : text.index(">", found.start()) + 1] if found else None
 
 
 def as_picture(image: Any) -> Picture:
@@ -57,9 +44,7 @@ def as_picture(image: Any) -> Picture:
 
 
 def detect_thinking(tokenizer: Any) -> bool:
-    """Whether the chat template's generation prompt opens thinking; True without a template."""
-    if not tokenizer.chat_template:
-        return True
+    """Whether the generation prompt of the tokenizer's chat template opens thinking."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
     )
@@ -67,7 +52,11 @@ def detect_thinking(tokenizer: Any) -> bool:
 
 
 class Rendering:
-    """Renders prompts and observations for one checkpoint and one set of tools."""
+    """Renders prompts and observations for one checkpoint and one set of tools.
+
+    Raises `ConfigError` for a tool whose spec spells a control token, `CheckpointError` for a
+    tokenizer without a chat template.
+    """
 
     def __init__(
         self,
@@ -80,11 +69,21 @@ class Rendering:
         self.banned = checkpoint.banned
         self.stop = checkpoint.stop
         self.tools = tools
+        if not self.tokenizer.chat_template:
+            raise CheckpointError(
+                f"{checkpoint.path}: no chat template, so nothing tells whether its turns begin in "
+                "thinking; put the model's chat_template.jinja (or chat_template.json) beside its "
+                "tokenizer"
+            )
         self.thinking = detect_thinking(self.tokenizer)
+        self._text = ControlText(self.tokenizer)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
         for name, spec in zip(tools, self._specs, strict=True):
-            if (spelled := control_text(spec)) is not None:
-                raise RenderingError(f"tool {name}: its spec spells the control token {spelled}")
+            if (spelled := self._text.spelled(spec)) is not None:
+                raise ConfigError(
+                    f"tool {name!r}: its spec spells the control token {spelled}, which would "
+                    "change what the prompt says; leave this tool out or change its text"
+                )
         self._system = system
         self._pixels = checkpoint.pixels
         self._merge_size = checkpoint.merge_size
@@ -92,6 +91,7 @@ class Rendering:
         self._renderer = Qwen3VLRenderer(self.tokenizer, Qwen3VLRendererConfig())
         self._opening = self.encode("<think>\n") if self.thinking else []
         self._generation_prompt = [*self.encode("<|im_start|>assistant\n"), *self._opening]
+        self._turn_end = self._id("<|im_end|>")
         self._control = ControlTokens(
             think_end=self._id("</think>"),
             call=self._id("<tool_call>"),
@@ -111,7 +111,7 @@ class Rendering:
     def prompt(self, example: Example, id: str) -> tuple[Segment, tuple[Picture, ...]]:
         """The prompt segment, up to where the policy starts, and its pictures in order."""
         pictures = tuple(as_picture(image) for image in example.images)
-        content = _content(example.question, len(pictures), id)
+        content = self._content(example.question, len(pictures), id)
         messages: list[Any] = [{"role": "user", "content": content}]
         if self._system:
             messages.insert(0, {"role": "system", "content": self._system})
@@ -135,7 +135,7 @@ class Rendering:
         messages: list[Any] = []
         for result in results:
             found = [as_picture(view.image) for view in result.views]
-            text = [_text(result.text)] if result.text else []
+            text = [self._part(result.text)] if result.text else []
             images = [{"type": "image"} for _ in found]
             messages.append({"role": "tool", "content": [*text, *images]})
             pictures += found
@@ -156,14 +156,32 @@ class Rendering:
         The words are a policy segment that nobody sampled, so that they can be trained on.
         """
         # Not renderers' bridge: it extends no turn that ended inside its thinking.
-        closed = bool(turn) and turn[-1] in self.stop
+        closed = bool(turn) and turn[-1] == self._turn_end
         opening = self.encode(("" if closed else "<|im_end|>") + "\n<|im_start|>user\n")
+        words = self._text.plain(text).strip()  # a line break would join that after "user"
         after = [*self.encode("<|im_end|>\n"), *self._generation_prompt]
         return [
             Segment(f"{id}/o", Origin.OBSERVATION, tuple(opening)),
-            Segment(f"{id}/critique", Origin.POLICY, tuple(self.encode(plain(text)))),
+            Segment(f"{id}/critique", Origin.POLICY, tuple(self.encode(words))),
             Segment(f"{id}/a", Origin.OBSERVATION, tuple(after)),
         ]
+
+    def demonstrated(self, text: str) -> list[int] | None:
+        """A teacher's turn as the policy would sample it after the generation prompt.
+
+        Line breaks at its beginning are dropped, as the family's template drops them. None where
+        its first token would still be another one after what the prompt ends with: the tokenizer
+        makes one token of both, which a policy that starts there cannot sample.
+        """
+        text = text.lstrip("\n")
+        before = self.decode(self._generation_prompt)
+        tokens = [*self.encode(text), self._turn_end]
+        whole = [*self.encode(f"{before}{text}"), self._turn_end]
+        return tokens if whole == [*self._generation_prompt, *tokens] else None
+
+    def ends_text(self, turn: Sequence[int]) -> bool:
+        """Whether the policy ended more than its turn: a stop token that is no `<|im_end|>`."""
+        return bool(turn) and turn[-1] in self.stop and turn[-1] != self._turn_end
 
     def parse(self, turn: Sequence[int], call_at: int | None = None) -> ParsedTurn:
         """See `parse_turn`; spans count from the turn's first token."""
@@ -197,21 +215,19 @@ class Rendering:
             raise RenderingError(f"the tokenizer has no {token!r}; a Qwen3-VL one is needed")
         return id
 
+    def _part(self, text: str) -> dict[str, str]:
+        return {"type": "text", "text": self._text.plain(text)}
 
-def _text(text: str) -> dict[str, str]:
-    return {"type": "text", "text": plain(text)}
-
-
-def _content(question: str, pictures: int, id: str) -> list[dict[str, str]]:
-    """A question's text and pictures, in the order that they are shown in."""
-    between = question.split(IMAGE)
-    if len(between) == 1:
-        return [*({"type": "image"} for _ in range(pictures)), _text(question)]
-    if len(between) - 1 != pictures:
-        raise RenderingError(
-            f"segment {id}: {len(between) - 1} {IMAGE} in the question for {pictures} pictures"
-        )
-    parts = [_text(between[0])]
-    for text in between[1:]:
-        parts += [{"type": "image"}, _text(text)]
-    return [part for part in parts if part != _text("")]
+    def _content(self, question: str, pictures: int, id: str) -> list[dict[str, str]]:
+        """A question's text and pictures, in the order that they are shown in."""
+        between = question.split(IMAGE)
+        if len(between) == 1:
+            return [*({"type": "image"} for _ in range(pictures)), self._part(question)]
+        if len(between) - 1 != pictures:
+            raise RenderingError(
+                f"segment {id}: {len(between) - 1} {IMAGE} in the question for {pictures} pictures"
+            )
+        parts = [self._part(between[0])]
+        for text in between[1:]:
+            parts += [{"type": "image"}, self._part(text)]
+        return [part for part in parts if part["type"] == "image" or part["text"]]

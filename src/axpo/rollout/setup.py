@@ -26,7 +26,8 @@ from axpo.engines.vllm.pool import Process, Server
 from axpo.engines.vllm.server import start_servers
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.rendering import Rendering, control_text
+from axpo.rollout.control import FAMILY
+from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
 from axpo.tasks.grading import grade
 from axpo.tasks.lab import CORPUS, GALLERY
@@ -35,10 +36,11 @@ from axpo.tools.base import Tool
 from axpo.tools.toolbox import Toolbox
 
 
-def load_model(settings: ModelSettings, path: str | Path) -> Checkpoint:
-    """The checkpoint at `path` on the settings' device, in their dtype; sets this process's
-    threads. Raises `CheckpointError`."""
-    return load_checkpoint(path, torch_device(settings), getattr(torch, settings.dtype))
+def load_model(config: Config, path: str | Path) -> Checkpoint:
+    """The checkpoint at `path` on the settings' device, in their dtype, with what they ban; sets
+    this process's threads. Raises `CheckpointError`."""
+    device, dtype = torch_device(config.model), getattr(torch, config.model.dtype)
+    return load_checkpoint(path, device, dtype, banned=config.rollout.banned)
 
 
 def torch_device(settings: ModelSettings) -> str:
@@ -102,7 +104,7 @@ def _with_lab_indexes(settings: ToolsSettings) -> ToolsSettings:
 
 def _check_spec(tool: Tool, key: str, what: str) -> None:
     """Refuse a tool whose name, description or schema would be control tokens in the prompt."""
-    if (spelled := control_text(tool.spec)) is not None:
+    if (spelled := FAMILY.spelled(tool.spec)) is not None:
         raise ConfigError(
             f"{key}: {what} has the control token {spelled} in its description or schema, which "
             "would change what the prompt says; leave this tool out or change its text"

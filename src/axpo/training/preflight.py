@@ -95,7 +95,7 @@ def preflight(
     Raises `ConfigError` for what cannot work; warns (`MemoryWarning`) of what may not fit.
     """
     device = torch_device(config.model)
-    checkpoint = load_checkpoint(path, weights=False)
+    checkpoint = load_checkpoint(path, weights=False, banned=config.rollout.banned)
     prompt = longest_prompt(config, kind, task, Rendering(checkpoint, tools, config.task.system))
     check_positions(config, kind, checkpoint, prompt)
     vllm = config.engine.vllm

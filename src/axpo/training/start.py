@@ -17,7 +17,7 @@ def load_policy(config: Config, path: str | Path) -> Checkpoint:
     settings = config.model
     if settings.lora is not None:
         require_peft()
-    checkpoint = load_model(settings, path)
+    checkpoint = load_model(config, path)
     if settings.lora is not None:
         add_adapters(checkpoint.model, settings.lora, str(path), config.run.seed)
     if settings.gradient_checkpointing:
@@ -30,4 +30,4 @@ def load_reference(config: Config, path: str | Path) -> Checkpoint | None:
     the policy is its own reference with them off."""
     if config.algorithm.kl == 0 or config.model.lora is not None:
         return None
-    return load_model(config.model, path)
+    return load_model(config, path)

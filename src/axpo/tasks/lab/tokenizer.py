@@ -23,6 +23,11 @@ SPECIAL_TOKENS = (
 CONTROL_TOKENS = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+"""The family's turns, for those who look into a checkpoint: a model that begins in thinking."""
 COORDINATE_STEP = 20
 CELLS = 4
 
@@ -124,6 +129,7 @@ def build_tokenizer(*toolsets: list[dict[str, Any]]) -> Any:
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
         model_max_length=4096,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
