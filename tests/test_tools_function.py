@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from enum import Enum
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NewType
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -172,6 +174,56 @@ def test_an_async_function_cannot_exit_and_none_is_no_result() -> None:
     assert "TypeError: returned NoneType: expected str" in str(run(nothing).error)
 
 
+def returning(annotation: Any) -> Any:
+    """A plain function of this result."""
+
+    def give(a: int):
+        """Give it."""
+
+    give.__annotations__["return"] = annotation
+    return give
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        (int, r"give returns int: expected str, PIL.Image.*; return str\(...\) of it"),
+        (float, "give returns float"),
+        (bool, "give returns bool"),
+        (bytes, "give returns bytes"),
+        (dict, r"give returns dict: .*return json.dumps\(...\)"),
+        (dict[str, int], "give returns dict"),
+        (Mapping[str, Any], "give returns Mapping"),
+        (None, 'give returns None: .*return what the model is to read, "" for nothing'),
+        (str | None, "give returns None"),
+        (Annotated[int, "pixels"], "give returns int"),
+        (Literal["a", 3], "give returns int"),
+        (list[int], "give returns int"),
+        (tuple[str, dict[str, str]], "give returns dict"),
+        (list[list[str]], "give returns list"),
+        (list[Observation], "give returns Observation"),
+        (Iterator[str], "give returns Iterator"),
+        (np.ndarray, "give returns ndarray"),
+        (NewType("Count", int), "give returns int"),
+    ],
+)
+def test_a_type_that_can_be_no_result_is_refused(annotation: Any, said: str) -> None:
+    with pytest.raises(ToolDefinitionError, match=f"^{said}"):
+        tool(returning(annotation))
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        str, Image.Image, View, Observation, str | Image.Image, list, list[str], tuple[str, ...],
+        tuple[str, Image.Image], Sequence[str | View], Annotated[str, "text"], Any, object,
+        Literal["yes", "no"], NewType("Text", str), list[Any], StrEnum,
+    ],
+)  # fmt: skip
+def test_a_type_that_may_be_one_is_taken(annotation: Any) -> None:
+    assert tool(returning(annotation)).name == "give"
+
+
 def test_hung_threads_are_counted_and_then_the_tool_is_refused() -> None:
     free = threading.Event()
 
@@ -255,7 +307,23 @@ def ping() -> str:
 
 def plain() -> str: ...
 value = 3
+
+class Texts:
+    name, spec, timeout = "texts", {}, 1.0
+    async def __call__(self, arguments, context) -> str: ...
+
+texts = Texts()
 '''
+
+
+ADDS = """
+from axpo.tools import tool
+
+@tool
+def add(a: int, b: int) -> int:
+    'Add.'
+    return a + b
+"""
 
 
 @pytest.fixture
@@ -278,6 +346,8 @@ def test_a_recipe_names_a_tool_of_the_current_folder(folder: Path) -> None:
         ("mine_b:pong", "mine_b has no 'pong'; its tools are ping"),
         ("mine_b:plain", "'mine_b:plain' is a function, not a tool; put @axpo.tools.tool above"),
         ("mine_b:value", "'mine_b:value' is a int, not a tool"),
+        ("mine_b:texts", "'mine_b:texts': __call__ of Texts returns str: expected Observation"),
+        ("mine_g:add", "mine_g cannot be imported: ToolDefinitionError: add returns int: expected"),
         ("mine_c:ping", "there is no module 'mine_c' in "),
         ("mine_d:ping", "mine_d needs 'no_such_package'"),
         ("mine_e:ping", "mine_e cannot be imported: SyntaxError"),
@@ -288,6 +358,7 @@ def test_a_wrong_name_says_what_is_wrong(folder: Path, name: str, error: str) ->
     (folder / "mine_b.py").write_text(MODULE)
     (folder / "mine_d.py").write_text("import no_such_package")
     (folder / "mine_e.py").write_text("def")
+    (folder / "mine_g.py").write_text(ADDS)
     with pytest.raises(ValueError, match=re.escape(error)):
         make_tools([name])
 

@@ -29,6 +29,7 @@ from axpo.config import LimitSettings
 from axpo.tools.arguments import parse_json_arguments
 from axpo.tools.base import Observation, ToolContext, View
 from axpo.tools.docstrings import parse_docstring
+from axpo.tools.results import refused_result
 
 TIMEOUT = 10.0
 """Seconds of one call of a function that names no deadline."""
@@ -171,11 +172,16 @@ def _raisable(error: BaseException) -> BaseException:
 def _arguments_model(
     function: Callable[..., Any], name: str, documented: dict[str, str]
 ) -> tuple[type[BaseModel], str | None]:
-    """What the model may write, and the parameter that takes the `ToolContext`."""
+    """What the model may write, and the parameter that takes the `ToolContext`.
+
+    Raises `ToolDefinitionError`, for what can never be a result too.
+    """
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise ToolDefinitionError(f"{name}: {error} in an annotation") from error
+    if "return" in hints and (refused := refused_result(hints["return"])):
+        raise ToolDefinitionError(f"{name} {refused}")
     fields: dict[str, Any] = {}
     context: str | None = None
     for parameter in inspect.signature(function).parameters.values():

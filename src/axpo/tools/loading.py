@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+import typing
 from pathlib import Path
 from types import ModuleType
 
-from axpo.tools.base import Tool
+from axpo.tools.base import Observation, Tool
 
 
 def load_tool(name: str) -> Tool:
@@ -24,6 +25,11 @@ def load_tool(name: str) -> Tool:
     if not is_tool(found):
         hint = "; put @axpo.tools.tool above it" if callable(found) else ""
         raise ValueError(f"{name!r} is a {type(found).__name__}, not a tool{hint}")
+    if (returned := _returned(found)) and not issubclass(returned, Observation):
+        raise ValueError(
+            f"{name!r}: __call__ of {type(found).__name__} returns {returned.__name__}: expected "
+            "Observation (axpo.tools.base)"
+        )
     return found
 
 
@@ -33,6 +39,15 @@ def is_tool(value: object) -> bool:
     return (
         not isinstance(value, type) and callable(value) and all(hasattr(value, n) for n in needed)
     )
+
+
+def _returned(tool: Tool) -> type | None:
+    """The class that its call returns, where it says so."""
+    try:
+        hint = typing.get_type_hints(type(tool).__call__).get("return")
+    except NameError:
+        return None
+    return hint if isinstance(hint, type) else None
 
 
 def _module(module_name: str, name: str) -> ModuleType:
