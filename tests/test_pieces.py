@@ -217,8 +217,13 @@ def test_negative_controls(
 # ------------------------------------------------------------------ guards, pictures, memory
 
 
+def ancestors(split: pieces._Split, node: int) -> set[int]:
+    above = split.forest.nodes[node].parent
+    return set() if above < 0 else {above} | ancestors(split, above)
+
+
 def test_the_trunk_stands_once(checkpoint: Checkpoint, tree: tuple[PackedTree, dict], monkeypatch):
-    """Its leaves are what the pass over it computed: no copy beside it, nothing else held by it."""
+    """Its leaves are what the passes over it computed: no copy of it, nothing else held by it."""
     computed = []
     hidden = pieces._Split._hidden
 
@@ -229,7 +234,7 @@ def test_the_trunk_stands_once(checkpoint: Checkpoint, tree: tuple[PackedTree, d
 
     monkeypatch.setattr(pieces._Split, "_hidden", noted)
     split = pieces._Split(checkpoint, *tree, 1.0, 61)
-    split.prepare_trunk()
+    split.prepare_above(split.pieces[-1])
 
     def storages(states: list) -> dict[int, int]:
         tensors = [x for some in states for pair in some.values() for x in pair]
@@ -237,9 +242,44 @@ def test_the_trunk_stands_once(checkpoint: Checkpoint, tree: tuple[PackedTree, d
 
     assert storages([split.states]) == storages(computed)
     text = checkpoint.model.config.text_config
-    nodes = [split.forest.nodes[i] for piece in split.pieces for i in piece.trunk]
+    nodes = [split.forest.nodes[i] for i in ancestors(split, split.pieces[-1].first)]
     tokens = sum(node.end - node.start for node in nodes)
     assert sum(storages([split.states]).values()) == keys_values(text, tokens, 4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_only_what_stands_above_a_piece_is_held(
+    checkpoint: Checkpoint, tree: tuple[PackedTree, dict], monkeypatch, budget: int, grad: bool
+):
+    """And, in training, what stands above those that went before it; each node computed once."""
+    held: list[tuple[pieces._Split, pieces.Piece, set[int]]] = []
+    alone: list[int] = []
+    forward, hidden = pieces._Split.forward, pieces._Split._hidden
+
+    def noted_forward(self, piece):
+        held.append((self, piece, {node for node, _ in self.states}))
+        return forward(self, piece)
+
+    def noted_hidden(self, chosen, keep):
+        if not torch.is_grad_enabled():
+            alone.extend(chosen)
+        return hidden(self, chosen, keep)
+
+    monkeypatch.setattr(pieces._Split, "forward", noted_forward)
+    monkeypatch.setattr(pieces._Split, "_hidden", noted_hidden)
+    if grad:
+        through_pieces(checkpoint, *tree, budget)
+    else:
+        plain_logprobs(checkpoint, *tree, 1.0, budget)
+    everything = {i for _, piece, _ in held for i in piece.trunk}
+    for split, piece, nodes in held:
+        own = set(piece.trunk) if grad else set()
+        assert nodes == ancestors(split, piece.first) | own
+    if grad:
+        assert sorted(alone) == sorted(everything)
+    if budget == BUDGETS[-1]:  # branches have trunks of their own: together they are more
+        assert max(len(nodes) for _, _, nodes in held) < len(everything)
 
 
 def test_non_finite_spares_the_weights(checkpoint: Checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -20,7 +21,7 @@ from axpo.models.lora import adapter_parameters, add_adapters
 from axpo.models.vision import encode_pictures
 from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tasks.lab import BASE
-from axpo.training import memory, preflight, rl, sft, start
+from axpo.training import memory, pieces, preflight, rl, sft, start
 from axpo.training.attention import tree_layout
 from axpo.training.estimate import Sizes, counts, estimate, sizes
 from axpo.training.policy import hidden_states, policy_logprobs, show, token_logprobs
@@ -83,6 +84,7 @@ def test_estimates_are_what_autograd_keeps(made, dtype: torch.dtype):
 
 def allocated(step: Callable[[], object]) -> int:
     """The most bytes that were allocated at once while `step` ran, by torch's own records."""
+    gc.collect()  # garbage of before, freed in between, would count against it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
         step()
     events = records.profiler.kineto_results.events()  # pyright: ignore
@@ -121,6 +123,59 @@ def test_the_peak_of_a_training_step(made, recompute: bool):
     print(f"{made.__name__}, recompute {recompute}: {peak:,} bytes, estimate {found / peak:.2f}")
     # The layers that run again, one of the text and one of the tower, are not there at once.
     assert 1 < found / peak < (1.5 if recompute else 1.2)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("made", [tiny_checkpoint, wide_checkpoint])
+def test_the_peak_of_a_tree_in_pieces(made, recompute: bool, monkeypatch: pytest.MonkeyPatch):
+    """The trunk with its gradients, copies of it in attention and the pictures' features count."""
+    torch.set_num_threads(1)
+    checkpoint: Checkpoint = made()
+    model, budget = checkpoint.model, 61
+    if recompute:
+        recompute_layers(model)
+    forest, pixels = packed(checkpoint, [branching_group(checkpoint, 1)])
+    held, keys, masks = [0], [0], [0]
+    forward, layout_of = pieces._Split.forward, pieces.tree_layout
+
+    def noted(self, piece):
+        nodes = {node for node, _ in self.states}
+        held.append(sum(self.forest.nodes[i].end - self.forest.nodes[i].start for i in nodes))
+        return forward(self, piece)
+
+    def laid_out(nodes, *args):
+        layout = layout_of(nodes, *args)
+        sizes = [node.end - node.start for node in nodes]
+        for_runs = [
+            sum(sizes[i] for i in run.given)
+            + sum(layout.sizes[i] for i in (*run.above, *range(run.first, run.last)))
+            for run in layout.runs
+        ]
+        keys.append(sum(for_runs))
+        masks.append(sum(run.mask.numel() for run in layout.runs if run.mask is not None))
+        return layout
+
+    monkeypatch.setattr(pieces._Split, "forward", noted)
+    monkeypatch.setattr(pieces, "tree_layout", laid_out)
+
+    def step() -> None:
+        for some in pieces.training_passes(checkpoint, forest, pixels, 1.0, budget):
+            some.backward(some.logprobs.sum())
+
+    peak = allocated(step)
+    text, vision = model.config.text_config, model.config.vision_config
+    shown = [pixels[d].tokens(checkpoint.merge_size) for d in dict.fromkeys(forest.pictures)]
+    call = min(max(budget, *shown), sum(shown)) * checkpoint.merge_size**2
+    graphs = (
+        memory.keys_values(text, 2 * max(held) + budget, 4)
+        + memory.text_activations(text, budget, max(keys), max(masks), 4, recompute)
+        + memory.logits(text, budget, 2**26),
+        memory.vision_activations(vision, call, 4, recompute),
+    )
+    found = max(graphs) + 2 * memory.features(text, vision, sum(shown), 4)
+    found += 4 * sum(p.numel() for p in model.parameters())
+    print(f"{made.__name__}, recompute {recompute}: {peak:,} bytes, estimate {found / peak:.2f}")
+    assert 1 < found / peak < 1.5
 
 
 def test_adapters_are_counted_as_they_are_made():

@@ -66,9 +66,9 @@ class Counts:
 class Estimate:
     """`sizes`, the tokens of one pass, the number of `pieces` of the largest tree, and bytes.
 
-    `parts` are there at every update. `trunk` are keys and values of the `trunk_tokens` that
-    pieces share, `features` those of the pictures that they do. `otherwise`: activations and
-    pictures with the other value of model.gradient_checkpointing.
+    `parts` are there at every update. Pieces share `trunk`, keys and values of at most
+    `trunk_tokens` at once, and `features` of pictures. `otherwise`: activations and pictures with
+    the other value of model.gradient_checkpointing.
     """
 
     sizes: Sizes
@@ -159,13 +159,13 @@ def estimate(config: Config, kind: Kind, shaped: Shaped, prompt: Segment, gpu: b
     tokens = min(budget, found.trees * found.tree)
     pieces = -(-found.tree // budget)
     counted = counts(config, kind, model)
-    trunk_tokens, above = _trunk(config, kind, found, pieces)
-    trunk = 0
+    shared, above = _trunk(config, kind, found, pieces)
+    held = trunk = 0
     if pieces > 1:
-        # Gradients stand for the path above a piece and for the piece's own part of the trunk,
-        # whose keys and values hold those of the whole piece.
-        seen = min(trunk_tokens, above + tokens)
-        trunk = memory.keys_values(text, trunk_tokens + seen + tokens, size)
+        # Leaves with gradients: what stands above a piece, and of the piece itself what stands
+        # above the next one; and the keys and values of the whole piece, of which these are parts.
+        held = min(shared, above + tokens, 2 * above - found.prompt)
+        trunk = memory.keys_values(text, 2 * held + tokens, size)
     runs = -(-tokens // config.rollout.max_tokens)
     keys, mask = (above + tokens, 0) if gpu else (runs * found.path, tokens * found.path)
     shown, encoded = _shown(config, found, vision), 0
@@ -188,7 +188,7 @@ def estimate(config: Config, kind: Kind, shaped: Shaped, prompt: Segment, gpu: b
         pass_tokens=tokens,
         pieces=pieces,
         parts=_state(config, kind, counted, size),
-        trunk_tokens=trunk_tokens,
+        trunk_tokens=held,
         trunk=trunk,
         features=features * (2 if trains_vision else 1),
         activations=activations,
@@ -236,7 +236,7 @@ def _shown(config: Config, found: Sizes, vision: Any) -> int:
 
 
 def _trunk(config: Config, kind: Kind, found: Sizes, pieces: int) -> tuple[int, int]:
-    """Tokens that later pieces may look back on, and those of them above one piece.
+    """Tokens that later pieces may look back on, and the most of them that stand above one piece.
 
     A leaf that fits into a piece is in no other; then only sources of branches are looked back
     on, and of AXPO's no more than their prefix.

@@ -2,19 +2,21 @@
 
 A forest within the budget is one pass. A larger tree is cut into *pieces*, consecutive runs of
 its preorder layout, and only one piece at a time holds a graph for backward. What pieces share
-is computed first, without graph, and then stands as *leaves* that gather gradients: the features
-of the pictures, and the keys and values of the *trunk*, the nodes that a later piece looks back
-on. Pieces are then trained last to first. By the time a piece goes backward, every piece below
-it has left its gradient on the trunk's leaves, so one backward call starts from the piece's loss
-and from its own keys and values with those gradients. The pictures go last, the same way.
+is computed without graph and then stands as *leaves* that gather gradients: the features of the
+pictures, and the keys and values of the *trunk*, the nodes that a later piece looks back on.
+Pieces are trained last to first, and what stands above a piece is computed when the last piece
+below it comes. By the time a piece goes backward, every piece below it has left its gradient on
+the trunk's leaves, so one backward call starts from the piece's loss and from its own keys and
+values with those gradients; these leaves are then done. The pictures go last, the same way.
 
 This is the chain rule in another order: the gradient is exact. A token's logprob is trained in
 the piece of the token that *predicts* it, so nothing but keys and values crosses a border, and a
 border may lie anywhere: between branches, inside a path, inside a picture.
 
 Memory beside weights: the activations of one piece (at most `budget` tokens) or of one encoder
-call (at most `budget` picture tokens, or one picture), keys and values of the trunk and of the
-piece's paths, and the pictures' features; keys, values and features twice, with their gradients.
+call (at most `budget` picture tokens, or one picture), keys and values of the trunk above the
+piece and of its own, and the pictures' features; keys, values and features twice, with their
+gradients.
 Work: the trunk and the pictures go forward twice, all else as often as without pieces.
 """
 
@@ -129,8 +131,8 @@ def training_passes(
         yield Pass(torch.arange(forest.index.numel()), logprobs, torch.Tensor.backward)
         return
     split = _Split(checkpoint, forest, pixels, temperature, budget)
-    split.prepare_trunk()
     for piece in reversed(split.pieces):
+        split.prepare_above(piece)
         logprobs, kept = split.forward(piece)
         yield Pass(piece.trained, logprobs, partial(split.backward, kept))
     split.backward_pictures()
@@ -153,6 +155,7 @@ def plain_logprobs(
         out[to_device(piece.trained, out.device)], kept = split.forward(piece)
         # Copies: views would hold the keys of the whole piece.
         split.remember({key: (k.clone(), v.clone()) for key, (k, v) in kept.items()})
+        split.forget_before(piece.end)
     return out
 
 
@@ -188,14 +191,28 @@ class _Split:
             for leaf in _tensors(self.shown.features):
                 leaf.requires_grad_()
 
-    def prepare_trunk(self) -> None:
-        """Compute the trunk alone: what it needs above itself is trunk, too."""
-        for piece in self.pieces:
-            if piece.trunk:
-                with torch.no_grad():
-                    _, kept = self._hidden(piece.trunk, piece.trunk)
-                # All of the pass is trunk: its own tensors serve, without a copy.
-                self.remember(kept)
+    def prepare_above(self, piece: Piece) -> None:
+        """Compute those of the nodes above `piece` that no piece after it has looked back on.
+
+        All stand above its first node: what a later one looks back on spans what is between.
+        """
+        nodes, above = self.forest.nodes, list[int]()
+        node = nodes[piece.first].parent
+        while node >= 0 and (node, 0) not in self.states:
+            above.append(node)
+            node = nodes[node].parent
+        for node in reversed(above):
+            # A pass a node: what it computed is the node's alone, to be kept and freed as it is.
+            with torch.no_grad():
+                _, kept = self._hidden((node,), (node,))
+            self.remember(kept)
+
+    def forget_before(self, end: int) -> None:
+        """Drop nodes that no token from `end` on looks back on."""
+        nodes, after = self.forest.nodes, self.forest.subtree_end
+        for node, layer in list(self.states):
+            if after[nodes[node].start] <= end:
+                del self.states[node, layer]
 
     def remember(self, kept: NodeStates) -> None:
         """Let later pieces see these nodes of a pass without graph, as leaves where grad is on."""
