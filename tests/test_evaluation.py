@@ -16,9 +16,9 @@ from axpo.evaluation.bootstrap import (
     Estimate,
     interval,
     paired_differences,
-    probability_above,
     ratios,
     resampled_sums,
+    share_above,
 )
 from axpo.evaluation.diagnostics import GAP
 from axpo.evaluation.passk import mean_pass_at_k, pass_at_k, question_pass_at_k
@@ -122,10 +122,10 @@ class TestBootstrap:
         assert found is not None
         assert found.estimate == Estimate(0.5, 0.0, 1.0)
         # Scores 1 and 1/2: five standard errors at 10,000 resamples are 0.011.
-        assert found.probability_above == pytest.approx(0.875, abs=0.011)
+        assert found.share_above == pytest.approx(0.875, abs=0.011)
         (same,) = paired_differences((second, ones), (second, ones), seed=0)
         assert same is not None
-        assert (same.estimate, same.probability_above) == (Estimate(0.0, 0.0, 0.0), 0.5)
+        assert (same.estimate, same.share_above) == (Estimate(0.0, 0.0, 0.0), 0.5)
 
     def test_pairing_takes_out_what_questions_share(self) -> None:
         generator = np.random.default_rng(1)
@@ -137,7 +137,7 @@ class TestBootstrap:
 
     def test_coverage_of_a_paired_difference(self) -> None:
         """300 simulated pairs of models on 80 questions, bound as above: 4 SE = 0.050. Under no
-        difference the probability of being better is as often above 1/2 as below."""
+        difference the share of the resamples above 0 is as often above 1/2 as below."""
         generator = np.random.default_rng(11)
         ones = np.ones((80, 1))
         hits, better = 0, 0
@@ -147,7 +147,7 @@ class TestBootstrap:
             (found,) = paired_differences((first, ones), (second, ones), trial, resamples=1_000)
             assert found is not None
             hits += found.estimate.low <= 0 <= found.estimate.high
-            better += found.probability_above > 0.5
+            better += found.share_above > 0.5
         assert hits / 300 == pytest.approx(0.95, abs=0.050)
         assert better / 300 == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 300))
 
@@ -163,7 +163,7 @@ class TestBootstrap:
     def test_interval_of_nothing(self) -> None:
         assert interval(math.nan, np.zeros(3)) is None
         assert interval(0.0, np.array([math.nan])) is None
-        assert probability_above(np.array([math.nan])) == 0.5
+        assert share_above(np.array([math.nan])) == 0.5
 
 
 class TestSummary:
@@ -278,7 +278,7 @@ class TestCompare:
         assert difference["tool_rate"] == 0
         assert difference["all_wrong_tool"] == -1.0
         assert difference["accuracy_tool"] == pytest.approx(3 / 5)
-        better = result["probability_better"]
+        better = result["share_better"]
         assert better["pass@1"] == better["all_wrong_tool"] == better["accuracy_tool"] == 1.0
         assert better["all_wrong_no_tool"] == better["accuracy_no_tool"] == 0.5
         assert not {"tool_rate", "tokens"} & set(better)
@@ -294,8 +294,8 @@ class TestCompare:
         for name, d in forth["difference"].items():
             assert d["value"] == pytest.approx(-back["difference"][name]["value"])
             assert d["low"] == pytest.approx(-back["difference"][name]["high"])
-        for name, p in forth["probability_better"].items():
-            assert p == pytest.approx(1 - back["probability_better"][name])
+        for name, p in forth["share_better"].items():
+            assert p == pytest.approx(1 - back["share_better"][name])
 
     def test_a_question_without_pass_at_k_leaves_both(self) -> None:
         first = [question("a", [1, 0], []), question("b", [1, None], [])]

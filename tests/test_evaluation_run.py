@@ -153,7 +153,7 @@ def test_evaluate_then_diagnose_then_compare(
     run.evaluate(config(), "hub/other", tmp_path / "b", monitor)
     comparison = run.compare_runs(tmp_path / "a", tmp_path / "b")
     assert comparison["difference"]["pass@2"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert comparison["probability_better"]["pass@1"] == 0.5
+    assert comparison["share_better"]["pass@1"] == 0.5
 
 
 def test_a_diagnosis_goes_on_with_what_its_folder_lacks(

@@ -167,7 +167,7 @@ def test_script_json_has_no_markup() -> None:
 
 def test_page_says_what_came_out(page: Path) -> None:
     text = page.read_text()
-    assert "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, probability better 0.99." in text
+    assert "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, better in 0.99 of the resamples." in text
     assert "GRPO (12 steps) and AXPO (12 steps), each step 16 questions × 8 rollouts" in text
     assert "algorithm.name" in text and "Why trajectories ended" in text
     assert "Learning takes 47 % of the step; of it backward 57 %, forward 36 %" in text

@@ -206,7 +206,7 @@ def evaluation(value: float, **more: float) -> dict:
 def difference(value: float, low: float, high: float, chance: float) -> dict:
     return {
         "difference": {"pass@1": {"value": value, "low": low, "high": high}},
-        "probability_better": {"pass@1": chance},
+        "share_better": {"pass@1": chance},
     }
 
 
@@ -239,7 +239,8 @@ def test_a_difference_is_claimed_only_where_its_interval_excludes_zero() -> None
     (better,) = verdicts({}, {names: difference(0.08, 0.02, 0.14, 0.992)})
     assert (
         better.state == "better"
-        and better.text == "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, probability better 0.99."
+        and better.text
+        == "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, better in 0.99 of the resamples."
     )
     (none,) = verdicts({}, {names: difference(0.03, -0.02, 0.08, 0.87)})
     assert none.state == "none" and none.text.startswith(
@@ -259,7 +260,7 @@ def test_without_a_comparison_the_values_stand_beside_each_other() -> None:
 def test_evaluation_table_tolerates_missing_metrics_and_marks_lower_is_better() -> None:
     compared = {
         "difference": {"all_wrong_tool": {"value": -0.2, "low": -0.3, "high": -0.1}},
-        "probability_better": {"all_wrong_tool": 0.999},
+        "share_better": {"all_wrong_tool": 0.999},
     }
     table = evaluation_table(
         {"start": evaluation(0.4), "AXPO": evaluation(0.6, all_wrong_tool=0.2)},
@@ -274,7 +275,7 @@ def test_evaluation_table_tolerates_missing_metrics_and_marks_lower_is_better() 
     ]
     cells = table.rows[3][1]
     assert cells[0] == ("–", "", "")
-    assert cells[2] == ("−0.200", "[−0.300, −0.100] · P > 0.99", "better")
+    assert cells[2] == ("−0.200", "[−0.300, −0.100] · better > 0.99", "better")
     assert table.notes == ["200 questions, 8 samples each, split test"]
 
 

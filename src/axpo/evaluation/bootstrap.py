@@ -44,7 +44,7 @@ class Difference:
     """Second minus first, and the share of resamples where it is above 0 (ties count half)."""
 
     estimate: Estimate
-    probability_above: float
+    share_above: float
 
 
 def resampled_sums(columns_QC: Floats, seed: int, resamples: int = RESAMPLES) -> Floats:
@@ -90,7 +90,7 @@ def paired_differences(
     found: list[Difference | None] = []
     for m in range(metrics):
         estimate = interval(values_M[m], drawn_RM[:, m])
-        above = probability_above(drawn_RM[:, m])
+        above = share_above(drawn_RM[:, m])
         found.append(None if estimate is None else Difference(estimate, above))
     return found
 
@@ -105,7 +105,7 @@ def interval(value: float, drawn_R: Floats, level: float = LEVEL) -> Estimate | 
     return Estimate(float(value), float(low), float(high))
 
 
-def probability_above(drawn_R: Floats) -> float:
+def share_above(drawn_R: Floats) -> float:
     """Share of the resamples above 0; a tie (within rounding) counts half."""
     drawn_R = drawn_R[np.isfinite(drawn_R)]
     if not len(drawn_R):

@@ -145,8 +145,9 @@ def compare(
     """Second minus first on the same questions, with paired intervals; plain JSON values.
 
     Questions are matched by `meta["example"]`; `AlignmentError` where the sets differ.
-    `probability_better` is that of the second being better (lower, for an all-wrong rate), ties
-    half; metrics without a direction have none. A question that lacks k scored rollouts in either
+    `share_better` is the share of the resamples of the questions in which the second is better
+    (lower, for an all-wrong rate), ties half: no p-value, and silent on other training seeds.
+    Metrics without a direction have none. A question that lacks k scored rollouts in either
     leaves Pass@k of both.
     """
     pairs = _align(first, second)
@@ -162,12 +163,12 @@ def compare(
                 table[~both, m] = 0.0
     found = paired_differences((a[0], a[1]), (b[0], b[1]), seed, resamples)
     known = {name: d for name, d in zip(names, found, strict=True) if d is not None}
-    better = {name: d.probability_above for name, d in known.items()}
+    better = {name: d.share_above for name, d in known.items()}
     return {
         "questions": len(pairs),
         "dropped": dropped,
         "difference": {name: d.estimate.to_dict() for name, d in known.items()},
-        "probability_better": {
+        "share_better": {
             name: above if HIGHER_IS_BETTER.get(name, True) else 1.0 - above
             for name, above in better.items()
             if name in HIGHER_IS_BETTER or name.startswith("pass@")

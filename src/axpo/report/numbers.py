@@ -1,4 +1,4 @@
-"""Numbers in words: estimates, signed differences, intervals and probabilities as text."""
+"""Numbers in words: estimates, signed differences, intervals and shares as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Estimate = Mapping[str, Any]
 """A value with `low` and `high`."""
 
 
-def probability_text(value: float) -> str:
+def share_text(value: float) -> str:
     """Two digits; what 10,000 resamples cannot tell from certain as a bound."""
     return "> 0.99" if value > 0.995 else "< 0.01" if value < 0.005 else f"{value:.2f}"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from axpo.config import RunSettings
 from axpo.report.names import TOOL_FIGURES, evaluation_order, label
-from axpo.report.numbers import interval_text, number_text, probability_text, signed_text
+from axpo.report.numbers import interval_text, number_text, share_text, signed_text
 from axpo.report.runs import RunView
 from axpo.tools.python.levels import UNSAFE
 from axpo.tools.python.tool import NAME as PYTHON
@@ -50,8 +50,8 @@ def verdict(names: tuple[str, str], comparison: Mapping[str, Any]) -> Verdict | 
     if not difference:
         return None
     name, state = label(MAIN_METRIC), _state(difference)
-    chance = comparison.get("probability_better", {}).get(MAIN_METRIC)
-    sure = "" if chance is None else f", probability better {probability_text(chance)}"
+    chance = comparison.get("share_better", {}).get(MAIN_METRIC)
+    sure = "" if chance is None else f", better in {share_text(chance)} of the resamples"
     amount = (
         f"{signed_text(difference['value'], 2)} {name} {interval_text(difference, 2, signed=True)}"
     )
@@ -264,10 +264,10 @@ def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, s
     difference = comparison.get("difference", {}).get(metric)
     if not difference or difference.get("value") is None:
         return ("–", "", "")
-    known = comparison.get("probability_better", {})
+    known = comparison.get("share_better", {})
     chance = known.get(metric)
-    sure = "" if chance is None else f" · P {probability_text(chance)}"
-    # Where others have one, a metric without a probability has no direction (tool rate, tokens).
+    sure = "" if chance is None else f" · better {share_text(chance)}"
+    # Where others have one, a metric without that share has no direction (tool rate, tokens).
     state = "none" if known and chance is None else _state(difference, chance)
     return (
         signed_text(difference["value"], 3),
