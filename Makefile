@@ -20,10 +20,11 @@ test: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-gpu: $(VENV)/.installed-dev  # on a machine with one: its tests, then both benchmarks there
-	$(BIN)/python -m pytest tests/test_gpu.py -s -rs
+gpu: $(VENV)/.installed-dev  # on a machine with one, about ten minutes: a verdict a question
 	$(BIN)/python -m benchmarks.gpu
-	$(BIN)/python -m benchmarks --device cuda --out runs/benchmarks/gpu.json
+
+gpu-%: $(VENV)/.installed-dev  # one part of it: gpu-tests, gpu-training, gpu-speed, gpu-lab
+	$(BIN)/python -m benchmarks.gpu $*
 
 vllm-env: $(VLLM)/.installed  # vLLM's own environment for a CPU (docs/vllm.md)
 

@@ -1,123 +1,133 @@
-"""What bfloat16 and the block attention bring on a GPU: seconds and memory of an update, decoding.
+"""`python -m benchmarks.gpu [part ...]`: what waits for a GPU, in parts of less than five minutes.
 
-`python -m benchmarks.gpu` prints a line a case. The model is random, 2,048 wide like Qwen3-VL-2B
-with fewer layers; the trees are AXPO's (`models`). Compilation falls into the warm-up.
+Each part runs its commands one after the other, with a limit of time each, writes their output to
+`--out` and goes on where one fails. At the end stands a line a question: the verdicts that tests
+and benchmarks print (`VERDICT question: answer`) and, for each command, whether it ran.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Sequence
-from functools import partial
-from unittest import mock
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import Qwen3VLForConditionalGeneration
 
-from axpo.algorithms.losses import clipped_loss
-from axpo.config import OptimizerSettings
-from axpo.engines.base import Picture, Request, Sampling
-from axpo.engines.transformers import TransformersEngine
-from axpo.models.attention import use_fast_vision
-from axpo.models.loading import Checkpoint
-from axpo.training import attention
-from axpo.training.trainer import Trainer
-from axpo.tree import Group
-from benchmarks.models import Shape, training_checkpoint, training_group
-
-LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
+MARK = "VERDICT "
 
 
-def wide_checkpoint(device: str, dtype: torch.dtype, width: int, layers: int) -> Checkpoint:
-    """`training_checkpoint` with a text model of `width` and heads of 128 (at least two)."""
-    small = training_checkpoint(stock=True)
-    config = small.model.config
-    text = config.text_config
-    text.hidden_size, text.intermediate_size = width, 3 * width
-    text.num_hidden_layers, text.head_dim = layers, 128
-    text.num_attention_heads = max(2, width // 128)
-    text.num_key_value_heads = text.num_attention_heads // 2
-    text.rope_parameters = {**text.rope_parameters, "mrope_section": [24, 20, 20]}
-    config.vision_config.out_hidden_size = width
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype).to(device)
-    use_fast_vision(model)
-    return dataclasses.replace(small, model=model.eval())
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`arguments` of this python, of which `{out}` is the output folder; `seconds` it may take."""
+
+    name: str
+    seconds: int
+    arguments: tuple[str, ...]
 
 
-def updates(checkpoint: Checkpoint, groups: Sequence[Group], blocks: bool, rounds: int) -> dict:
-    """Median seconds of an update and the most memory it took."""
-    cuda = checkpoint.model.device.type == "cuda"
-    settings = OptimizerSettings(learning_rate=1e-6, max_tokens_per_micro_batch=32768)
-    trainer = Trainer(checkpoint, None, settings, rounds)
-    seconds = []
-    with mock.patch.object(attention, "in_blocks", lambda device: blocks and cuda):
-        for _ in range(rounds + 2):
-            if cuda:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
-            metrics = trainer.update(groups, LOSS, "question_mean", kl=False)
-            if cuda:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-    middle = sorted(seconds[2:])[rounds // 2]
-    return {
-        "seconds": round(middle, 4),
-        "packed_tokens_per_second": round(metrics["tokens_packed"] / middle),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
-    }
+def _lab(command: str, out: str, *settings: str) -> tuple[str, ...]:
+    """A run of the lab on the GPU with the one tool that needs no sandbox and no corpus."""
+    chosen = ('task.families=["find"]', 'rollout.tools=["image_zoom_in_tool"]')
+    run = ("-m", "axpo", command, "recipes/lab.toml", "--out", f"{{out}}/{out}")
+    return (*run, "model.device=cuda", *chosen, *settings)
 
 
-def decoding(checkpoint: Checkpoint, group: Group, rows: int, tokens: int) -> dict:
-    """Sampled tokens a second of `rows` rollouts of one prompt, the second time."""
-    pictures = tuple(Picture(s.digest, group.pictures[s.digest]) for s in group.prompt.images)
-
-    async def main() -> float:
-        engine = TransformersEngine(checkpoint)
-        for number in range(2):
-            requests = [
-                Request(
-                    f"r{i}",
-                    f"g{number}",
-                    group.prompt.tokens,
-                    pictures,
-                    Sampling(tokens, i, (), checkpoint.banned),
-                )
-                for i in range(rows)
-            ]
-            began = time.perf_counter()
-            await asyncio.gather(*(engine.generate(request) for request in requests))
-        return rows * tokens / (time.perf_counter() - began)
-
-    return {"rows": rows, "sampled_tokens_per_second": round(asyncio.run(main()))}
+_FILES = ("--out", "{out}/gpu.json", "--page", "{out}/gpu.md")
+_BENCH = ("-m", "benchmarks", "--device", "cuda", *_FILES)
+PARTS: dict[str, tuple[Command, ...]] = {
+    "tests": (Command("tests", 290, ("-m", "pytest", "tests/test_gpu.py", "-s", "-rs")),),
+    "training": (Command("update", 150, ("-m", "benchmarks.gpu_update")),),
+    "speed": (
+        Command("step", 120, (*_BENCH, "training_step")),
+        Command("rollouts", 150, (*_BENCH, "rollouts")),
+    ),
+    "lab": (
+        Command("sft", 90, _lab("sft", "lab-sft", "sft.steps=10")),
+        Command("rl", 90, _lab("train", "lab-rl", "model.path={out}/lab-sft", "rl.steps=3")),
+    ),
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--questions", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    for name in ("float32", "bfloat16"):
-        checkpoint = wide_checkpoint(
-            options.device, getattr(torch, name), options.width, options.layers
-        )
-        groups = [
-            dataclasses.replace(training_group(checkpoint, Shape(256, 256, 1), seed), id=f"g{seed}")
-            for seed in range(options.questions)
-        ]
-        for rows in (8, 64):
-            print({"dtype": name, **decoding(checkpoint, groups[0], rows, 64)}, flush=True)
-        for blocks in (False, True):
-            found = updates(checkpoint, groups, blocks, options.rounds)
-            print({"dtype": name, "blocks": blocks, **found}, flush=True)
+def run(command: Command, out: Path) -> list[str]:
+    """Run it, its output shown and written to `out`; returns its verdicts and one on itself."""
+    arguments = [argument.replace("{out}", str(out)) for argument in command.arguments]
+    print(f"== {command.name}: python {' '.join(arguments)}", flush=True)
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-u", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    limit = threading.Timer(command.seconds, stop)
+    limit.start()
+    verdicts: list[str] = []
+    assert process.stdout is not None
+    try:
+        with (out / f"{command.name}.log").open("w") as log:
+            for line in process.stdout:
+                log.write(line)
+                print(line, end="", flush=True)
+                if line.startswith(MARK):
+                    verdicts.append(line.removeprefix(MARK).strip())
+        status = process.wait()
+    finally:
+        limit.cancel()
+    ended = f"NO, stopped after {command.seconds} s" if expired.is_set() else "yes"
+    if status and not expired.is_set():
+        ended = f"NO, status {status}"
+    took = time.monotonic() - began
+    return [*verdicts, f"{command.name} ran to its end: {ended} ({took:.0f} s)"]
+
+
+def card() -> str:
+    """The verdict on the GPU itself."""
+    if not torch.cuda.is_available():
+        return f"the GPU: NO, torch {torch.__version__} sees none"
+    memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+    return f"the GPU: {torch.cuda.get_device_name()}, {memory:.0f} GB, torch {torch.__version__}"
+
+
+def failed(verdict: str) -> bool:
+    """Whether the answer is NO or WRONG; a plain "no" is an answer like any other."""
+    return verdict.partition(": ")[2].startswith(("NO", "WRONG"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its status is 1 where a verdict says NO or WRONG."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    verdicts = [card()]
+    verdicts += [
+        verdict
+        for part in options.parts or PARTS
+        for command in PARTS[part]
+        for verdict in run(command, options.out)
+    ]
+    lines = "\n".join(f"{'FAILED' if failed(v) else 'ok    '} {v}" for v in verdicts)
+    (options.out / "verdicts.txt").write_text(lines + "\n")
+    print(f"\n{lines}")
+    return int(any(map(failed, verdicts)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
