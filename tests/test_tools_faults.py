@@ -174,6 +174,7 @@ def test_a_killed_fork_server_is_replaced_for_who_comes_after(level: str) -> Non
     killed, healthy = asyncio.run(later(agent))
     check_fault(killed, "fork server has ended")
     check_healthy(healthy, "42")
+    assert agent.stats.seconds_waited > healthy.seconds  # the new server's start is nobody's time
 
 
 @sandboxed

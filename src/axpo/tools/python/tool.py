@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
+from axpo.clock import waiting
 from axpo.config import LimitSettings
 from axpo.tools.arguments import parse_arguments
 from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
@@ -165,7 +166,8 @@ class PythonTool:
     async def _session(self, trajectory: str, code: str) -> Session:
         session = self._sessions.get(trajectory)
         if session is None:
-            server = await self._ready_server()
+            with waiting():  # for whoever starts a new one
+                server = await self._ready_server()
             session = await Session.open(server, self._new_folder(), code)
             self._sessions[trajectory] = session
         return session
