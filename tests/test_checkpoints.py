@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from axpo.algorithms.losses import clipped_loss
 from axpo.config import OptimizerSettings
 from axpo.training import checkpoints
-from axpo.training.trainer import Trainer
+from axpo.training.trainer import NonFiniteError, Trainer
 from padded_oracle import branching_group
 from tiny import tiny_checkpoint
 
@@ -173,3 +173,47 @@ def test_a_saved_model_loads_on_its_own(tmp_path: Path):
     assert loaded.banned == trainer.checkpoint.banned
     for name, tensor in trainer.checkpoint.model.state_dict().items():
         assert torch.equal(tensor, loaded.model.state_dict()[name]), name
+
+
+class TestKeptOnStop:
+    """Whatever ends a run, what it has trained is saved once, and never what is broken."""
+
+    def trained(self, updates: int) -> Trainer:
+        trainer = start()
+        group = branching_group(trainer.checkpoint, 0, "g")
+        for _ in range(updates):
+            trainer.update([group], LOSS, "question_mean", kl=True)
+        return trainer
+
+    @pytest.mark.parametrize("error", [ValueError, OSError, RecursionError])
+    def test_any_error(self, tmp_path: Path, error: type[Exception]) -> None:
+        trainer = self.trained(2)
+        with pytest.raises(error), checkpoints.kept_on_stop(tmp_path, trainer, 2, {"size": 3}):
+            raise error
+        saved = checkpoints.latest(tmp_path)
+        assert saved is not None and saved.name == "step-000001"
+        assert checkpoints.restore(saved, start()).data == {"size": 3}
+
+    def test_not_in_the_middle_of_a_step_and_not_before_the_first(self, tmp_path: Path) -> None:
+        for updates in (0, 1):
+            with (
+                pytest.raises(OSError),
+                checkpoints.kept_on_stop(tmp_path, self.trained(updates), 2),
+            ):
+                raise OSError
+        assert checkpoints.checkpoints(tmp_path) == []
+
+    def test_weights_that_are_not_finite(self, tmp_path: Path) -> None:
+        """An update that overflows is refused before a checkpoint can hold it."""
+        trainer = self.trained(1)
+        good = checkpoints.save(tmp_path, 1, trainer)
+        group = branching_group(trainer.checkpoint, 1, "h")
+        state = trainer.optimizer.state[trainer.parameters[0]]
+        state["exp_avg"].fill_(-3e38)
+        state["exp_avg_sq"].fill_(1e-30)
+        with (
+            pytest.raises(NonFiniteError, match=r"update 2 made weights .*lower learning_rate"),
+            checkpoints.kept_on_stop(tmp_path, trainer, 1),
+        ):
+            trainer.update([group], LOSS, "question_mean", kl=False)
+        assert checkpoints.checkpoints(tmp_path) == [good]

@@ -161,6 +161,26 @@ def test_a_run_may_go_on_with_what_does_not_change_it(tmp_path: Path) -> None:
         _claim(tmp_path, load_config(RECIPE, ["rl.optimizer.learning_rate=1.0"]), ("train",))
 
 
+def test_a_run_may_go_on_with_less_memory_and_more_time(tmp_path: Path) -> None:
+    """What ended a run at step 90 can be changed without starting again."""
+    from axpo.cli import _claim
+    from axpo.config import ConfigError, load_config
+
+    _claim(tmp_path, load_config(RECIPE), ("train",))
+    smaller = [
+        "rl.optimizer.max_tokens_per_micro_batch=512", "model.gradient_checkpointing=true",
+        "model.threads=2", "model.device=cpu", "rollout.max_seconds=999",
+        "tools.limits.image_zoom_in_tool.timeout=9", "tools.limits.image_zoom_in_tool.retries=2",
+    ]  # fmt: skip
+    _claim(tmp_path, load_config(RECIPE, smaller), ("train",))
+    with pytest.raises(ConfigError) as refused:  # what the model is shown is another matter
+        changed = load_config(RECIPE, ["tools.limits.image_zoom_in_tool.max_pixels=9999"])
+        _claim(tmp_path, changed, ("train",))
+    said = str(refused.value)
+    assert "tools.limits.image_zoom_in_tool.max_pixels: None -> 9999" in said
+    assert said.count("tools.limits") == 1
+
+
 def test_jobs_mean_nothing_to_tables(tmp_path: Path) -> None:
     study = str(RECIPE.parent / "study.toml")
     text = axpo("study", study, "--out", str(tmp_path), "--tables", "--jobs", "2", code=1)

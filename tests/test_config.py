@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,3 +155,14 @@ def test_every_setting_is_documented() -> None:
 def test_settings_import_no_torch() -> None:
     code = "import sys, axpo.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["rl.optimizer.learning_rate=inf", "rollout.temperature=nan", "algorithm.kl=inf",
+     "rl.optimizer.learning_rate=1e6"],
+)  # fmt: skip
+def test_numbers_that_ruin_a_run_are_refused(setting: str) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load_config(None, [setting])

@@ -216,3 +216,19 @@ def test_columns_of_benchmarks_and_math_vr(tmp_path: Path) -> None:
         "In <image>?\nA. x\nB. y", "B", "choice",
     )  # fmt: skip
     assert (second.answer, second.alternatives, second.grading) == ("Ann", ("Anna",), "exact")
+
+
+@pytest.mark.parametrize("field", ["question", "answer", "id", "demonstration"])
+def test_half_a_character_is_refused_by_name(field: str) -> None:
+    """Neither a tokenizer nor Parquet takes it, steps after the row was sampled."""
+    row = {"question": "?", "answer": "7", field: "bad \ud83d"}
+    with pytest.raises(DataError, match=rf"here: {field}: character 4 of .* is half of one"):
+        read(row)
+
+
+def test_half_a_character_in_a_file_names_its_row(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", {"question": "?", "answer": "7"})
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('\n{"question": "?", "answer": "\\ud83d"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: answer: character 0"):
+        task_of(f"path = '{tmp_path}/a.jsonl'").size("train")

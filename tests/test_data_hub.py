@@ -124,3 +124,14 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_files_need_no_datasets() -> None:
     code = "import sys, axpo.tasks.data; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pictures_outside_a_hub_set_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "own.png").write_bytes(picture())
+    row = {"question": "?", "images": [str(tmp_path / "own.png")], "answer": "7"}
+    write_jsonl(tmp_path / "set" / "train.jsonl", row)
+    with pytest.raises(DataError, match="lies outside"):
+        task_of(f"hub = '{tmp_path}/set'").size("train")
+    write_jsonl(tmp_path / "set.jsonl", row)
+    assert task_of(f"path = '{tmp_path}/set.jsonl'").example("train", 0).images

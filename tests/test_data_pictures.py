@@ -80,3 +80,24 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MAX_PIXELS", 99)
     assert "10 x 10: expected at most 99 pixels" in refused(picture(size=(10, 10)))
     assert decoded == []
+
+
+def test_rows_of_a_foreign_set_name_files_of_its_own_folder(tmp_path: Path) -> None:
+    """Any other would copy the user's pictures into trees and report."""
+    own, foreign = tmp_path / "own.png", tmp_path / "set"
+    foreign.mkdir()
+    own.write_bytes(picture())
+    (foreign / "a.png").write_bytes(picture())
+    (foreign / "link.png").symlink_to(own)
+    assert open_pictures(["a.png"], foreign, "here", foreign=True)
+    for name in (str(own), "../own.png", f"file://{own}", "link.png"):
+        with pytest.raises(DataError, match=r"here: images: .* lies outside"):
+            open_pictures([name], foreign, "here", foreign=True)
+        with pytest.raises(DataError, match=r"here: images: .* lies outside"):
+            pictures.check_picture(name, foreign, "here", foreign=True)
+        assert open_pictures([name.replace("link", "a")], foreign, "here")
+
+
+def test_a_name_that_is_too_long_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="here: images: no file"):
+        pictures.check_picture("a/" * 2500, tmp_path, "here")

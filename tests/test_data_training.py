@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from axpo.config import Config, parse_config
+from axpo.config import Config, ConfigError, parse_config
 from axpo.rollout.sampling import EXAMPLE
+from axpo.rollout.setup import build_task
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
 from axpo.tasks.lab.questions import LabTask
 from axpo.training import rl
-from data_sets import write_parquet
+from axpo.training.data import DataWarning, check_data, data_state
+from data_sets import write_jsonl, write_parquet
 
 STEPS, QUESTIONS = 4, 2
 
 
-class Stopped(Exception):
-    """What ends a run on the way."""
+class Stopped(BaseException):
+    """What ends a run on the way, as a kill does: nothing more is written."""
 
 
 class Monitor:
@@ -81,3 +85,47 @@ def test_a_resumed_run_is_the_unbroken_one(
     assert questions == asked(tmp_path / "broken")
     first, second = (load_file(path / "model" / "model.safetensors") for path in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestOtherData:
+    """A run that goes on with other rows: the order would change, or only their content."""
+
+    def state(self, folder: Path, kind: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+        made = parse_config({"task": {"name": "data", "path": f"{folder}/train.{kind}"}})
+        if kind == "parquet":
+            write_parquet(folder / "train.parquet", rows)
+        elif kind == "json":
+            (folder / "train.json").write_text(json.dumps(rows))
+        else:
+            write_jsonl(folder / "train.jsonl", *rows)
+        return json.loads(json.dumps(data_state(made, build_task(made.task), "train")))
+
+    @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+    def test_what_is_refused_and_what_is_told(
+        self, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        rows = [{"question": f"Question {i}?", "answer": "7"} for i in range(11)]
+        noted = self.state(tmp_path, kind, rows)
+        check_data(noted, self.state(tmp_path, kind, rows), tmp_path)
+        corrected = self.state(tmp_path, kind, [*rows[:5], rows[5] | {"answer": "8"}, *rows[6:]])
+        with pytest.warns(DataWarning, match="other contents of train split"):
+            check_data(noted, corrected, tmp_path)
+        fewer = self.state(tmp_path, kind, rows[1:])
+        with pytest.raises(ConfigError, match="on 11 train examples, there are now 10"):
+            check_data(noted, fewer, tmp_path)
+
+    def test_own_tools_and_indexes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        tools, index = tmp_path / "folder_tools.py", tmp_path / "corpus.db"
+        tools.write_text("a = 1")
+        index.write_bytes(b"one")
+        made = parse_config({"rollout": {"tools": ["folder_tools:a", "image_zoom_in_tool"]},
+                             "tools": {"search": {"corpus": str(index)}}})  # fmt: skip
+        noted = data_state(made, LabTask(), "train")
+        assert set(noted["tools"]) == {"folder_tools.py", "corpus.db"}
+        tools.write_text("a = 2")
+        index.write_bytes(b"two")
+        with pytest.warns(DataWarning, match=r"other contents of corpus\.db, folder_tools\.py"):
+            check_data(noted, data_state(made, LabTask(), "train"), tmp_path)

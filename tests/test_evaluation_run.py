@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from axpo.algorithms.unscored import UnscoredWarning
 from axpo.config import Config, UserError, load_config
@@ -185,6 +188,28 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path, engine: FakeEngine) 
         run.evaluate(config("rollout.max_turns=2"), "hub/model", tmp_path, monitor)
     with pytest.raises(ShelfError, match="model: expected 'hub/other', got 'hub/model'"):
         run.evaluate(config(), "hub/other", tmp_path, monitor)
+
+
+def test_corrected_data_is_not_mixed_with_what_was_sampled_before(
+    tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old truth would stay in the figures of the new data."""
+    monitor = CountingMonitor()
+    run.evaluate(config(), "hub/model", tmp_path, monitor)
+    corrections: list[dict[str, Any]] = [
+        {"answer": "8"}, {"question": "other?"}, {"alternatives": ("8",)},
+        {"grading": "math"}, {"images": (Image.new("RGB", (64, 64)),)},
+    ]  # fmt: skip
+    for change in corrections:
+
+        class Corrected(FiveQuestions):
+            def example(self, split: str, index: int, change=change) -> Example:
+                found = super().example(split, index)
+                return replace(found, **change) if index == 3 else found
+
+        monkeypatch.setattr(run, "build_task", lambda settings, task=Corrected: task())
+        with pytest.raises(ShelfError, match=r"question test3 as the data had it before"):
+            run.evaluate(config(), "hub/model", tmp_path, monitor)
 
 
 def test_comparing_what_was_not_evaluated_alike(tmp_path: Path, engine: FakeEngine) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Checkpoint, CheckpointError, load_checkpoint
 from axpo.models.positions import Grid, rope_positions
 from axpo.models.tiny import tiny_processor
 from axpo.models.vision import (
@@ -191,3 +193,19 @@ def test_a_picture_as_seen_keeps_its_size_under_its_limits(
         assert smart_resize(*size, factor, *wide.values()) == size
         changed += smart_resize(*size, factor, *limits) != size
     assert (changed > 0) == (limits[1] < 2 * limits[0])
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """transformers would draw them at random, and training would begin from noise."""
+    tiny_checkpoint(0).save(tmp_path)
+    load_checkpoint(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    name = next(n for n in weights if "layers.1.mlp.up_proj" in n)
+    save_file({n: w for n, w in weights.items() if n != name}, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"lacks the weights {name}: they would be random"):
+        load_checkpoint(tmp_path)
+    renamed = {n.replace("language_model", "text"): w for n, w in weights.items()}
+    save_file(renamed, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"and \d+ more; it has .*\.text\..* does not know"):
+        load_checkpoint(tmp_path)

@@ -148,3 +148,14 @@ def test_a_row_a_trajectory(tmp_path: Path) -> None:
         *[(0, "q/ü/t0", 4)] * 3,
         *[(1, "q/ü/t0", 4)] * 2,
     ]
+
+
+def test_half_a_character_is_stored_as_its_escape(tmp_path: Path) -> None:
+    """Wherever it comes from: it must not end a run when its step is saved."""
+    group = rich_group()
+    group.question, group.truth = "which \ud83d?", "\ude00"
+    group.rollouts[0].answer = "so \ud83d"
+    save_groups(tmp_path / "trees" / "a.parquet", [group])
+    (loaded,) = load_groups(tmp_path / "trees" / "a.parquet")
+    assert (loaded.question, loaded.truth) == ("which \\ud83d?", "\\ude00")
+    assert loaded.rollouts[0].answer == "so \\ud83d"

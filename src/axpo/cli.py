@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from axpo.config import Config, ConfigError, UserError, load_config
+from axpo.config.secrets import masked
+from axpo.folder import run_folder, write_whole
 
 app = typer.Typer(
     help="Train vision-language agents to use tools with AXPO.",
@@ -34,8 +36,9 @@ def quickstart(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     from axpo.quickstart import quickstart as run
 
     config = load_config(recipe, overrides or ())
-    _claim(out, config, ("sft", "train", "eval", "diagnose"))
-    print(f"Report: {run(config, recipe, overrides or (), out)}")
+    with run_folder(out):
+        _claim(out, config, ("sft", "train", "eval", "diagnose"))
+        print(f"Report: {run(config, recipe, overrides or (), out)}")
 
 
 @app.command()
@@ -65,7 +68,8 @@ def study(
     if tables or outcomes:
         print(f"Study: {(study_tables if tables else held_out_tables)(file, out)}")
     else:
-        print(f"Study: {run_study(file, out, jobs)}")
+        with run_folder(out):
+            print(f"Study: {run_study(file, out, jobs)}")
 
 
 @app.command()
@@ -99,12 +103,13 @@ def profile(
 def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Cold-start model.path on the task's demonstrations."""
     config = load_config(recipe, overrides or ())
-    _claim(out, config, ("sft",))
-    from axpo.report.monitor import run_monitor
-    from axpo.training import sft
+    with run_folder(out):
+        _claim(out, config, ("sft",))
+        from axpo.report.monitor import run_monitor
+        from axpo.training import sft
 
-    with run_monitor(out, f"SFT {out.name}", config.run.tensorboard) as monitor:
-        last = sft.train(config, _model_path(config.model.path), out, monitor)
+        with run_monitor(out, f"SFT {out.name}", config.run.tensorboard) as monitor:
+            last = sft.train(config, _model_path(config.model.path), out, monitor)
     print(f"Checkpoint: {last}")
 
 
@@ -112,14 +117,15 @@ def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
     config = load_config(recipe, overrides or ())
-    _claim(out, config, ("train",))
-    from axpo.report.monitor import run_monitor
-    from axpo.training import rl
+    with run_folder(out):
+        _claim(out, config, ("train",))
+        from axpo.report.monitor import run_monitor
+        from axpo.training import rl
 
-    model = _model_path(config.model.path)
-    title = f"{config.algorithm.name.upper()} {out.name}"
-    with run_monitor(out, title, config.run.tensorboard) as monitor:
-        last = rl.train(config, model, out, monitor)
+        model = _model_path(config.model.path)
+        title = f"{config.algorithm.name.upper()} {out.name}"
+        with run_monitor(out, title, config.run.tensorboard) as monitor:
+            last = rl.train(config, model, out, monitor)
     print(f"Checkpoint: {last}")
 
 
@@ -131,7 +137,7 @@ def evaluate(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     from axpo.report.monitor import run_monitor
     from axpo.report.tables import print_evaluation
 
-    with run_monitor(out, f"evaluate {out.name}") as monitor:
+    with run_folder(out), run_monitor(out, f"evaluate {out.name}") as monitor:
         result = evaluate(config, _model_path(config.model.path), out, monitor)
     print_evaluation(result)
 
@@ -144,7 +150,7 @@ def diagnose(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     from axpo.report.monitor import run_monitor
     from axpo.report.tables import print_diagnostics
 
-    with run_monitor(out, f"diagnose {out.name}") as monitor:
+    with run_folder(out), run_monitor(out, f"diagnose {out.name}") as monitor:
         result = diagnose(config, _model_path(config.model.path), out, monitor)
     print_diagnostics(result)
 
@@ -200,7 +206,7 @@ def _claim(out: Path, config: Config, commands: Sequence[str]) -> None:
     from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 
     path = out / "config.json"
-    settings: dict[str, Any] = config.model_dump(mode="json")
+    settings: dict[str, Any] = masked(config.model_dump(mode="json"))
     sections = tuple(dict.fromkeys(s for command in commands for s in OUTCOME[command]))
     if path.is_file():
         noted, now, defaults = (
@@ -212,8 +218,7 @@ def _claim(out: Path, config: Config, commands: Sequence[str]) -> None:
                 f"{out} holds a run with other settings ({said}): "
                 "give another --out, or the settings it was started with"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1))
+    write_whole(path, json.dumps(settings, indent=1))
 
 
 def _model_path(model: str) -> str:

@@ -22,6 +22,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from axpo.folder import write_whole
 from axpo.report.live import duration
 from axpo.report.metrics import FILE_NAME, MetricsError, read_metrics
 
@@ -172,9 +173,7 @@ def _poll(stage: Stage, logs: Path) -> None:
         stage.finished, stage.steps = True, stage.total
         passed, made = time.monotonic() - stage.began, stage.total - stage.first
         stage.seconds = passed * stage.total / made if made else passed
-        temporary = stage.done.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"seconds": round(stage.seconds, 1)}))
-        temporary.replace(stage.done)
+        write_whole(stage.done, json.dumps({"seconds": round(stage.seconds, 1)}))
     else:
         log = _log(stage, logs)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])

@@ -2,8 +2,8 @@
 
 One row a trajectory, nested lists for its segments, calls and credit, so that pandas and duckdb
 read a run directly. The prompt is a row of its own (`kind` "prompt") and carries what belongs
-to the group; a continuation's `branch` counts in its group's `branches`. What a policy wrote can
-hold half a surrogate pair, which Parquet's text cannot: it is stored as its escape.
+to the group; a continuation's `branch` counts in its group's `branches`. A text can hold half a
+surrogate pair, which Parquet's cannot: it is stored as its escape.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def _prompt_row(group: Group) -> dict[str, Any]:
         "group": group.id,
         "kind": "prompt",
         "segments": [_segment_row(group.prompt)],
-        "question": group.question,
-        "truth": group.truth,
+        "question": _text(group.question),
+        "truth": _text(group.truth),
         "meta": json.dumps(group.meta),
         "branches": [
             {"source": b.source, "cut": b.cut, "confidence": b.confidence} for b in group.branches

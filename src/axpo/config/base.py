@@ -16,9 +16,12 @@ class ConfigError(UserError):
 
 
 class Section(BaseModel):
-    """Base of all settings: unknown keys are refused, values are frozen."""
+    """Base of all settings: unknown keys and numbers that are not finite are refused, values are
+    frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 PositiveInt = Annotated[int, Field(gt=0)]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from axpo.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from axpo.config.secrets import masked_arguments, masked_text
 
 _NEEDED = ("<|im_end|>", "<|endoftext|>", "</think>", "<tool_call>", "</tool_call>")
 
@@ -89,6 +90,11 @@ class McpSettings(Section):
         if self.url and self.env:
             raise ValueError("env: no effect with url; remove it")
         return self
+
+    @property
+    def address(self) -> str:
+        """The URL or the command line, for messages: secrets in it are masked."""
+        return masked_text(self.url) if self.url else " ".join(masked_arguments(self.command))
 
 
 class PythonSettings(Section):

@@ -131,7 +131,7 @@ _OWN_SETTINGS: Mapping[str, Mapping[str, set[str]]] = {
 
 
 class OptimizerSettings(Section):
-    learning_rate: NonNegativeFloat = 1e-4
+    learning_rate: Annotated[float, Field(ge=0, le=1)] = 1e-4
     """AdamW's peak rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""

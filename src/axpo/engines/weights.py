@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from axpo.models.loading import some_names
+
 
 def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
     """Copy `weights` (a state dict) into `module`; returns how many tensors were copied.
@@ -34,7 +36,7 @@ def distinct_weights(
     `ValueError` naming unknown, missing or mis-shaped tensors, or tied ones that differ.
     """
     if unknown := sorted(set(weights) - set(own)):
-        raise ValueError(f"weights hold {_some(unknown)}, which the model does not have")
+        raise ValueError(f"weights hold {some_names(unknown)}, which the model does not have")
     tied: dict[tuple[int, torch.Size], list[str]] = {}
     for name, tensor in own.items():
         tied.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
@@ -59,7 +61,7 @@ def distinct_weights(
                 )
         distinct[names[0]] = weights[given[0]]
     if missing:
-        raise ValueError(f"weights lack {_some(sorted(missing))}")
+        raise ValueError(f"weights lack {some_names(sorted(missing))}")
     return distinct
 
 
@@ -78,9 +80,3 @@ def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether the values are equal; NaN equals NaN (diverged weights are another error)."""
     return _shares(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _some(names: list[str]) -> str:
-    """The first names of a long list."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

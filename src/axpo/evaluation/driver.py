@@ -20,6 +20,9 @@ from axpo.config import UserError
 from axpo.evaluation.diagnostics import Probe
 from axpo.evaluation.identity import changed_settings
 from axpo.evaluation.summary import EXAMPLE
+from axpo.folder import write_whole
+from axpo.rollout.agent import ALTERNATIVES, GRADING
+from axpo.rollout.rendering import as_picture
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
 from axpo.tree import Branch, Group
@@ -98,9 +101,7 @@ class Shelf:
                     "remove the folder or choose another"
                 )
             return
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(identity, indent=1))
-        temporary.replace(file)
+        write_whole(file, json.dumps(identity, indent=1))
 
 
 async def evaluate(
@@ -126,10 +127,32 @@ async def evaluate(
             if id in order:
                 raise ValueError(f"two examples have the id {example.id}; expected distinct ids")
             order[id] = None
+            if id in shelf.groups:
+                _check_same(shelf.groups[id], example, shelf.folder)
             yield id, lambda id=id, example=example: sample(example, samples, seed, id)
 
     await _collect(jobs(), total, shelf, in_flight, progress)
     return [shelf.groups[id] for id in order]
+
+
+def _check_same(group: Group, example: Example, folder: Path) -> None:
+    """Raise `ShelfError` where a group that is on disk is not that of today's example."""
+    pictures = [as_picture(image).digest for image in example.images]
+    known = {
+        "question": (group.question, example.question),
+        "answer": (group.truth, example.answer),
+        "alternatives": (tuple(group.meta.get(ALTERNATIVES, ())), tuple(example.alternatives)),
+        "grading": (group.meta.get(GRADING), example.grading),
+        "pictures": ([span.digest for span in group.prompt.images], pictures),
+    }
+    changed = [
+        f"{k}: it holds {was!r}, now {is_!r}" for k, (was, is_) in known.items() if was != is_
+    ]
+    if changed:
+        raise ShelfError(
+            f"{folder} holds question {example.id} as the data had it before ({'; '.join(changed)})"
+            "; remove the folder or choose another"
+        )
 
 
 async def resample_prefixes(

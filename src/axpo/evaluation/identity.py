@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from axpo.config import LimitSettings
+from axpo.config.secrets import masked
 
 OUTCOME = {
     "sft": ("model", "task", "rollout", "tools", "sft"),
@@ -13,19 +17,32 @@ OUTCOME = {
 }
 """Command -> the sections of the settings that its outcome depends on. `engine` is in none: it says
 where tokens are sampled, and how fast, and may change when a run goes on."""
-_MAY_CHANGE = ("tools.search.budget", "model.memory_gb")
-"""A run that has spent its paid calls goes on with more of them, and on another card."""
+_MAY_CHANGE = re.compile(
+    r"tools\.search\.budget"
+    r"|tools\.limits\..*\.(timeout|concurrency|calls_per_second|retries|max_stuck)"
+    r"|model\.(device|memory_gb|threads|gradient_checkpointing)"
+    r"|rollout\.max_seconds"
+    r"|(rl|sft)\.optimizer\.max_tokens_per_micro_batch"
+)
+"""What a run may be given anew when it goes on: more paid calls, more time, less memory, another
+card. None of them changes what is meant to be computed; sums may round otherwise."""
+_LIMITS = LimitSettings().model_dump(mode="json")
 
 
 def outcome_settings(values: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
     """Flat "section.key" -> plain JSON value of these sections, and `run.seed`.
 
-    `values` are a config's, dumped as JSON; sections that it lacks are left out.
+    `values` are a config's, dumped as JSON; sections that it lacks are left out. Secrets are
+    masked, and of limits only those are there that somebody set.
     """
     found: dict[str, Any] = {"run.seed": values.get("run", {}).get("seed")}
     for section in sections:
-        found |= _flat(values.get(section, {}), f"{section}.")
-    return {key: value for key, value in found.items() if key not in _MAY_CHANGE}
+        found |= _flat(masked(values.get(section, {})), f"{section}.")
+    found.pop("tools.limits", None)
+    for key in [key for key in found if key.startswith("tools.limits.")]:
+        if found[key] == _LIMITS[key.rpartition(".")[2]]:
+            del found[key]  # nobody set it
+    return {key: value for key, value in found.items() if not _MAY_CHANGE.fullmatch(key)}
 
 
 def changed_settings(

@@ -9,7 +9,6 @@ of the two may run in a folder at a time.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import re
 import warnings
@@ -33,10 +32,11 @@ from axpo.evaluation.driver import Progress, Shelf
 from axpo.evaluation.entropy import call_entropies
 from axpo.evaluation.identity import outcome_settings
 from axpo.evaluation.summary import compare, summarize
+from axpo.folder import files_digest, write_whole
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools
+from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools, tool_files
 from axpo.store import load_groups
 from axpo.tasks.base import Example
 from axpo.training.batches import recompute_logprobs
@@ -52,7 +52,6 @@ _SAMPLED_WITH = ("task", "rollout", "tools")
 """Sections of the settings that sampled groups depend on, beside the model."""
 RECENT = 64
 """Questions that the live figures look back on."""
-_TAIL = 1 << 20
 
 
 def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[str, Any]:
@@ -253,6 +252,7 @@ def _shelf(
         "model": _fingerprint(model),
         "eval.split": config.eval.split,
         "eval.samples": config.eval.samples,
+        "tool files": tool_files(config),
         **outcome_settings(config.model_dump(mode="json"), _SAMPLED_WITH),
         **(more or {}),
     }
@@ -265,14 +265,7 @@ def _fingerprint(model: str) -> str:
     files = sorted(Path(model).glob("*.safetensors"))
     if not files:
         return model
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}/{size}/".encode())
-        with file.open("rb") as opened:
-            opened.seek(max(0, size - _TAIL))
-            digest.update(opened.read())
-    return f"weights {digest.hexdigest()[:16]}"
+    return f"weights {files_digest(files)}"
 
 
 def _step(model: str) -> int | None:
@@ -281,7 +274,5 @@ def _step(model: str) -> int | None:
 
 
 def _write(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(path)
+    write_whole(path, json.dumps(result, indent=1))
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,7 +164,11 @@ def load_checkpoint(
     if weights:
         # A local folder loads in a moment; a download keeps its bar.
         with _no_progress_bars() if Path(path).is_dir() else nullcontext():
-            model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=dtype)
+            loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+                path, dtype=dtype, output_loading_info=True
+            )
+        model, info = loaded
+        _check_whole(path, info)
         model = model.to(device)
     else:
         with torch.device("meta"):
@@ -209,6 +213,23 @@ def _chat_template(path: str, download: bool) -> str | None:
     if not isinstance(template, str):
         raise CheckpointError(f"{path}: {TEMPLATE} holds a {type(template).__name__}, not a text")
     return template
+
+
+def _check_whole(path: str, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights: transformers would draw them at random."""
+    if missing := sorted(info["missing_keys"]):
+        unknown = sorted(info["unexpected_keys"])
+        there = f"; it has {some_names(unknown)}, which the model does not know" if unknown else ""
+        raise CheckpointError(
+            f"{path} lacks the weights {some_names(missing)}{there}: they would be random. Give a "
+            "complete checkpoint, with the names that Qwen3VLForConditionalGeneration has"
+        )
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first names of a long list."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _passed_on(path: str) -> tuple[Path, ...]:

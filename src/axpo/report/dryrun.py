@@ -118,7 +118,7 @@ def _print_settings(console: Console, config: Config) -> None:
     for name, section in config:
         for key, value, was, text in _settings(name, section, getattr(default, name)):
             changed = value != was
-            table.add_row(key, Text(str(value), "bold" if changed else ""), text)
+            table.add_row(Text(key), Text(str(value), "bold" if changed else ""), text)
     console.print(table)
 
 

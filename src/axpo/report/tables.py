@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from axpo.evaluation.run import compare_runs
 from axpo.report.names import evaluation_order, label
@@ -63,14 +65,16 @@ def print_comparison(runs: Sequence[Path]) -> None:
         comparison = compare_runs(first, second)
         said = verdict((second.name, first.name), comparison)
         if said is not None:
-            Console().print(said.text)
+            Console().print(said.text, markup=False)
         _print(f"{second.name} - {first.name}", {"difference": comparison["difference"]})
 
 
 def _print(title: str, columns: Mapping[str, Estimates]) -> None:
-    table = Table("metric", *columns, title=title, title_justify="left")
+    table = Table("metric", *map(escape, columns), title=Text(title), title_justify="left")
     for metric in evaluation_order(list(dict.fromkeys(m for c in columns.values() for m in c))):
-        table.add_row(label(metric), *(_cell(column.get(metric)) for column in columns.values()))
+        table.add_row(
+            Text(label(metric)), *(_cell(column.get(metric)) for column in columns.values())
+        )
     Console().print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
 from axpo.engines.vllm.server import start_servers
+from axpo.folder import files_digest
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.control import FAMILY
@@ -81,8 +83,7 @@ def recipe_tools(config: Config) -> Toolbox:
         _check_spec(tool, "rollout.tools", f"tool {name!r}")
     for place, server in enumerate(config.tools.mcp):
         for tool in _server_tools(server, f"tools.mcp.{place}"):
-            address = server.url or " ".join(server.command)
-            _check_spec(tool, f"tools.mcp.{place}", f"tool {tool.name!r} of {address}")
+            _check_spec(tool, f"tools.mcp.{place}", f"tool {tool.name!r} of {server.address}")
             if tool.name in tools:
                 raise ConfigError(
                     f"tools.mcp.{place}.prefix: there is a tool {tool.name!r} already; set a prefix"
@@ -100,6 +101,19 @@ def _with_lab_indexes(settings: ToolsSettings) -> ToolsSettings:
     shipped = {"corpus": CORPUS, "gallery": GALLERY}
     found = {name: str(path) for name, path in shipped.items() if getattr(search, name) == "lab"}
     return settings.model_copy(update={"search": search.model_copy(update=found)})
+
+
+def tool_files(config: Config) -> dict[str, str]:
+    """What the tools depend on beside the settings, file -> digest: indexes that they search, and
+    the modules of one's own tools."""
+    search = _with_lab_indexes(config.tools).search
+    files = [Path(file) for file in (search.corpus, search.gallery) if file is not None]
+    for name in config.rollout.tools:
+        module, colon, _ = name.partition(":")
+        spec = importlib.util.find_spec(module) if colon else None
+        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+            files.append(Path(spec.origin))
+    return {file.name: files_digest([file]) for file in files if file.is_file()}
 
 
 def _check_spec(tool: Tool, key: str, what: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from axpo.config import Config
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
+from axpo.folder import write_whole
 from axpo.stages import Stage
 from axpo.study.settings import START, Study, StudyError
 
@@ -120,10 +121,7 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
 
 def write_settings(study: Study, stage: Stage) -> None:
     """Note what a stage is started with, just before it is."""
-    file = settings_file(stage)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(stage_settings(study, stage), indent=1))
-    temporary.replace(file)
+    write_whole(settings_file(stage), json.dumps(stage_settings(study, stage), indent=1))
 
 
 def settings_file(stage: Stage) -> Path:

@@ -55,6 +55,10 @@ class Task(Protocol):
         """The `index`-th example of `split` ("train", "val", "test", "sft"); deterministic."""
         ...
 
+    def fingerprint(self, split: str) -> str:
+        """Tells one content of `split` from another; empty where it cannot be told."""
+        ...
+
 
 @runtime_checkable
 class Critic(Protocol):

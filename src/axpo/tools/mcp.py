@@ -122,7 +122,7 @@ class McpServer:
 
     @property
     def _who(self) -> str:
-        return f"MCP server {self.settings.url or self.settings.command[0]}"
+        return f"MCP server {self.settings.address}"
 
     async def _connect(self) -> Client:
         await self._stopped()
@@ -248,8 +248,7 @@ def _listed(settings: McpSettings) -> list[ServerTool]:
     thread.start()
     thread.join()
     if failed:
-        address = settings.url or " ".join(settings.command)
-        raise UserError(f"no tools from {address}: {failed[0]}")
+        raise UserError(f"no tools from {settings.address}: {failed[0]}")
     return found
 
 

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from axpo.config import UserError
 from axpo.engines.weights import copy_weights
 from axpo.models.lora import adapted_layers, load_adapters, save_adapters
 from axpo.training.trainer import Trainer
@@ -35,7 +34,8 @@ _TEMPORARY = ".writing-"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a run continues from: the step that was finished and the data's position."""
+    """What a run continues from: the step that was finished, and the data that it was made with
+    (`axpo.training.data.state`)."""
 
     step: int
     data: dict[str, Any]
@@ -46,7 +46,7 @@ def save(
 ) -> Path:
     """Write `folder/step-NNNNNN` and remove all but the `keep` newest; returns its path.
 
-    `data` (plain JSON) says where the data stands. A checkpoint of the same step is replaced
+    `data` (plain JSON) says what the data was. A checkpoint of the same step is replaced
     (a kill between the two renames that this takes leaves only the older checkpoints).
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,15 +75,23 @@ def save(
 
 
 @contextmanager
-def kept_on_stop(folder: Path, step: int, trainer: Trainer) -> Iterator[None]:
-    """Save what `step` steps have trained, and the older checkpoints stay, where the block raises
-    `UserError`: the run can go on from here once its cause is put right."""
+def kept_on_stop(
+    folder: Path, trainer: Trainer, updates: int, data: dict[str, Any] | None = None
+) -> Iterator[None]:
+    """Save what was trained, and the older checkpoints stay, where the block raises an error,
+    whatever its kind: the run can go on from here once its cause is put right.
+
+    A step has `updates` optimizer updates. Nothing is saved in the middle of one, nor weights that
+    are not finite.
+    """
     try:
         yield
-    except UserError:
+    except Exception:
+        step, begun = divmod(trainer.updates, updates)
         last = latest(folder)
-        if step and (last is None or last.name != f"step-{step:06d}"):
-            save(folder, step, trainer, keep=len(checkpoints(folder)) + 1)
+        new = step and (last is None or last.name != f"step-{step:06d}")
+        if new and not begun and trainer.finite():
+            save(folder, step, trainer, data, keep=len(checkpoints(folder)) + 1)
         raise
 
 

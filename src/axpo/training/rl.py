@@ -32,11 +32,12 @@ from axpo.store import save_groups
 from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
 from axpo.training.collection import Collector
+from axpo.training.data import data_state
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.parity import QUESTIONS, check_parity, limit, mismatch
 from axpo.training.preflight import preflight
 from axpo.training.probe import WeightProbe
-from axpo.training.start import load_policy, load_reference
+from axpo.training.start import load_policy, load_reference, resume
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
 
@@ -148,39 +149,42 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
     config = run.config
     folder = out / "checkpoints"
     last = checkpoints.latest(folder)
-    first = checkpoints.restore(last, run.trainer).step if last else 0
+    data = data_state(config, run.task, "train")
+    first = resume(last, run.trainer, data) if last else 0
     monitor.start("rl", first, config.rl.steps)
     await _hand_over(run, first)
     async with Collector(run.agent, run.task, run.algorithm, config) as collector:
-        start = await _compare_engine(run, collector, first, monitor)
-        for step in range(first, config.rl.steps):
-            watch = Stopwatch(monitor)
-            before = work_done(run)
-            with checkpoints.kept_on_stop(folder, step, run.trainer):
+        with checkpoints.kept_on_stop(folder, run.trainer, config.rl.updates, data):
+            start = await _compare_engine(run, collector, first, monitor)
+            for step in range(first, config.rl.steps):
+                watch = Stopwatch(monitor)
+                before = work_done(run)
                 groups = await collector.take(step, watch)
-            watch("credit")
-            for group in groups:
-                assign_credit(run, group)
-            collector.prepare(step + 1)
-            metrics = await _beside_sampling(run, update, run, groups, watch)
-            watch("sync")
-            metrics |= await _hand_over(run, step + 1)
-            for group in groups:
-                await run.engine.release(group.id)
-            if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
-                watch("write")
-                file = out / "trees" / f"step-{step:06d}.parquet"
-                await _beside_sampling(run, save_groups, file, groups)
-            metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
-            metrics |= gap(groups) | counts(groups) | latencies(run)
-            if config.rl.max_staleness:
-                metrics |= staleness(groups, step)
-            if step == first:
-                metrics |= start
-            monitor.step("rl", step, metrics)
-            if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
-                save = partial(checkpoints.save, keep=config.run.keep_checkpoints)
-                last = await _beside_sampling(run, save, folder, step + 1, run.trainer)
+                watch("credit")
+                for group in groups:
+                    assign_credit(run, group)
+                collector.prepare(step + 1)
+                metrics = await _beside_sampling(run, update, run, groups, watch)
+                watch("sync")
+                metrics |= await _hand_over(run, step + 1)
+                for group in groups:
+                    await run.engine.release(group.id)
+                if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
+                    watch("write")
+                    file = out / "trees" / f"step-{step:06d}.parquet"
+                    await _beside_sampling(run, save_groups, file, groups)
+                metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
+                metrics |= gap(groups) | counts(groups) | latencies(run)
+                if config.rl.max_staleness:
+                    metrics |= staleness(groups, step)
+                if step == first:
+                    metrics |= start
+                monitor.step("rl", step, metrics)
+                if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
+                    keep = config.run.keep_checkpoints
+                    last = await _beside_sampling(
+                        run, checkpoints.save, folder, step + 1, run.trainer, data, keep
+                    )
     assert last is not None
     return last
 

@@ -18,10 +18,10 @@ from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tasks.base import Task
 from axpo.tools.toolbox import Toolbox
 from axpo.training import checkpoints
-from axpo.training.data import training_example
+from axpo.training.data import data_state, training_example
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.preflight import preflight
-from axpo.training.start import load_policy
+from axpo.training.start import load_policy, resume
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
 
@@ -35,16 +35,19 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
     folder = out / "checkpoints"
     last = checkpoints.latest(folder)
-    first = checkpoints.restore(last, trainer).step if last else 0
+    data = data_state(config, task, "sft")
+    first = resume(last, trainer, data) if last else 0
     monitor.start("sft", first, config.sft.steps)
-    with Replays(config, task, rendering) as replays:
+    with (
+        Replays(config, task, rendering) as replays,
+        checkpoints.kept_on_stop(folder, trainer, 1, data),
+    ):
         # A batch depends on its position alone, so it can be made while the one before is learned.
         upcoming = replays.batch(first)
         for step in range(first, config.sft.steps):
             watch = Stopwatch(monitor)
             watch("demonstrate")
-            with checkpoints.kept_on_stop(folder, step, trainer):
-                groups = upcoming.result()
+            groups = upcoming.result()
             if step + 1 < config.sft.steps:
                 upcoming = replays.batch(step + 1)
             watch("update")
@@ -52,7 +55,7 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
             monitor.step("sft", step, metrics | watch.metrics())
             if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
                 keep = config.run.keep_checkpoints
-                last = checkpoints.save(folder, step + 1, trainer, keep=keep)
+                last = checkpoints.save(folder, step + 1, trainer, data, keep)
     assert last is not None
     return last
 

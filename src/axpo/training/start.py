@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from axpo.config import Config
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import add_adapters, require_peft
 from axpo.rollout.setup import load_model
+from axpo.training import checkpoints
+from axpo.training.data import check_data
 from axpo.training.recomputation import recompute_layers
+from axpo.training.trainer import Trainer
 
 
 def load_policy(config: Config, path: str | Path) -> Checkpoint:
@@ -31,3 +36,11 @@ def load_reference(config: Config, path: str | Path) -> Checkpoint | None:
     if config.algorithm.kl == 0 or config.model.lora is not None:
         return None
     return load_model(config, path)
+
+
+def resume(last: Path, trainer: Trainer, data: Mapping[str, Any]) -> int:
+    """Go on from the checkpoint `last` on `data` (`axpo.training.data.data_state`); returns its
+    step. Raises `ConfigError` where the data is not the one that it was made with."""
+    state = checkpoints.restore(last, trainer)
+    check_data(state.data, data, last)
+    return state.step

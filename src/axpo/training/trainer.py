@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from axpo.algorithms.losses import TokenBatch
-from axpo.config import OptimizerSettings
+from axpo.config import OptimizerSettings, UserError
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
 from axpo.models.transfer import to_device
@@ -29,8 +29,8 @@ from axpo.tree import Group
 LossFunction = Callable[[TokenBatch], tuple[torch.Tensor, dict[str, float]]]
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is not finite; the weights were not touched."""
+class NonFiniteError(UserError):
+    """A loss, gradient or weight that is not finite; the message says what was changed by it."""
 
 
 class _Laps:
@@ -143,6 +143,11 @@ class Trainer:
         budget = self.settings.max_tokens_per_micro_batch
         return recompute_logprobs(self.checkpoint, groups, kl, self.temperature, budget)
 
+    def finite(self) -> bool:
+        """Whether every trained weight is a finite number."""
+        weights = [parameter.detach() for parameter in self.parameters]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(weights)))
+
     def state_dict(self) -> dict[str, Any]:
         """Optimizer, schedule and masters; the model's own weights are the checkpoint's."""
         return {
@@ -234,6 +239,12 @@ class Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
+        if not self.finite():
+            raise NonFiniteError(
+                f"update {self.updates + 1} made weights that are not finite (learning rate "
+                f"{rate:g}, gradient norm {norm.item():.3g}): they are not kept. Give a lower "
+                "learning_rate; the last checkpoint is whole"
+            )
         moved = self._masters.publish()
         value = norm.item()  # a GPU is done by then
         if moved is not None:

@@ -16,9 +16,11 @@ WHOLE = 100
 """Rows of a part that are checked with the pictures encoded in them (choice)."""
 
 
-def check_rows(parts: Sequence[Rows], fields: Fields, image_folder: Path | None) -> None:
+def check_rows(
+    parts: Sequence[Rows], fields: Fields, image_folder: Path | None, foreign: bool = False
+) -> None:
     """Raise `DataError` for the first row that cannot be used, for a picture that is not there and
-    for an id that is there twice. No picture is decoded."""
+    for an id that is there twice. No picture is decoded. `foreign` as in `check_picture`."""
     seen: dict[str, str] = {}
     for part, index in _places(parts):
         pictures = index < WHOLE or not part.encoded
@@ -26,7 +28,7 @@ def check_rows(parts: Sequence[Rows], fields: Fields, image_folder: Path | None)
         place = part.place(index)
         record = fields.read(row, place, pictures)
         for picture in record.images:
-            check_picture(picture, image_folder or part.folder, place)
+            check_picture(picture, image_folder or part.folder, place, foreign)
         if record.id in seen:
             raise DataError(
                 f"{place}: id: {record.id!r} is already at {seen[record.id]}; expected each once "

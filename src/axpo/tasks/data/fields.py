@@ -175,6 +175,13 @@ def _text(value: Any, what: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{what}: got {_short(value)}, expected a text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what}: character {error.start} of {_short(value)} is half of one (a surrogate "
+            "without the other); write it whole or leave it out"
+        ) from None
     return value
 
 

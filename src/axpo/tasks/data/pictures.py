@@ -37,21 +37,35 @@ def flat(value: Any) -> list[Any]:
     return [one for one in values if one is not None and one != ""]
 
 
-def check_picture(value: Any, folder: Path, place: str) -> None:
-    """Raise `DataError` for what can be told without reading the picture: no file, an address."""
-    source = _source(value, folder, place)
-    if isinstance(source, Path) and not source.is_file():
+def check_picture(value: Any, folder: Path, place: str, foreign: bool = False) -> None:
+    """Raise `DataError` for what can be told without reading the picture: no file, an address.
+
+    Rows of a `foreign` data set may name files below `folder` only: any other would bring the
+    user's own pictures into the run.
+    """
+    source = _source(value, folder, place, foreign)
+    if isinstance(source, Path) and not _is_file(source):
         raise DataError(
             f"{place}: images: no file {str(source)!r} (task.image_folder sets where paths start)"
         )
 
 
-def open_pictures(values: Sequence[Any], folder: Path, place: str) -> tuple[Image.Image, ...]:
-    """Decode all; raises `DataError` that names `place` and the picture."""
-    return tuple(_open(_source(value, folder, place), place) for value in values)
+def open_pictures(
+    values: Sequence[Any], folder: Path, place: str, foreign: bool = False
+) -> tuple[Image.Image, ...]:
+    """Decode all, as `check_picture` allows; raises `DataError` that names `place` and the
+    picture."""
+    return tuple(_open(_source(value, folder, place, foreign), place) for value in values)
 
 
-def _source(value: Any, folder: Path, place: str) -> Path | bytes:
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for the system
+        return False
+
+
+def _source(value: Any, folder: Path, place: str, foreign: bool) -> Path | bytes:
     """The file or the encoded bytes of a picture."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -71,7 +85,13 @@ def _source(value: Any, folder: Path, place: str) -> Path | bytes:
         )
     if len(value) >= _SHORTEST and value.startswith(_BASE64):
         return _decode(value, place)
-    return folder / value.removeprefix("file://")
+    file = folder / value.removeprefix("file://")
+    if foreign and not file.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"{place}: images: {_short(value)} lies outside {folder}; rows of a data set of the "
+            "Hub may name files below task.image_folder only"
+        )
+    return file
 
 
 def _decode(text: str, place: str) -> bytes:

@@ -36,6 +36,8 @@ class Rows(Protocol):
     """Where relative paths of pictures start."""
     encoded: bool
     """Whether there are encoded pictures, which `texts` leaves out."""
+    fingerprint: str
+    """Tells one content of the rows from another (files of pictures that they name left out)."""
 
     def __len__(self) -> int: ...
 
@@ -61,11 +63,14 @@ class JsonLines:
         self._starts = array("q")
         self._numbers = array("q")
         names: dict[str, None] = {}
+        digest = hashlib.sha256()
         try:
-            for row in self._index():
+            for row, line in self._index():
                 names |= dict.fromkeys(row)
+                digest.update(line)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: {error}") from error
+        self.fingerprint = digest.hexdigest()
         check_some(self)
         fields.top_level(list(names), path)
 
@@ -83,8 +88,8 @@ class JsonLines:
     def place(self, index: int) -> str:
         return f"{self._path}:{self._numbers[index]}"
 
-    def _index(self) -> Iterator[Row]:
-        """Note where each line begins; gives them parsed, one after another."""
+    def _index(self) -> Iterator[tuple[Row, bytes]]:
+        """Note where each line begins; gives them parsed and as they are, one after another."""
         start = 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -92,7 +97,7 @@ class JsonLines:
                     self._starts.append(start)
                     self._numbers.append(number)
                     place = f"{self._path}:{number}"
-                    yield _object(_parse(line, place), place)
+                    yield _object(_parse(line, place), place), line
                 start += len(line)
 
 
@@ -104,9 +109,11 @@ class JsonArray:
     def __init__(self, path: Path, fields: Fields) -> None:
         self.name, self.folder = str(path), path.parent
         try:
-            rows = _parse(path.read_bytes(), self.name)
+            content = path.read_bytes()
+            rows = _parse(content, self.name)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: {error}") from error
+        self.fingerprint = hashlib.sha256(content).hexdigest()
         if not isinstance(rows, list):
             raise DataError(f"{path}: got {type(rows).__name__}, expected an array of objects")
         self._rows = [_object(row, self.place(index)) for index, row in enumerate(rows)]
@@ -134,6 +141,7 @@ class ArrowRows:
         columns = parquet_columns(path, fields)
         self._file = pa.ipc.open_file(pa.memory_map(str(arrow_copy(path, columns))))
         self._size = pq.read_metadata(path).num_rows
+        self.fingerprint = _footer(path)
         self._texts = _texts(self._file.schema, fields)
         self.encoded = len(self._texts) < len(columns)
         check_some(self)
@@ -161,6 +169,7 @@ class HubRows:
         columns = fields.top_level(data.column_names, name)
         # As Arrow: pictures stay encoded, to be decoded as those of every other source.
         self._data = data.select_columns(columns).with_format("arrow")
+        self.fingerprint = str(data._fingerprint)  # what `datasets` itself knows contents by
         texts = _texts(self._data.features.arrow_schema, fields)
         self.encoded = len(texts) < len(columns)
         self._texts = self._data.select_columns(texts)
@@ -191,6 +200,17 @@ def parquet_columns(path: Path, fields: Fields) -> list[str]:
         return fields.top_level(pq.read_schema(path).names, path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _footer(path: Path) -> str:
+    """A digest of a Parquet file's size and footer, which says where every column chunk lies, how
+    long it is and between which values: hashing pictures of many gigabytes would take minutes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(0, size - 8 - length))
+        return hashlib.sha256(f"{size}/".encode() + file.read()).hexdigest()
 
 
 def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 from itertools import accumulate
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class DataTask:
         self._settings = settings
         self._fields = Fields(settings.columns, settings.grading)
         self._image_folder = Path(settings.image_folder) if settings.image_folder else None
+        self._foreign = settings.hub is not None
         self._source: Source
         if settings.hub is not None:
             self._source = Hub(settings, self._fields)
@@ -61,12 +63,19 @@ class DataTask:
         part, inner = parts[number], index - ends[number] + len(parts[number])
         return self._example(part.row(inner), part.place(inner), part.folder)
 
+    def fingerprint(self, split: str) -> str:
+        """Of the rows' files, in order; empty where the split is streamed."""
+        if split in self._settings.streaming:
+            return ""
+        parts = "/".join(part.fingerprint for part in self._split(split))
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
     def _example(self, row: Row, place: str, folder: Path) -> Example:
         record = self._fields.read(row, place)
         return Example(
             id=record.id,
             question=record.question,
-            images=open_pictures(record.images, self._image_folder or folder, place),
+            images=open_pictures(record.images, self._image_folder or folder, place, self._foreign),
             answer=record.answers[0],
             alternatives=record.answers[1:],
             grading=record.grading,
@@ -77,7 +86,7 @@ class DataTask:
     def _split(self, split: str) -> list[Rows]:
         if split not in self._parts:
             parts = self._source.rows(self._named(split))
-            check_rows(parts, self._fields, self._image_folder)
+            check_rows(parts, self._fields, self._image_folder, self._foreign)
             self._parts[split] = parts
         return self._parts[split]
 

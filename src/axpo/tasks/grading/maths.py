@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
@@ -23,6 +24,10 @@ CHECK_SECONDS = 10.0
 """Deadline of one comparison; nearly all take a few milliseconds."""
 START_SECONDS = 120.0
 """Deadline of the worker's start (it imports sympy)."""
+
+
+NEEDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
+"""The worker's environment: it reads what a policy wrote, and has no use for our keys."""
 
 
 class MathWorker:
@@ -59,6 +64,7 @@ class MathWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={name: os.environ[name] for name in NEEDED if name in os.environ},
         )
         self._reply(self._process, START_SECONDS)
         return self._process

@@ -68,6 +68,10 @@ class LabTask:
         example = MAKERS[family](self._place(split, index))
         return replace(example, meta={**example.meta, "family": family})
 
+    def fingerprint(self, split: str) -> str:
+        """Empty: examples are made from their numbers alone."""
+        return ""
+
     def critique(self, group: Group, attempt: Trajectory) -> str:
         """What the scripted critic says of a scored attempt (`axpo.tasks.base.Critic`)."""
         return critic.critique(group, attempt)
