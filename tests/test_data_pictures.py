@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from axpo import pictures
 from axpo.tasks.base import DataError
-from axpo.tasks.data import pictures
 from axpo.tasks.data.pictures import open_pictures
 from data_sets import picture
 
@@ -49,6 +52,53 @@ def test_deep_greys_are_scaled() -> None:
     assert pixels(encoded(deep, "TIFF"))[0, :, 0].tolist() == [0, 1, 128, 255]
     assert pixels(encoded(Image.new("1", (1, 1), 1))).tolist() == [[[255] * 3]]
     assert abs(pixels(encoded(Image.new("CMYK", (8, 8)), "JPEG")).astype(int) - 255).max() <= 1
+
+
+def test_greys_of_twelve_bits_and_lab_colours_are_shown_as_they_look() -> None:
+    deep = Image.fromarray(np.array([[0, 2048, 4095]], np.uint16))
+    data = twelve_bits(deep)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "I;16" and np.asarray(image).tolist() == [[0, 2048, 4095]]
+    assert pixels(data)[0, :, 0].tolist() == [0, 127, 255]
+    # L* 54, a* 80, b* 68 is sRGB's red, L* 100 its white (CIE 1976, D50).
+    lab = Image.new("LAB", (1, 1), (138, 128 + 80, 128 + 68))
+    assert abs(pixels(encoded(lab, "TIFF"))[0, 0].astype(int) - [255, 0, 0]).max() <= 10
+    white = Image.new("LAB", (1, 1), (255, 128, 128))
+    assert abs(pixels(encoded(white, "TIFF"))[0, 0].astype(int) - 255).max() <= 1
+
+
+def twelve_bits(image: Image.Image) -> bytes:
+    """A little-endian TIFF of one strip with 12 bits a sample, which Pillow reads, not writes."""
+    width, height = image.size
+    bits = "".join(f"{value:012b}" for value in np.asarray(image).ravel())
+    strip = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    tags = [
+        (256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1),
+        (278, height), (279, len(strip)),
+    ]  # fmt: skip
+    padded = strip + bytes(-len(strip) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(padded))
+    return head + padded + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_opaque_pictures_keep_every_colour() -> None:
+    colours = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
+    opaque = Image.fromarray(colours).convert("RGBA")
+    assert np.array_equal(np.asarray(pictures.as_rgb(opaque)), colours)
+    plain = Image.fromarray(colours)
+    assert pictures.as_rgb(plain) is plain
+
+
+@given(width=st.integers(1, 9000), height=st.integers(1, 9000), limit=st.integers(1, 1 << 20))
+def test_fitting_never_leaves_what_a_model_takes(width: int, height: int, limit: int) -> None:
+    if max(width, height) > 200 * min(width, height):
+        return
+    small = pictures.fitting(width, height, limit, 4096)
+    pictures.check_shape(*small)
+    assert small[0] * small[1] <= limit and max(small) <= 4096
+    if width * height <= limit and max(width, height) <= 4096:
+        assert small == (width, height)
 
 
 def test_turned_photos_are_upright() -> None:

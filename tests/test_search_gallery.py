@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from axpo.config import UserError
+from axpo.tasks.data.pictures import open_pictures
 from axpo.tools.base import ModelError, Observation, ToolContext, View
 from axpo.tools.search.cache import AnswerCache
 from axpo.tools.search.gallery import CUTOFF, Gallery, Match, build_gallery
@@ -147,6 +148,30 @@ def test_a_wrong_call_names_the_field(index: Path, arguments: Any, message: str)
     with pytest.raises(ModelError) as error:
         call(index, arguments, View.whole(scene(0)))
     assert str(error.value) == message
+
+
+def test_photos_that_exif_turns_and_transparent_logos_are_found(tmp_path: Path) -> None:
+    """The index sees a file as a row's picture is seen, so that the same file is found by it."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right
+    scene(1).save(folder / "photo.jpg", exif=exif)
+    logo = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    ImageDraw.Draw(logo).ellipse((8, 20, 40, 60), fill=(0, 0, 0, 255))
+    logo.save(folder / "logo.png")
+    build_gallery(folder, tmp_path / "mine.idx")
+
+    async def find(name: str) -> list[tuple[str, int]]:
+        gallery = Gallery(tmp_path / "mine.idx")
+        await gallery.start()
+        (shown,) = open_pictures([str(folder / name)], Path(), "here")
+        found = await gallery.find(shown, 5)
+        await gallery.close()
+        return [(match.title, match.distance) for match in found.items]
+
+    assert asyncio.run(find("photo.jpg")) == [("photo", 0)]
+    assert asyncio.run(find("logo.png")) == [("logo", 0)]
 
 
 def test_no_picture_is_the_models_mistake(index: Path) -> None:

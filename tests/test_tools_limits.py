@@ -7,18 +7,20 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from axpo.config import LimitSettings
 from axpo.tools import toolbox
 from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
-from axpo.tools.limits import cut_characters, cut_tokens, shrink
+from axpo.tools.limits import cut_characters, cut_tokens, shown
 from axpo.tools.runner import CallResult, run_call
 from axpo.tools.stats import Outcome, ToolStats
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import CallStatus
 from rollout_support import FakeTool
+from tiny import tiny_checkpoint
 
 Body = Callable[[], Awaitable[Observation]]
 
@@ -274,7 +276,7 @@ def test_long_text_is_cut_by_the_models_tokens() -> None:
 
 def test_a_large_picture_is_shrunk_and_its_original_kept() -> None:
     whole = View.whole(Image.new("RGB", (400, 100)))
-    small = shrink(whole, 10_000)
+    small = shown(whole, 10_000)
     assert small.image.size == (200, 50)
     assert (small.original, small.box) == (whole.image, (0, 0, 400, 100))
 
@@ -285,12 +287,89 @@ def test_a_large_picture_is_shrunk_and_its_original_kept() -> None:
     assert [v.image.size for v in result.observation.views] == [(200, 50), (10, 10)]
 
 
-def test_a_picture_that_no_model_takes_is_our_fault() -> None:
-    async def thin() -> Observation:
-        return Observation(views=(View.whole(Image.new("RGB", (401, 2))),))
+@pytest.mark.parametrize("size", [(401, 2), (2, 401), (0, 5)])
+def test_a_picture_that_no_model_takes_is_told_to_the_model(size: tuple[int, int]) -> None:
+    """The call's arguments decide what is cut out: else a policy could leave the statistics."""
 
-    expected = "look: picture 0 of the result is 401 x 2: expected sides of at most 200:1"
-    assert calls(box(thin))[0].error == expected
+    async def thin() -> Observation:
+        return Observation(views=(View.whole(Image.new("RGB", size)),))
+
+    (result,) = calls(box(thin))
+    assert result.status is CallStatus.MODEL_ERROR
+    width, height = size
+    says = f"picture 0 of the result is {width} x {height}: expected sides of at most 200:1"
+    assert result.observation.text == f"Error: {says}"
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"),
+    [((4000, 20), 65_536), ((20, 4000), 65_536), ((30_000, 150), 4_194_304), ((999, 5), 100)],
+)
+def test_a_picture_that_is_shrunk_stays_one_that_a_model_takes(
+    size: tuple[int, int], limit: int
+) -> None:
+    async def thin() -> Observation:
+        return Observation(views=(View.whole(Image.new("RGB", size)),))
+
+    (result,) = calls(box(thin, max_pixels=limit))
+    assert result.status is CallStatus.OK
+    width, height = result.observation.views[0].image.size
+    assert width * height <= limit and max(width, height) <= 200 * min(width, height)
+    tiny_checkpoint().pixels("a picture", result.observation.views[0].image)  # raised ValueError
+
+
+def test_a_tools_pictures_are_shown_as_a_viewer_shows_them() -> None:
+    drawn = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    deep = Image.fromarray(np.array([[0, 32896]], np.uint16))
+    cut = View(drawn.crop((1, 0, 2, 1)), drawn, (1, 0, 2, 1))
+
+    async def show() -> Observation:
+        views = (View.whole(drawn), View.whole(deep), cut, View(deep, deep, (0, 0, 2, 1)))
+        return Observation(views=views)
+
+    (result,) = calls(box(show))
+    seen = [np.asarray(view.image)[0, :, 0].tolist() for view in result.observation.views]
+    assert seen == [[255, 255], [0, 128], [255], [0, 128]]
+    originals = [view.original for view in result.observation.views]
+    assert [p.mode for p in originals] == ["RGB"] * 4
+    assert np.asarray(originals[2])[0, 0].tolist() == [255] * 3
+
+
+def test_a_photo_that_its_exif_turns_is_upright_or_refused() -> None:
+    photo = Image.new("RGB", (4, 2), "red")
+    photo.getexif()[0x0112] = 6  # turn right
+
+    async def whole() -> Observation:
+        return Observation(views=(View.whole(photo),))
+
+    async def cut() -> Observation:
+        return Observation(views=(View(photo.crop((0, 0, 2, 2)), photo, (0, 0, 2, 2)),))
+
+    (result,) = calls(box(whole))
+    (view,) = result.observation.views
+    assert (view.image.size, view.box) == ((2, 4), (0, 0, 2, 4))
+    assert calls(box(cut))[0].error == (
+        "look: picture 0 of the result: its original is turned by EXIF; "
+        "use ImageOps.exif_transpose first"
+    )
+
+
+def test_text_of_tools_is_what_a_tokenizer_takes() -> None:
+    async def half() -> Observation:
+        return Observation("a \ud83d b")
+
+    async def wrong() -> Observation:
+        raise ModelError("bad \ud800 " + "x" * 200_000)
+
+    results: list[CallResult] = []
+    for body in (half, wrong):
+        run = run_call(box(body, max_tokens=100), "look", {}, ToolContext(), Bytes())
+        results.append(asyncio.run(run))
+    assert (results[0].status, results[0].observation.text) == (CallStatus.OK, "a ? b")
+    assert results[1].status is CallStatus.MODEL_ERROR
+    assert results[1].observation.text.startswith("Error: bad ? xxx")
+    assert len(results[1].observation.text) <= len("Error: ") + 100
+    assert results[1].error is not None and len(results[1].error) <= 100
 
 
 def test_figures_count_outcomes_and_rank_latencies() -> None:

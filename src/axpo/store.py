@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from axpo.pictures import as_rgb
 from axpo.tree import (
     Branch,
     Call,
@@ -159,7 +160,7 @@ def _save_picture(file: Path, picture: Image.Image) -> None:
     if file.exists():
         return
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    picture.convert("RGB").save(temporary, format="PNG", compress_level=1)
+    as_rgb(picture).save(temporary, format="PNG", compress_level=1)
     temporary.replace(file)
 
 

@@ -21,6 +21,8 @@ from typing import Any
 
 from PIL import Image
 
+from axpo.pictures import as_rgb
+
 
 class TreeError(ValueError):
     """A segment, cut or span that cannot be part of a trajectory tree."""
@@ -389,6 +391,6 @@ class Group:
 
 
 def picture_digest(picture: Image.Image) -> str:
-    """Content hash of a picture's RGB pixels and size (32 hex digits)."""
-    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    """Content hash of a picture's RGB pixels (`as_rgb`) and size (32 hex digits)."""
+    rgb = as_rgb(picture)
     return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]

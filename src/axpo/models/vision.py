@@ -23,6 +23,7 @@ from transformers.vision_utils import (
 )
 
 from axpo.models.transfer import to_device
+from axpo.pictures import as_rgb
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
     Whoever processes this picture once more under `seen_limits`, with another resampling even,
     gets the same pixels.
     """
-    pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    pixels = np.asarray(as_rgb(image)).transpose(2, 0, 1)
     factor = image_processor.patch_size * image_processor.merge_size
     resized = image_processor.resize(
         pixels, size=image_processor.size, resample=image_processor.resample, factor=factor

@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from axpo.pictures import as_rgb
 from axpo.report.runs import RunView
 from axpo.tree import Call, Group, Segment, Trajectory
 
@@ -244,7 +245,7 @@ def _box(value: Any) -> list[float] | None:
 
 def _picture(picture: Image.Image) -> dict[str, Any]:
     """A picture as a data URI, at most `PICTURE_SIDE` wide or high."""
-    small = picture.convert("RGB")
+    small = as_rgb(picture).copy()
     small.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     form = "JPEG" if max(small.size) >= JPEG_FROM_SIDE else "PNG"
     buffer = io.BytesIO()

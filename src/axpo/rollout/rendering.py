@@ -26,6 +26,7 @@ from renderers.qwen3_vl import Qwen3VLRenderer
 from axpo.config import ConfigError
 from axpo.engines.base import Picture
 from axpo.models.loading import Checkpoint, CheckpointError
+from axpo.pictures import as_rgb
 from axpo.rollout.control import ControlText
 from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
 from axpo.tasks.base import IMAGE, Example
@@ -39,7 +40,7 @@ class RenderingError(RuntimeError):
 
 def as_picture(image: Any) -> Picture:
     """An RGB picture with its content hash."""
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    rgb = as_rgb(image)
     return Picture(picture_digest(rgb), rgb)
 
 

@@ -27,9 +27,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from axpo.pictures import as_rgb
+
 Box = tuple[int, int, int, int]
-MAX_ASPECT = 200
-"""Longer by shorter side that the family's image processor accepts (qwen-vl-utils)."""
 
 
 class ModelError(Exception):
@@ -42,7 +42,11 @@ class InfraError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A picture as the model sees it: `box` (left, top, right, bottom) pixels of `original`."""
+    """A picture as the model sees it: `box` (left, top, right, bottom) pixels of `original`.
+
+    Both are shown as `pictures.as_rgb` gives them; an original that its EXIF data turns is
+    refused as a fault of the tool, as `box` would then count other pixels.
+    """
 
     image: Image.Image
     original: Image.Image
@@ -50,8 +54,9 @@ class View:
 
     @classmethod
     def whole(cls, picture: Image.Image) -> View:
-        """A picture that was cut from nothing."""
-        return cls(picture, picture, (0, 0, picture.width, picture.height))
+        """A picture that was cut from nothing; raises `PictureError` for one that is none."""
+        shown = as_rgb(picture)
+        return cls(shown, shown, (0, 0, shown.width, shown.height))
 
 
 @dataclass(frozen=True, slots=True)

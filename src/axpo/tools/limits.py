@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
 
-from PIL import Image
-
 from axpo.clock import waiting
 from axpo.config import LimitSettings
-from axpo.tools.base import MAX_ASPECT, InfraError, Observation, View
+from axpo.pictures import PictureError, as_rgb, check_shape, is_turned, shrunk
+from axpo.tools.base import InfraError, ModelError, Observation, View
 
 
 class Tokens(Protocol):
@@ -80,32 +78,50 @@ async def capped(
 ) -> Observation:
     """`observation` within the limits; without `tokens` its text is measured in characters only.
 
-    Raises `InfraError` for a picture that no model takes.
+    Raises `ModelError` for a picture whose shape no model takes, as the call's arguments decide
+    what shape it gets (choice), and `InfraError` for one that cannot be shown.
     """
-    text = cut_characters(observation.text, limits.max_characters)
-    if tokens is not None and text:
-        text = cut_tokens(text, limits.max_tokens, tokens)
+    text = readable(observation.text, limits, tokens)
     views: list[View] = []
     for number, view in enumerate(observation.views):
-        width, height = view.image.size
-        if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
-            raise InfraError(
-                f"picture {number} of the result is {width} x {height}: "
-                f"expected sides of at most {MAX_ASPECT}:1"
-            )
-        if width * height > limits.max_pixels:  # in a thread: it can take a second
-            view = await asyncio.to_thread(shrink, view, limits.max_pixels)
+        name = f"picture {number} of the result"
+        try:
+            check_shape(*view.image.size)
+        except PictureError as error:
+            raise ModelError(f"{name} is {error}") from error
+        if not _is_ready(view, limits.max_pixels):  # in a thread: it can take a second
+            try:
+                view = await asyncio.to_thread(shown, view, limits.max_pixels)
+            except PictureError as error:
+                raise InfraError(f"{name}: {error}") from error
         views.append(view)
     return replace(observation, text=text, views=tuple(views))
 
 
-def shrink(view: View, max_pixels: int) -> View:
-    """`view` with at most `max_pixels`; it remembers its original in full."""
-    image = view.image
-    factor = math.sqrt(max_pixels / (image.width * image.height))
-    size = (max(1, int(image.width * factor)), max(1, int(image.height * factor)))
-    small = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return View(small, view.original, view.box)
+def readable(text: str, limits: LimitSettings, tokens: Tokens | None) -> str:
+    """`text` as a tokenizer takes it (no half of a surrogate pair) and within the limits."""
+    text = cut_characters(text.encode("utf-8", "replace").decode(), limits.max_characters)
+    return cut_tokens(text, limits.max_tokens, tokens) if tokens is not None and text else text
+
+
+def shown(view: View, max_pixels: int) -> View:
+    """`view` in RGB with at most `max_pixels`; it remembers its original in full.
+
+    Raises `PictureError`.
+    """
+    if view.original is view.image:
+        whole = View.whole(view.image)
+    elif is_turned(view.original):
+        raise PictureError("its original is turned by EXIF; use ImageOps.exif_transpose first")
+    else:
+        whole = View(as_rgb(view.image), as_rgb(view.original), view.box)
+    return replace(whole, image=shrunk(whole.image, max_pixels))
+
+
+def _is_ready(view: View, max_pixels: int) -> bool:
+    image, original = view.image, view.original
+    plain = all(p.mode == "RGB" and not p.has_transparency_data for p in (image, original))
+    return plain and image.width * image.height <= max_pixels and not is_turned(original)
 
 
 def cut_characters(text: str, limit: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from axpo.config import UserError
 from axpo.tools.arguments import shorten
 from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
-from axpo.tools.limits import Tokens
+from axpo.tools.limits import Tokens, readable
 from axpo.tools.stats import Outcome
 from axpo.tools.toolbox import Lane, LateError, Toolbox
 from axpo.tree import CallStatus
@@ -71,7 +71,8 @@ async def _outcome(
             raise ModelError(f"arguments are {shorten(arguments)}: expected an object")
         return Outcome.OK, CallResult(CallStatus.OK, await lane.call(arguments, context, tokens))
     except ModelError as error:
-        return Outcome.MODEL_ERROR, refuse(CallStatus.MODEL_ERROR, str(error))
+        said = readable(str(error), lane.limits, tokens)
+        return Outcome.MODEL_ERROR, refuse(CallStatus.MODEL_ERROR, said)
     except LateError as error:
         outcome, fault = Outcome.TIMEOUT, str(error)
     except UserError:
@@ -80,4 +81,5 @@ async def _outcome(
         outcome, fault = Outcome.FAULT, str(error)
     except Exception as error:
         outcome, fault = Outcome.CRASH, f"{type(error).__name__}: {error}"
-    return outcome, CallResult(CallStatus.INFRA_ERROR, Observation(), f"{name}: {fault}")
+    fault = readable(f"{name}: {fault}", lane.limits, None)
+    return outcome, CallResult(CallStatus.INFRA_ERROR, Observation(), fault)

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
+from axpo.pictures import MAX_ASPECT
 from axpo.tools.arguments import parse_arguments, shorten
-from axpo.tools.base import MAX_ASPECT, Box, ModelError, Observation, ToolContext, View
+from axpo.tools.base import Box, ModelError, Observation, ToolContext, View
 
 NAME = "image_zoom_in_tool"
 SCALE = 1000

@@ -1,7 +1,7 @@
-"""From what a row holds for a picture to the RGB picture that a model is shown.
+"""From what a row holds for a picture to the file or bytes that it is read from.
 
-A row's pictures are foreign input: only plain raster formats are opened, and a picture's size is
-read from its header before it is decoded. Nothing is fetched from a network.
+A row's pictures are foreign input, which `axpo.pictures` reads with care. Nothing is fetched from
+a network.
 """
 
 from __future__ import annotations
@@ -10,19 +10,14 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from axpo.pictures import PictureError, check_shape, read_picture
 from axpo.tasks.base import DataError
-from axpo.tools.base import MAX_ASPECT
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 89_000_000
-"""Of one picture: nearly three 8K screens, just below where Pillow warns of bombs (choice)."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
 _BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
@@ -104,39 +99,11 @@ def _decode(text: str, place: str) -> bytes:
 def _open(source: Path | bytes, place: str) -> Image.Image:
     name = str(source) if isinstance(source, Path) else f"{len(source)} bytes"
     try:
-        with Image.open(
-            BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
-        ) as image:
-            _check_size(*image.size)
-            return as_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        image = read_picture(source)
+        check_shape(*image.size)
+        return image
+    except PictureError as error:
         raise DataError(f"{place}: images: {name}: {error}") from error
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height}: expected at most {MAX_PIXELS:,} pixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(f"{width} x {height}: expected sides of at most {MAX_ASPECT}:1")
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a viewer shows it: on white where it is transparent, deep greys scaled to 8 bits.
-
-    Raises `ValueError` for floating-point pictures, whose range is not known.
-    """
-    if image.mode == "F":
-        raise ValueError("a picture of floating-point numbers; expected 8 or 16 bits a channel")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image)
-        if deep.min() < 0 or deep.max() > 0xFFFF:
-            raise ValueError("a picture of 32-bit numbers; expected 8 or 16 bits a channel")
-        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(paper, coloured).convert("RGB")
-    return image.convert("RGB")
 
 
 def _short(value: Any) -> str:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from axpo.config import UserError
+from axpo.pictures import PictureError, as_rgb, read_picture
 from axpo.tools.search.base import Results
 from axpo.tools.search.database import (
     Database,
@@ -91,7 +92,7 @@ def perceptual_hash(picture: Image.Image) -> bytes | None:
     """Eight bytes, or None for a picture that is all of one shade."""
     from imagehash import phash
 
-    grey = picture.convert("RGB").convert("L")
+    grey = as_rgb(picture).convert("L")
     if float(np.asarray(grey).std()) < FLAT:
         return None
     return np.packbits(phash(grey).hash).tobytes()
@@ -180,9 +181,8 @@ def _library() -> None:
 
 def _file_hash(file: Path) -> bytes | None:
     try:
-        with Image.open(file) as picture:
-            return perceptual_hash(picture)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        return perceptual_hash(read_picture(file))
+    except PictureError as error:
         raise UserError(f"{file}: {error}") from None
 
 
