@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
+from axpo.tools.base import EarlierCall, InfraError, ModelError, Observation, ToolContext, View
 from axpo.tools.python import Bounds, PythonTool, canaries, folders, levels
 from axpo.tools.python.inside import landlock, seccomp
 
@@ -79,7 +80,7 @@ def test_pictures_go_in_once_and_come_back(notebook: Notebook) -> None:
     seen = notebook("show(image_0)\nimage_1", first, second)
     assert [view.image.size for view in seen.views] == [(30, 20), (5, 6)]
     assert seen.views[0].image.getpixel((0, 0)) == (9, 9, 9)
-    assert seen.views[1].image.getpixel((0, 0)) == (4, 5, 6, 7)
+    assert seen.views[1].image.getpixel((0, 0)) == (248, 248, 248)  # nearly nothing, on white
     assert seen.text == ""
 
 
@@ -105,6 +106,131 @@ def test_packages_are_imported_before_the_session_that_names_them() -> None:
     finally:
         notebook.runner.run(notebook.tool.close())
         notebook.runner.close()
+
+
+def test_a_later_cell_that_imports_matplotlib_is_told_nothing_of_the_host(
+    notebook: Notebook,
+) -> None:
+    notebook("1")  # names no package
+    late = notebook("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()")
+    assert (late.text, len(late.views)) == ("", 1)
+    assert notebook("import os; os.listdir('.'), os.access('/none', os.F_OK)").text == "([], False)"
+
+
+def test_half_a_surrogate_pair_is_shown_as_a_question_mark(notebook: Notebook) -> None:
+    assert notebook("x = 1\nprint('a\\ud83db')").text == "a?b"
+    assert notebook("x").text == "1"
+
+
+def test_pictures_are_shown_as_a_viewer_shows_them(notebook: Notebook) -> None:
+    seen = notebook(
+        "import numpy as np\nfrom PIL import Image\n"
+        "show(Image.new('RGBA', (2, 2), (0, 0, 0, 0)))\n"
+        "show(np.array([[0, 32896]], np.uint16))\n"
+        "show(np.array([[0, 128]], np.int32))\n"
+        "photo = Image.new('RGB', (4, 2))\nphoto.getexif()[0x0112] = 6\n"
+        "photo.save('p.jpg', exif=photo.getexif())\nImage.open('p.jpg')"
+    )
+    first, second, third, fourth = [view.image for view in seen.views]
+    assert first.getpixel((0, 0)) == (255, 255, 255)
+    assert (second.getpixel((1, 0)), third.getpixel((1, 0))) == ((128,) * 3, (128,) * 3)
+    assert fourth.size == (2, 4)
+    floating = notebook("show(np.zeros((2, 2), np.float32))").text
+    assert floating.endswith("expected 8 or 16 bits a channel")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "Image.new('RGB', (1000, 500)).crop((0, 400, 1000, 402))",
+        "show(Image.new('RGB', (3000, 1)))",
+        "Image.new('RGB', (3000, 0))",
+        "import matplotlib.pyplot as plt; plt.figure(figsize=(40, .1)); None",
+    ],
+)
+def test_a_picture_that_no_model_takes_is_an_error_of_the_cell(
+    notebook: Notebook, code: str
+) -> None:
+    seen = notebook(f"from PIL import Image\nkept = 5\n{code}")
+    assert seen.views == ()
+    assert "ValueError: this image cannot be shown: " in seen.text
+    assert seen.text.endswith("expected sides of at most 200:1")
+    assert notebook("kept").text == "5"
+
+
+def test_a_long_picture_is_shrunk_to_one_that_a_model_takes(notebook: Notebook) -> None:
+    (view,) = notebook("from PIL import Image\nImage.new('L', (20000, 100))").views
+    assert view.image.size == (4000, 20)  # int(4096 / 200) high
+
+
+def test_code_cannot_have_its_session_killed_for_a_fault_of_ours(notebook: Notebook) -> None:
+    limits = "import resource as r\nkept = 5\nr.setrlimit(r.RLIMIT_CPU, (0, 0))"
+    assert notebook(limits).text.endswith("not allowed to raise maximum limit")
+    assert notebook("r.getrlimit(r.RLIMIT_CPU), r.prlimit(0, r.RLIMIT_CPU), kept").text == (
+        f"(({BOUNDS.cpu}, {BOUNDS.cpu + 1}), ({BOUNDS.cpu}, {BOUNDS.cpu + 1}), 5)"
+    )
+
+
+def test_a_trajectorys_code_has_so_many_seconds_in_all() -> None:
+    notebook = Notebook(
+        PythonTool(LEVELS[0], packages="current", bounds=replace(BOUNDS, total=0.6))
+    )
+    try:
+        notebook("x = 1")
+        assert "Stopped after 0." in notebook("import time; time.sleep(60)").text
+        spent = "your code has run for 0.6 s in all, the limit: no more is run"
+        with pytest.raises(ModelError, match=spent):
+            notebook("x")
+        assert notebook("2", trajectory="two").text == "2"
+        # A continuation has what its prefix left over.
+        slept = EarlierCall({"code": "import time; time.sleep(0.7); y = 3"}, 0)
+        context = ToolContext((), "three", (slept,))
+        notebook.runner.run(notebook.tool.resume(context))
+        with pytest.raises(ModelError, match=spent):
+            notebook("y", trajectory="three")
+        notebook.runner.run(notebook.tool.end("three"))
+        assert notebook.tool._used.keys() == {"one", "two"}
+    finally:
+        notebook.runner.run(notebook.tool.close())
+        notebook.runner.close()
+
+
+MOVING = """
+import os, time
+for i in range(40): os.mkdir(f'e{i}')
+os.mkdir('a')
+written = 0
+until = time.monotonic() + 1.9
+while time.monotonic() < until and written < 1200:
+    for i in range(40): os.rename(f'e{i}', 'x'); os.rename('x', f'e{i}')
+    open(f'a/{written}', 'wb').write(bytes(4 << 20))
+    written += 4
+    os.rename('a', 'b'); os.rename('b', 'a')
+print(written)
+"""
+
+
+def test_files_that_are_moved_about_count(notebook: Notebook) -> None:
+    text = notebook(MOVING).text
+    assert "over 64 MiB or 1000 files" in text
+
+
+def test_what_vanishes_meanwhile_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gone", "kept"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "kept" / "f").write_bytes(bytes(1 << 20))
+    real = os.scandir
+
+    def scan(path: str) -> Any:
+        if path.endswith("gone"):
+            raise FileNotFoundError
+        return real(path)
+
+    monkeypatch.setattr(folders.os, "scandir", scan)
+    assert folders.overfull(tmp_path, 1 << 19, 100)
+    assert not folders.overfull(tmp_path, 1 << 21, 100)
 
 
 def test_large_pictures_become_smaller_and_many_are_counted(notebook: Notebook) -> None:

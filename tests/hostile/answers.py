@@ -42,21 +42,23 @@ ANSWERS = [
     _forged("answer_long_text", "send(answer(text='x' * 90000))"),
     _forged(
         "answer_picture_bomb",
-        "send(answer(pictures=[dict(mode='L', width=100000, height=100000)])); time.sleep(0.2)",
+        "send(answer(pictures=[dict(width=100000, height=100000)])); time.sleep(0.2)",
     ),
     _forged(
         "answer_negative_picture",
-        "send(answer(pictures=[dict(mode='L', width=-10, height=-10)]), b'x' * 100)\n"
-        "time.sleep(0.2)",
+        "send(answer(pictures=[dict(width=-10, height=-10)]), b'x' * 300)\ntime.sleep(0.2)",
     ),
     _forged(
         "answer_short_picture",
-        "send(answer(pictures=[dict(mode='RGB', width=10, height=10)]), b'x'); time.sleep(0.2)",
+        "send(answer(pictures=[dict(width=10, height=10)]), b'x'); time.sleep(0.2)",
+    ),
+    _forged(
+        "answer_thin_picture",
+        "send(answer(pictures=[dict(width=3000, height=1)]), b'x' * 9000); time.sleep(0.2)",
     ),
     _forged(
         "answer_many_pictures",
-        "send(answer(pictures=[dict(mode='L', width=1, height=1)] * 200), b'x' * 200)\n"
-        "time.sleep(0.2)",
+        "send(answer(pictures=[dict(width=1, height=1)] * 200), b'x' * 600)\ntime.sleep(0.2)",
     ),
     _forged(
         "answer_pickle",

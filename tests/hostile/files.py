@@ -7,6 +7,7 @@ from hostile.snippet import Snippet
 UNREAD = "no byte of a host file is read"
 UNCHANGED = "no host file is made, changed or removed"
 APART = "no other session's file is seen or changed"
+UNLOCKED = "no lock on a file is set or seen: another session could read it"
 NO_NEIGHBOUR = "needs a second session"
 
 FILES = [
@@ -101,6 +102,20 @@ FILES = [
             "    try: os.listdir(fd)\n"
             "    except OSError: continue\n"
             "    harm()"),
+    Snippet("lock_own_file", UNLOCKED, "import fcntl\n"
+            "fcntl.lockf(open('f', 'w'), fcntl.LOCK_EX); harm()"),
+    Snippet("lock_shared_file", UNLOCKED, "import fcntl\n"
+            "fcntl.lockf(open(os.__file__), fcntl.LOCK_SH, 42); harm()"),
+    Snippet("lock_device", UNLOCKED, "import fcntl\n"
+            "fcntl.lockf(open('/dev/null', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB); harm()"),
+    Snippet("lock_open_description", UNLOCKED, "import fcntl, struct\n"
+            "wanted = struct.pack('hhqqi4x', fcntl.F_RDLCK, 0, 0, 42, 0)\n"
+            "fcntl.fcntl(open(os.__file__), 37, wanted); harm()"),
+    Snippet("ask_for_locks", UNLOCKED, "import fcntl, struct\n"
+            "wanted = struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 0, 0, 0)\n"
+            "fcntl.fcntl(open(os.__file__), fcntl.F_GETLK, wanted); harm()"),
+    Snippet("lock_raw_call", UNLOCKED, "wanted = (ctypes.c_int16 * 16)()\n"
+            "call('fcntl', os.open(os.__file__, 0), 6, ctypes.byref(wanted)); harm()"),
     Snippet("list_sessions", APART, "if os.listdir(os.path.dirname(NEIGHBOUR)): harm()",
             None, NO_NEIGHBOUR),
     Snippet("read_neighbour", APART, "if open(NEIGHBOUR + '/note').read(): harm()",

@@ -8,6 +8,7 @@ ALONE = "the session stays one process with one thread"
 QUIET = "no process of the host gets a signal"
 UNTRACED = "no process of the host is looked into"
 KERNEL = "the call is refused"
+SUICIDE = "a session cannot have the kernel kill it, which would pass for a fault of the host's"
 
 PROCESSES = [
     Snippet("fork", ALONE, "pid = os.fork()\nif not pid: os._exit(0)\nharm()"),
@@ -70,4 +71,10 @@ PROCESSES = [
     Snippet("user", KERNEL, "os.setresuid(os.getuid(), os.getuid(), os.getuid()); harm()"),
     Snippet("raise_limits", "a limit only goes down", "import resource as r\n"
             "r.setrlimit(r.RLIMIT_CPU, (r.RLIM_INFINITY,) * 2); harm()", None, "needs root"),
+    Snippet("lower_limits", SUICIDE, "import resource as r\n"
+            "r.setrlimit(r.RLIMIT_CPU, (4, 4)); harm()"),
+    Snippet("lower_limits_of_process", SUICIDE, "import resource as r\n"
+            "r.prlimit(os.getpid(), r.RLIMIT_CPU, (4, 4)); harm()"),
+    Snippet("lower_limits_raw_call", SUICIDE, "limit = (ctypes.c_uint64 * 2)(4, 4)\n"
+            "call('prlimit64', 0, 0, ctypes.byref(limit), None); harm()"),
 ]  # fmt: skip

@@ -20,11 +20,11 @@ _numbers = {
     "x86_64": dict(openat=257, socket=41, clone=56, ptrace=101, process_vm_readv=310,
         memfd_create=319, unshare=272, mount=165, add_key=248, bpf=321, perf_event_open=298,
         shmget=29, io_uring_setup=425, userfaultfd=323, pidfd_send_signal=424, prctl=157,
-        timer_create=222, chroot=161, seccomp=317, inotify_init1=294),
+        timer_create=222, chroot=161, seccomp=317, inotify_init1=294, prlimit64=302, fcntl=72),
     "aarch64": dict(openat=56, socket=198, clone=220, ptrace=117, process_vm_readv=270,
         memfd_create=279, unshare=97, mount=40, add_key=217, bpf=280, perf_event_open=241,
         shmget=194, io_uring_setup=425, userfaultfd=282, pidfd_send_signal=424, prctl=167,
-        timer_create=107, chroot=51, seccomp=277, inotify_init1=26),
+        timer_create=107, chroot=51, seccomp=277, inotify_init1=26, prlimit64=261, fcntl=25),
 }[os.uname().machine]
 def call(name, *arguments):
     libc = ctypes.CDLL(None, use_errno=True)

@@ -76,7 +76,8 @@ def recipe_tools(config: Config) -> Toolbox:
     Asks the servers what they have; raises `ConfigError` that names the setting.
     """
     try:
-        tools = make_tools(config.rollout.tools, _with_lab_indexes(config.tools))
+        settings = _with_lab_indexes(config.tools)
+        tools = make_tools(config.rollout.tools, settings, config.rollout.max_seconds)
     except ValueError as error:
         raise ConfigError(f"rollout.tools: {error}") from error
     for name, tool in tools.items():

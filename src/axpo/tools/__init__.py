@@ -7,6 +7,7 @@ name that recipes and models use to what makes the tool; a recipe names others a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
 
@@ -14,7 +15,8 @@ from axpo.config import ToolsSettings
 from axpo.tools.base import Tool
 from axpo.tools.function import tool
 from axpo.tools.loading import load_tool
-from axpo.tools.python import PythonTool
+from axpo.tools.python import Bounds, PythonTool
+from axpo.tools.python.limits import TOTAL
 from axpo.tools.search.image import ImageSearchTool
 from axpo.tools.search.settings import image_tool, web_tools
 from axpo.tools.search.web import WebExtractorTool, WebSearchTool
@@ -26,8 +28,9 @@ __all__ = ["TOOLS", "make_tools", "tool"]
 class Makings:
     """What tools are made of: the recipe's settings, and what several tools share."""
 
-    def __init__(self, settings: ToolsSettings) -> None:
+    def __init__(self, settings: ToolsSettings, max_seconds: float) -> None:
         self.settings = settings
+        self.code = Bounds(total=min(TOTAL, max_seconds / 2))
 
     @cached_property
     def web(self) -> dict[str, Tool]:
@@ -37,16 +40,23 @@ class Makings:
 
 TOOLS: dict[str, Callable[[Makings], Tool]] = {
     ZoomTool.name: lambda _: ZoomTool(),
-    PythonTool.name: lambda of: PythonTool(of.settings.python.level, of.settings.python.packages),
+    PythonTool.name: lambda of: PythonTool(
+        of.settings.python.level, of.settings.python.packages, of.code
+    ),
     WebSearchTool.name: lambda of: of.web[WebSearchTool.name],
     WebExtractorTool.name: lambda of: of.web[WebExtractorTool.name],
     ImageSearchTool.name: lambda of: image_tool(of.settings.search),
 }
 
 
-def make_tools(names: Iterable[str], settings: ToolsSettings | None = None) -> dict[str, Tool]:
-    """Tools by their own names, in order; raises `ValueError` that says what is valid."""
-    makings = Makings(settings or ToolsSettings())
+def make_tools(
+    names: Iterable[str], settings: ToolsSettings | None = None, max_seconds: float = math.inf
+) -> dict[str, Tool]:
+    """Tools by their own names, in order; raises `ValueError` that says what is valid.
+
+    `max_seconds` is a trajectory's time.
+    """
+    makings = Makings(settings or ToolsSettings(), max_seconds)
     tools: dict[str, Tool] = {}
     for name in names:
         if ":" in name:

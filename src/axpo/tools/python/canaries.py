@@ -82,8 +82,8 @@ async def check(server: ForkServer, folder: Path) -> None:
         session = await Session.open(server, folder)
         try:
             places = f"PORT = {listener.getsockname()[1]}\nFILE = {str(file)!r}\n"
-            tried = await session.run(places + CODE, ())
-            works = await session.run(CHECK, ())
+            tried = await session.run(places + CODE, (), server.bounds.seconds)
+            works = await session.run(CHECK, (), server.bounds.seconds)
         finally:
             await session.end()
         escaped = _escaped(tried.text)

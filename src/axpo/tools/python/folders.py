@@ -13,12 +13,13 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def overfull(folder: Path, size: int, entries: int) -> bool:
     """Whether `folder` holds over `size` bytes or over `entries` files; follows no link.
 
-    Stops at the first excess, so that a folder full of files costs little to look at.
+    Stops at the first excess, so that a folder full of files costs little to look at. What
+    vanishes meanwhile is left out; the rest counts.
     """
     waiting = [str(folder)]
     try:
         while waiting:
-            with os.scandir(waiting.pop()) as listing:
+            with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as listing:
                 for entry in listing:
                     entries -= 1
                     with contextlib.suppress(FileNotFoundError):
@@ -27,8 +28,6 @@ def overfull(folder: Path, size: int, entries: int) -> bool:
                         return True
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-    except FileNotFoundError:
-        return False  # removed while we looked
     except OSError:
         return True  # a path too long to name: nothing that a tool's call needs
     return False

@@ -80,18 +80,18 @@ def choose(level: str | None) -> str:
 
 
 def command(
-    level: str, environment: Environment, folder: Path, code: Path, run: Sequence[str]
+    level: str, environment: Environment, folder: Path, code: Sequence[Path], run: Sequence[str]
 ) -> list[str]:
     """The command line that starts `run` (Python and its arguments) at `level`.
 
-    Sessions write below `folder`; `code` holds the package that runs inside.
+    Sessions write below `folder`; `code` is what runs inside.
     """
     if level != "bubblewrap":
         return list(run)
     program = bubblewrap()
     assert program is not None  # `choose` has seen it
     arguments = [program, *NAMESPACES, "--cap-drop", "ALL"]
-    shown = {*environment.readable, environment.python, code}
+    shown = {*environment.readable, environment.python, *code}
     for path in sorted(shown):
         if path.is_relative_to("/dev"):
             arguments += ["--dev-bind", str(path), str(path)]

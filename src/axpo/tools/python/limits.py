@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TOTAL = 60.0
+"""Seconds that a trajectory's code may run, all cells together; a recipe's tool gets half of
+`rollout.max_seconds` where that is less, so that code which sleeps cannot end its trajectory by
+wall time, unscored (choice)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -11,6 +16,8 @@ class Bounds:
 
     seconds: float = 10.0
     """A cell's time before it is interrupted, keeping the session's state."""
+    total: float = TOTAL
+    """Time of all of a trajectory's cells, those before its cut included."""
     grace: float = 1.0
     """Time after that before the session is killed, losing its state."""
     start: float = 15.0

@@ -13,11 +13,13 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import axpo.pictures
 from axpo.tools.base import InfraError
 from axpo.tools.python import inside, levels
 from axpo.tools.python.environment import FLAGS, IMPORTS, Environment
@@ -50,19 +52,21 @@ class Child:
     connection: socket.socket
     pidfd: int
     end: asyncio.Future[End]
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # looks signal from a thread
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens where the child has ended."""
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, number)
 
     def close(self) -> None:
         """Kill the child and give up what belongs to it."""
         self.signal(signal.SIGKILL)
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        with self._lock:
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+                self.pidfd = -1
         self.connection.close()
 
 
@@ -80,7 +84,7 @@ class ForkServer:
     def _settings(self, control: int) -> dict[str, Any]:
         bounds = self.bounds
         limits = Limits(memory=bounds.memory, cpu=bounds.cpu, file=bounds.file)
-        pictures = {"count": bounds.pictures, "pixels": bounds.pixels, "sides": bounds.side}
+        pictures = {"count": bounds.pictures, "pixels": bounds.pixels, "side": bounds.side}
         return {
             "level": self.level,
             "control": control,
@@ -89,6 +93,7 @@ class ForkServer:
             "readable": [str(path) for path in self.environment.readable],
             "limits": asdict(limits),
             "pictures": pictures,
+            "pictures_code": axpo.pictures.__file__,
             "characters": bounds.characters,
         }
 
@@ -99,7 +104,8 @@ class ForkServer:
         python = str(self.environment.python)
         settings = json.dumps(self._settings(theirs.fileno()))
         run = [python, *FLAGS, "-c", BOOT, settings]
-        command = levels.command(self.level, self.environment, self.folder, CODE, run)
+        code = (CODE, Path(str(axpo.pictures.__file__)))
+        command = levels.command(self.level, self.environment, self.folder, code, run)
         with theirs, errors.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command,

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from axpo.pictures import PictureError, as_rgb, check_shape
 from axpo.tools.base import InfraError
 from axpo.tools.python import folders
 from axpo.tools.python.environment import named_in
@@ -47,7 +47,6 @@ class Stop(Enum):
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    mode: Literal["L", "RGB", "RGBA"]
     width: int = Field(ge=1)
     height: int = Field(ge=1)
 
@@ -122,15 +121,16 @@ class Session:
             raise InfraError(f"a Python session could not be confined: {first.decode()}")
         self.child.signal(signal.SIGSTOP)
 
-    async def run(self, code: str, pictures: Sequence[Image.Image]) -> Result:
-        """Run one cell with the trajectory's new pictures; raises `InfraError`."""
+    async def run(self, code: str, pictures: Sequence[Image.Image], seconds: float) -> Result:
+        """Run one cell with the trajectory's new pictures, interrupted after `seconds`; raises
+        `InfraError`."""
         finished = False
         self.cells += 1
         exchange = asyncio.ensure_future(self._exchange(_request(self, code, pictures)))
         watch = asyncio.ensure_future(self._watch())
         self.child.signal(signal.SIGCONT)
         try:
-            result = await self._outcome(exchange, watch)
+            result = await self._outcome(exchange, watch, seconds)
             finished = result.stop is None
             return result
         finally:
@@ -144,10 +144,10 @@ class Session:
                 self.kill()
 
     async def _outcome(
-        self, exchange: asyncio.Future[Result], watch: asyncio.Future[None]
+        self, exchange: asyncio.Future[Result], watch: asyncio.Future[None], seconds: float
     ) -> Result:
         first = asyncio.FIRST_COMPLETED
-        await asyncio.wait({exchange, watch}, timeout=self.bounds.seconds, return_when=first)
+        await asyncio.wait({exchange, watch}, timeout=seconds, return_when=first)
         if not exchange.done() and not watch.done():
             self.child.signal(signal.SIGINT)
             await asyncio.wait({exchange, watch}, timeout=self.bounds.grace, return_when=first)
@@ -161,16 +161,29 @@ class Session:
             return Result(stop=Stop.ANSWER, detail=str(error))
         except (asyncio.IncompleteReadError, ConnectionError):
             return Result(stop=Stop.DIED, detail=await self._cause())
-        full = folders.overfull(self.folder, self.bounds.folder, self.bounds.entries)
-        return Result(stop=Stop.FOLDER) if full else result
+        return Result(stop=Stop.FOLDER) if self._look() else result
 
     async def _watch(self) -> None:
         """Ends when the folder holds too much."""
         while True:
             await asyncio.sleep(WATCH)
-            limits = self.bounds.folder, self.bounds.entries
-            if await asyncio.to_thread(folders.overfull, self.folder, *limits):
+            look = asyncio.ensure_future(asyncio.to_thread(self._look))
+            try:
+                full = await asyncio.shield(look)
+            except asyncio.CancelledError:
+                await look  # it sets the child going, and the child is to be stopped after it
+                raise
+            if full:
                 return
+
+    def _look(self) -> bool:
+        """Whether the folder holds too much. The child is stopped meanwhile: code that moves its
+        files about could else keep them where the look has been, or is not yet."""
+        self.child.signal(signal.SIGSTOP)
+        try:
+            return folders.overfull(self.folder, self.bounds.folder, self.bounds.entries)
+        finally:
+            self.child.signal(signal.SIGCONT)
 
     async def _exchange(self, request: bytes) -> Result:
         assert self._writer is not None  # `open` has greeted
@@ -181,14 +194,13 @@ class Session:
         bounds = self.bounds
         if size > ESCAPED * (bounds.characters + OVERHEAD):
             raise BadAnswer(f"{size} bytes of text")
-        if pixels > bounds.pictures * bounds.pixels * max(wire.CHANNELS.values()):
+        if pixels > bounds.pictures * bounds.pixels * wire.CHANNELS:
             raise BadAnswer(f"{pixels} bytes of pictures")
         answer = _parse(await self._reader.readexactly(size))
         if answer.id != self.cells:
             raise BadAnswer(f"cell {answer.id} answered instead of {self.cells}")
         images = _images(answer.pictures, await self._reader.readexactly(pixels), bounds)
-        text = answer.text.encode("utf-8", "replace").decode()  # no lone surrogates
-        return Result(text[: bounds.characters + 200], images, answer.interrupted)
+        return Result(answer.text[: bounds.characters + 200], images, answer.interrupted)
 
     async def _cause(self) -> str:
         """How the child ended by the code's own doing; raises `InfraError` if it was not."""
@@ -226,12 +238,8 @@ class Session:
 
 def _request(session: Session, code: str, pictures: Sequence[Image.Image]) -> bytes:
     """A cell with the pictures that the child has not got yet."""
-    images = [
-        picture if picture.mode in wire.CHANNELS else picture.convert("RGB") for picture in pictures
-    ]
-    headers = [
-        {"mode": image.mode, "width": image.width, "height": image.height} for image in images
-    ]
+    images = [as_rgb(picture) for picture in pictures]
+    headers = [{"width": image.width, "height": image.height} for image in images]
     message = {"id": session.cells, "code": code, "first": session.sent, "pictures": headers}
     session.sent += len(images)
     return wire.pack(message, b"".join(image.tobytes() for image in images))
@@ -255,10 +263,14 @@ def _images(headers: list[_Header], pixels: bytes, bounds: Bounds) -> tuple[Imag
         width, height = header.width, header.height
         if width * height > bounds.pixels or max(width, height) > bounds.side:
             raise BadAnswer(f"a picture of {width} x {height} pixels")
-        end = start + width * height * wire.CHANNELS[header.mode]
+        try:
+            check_shape(width, height)
+        except PictureError as error:
+            raise BadAnswer(f"a picture of {error}") from error
+        end = start + width * height * wire.CHANNELS
         if end > len(pixels):
             raise BadAnswer("a picture without its pixels")
-        images.append(Image.frombytes(header.mode, (width, height), pixels[start:end]))
+        images.append(Image.frombytes("RGB", (width, height), pixels[start:end]))
         start = end
     if start != len(pixels):
         raise BadAnswer("pixels without a picture")

@@ -10,6 +10,8 @@ import asyncio
 import logging
 import secrets
 import tempfile
+import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,7 @@ class PythonTool:
         self.timeout = self.bounds.seconds + 3 * self.bounds.grace + self.bounds.start
         self._sessions: dict[str, Session] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._used: defaultdict[str, float] = defaultdict(float)  # seconds of a trajectory's cells
         self._restarted: set[str] = set()  # lost a session by our fault and do not know it yet
         self._server: ForkServer | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -139,29 +142,46 @@ class PythonTool:
             )
         if self._server is None:
             raise InfraError("the Python tool was not started")
+        return await self._cell(call.code, context)
+
+    async def _cell(self, code: str, context: ToolContext, again: bool = False) -> Observation:
+        """Run a cell; one that runs `again` counts, but has a cell's whole time."""
         lock = self._locks.setdefault(context.trajectory, asyncio.Lock())
         async with lock:
-            session = await self._session(context.trajectory, call.code)
+            seconds = self.bounds.seconds if again else self._seconds(context.trajectory)
+            session = await self._session(context.trajectory, code)
             images = [view.image for view in context.views[session.sent :]]
+            began = time.monotonic()
             try:
-                result = await session.run(call.code, images)
+                result = await session.run(code, images, seconds)
             except (InfraError, asyncio.CancelledError):
                 self._restarted.add(context.trajectory)
                 raise
             finally:
+                self._used[context.trajectory] += time.monotonic() - began
                 if session.lost:
                     self._sessions.pop(context.trajectory, None)
                     await session.end()
-        seen = self._observation(result)
+        seen = self._observation(result, seconds)
         if context.trajectory in self._restarted:
             self._restarted.discard(context.trajectory)
             return replace(seen, text=f"{RESTARTED}\n{seen.text}".rstrip())
         return seen
 
+    def _seconds(self, trajectory: str) -> float:
+        """How long the next cell may take; raises `ModelError` where nothing is left."""
+        left = self.bounds.total - self._used.get(trajectory, 0.0)
+        if left <= 0:
+            raise ModelError(
+                f"your code has run for {self.bounds.total:g} s in all, the limit: no more is run"
+            )
+        return min(self.bounds.seconds, left)
+
     async def resume(self, context: ToolContext) -> None:
         """Run the cells of a prefix again, in a new session; what they show is known already."""
         for call in context.earlier:
-            await self(call.arguments, replace(context, views=context.views[: call.pictures]))
+            seen = replace(context, views=context.views[: call.pictures])
+            await self._cell(call.arguments["code"], seen, again=True)
 
     async def _session(self, trajectory: str, code: str) -> Session:
         session = self._sessions.get(trajectory)
@@ -172,17 +192,17 @@ class PythonTool:
             self._sessions[trajectory] = session
         return session
 
-    def _observation(self, result: Result) -> Observation:
-        """The result as the model reads it."""
+    def _observation(self, result: Result, seconds: float) -> Observation:
+        """The result of a cell that had `seconds`, as the model reads it."""
         views = tuple(View.whole(image) for image in result.images)
         text = result.text.rstrip("\n")
         if result.interrupted:
-            note = f"Stopped after {self.bounds.seconds:g} s: too slow. Variables are kept."
+            note = f"Stopped after {seconds:.3g} s: too slow. Variables are kept."
             text = f"{text}\n{note}" if text else note
         if result.stop is None:
             return Observation(text or ("" if views else "(no output)"), views)
         reasons = {
-            Stop.TIME: f"the code took over {self.bounds.seconds:g} s and could not be interrupted",
+            Stop.TIME: f"the code took over {seconds:.3g} s and could not be interrupted",
             Stop.FOLDER: f"over {self.bounds.folder >> 20} MiB or {self.bounds.entries} files",
             Stop.ANSWER: "the interpreter's answer was damaged",
             Stop.DIED: f"the interpreter {result.detail}",
@@ -200,6 +220,7 @@ class PythonTool:
             if session is not None:
                 await session.end()
         self._locks.pop(trajectory, None)
+        self._used.pop(trajectory, None)
         self._restarted.discard(trajectory)
 
     async def close(self) -> None:
@@ -210,6 +231,7 @@ class PythonTool:
             await self._server.close()
             self._server = None
         self._locks.clear()
+        self._used.clear()
         self._restarted.clear()
         await asyncio.to_thread(self._remove)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import importlib.machinery
 import json
 import os
 import select
@@ -18,12 +19,14 @@ import signal
 import socket
 import sys
 import traceback
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import wire
 from .confine import CONNECTION, Limits, confine
+from .matplotlib_folder import ReadOnlyFolder
 from .notebook import Notebook
 
 MESSAGE = 1 << 16
@@ -37,7 +40,8 @@ class Server:
         self.control = control
         self.level: str = settings["level"]
         self.limits = Limits(**settings["limits"])
-        self.pictures: dict[str, int] = settings["pictures"]
+        to_show = _module(settings["pictures_code"]).to_show
+        self.pictures: dict[str, Any] = {"to_show": to_show, **settings["pictures"]}
         self.characters: int = settings["characters"]
         self.readable = tuple(_open_path(path) for path in settings["readable"])
         self.process = os.getpid()
@@ -102,6 +106,14 @@ def _open_path(path: str) -> int:
     return os.open(path, os.O_PATH)
 
 
+def _module(file: str) -> types.ModuleType:
+    """The module in `file`, which needs no package around it."""
+    loader = importlib.machinery.SourceFileLoader(Path(file).stem, file)
+    module = types.ModuleType(loader.name)
+    loader.exec_module(module)
+    return module
+
+
 def _load(modules: Sequence[str]) -> None:
     """Import what is missing; the imported objects stay shared between the children."""
     missing = [name for name in modules if name not in sys.modules]
@@ -117,6 +129,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
     sys.path.append(settings["packages"])
+    sys.meta_path.insert(0, ReadOnlyFolder())
     _load(settings["imports"])
     control = socket.socket(fileno=settings["control"])
     server = Server(control, settings)

@@ -33,7 +33,7 @@ class Notebook:
     """One trajectory's session: its variables and its connection to the parent."""
 
     def __init__(
-        self, connection: int, folder: Path, pictures: dict[str, int], characters: int
+        self, connection: int, folder: Path, pictures: dict[str, Any], characters: int
     ) -> None:
         self.connection = connection
         self.limits = pictures
@@ -102,8 +102,8 @@ class Notebook:
         start = 0
         for index, header in enumerate(headers, first):
             size = header["width"], header["height"]
-            end = start + size[0] * size[1] * wire.CHANNELS[header["mode"]]
-            image = Image.frombytes(header["mode"], size, pixels[start:end])
+            end = start + size[0] * size[1] * wire.CHANNELS
+            image = Image.frombytes("RGB", size, pixels[start:end])
             self.variables[f"image_{index}"] = image
             start = end
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Callable
 from typing import Any
-
-from . import wire
 
 
 class Text(io.TextIOBase):
@@ -34,35 +33,35 @@ class Text(io.TextIOBase):
         return len(text)
 
     def value(self) -> str:
-        """The text, with a note of what was left out."""
+        """The text, with a note of what was left out; half of a surrogate pair becomes a "?"."""
         tail = self.tail[-self.half :]
         left_out = self.written - len(self.head) - len(tail)
         note = f"\n... {left_out} characters left out ...\n" if left_out else ""
-        return self.head + note + tail
+        return (self.head + note + tail).encode("utf-8", "replace").decode()
 
 
 class Pictures:
-    """The pictures that a cell shows, at most `count`, each of at most `pixels`."""
+    """The pictures that a cell shows, at most `count`.
 
-    def __init__(self, count: int, pixels: int, sides: int) -> None:
-        self.count, self.pixels, self.sides = count, pixels, sides
+    `to_show` is `axpo.pictures.to_show`, given `pixels` and `side`: RGB within these limits.
+    """
+
+    def __init__(
+        self, to_show: Callable[[Any, int, int], Any], count: int, pixels: int, side: int
+    ) -> None:
+        self.to_show, self.count, self.pixels, self.side = to_show, count, pixels, side
         self.shown: list[Any] = []
         self.left_out = 0
 
     def add(self, image: Any) -> None:
-        """Show a PIL image, made smaller where it is too large."""
+        """Show a PIL image, made smaller where it is too large; raises `ValueError`."""
         if len(self.shown) == self.count:
             self.left_out += 1
             return
-        image = image.convert(image.mode if image.mode in wire.CHANNELS else "RGB")
-        width, height = image.size
-        if not width or not height:
-            raise ValueError(f"an image of {width} x {height} pixels cannot be shown")
-        factor = min(1.0, (self.pixels / (width * height)) ** 0.5, self.sides / max(width, height))
-        if factor < 1:
-            size = (max(1, int(width * factor)), max(1, int(height * factor)))
-            image = image.resize(size)
-        self.shown.append(image)
+        try:
+            self.shown.append(self.to_show(image, self.pixels, self.side))
+        except ValueError as error:
+            raise ValueError(f"this image cannot be shown: {error}") from None
 
     def add_figure(self, figure: Any) -> None:
         """Show a matplotlib figure."""
@@ -70,7 +69,7 @@ class Pictures:
 
         figure.canvas.draw()
         pixels = figure.canvas.buffer_rgba()
-        self.add(Image.frombytes("RGBA", pixels.shape[1::-1], pixels.tobytes()).convert("RGB"))
+        self.add(Image.frombytes("RGBA", pixels.shape[1::-1], pixels.tobytes()))
 
     def add_open_figures(self) -> None:
         """Show and close every figure that pyplot holds."""
@@ -86,10 +85,7 @@ class Pictures:
 
     def packed(self) -> tuple[list[dict[str, Any]], bytes]:
         """Headers and pixels, as a frame carries them."""
-        headers = [
-            {"mode": image.mode, "width": image.width, "height": image.height}
-            for image in self.shown
-        ]
+        headers = [{"width": image.width, "height": image.height} for image in self.shown]
         return headers, b"".join(image.tobytes() for image in self.shown)
 
 

@@ -47,8 +47,9 @@ IOCTL, FCNTL, PRLIMIT, CLONE3 = (16, 29), (72, 25), (302, 261), (435, 435)
 
 IOCTLS = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX: what `isatty` and `open` ask."""
-FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030)
-"""Duplicates, flags and file locks; not F_SETOWN or F_SETSIG, which send signals."""
+FCNTLS = (0, 1, 2, 3, 4, 1030)
+"""Duplicates and flags; not F_SETOWN or F_SETSIG, which send signals, and no file locks: they
+belong to the file, so that sessions which can open the same one could talk by them."""
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """`platform.machine()`: column of the tables, the kernel's audit number."""
@@ -61,6 +62,19 @@ X32 = 0x40000000
 """Bit of the x32 calls, a second table on x86-64 that the filter does not know."""
 
 Instruction = tuple[int, int, int, int]
+
+
+def _only_own_limits(number: int) -> list[Instruction]:
+    """Allow prlimit to read the caller's own limits (pid 0, no new limit), else fail.
+
+    A session that lowers one could have the kernel kill it, which would pass for a fault of ours.
+    """
+    body: list[Instruction] = []
+    # The process, then both words of the pointer to the new limit.
+    for offset in (ARGUMENTS, ARGUMENTS + 16, ARGUMENTS + 20):
+        body += [(LOAD, 0, 0, offset), (EQUAL, 1, 0, 0), (RETURN, 0, 0, FAIL | errno.EPERM)]
+    body.append((RETURN, 0, 0, ALLOW))
+    return [(EQUAL, 0, len(body), number), *body]
 
 
 def _only(number: int, argument: int, values: tuple[int, ...]) -> list[Instruction]:
@@ -94,7 +108,7 @@ def program(machine: str) -> bytes:
     code += [(EQUAL, 0, 1, CLONE3[column]), (RETURN, 0, 0, FAIL | errno.ENOSYS)]
     code += _only(IOCTL[column], 1, IOCTLS)
     code += _only(FCNTL[column], 1, FCNTLS)
-    code += _only(PRLIMIT[column], 0, (0,))
+    code += _only_own_limits(PRLIMIT[column])
     code.append((RETURN, 0, 0, FAIL | errno.EPERM))
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 

@@ -1,7 +1,7 @@
 """Frames between the parent and a session: two lengths, a JSON object, then raw bytes.
 
 Pictures travel as raw pixels, so neither side runs an image decoder on what the other wrote: a
-picture is valid if its mode is known and its bytes number width x height x channels. Nothing
+picture is RGB, and valid if its bytes number width x height x channels. Nothing
 is ever unpickled.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 LENGTHS = struct.Struct("!II")
 """Bytes of JSON, then bytes of pixels."""
 
-CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
-"""Modes of the pictures that travel; others are converted first."""
+CHANNELS = 3
+"""Bytes of a pixel: RGB."""
 
 
 def pack(message: dict[str, Any], pixels: bytes = b"") -> bytes:
