@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import sys
 
 import anyio
 from mcp.server.mcpserver import Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import (
+    AudioContent,
+    BlobResourceContents,
+    CallToolResult,
+    EmbeddedResource,
+    ResourceLink,
+    TextResourceContents,
+)
+from PIL import Image as Picture
 
 server = MCPServer("tests", log_level="ERROR")
 PIXEL = bytes.fromhex(
@@ -27,6 +38,47 @@ def add(a: int, b: int) -> str:
 def look() -> list[str | Image]:
     """Show a picture."""
     return ["one pixel", Image(data=PIXEL, format="png")]
+
+
+@server.tool()
+def parts() -> CallToolResult:
+    """A text file, a link, a picture in a resource, and a sound."""
+    blob = base64.b64encode(PIXEL).decode()
+    file = TextResourceContents(uri="file:///a.txt", text="of a file")
+    picture = BlobResourceContents(uri="file:///a.png", blob=blob, mime_type="image/png")
+    return CallToolResult(
+        content=[
+            EmbeddedResource(resource=file),
+            ResourceLink(uri="file:///b.txt", name="b"),
+            EmbeddedResource(resource=picture),
+            AudioContent(data="", mime_type="audio/wav"),
+        ]
+    )
+
+
+@server.tool()
+def structured() -> CallToolResult:
+    """A structured result alone."""
+    return CallToolResult(content=[], structured_content={"temperature": 21.5, "where": "Köln"})
+
+
+@server.tool()
+def drawing(kind: str) -> list[Image]:
+    """A transparent picture, a format that is not opened, or one too long and thin."""
+    data = io.BytesIO()
+    if kind == "clear":
+        Picture.new("RGBA", (2, 2), (0, 0, 0, 0)).save(data, "PNG")
+    elif kind == "foreign":
+        Picture.new("RGB", (2, 2)).save(data, "PPM")
+    else:
+        Picture.new("RGB", (500, 1)).save(data, "PNG")
+    return [Image(data=data.getvalue(), format="png")]
+
+
+@server.tool()
+def echo(text: str) -> str:
+    """Says it."""
+    return text
 
 
 @server.tool()

@@ -27,7 +27,7 @@ from axpo.tools.mcp import server_tools
 from axpo.tools.runner import CallResult, run_call
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import CallStatus, StopReason, Trajectory
-from rollout_support import FakeEngine, decode, encode, example, make_agent
+from rollout_support import LIMITS, FakeEngine, decode, encode, example, make_agent
 
 SERVER = (sys.executable, str(Path(__file__).with_name("mcp_server.py")))
 Call = Callable[..., Awaitable[CallResult]]
@@ -142,6 +142,77 @@ def test_results_over_http(http: HttpServer) -> None:
     use(McpSettings(url=f"http://127.0.0.1:{http.port}/mcp"), _results)
 
 
+def test_contents_of_other_kinds() -> None:
+    async def scenario(call: Call) -> None:
+        seen = (await call("parts")).observation
+        assert seen.text == "of a file\nb: file:///b.txt\n[audio that cannot be shown]"
+        assert [view.image.getpixel((0, 0)) for view in seen.views] == [(255, 0, 0)]
+        alone = await call("structured")
+        assert alone.observation.text == '{"temperature": 21.5, "where": "Köln"}'
+        (view,) = (await call("drawing", kind="clear")).observation.views
+        assert view.image.getpixel((0, 0)) == (255, 255, 255)
+        foreign = await call("drawing", kind="foreign")
+        assert foreign.status is CallStatus.INFRA_ERROR
+        assert "a picture cannot be read: cannot identify" in str(foreign.error)
+        thin = await call("drawing", kind="thin")
+        assert thin.status is CallStatus.MODEL_ERROR
+        assert "500 x 1: expected sides of at most 200:1" in thin.observation.text
+
+    use(stdio(), scenario)
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"text": "\\ud83d"}', '{"text": ' + "[" * 300 + "]" * 300 + "}"]
+)
+def test_what_one_rollout_writes_closes_no_server_for_others(arguments: str) -> None:
+    """The SDK's connection breaks on what it cannot encode: such a call never gets there."""
+    tools = recipe_tools(parse_config({"rollout": {"tools": []}, "tools": {"mcp": [
+        {"command": list(SERVER), "tools": ["echo", "hang", "add"], "timeout": 3}]}}))  # fmt: skip
+    bad = f'</think><tool_call>{{"name": "echo", "arguments": {arguments}}}</tool_call>'
+    engine = FakeEngine({"r/t1": bad}, "</think>\n\nAnswer: 7")
+    limits = LIMITS.model_copy(update={"max_turn_tokens": 9000, "max_tokens": 30_000})
+    agent = make_agent(engine, tools, limits)
+
+    async def scenario() -> tuple[Trajectory, str | None, str]:
+        group = new_group(agent.rendering, example(), "g")
+        try:
+            hanging = asyncio.create_task(run_call(tools, "hang", {}, ToolContext(), None))
+            await run_call(tools, "add", {"a": 1, "b": 1}, ToolContext())
+            trajectory = await agent.run(start_path(group), "r", 0)
+            added = await run_call(tools, "add", {"a": 1, "b": 1}, ToolContext())
+            return trajectory, (await hanging).error, added.observation.text
+        finally:
+            await agent.close()
+
+    trajectory, hanging, added = asyncio.run(scenario())
+    assert (trajectory.stop, trajectory.reward) == (StopReason.ANSWER, 1.0)
+    assert [c.status for c in trajectory.calls] == [CallStatus.MALFORMED]
+    assert hanging == "hang: no result after 3 s"  # its own deadline, not a closed connection
+    assert added.startswith("2 by ")
+
+
+def test_an_answer_that_is_nonsense_ends_that_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as structured content against the tool's own schema, which the SDK refuses."""
+
+    async def scenario(call: Call) -> None:
+        first = await pid(call)
+        hanging = asyncio.create_task(call("hang"))
+        await asyncio.sleep(0.2)
+        original = mcp.Client.call_tool
+
+        async def refused(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("Invalid structured content")
+
+        monkeypatch.setattr(mcp.Client, "call_tool", refused)
+        wrong = await call("add", a=1, b=2)
+        assert wrong.status is CallStatus.INFRA_ERROR
+        monkeypatch.setattr(mcp.Client, "call_tool", original)
+        assert await pid(call) == first
+        assert (await hanging).error == "hang: no result after 2 s"
+
+    use(stdio(timeout=2), scenario)
+
+
 def test_the_schema_is_the_servers() -> None:
     add, look = server_tools(stdio(tools=("add", "look"), prefix="x_", timeout=7))
     assert (add.name, look.name, add.timeout) == ("x_add", "x_look", 7)
@@ -225,7 +296,7 @@ def test_a_new_event_loop_connects_anew() -> None:
             "TimeoutError",
         ),
         (McpSettings(url="http://127.0.0.1:9/mcp"), "no tools from http://127.0.0.1:9/mcp: Conn"),
-        (stdio(tools=("sub",)), "the server has no tool 'sub'; it has add, look, refuse, hang"),
+        (stdio(tools=("sub",)), "the server has no tool 'sub'; it has add, look, parts"),
     ],
 )
 def test_a_server_without_tools_says_why(settings: McpSettings, error: str) -> None:

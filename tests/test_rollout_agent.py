@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from axpo.engines.base import EngineError, Request
-from axpo.rollout.agent import Agent, request_seed
+from axpo.rollout.agent import MAX_CALLS, Agent, request_seed
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
+from axpo.store import save_groups
 from axpo.tools.base import InfraError, ModelError, Observation, ToolContext
 from axpo.tree import CallStatus, Group, Origin, StopReason, Trajectory, picture_digest
 from rollout_support import (
@@ -153,6 +155,59 @@ def test_a_wrong_call_is_told_and_can_be_repaired(call: str, status: CallStatus,
     assert text in shown
     assert (trajectory.uses_tool, trajectory.reward) == (True, 1.0)
     assert trajectory.calls[0].error is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ('{"a": ' + "[" * 500 + "]" * 500 + "}", "over 32 levels deep"),
+        ('{"a": ' + '{"b": ' * 600 + "1" + "}" * 601, "over 32 levels deep"),
+        ('{"a": ["\\ud83d"]}', "half of a surrogate pair"),
+        ('{"a\\udc00": 1}', "half of a surrogate pair"),
+    ],
+)
+def test_a_call_that_nobody_can_handle_later_is_malformed(
+    arguments: str, problem: str, tmp_path: Path
+) -> None:
+    """Tools, servers and the run's files get it else, and end for it."""
+    ran: list[Any] = []
+
+    async def note(arguments: dict[str, Any], context: ToolContext) -> Observation:
+        ran.append(arguments)
+        return Observation("r")
+
+    call = f'</think><tool_call>{{"name": "look", "arguments": {arguments}}}</tool_call>'
+    limits = LIMITS.model_copy(update={"max_turn_tokens": 9000, "max_tokens": 30_000})
+    group, trajectory = run(make_agent(says(call, ANSWER), {"look": FakeTool(note)}, limits))
+    assert (ran, trajectory.reward) == ([], 1.0)
+    assert [c.status for c in trajectory.calls] == [CallStatus.MALFORMED]
+    assert f"Error: not usable JSON ({problem})" in decode(trajectory.segments[1].tokens)
+    save_groups(tmp_path / "trees" / "step-000000.parquet", [group])
+
+
+def test_what_a_call_may_nest_and_say() -> None:
+    nested = "[" * 30 + "]" * 30  # and the call's object, and its arguments'
+    for arguments in (f'{{"a": {nested}}}', '{"a": "\\ud83d\\ude00"}'):
+        call = f'</think><tool_call>{{"name": "look", "arguments": {arguments}}}</tool_call>'
+        _, trajectory = run(make_agent(says(call, ANSWER), {"look": FakeTool(nothing)}))
+        assert [c.status for c in trajectory.calls] == [CallStatus.OK]
+
+
+def test_a_turn_runs_so_many_calls_and_says_so() -> None:
+    ran: list[int] = []
+
+    async def note(arguments: dict[str, Any], context: ToolContext) -> Observation:
+        ran.append(1)
+        return Observation("r")
+
+    turn = "</think>" + '<tool_call>{"name": "look", "arguments": {}}</tool_call>' * (MAX_CALLS + 2)
+    limits = LIMITS.model_copy(update={"max_turn_tokens": 9000, "max_tokens": 30_000})
+    _, trajectory = run(make_agent(says(turn, ANSWER), {"look": FakeTool(note)}, limits))
+    assert (len(ran), trajectory.reward) == (MAX_CALLS, 1.0)
+    statuses = [CallStatus.OK] * MAX_CALLS + [CallStatus.NOT_RUN] * 2
+    assert [c.status for c in trajectory.calls] == statuses
+    text = decode(trajectory.segments[1].tokens)
+    assert text.count(f"Error: not run: at most {MAX_CALLS} calls a turn") == 2
 
 
 def test_on_the_last_turn_no_call_is_run() -> None:

@@ -14,7 +14,9 @@ Owns the limits, the stop reasons and whose fault an ending is:
 However a trajectory ends, cancelled ones included, every tool is told once that it is over.
 
 On the last allowed turn no call is run. A turn that reaches a token limit ends the trajectory,
-and its calls are not run: what would have followed is unknown (choice).
+and its calls are not run: what would have followed is unknown (choice). Of a turn's calls the
+first `MAX_CALLS` are run; the model reads that the others were not. So no turn takes as long as
+whoever wrote it likes, to end by wall time, unscored; the time of code is bounded by its own tool.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ UNANSWERED = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.END_OF_TEX
 """Endings of the policy's own making that leave no answer: scored 0."""
 ALTERNATIVES = "alternatives"
 """Key of `Group.meta`: truths that are as right as the group's, where there are any."""
+MAX_CALLS = 16
+"""Calls of one turn that are run (choice)."""
 
 
 def request_seed(seed: int, trajectory: str, turn: int) -> int:
@@ -190,8 +194,8 @@ class Agent:
     async def _call(self, path: Path, trajectory: Trajectory, calls: Sequence[ParsedCall]) -> None:
         """Run a turn's calls in order and add what they showed; none is run after a stop."""
         results: list[CallResult] = []
-        for call in calls:
-            result = await self._result(path, trajectory, call)
+        for place, call in enumerate(calls):
+            result = await self._result(path, trajectory, call, place)
             results.append(result)
             self._record(path, trajectory, call, result)
             if result.status is CallStatus.INFRA_ERROR:
@@ -211,11 +215,16 @@ class Agent:
         path.add_observation(segment, views)
         trajectory.segments.append(segment)
 
-    async def _result(self, path: Path, trajectory: Trajectory, call: ParsedCall) -> CallResult:
+    async def _result(
+        self, path: Path, trajectory: Trajectory, call: ParsedCall, place: int
+    ) -> CallResult:
+        """Run the turn's call number `place`, from 0."""
         if call.error is not None or call.name is None:
             return refuse(CallStatus.MALFORMED, call.error or "no function name")
         if trajectory.stop is not None:
             return refuse(CallStatus.NOT_RUN, f"not run: {trajectory.stop}")
+        if place >= MAX_CALLS:
+            return refuse(CallStatus.NOT_RUN, f"not run: at most {MAX_CALLS} calls a turn")
         earlier = tuple(path.earlier.get(call.name, ()))
         context = ToolContext(tuple(path.views), trajectory.id, earlier)
         began = time.perf_counter()

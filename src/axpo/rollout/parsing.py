@@ -9,8 +9,9 @@ spelled by ordinary tokens is text. The rule for what is a call:
 - a turn grown from a cut right after a call's opening tag keeps that call, whatever follows.
 
 The first two agree with `renderers.parse_response`, and a test holds them to it. The parser is our
-own for the third, and because renderers lets two things escape that a policy can sample: JSON
-nested beyond the recursion limit and integers longer than Python converts.
+own for the third, and because renderers lets things escape that a policy can sample and that
+whoever handles the call later (tools, servers, the run's files) cannot take: deep nesting,
+integers longer than Python converts, and halves of surrogate pairs. Such a call is malformed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+DEPTH = 32
+"""Levels of lists and objects in a call, its own object the first (choice)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,28 @@ def _read_call(start: int, end: int, text: str) -> ParsedCall:
         return ParsedCall(start, end, error=f"not JSON ({error.msg}): {expected}")
     except (ValueError, RecursionError):
         return ParsedCall(start, end, error=f"not usable JSON: {expected}")
+    if (problem := _unusable(call)) is not None:
+        return ParsedCall(start, end, error=f"not usable JSON ({problem}): {expected}")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         return ParsedCall(start, end, error=f"no function name: {expected}")
     return ParsedCall(start, end, call["name"], call.get("arguments", {}))
+
+
+def _unusable(value: Any, levels: int = DEPTH) -> str | None:
+    """What a later reader of the call would stumble over; never looks deeper than it allows."""
+    if isinstance(value, str):
+        return None if _is_text(value) else "half of a surrogate pair"
+    if not isinstance(value, dict | list):
+        return None
+    if levels == 0:
+        return f"over {DEPTH} levels deep"
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    return next((found for part in parts if (found := _unusable(part, levels - 1))), None)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

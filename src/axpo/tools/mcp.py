@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
+import json
 import os
 import tempfile
 import threading
@@ -24,17 +24,26 @@ from typing import IO, Any
 
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, CallToolResult
+from mcp.types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    CallToolResult,
+    ContentBlock,
+    TextResourceContents,
+)
 from mcp.types import Tool as ServerTool
-from PIL import Image, UnidentifiedImageError
 
 from axpo.config import McpSettings, UserError
+from axpo.pictures import PictureError, read_picture
 from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
 
 STOP_SECONDS = 8.0
 """Seconds that a server may take to stop; the SDK kills it before."""
 BACKOFF, BACKOFF_MAX = 1.0, 60.0
 """Seconds without a new attempt after the second failure in a row, doubled up to the latter."""
+ALIVE_SECONDS = 2.0
+"""Seconds after which a server that was asked for a sign of life counts as lost."""
 ANSWERED = (INTERNAL_ERROR, METHOD_NOT_FOUND)
 """Errors after which a connection is good for other calls."""
 
@@ -98,7 +107,9 @@ class McpServer:
                 self._lost(client)
             raise InfraError(f"{self._who} failed: {error}") from error
         except Exception as error:
-            self._lost(client)
+            # One answer that is nonsense is no reason to end the other calls under way.
+            if not await _answers(client):
+                self._lost(client)
             raise InfraError(f"{self._who} failed: {_reason(error)}") from error
         self._failures = 0
         return result
@@ -176,6 +187,16 @@ class McpServer:
             holder.cancel()
 
 
+async def _answers(client: Client) -> bool:
+    """Whether the connection still stands."""
+    try:
+        async with asyncio.timeout(ALIVE_SECONDS):
+            await client.list_tools()
+    except Exception:
+        return False
+    return True
+
+
 def _usable(connection: asyncio.Task[Client]) -> bool:
     """Whether it may still come to something: not failed, not of a loop that is gone."""
     if connection.get_loop() is not asyncio.get_running_loop():
@@ -197,28 +218,38 @@ def server_tools(settings: McpSettings) -> list[McpTool]:
 
 
 def as_observation(result: CallToolResult) -> Observation:
-    """Texts, a line between, and pictures; raises `InfraError` for a picture that is none."""
-    texts: list[str] = []
-    views: list[View] = []
-    for block in result.content:
-        if block.type == "text":
-            texts.append(block.text)
-        elif block.type == "image":
-            views.append(View.whole(_picture(block.data)))
-        else:
-            texts.append(f"[{block.type} that cannot be shown]")
-    return Observation("\n".join(texts), tuple(views))
+    """Texts, a line between, and pictures; the structured content where there is nothing else.
+
+    Raises `InfraError` for a picture that is none.
+    """
+    parts = [_part(block) for block in result.content]
+    if not parts and result.structured_content is not None:
+        parts.append(json.dumps(result.structured_content, ensure_ascii=False))
+    texts = [part for part in parts if isinstance(part, str)]
+    return Observation("\n".join(texts), tuple(p for p in parts if isinstance(p, View)))
 
 
-def _picture(data: str) -> Image.Image:
+def _part(block: ContentBlock) -> str | View:
+    if block.type == "text":
+        return block.text
+    if block.type == "image":
+        return _view(block.data)
+    if block.type == "resource_link":
+        return f"{block.name}: {block.uri}"
+    if block.type == "resource":
+        held = block.resource
+        if isinstance(held, TextResourceContents):
+            return held.text
+        if (held.mime_type or "").startswith("image/"):
+            return _view(held.blob)
+    return f"[{block.type} that cannot be shown]"
+
+
+def _view(data: str) -> View:
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
-        picture.load()
-    except (
-        binascii.Error, UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError,
-    ) as error:  # fmt: skip
+        return View.whole(read_picture(base64.b64decode(data, validate=True)))
+    except (binascii.Error, PictureError) as error:
         raise InfraError(f"a picture cannot be read: {error}") from error
-    return picture
 
 
 def _client(settings: McpSettings, errors: IO[str]) -> Client:
