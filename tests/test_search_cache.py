@@ -14,6 +14,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from axpo.config import UserError
+from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group, sample_group
 from axpo.tools.base import ToolContext
 from axpo.tools.runner import run_call
@@ -23,7 +24,8 @@ from axpo.tools.search.cache import AnswerCache, BudgetSpent, Mode
 from axpo.tools.search.recorded import RecordedSearch
 from axpo.tools.search.web import WebExtractorTool, WebSearchTool
 from axpo.tools.toolbox import Toolbox
-from rollout_support import FakeEngine, example, make_agent
+from axpo.tree import CallStatus, StopReason, Trajectory
+from rollout_support import FakeEngine, decode, example, make_agent
 
 
 class Counting:
@@ -96,15 +98,96 @@ def test_an_answer_is_asked_once_and_replayed_without_the_backend(tmp_path: Path
         assert (await search.search("TWO words ", 5)).items == [Hit(" Two  words 1", "u", "s")]
         assert await search.page("known") == Page("title", "known", "text", cached=True)
         assert await search.page("KNOWN") is None
-        with pytest.raises(SearchFault, match=r"'other' is not recorded in .*record") as error:
-            await search.search("other", 5)
-        assert error.value.retryable is False
+        assert await search.search("other", 5) == Results([])
+        assert await search.page("elsewhere") is None
         assert (backend.started, backend.asked) == (False, [])
-        assert (cache.stats.hits, cache.stats.misses) == (3, 1)
+        assert (cache.stats.hits, cache.stats.misses) == (3, 2)
         await search.close()
 
     asyncio.run(record())
     asyncio.run(replay())
+
+
+def test_a_question_that_was_not_recorded_is_no_way_out(tmp_path: Path) -> None:
+    """The policy reads that nothing was found; its answer is scored, and the question counted."""
+
+    async def record() -> None:
+        search, _ = recorded(tmp_path / "a.db", Counting())
+        await search.search("known", 5)
+        await search.close()
+
+    asyncio.run(record())
+    search, _ = recorded(tmp_path / "a.db", Counting(), "replay")
+    tools: Any = {t.name: t for t in (WebSearchTool(search, 5, 80), WebExtractorTool(search, 80))}
+    calls = (
+        '<tool_call>{"name": "web_search", "arguments": {"query": "new"}}</tool_call>'
+        '<tool_call>{"name": "web_extractor", "arguments": {"url": "new"}}</tool_call>'
+    )
+    agent = make_agent(FakeEngine({"r/t1": f"</think>{calls}"}, "</think>\n\nAnswer: 8"), tools)
+
+    async def run() -> Trajectory:
+        group = new_group(agent.rendering, example(), "g")
+        try:
+            return await agent.run(start_path(group), "r", 0)
+        finally:
+            await agent.close()
+
+    trajectory = asyncio.run(run())
+    assert (trajectory.stop, trajectory.reward) == (StopReason.ANSWER, 0.0)
+    assert [c.status for c in trajectory.calls] == [CallStatus.OK, CallStatus.MODEL_ERROR]
+    text = decode(trajectory.segments[1].tokens)
+    assert "No results." in text and "expected the url of a search result" in text
+    assert agent.tools.lanes["web_search"].counters()["not_recorded"] == 1
+    assert agent.tools.lanes["web_extractor"].counters()["not_recorded"] == 1
+
+
+def test_a_replay_with_other_settings_stops_instead_of_finding_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        search, _ = recorded(tmp_path / "a.db", Counting())
+        await search.search("x", 5)
+        await search.close()
+        search, _ = recorded(tmp_path / "a.db", Counting(), "replay")
+        with pytest.raises(UserError, match=r"search answers with .*5.*, not with .*7"):
+            await search.search("x", 7)
+        assert await search.page("never recorded") is None
+        await search.close()
+        other = Counting()
+        other.identity = "another"
+        search, _ = recorded(tmp_path / "a.db", other, "replay")
+        with pytest.raises(UserError, match=r"answers of \['counting'\], not of 'another'"):
+            await search.search("x", 5)
+        await search.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_gone_ends_the_run_before_more_is_paid(
+    tmp_path: Path, replaced: bool
+) -> None:
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        backend = Counting()
+        search, _ = recorded(path, backend)
+        await search.search("x", 5)
+        backend.gate.clear()
+        under_way = asyncio.create_task(search.search("y", 5))
+        while len(backend.asked) < 2:
+            await asyncio.sleep(0.001)
+        path.rename(tmp_path / "moved.db")
+        if replaced:
+            AnswerCache(path, "record")
+        says = rf"a\.db was {'replaced' if replaced else 'deleted'} while its answers were in use"
+        with pytest.raises(UserError, match=says):
+            await search.search("z", 5)
+        backend.gate.set()
+        with pytest.raises(UserError, match=says):  # paid for, and said to be lost
+            await under_way
+        assert backend.asked == ["x", "y"]
+        await search.close()
+
+    asyncio.run(run())
 
 
 def test_a_file_in_a_folder_that_cannot_be_written_is_replayed(

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from axpo.config import SearchSettings, ToolsSettings, UserError
 from axpo.tools import make_tools
 from axpo.tools.base import ToolContext
-from axpo.tools.search.base import SearchFault
 from axpo.tools.search.index import build_index
 from axpo.tools.search.settings import image_tool, web_tools
 
@@ -48,8 +47,8 @@ def test_replay_of_the_web_needs_no_key(tmp_path: Path, monkeypatch: pytest.Monk
         settings = SearchSettings(backend="tavily", cache=cache, mode="replay")
         tool: Any = web_tools(settings)["web_search"]
         await tool.start()
-        with pytest.raises(SearchFault, match="'x' is not recorded"):
-            await tool({"query": "x"}, ToolContext())
+        assert (await tool({"query": "x"}, ToolContext())).text == "No results."
+        assert tool.figures["not_recorded"] == 1
         await tool.close()
 
     asyncio.run(replay())

@@ -4,7 +4,12 @@ The first recorded answer of a question stays, so that every run over the file s
 questions under way at once make one call, which goes on when whoever asked is cancelled: it is
 paid for, and closing waits a moment for its answer. The count of paid calls is in the file too,
 and holds over restarts and processes.
-The file is in WAL mode, which network file systems do not support.
+The file is in WAL mode, which network file systems do not support. A file that is deleted or
+replaced while it is in use ends the run: what would be recorded from then on were lost.
+
+In replay, what is not recorded is not there: whoever asks is told so, as of any question that
+nothing is found for, and it is counted (`not_recorded`). Were it a fault, a policy could leave
+the statistics by a question that nobody asked before.
 """
 
 from __future__ import annotations
@@ -47,6 +52,10 @@ _FIND = """
 SELECT answer FROM answers WHERE backend = ? AND kind = ? AND question = ? AND options = ?
 """
 _SPEND = "UPDATE spent SET calls = calls + 1 WHERE ? IS NULL OR calls < ?"
+
+
+class NotRecordedError(Exception):
+    """In replay: the file has no answer to this question."""
 
 
 class BudgetSpent(UserError):
@@ -99,6 +108,7 @@ class AnswerCache:
         self._budget = budget
         self._running: dict[Key, asyncio.Task[Answered]] = {}
         self._paid: set[asyncio.Task[Answered]] = set()
+        self._checked: set[tuple[str, str, str]] = set()
         self._prepare()
         self._database = Database(path, self._connect, THREADS)
 
@@ -121,7 +131,8 @@ class AnswerCache:
     async def answer(self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool) -> Answered:
         """The recorded answer or, where there is none, what `ask` gives (plain JSON values).
 
-        Raises what `ask` raises, `SearchFault` for a miss in replay and `BudgetSpent`.
+        Raises what `ask` raises, `NotRecordedError` for a miss in replay, `BudgetSpent`, and
+        `UserError` for a file that is gone or was recorded with other settings.
         """
         stats = self.kinds[key.kind]
         stats.calls += 1
@@ -161,9 +172,9 @@ class AnswerCache:
             return Answered(json.loads(found[0]), cached=True)
         stats.misses += 1
         if self.mode == "replay":
-            raise SearchFault(
-                f"{key.kind} {key.question!r} is not recorded in {self._path}; {_HOW}"
-            )
+            await self._check_settings(key)
+            raise NotRecordedError
+        self._check_file()
         if paid:
             await self._database.run(self._spend)
             stats.paid += 1
@@ -176,7 +187,43 @@ class AnswerCache:
             raise
         stored = json.dumps(answer)
         kept = await self._database.run(lambda file: _store(file, row, stored))
+        self._check_file()
         return Answered(json.loads(kept), cached=False)
+
+    async def _check_settings(self, key: Key) -> None:
+        """Raise `UserError` where a replay misses because answers were recorded with other
+        settings; looked at once for each kind of question."""
+        kind = (key.backend, key.kind, key.options)
+        if kind in self._checked:
+            return
+        query = "SELECT DISTINCT backend, kind, options FROM answers"
+        rows = await self._database.run(lambda file: file.execute(query).fetchall())
+        backends = {backend for backend, of, _ in rows if of == key.kind}
+        options = {given for backend, of, given in rows if (backend, of) == kind[:2]}
+        if backends and key.backend not in {backend for backend, _, _ in rows}:
+            raise self._other_settings(key, f"of {sorted(backends)}, not of {key.backend!r}")
+        if options and key.options not in options:
+            raise self._other_settings(key, f"with {sorted(options)}, not with {key.options}")
+        self._checked.add(kind)
+
+    def _other_settings(self, key: Key, found: str) -> UserError:
+        return UserError(
+            f"{self._path} holds {key.kind} answers {found}: give tools.search the settings that "
+            f"they were recorded with, or {_HOW}"
+        )
+
+    def _check_file(self) -> None:
+        """Raise `UserError` where the file is not the one that we write to."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._identity:
+            raise UserError(
+                f"{self._path} was {'replaced' if found else 'deleted'} while its answers were in "
+                "use: nothing more is asked, as it would not be kept; put the file back, or start "
+                "again for a new one"
+            )
 
     def _connect(self) -> sqlite3.Connection:
         if self.mode == "replay":
@@ -200,6 +247,8 @@ class AnswerCache:
                 if version != FORMAT:
                     raise sqlite3.DatabaseError(f"format {version}, expected {FORMAT}")
                 file.execute(_FIND, ("", "", "", ""))
+            made = self._path.stat()
+            self._identity = made.st_dev, made.st_ino
         except sqlite3.Error as error:
             raise UserError(f"{self._path}: no file of recorded answers ({error})") from None
 

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from axpo.tools.search.base import Backend, Hit, Page, Results
-from axpo.tools.search.cache import AnswerCache, Key
+from axpo.tools.search.cache import AnswerCache, Key, NotRecordedError
 from axpo.tools.search.gallery import Match, Pictures
 from axpo.tree import picture_digest
 
@@ -46,7 +46,10 @@ class RecordedSearch:
 
         question = " ".join(unicodedata.normalize("NFC", query).casefold().split())
         key = Key(self.identity, "search", question, json.dumps({"results": results}))
-        found = await self.cache.answer(key, ask, self._backend.paid)
+        try:
+            found = await self.cache.answer(key, ask, self._backend.paid)
+        except NotRecordedError:
+            return Results([])
         return Results([Hit(**hit) for hit in found.value], found.cached)
 
     async def page(self, url: str) -> Page | None:
@@ -55,7 +58,10 @@ class RecordedSearch:
             return None if page is None else [page.title, page.url, page.text]
 
         key = Key(self.identity, "page", url, "{}")
-        found = await self.cache.answer(key, ask, self._backend.paid)
+        try:
+            found = await self.cache.answer(key, ask, self._backend.paid)
+        except NotRecordedError:
+            return None
         return None if found.value is None else Page(*found.value, cached=found.cached)
 
     async def close(self) -> None:
@@ -87,7 +93,10 @@ class RecordedPictures:
 
         digest = await asyncio.to_thread(picture_digest, picture)
         key = Key(self.identity, "picture", digest, json.dumps({"results": results}))
-        found = await self.cache.answer(key, ask, self._pictures.paid)
+        try:
+            found = await self.cache.answer(key, ask, self._pictures.paid)
+        except NotRecordedError:
+            return Results([])
         return Results([Match(**match) for match in found.value], found.cached)
 
     async def close(self) -> None:
