@@ -26,7 +26,8 @@ from axpo.models.attention import use_fast_vision
 from axpo.models.loading import Checkpoint
 from axpo.training import attention, memory
 from axpo.training.batches import prepare
-from axpo.training.pieces import cut
+from axpo.training.packing import PackedTree
+from axpo.training.pieces import Piece, cut
 from axpo.training.policy import LOGITS_AT_ONCE
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
@@ -95,16 +96,29 @@ def pieces_memory(checkpoint: Checkpoint, group: Group, budget: int) -> dict:
     measured = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
     tokens = int(metrics["tokens_packed"])
     forest = prepare(checkpoint, [group], "question_mean", False, None)[0].tree
-    nodes, pieces = cut(forest, budget)
-    trunk = sum(nodes.nodes[i].end - nodes.nodes[i].start for p in pieces for i in p.trunk)
+    above, own = held(*cut(forest, budget))
     size = checkpoint.model.dtype.itemsize
     predicted = (
-        2 * memory.keys_values(text, trunk, size)
-        + memory.text_activations(text, budget, budget + trunk, 0, size)
+        memory.keys_values(text, 2 * (above + own) + budget, size)
+        + memory.text_activations(text, budget, above + budget, 0, size)
         + memory.logits(text, budget, LOGITS_AT_ONCE)
         + sum(p.numel() for p in trainer.parameters) * memory.FLOAT32
     )
-    return {"tokens": tokens, "trunk": trunk, "measured": measured, "predicted": predicted}
+    return {"tokens": tokens, "trunk": above, "measured": measured, "predicted": predicted}
+
+
+def held(forest: PackedTree, pieces: Sequence[Piece]) -> tuple[int, int]:
+    """The most tokens that stand above a piece, and the most of a piece that others see."""
+    nodes = forest.nodes
+    above = []
+    for piece in pieces:
+        tokens, node = 0, nodes[piece.first].parent
+        while node >= 0:
+            tokens += nodes[node].end - nodes[node].start
+            node = nodes[node].parent
+        above.append(tokens)
+    own = [sum(nodes[i].end - nodes[i].start for i in piece.trunk) for piece in pieces]
+    return max(above), max(own)
 
 
 def decoding(checkpoint: Checkpoint, group: Group, rows: int, tokens: int) -> dict:
