@@ -30,7 +30,7 @@ vllm-env: $(VLLM)/.installed  # vLLM's own environment for a CPU (docs/vllm.md)
 
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the real server
 	AXPO_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
-		$(BIN)/python -m pytest tests/test_vllm_server.py -s -rs
+		$(BIN)/python -m pytest tests/test_vllm_server.py tests/test_vllm_adapters.py -s -rs
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

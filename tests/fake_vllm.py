@@ -3,7 +3,8 @@
 It keeps vLLM's manners that a client can trip over: one placeholder a picture in the request, the
 expanded prompt in the answer; a picture by its hash alone only while it is in the cache; weights
 named "default" until an update names them; a request ends when its connection closes, and a pause
-aborts it or keeps its tokens. It says that it runs `places` requests at once and runs `slots` of
+aborts it or keeps its tokens. Of a model with adapters it starts with the weights below them, and
+takes adapters alone. It says that it runs `places` requests at once and runs `slots` of
 them, all that it says by default (fewer is what memory leaves room for). `faults` are the answers
 to the next requests instead of the engine's own. With `hold` a request stands still after so many
 tokens until `go` is set. Beyond `kept_from` updates it says that it took them and keeps its
@@ -37,8 +38,9 @@ from torch import distributed
 from axpo.engines.base import Completion, Finish, Picture, Request, Sampling
 from axpo.engines.places import Places
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm.checks import ROUTES, expected_facts
+from axpo.engines.vllm.checks import ADAPTER, ROUTES, expected_facts
 from axpo.models.loading import Checkpoint
+from axpo.models.lora import adapted_layers
 from axpo.models.vision import seen_limits
 
 Fault = Callable[[dict[str, Any]], Any] | tuple[int, str]
@@ -54,10 +56,16 @@ class FakeVllm:
         processor.size = seen_limits(processor)
         model = deepcopy(checkpoint.model)
         self.started = replace(checkpoint, model=model, image_processor=processor)
+        self.layers = adapted_layers(model)
         self.facts = expected_facts(checkpoint) | {
             "max_model_len": 10**7, "max_num_seqs": places, "device": "cuda",
             "chunked_prefill": False,
+            "lora_rank": 8 if self.layers else 0,
         }  # fmt: skip
+        self.models = ["policy", ADAPTER] if self.layers else ["policy"]
+        self.unadapted: list[str] = []
+        for layer in self.layers.values():
+            layer.lora_B["default"].weight.data.zero_()
         self.routes = [*ROUTES, "/health"]
         self.faults: deque[Fault] = deque()
         self.bodies: list[dict[str, Any]] = []
@@ -190,7 +198,7 @@ class FakeVllm:
         answers: dict[str, Any] = {
             "/version": {"version": "0.0.fake"},
             "/openapi.json": {"paths": {route: {} for route in self.routes}},
-            "/v1/models": {"data": [{"id": "policy"}]},
+            "/v1/models": {"data": [{"id": name} for name in self.models]},
             "/weight_info": {"weight_version": self.weights},
         }
         if route in answers:
@@ -209,18 +217,34 @@ class FakeVllm:
             self.updating = True
         elif route == "/update_weights":
             self.updates += 1
-            weights = self.checkpoint.model.state_dict()
+            weights: dict[str, torch.Tensor] | None = None
             self.told.append(body["update_info"])
             if "buckets" in body["update_info"]:
                 weights = await asyncio.to_thread(self._receive, body["update_info"]["buckets"])
             elif self.kept_from is None or self.updates <= self.kept_from:
                 weights = load_file(body["update_info"]["path"])
-            await self.engine.load_weights(weights, 0)
+            if weights is not None and (lora := body["update_info"].get("lora")):
+                weights = self._with_adapter(weights, lora["alpha"] / lora["rank"])
+            await self.engine.load_weights(weights or self.checkpoint.model.state_dict(), 0)
         elif route == "/init_weight_transfer_engine":
             await asyncio.to_thread(self._join, body["init_info"])
         elif route == "/finish_weight_update":
             self.weights, self.updating = body["weight_version"], False
         return 200, {}
+
+    def _with_adapter(
+        self, adapter: dict[str, torch.Tensor], scale: float
+    ) -> dict[str, torch.Tensor]:
+        """The model's own weights with A and B by the names of PEFT's files."""
+        for layer in adapted_layers(self.checkpoint.model).values():
+            layer.scaling["default"] = scale
+        named = {
+            name.removeprefix("base_model.model.").replace(".weight", ".default.weight"): tensor
+            for name, tensor in adapter.items()
+        }
+        own = self.checkpoint.model.state_dict()
+        assert named.keys() == {name for name in own if ".lora_" in name}
+        return own | named
 
     def _join(self, info: dict[str, Any]) -> None:
         """As a worker does (`axpo.engines.vllm.worker`, which needs vLLM)."""
@@ -246,6 +270,8 @@ class FakeVllm:
     def _rpc(self, body: dict[str, Any]) -> tuple[int, Any]:
         if body["method"] == "axpo_facts":
             return 200, {"results": [self.facts]}
+        if body["method"] == "axpo_unadapted":
+            return 200, {"results": [self.unadapted]}
         path = Path(body["args"][0])
         return 200, {"results": [[path.stat().st_size if path.is_file() else -1]]}
 
@@ -253,6 +279,7 @@ class FakeVllm:
         self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> tuple[int, Any] | None:
         self.bodies.append(body)
+        assert body["model"] == self.models[-1]
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, tuple):
             return fault

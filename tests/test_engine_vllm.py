@@ -319,6 +319,10 @@ class TestInFlight:
         return fake
 
     @pytest.fixture
+    def newer(self) -> Checkpoint:
+        return tiny_checkpoint(1)
+
+    @pytest.fixture
     def requests(self, writer: Writer) -> list[Request]:
         return prompts(writer, 2, 3, stop=())
 
@@ -344,9 +348,14 @@ class TestInFlight:
         return run(main())
 
     def test_kept_requests_go_on_with_the_new_weights(
-        self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
+        self,
+        setting: Setting,
+        checkpoint: Checkpoint,
+        newer: Checkpoint,
+        fake: FakeVllm,
+        requests: list[Request],
     ) -> None:
-        engine, newer = setting.engine(checkpoint, [fake], in_flight="keep"), tiny_checkpoint(1)
+        engine = setting.engine(checkpoint, [fake], in_flight="keep")
         done = self.update(engine, fake, requests, newer)
         assert not fake.aborted and len(fake.bodies) == len(requests)
         assert [d.versions for d in done] == [(0,) * 5 + (1,) * 7] * 5 + [(1,) * 12]
@@ -361,9 +370,14 @@ class TestInFlight:
         assert engine.stats.sampled == 12 * len(requests)
 
     def test_restarted_requests_are_the_new_weights_own(
-        self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
+        self,
+        setting: Setting,
+        checkpoint: Checkpoint,
+        newer: Checkpoint,
+        fake: FakeVllm,
+        requests: list[Request],
     ) -> None:
-        engine, newer = setting.engine(checkpoint, [fake], in_flight="restart"), tiny_checkpoint(1)
+        engine = setting.engine(checkpoint, [fake], in_flight="restart")
         done = self.update(engine, fake, requests, newer)
         assert len(fake.aborted) == 5
         assert {d.versions for d in done} == {(1,) * 12}
@@ -373,6 +387,7 @@ class TestInFlight:
         self,
         setting: Setting,
         checkpoint: Checkpoint,
+        newer: Checkpoint,
         fake: FakeVllm,
         requests: list[Request],
         monkeypatch: pytest.MonkeyPatch,
@@ -399,7 +414,7 @@ class TestInFlight:
             work = asyncio.gather(*map(one, clocks, requests))
             while fake.held < len(requests):
                 await asyncio.sleep(0.01)
-            await engine.load_weights(tiny_checkpoint(1).model.state_dict(), 1)
+            await engine.load_weights(newer.model.state_dict(), 1)
             return await work
 
         assert len(run(main())) == len(requests)
@@ -407,9 +422,14 @@ class TestInFlight:
         assert all(clock.waited > 1.5 > 2 * clock.worked for clock in clocks)
 
     def test_finishing_requests_hold_the_weights_up(
-        self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
+        self,
+        setting: Setting,
+        checkpoint: Checkpoint,
+        newer: Checkpoint,
+        fake: FakeVllm,
+        requests: list[Request],
     ) -> None:
-        engine, newer = setting.engine(checkpoint, [fake], in_flight="finish"), tiny_checkpoint(1)
+        engine = setting.engine(checkpoint, [fake], in_flight="finish")
         done = self.update(engine, fake, requests, newer)
         assert not fake.aborted
         assert [d.versions for d in done] == [(0,) * 12] * 5 + [(1,) * 12]
@@ -418,12 +438,16 @@ class TestInFlight:
             assert difference(by, request, completion) < 1e-5
 
     def test_a_server_that_dies_with_kept_requests_loses_none(
-        self, setting: Setting, checkpoint: Checkpoint, fake: FakeVllm, requests: list[Request]
+        self,
+        setting: Setting,
+        checkpoint: Checkpoint,
+        newer: Checkpoint,
+        fake: FakeVllm,
+        requests: list[Request],
     ) -> None:
         """They start anew on the other server, which has the new weights."""
         other = setting.serve(checkpoint)[0]
         engine = setting.engine(checkpoint, [fake, other], in_flight="keep")
-        newer = tiny_checkpoint(1)
 
         async def main() -> list[Completion]:
             work = asyncio.create_task(ask(engine, requests))

@@ -215,7 +215,7 @@ def test_a_resume_that_does_not_fit_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("servers", [False, True])
 def test_engines_sample_with_the_adapters(tmp_path: Path, servers: bool):
-    """In this process, and in a server of the plain model, which gets merged weights."""
+    """In this process, and in a server that is given A and B alone."""
     setting = Setting(tmp_path)
     checkpoint, start = adapted(vision=True), tiny_checkpoint()
     request = Writer(checkpoint, 0).request("g", (64,), max_tokens=12)
@@ -223,7 +223,7 @@ def test_engines_sample_with_the_adapters(tmp_path: Path, servers: bool):
     async def sample() -> Completion:
         engine: Engine = TransformersEngine(checkpoint)
         if servers:
-            engine = setting.engine(checkpoint, setting.serve(start))
+            engine = setting.engine(checkpoint, setting.serve(checkpoint))
         await engine.load_weights(checkpoint.model.state_dict(), 1)
         done = await engine.generate(request)
         await engine.close()

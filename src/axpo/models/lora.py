@@ -3,7 +3,9 @@
 They are put into the model itself, whose class and module names stay; only its targeted linear
 layers become PEFT's. B starts at 0, so the adapted model starts as the model itself, and with its
 adapters off it is that model at any time: the KL reference needs no weights of its own. Engines
-and readers of checkpoints get plain weights under the model's own names (`merged_weights`).
+in other processes get A and B themselves (`adapter_weights`); readers of checkpoints get plain
+weights under the model's own names (`merged_weights`), which in bfloat16 lose most of a small
+change: W + scale B A is rounded to one part in 256 of W.
 
 There is no dropout: tokens that branches share are computed once, in pieces some twice, and
 sampler and trainer must be one distribution.
@@ -131,10 +133,56 @@ def merged_weights(
     return merged
 
 
+def adapter_weights(
+    model: nn.Module, weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A and B of `weights`, a state dict of `model`, by the names of PEFT's files."""
+    return {
+        f"{_PREFIX}{name}.{kind}.weight": weights[f"{name}.{kind}.{_ADAPTER}.weight"]
+        for name in adapted_layers(model)
+        for kind in ("lora_A", "lora_B")
+    }
+
+
+def rank_and_alpha(model: nn.Module) -> tuple[int, int]:
+    """Of the adapters of `model`, which has some."""
+    config: Any = model.peft_config
+    return config[_ADAPTER].r, config[_ADAPTER].lora_alpha
+
+
+@torch.no_grad()
+def served_share(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], served: Mapping[str, torch.Tensor]
+) -> float:
+    """How much of the change that the adapters make reaches an engine that was given `served`.
+
+    The trained change of a layer is D = scale B A of `weights` (a state dict of `model`), as the
+    trainer's forward computes it. The served change S is that of `served` (`adapter_weights` as
+    they were handed over), with scale B rounded to B's dtype, as vLLM does. The share is
+    <S, D> / <D, D>, both summed over all adapted layers: 1 where everything is carried, or where
+    nothing has changed yet; 0 where the engine samples with the weights below the adapters.
+
+    No product of the weights' size is made: <S, D> is the sum of the elements of
+    (B_S^T B_D) * (A_S A_D^T), which are rank x rank.
+    """
+    trained = adapter_weights(model, weights)
+    carried = whole = 0.0
+    for name, layer in adapted_layers(model).items():
+        names = [f"{_PREFIX}{name}.{kind}.weight" for kind in ("lora_A", "lora_B")]
+        scale = layer.scaling[_ADAPTER]
+        down, up = (trained[n].float() for n in names)
+        down_served, up_served = (served[n].to(down.device) for n in names)
+        up_served, up = (up_served * scale).float(), up * scale
+        whole += ((up.T @ up) * (down @ down.T)).double().sum()
+        carried += ((up_served.T @ up) * (down_served.float() @ down.T)).double().sum()
+    return float(carried / whole) if whole else 1.0
+
+
 def save_adapters(model: nn.Module, folder: Path) -> None:
     """Write the adapters as PEFT's `PeftModel.from_pretrained(base, folder)` reads them."""
     folder.mkdir(parents=True)
-    found = {name: tensor.cpu().contiguous() for name, tensor in _adapters(model).items()}
+    adapters = adapter_weights(model, model.state_dict())
+    found = {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
     save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
     config: Any = model.peft_config
     config[_ADAPTER].save_pretrained(folder)
@@ -143,7 +191,7 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
 @torch.no_grad()
 def load_adapters(model: nn.Module, folder: Path) -> None:
     """Take back what `save_adapters` wrote; raises `ValueError` where it does not fit `model`."""
-    own, stored = _adapters(model), load_file(folder / WEIGHTS)
+    own, stored = adapter_weights(model, model.state_dict()), load_file(folder / WEIGHTS)
     shapes = {name: tensor.shape for name, tensor in own.items()}
     if {name: tensor.shape for name, tensor in stored.items()} != shapes:
         raise ValueError(
@@ -156,12 +204,3 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder} adapts {base}, this run starts from {start}: give it that one")
     for name, tensor in own.items():
         tensor.copy_(stored[name])
-
-
-def _adapters(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A and B by the names of PEFT's files."""
-    return {
-        f"{_PREFIX}{name}.{kind}.weight": getattr(layer, kind)[_ADAPTER].weight.detach()
-        for name, layer in adapted_layers(model).items()
-        for kind in ("lora_A", "lora_B")
-    }

@@ -34,7 +34,8 @@ def serve(config: Config, model: str) -> None:
     facts = load_checkpoint(model, weights=False)
     device = torch_device(config.model)
     started_servers(config, facts.model, recipe_card(config.model, device), device)
-    servers = start_servers(settings, facts, config.model.dtype, config.engine.slots, logs)
+    dtype, slots, lora = config.model.dtype, config.engine.slots, config.model.lora
+    servers = start_servers(settings, facts, dtype, slots, logs, lora)
     addresses = ", ".join(f'"{server.url}"' for server in servers)
     print('Ready. In other recipes:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]')
     print(f"urls = [{addresses}]\n\nCtrl-C stops it.", flush=True)

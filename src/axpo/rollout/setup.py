@@ -27,6 +27,7 @@ from axpo.engines.vllm.pool import Process, Server
 from axpo.engines.vllm.server import start_servers
 from axpo.folder import files_digest
 from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
 from axpo.rollout.control import FAMILY
 from axpo.rollout.rendering import Rendering
@@ -162,7 +163,8 @@ def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None
     clients: list[tuple[str, Process | None]] = [(url, None) for url in vllm.urls]
     if vllm.python is not None:
         dtype, slots = config.model.dtype, settings.slots
-        processes = start_servers(vllm, checkpoint, dtype, slots, folder)
+        lora = config.model.lora if adapted_layers(checkpoint.model) else None
+        processes = start_servers(vllm, checkpoint, dtype, slots, folder, lora)
         clients = [(process.url, process) for process in processes]
     servers = [
         Server(Client(url, vllm.request_seconds, vllm.health_seconds), process)

@@ -109,8 +109,12 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
 
 async def _hand_over(run: Run, version: int) -> dict[str, float]:
     """Let the engine sample with the trainer's weights; figures of how it does, where probed."""
-    await run.engine.load_weights(run.checkpoint.model.state_dict(), version)
-    return {} if run.probe is None else await run.probe.check()
+    engine = run.engine
+    await engine.load_weights(run.checkpoint.model.state_dict(), version)
+    figures: dict[str, float] = {}
+    if isinstance(engine, VllmEngine) and engine.served_share is not None:
+        figures["served_share"] = engine.served_share
+    return figures if run.probe is None else figures | await run.probe.check()
 
 
 async def _beside_sampling(run: Run, work: Callable[..., Result], *args: Any) -> Result:

@@ -77,15 +77,21 @@ class Broadcast:
         return cls(group, device)
 
     async def load(
-        self, client: Client, weights: Mapping[str, torch.Tensor], name: str, keep: bool
+        self,
+        client: Client,
+        weights: Mapping[str, torch.Tensor],
+        told: Mapping[str, Any],
+        name: str,
+        keep: bool,
     ) -> None:
-        """Let the server sample with `weights`, called `name`; see `Client.load`."""
+        """Let the server sample with `weights`, called `name`, of which it is `told` something;
+        see `Client.load`."""
         buckets = in_buckets(weights)
 
         async def update(update: Any) -> None:
             await _both(update, lambda: self.send(buckets))
 
-        await client.load({"buckets": described(buckets)}, name, keep, update)
+        await client.load({"buckets": described(buckets), **told}, name, keep, update)
 
     def send(self, buckets: Buckets) -> None:
         """Broadcast each bucket as one tensor of bytes; returns when the last one is through."""

@@ -17,10 +17,13 @@ from axpo.engines.base import EngineError
 from axpo.engines.vllm.client import Client, Refused, ServerLost
 from axpo.engines.vllm.wire import AnswerFault
 from axpo.models.loading import Checkpoint
+from axpo.models.lora import adapted_layers, rank_and_alpha
 from axpo.models.vision import seen_limits
 
 PROTOCOL = 3
 """The version of `axpo.engines.vllm.worker` that this side speaks."""
+ADAPTER = "axpo-adapter"
+"""The name, and for vLLM the path, of the adapter that a server gets by weight updates."""
 TESTED = "0.32.0"
 """The vLLM that the tests run against."""
 ROUTES = {
@@ -31,6 +34,8 @@ ROUTES = {
 }
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of attention heads that vLLM has kernels for on a CPU (its `CPUAttentionBackend`)."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM makes room for (its `MaxLoRARanks`)."""
 TEXT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act",
@@ -44,7 +49,8 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The name that a server serves the `model` under, and how many requests it runs at once."""
+    """The name that a server serves the `model` under, its adapter included, and how many requests
+    it runs at once."""
 
     model: str
     places: int
@@ -74,15 +80,73 @@ async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> Ser
                 f"its context is {facts['max_model_len']} tokens, rollouts may need more than "
                 f"{room} (start it with a larger --max-model-len, or lower rollout.max_tokens)"
             )
+        models = await client.models()
+        adapted = list(adapted_layers(checkpoint.model))
+        if adapted:
+            found += await _unadapted(client, checkpoint, adapted, facts["lora_rank"], models)
+        elif facts["lora_rank"]:
+            found.append(
+                "it serves adapters, nothing here has any (start it without --enable-lora)"
+            )
         if found:
             version = await client.version()
             raise ConfigError(
                 f"{client.url} (vLLM {version}, tested with {TESTED}) does not serve what is "
                 f"trained: {'; '.join(found)}"
             )
-        return Served(await client.model(), facts["max_num_seqs"])
+        return Served(ADAPTER if adapted else models[0], facts["max_num_seqs"])
     except (ServerLost, AnswerFault, Refused) as error:
         raise EngineError(f"{client.url}: {error}") from error
+
+
+async def _unadapted(
+    client: Client, checkpoint: Checkpoint, layers: list[str], rank: int, models: list[str]
+) -> list[str]:
+    """What keeps a server that takes adapters of `rank` (0: none) from serving the model's."""
+    needed, _ = rank_and_alpha(checkpoint.model)
+    if not rank:
+        return [
+            "it takes no adapters (start it with `axpo serve` of this recipe, or with "
+            f"{' '.join(lora_arguments(needed, any('.visual.' in name for name in layers)))})"
+        ]
+    if rank < needed:
+        return [
+            f"it takes adapters of rank {rank} at most, model.lora.rank is {needed} (start it with "
+            f"--max-lora-rank {server_rank(needed)})"
+        ]
+    if ADAPTER not in models:
+        return [f"it does not know the adapter (start it with --lora-modules {ADAPTER}={ADAPTER})"]
+    # A worker of a pipeline has some of the layers: what none of them has is missing.
+    answers = await client.rpc("axpo_unadapted", json.dumps(layers))
+    missing = sorted(set(layers).intersection(*answers))
+    if not missing:
+        return []
+    advice = "without --lora-target-modules"
+    if all(".visual." in name for name in missing):
+        advice = "with --enable-tower-connector-lora, or train without model.lora.vision"
+    return [
+        f"it adapts no {missing[0]} ({len(missing)} of {len(layers)} adapted layers; start it "
+        f"{advice})"
+    ]
+
+
+def server_rank(rank: int) -> int:
+    """The smallest rank that vLLM makes room for and that holds `rank`; raises `ConfigError`."""
+    if rank > LORA_RANKS[-1]:
+        raise ConfigError(
+            f"model.lora.rank: got {rank}, vLLM serves adapters up to rank {LORA_RANKS[-1]}: lower "
+            "it, or sample with engine.name = 'transformers'"
+        )
+    return next(room for room in LORA_RANKS if room >= rank)
+
+
+def lora_arguments(rank: int, vision: bool) -> list[str]:
+    """Arguments of a server that takes adapters of `rank`, with `vision` on the vision part too."""
+    return [
+        "--enable-lora", "--max-loras", "1", "--max-lora-rank", str(server_rank(rank)),
+        "--lora-modules", f"{ADAPTER}={ADAPTER}",
+        *(["--enable-tower-connector-lora"] if vision else []),
+    ]  # fmt: skip
 
 
 def expected_facts(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -115,10 +115,10 @@ class Client:
         """Paths that the server serves."""
         return set((await self._call("GET", "/openapi.json", self._health_seconds))["paths"])
 
-    async def model(self) -> str:
-        """The name that the server serves its model under."""
+    async def models(self) -> list[str]:
+        """The name that the server serves its model under, then those of its adapters."""
         answer = await self._call("GET", "/v1/models", self._health_seconds)
-        return str(answer["data"][0]["id"])
+        return [str(model["id"]) for model in answer["data"]]
 
     async def weights(self) -> str:
         """The name of the weights that the server samples with."""

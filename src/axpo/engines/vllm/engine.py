@@ -34,7 +34,7 @@ from axpo.engines.vllm.pool import Interrupted, Pool, Server
 from axpo.engines.vllm.wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
 from axpo.engines.weights import distinct_weights
 from axpo.models.loading import Checkpoint
-from axpo.models.lora import merged_weights
+from axpo.models.lora import adapted_layers, adapter_weights, rank_and_alpha, served_share
 from axpo.models.vision import as_seen
 from axpo.tree import ImageSpan
 
@@ -47,8 +47,9 @@ ENCODED = 512
 class VllmEngine:
     """Implements `axpo.engines.base.Engine` with `servers` of the model of `checkpoint`.
 
-    Weights are written into `folder`, which the servers must see under the same path, or broadcast
-    by a process group of `backend`. `room` is what a path may hold after its prompt (tokens).
+    Weights (of a model with adapters these alone, for the servers have the rest) are written into
+    `folder`, which the servers must see under the same path, or broadcast by a process group of
+    `backend`. `room` is what a path may hold after its prompt (tokens).
     `in_flight` says what becomes of requests in flight when new weights come: they "keep" their
     tokens and go on from them, "restart" with the same seed, or "finish" first; by default there
     must be none. `stats.pictures` counts pictures that a server took; times are not known here.
@@ -78,6 +79,9 @@ class VllmEngine:
         self._run = uuid.uuid4().hex[:12]
         self._ids = itertools.count()
         self._version = 0
+        self.served_share: float | None = None
+        """`axpo.models.lora.served_share` of the last hand-over; None without adapters, for then
+        servers get the bytes that the trainer's forward computes with."""
         self._model = ""
         self._weights: Weights | None = None
         self._handed_over = [(UNNAMED, 0)]
@@ -143,11 +147,11 @@ class VllmEngine:
                 f"weights {version}: {len(self._pending)} requests are in flight; await or cancel "
                 "them first"
             )
-        own = self._checkpoint.model.state_dict(keep_vars=True)
-        distinct = merged_weights(self._checkpoint.model, distinct_weights(own, weights))
+        model = self._checkpoint.model
+        distinct = distinct_weights(model.state_dict(keep_vars=True), weights)
         await self._start()
         name = f"{self._run}/{version}"
-        kept = await asyncio.to_thread(self._hand.keep, name, distinct)
+        kept = await asyncio.to_thread(self._keep, name, distinct)
         async with self._paused():
             before, self._weights, self._version = self._weights, kept, version
             self._handed_over.append((name, version))
@@ -168,6 +172,17 @@ class VllmEngine:
             await server.client.close()
         if self._weights is not None:
             self._weights.forget()
+
+    def _keep(self, name: str, weights: Mapping[str, torch.Tensor]) -> Weights:
+        """`weights`, a state dict of the model, where servers can get them."""
+        model = self._checkpoint.model
+        if not adapted_layers(model):
+            return self._hand.keep(name, weights, {})
+        rank, alpha = rank_and_alpha(model)
+        told = {"lora": {"rank": rank, "alpha": alpha}}
+        kept = self._hand.keep(name, adapter_weights(model, weights), told)
+        self.served_share = served_share(model, weights, kept.handed())
+        return kept
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:

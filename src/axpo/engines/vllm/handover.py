@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from axpo.config import ConfigError
 from axpo.engines.vllm.broadcast import Backend, Broadcast
@@ -17,11 +19,17 @@ from axpo.engines.weights import save_weights
 @dataclass(frozen=True, slots=True)
 class Weights:
     """The name that servers know weights by, and where they are: in a file, or for a broadcast in
-    memory, a copy (the trainer's own change while a lost server comes back)."""
+    memory, a copy (the trainer's own change while a lost server comes back). `told` goes with
+    them: of adapters, their scale."""
 
     name: str
     path: Path | None
     copy: Mapping[str, torch.Tensor]
+    told: Mapping[str, Any]
+
+    def handed(self) -> Mapping[str, torch.Tensor]:
+        """What servers get, as it was written or copied."""
+        return self.copy if self.path is None else load_file(self.path)
 
     def forget(self) -> None:
         """Remove the file, where there is one."""
@@ -40,14 +48,16 @@ class HandOver:
         self._backend: Backend | None = backend
         self._keep = keep
 
-    def keep(self, name: str, weights: Mapping[str, torch.Tensor]) -> Weights:
+    def keep(
+        self, name: str, weights: Mapping[str, torch.Tensor], told: Mapping[str, Any]
+    ) -> Weights:
         """`weights` where a server can get them from, now and later."""
         if self._backend is not None:
             copy = {key: w.detach().to("cpu", copy=True) for key, w in weights.items()}
-            return Weights(name, None, copy)
+            return Weights(name, None, copy, told)
         path = self._folder / f"weights-{name.replace('/', '-')}.safetensors"
         save_weights(path, weights)
-        return Weights(name, path, {})
+        return Weights(name, path, {}, told)
 
     async def load(self, server: Server, weights: Weights) -> None:
         """Let `server` sample with `weights`; raises `ConfigError` where it does not see the file,
@@ -57,11 +67,14 @@ class HandOver:
             if server.link is None:
                 server.link = await Broadcast.connect(server.client, self._backend)
             server.known.clear()
-            await server.link.load(server.client, weights.copy, weights.name, self._keep)
+            await server.link.load(
+                server.client, weights.copy, weights.told, weights.name, self._keep
+            )
         else:
             await _check_seen(server, weights.path)
             server.known.clear()
-            await server.client.load({"path": str(weights.path)}, weights.name, self._keep)
+            update = {"path": str(weights.path), **weights.told}
+            await server.client.load(update, weights.name, self._keep)
         server.weights = weights.name
 
 

@@ -26,8 +26,8 @@ from typing import Any
 import httpx
 import torch
 
-from axpo.config import ConfigError, UserError, VllmSettings
-from axpo.engines.vllm.checks import refused_heads
+from axpo.config import ConfigError, LoraSettings, UserError, VllmSettings
+from axpo.engines.vllm.checks import lora_arguments, refused_heads
 from axpo.engines.vllm.share import CPU_CACHE
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import seen_limits
@@ -99,8 +99,10 @@ def arguments(
     checkpoint: Checkpoint,
     dtype: str,
     slots: int,
+    lora: LoraSettings | None = None,
 ) -> list[str]:
-    """What training needs of a server, then the recipe's own arguments, which win."""
+    """What training (of adapters, with `lora`) needs of a server, then the recipe's own arguments,
+    which win."""
     needed = [
         "--model", checkpoint.path, "--served-model-name", "policy", "--host", "127.0.0.1",
         "--dtype", dtype, "--max-model-len", str(settings.max_length),
@@ -119,6 +121,8 @@ def arguments(
             "--no-enable-chunked-prefill", "--block-size", "32", "--enforce-eager",
             "--max-num-batched-tokens", str(max(8192, settings.max_length)),
         ]  # fmt: skip
+    if lora is not None:
+        needed += lora_arguments(lora.rank, lora.vision)
     return [*needed, *settings.arguments]
 
 
@@ -196,15 +200,22 @@ class ServerProcess:
 
 
 def start_servers(
-    settings: VllmSettings, checkpoint: Checkpoint, dtype: str, slots: int, logs: Path
+    settings: VllmSettings,
+    checkpoint: Checkpoint,
+    dtype: str,
+    slots: int,
+    logs: Path,
+    lora: LoraSettings | None = None,
 ) -> list[ServerProcess]:
     """Start the recipe's servers of the checkpoint as it is on disk; wait for all.
+
+    With `lora` they take such adapters.
 
     Raises `ConfigError` where vLLM is missing or cannot serve it, and `UserError` with the end of
     the log where a server does not come up; then none is left running.
     """
     installation = fitting_installation(settings, checkpoint.model.config, dtype)
-    options = arguments(installation, settings, checkpoint, dtype, slots)
+    options = arguments(installation, settings, checkpoint, dtype, slots, lora)
     servers: list[ServerProcess] = []
     for i in range(settings.servers):
         port = settings.port + i if settings.port else _free_port()

@@ -3,7 +3,7 @@
 Loaded by `--worker-extension-cls`; the only file here that imports vllm. It owns
 
 - `axpo`, a weight-transfer backend: an update names a file that the trainer has written, or what it
-  broadcasts;
+  broadcasts; of a model with adapters these alone, never merged into the weights below them;
 - logprobs before top-k and top-p: vLLM's `processed_logprobs` have temperature and bias in them,
   but are renormalised over what truncation keeps, and axpo's are not;
 - `axpo_facts`, what the trainer compares with its own model before it samples.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +29,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.utils import parse_fine_tuned_lora_name
+from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
@@ -41,6 +45,8 @@ from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
 PROTOCOL = 3
 """Raised when this file and the trainer's side of it change together."""
+ADAPTER = "axpo-adapter"
+"""The path (`--lora-modules NAME=PATH`) of the adapter that weight updates bring."""
 JOIN_SECONDS = 600.0
 """The trainer and every worker must have joined, and a broadcast be through, by then."""
 
@@ -58,10 +64,25 @@ class Joining(WeightTransferInitInfo):
 @dataclass
 class Update(WeightTransferUpdateInfo):
     """Every weight by the checkpoint's names: the `path` of a safetensors file, or `buckets` of
-    tensors (name, dtype, shape) that the trainer broadcasts as bytes, one after another."""
+    tensors (name, dtype, shape) that the trainer broadcasts as bytes, one after another. With
+    `lora` (rank, alpha) the tensors are an adapter's, by the names of PEFT's files."""
 
     path: str | None = None
     buckets: list[list[dict[str, Any]]] | None = None
+    lora: dict[str, int] | None = None
+
+
+@dataclass
+class Adapter:
+    """A and B as they came, by the names of PEFT's files."""
+
+    rank: int
+    alpha: int
+    tensors: dict[str, torch.Tensor]
+
+
+_adapter: Adapter | None = None
+"""The latest; None until one has come: the model is then as it was loaded."""
 
 
 class Transfer(WeightTransferEngine[Joining, Update]):
@@ -81,21 +102,36 @@ class Transfer(WeightTransferEngine[Joining, Update]):
         self.group = getattr(distributed, made)(store, rank, init_info.ranks, limit)
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        if not self._adapts():
+            initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: Update) -> None:
-        if update_info.path is not None:
-            self.model.load_weights(_tensors(update_info.path))
-        for bucket in update_info.buckets or ():
-            self.model.load_weights(_received(self.group, bucket, self.device))
+        global _adapter
+        if update_info.lora is not None:
+            tensors = {n: t.cpu() for some in self._coming(update_info) for n, t in some}
+            _adapter = Adapter(update_info.lora["rank"], update_info.lora["alpha"], tensors)
+            return
+        for some in self._coming(update_info):
+            self.model.load_weights(some)
 
     def finish_weight_update(self) -> None:
+        if self._adapts():
+            return  # vLLM now drops the adapter that it has, and asks for it again (`_trained`)
         finalize_layerwise_reload(self.model, self.model_config)
         if current_platform.is_cpu():
             _repack_tied_heads(self.model)
 
     def shutdown(self) -> None:
         self.group = None
+
+    def _adapts(self) -> bool:
+        return self.vllm_config.lora_config is not None
+
+    def _coming(self, update: Update) -> Iterator[Iterable[tuple[str, torch.Tensor]]]:
+        if update.path is not None:
+            yield _tensors(update.path)
+        for bucket in update.buckets or ():
+            yield _received(self.group, bucket, self.device)
 
 
 def _received(
@@ -127,6 +163,35 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
     for layer in model.modules():
         if hasattr(layer, "cpu_linear") and layer.weight.numel():
             dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+
+
+def _trained(load: Callable[..., LoRAModel]) -> Callable[..., LoRAModel]:
+    """`WorkerLoRAManager._load_adapter` that has ours from memory."""
+
+    def wrapped(self: WorkerLoRAManager, request: Any) -> LoRAModel:
+        if request.lora_path != ADAPTER:
+            return load(self, request)
+        if _adapter is None:
+            manager = self._adapter_manager  # A and B are 0
+            return manager.create_dummy_lora(request.lora_int_id, 1, self.embedding_modules)
+        # Copies: vLLM multiplies B by the scale in place.
+        tensors = {name: tensor.clone() for name, tensor in _adapter.tensors.items()}
+        helper = PEFTHelper(r=_adapter.rank, lora_alpha=_adapter.alpha, target_modules=[])
+        return LoRAModel.from_lora_tensors(
+            request.lora_int_id,
+            tensors,
+            helper,
+            device="cpu",
+            dtype=self.lora_config.lora_dtype,
+            weights_mapper=_renaming(self),
+        )
+
+    return wrapped
+
+
+def _renaming(manager: WorkerLoRAManager) -> Any:
+    """From a checkpoint's names to vLLM's."""
+    return manager._adapter_manager.model.hf_to_vllm_mapper.get_rename_mapper()
 
 
 def _before_truncation(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,7 +237,20 @@ class Extension:
             "max_num_seqs": settings.scheduler_config.max_num_seqs,
             "chunked_prefill": settings.scheduler_config.enable_chunked_prefill,
             "device": current_platform.device_type,
+            "lora_rank": settings.lora_config.max_lora_rank if settings.lora_config else 0,
         }
+
+    def axpo_unadapted(self, names: str) -> list[str]:
+        """Those of the checkpoint's layers `names` (JSON) that this worker adapts nothing of."""
+        manager = self.model_runner.lora_manager  # type: ignore[attr-defined]
+        adapted = set(manager._adapter_manager.modules)
+        adapted.update(*manager._adapter_manager.packed_modules.values())
+        mapper = _renaming(manager)
+
+        def here(name: str) -> str:
+            return parse_fine_tuned_lora_name(f"base_model.model.{name}.lora_A.weight", mapper)[0]
+
+        return [name for name in json.loads(names) if here(name) not in adapted]
 
     def axpo_file_size(self, path: str) -> list[int]:
         """Bytes of a file as this worker sees it; -1 where it does not."""
@@ -181,5 +259,6 @@ class Extension:
 
 if "axpo" not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine("axpo", Transfer)
+    WorkerLoRAManager._load_adapter = _trained(WorkerLoRAManager._load_adapter)
     for name in ("forward_native", "forward_cpu"):
         setattr(TopKTopPSampler, name, _before_truncation(getattr(TopKTopPSampler, name)))
