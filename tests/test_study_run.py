@@ -285,6 +285,18 @@ def test_a_stage_without_steps_has_a_line() -> None:
     assert "✓ diagnose" in stage_line(stage)
 
 
+def test_a_line_says_what_could_not_be_scored_while_there_is_any(folder: Path) -> None:
+    stage = Stage("s", [], folder, "rl", 9, 1.0)
+    stage.process = subprocess.Popen(["true"])
+    stage.process.wait()
+    line = '{"kind": "rl", "step": 0, "tool_rate": 0.25, "unscored_share": %s}\n'
+    for share, said in (("0.0", False), ("0.125", True)):
+        (folder / "metrics.jsonl").write_text(line % share)
+        _read_progress(stage)
+        assert "tool rate 25%" in stage_line(stage)
+        assert ("not scored 12%" in stage_line(stage)) is said
+
+
 def command(folder: Path, i: int) -> list[str]:
     return ["train", "r.toml", "--out", str(folder / str(i))]
 

@@ -23,6 +23,7 @@ import torch
 
 from axpo.config import ConfigError, UserError, VllmSettings, load_config, parse_config
 from axpo.engines.base import Completion, Request
+from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
@@ -194,7 +195,11 @@ class TestContract(EngineParity):
         return tiny_checkpoint(seed, HEAD)
 
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
-        return engine_at(self.server, checkpoint, self.folder)
+        """The server takes 64 at once; with fewer slots fewer are sent to it."""
+        engine = engine_at(self.server, checkpoint, self.folder)
+        for server in engine._pool.servers:
+            server.places = Places(min(slots, server.places.count))
+        return engine
 
 
 def differences(checkpoint: Checkpoint, request: Request, done: Completion) -> list[float]:

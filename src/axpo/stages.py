@@ -221,7 +221,7 @@ def _read_progress(stage: Stage) -> None:
         if stage.steps < stage.first:  # it goes on from a checkpoint before the last line
             stage.first, stage.began = stage.steps, time.monotonic()
         recent = lines[-10:]
-        for name in ("tool_rate", "accuracy", "all_wrong_tool", "loss"):
+        for name in ("tool_rate", "accuracy", "all_wrong_tool", "loss", "unscored_share"):
             values = [line[name] for line in recent if name in line]
             if values:
                 stage.figures[name] = sum(values) / len(values)
@@ -284,6 +284,8 @@ def stage_line(stage: Stage) -> str:
     text = f"  ▸ {stage.name:<14} {bar}  {stage.steps}/{stage.total}, "
     text += f"ETA {duration(stage.left())}"
     labels = {"accuracy": "accuracy", "tool_rate": "tool rate", "loss": "loss"}
+    if stage.figures.get("unscored_share"):
+        labels["unscored_share"] = "not scored"
     for name, label in labels.items():
         if name in stage.figures and not (name == "loss" and len(stage.figures) > 1):
             value = stage.figures[name]
