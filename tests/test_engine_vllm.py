@@ -719,6 +719,7 @@ class TestStartUp:
             ({"vocabulary": "0"}, "vocabulary is '0'.*tokenizer"),
             ({"dtype": "bfloat16"}, "start it with --dtype float32"),
             ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
+            ({"head_dtype": "bfloat16"}, "head_dtype is 'bfloat16', expected 'float32'"),
             ({"scheduling": "fcfs"}, "start it with --scheduling-policy priority"),
             ({"max_model_len": 4096}, "context is 4096 tokens.*--max-model-len"),
             ({"device": "cpu", "chunked_prefill": True}, "--no-enable-chunked-prefill"),

@@ -23,6 +23,7 @@ from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import start_servers
+from axpo.models.head import float32_logits
 from axpo.models.loading import Checkpoint
 from axpo.training import attention, checkpoints, flex, policy
 from axpo.training.flex import BLOCK, block_mask, forest_attention
@@ -31,6 +32,7 @@ from engine_contract import Writer, ask, difference, run
 from gpu_questions import gradient, relative, verdict
 from padded_oracle import branching_group
 from test_bfloat16 import rollouts
+from test_head import layer
 from test_lora import adapted
 from test_packing import packed
 from tiny import in_bfloat16, tiny_checkpoint
@@ -298,3 +300,18 @@ def test_weights_reach_vllm_by_nccl(tmp_path):
     answer = f"{'right' if right else 'WRONG'}, largest difference {worst:.1e} nats"
     verdict("weights reach vLLM by NCCL", answer)
     assert right
+
+
+def test_the_output_layer_sums_in_float32() -> None:
+    """One kernel from bfloat16 to float32, beside float64; its gradients in bfloat16."""
+    model, hidden = layer(torch.bfloat16)
+    model.lm_head.cuda()
+    hidden = hidden.detach().cuda().requires_grad_()
+    logits = float32_logits(model, hidden)
+    exact = hidden.double() @ model.lm_head.weight.double().t()
+    assert logits.dtype == torch.float32
+    assert (logits - exact).abs().max() < 1e-3
+    logits.logsumexp(-1).sum().backward()
+    expected = exact.softmax(-1) @ model.lm_head.weight.double()
+    assert hidden.grad is not None
+    assert relative(hidden.grad, expected) < EXACT[torch.bfloat16]

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from axpo.config import RolloutSettings, UserError, VllmSettings
-from axpo.engines.base import Completion, EngineError, Picture, Request
+from axpo.engines.base import Completion, Engine, EngineError, Picture, Request
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
@@ -51,7 +51,7 @@ class OffBy(TransformersEngine):
         return replace(done, logprobs=tuple(p + self.off for p in done.logprobs))
 
 
-def agent_of(engine: TransformersEngine, checkpoint: Checkpoint, tokens: int) -> Agent:
+def agent_of(engine: Engine, checkpoint: Checkpoint, tokens: int) -> Agent:
     """Rollouts of two turns of at most `tokens` sampled tokens each."""
     tools = make_tools((ZOOM,))
     limits = RolloutSettings(max_turns=2, max_turn_tokens=tokens, max_tokens=1000)

@@ -158,6 +158,7 @@ def expected_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
         "pixels": seen_limits(checkpoint.image_processor),
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+        "head_dtype": "float32",
         "logprobs_mode": "processed_logprobs",
         "scheduling": "priority",
     }
@@ -171,6 +172,8 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
         "pixels": "pictures come at the trainer's size and must keep it: start it with "
         f"--mm-processor-kwargs '{json.dumps({'size': expected['pixels']})}'",
         "dtype": f"start it with --dtype {expected['dtype']}",
+        "head_dtype": "the trainer's output layer is in float32: start it with --hf-overrides "
+        f"'{json.dumps({'head_dtype': 'float32'})}'",
         "logprobs_mode": "start it with --logprobs-mode processed_logprobs",
         "scheduling": "later turns go before first turns: start it with --scheduling-policy "
         "priority",

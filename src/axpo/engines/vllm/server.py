@@ -110,6 +110,7 @@ def arguments(
         "--generation-config", "vllm",
         "--enable-scale-out", "--enable-prompt-tokens-details",
         "--logprobs-mode", "processed_logprobs",
+        "--hf-overrides", json.dumps({"head_dtype": "float32"}),
         "--worker-extension-cls", f"{MODULE}.Extension",
         "--weight-transfer-config", json.dumps({"backend": "axpo"}),
         "--limit-mm-per-prompt", json.dumps({"video": 0}),

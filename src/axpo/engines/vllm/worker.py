@@ -231,6 +231,7 @@ class Extension:
             "vocabulary": _digest(cached_tokenizer_from_config(model).get_vocab()),
             "pixels": dict(processor.size) | given.get("size", {}),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "head_dtype": str(model.head_dtype).removeprefix("torch."),
             "max_model_len": model.max_model_len,
             "logprobs_mode": model.logprobs_mode,
             "scheduling": settings.scheduler_config.policy,
