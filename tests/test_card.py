@@ -299,8 +299,10 @@ def test_how_many_rollouts_run_at_once_is_said():
     # 0.44 of the card less the weights, at 147,456 bytes a token: 3 paths of 32,768.
     room = (round(0.44 * 80e9) - 2 * 8_767_123_696) // 147_456
     assert told.servers.room == room and told.at_once(256) == room // 32_768 == 3
-    text = servers_text(told, told.servers, 256)
-    assert f"at most {room:,} tokens of KV cache" in text and "A step has 1,280" in text
+    text = servers_text(told, told.servers, 16)
+    assert f"at most {room:,} tokens of KV cache" in text
+    assert "3 rollouts of 32,768 tokens fit at once" in text
+    assert "16 are let in (engine.slots), the others of a step's 1,280 wait" in text
     assert reckon("8b", "axpo", "engine={}").at_once(256) == 256
 
 

@@ -95,13 +95,14 @@ def _share(told: Account) -> str:
 
 def servers_text(told: Account, servers: Servers, slots: int) -> str:
     """What a server's share holds, and how many rollouts are sampled at once."""
-    sizes, at_once = told.found.sizes, told.at_once(slots)
+    sizes, places = told.found.sizes, servers.count * slots
+    fit = servers.count * (servers.room // sizes.path)
     return (
         f"A server's {in_units(servers.share)} are {in_units(servers.weights)} of weights and, "
         "less activations and CUDA graphs (2 to 4 GB of a real model), at most "
-        f"{servers.room:,} tokens of KV cache: {at_once:,} rollouts of {sizes.path:,} tokens are "
-        f"sampled at once, more of them where they are shorter (engine.slots = {slots}). A step "
-        f"has {sizes.rows:,}; the others wait."
+        f"{servers.room:,} tokens of KV cache. {fit:,} rollouts of {sizes.path:,} tokens fit at "
+        f"once, more of shorter ones; {places:,} are let in (engine.slots), the others of a step's "
+        f"{sizes.rows:,} wait."
     )
 
 
