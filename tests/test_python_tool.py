@@ -215,6 +215,25 @@ def test_files_that_are_moved_about_count(notebook: Notebook) -> None:
     assert "over 64 MiB or 1000 files" in text
 
 
+def test_a_session_stands_still_while_its_files_are_looked_at(
+    notebook: Notebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook("1")
+    child = notebook.tool._sessions["one"].child
+    pid = Path(f"/proc/self/fdinfo/{child.pidfd}").read_text().split("Pid:")[1].split()[0]
+    states: list[str] = []
+    real = folders.overfull
+
+    def look(*arguments: Any) -> bool:
+        time.sleep(0.02)
+        states.append(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0])
+        return real(*arguments)
+
+    monkeypatch.setattr(folders, "overfull", look)
+    assert notebook("import time\ntime.sleep(0.7)\nprint(2)").text == "2"
+    assert len(states) >= 2 and set(states) == {"T"}
+
+
 def test_what_vanishes_meanwhile_hides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -190,6 +191,27 @@ def test_a_file_that_is_gone_ends_the_run_before_more_is_paid(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("damage", ["{", "[1]", '[{"title": 1}]', "[" * 5000])
+def test_a_damaged_row_is_asked_again_or_finds_nothing(tmp_path: Path, damage: str) -> None:
+    async def ask(mode: Mode) -> Results[Hit]:
+        search, _ = recorded(tmp_path / "a.db", Counting(), mode)
+        found = await search.search("x", 5)
+        await search.close()
+        return found
+
+    async def life() -> None:
+        await ask("record")
+        with closing(sqlite3.connect(tmp_path / "a.db")) as file:
+            file.execute("UPDATE answers SET answer = ?", (damage,))
+            file.commit()
+        assert await ask("replay") == Results([])
+        assert await ask("record") == Results([Hit("x 1", "u", "s")], cached=False)
+        assert await ask("replay") == Results([Hit("x 1", "u", "s")], cached=True)
+
+    asyncio.run(life())
+    assert spent(tmp_path / "a.db") == 2
+
+
 def test_a_file_in_a_folder_that_cannot_be_written_is_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +331,7 @@ def test_what_may_have_been_billed_stays_spent(
 WRITER = """
 import asyncio, sys
 from pathlib import Path
+from pydantic import TypeAdapter
 from axpo.tools.search.cache import AnswerCache, BudgetSpent, Key
 
 async def run(path, name, count):
@@ -319,7 +342,8 @@ async def run(path, name, count):
             await asyncio.sleep(0.001)
             return name
         try:
-            answer = await cache.answer(Key("b", "search", f"q{i}", "{}"), ask, i >= count)
+            key = Key("b", "search", f"q{i}", "{}")
+            answer = await cache.answer(key, ask, i >= count, TypeAdapter(str))
             return answer.value
         except BudgetSpent:
             return "stop"

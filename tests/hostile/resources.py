@@ -31,6 +31,11 @@ RESOURCES = [
     Snippet("disk_many_small", DISK, "import time\n"
             "for i in range(3000): open(f'f{i}', 'w').close()\n"
             "time.sleep(0.3); harm()"),
+    Snippet("disk_moved", DISK, "for i in range(100): os.mkdir(f'e{i}')\n"
+            "names = os.listdir('.')\nfirst, names = names[0], names[1:]\n"
+            "for i in range(AMOUNT >> 23):\n"
+            "    open(f'{first}/{i}', 'wb').write(bytes(1 << 23))\n"
+            "    names = [os.rename(n, n + 'x') or n + 'x' for n in names]\nharm()"),
     Snippet("disk_deep", DISK, "import time\n"
             "for i in range(2500): os.mkdir('d'); os.chdir('d')\n"
             "time.sleep(0.3); harm()", None, "its folder is awkward to remove"),

@@ -15,6 +15,7 @@ the statistics by a question that nobody asked before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -25,6 +26,8 @@ from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from axpo.config import UserError
 from axpo.tools.search.base import SearchFault
@@ -51,6 +54,10 @@ INSERT INTO spent SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM spent);
 _FIND = """
 SELECT answer FROM answers WHERE backend = ? AND kind = ? AND question = ? AND options = ?
 """
+_REPLACE = """
+UPDATE answers SET answer = ?
+WHERE backend = ? AND kind = ? AND question = ? AND options = ? AND answer = ?
+"""
 _SPEND = "UPDATE spent SET calls = calls + 1 WHERE ? IS NULL OR calls < ?"
 
 
@@ -74,7 +81,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Plain JSON values, and whether they were in the file already."""
+    """What was answered, and whether it was in the file already."""
 
     value: Any
     cached: bool
@@ -128,8 +135,11 @@ class AnswerCache:
             "paid": float(stats.paid),
         }
 
-    async def answer(self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool) -> Answered:
-        """The recorded answer or, where there is none, what `ask` gives (plain JSON values).
+    async def answer(
+        self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool, form: TypeAdapter[Any]
+    ) -> Answered:
+        """The recorded answer or, where there is none, what `ask` gives (plain JSON values), as
+        `form` reads it; a recorded one that `form` cannot read is none, and replaced.
 
         Raises what `ask` raises, `NotRecordedError` for a miss in replay, `BudgetSpent`, and
         `UserError` for a file that is gone or was recorded with other settings.
@@ -138,7 +148,7 @@ class AnswerCache:
         stats.calls += 1
         task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(self._answer(key, ask, paid))
+            task = asyncio.create_task(self._answer(key, ask, paid, form))
             self._running[key] = task
             if paid:
                 self._paid.add(task)
@@ -163,13 +173,17 @@ class AnswerCache:
         if not task.cancelled():
             task.exception()  # nobody may be left to ask for it
 
-    async def _answer(self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool) -> Answered:
+    async def _answer(
+        self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool, form: TypeAdapter[Any]
+    ) -> Answered:
         stats = self.kinds[key.kind]
         row = (key.backend, key.kind, key.question, key.options)
         found = await self._database.run(lambda file: file.execute(_FIND, row).fetchone())
         if found is not None:
-            stats.hits += 1
-            return Answered(json.loads(found[0]), cached=True)
+            with contextlib.suppress(ValidationError):
+                value = form.validate_json(found[0])
+                stats.hits += 1
+                return Answered(value, cached=True)
         stats.misses += 1
         if self.mode == "replay":
             await self._check_settings(key)
@@ -186,9 +200,10 @@ class AnswerCache:
                 stats.paid -= 1
             raise
         stored = json.dumps(answer)
-        kept = await self._database.run(lambda file: _store(file, row, stored))
+        damaged = None if found is None else found[0]
+        kept = await self._database.run(lambda file: _store(file, row, stored, damaged))
         self._check_file()
-        return Answered(json.loads(kept), cached=False)
+        return Answered(form.validate_json(kept), cached=False)
 
     async def _check_settings(self, key: Key) -> None:
         """Raise `UserError` where a replay misses because answers were recorded with other
@@ -288,7 +303,10 @@ def _refund(file: sqlite3.Connection) -> None:
     file.execute("UPDATE spent SET calls = calls - 1")
 
 
-def _store(file: sqlite3.Connection, row: tuple[str, ...], answer: str) -> str:
-    """Record `answer` unless another process was faster; what is recorded."""
+def _store(file: sqlite3.Connection, row: tuple[str, ...], answer: str, damaged: Any = None) -> str:
+    """Record `answer` unless another process was faster, in place of a `damaged` one; what is
+    recorded."""
+    if damaged is not None:
+        file.execute(_REPLACE, (answer, *row, damaged))
     file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", (*row, answer))
     return file.execute(_FIND, row).fetchone()[0]

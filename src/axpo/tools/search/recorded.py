@@ -12,11 +12,16 @@ from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
+from pydantic import TypeAdapter
 
 from axpo.tools.search.base import Backend, Hit, Page, Results
 from axpo.tools.search.cache import AnswerCache, Key, NotRecordedError
 from axpo.tools.search.gallery import Match, Pictures
 from axpo.tree import picture_digest
+
+_HITS = TypeAdapter(list[Hit])
+_PAGE = TypeAdapter(tuple[str, str, str] | None)
+_MATCHES = TypeAdapter(list[Match])
 
 
 class RecordedSearch:
@@ -47,10 +52,10 @@ class RecordedSearch:
         question = " ".join(unicodedata.normalize("NFC", query).casefold().split())
         key = Key(self.identity, "search", question, json.dumps({"results": results}))
         try:
-            found = await self.cache.answer(key, ask, self._backend.paid)
+            found = await self.cache.answer(key, ask, self._backend.paid, _HITS)
         except NotRecordedError:
             return Results([])
-        return Results([Hit(**hit) for hit in found.value], found.cached)
+        return Results(found.value, found.cached)
 
     async def page(self, url: str) -> Page | None:
         async def ask() -> list[str] | None:
@@ -59,7 +64,7 @@ class RecordedSearch:
 
         key = Key(self.identity, "page", url, "{}")
         try:
-            found = await self.cache.answer(key, ask, self._backend.paid)
+            found = await self.cache.answer(key, ask, self._backend.paid, _PAGE)
         except NotRecordedError:
             return None
         return None if found.value is None else Page(*found.value, cached=found.cached)
@@ -94,10 +99,10 @@ class RecordedPictures:
         digest = await asyncio.to_thread(picture_digest, picture)
         key = Key(self.identity, "picture", digest, json.dumps({"results": results}))
         try:
-            found = await self.cache.answer(key, ask, self._pictures.paid)
+            found = await self.cache.answer(key, ask, self._pictures.paid, _MATCHES)
         except NotRecordedError:
             return Results([])
-        return Results([Match(**match) for match in found.value], found.cached)
+        return Results(found.value, found.cached)
 
     async def close(self) -> None:
         await self.cache.close()
