@@ -21,7 +21,7 @@ from axpo.algorithms.losses import TokenBatch
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels, encode_pictures, encoder_outputs
-from axpo.training.packing import Item, item_weights, items
+from axpo.training.items import Item, item_weights, items
 from axpo.training.trainer import LossFunction
 from axpo.tree import Group, Trajectory
 

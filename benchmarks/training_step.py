@@ -20,7 +20,8 @@ import torch
 from axpo.algorithms.losses import clipped_loss
 from axpo.config import OptimizerSettings
 from axpo.models.flops import TRAINING, Sizes, Work, forward_flops
-from axpo.training.packing import PackedTree, items, pack
+from axpo.training.items import items
+from axpo.training.packing import PackedTree, pack
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
 from benchmarks.flops import QWEN3_VL_8B, packed_work, padded_work

@@ -18,7 +18,7 @@ from axpo.algorithms.credit import advantage
 from axpo.algorithms.ranking import span_confidence
 from axpo.algorithms.subgroups import all_wrong, gap, subgroup
 from axpo.config import AlgorithmSettings
-from axpo.training.packing import items
+from axpo.training.items import items
 from axpo.tree import CallStatus, Group, Origin, Segment, StopReason, Stream, TreeError
 from groups import (
     CUT,

@@ -20,7 +20,7 @@ from axpo.engines.base import Request
 from axpo.models.loading import Checkpoint
 from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group
-from axpo.training.packing import items
+from axpo.training.items import items
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Stream, Trajectory, TreeError
 from groups import group, grow, plain_rollout, two_calls

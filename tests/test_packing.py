@@ -16,7 +16,8 @@ from axpo.algorithms.losses import TokenBatch, clipped_loss
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import PixelCache
 from axpo.training import attention, policy
-from axpo.training.packing import PackedNode, PackedTree, item_weights, items, join, pack
+from axpo.training.items import item_weights, items
+from axpo.training.packing import PackedNode, PackedTree, join, pack
 from axpo.training.policy import policy_logprobs
 from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory, TreeError
 from padded_oracle import (

@@ -9,7 +9,8 @@ import tracemalloc
 import pytest
 import torch
 
-from axpo.training.packing import item_weights, items, pack, sampled_logprobs
+from axpo.training.items import item_weights, items
+from axpo.training.packing import pack, sampled_logprobs
 from axpo.training.parity import mismatch
 from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory
 from padded_oracle import credit_all

@@ -24,7 +24,7 @@ from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Critic
 from axpo.tasks.lab import critic
 from axpo.tasks.lab.questions import LabTask
-from axpo.training.packing import items
+from axpo.training.items import items
 from axpo.training.rl import build_run
 from axpo.training.trainer import Trainer
 from axpo.tree import Branch, Group, Origin, Segment, Stream, Trajectory

@@ -14,7 +14,7 @@ from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training.batches import micro_batches, prepare
-from axpo.training.packing import Aggregation
+from axpo.training.items import Aggregation
 from axpo.training.trainer import NonFiniteError, Trainer, learning_rate
 from axpo.tree import Group, TreeError
 from padded_oracle import (

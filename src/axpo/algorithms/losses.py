@@ -1,7 +1,7 @@
 """Losses on flat vectors of trained tokens. Every function here is pure.
 
 Shape: T trained tokens of one micro-batch, whatever trees they come from. `weights` already
-hold the item, slot and batch means (`axpo.training.packing.item_weights`), so each loss is a
+hold the item, slot and batch means (`axpo.training.items.item_weights`), so each loss is a
 plain weighted sum and micro-batches add up to the batch.
 """
 

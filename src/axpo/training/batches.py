@@ -10,16 +10,8 @@ import torch
 
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
-from axpo.training.packing import (
-    Aggregation,
-    Correction,
-    Item,
-    OldLogprobs,
-    PackedTree,
-    item_weights,
-    items,
-    pack,
-)
+from axpo.training.items import Aggregation, Item, item_weights, items
+from axpo.training.packing import Correction, OldLogprobs, PackedTree, pack
 from axpo.training.pieces import plain_logprobs
 from axpo.tree import Group, TreeError
 

@@ -21,8 +21,9 @@ from axpo.models.lora import adapter_parameters, adapters_off
 from axpo.models.transfer import to_device
 from axpo.models.vision import Pixels
 from axpo.training.batches import Work, micro_batches, prepare, recompute_logprobs
+from axpo.training.items import Aggregation
 from axpo.training.masters import MasterWeights
-from axpo.training.packing import Aggregation, Correction, OldLogprobs, PackedTree, join
+from axpo.training.packing import Correction, OldLogprobs, PackedTree, join
 from axpo.training.pieces import plain_logprobs, training_passes
 from axpo.tree import Group
 

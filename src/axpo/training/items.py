@@ -1,0 +1,123 @@
+"""Loss items: a group's credit, checked, as runs of policy tokens with their weights.
+
+An update has millions of tokens: everything here handles runs, never a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from axpo.tree import Credit, Group, Origin, Stream, Trajectory, TreeError
+
+Aggregation = Literal["question_mean", "token_mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Policy tokens at the path offsets [start, end), all stored by `owner`."""
+
+    owner: Trajectory
+    start: int
+    end: int
+
+    def within(self, start: int, end: int) -> Run:
+        """What lies in [start, end)."""
+        return replace(self, start=max(self.start, start), end=min(self.end, end))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One credit and what it trains: `runs` of policy tokens in the order of the path.
+
+    They are stored by its own trajectory and, for a whole path, by its sources too.
+    """
+
+    trajectory: Trajectory
+    credit: Credit
+    runs: tuple[Run, ...]
+
+    def __len__(self) -> int:
+        """How many tokens it trains."""
+        return sum(run.end - run.start for run in self.runs)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Their path offsets."""
+        return tuple(offset for run in self.runs for offset in range(run.start, run.end))
+
+
+def items(group: Group) -> list[Item]:
+    """The group's loss items in trajectory order.
+
+    Raises `TreeError` naming the trajectory where a credit leaves the trajectory's own tokens (for
+    a path credit its path), holds no policy token, overlaps another, or asks for old logprobs that
+    nobody recorded.
+    """
+    found: list[Item] = []
+    for trajectory in group.trajectories():
+        if not trajectory.credit:
+            continue
+        path = _policy_runs(group, trajectory)
+        own = group.offset(trajectory)
+        taken: list[Run] = []
+        for credit in trajectory.credit:
+            name = (
+                f"group {group.id}, trajectory {trajectory.id}: {credit.stream} credit "
+                f"[{credit.start}, {credit.end})"
+            )
+            start, end = 0 if credit.stream is Stream.PATH else own, own + trajectory.tokens
+            if not start <= credit.start <= credit.end <= end:
+                raise TreeError(f"{name} leaves the trajectory's own tokens [{start}, {end})")
+            parts = [(run.within(credit.start, credit.end), seen) for run, seen in path]
+            parts = [(run, seen) for run, seen in parts if run.start < run.end]
+            runs = tuple(run for run, _ in parts)
+            if not runs:
+                raise TreeError(f"{name} holds no policy token; leave an empty item out")
+            both = [max(a.start, b.start) for a in taken for b in runs if _overlap(a, b)]
+            if both:
+                raise TreeError(
+                    f"{name} overlaps another credit at offset {min(both)}; "
+                    "a token belongs to one stream"
+                )
+            if credit.stream is not Stream.DEMONSTRATION and not all(seen for _, seen in parts):
+                raise TreeError(f"{name} covers policy tokens without logprobs; who sampled them?")
+            taken += runs
+            found.append(Item(trajectory, credit, runs))
+    return found
+
+
+def _policy_runs(group: Group, trajectory: Trajectory) -> list[tuple[Run, bool]]:
+    """The path's policy segments as runs, each with whether its logprobs were recorded."""
+    runs: list[tuple[Run, bool]] = []
+    start = 0
+    # A path's segments are cut where its trajectories are: each has one owner.
+    for segment in group.after_prompt(trajectory):
+        end = start + len(segment)
+        if segment.origin is Origin.POLICY:
+            run = Run(group.owner(trajectory, start), start, end)
+            runs.append((run, bool(segment.logprobs)))
+        start = end
+    return runs
+
+
+def _overlap(a: Run, b: Run) -> bool:
+    return a.start < b.end and b.start < a.end
+
+
+def item_weights(groups: Sequence[Sequence[Item]], aggregation: Aggregation) -> list[list[float]]:
+    """Weight of each token of each item; `groups` are the `items` of ALL groups of an update.
+
+    question_mean (Eq. 5): the credit's weight over the item's tokens, over the number
+    of questions. token_mean: one over all trained tokens; credit weights play no role. Both
+    denominators count the whole update, groups without credit and every micro-batch included:
+    with local counts a token's weight would depend on what it happens to be packed with, and
+    micro-batches would not add up to the batch.
+    """
+    if aggregation == "question_mean":
+        return [
+            [item.credit.weight / len(item) / len(groups) for item in group] for group in groups
+        ]
+    total = sum(len(item) for group in groups for item in group)
+    return [[1.0 / total for _ in group] for group in groups]
