@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from axpo.models.loading import Checkpoint, CheckpointError, load_checkpoint
 from axpo.models.lora import (
     adapted_layers,
     adapter_parameters,
+    adapter_settings,
     adapters_off,
     add_adapters,
     merged_weights,
 )
+from axpo.rollout.setup import load_trained
 from axpo.training import checkpoints
 from axpo.training.policy import policy_logprobs
 from axpo.training.trainer import Trainer
@@ -211,6 +214,38 @@ def test_a_resume_that_does_not_fit_is_refused(tmp_path: Path):
     moved.model.peft_config["default"].base_model_name_or_path = "elsewhere"
     with pytest.raises(ValueError, match="adapts tiny, this run starts from elsewhere"):
         checkpoints.restore(path, trainer(moved))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_evaluation_loads_what_was_trained(tmp_path: Path, dtype: str):
+    """In bfloat16 the merged weights are nearly those of the start; adapters on it are not."""
+    start = tmp_path / "start"
+    half = dtype == "bfloat16"
+    (in_bfloat16(tiny_checkpoint()) if half else tiny_checkpoint()).save(start)
+    config = parse_config({"model": {"dtype": dtype, "device": "cpu"}})
+    checkpoint = load_checkpoint(start, dtype=getattr(torch, dtype))
+    lora = LoraSettings(rank=4, alpha=8, vision=True, targets=("up_proj", "q_proj"))
+    add_adapters(checkpoint.model, lora, str(start), 0)
+    assert adapter_settings(checkpoint.model) == lora.model_copy(
+        update={"targets": ("q_proj", "up_proj")}
+    )
+    for layer in adapted_layers(checkpoint.model).values():
+        layer.lora_B["default"].weight.data.fill_(2e-4)
+    path = checkpoints.save(tmp_path / "run", 1, trainer(checkpoint))
+    found = replace(load_trained(config, path / "model"), banned=checkpoint.banned)
+    assert bool(adapted_layers(found.model)) == half
+    expected = logprobs(checkpoint)
+    error = (logprobs(found) - expected).abs().max().item()
+    merged = load_checkpoint(path / "model", dtype=getattr(torch, dtype))
+    lost = (logprobs(merged) - expected).abs().max().item()
+    print(f"{dtype}: from what was trained {error:.1e}, merged {lost:.1e}")
+    assert error == 0 < 1e-3 < lost if half else error < 1e-5
+    plain = load_trained(config, start)
+    assert not adapted_layers(plain.model)
+    if half:
+        start.rename(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match="belongs to weights that are not there"):
+            load_trained(config, path / "model")
 
 
 @pytest.mark.parametrize("servers", [False, True])

@@ -34,9 +34,10 @@ from axpo.evaluation.identity import outcome_settings
 from axpo.evaluation.summary import compare, summarize
 from axpo.folder import files_digest, write_whole
 from axpo.models.loading import Checkpoint
+from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, load_model, recipe_tools, tool_files
+from axpo.rollout.setup import build_agent, build_task, load_trained, recipe_tools, tool_files
 from axpo.store import load_groups
 from axpo.tasks.base import Example
 from axpo.training.batches import recompute_logprobs
@@ -187,14 +188,17 @@ def _entropies(
 def _agent(config: Config, model: str, out: Path) -> tuple[Agent, Checkpoint]:
     tools = recipe_tools(config)
     check_sampling(config, model)
-    checkpoint = load_model(config, model)
+    checkpoint = load_trained(config, model)
     return build_agent(config, checkpoint, tools, out), checkpoint
 
 
 async def _check_engine(config: Config, agent: Agent, checkpoint: Checkpoint) -> None:
-    """Raise `UserError` where an engine outside this process samples from other weights."""
+    """Raise `UserError` where an engine outside this process samples from other weights; gives
+    it the model's adapters first, where there are some."""
     if config.engine.vllm is None:
         return
+    if adapted_layers(checkpoint.model):
+        await agent.engine.load_weights(checkpoint.model.state_dict(), 0)
     task, count = build_task(config.task), min(QUESTIONS, _questions(config))
     examples = [task.example(config.eval.split, i) for i in range(count)]
     groups = [new_group(agent.rendering, e, f"parity/{i}") for i, e in enumerate(examples)]

@@ -150,6 +150,19 @@ def rank_and_alpha(model: nn.Module) -> tuple[int, int]:
     return config[_ADAPTER].r, config[_ADAPTER].lora_alpha
 
 
+def adapter_settings(model: nn.Module) -> LoraSettings | None:
+    """The adapters of `model` as settings; None where it has none."""
+    layers = list(adapted_layers(model))
+    if not layers:
+        return None
+    rank, alpha = rank_and_alpha(model)
+    text = sorted({name.rpartition(".")[2] for name in layers if ".visual." not in name})
+    vision = any(".visual." in name for name in layers)
+    return LoraSettings.model_validate(
+        {"rank": rank, "alpha": alpha, "targets": text, "vision": vision}
+    )
+
+
 @torch.no_grad()
 def served_share(
     model: nn.Module, weights: Mapping[str, torch.Tensor], served: Mapping[str, torch.Tensor]
@@ -188,6 +201,19 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
     config[_ADAPTER].save_pretrained(folder)
 
 
+def base_of(folder: Path) -> str:
+    """The path or Hub id of the weights that the adapters in `folder` belong to."""
+    return str(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])
+
+
+def put_adapters(model: nn.Module, folder: Path) -> None:
+    """Put the adapters in `folder` into `model`, which has none and is of their base."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, _ADAPTER)
+    load_adapters(model, folder)
+
+
 @torch.no_grad()
 def load_adapters(model: nn.Module, folder: Path) -> None:
     """Take back what `save_adapters` wrote; raises `ValueError` where it does not fit `model`."""
@@ -199,8 +225,7 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
             "resume with the model.lora that it was trained with"
         )
     config: Any = model.peft_config
-    base = json.loads((folder / CONFIG).read_text())["base_model_name_or_path"]
-    if base != (start := config[_ADAPTER].base_model_name_or_path):
+    if (base := base_of(folder)) != (start := config[_ADAPTER].base_model_name_or_path):
         raise ValueError(f"{folder} adapts {base}, this run starts from {start}: give it that one")
     for name, tensor in own.items():
         tensor.copy_(stored[name])

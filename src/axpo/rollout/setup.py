@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +27,8 @@ from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
 from axpo.engines.vllm.server import start_servers
 from axpo.folder import files_digest
-from axpo.models.loading import Checkpoint, load_checkpoint
-from axpo.models.lora import adapted_layers
+from axpo.models.loading import Checkpoint, CheckpointError, load_checkpoint
+from axpo.models.lora import WEIGHTS, adapter_settings, base_of, put_adapters, require_peft
 from axpo.rollout.agent import Agent
 from axpo.rollout.control import FAMILY
 from axpo.rollout.rendering import Rendering
@@ -44,6 +45,30 @@ def load_model(config: Config, path: str | Path) -> Checkpoint:
     this process's threads. Raises `CheckpointError`."""
     device, dtype = torch_device(config.model), getattr(torch, config.model.dtype)
     return load_checkpoint(path, device, dtype, banned=config.rollout.banned)
+
+
+def load_trained(config: Config, path: str | Path) -> Checkpoint:
+    """The policy that was trained at `path`: `load_model`, but of a run with adapters in bfloat16
+    the weights that it started from with the adapters beside `path` (`adapter/`), for the merged
+    ones at `path` have lost most of a small change to rounding.
+
+    Raises `CheckpointError`.
+    """
+    merged, adapter = Path(path) / "config.json", Path(path).parent / "adapter"
+    if not (adapter / WEIGHTS).is_file() or not merged.is_file():
+        return load_model(config, path)
+    if json.loads(merged.read_text()).get("dtype") == "float32":
+        return load_model(config, path)
+    require_peft()
+    try:
+        checkpoint = load_model(config, base_of(adapter))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{adapter} belongs to weights that are not there; {path} holds the merged ones, which "
+            f"bfloat16 has rounded: copy them elsewhere to evaluate these ({error})"
+        ) from error
+    put_adapters(checkpoint.model, adapter)
+    return checkpoint
 
 
 def torch_device(settings: ModelSettings) -> str:
@@ -163,7 +188,7 @@ def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None
     clients: list[tuple[str, Process | None]] = [(url, None) for url in vllm.urls]
     if vllm.python is not None:
         dtype, slots = config.model.dtype, settings.slots
-        lora = config.model.lora if adapted_layers(checkpoint.model) else None
+        lora = adapter_settings(checkpoint.model)
         processes = start_servers(vllm, checkpoint, dtype, slots, folder, lora)
         clients = [(process.url, process) for process in processes]
     servers = [

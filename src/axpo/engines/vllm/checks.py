@@ -75,18 +75,20 @@ async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> Ser
                 "`axpo serve`, or with --worker-extension-cls as docs/vllm.md says"
             ) from error
         found = differences(facts, expected_facts(checkpoint))
-        if facts["max_model_len"] <= room:
-            found.append(
-                f"its context is {facts['max_model_len']} tokens, rollouts may need more than "
-                f"{room} (start it with a larger --max-model-len, or lower rollout.max_tokens)"
-            )
         models = await client.models()
         adapted = list(adapted_layers(checkpoint.model))
-        if adapted:
+        if facts.get("protocol") != PROTOCOL:
+            pass  # it is refused; what else it says may be said otherwise
+        elif adapted:
             found += await _unadapted(client, checkpoint, adapted, facts["lora_rank"], models)
         elif facts["lora_rank"]:
             found.append(
                 "it serves adapters, nothing here has any (start it without --enable-lora)"
+            )
+        if facts["max_model_len"] <= room:
+            found.append(
+                f"its context is {facts['max_model_len']} tokens, rollouts may need more than "
+                f"{room} (start it with a larger --max-model-len, or lower rollout.max_tokens)"
             )
         if found:
             version = await client.version()

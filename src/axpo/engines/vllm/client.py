@@ -8,17 +8,18 @@ was counted nowhere. Hence every failure is sorted by who could do better: anoth
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from axpo.clock import Clock
 from axpo.engines.base import EngineError
-from axpo.engines.vllm.wire import AnswerFault, joined
+from axpo.engines.vllm.wire import NONSENSE, AnswerFault, joined, shown
 
 KEPT_SECONDS = 3.0
 """An idle connection is given up before the server closes it, which it does after 5."""
@@ -26,7 +27,11 @@ CONTROL_SECONDS = 600.0
 """A control call may take this long: weights of many gigabytes are read from a disk."""
 
 
+ANSWER_BYTES = 2**26
+"""An answer may be so large: about 150 bytes a sampled token, so 40,960 of them ten times over."""
 GENERATE = "/inference/v1/generate"
+
+T = TypeVar("T")
 
 
 class ServerLost(RuntimeError):
@@ -74,9 +79,8 @@ class Client:
                     stream = http.stream("POST", GENERATE, timeout=timeout, json=body)
                     async with stream as response:
                         if response.status_code != 200:
-                            await response.aread()
-                            self._check(GENERATE, response)
-                        async for line in response.aiter_lines():
+                            self._check(GENERATE, response, await _text(GENERATE, response))
+                        async for line in _lines(GENERATE, response):
                             if line.startswith("data: "):
                                 self._hear()
                                 wait.over()
@@ -93,37 +97,42 @@ class Client:
 
     async def healthy(self) -> bool:
         """Whether the server says in time that it is well."""
+        seconds = self._health_seconds  # in all: httpx's own are for each read
         try:
-            async with self._connection() as http:
-                response = await http.get("/health", timeout=self._health_seconds)
-        except httpx.TransportError:
+            async with (
+                asyncio.timeout(seconds),
+                self._connection() as http,
+                http.stream("GET", "/health", timeout=seconds) as response,
+            ):
+                return response.status_code == 200
+        except (httpx.TransportError, TimeoutError):
             return False
-        return response.status_code == 200
 
     async def rpc(self, method: str, *arguments: str) -> list[Any]:
         """What each worker returns from a method of axpo's extension."""
         body = {"method": method, "args": list(arguments)}
-        answer = await self._call("POST", "/collective_rpc", CONTROL_SECONDS, json=body)
-        return answer["results"]
+        seconds = CONTROL_SECONDS
+        return await self._ask(
+            "POST", "/collective_rpc", seconds, lambda answer: list(answer["results"]), json=body
+        )
 
     async def version(self) -> str:
         """vLLM's version."""
-        answer = await self._call("GET", "/version", self._health_seconds)
-        return str(answer["version"])
+        return await self._get("/version", lambda answer: str(answer["version"]))
 
     async def routes(self) -> set[str]:
         """Paths that the server serves."""
-        return set((await self._call("GET", "/openapi.json", self._health_seconds))["paths"])
+        return await self._get("/openapi.json", lambda answer: set(answer["paths"]))
 
     async def models(self) -> list[str]:
         """The name that the server serves its model under, then those of its adapters."""
-        answer = await self._call("GET", "/v1/models", self._health_seconds)
-        return [str(model["id"]) for model in answer["data"]]
+        return await self._get(
+            "/v1/models", lambda answer: [str(model["id"]) for model in answer["data"]]
+        )
 
     async def weights(self) -> str:
         """The name of the weights that the server samples with."""
-        answer = await self._call("GET", "/weight_info", self._health_seconds)
-        return str(answer["weight_version"])
+        return await self._get("/weight_info", lambda answer: str(answer["weight_version"]))
 
     async def join(self, info: dict[str, Any]) -> None:
         """Have the workers join a process group (`axpo.engines.vllm.broadcast`)."""
@@ -184,33 +193,85 @@ class Client:
     def _connect(self) -> httpx.AsyncClient:
         limits = httpx.Limits(keepalive_expiry=KEPT_SECONDS)
         return httpx.AsyncClient(
-            base_url=self.url, limits=limits, verify=self._ssl, trust_env=False
+            base_url=self.url,
+            limits=limits,
+            verify=self._ssl,
+            trust_env=False,
+            headers={"Accept-Encoding": "identity"},
         )
 
-    async def _call(self, method: str, route: str, seconds: float, **content: Any) -> Any:
-        timeout = httpx.Timeout(seconds, connect=self._health_seconds, pool=None)
+    async def _get(self, route: str, read: Callable[[Any], T]) -> T:
+        return await self._ask("GET", route, self._health_seconds, read)
+
+    async def _ask(
+        self, method: str, route: str, seconds: float, read: Callable[[Any], T], **content: Any
+    ) -> T:
+        """What `read` finds in the answer; raises `AnswerFault` where it is not there."""
+        answer = await self._call(method, route, seconds, **content)
         try:
-            async with self._connection() as http:
-                response = await http.request(method, route, timeout=timeout, **content)
-        except httpx.ReadTimeout as error:
+            return read(answer)
+        except NONSENSE as error:
+            raise AnswerFault(
+                f"{route}: an answer that makes no sense ({error!r}): {shown(answer)}"
+            ) from error
+
+    async def _call(self, method: str, route: str, seconds: float, **content: Any) -> Any:
+        """The parsed answer, whole after `seconds`: httpx's own limits are for each read."""
+        timeout = httpx.Timeout(None, connect=self._health_seconds)
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._connection() as http,
+                http.stream(method, route, timeout=timeout, **content) as response,
+            ):
+                text = await _text(route, response)
+        except TimeoutError as error:
             raise ServerLost(f"{route}: no answer within {seconds:g} s") from error
         except httpx.TransportError as error:
             raise ServerLost(f"{route}: {error!r}") from error
-        self._check(route, response)
+        self._check(route, response, text)
         try:
-            return response.json()
-        except ValueError as error:
-            raise AnswerFault(f"{route}: not JSON: {response.text[:200]!r}") from error
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise AnswerFault(f"{route}: not JSON: {text[:200]!r}") from error
 
     def _hear(self) -> None:
         self._heard = time.monotonic()
 
-    def _check(self, route: str, response: httpx.Response) -> None:
+    def _check(self, route: str, response: httpx.Response, text: str) -> None:
         """Raise what a status other than 200 means."""
-        status, text = response.status_code, response.text
+        status = response.status_code
         if status == 400:
             raise Refused(text[:500])
         if status in (408, 429) or status >= 500:
             raise AnswerFault(f"{route}: {status} {text[:300]}")
         if status != 200:
             raise EngineError(f"{self.url}{route}: {status} {text[:300]}")
+
+
+async def _chunks(route: str, response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body as it comes; raises `AnswerFault` where it is compressed, which was not asked for
+    (a few bytes may stand for gigabytes), or larger than `ANSWER_BYTES`."""
+    if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise AnswerFault(f"{route}: an answer with content-encoding {encoding!r:.40}")
+    size = 0
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        if size > ANSWER_BYTES:
+            raise AnswerFault(f"{route}: an answer of more than {ANSWER_BYTES} bytes")
+        yield chunk
+
+
+async def _text(route: str, response: httpx.Response) -> str:
+    return b"".join([chunk async for chunk in _chunks(route, response)]).decode(errors="replace")
+
+
+async def _lines(route: str, response: httpx.Response) -> AsyncIterator[str]:
+    begun: list[bytes] = []
+    async for chunk in _chunks(route, response):
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        for other in others:
+            yield b"".join(begun).decode(errors="replace").rstrip("\r")
+            begun = [other]
+    yield b"".join(begun).decode(errors="replace")

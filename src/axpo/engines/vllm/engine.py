@@ -309,7 +309,9 @@ class VllmEngine:
     def _accept(self, server: Server, request: Request, answer: Any, oldest: int) -> Completion:
         """The completion; raises `ServerLost` where other weights than those handed over from
         place `oldest` on sampled it."""
-        read, due = read_answer(request, answer), dict(self._handed_over[oldest:])
+        vocabulary = self._checkpoint.model.config.text_config.vocab_size
+        read = read_answer(request, answer, vocabulary)
+        due = dict(self._handed_over[oldest:])
         if wrong := set(read.weights) - set(due):
             reason = f"it sampled with the weights {min(wrong)!r}, expected {' or '.join(due)!r}"
             self._pool.lose(server, reason)

@@ -29,6 +29,11 @@ class AnswerFault(RuntimeError):
     """An answer that another server, or the same a moment later, may give better."""
 
 
+NONSENSE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError,
+            RecursionError)  # fmt: skip
+"""What reading JSON of another shape than expected raises."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A completion without versions, and the name of the weights that sampled each token."""
@@ -104,51 +109,89 @@ def joined(parts: Sequence[str]) -> dict[str, Any]:
             raise AnswerFault(f"an answer that broke off after {len(parts)} parts")
         for part in map(json.loads, parts[:-1]):
             if "error" in part:
-                raise AnswerFault(f"an answer that failed half-way: {_shown(part['error'])}")
+                raise AnswerFault(f"an answer that failed half-way: {shown(part['error'])}")
             answer |= {name: part[name] for name in ("prompt_token_ids", "usage") if part.get(name)}
             for new in part["choices"]:
                 choice["token_ids"] += new["token_ids"]
                 choice["logprobs"]["content"] += new["logprobs"]["content"]
                 choice["finish_reason"] = new["finish_reason"]
                 choice["weight_versions"] = new["weight_versions"]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise AnswerFault(f"parts that make no sense ({error!r}): {_shown(parts)}") from error
+    except NONSENSE as error:
+        raise AnswerFault(f"parts that make no sense ({error!r}): {shown(parts)}") from error
     return answer
 
 
-def read_answer(request: Request, answer: Any) -> Answer:
-    """The completion that `answer` (parsed JSON) holds.
+def read_answer(request: Request, answer: Any, vocabulary: int) -> Answer:
+    """The completion that `answer` (parsed JSON) holds, of ids below `vocabulary`.
 
     Raises `AnswerFault` for an answer that is cut short or makes no sense, and `EngineError` for
     one that says that this server computes on something else than was asked.
     """
     try:
         (choice,) = answer["choices"]
-        tokens = [int(token) for token in choice["token_ids"]]
+        tokens = [_whole(token) for token in choice["token_ids"]]
         scored = choice["logprobs"]["content"]
-        scores = [(int(entry["token_id"]), float(entry["logprob"])) for entry in scored]
-        expanded, reason = answer["prompt_token_ids"], choice["finish_reason"]
-        usage, spans = answer["usage"], choice.get("weight_versions") or []
-        weights = [
-            str(span["version"]) for span in spans for _ in range(span["start"], span["end"])
-        ]
-        reused = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise AnswerFault(f"an answer that makes no sense ({error!r}): {_shown(answer)}") from error
+        scores = [(_whole(entry["token_id"]), float(entry["logprob"])) for entry in scored]
+        expanded = [_whole(token) for token in answer["prompt_token_ids"]]
+        reason, usage = choice["finish_reason"], answer["usage"]
+        spans = choice.get("weight_versions") or []
+        reused = _whole((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    except NONSENSE as error:
+        raise AnswerFault(f"an answer that makes no sense ({error!r}): {shown(answer)}") from error
     if reason == "abort":
         raise AnswerFault(f"the server aborted the request after {len(tokens)} tokens")
     _check_prompt(request, expanded)
+    if not 0 <= reused <= len(expanded):
+        raise AnswerFault(f"cached_tokens is {reused} of a prompt of {len(expanded)} tokens")
+    _check_ids(request, tokens, scores, vocabulary)
     _check_sample(request, tokens, scores, reason)
-    if weights and len(weights) != len(tokens):
-        raise AnswerFault(f"weights of {len(weights)} tokens are named, there are {len(tokens)}")
+    try:
+        weights = _weights(spans, len(tokens))
+    except NONSENSE as error:
+        raise AnswerFault(f"weights that make no sense ({error!r}): {shown(spans)}") from error
     finish = Finish.STOP if tokens[-1] in request.sampling.stop else Finish.LENGTH
     logprobs = tuple(logprob for _, logprob in scores)
     completion = Completion(tuple(tokens), logprobs, finish, (), reused)
     return Answer(completion, tuple(weights) or (UNNAMED,) * len(tokens))
 
 
+def _whole(number: Any) -> int:
+    """`number`, which is an integer; `int` would also take "7", True and 7.9."""
+    if type(number) is not int:
+        raise TypeError(f"{number!r:.40} is no integer")
+    return number
+
+
+def _weights(spans: Any, tokens: int) -> list[str]:
+    """The name of the weights that sampled each of so many tokens; none where none is named."""
+    names: list[str] = []
+    for span in spans:
+        start, end = _whole(span["start"]), _whole(span["end"])
+        if start != len(names) or not start < end <= tokens:
+            raise ValueError(f"weights named from {start} to {end} after {len(names)} of {tokens}")
+        names += [str(span["version"])] * (end - start)
+    if names and len(names) != tokens:
+        raise ValueError(f"weights of {len(names)} tokens are named, there are {tokens}")
+    return names
+
+
+def _check_ids(
+    request: Request, tokens: Sequence[int], scores: Sequence[tuple[int, float]], vocabulary: int
+) -> None:
+    """Raise `AnswerFault` for ids that were not asked for: repeated, they may come right."""
+    sampling = request.sampling
+    if [token for token, _ in scores] != list(tokens) or not tokens:
+        raise AnswerFault(f"{len(scores)} logprobs beside {len(tokens)} tokens that are not theirs")
+    if strange := [token for token in tokens if not 0 <= token < vocabulary]:
+        raise AnswerFault(f"it sampled the id {strange[0]} of a vocabulary of {vocabulary}")
+    if len(tokens) > sampling.max_tokens:
+        raise AnswerFault(f"{len(tokens)} tokens, {sampling.max_tokens} were asked for at most")
+    if early := [at for at, token in enumerate(tokens[:-1]) if token in sampling.stop]:
+        raise AnswerFault(f"it went on after the stop at {early[0]} of {len(tokens)} tokens")
+
+
 def _check_prompt(request: Request, expanded: Sequence[int]) -> None:
-    if list(expanded) == list(request.tokens):
+    if tuple(expanded) == request.tokens:
         return
     pairs = enumerate(zip(expanded, request.tokens, strict=False))
     at = next((i for i, (got, asked) in pairs if got != asked), None)
@@ -163,8 +206,6 @@ def _check_sample(
     request: Request, tokens: Sequence[int], scores: Sequence[tuple[int, float]], reason: str
 ) -> None:
     sampling = request.sampling
-    if [token for token, _ in scores] != list(tokens) or not tokens:
-        raise AnswerFault(f"{len(scores)} logprobs beside {len(tokens)} tokens that are not theirs")
     if banned := set(tokens) & set(sampling.banned):
         raise EngineError(f"request {request.id}: the server sampled banned ids {sorted(banned)}")
     if worst := [logprob for _, logprob in scores if not -1e3 < logprob <= 1e-3]:
@@ -183,6 +224,10 @@ def _check_sample(
     raise AnswerFault(f"{len(tokens)} tokens of {sampling.max_tokens}, finished as {reason!r}")
 
 
-def _shown(answer: Any) -> str:
-    text = repr(answer)
+def shown(answer: Any) -> str:
+    """The beginning of what a server said, for a message."""
+    try:
+        text = repr(answer)
+    except RecursionError:
+        return f"a {type(answer).__name__}, nested too deeply to be shown"
     return text if len(text) <= 200 else text[:200] + " ..."
