@@ -363,7 +363,10 @@ class FakeVllm:
         tokens = request.tokens + first.tokens
         rest = await self._engine(replace(request, tokens=tokens, sampling=others))
         whole = replace(
-            rest, tokens=first.tokens + rest.tokens, logprobs=first.logprobs + rest.logprobs
+            rest,
+            tokens=first.tokens + rest.tokens,
+            logprobs=first.logprobs + rest.logprobs,
+            reused=first.reused,
         )
         return whole, names + [self.weights] * len(rest.tokens)
 

@@ -21,6 +21,7 @@ import torch
 import test_engine_vllm
 from axpo.config import ConfigError, LoraSettings, VllmSettings
 from axpo.engines.base import Completion
+from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
@@ -247,7 +248,11 @@ class TestContract(EngineParity):
         return made(seed)
 
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
-        return engine_at(self.server, checkpoint, self.folder)
+        """The server takes 64 at once; with fewer slots fewer are sent to it."""
+        engine = engine_at(self.server, checkpoint, self.folder)
+        for server in engine._pool.servers:
+            server.places = Places(min(slots, server.places.count))
+        return engine
 
 
 @real
