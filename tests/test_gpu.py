@@ -23,8 +23,8 @@ from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import start_servers
-from axpo.models.head import float32_logits
-from axpo.models.loading import Checkpoint
+from axpo.models.head import head_logits
+from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.training import attention, checkpoints, flex, policy
 from axpo.training.flex import BLOCK, block_mask, forest_attention
 from axpo.training.trainer import Trainer
@@ -122,7 +122,7 @@ def test_no_scores_are_written_out():
     query = torch.randn(1, 32, queries, 128, device=device, dtype=torch.bfloat16)
     key, value = torch.randn(2, 1, 8, keys, 128, device=device, dtype=torch.bfloat16)
     inputs = [x.requires_grad_() for x in (query, key, value)]
-    forest_attention(*inputs, mask, None).square().mean().backward()
+    forest_attention(inputs[0], inputs[1], inputs[2], mask, None).square().mean().backward()
     peak = torch.cuda.max_memory_allocated() - start
     fine = table < 64e6 and peak < 2.5e9
     figures = f"mask {table / 1e6:.0f} MB, forward and backward {peak / 1e9:.2f} GB"
@@ -272,8 +272,8 @@ def test_weights_reach_vllm_by_nccl(tmp_path):
         max_length=2048,
         arguments=("--gpu-memory-utilization=0.3", "--enforce-eager"),
     )
-    model, path = checkpoint.model.config, str(tmp_path / "model")
-    (server,) = start_servers(settings, path, model, "float32", 16, tmp_path)
+    saved = load_checkpoint(tmp_path / "model")
+    (server,) = start_servers(settings, saved, "float32", 16, tmp_path)
     worst = 0.0
     try:
         servers = [Server(Client(server.url, 120.0, 10.0))]
@@ -307,7 +307,7 @@ def test_the_output_layer_sums_in_float32() -> None:
     model, hidden = layer(torch.bfloat16)
     model.lm_head.cuda()
     hidden = hidden.detach().cuda().requires_grad_()
-    logits = float32_logits(model, hidden)
+    logits = head_logits(model, hidden)
     exact = hidden.double() @ model.lm_head.weight.double().t()
     assert logits.dtype == torch.float32
     assert (logits - exact).abs().max() < 1e-3

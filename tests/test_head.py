@@ -1,4 +1,4 @@
-"""The output layer in float32 on bfloat16 weights: its logits, its gradients, both its users."""
+"""The output layer in float32 on bfloat16 weights, as on a GPU: its logits and its gradients."""
 
 from __future__ import annotations
 
@@ -8,25 +8,43 @@ import pytest
 import torch
 from torch import nn
 
-from axpo.models.head import WORDS, float32_logits
-from axpo.training.policy import sampled_logits
-from tiny import in_bfloat16, tiny_checkpoint
+from axpo.models import head
+from axpo.models.head import Float32Logits, head_dtype, head_logits
 
-WIDTH, VOCABULARY, TOKENS = 64, 3 * WORDS + 7, 5
+WIDTH, VOCABULARY, TOKENS = 64, 3079, 5
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's kernel, by widening."""
+    monkeypatch.setattr(head, "widening_product", lambda a, b: a.float() @ b.float())
+
+
+def float32_logits(model: SimpleNamespace, hidden: torch.Tensor) -> torch.Tensor:
+    return Float32Logits.apply(hidden, model.lm_head.weight)
 
 
 def layer(dtype: torch.dtype) -> tuple[SimpleNamespace, torch.Tensor]:
     """A model of an output layer alone, logits of deviation 4, and hidden states for it."""
     torch.manual_seed(0)
-    head = nn.Linear(WIDTH, VOCABULARY, bias=False)
-    nn.init.normal_(head.weight, std=4 / WIDTH**0.5)
+    linear = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    nn.init.normal_(linear.weight, std=4 / WIDTH**0.5)
     hidden = torch.randn(TOKENS, WIDTH)
-    return SimpleNamespace(lm_head=head.to(dtype)), hidden.to(dtype).requires_grad_()
+    return SimpleNamespace(lm_head=linear.to(dtype)), hidden.to(dtype).requires_grad_()
 
 
-def test_float32_is_the_layer_itself() -> None:
-    model, hidden = layer(torch.float32)
-    assert torch.equal(float32_logits(model, hidden), model.lm_head(hidden))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_cpu_it_is_the_layer_itself(dtype: torch.dtype) -> None:
+    model, hidden = layer(dtype)
+    assert head_dtype(model) == dtype
+    logits = head_logits(model, hidden)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, model.lm_head(hidden).float())
+
+
+def test_on_a_gpu_it_is_float32() -> None:
+    model = SimpleNamespace(lm_head=SimpleNamespace(weight=SimpleNamespace(is_cuda=True)))
+    assert head_dtype(model) == torch.float32
 
 
 def test_logits_are_those_of_float64_to_float32_s_digits() -> None:
@@ -67,12 +85,3 @@ def test_what_is_frozen_gets_no_gradient(trained: str) -> None:
     float32_logits(model, hidden).sum().backward()
     assert (hidden.grad is not None) == (trained == "hidden")
     assert (model.lm_head.weight.grad is not None) == (trained == "weight")
-
-
-def test_the_trainer_s_logits_keep_what_bfloat16_would_round() -> None:
-    checkpoint = in_bfloat16(tiny_checkpoint())
-    hidden = torch.randn(4, 64, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = sampled_logits(checkpoint, hidden, 1.0)
-    kept = logits.isfinite()
-    assert not torch.equal(logits[kept].bfloat16().float(), logits[kept])

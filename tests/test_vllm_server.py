@@ -118,12 +118,13 @@ class TestWithoutServer:
         model = tiny_checkpoint(0)
         cpu = arguments(Installation("p", "1", cpu=True), settings, model, "float32", 8)
         gpu = arguments(Installation("p", "1", cpu=False), settings, model, "bfloat16", 8)
+        short = arguments(Installation("p", "1", cpu=True), settings, model, "bfloat16", 8)
         assert cpu[-2:] == gpu[-2:] == ["--max-model-len=64", "--seed=1"]
         assert "--no-enable-chunked-prefill" in cpu
         assert "--no-enable-chunked-prefill" not in gpu
-        for options in (cpu, gpu):
+        for options, head in ((cpu, "float32"), (gpu, "float32"), (short, "bfloat16")):
             assert options[options.index("--logprobs-mode") + 1] == "processed_logprobs"
-            assert options[options.index("--hf-overrides") + 1] == '{"head_dtype": "float32"}'
+            assert options[options.index("--hf-overrides") + 1] == f'{{"head_dtype": "{head}"}}'
 
     def test_stop_ends_the_whole_group(self, tmp_path: Path) -> None:
         """And a restart does, whatever its children are."""
@@ -449,5 +450,5 @@ def test_bfloat16_passes_and_a_server_of_another_head_is_refused(tmp_path: Path)
     print(f"\nbfloat16: {found}")
     assert 0.005 < found.mean < 0.03
     assert abs(found.ratio - 1) < 0.01
-    with pytest.raises(ConfigError, match=r"head_dtype is 'bfloat16', expected 'float32'.*--hf-ov"):
-        served("--hf-overrides", '{"head_dtype": "model"}')
+    with pytest.raises(ConfigError, match=r"head_dtype is 'float32', expected 'bfloat16'.*--hf-ov"):
+        served("--hf-overrides", '{"head_dtype": "float32"}')

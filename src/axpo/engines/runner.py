@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from axpo.engines.kv import SlotMemory
-from axpo.models.head import float32_logits
+from axpo.models.head import head_logits
 from axpo.models.loading import Checkpoint
 from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
@@ -91,7 +91,7 @@ class Runner:
         hidden = self._forward(view, tokens, positions, columns, pictures)
         last = to_device(torch.tensor([len(piece.tokens) - 1 for piece in pieces]), hidden.device)
         rows = torch.arange(len(pieces), device=hidden.device)
-        return float32_logits(self._model, hidden[rows, last])
+        return head_logits(self._model, hidden[rows, last])
 
     def step(
         self, tokens: Sequence[int], columns: Sequence[int], positions: Sequence[int]
@@ -101,7 +101,7 @@ class Runner:
         position = index[2, None, :, None].expand(3, -1, -1)
         view = View(0, max(columns) + 1, len(set(columns)) == 1)
         hidden = self._forward(view, index[0, :, None], position, index[1, :, None])
-        return float32_logits(self._model, hidden[:, 0])
+        return head_logits(self._model, hidden[:, 0])
 
     def _forward(
         self,

@@ -1,10 +1,11 @@
-"""The output layer, whose logits are float32 whatever the model's dtype is.
+"""The output layer, whose logits are float32 on a GPU whatever the model's dtype is.
 
 In bfloat16 a logit of 16 is rounded to a multiple of 1/8, and engine and trainer, whose hidden
 states differ by a rounding, end on other multiples. MiniMax-M1 (arXiv 2506.13585) found its main
-difference between sampling and training here. Weights and hidden states stay as they are; their
-products are summed, and kept, in float32. Both sides must do so: one alone lands between the
-other's multiples.
+difference between sampling and training here. A GPU multiplies bfloat16 into float32 in one kernel;
+a CPU would have to widen the weight each time (six times as long for a decoding step of 152K words
+at width 2,048), so that there the layer keeps its dtype. Engine, trainer and servers must do alike
+(`head_dtype`): one alone lands between the other's multiples.
 """
 
 from __future__ import annotations
@@ -13,28 +14,31 @@ from typing import Any
 
 import torch
 
-WORDS = 1024
-"""Rows of the weight that are widened at once where no kernel does it: they stay in the cache."""
+
+def head_dtype(model: Any) -> torch.dtype:
+    """In which dtype the logits of `model`'s output layer are summed and kept."""
+    weight = model.lm_head.weight
+    return torch.float32 if weight.is_cuda else weight.dtype
 
 
-def float32_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits [n, V] (float32) of `model`'s output layer after `hidden` [n, hidden]; differentiable.
+def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [n, V] (float32, at the precision of `head_dtype`) of `model`'s output layer after
+    `hidden` [n, hidden]; differentiable.
 
     The gradient is rounded to the model's dtype for its two products, as autocast does.
     """
-    if model.lm_head.weight.dtype == torch.float32:
-        return model.lm_head(hidden)
-    return _Float32Logits.apply(hidden, model.lm_head.weight)  # pyright: ignore
+    if head_dtype(model) == model.lm_head.weight.dtype:
+        return model.lm_head(hidden).float()
+    return Float32Logits.apply(hidden, model.lm_head.weight)  # pyright: ignore
 
 
-class _Float32Logits(torch.autograd.Function):
+class Float32Logits(torch.autograd.Function):
+    """(hidden [n, hidden], weight [V, hidden]) of one short dtype -> logits [n, V] in float32."""
+
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.save_for_backward(hidden, weight)
-        if hidden.is_cuda:
-            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-        wide = hidden.float()
-        return torch.cat([wide @ part.float().t() for part in weight.split(WORDS)], dim=-1)
+        return widening_product(hidden, weight.t())
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -42,3 +46,8 @@ class _Float32Logits(torch.autograd.Function):
         of_hidden, of_weight = ctx.needs_input_grad
         short = gradient.to(weight.dtype)
         return short @ weight if of_hidden else None, short.t() @ hidden if of_weight else None
+
+
+def widening_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in float32 of short matrices; torch has the kernel on GPUs alone."""
+    return torch.mm(a, b, out_dtype=torch.float32)

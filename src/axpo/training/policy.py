@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from axpo.models.head import float32_logits
+from axpo.models.head import head_logits
 from axpo.models.loading import Checkpoint
 from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
@@ -142,7 +142,7 @@ def sampled_logits(
     checkpoint: Checkpoint, hidden: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """Logits [n, V] (float32) after `hidden` [n, hidden], ban and temperature applied."""
-    logits = float32_logits(checkpoint.model, hidden)
+    logits = head_logits(checkpoint.model, hidden)
     logits = logits.index_fill(1, _index(checkpoint.banned, logits.device), float("-inf"))
     return logits if temperature == 1.0 else logits / temperature
 

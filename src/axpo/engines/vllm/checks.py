@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from axpo.config import ConfigError
 from axpo.engines.base import EngineError
 from axpo.engines.vllm.client import Client, Refused, ServerLost
 from axpo.engines.vllm.wire import AnswerFault
+from axpo.models.head import head_dtype
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, rank_and_alpha
 from axpo.models.vision import seen_limits
@@ -159,11 +162,16 @@ def expected_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "config": checkpoint.model.config.to_dict(),
         "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
         "pixels": seen_limits(checkpoint.image_processor),
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
-        "head_dtype": "float32",
+        "dtype": dtype_name(checkpoint.model.dtype),
+        "head_dtype": dtype_name(head_dtype(checkpoint.model)),
         "logprobs_mode": "processed_logprobs",
         "scheduling": "priority",
     }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As vLLM's arguments spell it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
@@ -174,8 +182,8 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
         "pixels": "pictures come at the trainer's size and must keep it: start it with "
         f"--mm-processor-kwargs '{json.dumps({'size': expected['pixels']})}'",
         "dtype": f"start it with --dtype {expected['dtype']}",
-        "head_dtype": "the trainer's output layer is in float32: start it with --hf-overrides "
-        f"'{json.dumps({'head_dtype': 'float32'})}'",
+        "head_dtype": "the trainer's output layer keeps its logits so: start it with "
+        f"--hf-overrides '{json.dumps({'head_dtype': expected['head_dtype']})}'",
         "logprobs_mode": "start it with --logprobs-mode processed_logprobs",
         "scheduling": "later turns go before first turns: start it with --scheduling-policy "
         "priority",

@@ -102,7 +102,8 @@ def arguments(
     lora: LoraSettings | None = None,
 ) -> list[str]:
     """What training (of adapters, with `lora`) needs of a server, then the recipe's own arguments,
-    which win."""
+    which win. The output layer is as that of a trainer on the same kind of device
+    (`axpo.models.head`)."""
     needed = [
         "--model", checkpoint.path, "--served-model-name", "policy", "--host", "127.0.0.1",
         "--dtype", dtype, "--max-model-len", str(settings.max_length),
@@ -110,7 +111,7 @@ def arguments(
         "--generation-config", "vllm",
         "--enable-scale-out", "--enable-prompt-tokens-details",
         "--logprobs-mode", "processed_logprobs",
-        "--hf-overrides", json.dumps({"head_dtype": "float32"}),
+        "--hf-overrides", json.dumps({"head_dtype": dtype if installation.cpu else "float32"}),
         "--worker-extension-cls", f"{MODULE}.Extension",
         "--weight-transfer-config", json.dumps({"backend": "axpo"}),
         "--limit-mm-per-prompt", json.dumps({"video": 0}),
