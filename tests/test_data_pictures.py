@@ -15,7 +15,7 @@ from PIL import Image
 
 from axpo import pictures
 from axpo.tasks.base import DataError
-from axpo.tasks.data.pictures import open_pictures
+from axpo.tasks.data.pictures import check_picture, open_pictures
 from data_sets import picture
 
 
@@ -144,10 +144,10 @@ def test_rows_of_a_foreign_set_name_files_of_its_own_folder(tmp_path: Path) -> N
         with pytest.raises(DataError, match=r"here: images: .* lies outside"):
             open_pictures([name], foreign, "here", foreign=True)
         with pytest.raises(DataError, match=r"here: images: .* lies outside"):
-            pictures.check_picture(name, foreign, "here", foreign=True)
+            check_picture(name, foreign, "here", foreign=True)
         assert open_pictures([name.replace("link", "a")], foreign, "here")
 
 
 def test_a_name_that_is_too_long_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="here: images: no file"):
-        pictures.check_picture("a/" * 2500, tmp_path, "here")
+        check_picture("a/" * 2500, tmp_path, "here")

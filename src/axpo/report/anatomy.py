@@ -66,6 +66,7 @@ INSIDE = (
     Part("engine_vision", "pictures", "the vision tower", "#93d8cf"),
     Part("tools", "tools", "all calls, overlapping", "#e0b04f"),
     Part("grade", "grading", "all answers, overlapping", "#d8c58a"),
+    Part("waited", "waiting", "for places and turns, overlapping", "#c9c9c9"),
 )  # fmt: skip
 ENGINE = "engine_"
 
