@@ -9,7 +9,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,bench,dev
 
-.PHONY: quickstart test lint bench gpu vllm-env test-vllm clean
+.PHONY: quickstart test lint bench gpu vllm-env test-vllm rehearsal clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart recipes/lab.toml --out $(RUN)
@@ -32,6 +32,9 @@ test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the r
 	AXPO_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
 		$(BIN)/python -m pytest tests/test_vllm_server.py tests/test_vllm_adapters.py -s -rs
 
+rehearsal: $(VENV)/.installed-rehearsal $(VLLM)/.installed  # a first real run in small, 20 minutes
+	$(BIN)/python -m rehearsal --vllm-python $(abspath $(VLLM))/bin/python
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,6 +52,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV)/.installed-rehearsal: $(VENV)/.installed-dev  # its file of BPE ranks is all that is used
+	$(BIN)/pip install --quiet --no-deps dashscope==2.0.2
 	@touch $@
 
 $(VLLM)/.installed: src/axpo/engines/vllm/environment.py | $(VENV)/.installed
