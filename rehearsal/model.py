@@ -1,0 +1,42 @@
+"""Qwen3-VL-2B as published, but for the number of layers and the weights, which are random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import Qwen3VLForConditionalGeneration
+
+from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
+from axpo.models.shapes import published
+from axpo.models.tiny import tiny_processor
+from rehearsal.vocabulary import true_tokenizer
+
+LAYERS = 3
+"""Of text and of vision each: as few as DeepStack's three levels need."""
+
+
+def write_model(folder: Path, seed: int = 0) -> None:
+    """Write the checkpoint (1.2 GB) in bfloat16."""
+    tokenizer = true_tokenizer()
+    config = published("qwen3-vl-2b")
+    config.text_config.num_hidden_layers = LAYERS
+    config.vision_config.depth = LAYERS
+    config.vision_config.deepstack_visual_indexes = list(range(LAYERS))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config).to(torch.bfloat16).eval()
+        with torch.no_grad():
+            for module in model.model.modules():
+                if isinstance(module, nn.Linear | nn.Conv3d):
+                    module.weight.normal_(0, module.weight[0].numel() ** -0.5)
+    model.tie_weights()
+    Checkpoint(
+        path=str(folder),
+        model=model,
+        tokenizer=tokenizer,
+        image_processor=tiny_processor(),
+        banned=tuple(token_id(tokenizer, t, "rehearsal") for t in VISION_TOKENS),
+        stop=tuple(token_id(tokenizer, t, "rehearsal") for t in ("<|im_end|>", "<|endoftext|>")),
+    ).save(folder)
