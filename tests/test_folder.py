@@ -52,6 +52,20 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
         pass
 
 
+def test_a_start_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such model"), run_folder(tmp_path / "run"):
+        raise UserError("no such model")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError), run_folder(tmp_path / "run"):
+        raise UserError
+    assert (tmp_path / "run").is_dir()
+    with pytest.raises(UserError), run_folder(tmp_path / "other"):
+        (tmp_path / "other" / "config.json").write_text("{}")
+        raise UserError
+    assert (tmp_path / "other" / "config.json").is_file()
+
+
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     write_whole(file, "first")

@@ -21,9 +21,11 @@ _END = 1 << 20
 def run_folder(out: Path) -> Iterator[Path]:
     """Make the folder `out` and have it alone while the context lasts; gives `out`.
 
-    The lock is the system's own (`flock`), so it ends with the process, however that ends. Raises
-    `UserError` where another command works in the folder, or where it cannot be made.
+    The lock is the system's own (`flock`), so it ends with the process, however that ends. A
+    folder that was made here and in which nothing was written is removed again. Raises `UserError`
+    where another command works in the folder, or where it cannot be made.
     """
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -44,6 +46,9 @@ def run_folder(out: Path) -> Iterator[Path]:
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         yield out
     finally:
+        if made and [path.name for path in out.iterdir()] == [LOCK]:
+            (out / LOCK).unlink()
+            out.rmdir()
         os.close(file)
 
 
