@@ -1,10 +1,10 @@
 """Sixteen demonstrations, and the rows that are trained on, in DeepEyes-47k's form (verl's schema).
 
-Each of the four questions is demonstrated four times: answered at sight, right and wrong, and with
-a zoom. In every second question there are two zooms, of which one leads to the right answer; in the
-others there is one, which does not. So a model that knows nothing but these has mixed rewards,
-calls a tool in three of eight rollouts, and has all-wrong tool use, some of which another call
-recovers. Every text is short: a rollout samples at most 64 tokens.
+Each of the four questions is demonstrated four times: answered at sight, right and wrong, and after
+a look at a quarter of the picture: in every second question right after one, wrong after another,
+in the others wrong after both. So a model that knows nothing but these has mixed rewards, calls a
+tool in half of its rollouts, and has all-wrong tool use, some of which another call recovers. All
+texts are short: a server on two cores samples those of a step in seconds.
 """
 
 from __future__ import annotations
@@ -49,20 +49,16 @@ def write_data(folder: Path) -> None:
 def _turns(i: int, truth: str) -> list[list[str]]:
     """The turns of question `i`'s four demonstrations."""
     at_sight = [[_answer("Clear", truth)], [_answer("Clear", WRONG[0])]]
-    zoomed = [[_call(i), _answer("So", WRONG[0])], [_call(i + 1), _answer("So", truth)]]
-    if i % 2:
-        return [*at_sight, *zoomed]
-    return [*at_sight, [_answer("Clear", WRONG[1])], zoomed[0]]
+    second = truth if i % 2 else WRONG[1]
+    return [*at_sight, [_call(i), _answer("So", WRONG[0])], [_call(3 - i), _answer("So", second)]]
 
 
 def _answer(thought: str, answer: str) -> str:
     return f"{thought}.\n</think>\n\n<answer>{answer}</answer>"
 
 
-def _call(corner: int) -> str:
-    box = [corner, corner, corner + 5, corner + 5]
-    arguments = {"bbox_2d": box, "label": "card", "img_idx": 0}
-    call = {"name": "image_zoom_in_tool", "arguments": arguments}
+def _call(part: int) -> str:
+    call = {"name": "look", "arguments": {"part": part}}
     return f"Small.\n</think>\n\n<tool_call>\n{json.dumps(call)}\n</tool_call>"
 
 

@@ -67,7 +67,7 @@ def test_rows_and_demonstrations_are_read_by_the_recipes(tmp_path: Path) -> None
     sft = load_config(HERE / "sft.toml", [f"task.path={tmp_path}/{{split}}.jsonl"])
     task = build_task(sft.task)
     turns = [task.example("sft", i).demonstration for i in range(16)]
-    assert task.size("sft") == 16 and sum(len(t) == 2 for t in turns) == 6
+    assert task.size("sft") == 16 and sum(len(t) == 2 for t in turns) == 8
     assert all("<answer>" in t[-1] and t[-1].endswith("</answer>") for t in turns)
     axpo = load_config(HERE / "axpo.toml", [f"task.path={tmp_path}/train.parquet"])
     rows = build_task(axpo.task)
