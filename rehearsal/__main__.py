@@ -95,7 +95,8 @@ def rehearse(folder: Path, python: str, console: Console) -> list[Check]:
     # One place, for a server's bfloat16 rounds otherwise in a batch of another shape: only so is a
     # step sampled twice the same to the bit.
     short = [f"rl.steps={KILLED_STEPS}", "engine.slots=1", "run.checkpoint_every=1"]
-    short += ["rl.questions=1", "algorithm.rollouts=4", "algorithm.extra_budget=1.0"]
+    short += ["rl.questions=1", "rl.updates=1"]
+    short += ["algorithm.rollouts=4", "algorithm.extra_budget=1.0"]
     stages.run("unbroken", "train", short)
     stages.kill("resumed", "train", short, _checkpoint(folder / "resumed", KILLED_AFTER))
     stages.run("resumed", "train", short)
