@@ -28,6 +28,12 @@ STEPS = 8
 """Of each of the two long runs; all in all the stages then take less than 20 minutes."""
 KILLED_STEPS, KILLED_AFTER = 2, 1
 """Of the run that is killed, and the checkpoint after which that happens."""
+SHORT = (
+    f"rl.steps={KILLED_STEPS}", "run.checkpoint_every=1", "engine.slots=1", "rl.questions=1",
+    "rl.updates=1", "algorithm.rollouts=4", "algorithm.extra_budget=1.0",
+)  # fmt: skip
+"""Settings of that run. One place, for a server's bfloat16 rounds otherwise in a batch of another
+shape: only so is a step sampled twice the same to the bit."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,9 @@ def rehearse(folder: Path, python: str, console: Console) -> list[Check]:
     stages.run("sft", "sft")
     stages.run("places-4", "train", [f"rl.steps={STEPS}"])
     stages.run("places-32", "train", [f"rl.steps={STEPS}", "engine.slots=32"])
-    # One place, for a server's bfloat16 rounds otherwise in a batch of another shape: only so is a
-    # step sampled twice the same to the bit.
-    short = [f"rl.steps={KILLED_STEPS}", "engine.slots=1", "run.checkpoint_every=1"]
-    short += ["rl.questions=1", "rl.updates=1"]
-    short += ["algorithm.rollouts=4", "algorithm.extra_budget=1.0"]
-    stages.run("unbroken", "train", short)
-    stages.kill("resumed", "train", short, _checkpoint(folder / "resumed", KILLED_AFTER))
-    stages.run("resumed", "train", short)
+    stages.run("unbroken", "train", SHORT)
+    stages.kill("resumed", "train", SHORT, _checkpoint(folder / "resumed", KILLED_AFTER))
+    stages.run("resumed", "train", SHORT)
     console.print(f"all of it: {time.monotonic() - began:.0f} s")
     return all_checks(folder, _checkpoint(Path(), KILLED_STEPS))
 

@@ -13,7 +13,7 @@ from axpo.rollout.setup import build_task
 from axpo.training.checkpoints import ADAPTER
 from groups import tools_and_plain
 from rehearsal import checks
-from rehearsal.__main__ import HERE
+from rehearsal.__main__ import HERE, SHORT
 from rehearsal.data import write_data
 
 
@@ -73,3 +73,4 @@ def test_rows_and_demonstrations_are_read_by_the_recipes(tmp_path: Path) -> None
     rows = build_task(axpo.task)
     assert rows.size("train") == 4
     assert rows.example("train", 1).answer == "blue"
+    assert load_config(HERE / "axpo.toml", SHORT).rl.questions == 1
