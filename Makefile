@@ -32,7 +32,7 @@ test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the r
 	AXPO_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
 		$(BIN)/python -m pytest tests/test_vllm_server.py tests/test_vllm_adapters.py -s -rs
 
-rehearsal: $(VENV)/.installed-rehearsal $(VLLM)/.installed  # a first real run in small, 20 minutes
+rehearsal: $(VENV)/.installed-rehearsal $(VLLM)/.installed  # a first real run in small
 	$(BIN)/python -m rehearsal --vllm-python $(abspath $(VLLM))/bin/python
 
 lint: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""A rehearsal of a first real run: `make rehearsal`, under 20 minutes on two cores.
+"""A rehearsal of a first real run on two cores: `make rehearsal`.
 
 Everything that a Qwen3-VL-2B run meets and the lab never does: the model's true widths and its true
 vocabulary, bfloat16, adapters, a vLLM server with fewer places than rollouts, rows of a public

@@ -25,7 +25,7 @@ from rehearsal.model import write_model
 
 HERE = Path(__file__).parent
 STEPS = 8
-"""Of each of the two long runs; all in all the stages then take less than 20 minutes."""
+"""Of each of the two long runs: a step took 31 to 62 s with four places, on two cores."""
 KILLED_STEPS, KILLED_AFTER = 2, 1
 """Of the run that is killed, and the checkpoint after which that happens."""
 SHORT = (
