@@ -92,7 +92,7 @@ def test_opaque_pictures_keep_every_colour() -> None:
 
 @given(width=st.integers(1, 9000), height=st.integers(1, 9000), limit=st.integers(1, 1 << 20))
 def test_fitting_never_leaves_what_a_model_takes(width: int, height: int, limit: int) -> None:
-    if max(width, height) > 200 * min(width, height):
+    if max(width, height) > pictures.MAX_ASPECT * min(width, height):
         return
     small = pictures.fitting(width, height, limit, 4096)
     pictures.check_shape(*small)
@@ -118,7 +118,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "floating-point" in refused(encoded(Image.new("F", (1, 1)), "TIFF"))
     deep = Image.fromarray(np.array([[70000]], np.int32))
     assert "32-bit" in refused(encoded(deep, "TIFF"))
-    assert "201 x 1: expected sides of at most 200:1" in refused(picture(size=(201, 1)))
+    assert "101 x 1: expected sides of at most 100:1" in refused(picture(size=(101, 1)))
     assert refused(picture(size=(64, 64))[:60]).startswith("here: images: 60 bytes: ")
     assert "cannot identify" in refused(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     assert "base64 '/9j/" in refused("/9j/" + "?" * 80)

@@ -156,7 +156,7 @@ def test_contents_of_other_kinds() -> None:
         assert "a picture cannot be read: cannot identify" in str(foreign.error)
         thin = await call("drawing", kind="thin")
         assert thin.status is CallStatus.MODEL_ERROR
-        assert "500 x 1: expected sides of at most 200:1" in thin.observation.text
+        assert "500 x 1: expected sides of at most 100:1" in thin.observation.text
 
     use(stdio(), scenario)
 

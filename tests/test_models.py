@@ -22,6 +22,7 @@ from axpo.models.vision import (
     encoder_outputs,
     seen_limits,
 )
+from axpo.pictures import MAX_ASPECT
 from axpo.tree import ImageSpan, picture_digest
 from tiny import tiny_checkpoint, tiny_picture
 
@@ -180,15 +181,15 @@ def test_a_picture_as_seen_needs_no_resizing(size: tuple[int, int]) -> None:
 def test_a_picture_as_seen_keeps_its_size_under_its_limits(
     patch: int, limits: tuple[int, int]
 ) -> None:
-    """Sides of up to 2,000 pixels, ratios of up to 200; under the processor's own limits many a
-    picture would change once more where these are close to each other."""
+    """Under the processor's own limits many a picture would change once more where these are close
+    to each other; a ratio of 200 before or after the first change would be refused."""
     processor = tiny_processor(patch, *limits)
     factor, draws = patch * processor.merge_size, random.Random(0)
     wide = seen_limits(processor)
     changed = 0
     for _ in range(5_000):
-        width = draws.randint(2, 2000)
-        height = draws.randint(-(-width // 199), min(2000, 199 * width))
+        short = round(2 ** draws.uniform(0, 11))
+        width, height = draws.sample([short, draws.randint(short, MAX_ASPECT * short)], 2)
         size = smart_resize(height, width, factor, *limits)
         assert smart_resize(*size, factor, *wide.values()) == size
         changed += smart_resize(*size, factor, *limits) != size

@@ -154,13 +154,13 @@ def test_a_picture_that_no_model_takes_is_an_error_of_the_cell(
     seen = notebook(f"from PIL import Image\nkept = 5\n{code}")
     assert seen.views == ()
     assert "ValueError: this image cannot be shown: " in seen.text
-    assert seen.text.endswith("expected sides of at most 200:1")
+    assert seen.text.endswith("expected sides of at most 100:1")
     assert notebook("kept").text == "5"
 
 
 def test_a_long_picture_is_shrunk_to_one_that_a_model_takes(notebook: Notebook) -> None:
-    (view,) = notebook("from PIL import Image\nImage.new('L', (20000, 100))").views
-    assert view.image.size == (4000, 20)  # int(4096 / 200) high
+    (view,) = notebook("from PIL import Image\nImage.new('L', (20000, 200))").views
+    assert view.image.size == (4000, 40)  # int(4096 / 100) high
 
 
 def test_code_cannot_have_its_session_killed_for_a_fault_of_ours(notebook: Notebook) -> None:

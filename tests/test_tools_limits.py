@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from axpo.config import LimitSettings
+from axpo.pictures import MAX_ASPECT
 from axpo.tools import toolbox
 from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
 from axpo.tools.limits import cut_characters, cut_tokens, shown
@@ -287,7 +288,7 @@ def test_a_large_picture_is_shrunk_and_its_original_kept() -> None:
     assert [v.image.size for v in result.observation.views] == [(200, 50), (10, 10)]
 
 
-@pytest.mark.parametrize("size", [(401, 2), (2, 401), (0, 5)])
+@pytest.mark.parametrize("size", [(201, 2), (2, 201), (0, 5)])
 def test_a_picture_that_no_model_takes_is_told_to_the_model(size: tuple[int, int]) -> None:
     """The call's arguments decide what is cut out: else a policy could leave the statistics."""
 
@@ -297,13 +298,13 @@ def test_a_picture_that_no_model_takes_is_told_to_the_model(size: tuple[int, int
     (result,) = calls(box(thin))
     assert result.status is CallStatus.MODEL_ERROR
     width, height = size
-    says = f"picture 0 of the result is {width} x {height}: expected sides of at most 200:1"
+    says = f"picture 0 of the result is {width} x {height}: expected sides of at most 100:1"
     assert result.observation.text == f"Error: {says}"
 
 
 @pytest.mark.parametrize(
     ("size", "limit"),
-    [((4000, 20), 65_536), ((20, 4000), 65_536), ((30_000, 150), 4_194_304), ((999, 5), 100)],
+    [((4000, 40), 65_536), ((40, 4000), 65_536), ((30_000, 300), 4_194_304), ((999, 10), 100)],
 )
 def test_a_picture_that_is_shrunk_stays_one_that_a_model_takes(
     size: tuple[int, int], limit: int
@@ -314,7 +315,7 @@ def test_a_picture_that_is_shrunk_stays_one_that_a_model_takes(
     (result,) = calls(box(thin, max_pixels=limit))
     assert result.status is CallStatus.OK
     width, height = result.observation.views[0].image.size
-    assert width * height <= limit and max(width, height) <= 200 * min(width, height)
+    assert width * height <= limit and max(width, height) <= MAX_ASPECT * min(width, height)
     tiny_checkpoint().pixels("a picture", result.observation.views[0].image)  # raised ValueError
 
 

@@ -69,7 +69,7 @@ def test_small_crops_are_enlarged_to_the_shorter_side_and_keep_their_shape() -> 
     [
         ([5, 0, 5, 9], "bbox_2d is [5, 0, 5, 9]: expected an area inside 0-1000"),
         ([1001, 0, 1200, 9], "bbox_2d is [1001, 0, 1200, 9]: expected an area inside 0-1000"),
-        ([0, 0, 1000, 0.1], "bbox_2d is [0, 0, 1000, 0.1]: expected sides of at most 200:1"),
+        ([0, 0, 1000, 0.1], "bbox_2d is [0, 0, 1000, 0.1]: expected sides of at most 100:1"),
         ([0, 0, 9], "bbox_2d is [0, 0, 9]: expected [x1, y1, x2, y2], numbers from 0 to 1000"),
         ("0, 0", "bbox_2d is '0, 0': expected [x1, y1, x2, y2], numbers from 0 to 1000"),
         ([0, 0, "9", 9], "bbox_2d is [0, 0, '9', 9]: expected [x1, y1, x2, y2], numbers"),

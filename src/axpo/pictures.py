@@ -19,8 +19,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_000_000
 """Of one foreign picture: nearly three 8K screens, just below where Pillow warns of bombs
 (choice)."""
-MAX_ASPECT = 200
-"""Longer by shorter side that the family's image processor accepts (qwen-vl-utils)."""
+MAX_ASPECT = 100
+"""Longer by shorter side. The family's image processor refuses 200 (`smart_resize`) and rounds
+sides to whole tokens, which can double the ratio; a server processes the rounded picture again."""
 _BITS_PER_SAMPLE = 258
 """The TIFF tag."""
 
