@@ -91,6 +91,19 @@ class TestSubgroups:
             "tool_y_rate": 2 / 4, "tool_y_all_wrong": 1 / 2,
         }  # fmt: skip
 
+    def test_gap_of_each_family_is_of_its_own_questions(self) -> None:
+        a = tools_and_plain("a", [0, 1], [1])
+        b = tools_and_plain("b", [], [0, 1, None])
+        c = tools_and_plain("c", [], [1])
+        a.meta["family"], b.meta["family"] = "find", "look_up"
+        figures = {k: v for k, v in gap([a, b, c]).items() if k.startswith("family_")}
+        assert figures == {
+            "family_find_tool_rate": pytest.approx(2 / 3),
+            "family_find_accuracy": pytest.approx(2 / 3),
+            "family_look_up_tool_rate": 0.0,
+            "family_look_up_accuracy": 1 / 2,
+        }
+
 
 class TestRanking:
     def test_confidence_is_the_mean_probability_of_the_whole_call_span(self) -> None:

@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 
 from axpo.tree import CallStatus, Group, Trajectory
 
+FAMILY = "family"
+"""Key of `Group.meta`: the kind of question, where the examples tell (each with a tool of its own,
+in the lab)."""
+
 
 def scored(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
     """Those with a reward."""
@@ -34,6 +38,16 @@ def tools_used(groups: Iterable[Group]) -> list[str]:
     return sorted({c.name for c in calls if c.status is CallStatus.OK and c.name is not None})
 
 
+def family_of(group: Group) -> str | None:
+    """The question's family; None where its example names none."""
+    return str(group.meta[FAMILY]) if FAMILY in group.meta else None
+
+
+def families(groups: Iterable[Group]) -> list[str]:
+    """The families of the questions, sorted."""
+    return sorted({family for g in groups if (family := family_of(g)) is not None})
+
+
 def callers(group: Group, tool: str) -> list[Trajectory]:
     """Scored rollouts that called `tool`, whatever came of it."""
     return [r for r in scored(group.rollouts) if any(c.name == tool for c in r.calls)]
@@ -54,6 +68,8 @@ def gap(groups: Sequence[Group]) -> dict[str, float]:
     `recovery_rate`: share of the resampled prefixes of failed rollouts with a solved continuation.
     For each tool that was used: `tool_<name>_rate`, share of rollouts that called it, and
     `tool_<name>_all_wrong`, share of the questions with such rollouts where all of them are wrong.
+    For each family of questions: `family_<name>_tool_rate` and `family_<name>_accuracy`, shares of
+    the rollouts on its own questions.
     """
     rollouts = [r for g in groups for r in scored(g.rollouts)]
     figures: dict[str, float] = {}
@@ -76,6 +92,10 @@ def gap(groups: Sequence[Group]) -> dict[str, float]:
         if rollouts:
             figures[f"tool_{tool}_rate"] = sum(map(len, using)) / len(rollouts)
         rate(f"tool_{tool}_all_wrong", [float(all_wrong(c)) for c in using])
+    for family in families(groups):
+        members = [r for g in groups if family_of(g) == family for r in scored(g.rollouts)]
+        rate(f"family_{family}_tool_rate", [float(r.uses_tool) for r in members])
+        rate(f"family_{family}_accuracy", [float(r.solved or False) for r in members])
     sources = [(g.trajectory(b.source), b) for g in groups for b in g.branches]
     recovered = [b.recovered for source, b in sources if all_wrong(scored([source]))]
     rate("recovery_rate", [float(r) for r in recovered if r is not None])

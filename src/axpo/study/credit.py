@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from axpo.algorithms.subgroups import family_of
 from axpo.store import load_groups
 from axpo.tree import Group, Trajectory
 
 ALL = "all"
-FAMILY = "family"
 
 
 def saved_groups(run: Path) -> list[Group]:
@@ -75,7 +75,8 @@ def call_credit(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
 
 
 def _parts(group: Group) -> list[str]:
-    return [ALL, *([str(group.meta[FAMILY])] if FAMILY in group.meta else [])]
+    family = family_of(group)
+    return [ALL] if family is None else [ALL, family]
 
 
 def _advantages(trajectory: Trajectory, offset: int, own: int) -> list[float]:

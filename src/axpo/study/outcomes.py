@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from axpo.algorithms.subgroups import FAMILY, family_of
 from axpo.evaluation.passk import pass_at_k
-from axpo.study.credit import FAMILY
 from axpo.study.held_out import HeldOut, Shares, stack
 from axpo.study.settings import START, Study, StudyError
 from axpo.tree import Group
@@ -37,7 +37,7 @@ def outcome(variant: str, seed: int, question: str, group: Group) -> Outcome:
         "variant": variant,
         "seed": seed,
         "question": question,
-        FAMILY: str(group.meta.get(FAMILY, "")),
+        FAMILY: family_of(group) or "",
         **counts(group),
     }
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from axpo.algorithms.subgroups import family_of
 from axpo.evaluation.bootstrap import Floats
 from axpo.evaluation.run import DIAGNOSIS, EVALUATION, evaluated_groups
 from axpo.evaluation.summary import by_example, measures, tool_measures
 from axpo.report.metrics import read_metrics
 from axpo.study.cells import Cell, cells
-from axpo.study.credit import FAMILY, call_credit, recovered, saved_groups
+from axpo.study.credit import call_credit, recovered, saved_groups
 from axpo.study.held_out import Column, HeldOut, Shares, stack
 from axpo.study.outcomes import Outcome, outcome
 from axpo.study.settings import START, START_LABEL, Study
@@ -144,8 +145,8 @@ def _shares(group: Group, k: int, tools: Sequence[str]) -> Shares:
     found: dict[Column, tuple[float, float]] = {
         ("", metric): share for metric, share in own.items()
     }
-    if FAMILY in group.meta:
-        found |= {(f"family {group.meta[FAMILY]}", m): share for m, share in own.items()}
+    if (family := family_of(group)) is not None:
+        found |= {(f"family {family}", m): share for m, share in own.items()}
     for tool in tools:
         found |= {(f"tool {tool}", m): share for m, share in tool_measures(group, tool).items()}
     return found
