@@ -91,8 +91,9 @@ def _of_limit(metrics: Mapping[str, float]) -> float:
 
 
 def _tool_rates(few: Sequence[Sequence[Group]], many: Sequence[Sequence[Group]]) -> Check:
+    """Over the steps that both runs have, as the policy learns to call or not."""
     rates, sizes = [], []
-    for steps in (few, many):
+    for steps in (few[: len(many)], many):
         rollouts = [t for groups in steps for g in groups for t in g.rollouts]
         rates.append(sum(t.uses_tool for t in rollouts) / len(rollouts))
         sizes.append(len(rollouts))

@@ -28,6 +28,9 @@ def test_tool_rates_may_differ_by_three_standard_errors() -> None:
     assert checks._tool_rates(steps(16), steps(26)).holds
     assert not checks._tool_rates(steps(16), steps(27)).holds
     assert not checks._tool_rates(steps(0), steps(8)).holds
+    learnt = steps(32)
+    assert checks._tool_rates([*steps(16), *learnt], steps(16)).holds  # one step is in both
+    assert not checks._tool_rates([*steps(16), *learnt], [*steps(16), *steps(0)]).holds
 
 
 def test_the_start_must_act_and_have_something_to_learn() -> None:
