@@ -28,6 +28,8 @@ def score(grading: str, answer: str, truth: str) -> float:
         ("\\boxed{1} and an open \\boxed{2", "1"),
         ("The answer: 5 is wrong", "The answer: 5 is wrong"),
         ("", ""),
+        ("<answer>7</answer>\nAnswer: 8", "7"),
+        ("Answer: 8\n<answer></answer>", ""),  # marked as the answer, though it holds nothing
     ],
 )
 def test_final_answer(text: str, final: str) -> None:
