@@ -12,7 +12,7 @@ EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,bench,dev
 .PHONY: quickstart test lint bench gpu vllm-env test-vllm rehearsal clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/axpo quickstart recipes/lab.toml --out $(RUN)
+	$(BIN)/axpo quickstart --out $(RUN)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

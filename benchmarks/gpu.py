@@ -35,7 +35,7 @@ class Command:
 def _lab(command: str, out: str, *settings: str) -> tuple[str, ...]:
     """A run of the lab on the GPU with the one tool that needs no sandbox and no corpus."""
     chosen = ('task.families=["find"]', 'rollout.tools=["image_zoom_in_tool"]')
-    run = ("-m", "axpo", command, "recipes/lab.toml", "--out", f"{{out}}/{out}")
+    run = ("-m", "axpo", command, "lab", "--out", f"{{out}}/{out}")
     return (*run, "model.device=cuda", *chosen, *settings)
 
 

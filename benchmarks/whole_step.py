@@ -34,7 +34,6 @@ from benchmarks.harness import Side, Timing, interleave, ratio
 from benchmarks.rollouts import summary, work
 from benchmarks.trl_side import Limits, generate, make_trainer, missing, trl_step
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "lab.toml"
 ONE_TOOL = ('task.families=["find"]', 'rollout.tools=["image_zoom_in_tool"]')
 """The lab's questions for its zoom tool alone: the one that TRL's side drives too."""
 START = Path("runs/benchmarks")
@@ -86,7 +85,7 @@ def batches(steps: int, questions: int) -> list[list[Example]]:
 def settings(questions: int) -> Config:
     """The lab's recipe as plain GRPO with one update a step."""
     return load_config(
-        RECIPE,
+        "lab",
         [
             *ONE_TOOL,
             f"rollout.max_turn_tokens={MAX_TOKENS}",
@@ -103,7 +102,7 @@ def settings(questions: int) -> Config:
 
 def start_checkpoint(steps: int, folder: Path = START) -> Path:
     """The shipped base model after `steps` of the recipe's SFT; kept in `folder`."""
-    config = load_config(RECIPE, [*ONE_TOOL, f"sft.steps={steps}", "run.checkpoint_every=1000"])
+    config = load_config("lab", [*ONE_TOOL, f"sft.steps={steps}", "run.checkpoint_every=1000"])
     last = sft.train(config, BASE, folder / f"lab-find-{steps}", Silent())
     return last / "model"
 

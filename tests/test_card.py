@@ -15,6 +15,7 @@ from axpo.models.card import Card, recipe_card
 from axpo.models.loading import CheckpointError
 from axpo.models.shapes import Shapes, find_shapes
 from axpo.models.tiny import write_tiny
+from axpo.recipes import names
 from axpo.report.costs import memory_lines, servers_text
 from axpo.tasks.lab import BASE
 from axpo.training import preflight
@@ -24,8 +25,8 @@ from axpo.training.operations import REFERENCE, step_operations
 from axpo.training.preflight import MemoryWarning, assumed_prompt, check_positions, check_sampling
 from axpo.tree import ImageSpan, Origin, Segment
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-REAL = sorted(RECIPES.glob("qwen3-vl-*/*.toml"))
+PAGE = Path(__file__).parents[1] / "docs" / "vllm.md"
+REAL = [name for name in names() if name.startswith("qwen3-vl-")]
 # hidden, MLP, layers, heads, tied; depth, width, MLP, DeepStack of config.json of
 # Qwen/Qwen3-VL-{2B,4B,8B}-Thinking; parameters as the Hub counts their safetensors files.
 PUBLISHED = {
@@ -48,7 +49,7 @@ def by_hand(name: str) -> tuple[int, int]:
 
 def real(name: str, stage: str = "axpo", *overrides: str) -> tuple[Config, Kind, Shapes]:
     """A shipped recipe with its model's shapes, as a machine without either has them."""
-    config = load_config(RECIPES / f"qwen3-vl-{name}" / f"{stage}.toml", overrides)
+    config = load_config(f"qwen3-vl-{name}/{stage}", overrides)
     return config, "sft" if stage == "sft" else "rl", find_shapes(config.model.path)
 
 
@@ -167,12 +168,12 @@ def test_the_sum_of_the_2b_recipe_by_hand():
     )
 
 
-@pytest.mark.parametrize("recipe", REAL, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_recipe_fits_the_card_that_it_names(recipe: Path):
-    told = reckon(recipe.parent.name.removeprefix("qwen3-vl-"), recipe.stem)
+@pytest.mark.parametrize("recipe", REAL)
+def test_every_recipe_fits_the_card_that_it_names(recipe: str):
+    told = reckon(*recipe.removeprefix("qwen3-vl-").split("/"))
     assert told.card.named and told.card.memory == 80 * 10**9
     assert not told.refusal and not told.exceeds
-    assert (told.servers is None) == (recipe.stem == "sft")
+    assert (told.servers is None) == recipe.endswith("/sft")
     if told.servers is not None:
         # Less 4 GB for activations and CUDA graphs, two paths at their limits.
         room = told.servers.room - 4 * 10**9 // told.servers.token
@@ -354,11 +355,11 @@ def test_prompts_that_nobody_has_seen():
     assert (len(prompt), prompt.images[0].length) == (32768 - 16384, 15_360)
     check_positions(config, "rl", found, prompt)
     assert len(assumed_prompt(config, "sft", found)) == 17_408
-    short = load_config(RECIPES / "qwen3-vl-2b/axpo.toml", ["engine.vllm.max_length=16900"])
+    short = load_config("qwen3-vl-2b/axpo", ["engine.vllm.max_length=16900"])
     prompt = assumed_prompt(short, "rl", found)
     assert (len(prompt), prompt.images) == (516, ())
     # The lab's model knows 4,096 positions.
-    lab = load_config(RECIPES / "lab.toml")
+    lab = load_config("lab")
     prompt = assumed_prompt(lab, "rl", find_shapes(str(BASE)))
     assert len(prompt) == 4096 - lab.rollout.max_tokens
 
@@ -388,17 +389,18 @@ def documented() -> list[str]:
     """The rows of the table in docs/vllm.md: GB of each part, and the room of a server."""
     rows = []
     for recipe in REAL:
-        told = reckon(recipe.parent.name.removeprefix("qwen3-vl-"), recipe.stem)
+        size, stage = recipe.removeprefix("qwen3-vl-").split("/")
+        told = reckon(size, stage)
         found, parts = told.found, [told.found.weights]
         parts += [found.trunk, found.features, found.activations + found.logits, told.taken]
         cells = [f"{size / 1e9:.1f}" if size else "" for size in (*parts, told.total)]
         room = f"{told.servers.room:,} tokens" if told.servers else ""
-        name = f"{recipe.parent.name.removeprefix('qwen3-vl-').upper()} {recipe.stem}"
+        name = f"{size.upper()} {stage}"
         rows.append(f"| {' | '.join([name, *cells, room])} |".replace("|  |", "| |"))
     return rows
 
 
 def test_the_documented_sums_are_these():
-    page = (RECIPES.parent / "docs/vllm.md").read_text()
+    page = PAGE.read_text()
     for row in documented():
         assert row in page, f"docs/vllm.md lacks: {row}"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "lab.toml"
+from axpo.recipes import shipped
+
+RECIPE = shipped("lab")
 STUDY = RECIPE.with_name("study.toml")
 
 
@@ -97,13 +99,13 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["show", "none.toml"], ["no recipe at none.toml"]),
+        (["show", "none.toml"], ["no file at none.toml", "there are lab, "]),
         (["show", str(RECIPE), "rl.stepz=3"], ["rl.stepz: unknown setting; did you mean 'steps'?"]),
         (["show", str(RECIPE), "rollout.tools=['zoom']"], ["rollout.tools", "image_zoom_in_tool"]),
         (["profile", str(RECIPE), "rl.steps=9"], ["rl.steps", "--steps"]),
         (["profile", str(RECIPE), "model.path=tests"], ["tests", "no checkpoint in it"]),
         (["report", "nowhere"], ["no run at nowhere"]),
-        (["study", "nowhere.toml", "--out", "o"], ["no study at nowhere.toml"]),
+        (["study", "nowhere.toml", "--out", "o"], ["STUDY: no file at nowhere.toml"]),
         (["study", str(RECIPE), "--out", "o"], ["recipe: missing", "rl: unknown key"]),
         (["study", str(STUDY), "--out", "o", "--outcomes"], ["no o/study.json", "axpo study"]),
         (["study", str(STUDY), "--out", "o", "--tables"], ["no evaluation in o", "axpo study"]),

@@ -292,7 +292,7 @@ def test_by_default_no_other_turn_can_be_written(tmp_path: Path) -> None:
 
 def test_the_labs_recipe_bans_pictures_alone() -> None:
     """Its published figures were sampled so; some 4e-6 of its policy lie on <|im_start|>."""
-    checkpoint = load_model(load_config("recipes/lab.toml", []), BASE)
+    checkpoint = load_model(load_config("lab", []), BASE)
     names = [checkpoint.tokenizer.decode([id]) for id in checkpoint.banned]
     assert names == list(VISION_TOKENS)
 

@@ -35,7 +35,7 @@ def test_commands_of_one_folder_exclude_each_other(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with run_folder(out):
         done = subprocess.run(
-            [sys.executable, "-m", "axpo", "train", "recipes/lab.toml", "--out", str(out)],
+            [sys.executable, "-m", "axpo", "train", "lab", "--out", str(out)],
             capture_output=True, text=True, cwd=BASE.parents[4], env=os.environ,
         )  # fmt: skip
     assert done.returncode == 1

@@ -242,7 +242,7 @@ def test_a_precise_teacher_of_each_family_ends_in_the_answer():
 
 def test_demonstrations_say_what_the_real_tools_answer():
     """Every demonstrated answer is in the last observation, and every call is answered."""
-    config = load_config("recipes/lab.toml")
+    config = load_config("lab")
     checkpoint = load_checkpoint(BASE)
     tools = recipe_tools(config)
     rendering = Rendering(checkpoint, tools, None)
@@ -280,7 +280,7 @@ def test_shipped_indexes_are_what_the_script_builds(tmp_path):
 
 def test_the_gallery_knows_nearly_every_photo_of_a_question():
     config = load_config(
-        "recipes/lab.toml", ['rollout.tools=["image_search"]', 'tools.search.gallery="lab"']
+        "lab", ['rollout.tools=["image_search"]', 'tools.search.gallery="lab"']
     )
     tools = recipe_tools(config)
     task = questions.LabTask(("recognise",))

@@ -57,7 +57,7 @@ def test_a_failed_stage_shows_the_end_of_its_log(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bad = plain("bad", tmp_path / "a", "show", "nowhere.toml")
-    with pytest.raises(StageError, match=r"bad failed \(exit 1\)[\s\S]*no recipe at nowhere.toml"):
+    with pytest.raises(StageError, match=r"bad failed \(exit 1\)[\s\S]*no file at nowhere.toml"):
         run(monkeypatch, tmp_path, [bad])
     assert not (tmp_path / "a" / "bad.done.json").exists()
 

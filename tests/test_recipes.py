@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 from axpo.config import Config, load_config
 from axpo.models.tiny import write_tiny
+from axpo.recipes import names
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.setup import build_task, recipe_tools
 from axpo.store import load_groups
@@ -23,8 +24,7 @@ from axpo.training.preflight import longest_prompt
 from test_pipeline import Lines
 from tiny import tiny_picture
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-REAL = sorted(RECIPES.glob("qwen3-vl-*/*.toml"))
+REAL = [name for name in names() if name.startswith("qwen3-vl-")]
 SIZES = ((300, 200), (96, 640), (256, 256), (500, 333))
 CALL = """</think>
 <tool_call>
@@ -65,27 +65,28 @@ def overrides(data: Path, model: Path) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", REAL, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_recipe_loads_and_dry_runs(recipe: Path, data: Path, standin: Path):
+@pytest.mark.parametrize("recipe", REAL)
+def test_every_recipe_loads_and_dry_runs(recipe: str, data: Path, standin: Path):
     assert len(REAL) == 9
+    family, stage = recipe.split("/")
     config = load_config(recipe)
     algorithm = config.algorithm
     assert (algorithm.rollouts, algorithm.clip_low, algorithm.clip_high) == (8, 0.2, 0.4)
     assert (algorithm.kl, config.rollout.max_turns, config.rollout.temperature) == (1e-3, 3, 1.0)
     assert config.model.dtype == "bfloat16"
-    if recipe.stem == "sft":
-        assert config.model.path == f"Qwen/Qwen3-VL-{recipe.parent.name[-2:].upper()}-Thinking"
+    if stage == "sft":
+        assert config.model.path == f"Qwen/Qwen3-VL-{family[-2:].upper()}-Thinking"
     else:
-        assert (algorithm.name, config.rl.questions) == (recipe.stem, 128)
-        assert config.model.path == f"runs/{recipe.parent.name}/sft"
-    if recipe.stem == "axpo":
+        assert (algorithm.name, config.rl.questions) == (stage, 128)
+        assert config.model.path == f"runs/{family}/sft"
+    if stage == "axpo":
         assert (algorithm.continuations, algorithm.extra_budget) == (4, 0.25)
     config = load_config(recipe, overrides(data, standin))
     from axpo.models.loading import load_checkpoint
 
     checkpoint = load_checkpoint(standin, weights=False)
     task, tools = build_task(config.task), recipe_tools(config)
-    kind = "sft" if recipe.stem == "sft" else "rl"
+    kind = "sft" if stage == "sft" else "rl"
     prompt = longest_prompt(config, kind, task, Rendering(checkpoint, tools))
     # 640 x 96 becomes 672 x 128 pixels by the lower limit of 64 tokens, 500 x 333 is 160 tokens.
     assert sum(span.length for span in prompt.images) in {84, 160}
@@ -101,7 +102,7 @@ SMALL = [
 
 def sft_config(data: Path, standin: Path) -> Config:
     return load_config(
-        RECIPES / "qwen3-vl-2b/sft.toml",
+        "qwen3-vl-2b/sft",
         [*overrides(data, standin), *SMALL, "sft.batch=4", "sft.steps=48",
          "sft.optimizer.learning_rate=2e-2", "sft.optimizer.warmup_steps=0",
          "run.checkpoint_every=48"],
@@ -110,7 +111,7 @@ def sft_config(data: Path, standin: Path) -> Config:
 
 def rl_config(data: Path, start: Path) -> Config:
     return load_config(
-        RECIPES / "qwen3-vl-2b/axpo.toml",
+        "qwen3-vl-2b/axpo",
         [*overrides(data, start), *SMALL, "engine={}", "rl.questions=4", "rl.steps=2",
          "algorithm.rollouts=4", "algorithm.continuations=2", "run.trees_every=1",
          "rl.optimizer.learning_rate=1e-3", "rl.optimizer.max_tokens_per_micro_batch=1024",

@@ -20,7 +20,6 @@ from axpo.study.tables import write_tables
 from axpo.tree import Credit, Stream
 from groups import tools_and_plain
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 STUDY = """
 recipe = "r.toml"
 baseline = "grpo"
@@ -163,7 +162,7 @@ def test_a_study_without_diagnoses_or_training(folder: Path) -> None:
 
 
 def test_the_papers_rows_are_found_by_settings() -> None:
-    study = load_study(RECIPES / "study.toml")
+    study = load_study("study")
     found = {
         name: counterpart(study.config(name, v.seeds[0]).algorithm)
         for name, v in study.variants.items()

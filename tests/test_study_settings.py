@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from axpo.recipes import shipped
 from axpo.study.cells import stages
 from axpo.study.settings import StudyError, load_study
 
-SHIPPED = Path(__file__).parent.parent / "recipes" / "study.toml"
+SHIPPED = shipped("study")
 HEAD = 'recipe = "r.toml"\nbaseline = "grpo"\nseeds = [1, 2]\n'
 GRPO = '[variants.grpo]\noverrides = ["algorithm.name=grpo"]\n'
 

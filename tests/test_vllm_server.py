@@ -52,7 +52,6 @@ from tiny import tiny_checkpoint, tiny_config, tiny_tokenizer
 
 PYTHON = os.environ.get("AXPO_VLLM_PYTHON", "")
 real = pytest.mark.skipif(not PYTHON, reason="AXPO_VLLM_PYTHON names no python with vLLM")
-RECIPE = Path(__file__).parent.parent / "recipes" / "lab.toml"
 LONG = 1200
 """Tokens of a request that is still sampled when new weights come."""
 HEAD = 32
@@ -333,7 +332,7 @@ def test_sft_then_axpo_on_the_lab_with_a_killed_server(
 ) -> None:
     """The lab's recipe, scaled down; kill -9 in the middle of the second step's sampling."""
     config = load_config(
-        RECIPE,
+        "lab",
         [
             "sft.steps=30", "sft.batch=16", "rl.steps=3", "rl.questions=4", "rl.updates=2",
             "algorithm.extra_budget=0.5", "run.trees_every=1", "run.checkpoint_every=3",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from axpo.config import Config, ConfigError, UserError, load_config
+from axpo.config import Config, ConfigError, UserError, load_config, recipe_file
 from axpo.config.secrets import masked
 from axpo.folder import run_folder, write_whole
 
@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Recipe = Annotated[Path, typer.Argument(help="TOML recipe, e.g. recipes/lab.toml")]
+Recipe = Annotated[
+    Path, typer.Argument(help="TOML file, or the name of a shipped one: lab (axpo recipes)")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="settings on top of the recipe"),
@@ -31,19 +33,31 @@ Out = Annotated[Path, typer.Option("--out", help="the run's folder; a run in it 
 
 
 @app.command()
-def quickstart(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+def quickstart(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [SECTION.KEY=VALUE]...",
+            help="a recipe, lab by default, and settings on top of it",
+        ),
+    ] = None,
+    out: Out = Path("runs/quickstart"),
+) -> None:
     """SFT, then GRPO and AXPO beside each other, evaluation and report."""
     from axpo.quickstart import quickstart as run
 
-    config = load_config(recipe, overrides or ())
+    named = words and "=" not in words[0]
+    name, *overrides = words if words and named else ["lab", *(words or ())]
+    recipe = recipe_file(name)
+    config = load_config(recipe, overrides)
     with run_folder(out):
         _claim(out, config, ("sft", "train", "eval", "diagnose"))
-        print(f"Report: {run(config, recipe, overrides or (), out)}")
+        print(f"Report: {run(config, recipe, overrides, out)}")
 
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY", help="TOML, e.g. recipes/study.toml")],
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="TOML file, or the shipped one: study")],
     out: Annotated[Path, typer.Option("--out", help="the study's folder; a study in it goes on")],
     jobs: Annotated[
         int | None,
@@ -199,6 +213,32 @@ def index(
 
     made = (build_gallery if pictures else build_index)(source, out)
     print(f"{made.facts.entries} entries, {made.size / 1e6:.1f} MB, {made.seconds:.1f} s: {out}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="the one to print or to copy")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE|FOLDER", help="copy it there")
+    ] = None,
+) -> None:
+    """The recipes that ship with axpo; with a NAME its text, or a copy of it to change."""
+    from axpo.recipes import UnknownRecipeError, copy, names, purpose, shipped
+
+    if name is None and out is not None:
+        raise ConfigError("--out: name the recipe to copy; `axpo recipes` lists them")
+    try:
+        if name is None:
+            for each in names():
+                print(f"{each:<18}{purpose(each)}")
+        elif out is None:
+            print(shipped(name).read_text(), end="")
+        else:
+            print(f"Recipe: {copy(name, out)}")
+    except UnknownRecipeError as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"--out {error.filename}: {error.strerror}; give another") from error
 
 
 def _claim(out: Path, config: Config, commands: Sequence[str]) -> None:

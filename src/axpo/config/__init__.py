@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from axpo import recipes
 from axpo.config.base import ConfigError, NonNegativeInt, PositiveInt, Section, UserError
 from axpo.config.engine import EngineSettings, VllmSettings
 from axpo.config.model import LoraSettings, ModelSettings
@@ -59,6 +60,7 @@ __all__ = [
     "VllmSettings",
     "load_config",
     "parse_config",
+    "recipe_file",
 ]
 
 
@@ -113,15 +115,14 @@ class Config(Section):
 
 
 def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """The checked settings of a TOML `recipe` with `section.key=value` overrides on top.
+    """The checked settings of `recipe`, a TOML file or the name of a shipped one ("lab"), with
+    `section.key=value` overrides on top.
 
     Raises `ConfigError` naming the key and, for an unknown one, the nearest valid name.
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        path = Path(recipe)
-        if not path.is_file():
-            raise ConfigError(f"no recipe at {path}; expected a TOML file such as lab.toml")
+        path = recipe_file(recipe)
         try:
             values = tomllib.loads(path.read_text())
         except tomllib.TOMLDecodeError as error:
@@ -132,6 +133,17 @@ def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Con
             raise ConfigError(f"override {override!r}: expected section.key=value")
         _assign(values, key.strip().split("."), _value(text.strip()), override)
     return parse_config(values)
+
+
+def recipe_file(recipe: str | Path) -> Path:
+    """The absolute path of the file `recipe`, or else of the shipped one of that name.
+
+    Raises `ConfigError`.
+    """
+    try:
+        return recipes.find(recipe)
+    except recipes.UnknownRecipeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:

@@ -17,7 +17,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from axpo.config import Config, ConfigError, NonNegativeInt, PositiveInt, Section, load_config
+from axpo.config import (
+    Config,
+    ConfigError,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+    load_config,
+    recipe_file,
+)
 
 START = "start"
 START_LABEL = "Start"
@@ -52,7 +60,7 @@ class StudySettings(Section):
     """The whole file."""
 
     recipe: str
-    """Recipe file, from the study file's folder."""
+    """Recipe file, from the study file's folder, or the name of a shipped one."""
     baseline: str
     """The variant that the others are compared with."""
     references: tuple[str, ...] = ()
@@ -118,10 +126,15 @@ class Study:
         return (*self.settings.overrides, *own, f"run.seed={seed}")
 
 
-def load_study(path: Path) -> Study:
-    """The checked study of a TOML file; raises `StudyError` naming the key."""
-    if not path.is_file():
-        raise StudyError(f"no study at {path}; expected a TOML file such as recipes/study.toml")
+def load_study(study: str | Path) -> Study:
+    """The checked study of a TOML file, or of the shipped one by name ("study").
+
+    Raises `StudyError` naming the key.
+    """
+    try:
+        path = recipe_file(study)
+    except ConfigError as error:
+        raise StudyError(f"STUDY: {error}") from error
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:  # a table given twice among them
@@ -131,15 +144,13 @@ def load_study(path: Path) -> Study:
     except ValidationError as error:
         raise StudyError("\n".join(f"{path}: {_explain(p)}" for p in error.errors())) from None
     _check_overrides("overrides", settings.overrides, ())
-    recipe = path.parent / settings.recipe
-    if not recipe.is_file():
-        raise StudyError(f"{path}: recipe: no file at {recipe}")
+    recipe = _recipe(path, settings.recipe)
     shared = _load("overrides", recipe, settings.overrides)
     variants = {name: _variant(name, v, settings) for name, v in settings.variants.items()}
-    study = Study(recipe, settings, shared, variants)
-    _check_seeds(study)
-    _check_variants(study)
-    return study
+    checked = Study(recipe, settings, shared, variants)
+    _check_seeds(checked)
+    _check_variants(checked)
+    return checked
 
 
 def group_slug(group: str) -> str:
@@ -219,6 +230,14 @@ def _check_variants(study: Study) -> None:
             )
         if (other := made.setdefault(config.model_dump_json(), variant.name)) != variant.name:
             raise StudyError(f"{where}.overrides: the same settings as variants.{other}")
+
+
+def _recipe(study: Path, recipe: str) -> Path:
+    beside = study.parent / recipe
+    try:
+        return recipe_file(beside if beside.is_file() else recipe)
+    except ConfigError as error:
+        raise StudyError(f"{study}: recipe: {error}") from error
 
 
 def _load(where: str, recipe: Path, overrides: tuple[str, ...]) -> Config:

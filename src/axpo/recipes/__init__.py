@@ -1,0 +1,70 @@
+"""The recipes and the study that ship with the package: their names, where one lies, copies.
+
+A name is a file's place below this folder without its ending: "lab", "qwen3-vl-2b/axpo".
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+class UnknownRecipeError(LookupError):
+    """Nothing of that name ships with the package; the message says what comes near it."""
+
+
+def names() -> list[str]:
+    """Every shipped recipe, and the study, by name."""
+    return sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.toml"))
+
+
+def shipped(name: str) -> Path:
+    """The absolute path of a shipped recipe; raises `UnknownRecipeError`."""
+    if name not in names():
+        raise UnknownRecipeError(f"no recipe {name} ships with axpo; {_hint(name)}")
+    return FOLDER / f"{name}.toml"
+
+
+def find(given: str | Path) -> Path:
+    """The absolute path of the file `given`, or else of the shipped recipe of that name.
+
+    Raises `UnknownRecipeError`.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path.absolute()
+    try:
+        return shipped(path.as_posix())
+    except UnknownRecipeError as error:
+        raise UnknownRecipeError(f"no file at {path}, and {error}") from None
+
+
+def purpose(name: str) -> str:
+    """A shipped recipe's first comment line: what it is for, and what machine it needs."""
+    with shipped(name).open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def copy(name: str, out: Path) -> Path:
+    """Copy a shipped recipe; returns where to: the file `out`, or one in the folder `out` where
+    that is one or does not end in ".toml".
+
+    Folders are made. Raises `FileExistsError` where a file is there, and `UnknownRecipeError`.
+    """
+    source = shipped(name)
+    target = out if out.suffix == ".toml" and not out.is_dir() else out / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("x", encoding="utf-8") as file:
+        file.write(source.read_text(encoding="utf-8"))
+    return target
+
+
+def _hint(wanted: str) -> str:
+    """The names that come nearest, whatever folder stands before them; else all."""
+    parts = wanted.removesuffix(".toml").split("/")
+    for tail in ("/".join(parts[-2:]), parts[-1]):
+        if near := difflib.get_close_matches(tail, names()):
+            return f"did you mean {' or '.join(near)}?"
+    return f"there are {', '.join(names())}"
