@@ -131,7 +131,7 @@ def test_vllm_settings_without_effect_are_refused(overrides: list[str], words: s
 
 
 def test_missing_and_broken_recipes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no file at .*none.toml"):
+    with pytest.raises(ConfigError, match=r"no file at .*none\.toml"):
         load_config(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("[rl\nsteps = 3")
     with pytest.raises(ConfigError, match=r"bad\.toml"):

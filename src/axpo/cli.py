@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from axpo import __version__
 from axpo.config import Config, ConfigError, UserError, load_config, recipe_file
 from axpo.config.secrets import masked
 from axpo.folder import run_folder, write_whole
@@ -21,6 +22,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"axpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="print it and exit"),
+    ] = False,
+) -> None: ...
+
 
 Recipe = Annotated[
     Path, typer.Argument(help="TOML file, or the name of a shipped one: lab (axpo recipes)")
@@ -34,30 +51,30 @@ Out = Annotated[Path, typer.Option("--out", help="the run's folder; a run in it 
 
 @app.command()
 def quickstart(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE] [SECTION.KEY=VALUE]...",
-            help="a recipe, lab by default, and settings on top of it",
-        ),
-    ] = None,
+    recipe: Annotated[str, typer.Argument(help="TOML file, or a shipped one's name")] = "lab",
+    overrides: Overrides = None,
     out: Out = Path("runs/quickstart"),
 ) -> None:
     """SFT, then GRPO and AXPO beside each other, evaluation and report."""
     from axpo.quickstart import quickstart as run
+    from axpo.quickstart import without_sandbox
 
-    named = words and "=" not in words[0]
-    name, *overrides = words if words and named else ["lab", *(words or ())]
-    recipe = recipe_file(name)
-    config = load_config(recipe, overrides)
+    given = overrides or []
+    if "=" in recipe:  # no recipe, and settings
+        recipe, given = "lab", [recipe, *given]
+    file = recipe_file(recipe)
+    given += without_sandbox(load_config(file, given), file, given, out)
+    config = load_config(file, given)
     with run_folder(out):
         _claim(out, config, ("sft", "train", "eval", "diagnose"))
-        print(f"Report: {run(config, recipe, overrides, out)}")
+        print(f"Report: {run(config, file, given, out)}")
 
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY", help="TOML file, or the shipped one: study")],
+    file: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="TOML file, or the shipped one: study")
+    ],
     out: Annotated[Path, typer.Option("--out", help="the study's folder; a study in it goes on")],
     jobs: Annotated[
         int | None,

@@ -6,11 +6,15 @@ repeated at any time. Stages that need nothing of each other share the machine's
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from axpo.config import Config, UserError
+from axpo.config import Config, ConfigError, UserError, load_config
 from axpo.stages import Stage, run_stages
+from axpo.tasks.lab.reduced import FAMILY, PYTHON, without_python
+from axpo.tools.python import levels
 
 
 class StageError(UserError):
@@ -26,6 +30,51 @@ def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path
     if failed := run_stages(stages, out / "logs", "axpo quickstart"):
         raise StageError(failed[0].failure)
     return out / "report.html"
+
+
+def without_sandbox(
+    config: Config, recipe: Path, overrides: Sequence[str], out: Path
+) -> tuple[str, ...]:
+    """Overrides for every stage where this machine has no sandbox for the tool `python`: they leave
+    it out with its family of questions, and note why. Printed first, before anything is made.
+
+    Empty where there is a sandbox, where none is needed, and where the recipe names its level. A
+    run in `out` goes on as it was begun, so without the tool also where there is a sandbox by now;
+    raises `ConfigError` where it was begun with the tool and there is none.
+    """
+    reduced = without_python(config)
+    if not reduced or config.tools.python.level is not None:
+        return ()
+    lack, noted = levels.lack(None), _noted(out)
+    offered = noted.get("rollout", {}).get("tools", [])
+    goes_on = offered == list(load_config(recipe, [*overrides, *reduced]).rollout.tools)
+    if lack is not None and PYTHON in offered:
+        raise ConfigError(
+            f"{out} was begun with the tool {PYTHON}, and this machine has no sandbox for it: "
+            f"{lack}. Put that right, or give another --out, which trains without the tool"
+        )
+    if lack is None and not goes_on:
+        return ()
+    note = noted.get("run", {}).get("note") if goes_on else None
+    if note is None:
+        why = (
+            f"Without the tool {PYTHON} and the questions it is for ({FAMILY}), for this machine "
+            f"has no sandbox to run Python in: {lack}. Where that is put right, another --out "
+            "trains with all tools."
+        )
+        note = " ".join(filter(None, (config.run.note, why)))
+    print(note, flush=True)
+    if lack is None:
+        print(f"There is a sandbox by now, but {out} goes on as it was begun.", flush=True)
+    return (*reduced, f"run.note={json.dumps(note)}")
+
+
+def _noted(out: Path) -> dict[str, Any]:
+    """The settings that the run in `out` was begun with; empty where there is none."""
+    try:
+        return json.loads((out / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> list[Stage]:

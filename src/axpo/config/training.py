@@ -229,5 +229,7 @@ class RunSettings(Section):
     unscored_stop: Fraction = 0.2
     """Share of a step's trajectories above which training stops: what is left would be of those
     alone whom the failure spared (choice)."""
+    note: str | None = None
+    """Said at the top of the run's report, as written: why it is what it is."""
     tensorboard: bool = False
     """Also write TensorBoard event files (extra "tracking")."""

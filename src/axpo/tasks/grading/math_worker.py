@@ -1,11 +1,13 @@
 """The process behind `maths`: reads [readings, truth] lines, writes {"equal": bool} lines.
 
 Deadlines are its parent's business, so math-verify's own (which need Python to run) are off. Two
-bounds hold even without a parent: an alarm whose default action ends the process, and memory.
+bounds hold even without a parent: an alarm whose default action ends the process, and memory,
+where the system lets a process bound it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -23,7 +25,8 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     logging.disable(logging.WARNING)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with contextlib.suppress(ValueError, OSError):  # macOS may map more than that from the start
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:
         from math_verify import parse, verify
     except ImportError as error:

