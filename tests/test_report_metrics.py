@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from axpo.config import ConfigError
 from axpo.report.metrics import MetricsError, MetricsWriter, read_metrics
 
 
@@ -80,6 +81,6 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
 def test_missing_tensorboard_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MetricsError, match=r"pip install axpo\[tracking\]"):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'axpo\[tracking\]'"):
         MetricsWriter(tmp_path, tensorboard=True)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from axpo.config import UserError
+from axpo.config.extras import require
 
 FILE_NAME = "metrics.jsonl"
 
@@ -28,7 +29,7 @@ class MetricsWriter:
     """Appends metric lines to `run_dir`; a context manager.
 
     Call `resume(kind, step)` before the first write of a run that goes on from `step`.
-    Raises `MetricsError` at once when TensorBoard is asked for and not installed.
+    Raises `ConfigError` at once when TensorBoard is asked for and not installed.
     """
 
     def __init__(self, run_dir: Path, tensorboard: bool = False) -> None:
@@ -135,10 +136,7 @@ def _drop(path: Path, unwanted: Callable[[Mapping[str, Any]], bool]) -> None:
 
 
 def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MetricsError(
-            "run.tensorboard is on, but TensorBoard is not installed: pip install axpo[tracking]"
-        ) from error
+    require("tensorboard", "run.tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter
