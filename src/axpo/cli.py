@@ -58,6 +58,8 @@ def quickstart(
     """SFT, then GRPO and AXPO beside each other, evaluation and report."""
     from axpo.quickstart import quickstart as run
     from axpo.quickstart import without_sandbox
+    from axpo.report.finding import read_finding
+    from axpo.report.screen import print_finding
 
     given = overrides or []
     if "=" in recipe:  # no recipe, and settings
@@ -67,7 +69,9 @@ def quickstart(
     config = load_config(file, given)
     with run_folder(out):
         _claim(out, config, ("sft", "train", "eval", "diagnose"))
-        print(f"Report: {run(config, file, given, out)}")
+        page = run(config, file, given, out)
+    print_finding(read_finding(page))
+    print(f"Report: {page}")
 
 
 @app.command()
@@ -212,8 +216,10 @@ def report(
 ) -> None:
     """One self-contained HTML page: curves, tables and the trajectory trees."""
     from axpo.report.command import write_report
+    from axpo.report.screen import print_finding
 
-    print(f"Report: {write_report(runs, out)}")
+    print_finding(write_report(runs, out))
+    print(f"Report: {out}")
 
 
 @app.command()

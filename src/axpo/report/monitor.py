@@ -8,6 +8,7 @@ from pathlib import Path
 
 from axpo.report.live import LiveView
 from axpo.report.metrics import MetricsWriter
+from axpo.report.provenance import recorded
 
 
 class RunMonitor:
@@ -35,7 +36,9 @@ class RunMonitor:
 
 @contextmanager
 def run_monitor(out: Path, title: str, tensorboard: bool = False) -> Iterator[RunMonitor]:
-    """A monitor that writes `metrics.jsonl` in `out` while the context lasts."""
+    """A monitor that writes `metrics.jsonl` in `out` while the context lasts, and records in
+    `provenance.json` what ran there."""
     with ExitStack() as stack:
+        stack.enter_context(recorded(out))
         writer = stack.enter_context(MetricsWriter(out, tensorboard))
         yield RunMonitor(writer, title, stack)

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from axpo.config import UserError
-from axpo.stages import run_stages, usable_cores
+from axpo.report.provenance import usable_cores
+from axpo.stages import run_stages
 from axpo.study.cells import check_made, stages, write_settings
 from axpo.study.settings import Study, StudyError, load_study
 
