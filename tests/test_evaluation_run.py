@@ -68,7 +68,9 @@ async def say(request: Request) -> str:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine({}, say)
     monkeypatch.setattr(run, "build_task", lambda settings: FiveQuestions())
-    monkeypatch.setattr(run, "_agent", lambda config, model, out: (make_agent(engine), None))
+    monkeypatch.setattr(
+        run, "_agent", lambda config, model, out, monitor: (make_agent(engine), None)
+    )
     return engine
 
 

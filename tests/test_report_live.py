@@ -25,7 +25,8 @@ def output(console: Console) -> str:
 
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_panel_fits_and_shows_the_key_figures(width: int) -> None:
-    view = LiveView("AXPO", 60, plain=False, console=screen(width, True))
+    view = LiveView("AXPO", plain=False, console=screen(width, True))
+    view.begin(0, 60)
     for step in range(1, 31):
         view.update(step, METRICS | {"rollouts": 128, "loss": 0.01, "tool_rate": step / 60})
     view.phase("resampling")
@@ -41,7 +42,8 @@ def test_panel_fits_and_shows_the_key_figures(width: int) -> None:
 
 
 def test_what_was_not_scored_is_shown_while_there_is_any() -> None:
-    view = LiveView("AXPO", 9, console=screen(80, False))
+    view = LiveView("AXPO", console=screen(80, False))
+    view.begin(0, 9)
     view.update(1, METRICS | {"unscored_share": 0.0})
     assert "not scored" not in view.line()
     view.update(2, METRICS | {"unscored_share": 0.28})
@@ -50,7 +52,8 @@ def test_what_was_not_scored_is_shown_while_there_is_any() -> None:
 
 def test_terminal_session_draws_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     console = screen(80, True)
-    with LiveView("AXPO", 2, console=console) as view:
+    with LiveView("AXPO", console=console) as view:
+        view.begin(0, 2)
         view.phase("sampling")
         view.update(1, METRICS)
         view.update(2, METRICS)
@@ -60,21 +63,24 @@ def test_terminal_session_draws_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_plain_lines_come_at_once_and_every_few_seconds() -> None:
     console = screen(80, False)
-    with LiveView("AXPO", 10, console=console, interval=0.05) as view:
+    with LiveView("AXPO", console=console, interval=0.05) as view:
+        assert "AXPO: starting | 0:00" in output(console)
+        view.begin(0, 10)
         assert "step 0/10 (0 %)" in output(console)
         view.phase("sampling")
         view.update(1, METRICS)
         time.sleep(0.2)
     lines = output(console).splitlines()
     assert view.plain
-    assert 3 <= len(lines) <= 7
+    assert 4 <= len(lines) <= 8
     assert "sampling" in lines[-2] and "ETA" in lines[-2] and "tool rate 34 %" in lines[-2]
     assert "done" in lines[-1]
 
 
 def test_a_failure_ends_as_stopped() -> None:
     console = screen(80, False)
-    with pytest.raises(KeyboardInterrupt), LiveView("AXPO", 10, console=console):
+    with pytest.raises(KeyboardInterrupt), LiveView("AXPO", console=console) as view:
+        view.begin(0, 10)
         raise KeyboardInterrupt
     assert "stopped" in output(console).splitlines()[-1]
 
@@ -82,8 +88,9 @@ def test_a_failure_ends_as_stopped() -> None:
 def test_eta_follows_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    view = LiveView("AXPO", 60, plain=True, start=30, interval=1e6, console=screen(80, False))
+    view = LiveView("AXPO", plain=True, interval=1e6, console=screen(80, False))
     with view:
+        view.begin(30, 60)
         assert view.eta() is None
         now[0] += 20
         view.update(40, {})
@@ -95,7 +102,8 @@ def test_eta_follows_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> No
 def test_rates_are_counts_over_the_time_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    view = LiveView("SFT", 5, plain=True, console=screen(80, False))
+    view = LiveView("SFT", plain=True, console=screen(80, False))
+    view.begin(0, 5)
     now[0] = 4.0
     view.update(1, {"tokens_sampled": 1000.0, "rollouts": 32.0, "extra_samples": 0.25})
     assert "samples/s 10 | tokens/s 250" in view.line()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 
-from axpo.config import ConfigError
 from axpo.report.metrics import MetricsError, MetricsWriter, read_metrics
+from axpo.report.monitor import run_monitor
 
 
 def steps(run: Path, kind: str | None = None) -> list[tuple[str, int]]:
@@ -81,6 +81,19 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
 def test_missing_tensorboard_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ConfigError, match=r"pip install 'axpo\[tracking\]'"):
-        MetricsWriter(tmp_path, tensorboard=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused = pytest.raises(MetricsError, match=r"pip install axpo\[tracking\]")
+    with refused, run_monitor(tmp_path / "run", "SFT", tensorboard=True):
+        raise AssertionError("it began")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_before_the_start(tmp_path: Path) -> None:
+    claimed: list[str] = []
+    with run_monitor(tmp_path, "SFT", claim=lambda: claimed.append("claimed")) as monitor:
+        monitor.phase("loading the model")
+        assert not list(tmp_path.iterdir()) and not claimed
+        monitor.start("sft", 0, 3)
+        assert claimed == ["claimed"]
+        monitor.step("sft", 0, {"nll": 1.0})
+    assert [line["nll"] for line in read_metrics(tmp_path)] == [1.0]

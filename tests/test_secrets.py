@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from axpo.cli import _claim
+from axpo.cli.commands import _claim
 from axpo.config import ConfigError, McpSettings, parse_config
 from axpo.config.secrets import masked, masked_text
 from axpo.evaluation.identity import outcome_settings

@@ -95,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def models(folder: Path) -> dict[str, dict]:  # pyright: ignore
-    write_tables(load_study(folder / "study.toml"), folder / "out")
+    write_tables(load_study(folder / "study.toml"), folder / "out", print)
     return json.loads((folder / "out" / "study.json").read_text())["models"]
 
 
@@ -115,7 +115,7 @@ def test_figures_are_means_over_the_seeds_that_have_them(folder: Path) -> None:
 
 
 def test_the_page_sets_ours_beside_the_papers(folder: Path) -> None:
-    text = study_tables(folder / "study.toml", folder / "out").read_text()
+    text = study_tables(folder / "study.toml", folder / "out", print).read_text()
     section = text.split("## Diagnostics")[1].split("\n## ")[0]
     paper = [line for line in section.splitlines() if line.startswith("| *paper*")]
     assert len(paper) == 2 and all("arXiv 2605.28774" in line for line in paper)
@@ -143,7 +143,7 @@ def test_the_credit_of_calls_is_shown_of_diagnosed_variants(folder: Path) -> Non
         for rollout, advantage in zip(group.rollouts, (-1.0, 1.0 + seed), strict=False):
             rollout.credit = [Credit(0, 9, advantage, Stream.ROLLOUT, 0.5)]
         save_groups(folder / f"out/axpo/seed-{seed}/trees/step-000000.parquet", [group])
-    text = study_tables(folder / "study.toml", folder / "out").read_text()
+    text = study_tables(folder / "study.toml", folder / "out", print).read_text()
     section = text.split("### What first tool calls are credited with")[1].split("\n#")[0]
     assert "| AXPO | all | +0.750 [−2.427, +3.927] | 0.500 | 0.500 | 0.000 |" in section
     assert "| GRPO" not in section  # no saved trees
@@ -152,12 +152,12 @@ def test_the_credit_of_calls_is_shown_of_diagnosed_variants(folder: Path) -> Non
 def test_a_study_without_diagnoses_or_training(folder: Path) -> None:
     for file in (folder / "out").rglob("diagnosis.json"):
         file.unlink()
-    text = study_tables(folder / "study.toml", folder / "out").read_text()
+    text = study_tables(folder / "study.toml", folder / "out", print).read_text()
     assert "### In training" in text and "frozen prefix" not in text
     assert "prefixes.png" not in text and "gap.png" in text
     for file in (folder / "out").rglob("metrics.jsonl"):
         file.unlink()
-    text = study_tables(folder / "study.toml", folder / "out").read_text()
+    text = study_tables(folder / "study.toml", folder / "out", print).read_text()
     assert "## Diagnostics" not in text and "gap.png" not in text and "axes.png" in text
 
 

@@ -60,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fake.write_text(AXPO)
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
-    monkeypatch.setattr(run, "_tables", lambda study, out: out / "study.md")
+    monkeypatch.setattr(run, "_tables", lambda study, out, say: out / "study.md")
     return tmp_path
 
 

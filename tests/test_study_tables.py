@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tables(folder: Path) -> dict[str, dict]:  # pyright: ignore
-    write_tables(load_study(folder / "study.toml"), folder / "out")
+    write_tables(load_study(folder / "study.toml"), folder / "out", print)
     return json.loads((folder / "out" / "study.json").read_text())["models"]
 
 
@@ -143,7 +143,7 @@ def test_costs_and_accuracy_at_equal_cost(folder: Path) -> None:
 
 
 def test_the_page_holds_every_table_and_seed(folder: Path) -> None:
-    page = study_tables(folder / "study.toml", folder / "out")
+    page = study_tables(folder / "study.toml", folder / "out", print)
     text = page.read_text()
     assert page == folder / "out" / "study.md"
     for words in ("## Held out", "Pass@1 by family", "## Difference to GRPO", "## In training"):
@@ -172,7 +172,7 @@ def test_outcomes_are_counts_of_every_question(folder: Path) -> None:
 def test_outcomes_alone_give_the_same_again(folder: Path) -> None:
     """Nothing that the runs' tables hold is lost or changed, though the runs are gone."""
     study = load_study(folder / "study.toml")
-    page = write_tables(study, folder / "out").read_text()
+    page = write_tables(study, folder / "out", print).read_text()
     found = (folder / "out" / "study.json").read_text()
     for kind in ("start", "grpo", "axpo"):
         shutil.rmtree(folder / "out" / kind)
@@ -181,7 +181,7 @@ def test_outcomes_alone_give_the_same_again(folder: Path) -> None:
 
 
 def test_comparisons_are_on_the_page(folder: Path) -> None:
-    text = write_tables(load_study(folder / "study.toml"), folder / "out").read_text()
+    text = write_tables(load_study(folder / "study.toml"), folder / "out", print).read_text()
     assert "The main comparison, Pass@1 and Pass@k (2 comparisons):" in text
     # p of t = 3 with 1 degree of freedom; twice that for the smaller of two.
     assert "| AXPO − GRPO: Pass@1 | 2 | 0.688, 0.312 | +0.375 | 0.205 | 0.410 |" in text

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from axpo import cli, quickstart
 from axpo.config import Config, ConfigError, load_config
-from axpo.report.finding import Finding, write_finding
 from axpo.report.runs import RunView
 from axpo.report.summary import warnings
 from axpo.tasks.lab.reduced import without_python
@@ -39,8 +38,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, tuple[str, ..
     def run(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
         made.append((config, tuple(overrides)))
         (out / "config.json").write_text(config.model_dump_json())
-        write_finding(Finding("Nothing yet."), out / "report.html")
-        return out / "report.html"
+        return out
 
     monkeypatch.setattr(quickstart, "quickstart", run)
     return made

@@ -3,14 +3,16 @@ files that it depends on are told apart."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from axpo.config import UserError
+from axpo.errors import UserError
 
 LOCK = ".lock"
 """Held by the command that works in the folder; it holds that process's id."""
@@ -52,14 +54,71 @@ def run_folder(out: Path) -> Iterator[Path]:
         os.close(file)
 
 
+class DiskError(UserError):
+    """A file could not be written; the message names it, the reason and what to do."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_TEXT = ("No space left", "os error 28", "quota exceeded", "disk is full")
+"""How libraries that raise errors of their own say it."""
+LITTLE = 1 << 20
+"""Bytes; with less than that free, a library that says nothing failed for want of room."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """The block writes `path`: what the system refuses is raised as `DiskError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _refusal(error, path)
+        if reason is None:
+            raise
+        raise DiskError(
+            f"{path} cannot be written: {reason}. What was saved before is whole; put this right "
+            "and give the same command again, it goes on from there"
+        ) from error
+
+
+def _refusal(error: Exception, path: Path) -> str | None:
+    """Why the system refused to write `path`; None for an error of another kind."""
+    folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
+    free = shutil.disk_usage(folder).free
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or any(text in str(error) for text in _FULL_TEXT) or free < LITTLE:
+        cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
+        return f"{cause or 'No space left on device'} ({free / 1e6:,.1f} MB free in {folder})"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, BrokenPipeError):
+        return os.strerror(error.errno)
+    return None
+
+
+@contextmanager
+def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A file to write beside `path`, which it replaces at the end; `path` is whole or as it was.
+
+    Not `durable` it may be lost with the machine, but not with the process, and takes less time.
+    Raises `DiskError` where the disk is full or does not let us; then nothing is left over.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may write the same
+    with writing(path):
+        try:
+            yield temporary
+            if durable:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is there whole or as it was before."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a text file that is there whole or as it was before. Raises `DiskError`."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def files_digest(files: Iterable[Path]) -> str:

@@ -1,12 +1,14 @@
 """`axpo` commands as child processes: side by side over the cores, resumable, with a live view.
 
 Each stage is an `axpo` command in a process of its own, with its log in one folder; a stage that
-has finished is not run again and one that was killed goes on from its last checkpoint, so whoever
-runs stages can be killed and repeated at any time. A stage that fails stops only those after it.
+has finished is not run again and one that was stopped or killed goes on from its last checkpoint,
+so whoever runs stages can be stopped and repeated at any time: a stop is passed on to the stages
+and waits until they have saved. A stage that fails stops only those after it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -14,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,14 +25,20 @@ from rich.live import Live
 from rich.text import Text
 
 from axpo.folder import write_whole
-from axpo.report.live import duration
+from axpo.report.live import ECHO, INTERVAL, duration, output_console, redraws
 from axpo.report.metrics import FILE_NAME, MetricsError, read_metrics
-from axpo.report.provenance import usable_cores
+from axpo.stopping import Stopped, check, held, last_act
 
 DONE = "done.json"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SAVE_SECONDS = 600.0
+"""So long stages have, when a stop is asked for, to end their step and save it."""
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a command that was asked to stop and has saved."""
 TAIL = 15
 """Lines of a failed stage's log that are shown."""
+WIDE = 90
+"""Columns from which on a bar is as long as it can be."""
 FEW = 20
 """Up to so many stages all are listed; of more, those that run or failed."""
 
@@ -50,6 +58,9 @@ class Stage:
     began: float = 0.0
     finished: bool = False
     failure: str | None = None
+    stopping: bool = False
+    """Whether it was asked to stop, and has, as `stopped` says, done so."""
+    stopped: bool = False
     seconds: float = 0.0
     """Of a finished one; where it went on from an earlier try, as long as a whole one takes."""
     first: int = 0
@@ -65,7 +76,7 @@ class Stage:
 
     @property
     def running(self) -> bool:
-        return self.process is not None and not self.over
+        return self.process is not None and not self.over and not self.stopped
 
     @property
     def over(self) -> bool:
@@ -100,7 +111,8 @@ def run_stages(
     """Run what has not finished, `jobs` at once (a core each by default); returns what failed.
 
     With `keep_going` a failure stops only the stages after it; else the first one stops all.
-    `starting` is told of a stage, whose folder is there, just before its process starts.
+    `starting` is told of a stage, whose folder is there, just before its process starts. Raises
+    `Stopped` where a stop is asked for, once the stages that ran have saved what they did.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for stage in stages:
@@ -110,19 +122,24 @@ def run_stages(
         else:
             _read_progress(stage)
     jobs = jobs or usable_cores()
-    with _StageView(Console(stderr=True), stages, title, jobs) as refresh:
+    view = _StageView(output_console(stderr=True), stages, title, jobs)
+    with view as refresh, last_act(lambda: _kill(stages)):
         try:
             while not all(stage.over for stage in stages):
-                _advance(stages, logs, jobs, starting)
+                with held():  # a process that has started is known to be there
+                    _advance(stages, logs, jobs, starting)
+                    refresh()
+                check()
                 if not keep_going and any(stage.failure for stage in stages):
                     break
-                refresh()
                 time.sleep(0.25)
+        except Stopped as stop:
+            done = f"with {sum(s.finished for s in stages)} of {len(stages)} stages done"
+            stop.where = f"{done}; the same command goes on from there"
+            raise
         finally:
-            for stage in stages:
-                if stage.running and stage.process is not None:
-                    stage.process.terminate()
-                    stage.process.wait()
+            _stop(stages, logs, refresh)
+            _kill(stages)
     return [stage for stage in stages if stage.failure is not None]
 
 
@@ -149,6 +166,31 @@ def _advance(
         _start(stage, logs)
 
 
+def _stop(stages: Sequence[Stage], logs: Path, refresh: Callable[[], None]) -> None:
+    """Have the stages that run end their step and save it."""
+    running = [stage for stage in stages if stage.running]
+    for stage in running:
+        assert stage.process is not None
+        stage.stopping = True
+        stage.process.terminate()
+    until = time.monotonic() + SAVE_SECONDS
+    while any(stage.running for stage in running) and time.monotonic() < until:
+        for stage in running:
+            if stage.running:
+                _poll(stage, logs)
+        refresh()
+        time.sleep(0.1)
+
+
+def _kill(stages: Sequence[Stage]) -> None:
+    """End what still runs."""
+    for stage in stages:
+        if stage.running and stage.process is not None:
+            stage.process.kill()
+            stage.process.wait()
+            stage.stopped = True
+
+
 def _start(stage: Stage, logs: Path) -> None:
     _read_progress(stage)
     stage.first = stage.steps
@@ -160,6 +202,7 @@ def _start(stage: Stage, logs: Path) -> None:
             stdout=log,
             stderr=log,
             env={"OMP_NUM_THREADS": "1", **os.environ},
+            process_group=0,  # a terminal's Ctrl-C is ours to handle
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
 
@@ -170,6 +213,8 @@ def _poll(stage: Stage, logs: Path) -> None:
     code = stage.process.poll()
     if code is None:
         _read_progress(stage)
+    elif stage.stopping and code in (STOPPED, -signal.SIGTERM):
+        stage.stopped = True
     elif code == 0:
         stage.finished, stage.steps = True, stage.total
         passed, made = time.monotonic() - stage.began, stage.total - stage.first
@@ -189,6 +234,13 @@ def _learn_guess(stage: Stage, stages: Sequence[Stage]) -> None:
         for other in stages:
             if other.kind == stage.kind and other.process is None:
                 other.guess = mean
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, where the system tells; else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _die_with_parent() -> None:
@@ -227,7 +279,7 @@ class _StageView:
     def __init__(self, console: Console, stages: Sequence[Stage], title: str, jobs: int) -> None:
         self._console, self._stages, self._title, self._jobs = console, stages, title, jobs
         self._began, self._last = time.monotonic(), 0.0
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._live = Live(console=console, refresh_per_second=4) if redraws(console) else None
 
     def __enter__(self) -> Callable[[], None]:
         if self._live is not None:
@@ -235,15 +287,19 @@ class _StageView:
         return self._refresh
 
     def __exit__(self, *_: object) -> None:
-        self._refresh(force=True)
-        if self._live is not None:
-            self._live.stop()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self._refresh(force=True)
+            if self._live is not None:
+                self._live.stop()
 
     def _refresh(self, force: bool = False) -> None:
         if self._live is not None:
-            lines = [self._total(), "", *(stage_line(stage) for stage in self._shown())]
-            self._live.update(Group(*[Text(line) for line in lines]))
-        elif force or time.monotonic() - self._last > 15:
+            width = self._console.width - ECHO
+            lines = [self._total(), "", *(stage_line(s, width) for s in self._shown())]
+            self._live.update(
+                Group(*[Text(_cut(line, width), no_wrap=True, overflow="crop") for line in lines])
+            )
+        elif force or time.monotonic() - self._last > INTERVAL:
             self._last = time.monotonic()
             for line in [self._total(), *(stage_line(s) for s in self._stages if s.running)]:
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -265,23 +321,37 @@ class _StageView:
         return text
 
 
-def stage_line(stage: Stage) -> str:
-    """A stage's progress bar, ETA and latest figures in a line."""
-    full = round(16 * stage.share)
-    bar = "█" * full + "░" * (16 - full)
+def stage_line(stage: Stage, width: int | None = None) -> str:
+    """A stage's progress bar, ETA and latest figures in a line, as many as `width` columns hold."""
+    cells = 16 if width is None or width >= WIDE else 8
+    full = round(cells * stage.share)
+    bar = "█" * full + "░" * (cells - full)
     if stage.finished:
         return f"  ✓ {stage.name:<14} {bar}  {duration(stage.seconds)}"
     if stage.failure is not None:
         return f"  ✗ {stage.name:<14} {bar}  {stage.failure.splitlines()[0]}"
     if stage.process is None:
         return f"    {stage.name:<14} {bar}"
+    if stage.stopped:
+        return f"  ■ {stage.name:<14} {bar}  stopped at {stage.steps}/{stage.total}"
     text = f"  ▸ {stage.name:<14} {bar}  {stage.steps}/{stage.total}, "
-    text += f"ETA {duration(stage.left())}"
+    text += "saving" if stage.stopping else f"ETA {duration(stage.left())}"
+    for part in _figures(stage):
+        if width is not None and len(text) + len(part) > width:
+            break
+        text += part
+    return text
+
+
+def _figures(stage: Stage) -> Iterator[str]:
     labels = {"accuracy": "accuracy", "tool_rate": "tool rate", "loss": "loss"}
     if stage.figures.get("unscored_share"):
         labels["unscored_share"] = "not scored"
     for name, label in labels.items():
         if name in stage.figures and not (name == "loss" and len(stage.figures) > 1):
             value = stage.figures[name]
-            text += f", {label} {value:.2f}" if name == "loss" else f", {label} {value:.0%}"
-    return text
+            yield f", {label} {value:.2f}" if name == "loss" else f", {label} {value:.0%}"
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"

@@ -9,7 +9,6 @@ surrogate pair, which Parquet's cannot: it is stored as its escape.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from axpo.folder import whole_file
 from axpo.pictures import as_rgb
 from axpo.tree import (
     Branch,
@@ -114,9 +114,8 @@ def save_groups(path: Path, groups: Iterable[Group]) -> None:
         rows += [_row(group, c, i) for i, b in enumerate(group.branches) for c in b.continuations]
         for digest, picture in group.pictures.items():
             _save_picture(pictures / f"{digest}.png", picture)
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
 
 
 def load_groups(path: Path, pictures: bool = True) -> list[Group]:
@@ -155,20 +154,12 @@ def load_groups(path: Path, pictures: bool = True) -> list[Group]:
     return list(groups.values())
 
 
-def load_pictures(run: Path, group: Group) -> None:
-    """Give a group that was read without pictures those of its run's folder; raises `TreeError`."""
-    segments = [group.prompt, *(s for t in group.trajectories() for s in t.segments)]
-    for digest in dict.fromkeys(span.digest for s in segments for span in s.images):
-        group.pictures[digest] = _load_picture(run / "pictures", digest, group.id)
-
-
 def _save_picture(file: Path, picture: Image.Image) -> None:
     """Write a picture once; processes that share the folder may write it at the same time."""
     if file.exists():
         return
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    as_rgb(picture).save(temporary, format="PNG", compress_level=1)
-    temporary.replace(file)
+    with whole_file(file, durable=False) as temporary:
+        as_rgb(picture).save(temporary, format="PNG", compress_level=1)
 
 
 def _load_picture(folder: Path, digest: str, group: str) -> Image.Image:

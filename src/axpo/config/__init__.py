@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, model_validator
 
 from axpo import recipes
-from axpo.config.base import ConfigError, NonNegativeInt, PositiveInt, Section, UserError
+from axpo.config.base import ConfigError, NonNegativeInt, PositiveInt, Section
 from axpo.config.engine import EngineSettings, VllmSettings
 from axpo.config.model import LoraSettings, ModelSettings
 from axpo.config.rollout import (
@@ -36,6 +36,7 @@ from axpo.config.training import (
     RunSettings,
     SFTSettings,
 )
+from axpo.errors import UserError
 
 __all__ = [
     "AlgorithmSettings",

@@ -6,9 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
-class UserError(ValueError):
-    """Something that whoever runs a command can put right; the command prints the message alone."""
+from axpo.errors import UserError
 
 
 class ConfigError(UserError):

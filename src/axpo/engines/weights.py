@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from axpo.folder import whole_file
 from axpo.models.loading import some_names
 
 
@@ -68,9 +69,8 @@ def distinct_weights(
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, temporary)
-    temporary.replace(path)
+    with whole_file(path, durable=False) as temporary:
+        save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, temporary)
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -8,7 +8,6 @@ of the two may run in a folder at a time.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import warnings
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from axpo import stopping
 from axpo.algorithms.subgroups import gap, subgroup
 from axpo.algorithms.unscored import (
     UnscoredWarning,
@@ -37,7 +37,14 @@ from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.rollout.setup import build_agent, build_task, load_trained, recipe_tools, tool_files
+from axpo.rollout.setup import (
+    build_agent,
+    build_task,
+    load_trained,
+    recipe_tools,
+    starting_engine,
+    tool_files,
+)
 from axpo.store import load_groups
 from axpo.tasks.base import Example
 from axpo.training.batches import recompute_logprobs
@@ -59,15 +66,17 @@ def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     """Sample and summarise `model` on the recipe's evaluation split; returns `evaluation.json`."""
 
     async def run() -> list[Group]:
-        agent, checkpoint = _agent(config, model, out)
+        agent, checkpoint = _agent(config, model, out, monitor)
         try:
             await _check_engine(config, agent, checkpoint)
+            monitor.phase("sampling")
             return await _sample(config, agent, model, out, _show_questions(monitor))
         finally:
             await agent.close()
 
     monitor.start("eval", 0, _questions(config))
-    groups = asyncio.run(run())
+    groups = stopping.run(run())
+    monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, out / EVALUATION)
     summary = summarize(
         groups, config.eval.k, config.run.seed,
@@ -86,9 +95,10 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     samples = config.eval.prefix_samples
 
     async def run() -> dict[str, Any]:
-        agent, checkpoint = _agent(config, model, out)
+        agent, checkpoint = _agent(config, model, out, monitor)
         try:
             await _check_engine(config, agent, checkpoint)
+            monitor.phase("sampling what the evaluation lacks")
             groups = await _sample(config, agent, model, out, None)
             probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
             monitor.start("diagnose", 0, max(1, len(probes)))
@@ -96,16 +106,19 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
             made_with = {"prefix_samples": samples}
             at = [[p.prefix.source, p.prefix.cut] for p in probes]
             in_flight = max(1, config.engine.slots // samples)
+            monitor.phase("resampling prefixes")
             grown = await driver.resample_prefixes(
                 groups, probes, partial(resample, agent), samples, seed,
                 _shelf(config, model, out / DIAGNOSIS, {"probes": at} | made_with),
                 release=agent.engine.release, in_flight=in_flight,
                 progress=_show_prefixes(monitor),
             )  # fmt: skip
+            monitor.phase("sampling the questions again")
             fresh = await driver.sample_again(
                 [g for g in groups if g.id in probed], partial(_grow, agent), samples, seed,
                 _shelf(config, model, out / AGAIN, made_with), in_flight=in_flight,
             )  # fmt: skip
+            monitor.phase("measuring the calls' entropy")
             entropies = _entropies(config, checkpoint, groups, out / EVALUATION / ENTROPIES)
         finally:
             await agent.close()
@@ -113,13 +126,14 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
             (EVALUATION, groups), (DIAGNOSIS, grown), (AGAIN, list(fresh.values())),
         ):  # fmt: skip
             _say_unscored(config, sampled, out / folder)
+        monitor.phase("resampling for the intervals")
         diagnosis = diagnose_groups(
             groups, probes, grown, fresh, entropies, settings, seed,
             model=model, step=_step(model), split=config.eval.split,
         )  # fmt: skip
         return diagnosis.to_dict()
 
-    return _write(out / f"{DIAGNOSIS}.json", asyncio.run(run()))
+    return _write(out / f"{DIAGNOSIS}.json", stopping.run(run()))
 
 
 def evaluated_groups(out: Path) -> list[Group]:
@@ -185,10 +199,13 @@ def _entropies(
     return _write(file, known)
 
 
-def _agent(config: Config, model: str, out: Path) -> tuple[Agent, Checkpoint]:
+def _agent(config: Config, model: str, out: Path, monitor: Monitor) -> tuple[Agent, Checkpoint]:
+    monitor.phase("checking settings and data")
     tools = recipe_tools(config)
     check_sampling(config, model)
+    monitor.phase("loading the model")
     checkpoint = load_trained(config, model)
+    monitor.phase(starting_engine(config))
     return build_agent(config, checkpoint, tools, out), checkpoint
 
 

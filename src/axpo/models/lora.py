@@ -24,8 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from axpo.config import LoraSettings
-from axpo.config.extras import require
+from axpo.config import ConfigError, LoraSettings
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """PEFT's file names."""
@@ -36,7 +35,10 @@ _PREFIX = "base_model.model."
 
 def require_peft() -> None:
     """Raise `ConfigError` where PEFT is not installed."""
-    require("peft", "model.lora")
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"model.lora: needs PEFT: pip install axpo[lora] ({error})") from error
 
 
 def targets(settings: LoraSettings) -> str:

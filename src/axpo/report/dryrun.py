@@ -18,6 +18,7 @@ from axpo.config import Config, Section, UserError
 from axpo.models.loading import Checkpoint
 from axpo.models.shapes import find_shapes
 from axpo.report.costs import print_costs
+from axpo.report.live import output_console
 from axpo.report.summary import runs_unsafe
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
@@ -50,7 +51,7 @@ def show(config: Config, model: str) -> None:
     shapes = find_shapes(model, config.rollout.banned)
     if shapes.checkpoint is None:
         missing.append(f"The model's tokenizer, and so an example: {shapes.missing}")
-    console = Console()
+    console = output_console()
     _print_settings(console, config)
     _print_warnings(console, config)
     priced: tuple[Kind, ...] = tuple(kind for kind in STAGES if kind in config.model_fields_set)

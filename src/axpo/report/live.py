@@ -1,12 +1,14 @@
-"""The live view of a run in a terminal: progress, ETA, phase and the gap's key figures.
+"""The live view of a command in a terminal: progress, ETA, phase and the gap's key figures.
 
 On a terminal a small panel redraws itself in place; elsewhere (a log file, CI, two runs side by
-side) plain lines appear every few seconds. The caller only says `update(step, metrics)` and
-`phase(name)`.
+side) plain lines appear every few seconds. It opens before anything heavy is imported, so that
+the screen is never blank: the caller says `phase(name)` from the start, `begin(first, total)` once
+it knows its steps, and then `update(step, metrics)`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -26,6 +28,13 @@ from rich.text import Text
 
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDE, WIDEST = 110, 140
+ECHO = 4
+"""Columns that stay free beside the panel: a terminal writes ^C there, and a line that breaks would
+have the panel drawn a second time below itself."""
+INTERVAL = 10.0
+"""Seconds between plain lines."""
+UNBROKEN = 10_000
+"""Columns of an output that is no terminal."""
 RATES = {"samples_per_second": "samples", "tokens_per_second": "tokens_sampled"}
 
 
@@ -57,29 +66,41 @@ FIGURES = (
 )
 
 
-class LiveView:
-    """Shows a run of `total` steps; a context manager.
+def output_console(stderr: bool = False) -> Console:
+    """The terminal as it is; elsewhere (a file, a pipe) lines are as long as they have to be."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=UNBROKEN)
 
-    `plain` None asks the terminal; True writes a line every `interval` seconds instead. A resumed
-    run passes the step that it goes on from as `start`.
+
+def redraws(console: Console) -> bool:
+    """Whether what is there can be drawn over: not in a file, nor where TERM is "dumb"."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+class LiveView:
+    """Shows what a command does; a context manager.
+
+    `plain` None asks the terminal; True writes a line every `interval` seconds instead. With
+    `passing` nothing of it stays on a terminal: what follows is the command's output.
     """
 
     def __init__(
         self,
         title: str,
-        total: int,
+        phase: str = "starting",
         plain: bool | None = None,
         *,
-        start: int = 0,
-        interval: float = 10.0,
+        passing: bool = False,
+        interval: float = INTERVAL,
         console: Console | None = None,
     ) -> None:
-        self.title, self.total = title, total
-        self.console = console or Console(stderr=True)
-        self.plain = not self.console.is_terminal if plain is None else plain
+        self.title = title
+        self.console = console or output_console(stderr=True)
+        self.plain = not redraws(self.console) if plain is None else plain
         self.interval = interval
-        self.step = self._start = start
-        self._phase, self._phase_since = "starting", time.monotonic()
+        self.unit, self.total, self.step = "step", 0, 0
+        self._passing, self.begun = passing, False
+        self._phase, self._phase_since = phase, time.monotonic()
         self._history: dict[str, deque[float]] = {}
         self._ticks: deque[tuple[float, int]] = deque(maxlen=20)
         self._started = time.monotonic()
@@ -90,7 +111,6 @@ class LiveView:
 
     def __enter__(self) -> LiveView:
         self._started = time.monotonic()
-        self._ticks.append((self._started, self._start))
         if self.plain:
             self._print()
             self._thread = threading.Thread(target=self._tick, daemon=True)
@@ -99,7 +119,7 @@ class LiveView:
             self._live = Live(
                 console=self.console, get_renderable=self.render, refresh_per_second=4
             )
-            self._live.start()
+            self._live.start(refresh=True)
         return self
 
     def __exit__(
@@ -112,14 +132,38 @@ class LiveView:
         if self._thread is not None:
             self._thread.join()  # its last line must not be a second "done"
         self._phase = "done" if kind is None else "stopped"
-        if self.plain:
+        shown = self.begun and not self._passing
+        if self.plain and shown:
             self._print()
         if self._live is not None:
-            self._live.stop()
+            self._live.transient = not shown
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self._live.stop()
+
+    def begin(self, first: int, total: int, unit: str = "step") -> None:
+        """There are `total` steps (or whatever the `unit` is); `first` of them were done before."""
+        self.unit, self.total, self.step = unit, total, first
+        self._ticks.clear()
+        self._ticks.append((time.monotonic(), first))
+        self.begun = True
+        if self.plain:
+            self._print()
+
+    @property
+    def place(self) -> str:
+        """How far it has come: "at step 6 of 100", or "while loading the model"."""
+        if not self.begun:
+            return f"while {self._phase}"
+        return f"at {self.unit} {self.step} of {self.total}"
 
     def phase(self, name: str) -> None:
         """What the run is doing now, in a word or two."""
         self._phase, self._phase_since = name, time.monotonic()
+        if not self.begun:  # what comes next may block for long
+            if self._live is not None:
+                self._live.refresh()
+            elif self.plain:
+                self._print()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """`step` steps are done; the newest metrics, under the names of metrics.jsonl."""
@@ -147,15 +191,10 @@ class LiveView:
 
     def render(self) -> RenderableType:
         """The panel for the console's present width."""
-        width = min(self.console.width, WIDEST)
-        head = Table.grid(padding=(0, 1), expand=True)
-        head.add_column()
-        head.add_column(ratio=1)
-        head.add_column(justify="right")
-        done = min(self.step, self.total)
-        bar = ProgressBar(total=max(self.total, 1), completed=done, complete_style="cyan")
-        head.add_row(Text(f"step {done}/{self.total}", style="bold"), bar, Text(self._clock()))
-        parts: list[RenderableType] = [head, self._phase_line()]
+        width = max(20, min(self.console.width - ECHO, WIDEST))
+        parts: list[RenderableType] = [self._phase_line()]
+        if self.begun:
+            parts.insert(0, self._head())
         if figures := self._figures():
             parts.append(self._figure_table(figures, width))
         return Panel(
@@ -165,11 +204,24 @@ class LiveView:
 
     def line(self) -> str:
         """The same as one plain line."""
+        if not self.begun:
+            return f"{self.title}: {self._phase} | {self._clock()}"
         done = self.step
         share = f"{100 * done / self.total:.0f} %" if self.total else "-"
-        parts = [f"step {done}/{self.total} ({share})", self._clock(), self._phase]
+        parts = [f"{self.unit} {done}/{self.total} ({share})", self._clock(), self._phase]
         parts += [f"{f.label} {f.text(values[-1])}" for f, values in self._figures()]
         return f"{self.title}: " + " | ".join(parts)
+
+    def _head(self) -> Table:
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column()
+        head.add_column(ratio=1)
+        head.add_column(justify="right")
+        done = min(self.step, self.total)
+        bar = ProgressBar(total=max(self.total, 1), completed=done, complete_style="cyan")
+        text = Text(f"{self.unit} {done}/{self.total}", style="bold")
+        head.add_row(text, bar, Text(self._clock()))
+        return head
 
     def _figures(self) -> list[tuple[Figure, list[float]]]:
         history = dict(self._history)
@@ -212,6 +264,8 @@ class LiveView:
 
     def _clock(self) -> str:
         passed = duration(time.monotonic() - self._started)
+        if not self.begun:
+            return passed
         if self._phase in ("done", "stopped") or self.step >= self.total:
             return f"{passed} in all"
         left = self.eta()
@@ -222,7 +276,8 @@ class LiveView:
             self._print()
 
     def _print(self) -> None:
-        self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # a full disk or a terminal that is gone ends no run
+            self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)
 
 
 def sparkline(values: list[float], width: int) -> str:

@@ -1,22 +1,24 @@
 """A run's numbers: append-only `metrics.jsonl`, TensorBoard beside it when asked for.
 
 One JSON object a line: `kind` ("sft", "rl", ...), `step`, `time` (epoch seconds) and flat numbers.
-Each line is flushed, so a killed process loses at most the line it was writing; a resumed one
-drops what it is about to write again. NaN and infinities are written as null.
+Each line is one write, so a killed process or a full disk loses at most the line being written; a
+resumed run drops what it is about to write again. NaN and infinities are written as null.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from axpo.config import UserError
-from axpo.config.extras import require
+from axpo.errors import UserError
+from axpo.folder import write_whole, writing
 
 FILE_NAME = "metrics.jsonl"
 
@@ -29,7 +31,7 @@ class MetricsWriter:
     """Appends metric lines to `run_dir`; a context manager.
 
     Call `resume(kind, step)` before the first write of a run that goes on from `step`.
-    Raises `ConfigError` at once when TensorBoard is asked for and not installed.
+    Raises `MetricsError` at once when TensorBoard is asked for and not installed.
     """
 
     def __init__(self, run_dir: Path, tensorboard: bool = False) -> None:
@@ -40,13 +42,13 @@ class MetricsWriter:
         self._boards: dict[str, Any] = {}
         self._purge: dict[str, int] = {}
         _drop(self.path, lambda _: False)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self._open()
 
     def resume(self, kind: str, step: int) -> None:
         """Drop the lines of `kind` at `step` or later: they are written again."""
         self._file.close()
         _drop(self.path, lambda line: line.get("kind") == kind and line.get("step", -1) >= step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self._open()
         self._purge[kind] = step
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -58,13 +60,16 @@ class MetricsWriter:
                 raise MetricsError(f"metric {name!r}: the name is taken by the line's own fields")
             number = float(value)
             line[name] = number if math.isfinite(number) else None
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        text = (json.dumps(line, allow_nan=False) + "\n").encode()
+        with writing(self.path):
+            while text:
+                text = text[self._file.write(text) :]
         if self._summary is not None:
             board = self._board(kind)
-            for name, value in metrics.items():
-                board.add_scalar(name, float(value), step, walltime=now)
-            board.flush()
+            with writing(self._board_dir):
+                for name, value in metrics.items():
+                    board.add_scalar(name, float(value), step, walltime=now)
+                board.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -81,6 +86,11 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _open(self) -> FileIO:
+        """Unbuffered: what a full disk refused must not be tried again when the file is closed."""
+        with writing(self.path):
+            return self.path.open("ab", buffering=0)
 
     def _board(self, kind: str) -> Any:
         if kind not in self._boards:
@@ -130,13 +140,19 @@ def _drop(path: Path, unwanted: Callable[[Mapping[str, Any]], bool]) -> None:
         if line is not None and text.endswith("\n") and not unwanted(line):
             kept += text
     if kept != before:
-        fresh = path.with_suffix(".jsonl.new")
-        fresh.write_text(kept, encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, kept)
+
+
+def check_tensorboard() -> None:
+    """Raise `MetricsError` where TensorBoard is not installed; imports nothing."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MetricsError(
+            "run.tensorboard is on, but TensorBoard is not installed: pip install axpo[tracking]"
+        )
 
 
 def _summary_writer() -> Any:
-    require("tensorboard", "run.tensorboard")
+    check_tensorboard()
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter

@@ -1,44 +1,76 @@
-"""A run's monitor: its metrics file and its live view, fed by the training loop."""
+"""A command's monitor: its live view and a run's metrics file, fed by whoever does the work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from axpo.report.live import LiveView
-from axpo.report.metrics import MetricsWriter
-from axpo.report.provenance import recorded
+from axpo.report.metrics import MetricsWriter, check_tensorboard
+from axpo.stopping import Stopped
+
+PYTORCH = "loading PyTorch"
+"""What a command that needs it does first."""
+UNITS = {"eval": "question", "diagnose": "prefix"}
+"""Of the kinds whose steps are something else than steps."""
 
 
 class RunMonitor:
     """Writes metrics and shows a live view. Implements `axpo.training.monitor.Monitor`."""
 
-    def __init__(self, writer: MetricsWriter, title: str, views: ExitStack) -> None:
-        self._writer = writer
-        self._title = title
-        self._views = views
-        self._view: LiveView | None = None
+    def __init__(
+        self, open_writer: Callable[[], MetricsWriter], view: LiveView, claim: Callable[[], None]
+    ) -> None:
+        self._open_writer, self._claim = open_writer, claim
+        self._writer: MetricsWriter | None = None
+        self._view = view
 
     def start(self, kind: str, first: int, total: int) -> None:
+        if self._writer is None:  # a start that fails leaves no file behind
+            self._claim()
+            self._writer = self._open_writer()
         self._writer.resume(kind, first)
-        self._view = self._views.enter_context(LiveView(self._title, total, start=first))
+        self._view.begin(first, total, UNITS.get(kind, "step"))
 
     def phase(self, name: str) -> None:
-        if self._view is not None:
-            self._view.phase(name)
+        self._view.phase(name)
 
     def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        assert self._writer is not None
         self._writer.write(kind, step, metrics)
-        if self._view is not None:
-            self._view.update(step + 1, metrics)
+        self._view.update(step + 1, metrics)
+
+
+def _nothing() -> None: ...
 
 
 @contextmanager
-def run_monitor(out: Path, title: str, tensorboard: bool = False) -> Iterator[RunMonitor]:
-    """A monitor that writes `metrics.jsonl` in `out` while the context lasts, and records in
-    `provenance.json` what ran there."""
+def run_monitor(
+    out: Path, title: str, tensorboard: bool = False, claim: Callable[[], None] = _nothing
+) -> Iterator[RunMonitor]:
+    """A monitor that shows what happens from now on, and writes `metrics.jsonl` in `out` from
+    `start` on, when `claim` is called.
+
+    Raises `MetricsError` at once where TensorBoard is asked for and not installed.
+    """
+    if tensorboard:
+        check_tensorboard()
     with ExitStack() as stack:
-        stack.enter_context(recorded(out))
-        writer = stack.enter_context(MetricsWriter(out, tensorboard))
-        yield RunMonitor(writer, title, stack)
+        view = stack.enter_context(LiveView(title, PYTORCH))
+        try:
+            writer = partial(MetricsWriter, out, tensorboard)
+            yield RunMonitor(lambda: stack.enter_context(writer()), view, claim)
+        except Stopped as stop:
+            goes_on = "goes on from there" if view.begun else "starts again"
+            stop.where = f"{view.place}; the same command {goes_on}"
+            raise
+
+
+@contextmanager
+def working(title: str, phase: str) -> Iterator[Callable[[str], None]]:
+    """Shows that a command without a run is at work, first at `phase`; what is yielded says at
+    what next."""
+    with LiveView(title, phase, passing=True) as view:
+        yield view.phase

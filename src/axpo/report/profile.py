@@ -12,7 +12,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +26,7 @@ from axpo.report.anatomy import (
     seconds_text,
     sentence,
 )
-from axpo.report.live import LiveView
+from axpo.report.live import LiveView, output_console
 from axpo.training import rl, sft
 from axpo.training.monitor import Monitor
 
@@ -47,7 +46,8 @@ class Meter:
         self.lines: list[Mapping[str, float]] = []
         self._view, self._total = view, total
 
-    def start(self, kind: str, first: int, total: int) -> None: ...
+    def start(self, kind: str, first: int, total: int) -> None:
+        self._view.begin(0, self._total)
 
     def phase(self, name: str) -> None:
         self._view.phase(name)
@@ -59,12 +59,12 @@ class Meter:
             raise Enough
 
 
-def profile(config: Config, model: str, kind: str, steps: int) -> None:
-    """Measure `steps` steps of the "rl" or "sft" loop with `model` and print their anatomy."""
-    anatomy = dissect(measure(config, model, kind, steps)[WARM_UP:], median)
+def print_profile(config: Config, kind: str, lines: Sequence[Mapping[str, float]]) -> None:
+    """Print the anatomy of the steps that `measure` found of the "rl" or "sft" loop."""
+    anatomy = dissect(lines[WARM_UP:], median)
     if anatomy is None:
         raise UserError(f"the {kind} loop timed none of its phases: nothing to show")
-    console = Console()
+    console = output_console()
     console.print(Text(f"\n{_what(config, kind)}"))
     console.print(Text(_header(anatomy), "bold"))
     console.print(_table("phase", anatomy.phases))
@@ -76,14 +76,17 @@ def profile(config: Config, model: str, kind: str, steps: int) -> None:
     console.print(Text(f"\n{sentence(anatomy)}", "bold"), soft_wrap=True)
 
 
-def measure(config: Config, model: str, kind: str, steps: int) -> list[Mapping[str, float]]:
-    """The metrics of the warm-up and of `steps` more steps; nothing is left on disk."""
+def measure(
+    config: Config, model: str, kind: str, steps: int, view: LiveView
+) -> list[Mapping[str, float]]:
+    """The metrics of the warm-up and of `steps` more steps of the "rl" or "sft" loop with `model`,
+    shown in `view`; nothing is left on disk."""
     total = WARM_UP + steps
     # One step more than wanted: at its last step the loop saves trees and a checkpoint.
     section = getattr(config, kind).model_copy(update={"steps": total + 1})
     run = config.run.model_copy(update={"checkpoint_every": NEVER, "trees_every": NEVER})
     shortened = config.model_copy(update={kind: section, "run": run})
-    with TemporaryDirectory(prefix="axpo-profile-") as out, LiveView("profile", total) as view:
+    with TemporaryDirectory(prefix="axpo-profile-") as out:
         meter = Meter(view, total)
         try:
             LOOPS[kind](shortened, model, Path(out), meter)

@@ -1,8 +1,12 @@
-"""Evaluations, diagnoses and comparisons as tables in a terminal."""
+"""Evaluations, diagnoses and comparisons as tables in a terminal.
+
+A table that is wider than the terminal is told in several, its columns side by side as far as they
+go: an interval is never broken over lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from axpo.evaluation.run import compare_runs
+from axpo.report.live import output_console
 from axpo.report.names import evaluation_order, label
 from axpo.report.summary import verdict
 
@@ -27,7 +32,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     title = f"{result['questions']} {result['split']} questions x {result['samples']} samples"
     _print(title, columns)
     if result["unscored"]:
-        Console().print(_unscored(result), highlight=False, markup=False)
+        output_console().print(_unscored(result), highlight=False, markup=False)
 
 
 def _unscored(result: Mapping[str, Any]) -> str:
@@ -56,26 +61,53 @@ def print_diagnostics(result: Mapping[str, Any]) -> None:
         title = f"Failed prefixes, {result['prefix_samples']} continuations each, K = {result['k']}"
         _print(title, columns)
     else:
-        Console().print("No question was triggered: there is no failed prefix to resample.")
+        print("No question was triggered: there is no failed prefix to resample.")
 
 
-def print_comparison(runs: Sequence[Path]) -> None:
-    """Each pair of evaluated runs, the earlier one as baseline."""
+def compare_all(
+    runs: Sequence[Path], say: Callable[[str], None]
+) -> dict[tuple[Path, Path], dict[str, Any]]:
+    """Each pair of evaluated runs, the earlier one as baseline, with its paired comparison."""
+    found: dict[tuple[Path, Path], dict[str, Any]] = {}
     for first, second in combinations(runs, 2):
-        comparison = compare_runs(first, second)
-        said = verdict((second.name, first.name), comparison)
-        if said is not None:
-            Console().print(said.text, markup=False)
-        _print(f"{second.name} - {first.name}", {"difference": comparison["difference"]})
+        say(f"comparing {second.name} with {first.name}")
+        found[first, second] = compare_runs(first, second)
+    return found
+
+
+def print_comparison(pair: tuple[Path, Path], comparison: Mapping[str, Any]) -> None:
+    """What came of a pair of runs, baseline first."""
+    first, second = pair
+    said = verdict((second.name, first.name), comparison)
+    if said is not None:
+        output_console().print(said.text, markup=False)
+    _print(f"{second.name} - {first.name}", {"difference": comparison["difference"]})
 
 
 def _print(title: str, columns: Mapping[str, Estimates]) -> None:
-    table = Table("metric", *map(escape, columns), title=Text(title), title_justify="left")
-    for metric in evaluation_order(list(dict.fromkeys(m for c in columns.values() for m in c))):
-        table.add_row(
-            Text(label(metric)), *(_cell(column.get(metric)) for column in columns.values())
-        )
-    Console().print(table)
+    console = output_console()
+    left = list(columns)
+    while left:
+        count = len(left)
+        while count > 1 and _width(console, _table("", columns, left[:count])) > console.width:
+            count -= 1
+        console.print(_table(title, columns, left[:count]))
+        left, title = left[count:], ""
+
+
+def _width(console: Console, table: Table) -> int:
+    return console.measure(table).maximum
+
+
+def _table(title: str, columns: Mapping[str, Estimates], names: Sequence[str]) -> Table:
+    """The columns `names`, in the rows that have something in them."""
+    shown = [columns[name] for name in names]
+    table = Table("metric", title=Text(title) if title else None, title_justify="left")
+    for name in names:
+        table.add_column(escape(name), no_wrap=True)
+    for metric in evaluation_order(list(dict.fromkeys(m for column in shown for m in column))):
+        table.add_row(Text(label(metric)), *(_cell(column.get(metric)) for column in shown))
+    return table
 
 
 def _cell(estimate: Mapping[str, float] | None) -> str:

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from axpo.config import Config, ConfigError, UserError
-from axpo.engines.vllm.server import start_servers
+from axpo.engines.vllm.server import ServerProcess, start_servers
 from axpo.engines.vllm.share import started_servers
 from axpo.models.card import recipe_card
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.setup import torch_device
+from axpo.stopping import Stopped
 
 LOOK_SECONDS = 1.0
 """Time between looks at whether the servers still run."""
 
 
-def serve(config: Config, model: str) -> None:
-    """Start the recipe's servers, say what to put into other recipes, and wait.
-
-    Ends with an interrupt or SIGTERM; raises `UserError` where a server ends by itself.
-    """
+def start(config: Config, model: str, say: Callable[[str], None]) -> list[ServerProcess]:
+    """Start the recipe's servers, which takes a while; `say` hears what is being done."""
     settings = config.engine.vllm
     if settings is None or settings.python is None:
         raise ConfigError(
             "engine.vllm.python: expected the python of vLLM's environment to serve with "
             "(`make vllm-env` builds one); set it, and engine.name = 'vllm'"
         )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logs = Path("runs/vllm")
-    print(f"Starting {settings.servers} vLLM server(s) of {model}; logs in {logs} ...", flush=True)
+    say(f"starting {settings.servers} vLLM server(s) of {model}; logs in {logs}")
     facts = load_checkpoint(model, weights=False)
     device = torch_device(config.model)
     started_servers(config, facts.model, recipe_card(config.model, device), device)
     dtype, slots, lora = config.model.dtype, config.engine.slots, config.model.lora
-    servers = start_servers(settings, facts, dtype, slots, logs, lora)
+    return start_servers(settings, facts, dtype, slots, logs, lora)
+
+
+def serve(servers: Sequence[ServerProcess]) -> None:
+    """Say what to put into other recipes, and wait until a stop is asked for.
+
+    Raises `UserError` where a server ends by itself.
+    """
     addresses = ", ".join(f'"{server.url}"' for server in servers)
     print('Ready. In other recipes:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]')
     print(f"urls = [{addresses}]\n\nCtrl-C stops it.", flush=True)
@@ -45,7 +49,7 @@ def serve(config: Config, model: str) -> None:
                 if failure := server.failure():
                     raise UserError(f"the vLLM server at {server.url} is gone: {failure}")
             time.sleep(LOOK_SECONDS)
-    except KeyboardInterrupt:
+    except Stopped:
         print("Stopping.")
     finally:
         for server in servers:

@@ -20,7 +20,6 @@ from axpo.config import (
     ToolsSettings,
     UserError,
 )
-from axpo.config.extras import require
 from axpo.engines.base import Engine
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.client import Client
@@ -88,9 +87,12 @@ def build_task(settings: TaskSettings) -> Task:
         from axpo.tasks.data import DataTask
 
         return DataTask(settings)
-    require("sklearn", 'task.name = "lab"')
-    from axpo.tasks.lab.questions import LabTask
-
+    try:
+        from axpo.tasks.lab.questions import LabTask
+    except ImportError as error:
+        raise ConfigError(
+            f"task.name: the lab needs scikit-learn: pip install axpo[lab] ({error})"
+        ) from error
     return LabTask(settings.families)
 
 
@@ -151,9 +153,10 @@ def _check_spec(tool: Tool, key: str, what: str) -> None:
 
 
 def _server_tools(settings: McpSettings, key: str) -> Sequence[Tool]:
-    require("mcp", key)
-    from axpo.tools.mcp import server_tools
-
+    try:
+        from axpo.tools.mcp import server_tools
+    except ImportError as error:
+        raise ConfigError(f"{key}: needs the MCP SDK: pip install axpo[mcp] ({error})") from error
     try:
         return server_tools(settings)
     except UserError as error:
@@ -173,6 +176,14 @@ def build_agent(
     top_logprobs = TOP_LOGPROBS if config.algorithm.name == "arpo" else 0
     solved_at = config.task.solved
     return Agent(engine, rendering, tools, config.rollout, grade, top_logprobs, solved_at)
+
+
+def starting_engine(config: Config) -> str:
+    """What `build_agent` does that takes a while, in words."""
+    vllm = config.engine.vllm
+    if vllm is None or vllm.python is None:
+        return "starting the engine"
+    return f"starting {vllm.servers} vLLM server{'s' if vllm.servers > 1 else ''}"
 
 
 def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None) -> Engine:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from axpo.evaluation.bootstrap import Floats
+from axpo.folder import whole_file
 from axpo.report.names import MAIN_CHARTS, Chart, colours
 from axpo.report.plots import INK, LINE, SOFT, style_axis
 from axpo.study.markup import Json
@@ -127,7 +128,10 @@ def legend_above(figure: Any, axis: Any, palette: Mapping[str, str]) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write the PNG, the same bytes for the same figure."""
-    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+    with whole_file(path) as temporary:
+        figure.savefig(
+            temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None}
+        )
 
 
 def draw_curve(axis: Any, curve: Curve, colour: str, unit: float) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from axpo.algorithms.subgroups import FAMILY, family_of
 from axpo.evaluation.passk import pass_at_k
+from axpo.folder import whole_file
 from axpo.study.held_out import HeldOut, Shares, stack
 from axpo.study.settings import START, Study, StudyError
 from axpo.tree import Group
@@ -50,7 +51,7 @@ def counts(group: Group) -> dict[str, int]:
 
 def write_outcomes(rows: Iterable[Outcome], path: Path) -> None:
     """One line a question, seed and model."""
-    with path.open("w", newline="") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, _HEAD, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes.util import find_library
 from functools import partial
 from pathlib import Path
 
-from axpo.config import UserError
-from axpo.report.provenance import usable_cores
-from axpo.stages import run_stages
+from axpo.errors import UserError
+from axpo.report.monitor import working
+from axpo.stages import run_stages, usable_cores
 from axpo.study.cells import check_made, stages, write_settings
 from axpo.study.settings import Study, StudyError, load_study
 
@@ -42,7 +42,8 @@ def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
         )  # fmt: skip
         evaluated = any(s.finished for s in planned if s.kind == "eval")
         if not failed:
-            return _tables(study, out)
+            with working("study", "reading the runs") as say:
+                return _tables(study, out, say)
         where = f"; what is there is in {out / 'study.md'}" if evaluated else ""
         error = CellError(
             f"{len(failed)} of {len(planned)} stages failed or wait for one that did{where}\n"
@@ -50,7 +51,8 @@ def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
         )
         try:
             if evaluated:
-                _tables(study, out)
+                with working("study", "reading the runs") as say:
+                    _tables(study, out, say)
         except Exception as broken:
             raise error from broken
         raise error
@@ -62,27 +64,31 @@ def default_jobs(device: str) -> int:
     return 1 if gpu else usable_cores()
 
 
-def study_tables(path: Path, out: Path) -> Path:
-    """Rebuild `study.md`, `study.json` and the figures from the raw runs in `out`."""
+def study_tables(path: Path, out: Path, say: Callable[[str], None]) -> Path:
+    """Rebuild `study.md`, `study.json` and the figures from the raw runs in `out`; `say` hears
+    what is done."""
     study = load_study(path)
     planned = stages(study, out)
     check_made(study, out, planned)
     if not any(stage.done.is_file() for stage in planned if stage.kind == "eval"):
         raise StudyError(f"no evaluation in {out}; run `axpo study {path} --out {out}` first")
-    return _tables(study, out)
+    return _tables(study, out, say)
 
 
-def held_out_tables(path: Path, out: Path) -> Path:
+def held_out_tables(path: Path, out: Path, say: Callable[[str], None]) -> Path:
     """Make the held-out figures in `out` anew from its `outcomes.csv`, without the runs."""
+    say("loading NumPy and matplotlib")
     from axpo.study.tables import write_held_out
 
+    say("making the held-out figures")
     return write_held_out(load_study(path), out)
 
 
-def _tables(study: Study, out: Path) -> Path:
+def _tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
+    say("loading NumPy and matplotlib")
     from axpo.study.tables import write_tables
 
-    return write_tables(study, out)
+    return write_tables(study, out, say)
 
 
 @contextmanager

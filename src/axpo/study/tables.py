@@ -4,8 +4,10 @@ made of `outcomes.csv` alone."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+from axpo.folder import write_whole
 from axpo.study.diagnostic_figures import write_diagnostic_figures, write_gap_curves
 from axpo.study.estimates import Json
 from axpo.study.figures import write_curves, write_held_out_figures
@@ -16,11 +18,15 @@ from axpo.study.results import held_out_again, results
 from axpo.study.settings import Study, StudyError
 
 
-def write_tables(study: Study, out: Path) -> Path:
-    """Read every run in `out` and write what came of it; returns `study.md`."""
+def write_tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
+    """Read every run in `out` and write what came of it; returns `study.md`. `say` hears what is
+    done."""
+    say("reading the runs")
     models = read_study(study, out)
+    say("resampling for the intervals")
     found = results(study, models)
     write_outcomes((row for model in models.values() for row in model.outcomes), _outcomes(out))
+    say("drawing the figures")
     curves = write_curves(models, study.settings.baseline, out)
     curves += write_gap_curves(models, study.settings.baseline, out)
     return _write(found | {"curves": curves}, out)
@@ -41,12 +47,12 @@ def write_held_out(study: Study, out: Path) -> Path:
 
 
 def _write(found: Json, out: Path) -> Path:
-    (out / "study.json").write_text(json.dumps(found, indent=1, allow_nan=False))
+    write_whole(out / "study.json", json.dumps(found, indent=1, allow_nan=False))
     figures = [tuple(curve) for curve in found["curves"]]
     figures += write_held_out_figures(found, out)
     figures += write_diagnostic_figures(found, out)
     path = out / "study.md"
-    path.write_text(page(found, figures))
+    write_whole(path, page(found, figures))
     return path
 
 

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ import torch
 from safetensors.torch import load_file
 
 from axpo.engines.weights import copy_weights
+from axpo.folder import DiskError, writing
 from axpo.models.lora import adapted_layers, load_adapters, save_adapters
+from axpo.stopping import Stopped, held
 from axpo.training.trainer import Trainer
 
 MODEL, ADAPTER, TRAINER, STATE = "model", "adapter", "trainer.pt", "state.json"
@@ -49,18 +52,19 @@ def save(
     `data` (plain JSON) says what the data was. A checkpoint of the same step is replaced
     (a kill between the two renames that this takes leaves only the older checkpoints).
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(stale)
     final = folder / f"step-{step:06d}"
     temporary = folder / f"{_TEMPORARY}{final.name}"
-    temporary.mkdir()
-    trainer.checkpoint.save(temporary / MODEL)
-    if adapted_layers(trainer.checkpoint.model):
-        save_adapters(trainer.checkpoint.model, temporary / ADAPTER)
-    torch.save({"trainer": trainer.state_dict(), "random": _random_state()}, temporary / TRAINER)
-    (temporary / STATE).write_text(json.dumps({"step": step, "data": data or {}}, indent=1))
-    _flush(temporary)
+    with writing(final):
+        try:
+            temporary.mkdir()
+            _write(temporary, step, trainer, data or {})
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint takes others' room
+            raise
     if final.exists():
         final.rename(folder / f"{_TEMPORARY}replaced-{final.name}")
     temporary.rename(final)
@@ -74,24 +78,40 @@ def save(
     return final
 
 
+def _write(folder: Path, step: int, trainer: Trainer, data: dict[str, Any]) -> None:
+    """A checkpoint's files, flushed to disk."""
+    trainer.checkpoint.save(folder / MODEL)
+    if adapted_layers(trainer.checkpoint.model):
+        save_adapters(trainer.checkpoint.model, folder / ADAPTER)
+    torch.save({"trainer": trainer.state_dict(), "random": _random_state()}, folder / TRAINER)
+    (folder / STATE).write_text(json.dumps({"step": step, "data": data}, indent=1))
+    _flush(folder)
+
+
 @contextmanager
 def kept_on_stop(
     folder: Path, trainer: Trainer, updates: int, data: dict[str, Any] | None = None
 ) -> Iterator[None]:
     """Save what was trained, and the older checkpoints stay, where the block raises an error,
-    whatever its kind: the run can go on from here once its cause is put right.
+    whatever its kind, or is stopped: the run can go on from here once its cause is put right.
 
     A step has `updates` optimizer updates. Nothing is saved in the middle of one, nor weights that
-    are not finite.
+    are not finite, nor, hence, where an interrupt that is no `Stopped` came at any moment.
     """
     try:
         yield
-    except Exception:
+    except (Exception, Stopped, CancelledError) as ended:
         step, begun = divmod(trainer.updates, updates)
         last = latest(folder)
         new = step and (last is None or last.name != f"step-{step:06d}")
         if new and not begun and trainer.finite():
-            save(folder, step, trainer, data, keep=len(checkpoints(folder)) + 1)
+            try:
+                with held():
+                    save(folder, step, trainer, data, keep=len(checkpoints(folder)) + 1)
+            except DiskError:
+                if isinstance(ended, DiskError):
+                    raise ended from None  # of the same disk
+                raise
         raise
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from axpo import stopping
 from axpo.algorithms import ALGORITHMS, Algorithm
 from axpo.algorithms.losses import policy_loss, truncated_ratios
 from axpo.algorithms.subgroups import gap
@@ -27,7 +28,7 @@ from axpo.engines.base import Engine
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.setup import build_agent, build_task, recipe_tools
+from axpo.rollout.setup import build_agent, build_task, recipe_tools, starting_engine
 from axpo.store import save_groups
 from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
@@ -58,11 +59,17 @@ class Run:
     probe: WeightProbe | None = None
 
 
-def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run:
+def build_run(
+    config: Config,
+    start: Path | str,
+    out: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Run:
     """Load `start` as policy (and, with KL, once more as reference) and build the rest.
 
-    `out` is the run's folder, for logs of the engine.
+    `out` is the run's folder, for logs of the engine; `say` hears what takes a while.
     """
+    say("checking settings and data")
     _check_sampling(config.rollout)
     task, tools = build_task(config.task), recipe_tools(config)
     if config.algorithm.name == "rltf" and not isinstance(task, Critic):
@@ -70,7 +77,9 @@ def build_run(config: Config, start: Path | str, out: Path | None = None) -> Run
             f"algorithm.name: 'rltf' needs critiques; the {config.task.name} task offers none"
         )
     preflight(config, "rl", start, task, tools)
+    say("loading the model")
     checkpoint, reference = load_policy(config, start), load_reference(config, start)
+    say(starting_engine(config))
     agent = build_agent(config, checkpoint, tools, out)
     trainer = Trainer(
         checkpoint,
@@ -104,7 +113,7 @@ def _check_sampling(rollout: RolloutSettings) -> None:
 
 def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
     """Train from `start`; returns the last checkpoint in `out/checkpoints`. Resumes by itself."""
-    return asyncio.run(_train(config, start, out, monitor))
+    return stopping.run(_train(config, start, out, monitor))
 
 
 async def _hand_over(run: Run, version: int) -> dict[str, float]:
@@ -141,7 +150,7 @@ async def _compare_engine(
 
 
 async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
-    run = build_run(config, start, out)
+    run = build_run(config, start, out, monitor.phase)
     try:
         return await _steps(run, out, monitor)
     finally:
@@ -161,36 +170,49 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
         with checkpoints.kept_on_stop(folder, run.trainer, config.rl.updates, data):
             start = await _compare_engine(run, collector, first, monitor)
             for step in range(first, config.rl.steps):
+                stopping.check()
                 watch = Stopwatch(monitor)
                 before = work_done(run)
                 groups = await collector.take(step, watch)
-                watch("credit")
-                for group in groups:
-                    assign_credit(run, group)
-                collector.prepare(step + 1)
-                metrics = await _beside_sampling(run, update, run, groups, watch)
-                watch("sync")
-                metrics |= await _hand_over(run, step + 1)
-                for group in groups:
-                    await run.engine.release(group.id)
-                if step == 0 or checkpoints.due(step, config.rl.steps, config.run.trees_every):
-                    watch("write")
-                    file = out / "trees" / f"step-{step:06d}.parquet"
-                    await _beside_sampling(run, save_groups, file, groups)
-                metrics |= watch.metrics() | {k: v - before[k] for k, v in work_done(run).items()}
-                metrics |= gap(groups) | counts(groups) | latencies(run)
-                if config.rl.max_staleness:
-                    metrics |= staleness(groups, step)
-                if step == first:
-                    metrics |= start
-                monitor.step("rl", step, metrics)
-                if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
-                    keep = config.run.keep_checkpoints
-                    last = await _beside_sampling(
-                        run, checkpoints.save, folder, step + 1, run.trainer, data, keep
-                    )
+                with stopping.held():
+                    metrics = await _learn(run, collector, step, groups, watch, out)
+                    metrics |= watch.metrics()
+                    metrics |= {name: n - before[name] for name, n in work_done(run).items()}
+                    metrics |= gap(groups) | counts(groups) | latencies(run)
+                    if config.rl.max_staleness:
+                        metrics |= staleness(groups, step)
+                    if step == first:
+                        metrics |= start
+                    monitor.step("rl", step, metrics)
+                    if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
+                        monitor.phase("saving")
+                        keep = config.run.keep_checkpoints
+                        last = await _beside_sampling(
+                            run, checkpoints.save, folder, step + 1, run.trainer, data, keep
+                        )
     assert last is not None
     return last
+
+
+async def _learn(
+    run: Run, collector: Collector, step: int, groups: Sequence[Group], watch: Stopwatch, out: Path
+) -> dict[str, float]:
+    """Everything of a step after its rollouts, up to the new weights in the engine."""
+    watch("credit")
+    for group in groups:
+        assign_credit(run, group)
+    collector.prepare(step + 1)
+    metrics = await _beside_sampling(run, update, run, groups, watch)
+    watch("sync")
+    metrics |= await _hand_over(run, step + 1)
+    for group in groups:
+        await run.engine.release(group.id)
+    settings = run.config.run
+    if step == 0 or checkpoints.due(step, run.config.rl.steps, settings.trees_every):
+        watch("write")
+        file = out / "trees" / f"step-{step:06d}.parquet"
+        await _beside_sampling(run, save_groups, file, groups)
+    return metrics
 
 
 def assign_credit(run: Run, group: Group) -> None:

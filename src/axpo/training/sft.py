@@ -10,6 +10,7 @@ import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from axpo import stopping
 from axpo.algorithms.losses import likelihood_loss
 from axpo.config import Config
 from axpo.rollout.demonstrations import demonstrate
@@ -28,8 +29,10 @@ from axpo.tree import Group
 
 def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
     """Train `start` on the "sft" split; returns the last checkpoint. Resumes by itself."""
+    monitor.phase("checking settings and data")
     task, tools = build_task(config.task), recipe_tools(config)
     preflight(config, "sft", start, task, tools)
+    monitor.phase("loading the model")
     checkpoint = load_policy(config, start)
     rendering = Rendering(checkpoint, tools, config.task.system)
     trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
@@ -45,17 +48,20 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
         # A batch depends on its position alone, so it can be made while the one before is learned.
         upcoming = replays.batch(first)
         for step in range(first, config.sft.steps):
+            stopping.check()
             watch = Stopwatch(monitor)
             watch("demonstrate")
             groups = upcoming.result()
             if step + 1 < config.sft.steps:
                 upcoming = replays.batch(step + 1)
-            watch("update")
-            metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
-            monitor.step("sft", step, metrics | watch.metrics())
-            if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
-                keep = config.run.keep_checkpoints
-                last = checkpoints.save(folder, step + 1, trainer, data, keep)
+            with stopping.held():
+                watch("update")
+                metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
+                monitor.step("sft", step, metrics | watch.metrics())
+                if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
+                    monitor.phase("saving")
+                    keep = config.run.keep_checkpoints
+                    last = checkpoints.save(folder, step + 1, trainer, data, keep)
     assert last is not None
     return last
 

@@ -65,6 +65,7 @@ class MathWorker:
             stdout=subprocess.PIPE,
             text=True,
             env={name: os.environ[name] for name in NEEDED if name in os.environ},
+            start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
         )
         self._reply(self._process, START_SECONDS)
         return self._process

@@ -175,6 +175,7 @@ async def _run(command: list[str], variables: dict[str, str]) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
     )
     _, errors = await process.communicate()
     if process.returncode:

@@ -1,25 +1,40 @@
-"""The `axpo` command. Heavy imports happen inside commands, after every setting is checked."""
+"""The commands. What they need is imported inside them: settings first, then the live view, then
+what is heavy, so that help takes no time and no screen stays blank."""
 
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from axpo import __version__
-from axpo.config import Config, ConfigError, UserError, load_config, recipe_file
-from axpo.config.secrets import masked
-from axpo.folder import run_folder, write_whole
+from axpo.errors import UserError
+
+if TYPE_CHECKING:
+    from axpo.config import Config
+
+
+class Commands(TyperGroup):
+    """The list of commands with whole sentences, over several lines where they need them."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        names = self.list_commands(ctx)
+        found = [(name, self.get_command(ctx, name)) for name in names]
+        rows = [(name, command.get_short_help_str(1000)) for name, command in found if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Train vision-language agents to use tools with AXPO.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -44,9 +59,18 @@ Recipe = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="settings on top of the recipe"),
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="settings on top of the recipe; `axpo show RECIPE` lists them",
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="the run's folder; a run in it goes on")]
+Measured = Annotated[
+    Path,
+    typer.Option(
+        "--out", help="folder of what is measured; where some of it is there, the rest is made"
+    ),
+]
 
 
 @app.command()
@@ -56,10 +80,10 @@ def quickstart(
     out: Out = Path("runs/quickstart"),
 ) -> None:
     """SFT, then GRPO and AXPO beside each other, evaluation and report."""
+    from axpo.config import load_config, recipe_file
+    from axpo.folder import run_folder
     from axpo.quickstart import quickstart as run
     from axpo.quickstart import without_sandbox
-    from axpo.report.finding import read_finding
-    from axpo.report.screen import print_finding
 
     given = overrides or []
     if "=" in recipe:  # no recipe, and settings
@@ -69,9 +93,7 @@ def quickstart(
     config = load_config(file, given)
     with run_folder(out):
         _claim(out, config, ("sft", "train", "eval", "diagnose"))
-        page = run(config, file, given, out)
-    print_finding(read_finding(page))
-    print(f"Report: {page}")
+        print(f"Report: {run(config, file, given, out)}")
 
 
 @app.command()
@@ -92,6 +114,9 @@ def study(
     ] = False,
 ) -> None:
     """Variants of training, several seeds each, then their tables and figures."""
+    from axpo.config import ConfigError
+    from axpo.folder import run_folder
+    from axpo.report.monitor import working
     from axpo.study.run import held_out_tables, run_study, study_tables
 
     if tables and outcomes:
@@ -101,7 +126,9 @@ def study(
             f"--jobs: no effect with --{'tables' if tables else 'outcomes'}; remove it"
         )
     if tables or outcomes:
-        print(f"Study: {(study_tables if tables else held_out_tables)(file, out)}")
+        with working("study", "reading the study") as say:
+            page = (study_tables if tables else held_out_tables)(file, out, say)
+        print(f"Study: {page}")
     else:
         with run_folder(out):
             print(f"Study: {run_study(file, out, jobs)}")
@@ -110,9 +137,12 @@ def study(
 @app.command()
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
     """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
-    config = load_config(recipe, overrides or ())
-    from axpo.report.dryrun import show
+    from axpo.config import load_config
+    from axpo.report.monitor import working
 
+    config = load_config(recipe, overrides or ())
+    with working("show", "loading PyTorch and transformers"):
+        from axpo.report.dryrun import show
     show(config, _model_path(config.model.path))
 
 
@@ -124,79 +154,102 @@ def profile(
     sft: Annotated[bool, typer.Option("--sft", help="measure `axpo sft` instead")] = False,
 ) -> None:
     """Where a step of `axpo train` spends its time: a few steps, measured and thrown away."""
+    from axpo.config import ConfigError, load_config
+    from axpo.report.live import LiveView
+    from axpo.report.monitor import PYTORCH
+
     kind = "sft" if sft else "rl"
     if any(override.partition("=")[0].strip() == f"{kind}.steps" for override in overrides or ()):
         raise ConfigError(f"{kind}.steps: no effect on a profile; say --steps")
     config = load_config(recipe, overrides or ())
     model = _model_path(config.model.path)
-    from axpo.report.profile import profile
+    with LiveView("profile", PYTORCH) as view:
+        from axpo.report.profile import measure, print_profile
 
-    profile(config, model, kind, steps)
+        lines = measure(config, model, kind, steps, view)
+    print_profile(config, kind, lines)
 
 
 @app.command()
 def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Cold-start model.path on the task's demonstrations."""
+    from axpo.config import load_config
+    from axpo.folder import run_folder
+    from axpo.report.monitor import run_monitor
+
     config = load_config(recipe, overrides or ())
-    with run_folder(out):
-        _claim(out, config, ("sft",))
-        from axpo.report.monitor import run_monitor
+    title = f"SFT {out.name}"
+    claim = partial(_claim, out, config, ("sft",))
+    with run_folder(out), run_monitor(out, title, config.run.tensorboard, claim) as monitor:
         from axpo.training import sft
 
-        with run_monitor(out, f"SFT {out.name}", config.run.tensorboard) as monitor:
-            last = sft.train(config, _model_path(config.model.path), out, monitor)
+        last = sft.train(config, _model_path(config.model.path), out, monitor)
     print(f"Checkpoint: {last}")
 
 
 @app.command()
 def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
+    from axpo.config import load_config
+    from axpo.folder import run_folder
+    from axpo.report.monitor import run_monitor
+
     config = load_config(recipe, overrides or ())
-    with run_folder(out):
-        _claim(out, config, ("train",))
-        from axpo.report.monitor import run_monitor
+    title = f"{config.algorithm.name.upper()} {out.name}"
+    claim = partial(_claim, out, config, ("train",))
+    with run_folder(out), run_monitor(out, title, config.run.tensorboard, claim) as monitor:
         from axpo.training import rl
 
-        model = _model_path(config.model.path)
-        title = f"{config.algorithm.name.upper()} {out.name}"
-        with run_monitor(out, title, config.run.tensorboard) as monitor:
-            last = rl.train(config, model, out, monitor)
+        last = rl.train(config, _model_path(config.model.path), out, monitor)
     print(f"Checkpoint: {last}")
 
 
 @app.command("eval")
-def evaluate(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None:
     """Pass@1, Pass@k and the gap's rates of model.path, with intervals."""
-    config = load_config(recipe, overrides or ())
-    from axpo.evaluation.run import evaluate
+    from axpo.config import load_config
+    from axpo.folder import run_folder
     from axpo.report.monitor import run_monitor
-    from axpo.report.tables import print_evaluation
 
+    config = load_config(recipe, overrides or ())
     with run_folder(out), run_monitor(out, f"evaluate {out.name}") as monitor:
+        from axpo.evaluation.run import EVALUATION, evaluate
+        from axpo.report.tables import print_evaluation
+
         result = evaluate(config, _model_path(config.model.path), out, monitor)
     print_evaluation(result)
+    print(f"Evaluation: {out / EVALUATION}.json")
 
 
 @app.command()
-def diagnose(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+def diagnose(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None:
     """The Thinking-Acting Gap of model.path: resample failed prefixes, count what they lead to."""
-    config = load_config(recipe, overrides or ())
-    from axpo.evaluation.run import diagnose
+    from axpo.config import load_config
+    from axpo.folder import run_folder
     from axpo.report.monitor import run_monitor
-    from axpo.report.tables import print_diagnostics
 
+    config = load_config(recipe, overrides or ())
     with run_folder(out), run_monitor(out, f"diagnose {out.name}") as monitor:
+        from axpo.evaluation.run import DIAGNOSIS, diagnose
+        from axpo.report.tables import print_diagnostics
+
         result = diagnose(config, _model_path(config.model.path), out, monitor)
     print_diagnostics(result)
+    print(f"Diagnosis: {out / DIAGNOSIS}.json")
 
 
 @app.command()
 def serve(recipe: Recipe, overrides: Overrides = None) -> None:
     """Serve model.path with vLLM as [engine.vllm] says, until interrupted; prints the URLs."""
-    config = load_config(recipe, overrides or ())
-    from axpo.rollout.serving import serve
+    from axpo.config import load_config
+    from axpo.report.monitor import working
 
-    serve(config, _model_path(config.model.path))
+    config = load_config(recipe, overrides or ())
+    with working("serve", "loading PyTorch") as say:
+        from axpo.rollout.serving import serve, start
+
+        servers = start(config, _model_path(config.model.path), say)
+    serve(servers)
 
 
 @app.command()
@@ -204,9 +257,14 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="evaluated run folders, baseline first")],
 ) -> None:
     """Paired differences of evaluated runs on the same questions, with intervals."""
-    from axpo.report.tables import print_comparison
+    from axpo.report.monitor import working
 
-    print_comparison(runs)
+    with working("compare", "loading NumPy and what reads the runs") as say:
+        from axpo.report.tables import compare_all, print_comparison
+
+        compared = compare_all(runs, say)
+    for pair, comparison in compared.items():
+        print_comparison(pair, comparison)
 
 
 @app.command()
@@ -215,11 +273,13 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
 ) -> None:
     """One self-contained HTML page: curves, tables and the trajectory trees."""
-    from axpo.report.command import write_report
-    from axpo.report.screen import print_finding
+    from axpo.report.monitor import working
 
-    print_finding(write_report(runs, out))
-    print(f"Report: {out}")
+    with working("report", "loading NumPy and matplotlib") as say:
+        from axpo.report.command import write_report
+
+        page = write_report(runs, out, say)
+    print(f"Report: {page}")
 
 
 @app.command()
@@ -231,10 +291,13 @@ def index(
     ] = False,
 ) -> None:
     """Index texts for web_search, or a folder of pictures for image_search."""
-    from axpo.tools.search.gallery import build_gallery
-    from axpo.tools.search.index import build_index
+    from axpo.report.monitor import working
 
-    made = (build_gallery if pictures else build_index)(source, out)
+    with working("index", f"indexing {source}"):
+        from axpo.tools.search.gallery import build_gallery
+        from axpo.tools.search.index import build_index
+
+        made = (build_gallery if pictures else build_index)(source, out)
     print(f"{made.facts.entries} entries, {made.size / 1e6:.1f} MB, {made.seconds:.1f} s: {out}")
 
 
@@ -246,6 +309,7 @@ def recipes(
     ] = None,
 ) -> None:
     """The recipes that ship with axpo; with a NAME its text, or a copy of it to change."""
+    from axpo.config import ConfigError
     from axpo.recipes import UnknownRecipeError, copy, names, purpose, shipped
 
     if name is None and out is not None:
@@ -266,7 +330,10 @@ def recipes(
 
 def _claim(out: Path, config: Config, commands: Sequence[str]) -> None:
     """Write the run's settings; refuse a folder that these commands made with other ones."""
+    from axpo.config import Config, ConfigError
+    from axpo.config.secrets import masked
     from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
+    from axpo.folder import write_whole
 
     path = out / "config.json"
     settings: dict[str, Any] = masked(config.model_dump(mode="json"))
@@ -293,6 +360,8 @@ def _model_path(model: str) -> str:
         from axpo.tasks.lab import BASE
 
         return str(BASE)
+    from axpo.config import ConfigError
+
     path = Path(model)
     if not path.is_dir():
         return model
@@ -301,22 +370,3 @@ def _model_path(model: str) -> str:
         if config.is_file() and "model_type" in config.read_text():
             return str(config.parent)
     raise ConfigError(f"{model}: no checkpoint in it; expected a run, a checkpoint or a model")
-
-
-def _format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int,
-    line: str | None = None,
-) -> str:  # fmt: skip
-    """Our own warnings are for whoever runs the command, not about a line of code."""
-    if category.__module__.startswith("axpo."):
-        return f"axpo: {message}\n"
-    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
-
-
-def main() -> None:
-    """Run the command; a wrong setting ends with its message, not with a traceback."""
-    warnings.formatwarning = _format_warning
-    try:
-        app()
-    except UserError as error:
-        sys.exit(f"axpo: {error}")

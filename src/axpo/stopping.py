@@ -1,0 +1,163 @@
+"""How a command ends early: Ctrl-C, SIGTERM, a closed terminal, a reader that is gone.
+
+A signal asks for the stop, and `Stopped` is raised where nothing is half done: at once as a rule,
+in an event loop (`run`) by cancelling what it runs, and after a block that must be whole (`held`)
+where its owner next calls `check`. `Stopped` is no `Exception`, so that nothing takes it for an
+error. A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")
+TOGETHER = 0.5
+"""Seconds in which several signals are one request: `timeout` sends two, a terminal and whoever
+started the command may send one each."""
+SHOW_CURSOR = b"\x1b[?25h"
+
+Result = TypeVar("Result")
+
+
+class Stopped(BaseException):
+    """The command was asked to end; what was done is kept. `where` says how far it had come."""
+
+    def __init__(self, number: int, where: str = "") -> None:
+        super().__init__(number)
+        self.number = number
+        self.where = where
+
+    @property
+    def code(self) -> int:
+        """The exit code: 130 for Ctrl-C, 143 for SIGTERM, as shells report them."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        return f"stopped {self.where}".strip()
+
+
+class _Request:
+    """The stop that was asked for, if any, and what it has to wait for."""
+
+    number: int | None = None
+    at = 0.0
+    held = 0
+    cancel: Callable[[], object] | None = None
+    last_acts: list[Callable[[], object]] = []  # noqa: RUF012 - one object, never copied
+
+
+_request = _Request()
+
+
+def listen() -> None:
+    """From now on signals ask this process to stop. Call it once, in the main thread.
+
+    What whoever started the process has it ignore (`nohup`) stays ignored, but for SIGPIPE, which
+    Python itself ignores.
+    """
+    for name in SIGNALS:
+        number = getattr(signal, name, None)  # Windows has two of them
+        if number is None:
+            continue
+        if name == "SIGPIPE" or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _asked)
+
+
+def let_go() -> None:
+    """From now on signals do to this process what they do to any."""
+    for name in SIGNALS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is _asked:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def check() -> None:
+    """Raise `Stopped` where a stop was asked for."""
+    if _request.number is not None:
+        raise Stopped(_request.number)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """The block ends whole: a stop that is asked for meanwhile waits for the next `check`."""
+    _request.held += 1
+    try:
+        yield
+    finally:
+        _request.held -= 1
+
+
+@contextmanager
+def last_act(act: Callable[[], object]) -> Iterator[None]:
+    """Do `act` where a second signal ends the process at once while the context lasts."""
+    _request.last_acts.append(act)
+    try:
+        yield
+    finally:
+        _request.last_acts.remove(act)
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """`asyncio.run`; a stop cancels `work`, and what its cleaning up leaves is `Stopped`."""
+
+    async def cancellable() -> Result:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        outer = _request.cancel
+        _request.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        try:
+            return await work
+        finally:
+            _request.cancel = outer
+
+    try:
+        return asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        check()
+        raise
+
+
+def _asked(number: int, _: object) -> None:
+    """A signal came: note it, and stop unless something has to become whole first."""
+    if number == getattr(signal, "SIGPIPE", None) and not _reader_gone():
+        return  # a child's pipe or a socket: whoever wrote to it gets an error
+    now = time.monotonic()
+    if _request.number is None:
+        _request.number, _request.at = number, now
+    elif number == getattr(signal, "SIGPIPE", None) or now - _request.at < TOGETHER:
+        return
+    else:
+        _end_now(number)
+    if _request.held:
+        return
+    if _request.cancel is not None:
+        _request.cancel()
+    else:
+        raise Stopped(number)
+
+
+def _reader_gone() -> bool:
+    """Whether nobody reads what we print any more (`axpo show ... | head`)."""
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if any(events & select.POLLERR for _, events in poll.poll(0)):
+            return True
+    return False
+
+
+def _end_now(number: int) -> None:
+    """Die of the signal; nothing is cleaned up but the terminal and what `last_act` names."""
+    for act in _request.last_acts:
+        act()
+    if os.isatty(2):
+        os.write(2, SHOW_CURSOR + b"\n")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
