@@ -2,7 +2,8 @@
 
 Servers get A and B, never a merge that bfloat16 would round away. With the fake servers: refusals,
 in-flight modes, lost servers; with the real one (AXPO_VLLM_PYTHON), of a model whose vision part is
-adapted too: the contract suite, updates by file and broadcast, and weights in mid-generation.
+adapted too: the contract suite, updates by file and broadcast, weights in mid-generation, and a run
+and an evaluation of the lab.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 import test_engine_vllm
-from axpo.config import ConfigError, LoraSettings, VllmSettings
+from axpo.config import ConfigError, LoraSettings, VllmSettings, load_config
 from axpo.engines.base import Completion
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
@@ -27,14 +28,18 @@ from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import Installation, ServerProcess, arguments, start_servers
+from axpo.evaluation.run import evaluate
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, adapter_weights, merged_weights, served_share
+from axpo.tasks.lab import BASE
+from axpo.training import rl
 from engine_contract import EngineParity, Writer, ask, run
 from fake_vllm import FakeVllm
 from padded_oracle import branching_group
 from test_engine_vllm import Setting, setting, writer
 from test_lora import LOSS, adapted, trainer
-from test_vllm_server import HEAD, LONG, PYTHON, differences, engine_at, real
+from test_pipeline import Lines
+from test_vllm_server import HEAD, LONG, PYTHON, differences, engine_at, killed_in_flight, real
 from tiny import in_bfloat16, tiny_checkpoint
 
 __all__ = ["setting", "writer"]
@@ -319,3 +324,46 @@ def test_adapters_that_come_in_mid_generation(
             worst = max([worst, *(e for v, e in pairs if v == version)])
     print(f"\n{in_flight}: largest difference of {4 * LONG} logprobs: {worst:.1e}")
     assert worst < 3e-5
+
+
+@real
+def test_axpo_with_a_killed_server_then_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill -9 in the second step's sampling the new server has that step's adapters, which
+    are far from the start; an evaluation serves the run's adapters, not what bfloat16 leaves of
+    them in the merged weights."""
+    config = load_config(
+        "lab",
+        [
+            "model.lora.rank=8", "model.dtype=bfloat16", "rl.steps=2", "rl.questions=4",
+            "rl.updates=1", "rl.optimizer.learning_rate=1e-2", "algorithm.extra_budget=0.5",
+            "run.checkpoint_every=2", "eval.questions=2", "eval.samples=4",
+            "engine.name=vllm", f"engine.vllm.python={PYTHON}", "engine.vllm.max_length=1024",
+        ],
+    )  # fmt: skip
+    lines = Lines()
+    broken = killed_in_flight(monkeypatch, lambda: len(lines.steps) == 1)
+    out = tmp_path / "axpo"
+    last = rl.train(config, BASE, out, lines)
+    steps = [metrics for _, _, metrics in lines.steps]
+    assert broken[0] > 4
+    assert [step["servers_lost"] for step in steps] == [0, 1]
+    for step in steps:
+        assert step["served_share"] == pytest.approx(1.0, abs=1e-5)
+        assert step["mismatch_mean"] < 0.03 and step["unscored"] == 0
+    moved = steps[-1]["kl"]  # nats a token from the start, before that step's update
+    assert moved > 0.1
+
+    shares: list[float | None] = []
+    hand_over = VllmEngine.load_weights
+
+    async def load_and_note(self: VllmEngine, *arguments: Any) -> None:
+        await hand_over(self, *arguments)
+        shares.append(self.served_share)
+
+    monkeypatch.setattr(VllmEngine, "load_weights", load_and_note)
+    found = evaluate(config, str(last / "model"), out, Lines())
+    print(f"\nadapters: KL from the start {moved:.2g}, evaluation serves {shares} of them")
+    assert shares == [pytest.approx(1.0, abs=1e-5)]
+    assert found["unscored"] == 0

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -326,6 +326,26 @@ class Counting(Lines):
         self.sampled.append(self.runs[0].engine.stats.sampled)
 
 
+def killed_in_flight(monkeypatch: pytest.MonkeyPatch, now: Callable[[], bool]) -> list[int]:
+    """kill -9 the server that is asked the 20th request while `now` holds; the list gets the number
+    of requests that it was working on."""
+    ask_server = Pool.ask
+    asked: list[float] = []
+    broken: list[int] = []
+
+    async def ask_and_kill(self: Pool, server: Server, *arguments: Any) -> Any:
+        if now():
+            asked.append(time.monotonic())
+            if len(asked) == 20:
+                assert isinstance(server.process, ServerProcess) and server.process.pid
+                broken.append(len(server.flying))
+                os.kill(server.process.pid, signal.SIGKILL)
+        return await ask_server(self, server, *arguments)
+
+    monkeypatch.setattr(Pool, "ask", ask_and_kill)
+    return broken
+
+
 @real
 def test_sft_then_axpo_on_the_lab_with_a_killed_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -341,25 +361,14 @@ def test_sft_then_axpo_on_the_lab_with_a_killed_server(
     )  # fmt: skip
     start = sft.train(config, BASE, tmp_path / "sft", Lines()) / "model"
     runs: list[rl.Run] = []
-    lines, build, ask_server = Counting(runs), rl.build_run, Pool.ask
-    asked: list[float] = []
-    broken: list[int] = []
+    lines, build = Counting(runs), rl.build_run
 
     def build_and_keep(*arguments: Any) -> rl.Run:
         runs.append(build(*arguments))
         return runs[0]
 
-    async def ask_and_kill(self: Pool, server: Server, *arguments: Any) -> Any:
-        if len(lines.steps) == 1:
-            asked.append(time.monotonic())
-            if len(asked) == 20:
-                assert isinstance(server.process, ServerProcess) and server.process.pid
-                broken.append(len(server.flying))
-                os.kill(server.process.pid, signal.SIGKILL)
-        return await ask_server(self, server, *arguments)
-
     monkeypatch.setattr(rl, "build_run", build_and_keep)
-    monkeypatch.setattr(Pool, "ask", ask_and_kill)
+    broken = killed_in_flight(monkeypatch, lambda: len(lines.steps) == 1)
     out = tmp_path / "axpo"
     rl.train(config, start, out, lines)
     steps = [metrics for _, _, metrics in lines.steps]
