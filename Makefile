@@ -5,11 +5,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM ?= .venv-vllm
+RELEASE ?= .venv-release
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,bench,dev
 
-.PHONY: quickstart test lint bench gpu vllm-env test-vllm rehearsal clean
+.PHONY: quickstart test lint bench gpu vllm-env test-vllm test-wheel release rehearsal clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart --out $(RUN)
@@ -31,6 +32,17 @@ vllm-env: $(VLLM)/.installed  # vLLM's own environment for a CPU (docs/vllm.md)
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the real server
 	AXPO_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
 		$(BIN)/python -m pytest tests/test_vllm_server.py tests/test_vllm_adapters.py -s -rs
+
+test-wheel: $(VENV)/.installed-dev $(RELEASE)/.installed  # the built files alone; needs the network
+	rm -rf build/wheel
+	$(RELEASE)/bin/python -m build --outdir build/wheel
+	AXPO_DIST=$(abspath build/wheel) $(BIN)/python -m pytest tests/test_wheel.py -s -rs
+
+release: $(VENV)/.installed-dev $(RELEASE)/.installed  # what is uploaded, checked: dist/
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --outdir dist
+	$(RELEASE)/bin/twine check --strict dist/*
+	AXPO_DIST=$(abspath dist) $(BIN)/python -m pytest tests/test_wheel.py -s -rs
 
 rehearsal: $(VENV)/.installed-rehearsal $(VLLM)/.installed  # a first real run in small
 	$(BIN)/python -m rehearsal --vllm-python $(abspath $(VLLM))/bin/python
@@ -63,5 +75,10 @@ $(VLLM)/.installed: src/axpo/engines/vllm/environment.py | $(VENV)/.installed
 	$(BIN)/python -m axpo.engines.vllm.environment $(VLLM)
 	@touch $@
 
+$(RELEASE)/.installed:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet build twine
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) runs
+	rm -rf $(VENV) $(VLLM) $(RELEASE) build dist runs

@@ -117,7 +117,7 @@ def test_what_is_wrong_is_named(hub: Path) -> None:
 
 def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"task.hub: needs the datasets library: .*axpo\[data\]"):
+    with pytest.raises(ConfigError, match=r"task.hub: needs datasets, .*'axpo\[data\]'"):
         task_of("hub = 'owner/name'")
 
 

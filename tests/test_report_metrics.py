@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 
 import pytest
 
+from axpo.config import ConfigError
 from axpo.report.metrics import MetricsError, MetricsWriter, read_metrics
 from axpo.report.monitor import run_monitor
 
@@ -81,8 +81,8 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
 def test_missing_tensorboard_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused = pytest.raises(MetricsError, match=r"pip install axpo\[tracking\]")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    refused = pytest.raises(ConfigError, match=r"pip install 'axpo\[tracking\]'")
     with refused, run_monitor(tmp_path / "run", "SFT", tensorboard=True):
         raise AssertionError("it began")
     assert not (tmp_path / "run").exists()

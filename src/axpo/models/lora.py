@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from axpo.config import ConfigError, LoraSettings
+from axpo.config import LoraSettings
+from axpo.config.extras import require
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """PEFT's file names."""
@@ -35,10 +36,7 @@ _PREFIX = "base_model.model."
 
 def require_peft() -> None:
     """Raise `ConfigError` where PEFT is not installed."""
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"model.lora: needs PEFT: pip install axpo[lora] ({error})") from error
+    require("peft", "model.lora")
 
 
 def targets(settings: LoraSettings) -> str:

@@ -7,7 +7,6 @@ resumed run drops what it is about to write again. NaN and infinities are writte
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from axpo.config.extras import require
 from axpo.errors import UserError
 from axpo.folder import write_whole, writing
 
@@ -31,7 +31,7 @@ class MetricsWriter:
     """Appends metric lines to `run_dir`; a context manager.
 
     Call `resume(kind, step)` before the first write of a run that goes on from `step`.
-    Raises `MetricsError` at once when TensorBoard is asked for and not installed.
+    Raises `ConfigError` at once when TensorBoard is asked for and not installed.
     """
 
     def __init__(self, run_dir: Path, tensorboard: bool = False) -> None:
@@ -143,16 +143,8 @@ def _drop(path: Path, unwanted: Callable[[Mapping[str, Any]], bool]) -> None:
         write_whole(path, kept)
 
 
-def check_tensorboard() -> None:
-    """Raise `MetricsError` where TensorBoard is not installed; imports nothing."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MetricsError(
-            "run.tensorboard is on, but TensorBoard is not installed: pip install axpo[tracking]"
-        )
-
-
 def _summary_writer() -> Any:
-    check_tensorboard()
+    require("tensorboard", "run.tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter

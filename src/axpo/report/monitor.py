@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from axpo.config.extras import require
 from axpo.report.live import LiveView
-from axpo.report.metrics import MetricsWriter, check_tensorboard
+from axpo.report.metrics import MetricsWriter
 from axpo.stopping import Stopped
 
 PYTORCH = "loading PyTorch"
@@ -53,10 +54,10 @@ def run_monitor(
     """A monitor that shows what happens from now on, and writes `metrics.jsonl` in `out` from
     `start` on, when `claim` is called.
 
-    Raises `MetricsError` at once where TensorBoard is asked for and not installed.
+    Raises `ConfigError` at once where TensorBoard is asked for and not installed.
     """
     if tensorboard:
-        check_tensorboard()
+        require("tensorboard", "run.tensorboard")
     with ExitStack() as stack:
         view = stack.enter_context(LiveView(title, PYTORCH))
         try:

@@ -20,6 +20,7 @@ from axpo.config import (
     ToolsSettings,
     UserError,
 )
+from axpo.config.extras import require
 from axpo.engines.base import Engine
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.client import Client
@@ -87,12 +88,9 @@ def build_task(settings: TaskSettings) -> Task:
         from axpo.tasks.data import DataTask
 
         return DataTask(settings)
-    try:
-        from axpo.tasks.lab.questions import LabTask
-    except ImportError as error:
-        raise ConfigError(
-            f"task.name: the lab needs scikit-learn: pip install axpo[lab] ({error})"
-        ) from error
+    require("sklearn", 'task.name = "lab"')
+    from axpo.tasks.lab.questions import LabTask
+
     return LabTask(settings.families)
 
 
@@ -153,10 +151,9 @@ def _check_spec(tool: Tool, key: str, what: str) -> None:
 
 
 def _server_tools(settings: McpSettings, key: str) -> Sequence[Tool]:
-    try:
-        from axpo.tools.mcp import server_tools
-    except ImportError as error:
-        raise ConfigError(f"{key}: needs the MCP SDK: pip install axpo[mcp] ({error})") from error
+    require("mcp", key)
+    from axpo.tools.mcp import server_tools
+
     try:
         return server_tools(settings)
     except UserError as error:

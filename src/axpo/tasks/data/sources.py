@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from axpo.config import ConfigError, TaskSettings
+from axpo.config.extras import require
 from axpo.tasks.base import DataError, NoDataError
 from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.rows import (
@@ -95,13 +96,10 @@ class Hub:
     """A data set that `datasets` loads: a Hub id, or a folder laid out like one."""
 
     def __init__(self, settings: TaskSettings, fields: Fields) -> None:
-        try:
-            import datasets
-            from datasets.exceptions import DatasetsError
-        except ImportError as error:
-            raise ConfigError(
-                f"task.hub: needs the datasets library: pip install axpo[data] ({error})"
-            ) from error
+        require("datasets", "task.hub")
+        import datasets
+        from datasets.exceptions import DatasetsError
+
         assert settings.hub is not None
         self._id, self._fields = settings.hub, fields
         self._folder = Path(self._id) if Path(self._id).is_dir() else Path()

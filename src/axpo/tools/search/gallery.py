@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from axpo.config import UserError
+from axpo.config.extras import require
 from axpo.pictures import PictureError, as_rgb, read_picture
 from axpo.tools.search.base import Results
 from axpo.tools.search.database import (
@@ -105,7 +106,7 @@ def build_gallery(source: Path, out: Path) -> Summary:
     folder for a url. Raises `UserError` naming the file or line that cannot be read.
     """
     start = time.perf_counter()
-    _library()
+    require("imagehash", "--pictures")
     files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{source}: no picture in it; expected a folder of {', '.join(SUFFIXES)}")
@@ -141,7 +142,7 @@ class Gallery:
 
     async def start(self) -> None:
         """Read the hashes; raises `UserError` where the hashing library is missing."""
-        _library()
+        require("imagehash", "image_search")
         rows = await self._database.run(_read_hashes)
         self._numbers = [number for number, _ in rows]
         joined = b"".join(hash for _, hash in rows)
@@ -170,13 +171,6 @@ class Gallery:
             title, url, caption = file.execute(query, (self._numbers[place],)).fetchone()
             matches.append(Match(title, url, caption, int(distances[place])))
         return matches
-
-
-def _library() -> None:
-    try:
-        import imagehash  # noqa: F401
-    except ImportError:
-        raise UserError("imagehash is missing; install axpo[search]") from None
 
 
 def _file_hash(file: Path) -> bytes | None:

@@ -15,6 +15,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from axpo.config import UserError
+from axpo.config.extras import require
 from axpo.tools.search.base import Hit, Page, Results, SearchFault, shortened
 
 if TYPE_CHECKING:
@@ -79,10 +80,9 @@ class Tavily:
             raise UserError(f"{KEY} is not set; the tavily backend needs it")
         if not key.isascii() or not key.isprintable():
             raise UserError(f"{KEY} has characters that a key cannot have")
-        try:
-            from tavily import AsyncTavilyClient
-        except ImportError:
-            raise UserError("tavily-python is missing; install axpo[search]") from None
+        require("tavily", 'tools.search.backend = "tavily"')
+        from tavily import AsyncTavilyClient
+
         self._http = httpx.AsyncClient(
             base_url=self._url,
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
