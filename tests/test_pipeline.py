@@ -214,7 +214,9 @@ def test_evaluation_diagnosis_comparison_and_report(
     assert difference == pytest.approx(expected)
     found = diagnose(config(), str(model), out, Lines())
     assert found["questions"] == 6 and set(found["prefixes"]) == {"all", "selected"}
-    page = write_report([out], tmp_path / "report.html", print).read_text()
+    found = write_report([out], tmp_path / "report.html", print)
+    page = (tmp_path / "report.html").read_text()
+    assert found.headline in page and "There is nothing to compare" in found.headline
     assert "AXPO" in page and "Trajectory trees" in page
 
 

@@ -61,9 +61,9 @@ def test_work_inside_sampling_is_shared_out_and_the_engine_may_wait() -> None:
     assert counts["tokens_reused"] == pytest.approx(0.75)
     assert counts["tokens_packed"] == pytest.approx(0.4)
     assert counts["tokens_sampled"] is None
-    assert (
-        sentence(anatomy) == "Sampling takes 60 % of the step; of its work decoding 55 %, "
-        "prefill 27 %, tools 18 %."
+    assert sentence(anatomy) == (
+        "Sampling takes 60 % of the step, learning 30 %, bookkeeping 10 %; of sampling's work "
+        "decoding 55 %, prefill 27 %, tools 18 %; of learning backward 67 %, forward 33 %."
     )
 
 
@@ -71,12 +71,13 @@ def test_the_largest_family_is_named() -> None:
     learning = dissect([{"seconds_sample": 1.0, "seconds_forward": 1.0, "seconds_backward": 2.0}])
     assert learning is not None
     assert (
-        sentence(learning) == "Learning takes 75 % of the step; of it backward 67 %, forward 33 %."
+        sentence(learning) == "Learning takes 75 % of the step, sampling 25 %; "
+        "of learning backward 67 %, forward 33 %."
     )
     replay = dissect([{"seconds_demonstrate": 3.0, "seconds_forward": 1.0}])
     assert (
         replay is not None
-        and sentence(replay) == "Replaying demonstrations takes 75 % of the step."
+        and sentence(replay) == "Replaying demonstrations takes 75 % of the step, learning 25 %."
     )
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from axpo.config import parse_config
+from axpo.report.finding import finding
 from axpo.report.html import build_report, script_json
 from axpo.report.runs import RunView
-from axpo.report.trees import TreePayload, category, spread
+from axpo.report.trees import HELD_OUT, TreePayload, category, spread
 from axpo.tree import Call, CallStatus, Group, Origin, Segment
 from test_report_runs import HOSTILE, decode, difference, evaluation, make_group, make_run
 
@@ -38,6 +39,9 @@ addEventListener("load", () => setTimeout(async () => {
   };
   const press = (key, on = document.body) =>
     on.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  seen.firstNote = document.querySelector(".option.on .branch-note")?.textContent;
+  seen.families = all("#family-charts svg").map((s) =>
+    [...s.querySelectorAll("text")].map((t) => t.textContent));
   seen.charts = all("#main-charts svg").length;
   seen.curves = all("#main-charts path.curve").length;
   seen.bands = all("#timing-charts svg").map((s) => s.querySelectorAll("path.band").length);
@@ -68,6 +72,16 @@ addEventListener("load", () => setTimeout(async () => {
   seen.trainedInFrozen = all(".block.frozen .token:not(.idle)").length;
   press("ArrowDown", document.getElementById("rollouts"));
   seen.afterArrow = document.querySelector(".option.on").dataset.trajectory;
+  pick("pick-step", "-1");
+  seen.heldOut = document.querySelector(".detail .credit").textContent;
+  seen.heldOutStep = document.getElementById("pick-step").selectedOptions[0].textContent;
+  press("n");
+  const question = () => document.getElementById("pick-group").selectedOptions[0].textContent;
+  const same = question();
+  pick("pick-run", "0");
+  seen.sameQuestion = [same, question()];
+  pick("pick-run", "1");
+  pick("pick-step", "0");
   pick("pick-category", "");
   const before = document.getElementById("pick-group").value;
   press("n");
@@ -97,14 +111,15 @@ def chromium(page: Path, profile: Path, *arguments: str) -> str:
 
 def build(folder: Path, hostile: bool = True, **options) -> Path:
     runs = [
-        RunView.load(make_run(folder, name, steps=12, groups=3, hostile=hostile))
+        RunView.load(make_run(folder, name, steps=12, groups=3, hostile=hostile, held_out=2))
         for name in ("grpo", "axpo")
     ]
     evaluations = {"start": evaluation(0.43), "GRPO": evaluation(0.55), "AXPO": evaluation(0.63)}
     comparisons = {("AXPO", "GRPO"): difference(0.08, 0.02, 0.14, 0.99)}
     return build_report(
-        folder / "report.html", runs, evaluations, decode, comparisons=comparisons, **options
-    )
+        folder / "report.html", runs, evaluations, decode, finding(evaluations, comparisons),
+        comparisons=comparisons, **options
+    )  # fmt: skip
 
 
 def data_of(page: str) -> dict:
@@ -141,7 +156,7 @@ def test_a_run_without_a_sandbox_is_warned_of(tmp_path: Path) -> None:
 
     def said(first: dict, second: dict) -> list[str]:
         views[0].config, views[1].config = first, second
-        out = build_report(tmp_path / "report.html", views, {}, decode)
+        out = build_report(tmp_path / "report.html", views, {}, decode, finding({}, {}))
         return re.findall(r'<p class="warning" role="alert">(.*?)</p>', out.read_text())
 
     (warning,) = said(parse_config({}).model_dump(), asked_for)
@@ -167,17 +182,19 @@ def test_script_json_has_no_markup() -> None:
 
 def test_page_says_what_came_out(page: Path) -> None:
     text = page.read_text()
-    assert "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, better in 0.99 of the resamples." in text
+    head = text[text.index("<header") : text.index("</header>")]
+    assert "Pass@1 is 0.63 with AXPO and 0.55 with GRPO, +0.08 [+0.02, +0.14] (AXPO ahead)" in head
+    assert "not how another seed would come out" in head
     assert "GRPO (12 steps) and AXPO (12 steps), each step 16 questions × 8 rollouts" in text
     assert "algorithm.name" in text and "Why trajectories ended" in text
-    assert "Learning takes 47 % of the step; of it backward 57 %, forward 36 %" in text
+    assert re.search(r"Learning takes 47 % of the step, sampling \d\d %, bookkeeping \d\d %", text)
     assert "Engine busy: GRPO 78 %, AXPO 58 % of sampling and resampling" in text
 
 
 def test_pictures_are_embedded_once_and_tokens_once(page: Path) -> None:
     data = data_of(page.read_text())
     assert page.read_text().count("data:image/") == len(data["pictures"])
-    assert len(data["groups"]) == 12
+    assert len(data["groups"]) == 16
     group = next(g for g in data["groups"] if g["category"] == "recovered")
     source, continuation = group["rollouts"][0], group["branches"][0]["continuations"][0]
     assert source["pieces"][0]["at"] == 0
@@ -192,16 +209,26 @@ def test_size_is_capped_and_the_instructive_groups_stay(tmp_path: Path) -> None:
     text = page.read_text()
     groups = data_of(text)["groups"]
     assert page.stat().st_size < BYTES
-    assert 0 < len(groups) < 12
+    assert 0 < len(groups) < 16
     assert "recovered" in {g["category"] for g in groups}
-    assert f"the {len(groups)} most instructive of 12 groups" in text
+    assert f"the {len(groups)} most instructive of 16 groups" in text
 
 
 def test_a_run_without_trees_metrics_or_evaluation_still_has_a_page(tmp_path: Path) -> None:
-    page = build_report(tmp_path / "r.html", [RunView("AXPO", tmp_path)], {}, decode)
+    page = build_report(
+        tmp_path / "r.html", [RunView("AXPO", tmp_path)], {}, decode, finding({}, {}, ["AXPO"])
+    )
     text = page.read_text()
-    assert "Not evaluated on held-out questions" in text
+    assert "Nothing is evaluated on held-out questions" in text
     assert all(f'id="{part}"' not in text for part in ("trees", "curves", "timing"))
+
+
+def test_held_out_answers_of_every_run_to_the_same_questions_are_shown(page: Path) -> None:
+    held_out = [g for g in data_of(page.read_text())["groups"] if g["step"] == HELD_OUT]
+    assert sorted((g["run"], g["id"]) for g in held_out) == [
+        (run, f"eval/{i}") for run in (0, 1) for i in (0, 1)
+    ]
+    assert all(not t["credit"] for g in held_out for t in g["rollouts"])
 
 
 def test_groups_are_told_apart_by_what_they_teach() -> None:
@@ -286,6 +313,56 @@ def test_browser_follows_the_keyboard_and_links_what_it_shows(seen: dict) -> Non
     assert seen["afterArrow"] == "q0-0/r0/c1"
     assert seen["moved"]
     assert seen["link"].startswith("#run=AXPO&step=0&question=q0-")
+
+
+def test_browser_opens_on_a_recovered_rollout(seen: dict) -> None:
+    assert seen["firstNote"].startswith("✂ recovered")
+
+
+def test_curves_of_tool_use_reach_from_0_to_100_per_cent_and_name_their_axis(seen: dict) -> None:
+    assert len(seen["families"]) == 2
+    for texts in seen["families"]:
+        assert "0 %" in texts and "100 %" in texts and "step" in texts
+
+
+def test_browser_shows_held_out_answers_and_keeps_the_question_from_run_to_run(seen: dict) -> None:
+    assert seen["heldOutStep"] == "held out"
+    assert seen["heldOut"] == "Held out: evaluated, not trained on."
+    first, second = seen["sameQuestion"]
+    assert first == second and first.startswith("eval/")
+
+
+SCROLLED = """
+<script>
+let most = 0;
+addEventListener("scroll", () => { most = Math.max(most, scrollY); });
+setTimeout(() => parent.postMessage({ width: innerWidth, most: Math.max(most, scrollY),
+  wide: document.documentElement.scrollWidth - innerWidth }, "*"), 2000);
+</script>
+"""
+LISTEN = """
+<script>
+onmessage = ({ data }) => {
+  document.documentElement.dataset["w" + data.width] = JSON.stringify(data);
+};
+</script>
+"""
+
+
+def test_page_stays_at_its_verdict_and_within_its_width(page: Path, tmp_path: Path) -> None:
+    """In frames, as a window of Chromium cannot be 390 pixels wide."""
+    driven, frames = page.with_name("scrolled.html"), page.with_name("frames.html")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    driven.write_text(text.replace("</body>", SCROLLED + "</body>"))
+    widths = (390, 800, 1400)
+    style = "height:900px;border:0"
+    inside = [f'<iframe src="{driven.name}" style="width:{w}px;{style}"></iframe>' for w in widths]
+    frames.write_text(LISTEN + "".join(inside))
+    dom = chromium(frames, tmp_path / "profile", "--window-size=1500,900", "--dump-dom")
+    for width in widths:
+        match = re.search(rf'data-w{width}="([^"]*)"', dom)
+        assert match is not None, dom[:300]
+        assert json.loads(html.unescape(match[1])) == {"width": width, "most": 0, "wide": 0}
 
 
 def test_page_runs_under_its_own_policy_and_fits_a_phone(page: Path, tmp_path: Path) -> None:

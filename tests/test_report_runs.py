@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw
 from axpo.algorithms import ALGORITHMS
 from axpo.config import UserError, parse_config
 from axpo.report.names import BASE_COLOURS, colours, smooth
-from axpo.report.plots import comparison_png
+from axpo.report.plots import DPI, WIDTH, comparison_png
 from axpo.report.runs import RunView, distinct_names
 from axpo.report.summary import (
     edge_table,
     evaluation_table,
     share_table,
-    verdicts,
+    verdict,
     warnings,
 )
 from axpo.store import save_groups
@@ -159,6 +159,8 @@ def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
             "all_wrong_no_tool": 0.2 + rng.gauss(0, 0.03),
             "accuracy_tool": 0.3 + 0.3 * t * axpo + rng.gauss(0, 0.03),
             "accuracy_no_tool": 0.5 + rng.gauss(0, 0.02),
+            "family_find_tool_rate": 0.3 + (0.6 if axpo else -0.3) * t,
+            "family_look_up_tool_rate": 0.3 + 0.6 * t,
             "loss": rng.gauss(0, 0.01), "grad_norm": 0.4 + rng.random() * 0.2, "kl": 0.01 * t,
             "clip_fraction": 0.02 * rng.random(),
             "tokens_sampled": 3000.0, "tokens_trained": 2500.0, "tokens_packed": 5000.0,
@@ -178,9 +180,14 @@ def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
 
 
 def make_run(
-    root: Path, algorithm: str, steps: int = 40, groups: int = 6, hostile: bool = False
+    root: Path,
+    algorithm: str,
+    steps: int = 40,
+    groups: int = 6,
+    hostile: bool = False,
+    held_out: int = 0,
 ) -> Path:
-    """A run's folder with trees at its first and last step."""
+    """A run's folder with trees at its first and last step, and answers to held-out questions."""
     folder = root / algorithm
     folder.mkdir(parents=True)
     config = {"algorithm": {"name": algorithm}, "rl": {"steps": steps}}
@@ -193,6 +200,11 @@ def make_run(
             for i in range(groups)
         ]
         save_groups(folder / "trees" / f"step-{step:06}.parquet", made)
+    if held_out:
+        answered = [make_group(f"eval/{i}", 6 * steps + i, "grpo") for i in range(held_out)]
+        for trajectory in (t for group in answered for t in group.trajectories()):
+            trajectory.credit = []
+        save_groups(folder / "evaluation" / "000000.parquet", answered)
     return folder
 
 
@@ -207,6 +219,8 @@ def difference(value: float, low: float, high: float, chance: float) -> dict:
     return {
         "difference": {"pass@1": {"value": value, "low": low, "high": high}},
         "share_better": {"pass@1": chance},
+        "by": {"family": {}},
+        "questions": 200,
     }
 
 
@@ -236,31 +250,23 @@ def test_runs_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
 
 def test_a_difference_is_claimed_only_where_its_interval_excludes_zero() -> None:
     names = ("AXPO", "GRPO")
-    (better,) = verdicts({}, {names: difference(0.08, 0.02, 0.14, 0.992)})
-    assert (
-        better.state == "better"
-        and better.text
-        == "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, better in 0.99 of the resamples."
-    )
-    (none,) = verdicts({}, {names: difference(0.03, -0.02, 0.08, 0.87)})
-    assert none.state == "none" and none.text.startswith(
-        "No difference shown between AXPO and GRPO: +0.03 Pass@1 [−0.02,"
-    )
-    (worse,) = verdicts({}, {names: difference(-0.05, -0.09, -0.01, 0.01)})
-    assert worse.state == "worse" and worse.text.startswith("AXPO −0.05 Pass@1")
+    better = verdict(names, difference(0.08, 0.02, 0.14, 0.992))
+    assert better is not None and better.state == "better"
+    said = "AXPO +0.08 Pass@1 [+0.02, +0.14] over GRPO, better in 0.99 of the resamples."
+    assert better.text == said
+    none = verdict(names, difference(0.03, -0.02, 0.08, 0.87))
+    assert none is not None and none.state == "none"
+    assert none.text.startswith("No difference shown between AXPO and GRPO: +0.03 Pass@1 [−0.02,")
+    worse = verdict(names, difference(-0.05, -0.09, -0.01, 0.01))
+    assert worse is not None and worse.state == "worse"
+    assert worse.text.startswith("AXPO −0.05 Pass@1")
 
 
-def test_without_a_comparison_the_values_stand_beside_each_other() -> None:
-    (said,) = verdicts({"GRPO": evaluation(0.5), "AXPO": evaluation(0.6)}, {})
-    assert "GRPO 0.500 [0.460, 0.540]; AXPO 0.600" in said.text
-    assert "No paired comparison" in said.text
-    assert "Not evaluated" in verdicts({}, {})[0].text
-
-
-def test_evaluation_table_tolerates_missing_metrics_and_marks_lower_is_better() -> None:
+def test_evaluation_table_tolerates_missing_metrics_and_marks_only_pass_at_k() -> None:
+    found = {"value": -0.2, "low": -0.3, "high": -0.1}
     compared = {
-        "difference": {"all_wrong_tool": {"value": -0.2, "low": -0.3, "high": -0.1}},
-        "share_better": {"all_wrong_tool": 0.999},
+        "difference": {"all_wrong_tool": found, "pass@1": found},
+        "share_better": {"all_wrong_tool": 0.999, "pass@1": 0.001},
     }
     table = evaluation_table(
         {"start": evaluation(0.4), "AXPO": evaluation(0.6, all_wrong_tool=0.2)},
@@ -275,7 +281,8 @@ def test_evaluation_table_tolerates_missing_metrics_and_marks_lower_is_better() 
     ]
     cells = table.rows[3][1]
     assert cells[0] == ("–", "", "")
-    assert cells[2] == ("−0.200", "[−0.300, −0.100] · better > 0.99", "better")
+    assert cells[2] == ("−0.200", "[−0.300, −0.100] · better > 0.99", "none")
+    assert table.rows[0][1][2] == ("−0.200", "[−0.300, −0.100] · better < 0.01", "worse")
     assert table.notes == ["200 questions, 8 samples each, split test"]
 
 
@@ -310,13 +317,19 @@ def test_methods_keep_their_colours() -> None:
     assert len(set(palette.values())) == 5
 
 
-def test_smoothing_starts_at_the_first_value_and_keeps_gaps() -> None:
-    assert smooth([2.0, math.nan, 2.0], 0.9) == pytest.approx([2.0, math.nan, 2.0], nan_ok=True)
+def test_smoothing_starts_at_the_first_value_and_forgets_over_steps_without_one() -> None:
+    assert smooth([3, 4], [2.0, 2.0], 0.9) == pytest.approx([2.0, 2.0])
+    # after the gap of two steps the first value weighs 0.5 * 0.5**2 against 0.5
+    assert smooth([0, 2], [1.0, 0.0], 0.5) == pytest.approx([1.0, 0.2])
+    assert smooth([0, 1], [1.0, 0.0], 0.5)[1] == pytest.approx(1 / 3)
 
 
 def test_comparison_png(tmp_path: Path) -> None:
     runs = [RunView.load(make_run(tmp_path, name, steps=20, groups=1)) for name in ("grpo", "axpo")]
-    with Image.open(out := comparison_png(tmp_path / "f" / "gap.png", runs, "Gap")) as picture:
-        assert picture.width > 1800 and picture.height > 400
+    with Image.open(out := comparison_png(tmp_path / "f" / "gap.png", runs)) as picture:
+        assert picture.width == round(WIDTH * DPI) and picture.height > 400
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    with Image.open(out.with_name("gap-dark.png")) as picture:
+        assert picture.convert("RGB").getpixel((0, 0)) == (0x0D, 0x11, 0x17)
     with pytest.raises(ValueError, match="no metrics"):
         comparison_png(out, [RunView("x", tmp_path)])

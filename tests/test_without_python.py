@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from axpo import cli, quickstart
 from axpo.config import Config, ConfigError, load_config
+from axpo.report.finding import Finding, write_finding
 from axpo.report.runs import RunView
 from axpo.report.summary import warnings
 from axpo.tasks.lab.reduced import without_python
@@ -38,7 +39,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, tuple[str, ..
     def run(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
         made.append((config, tuple(overrides)))
         (out / "config.json").write_text(config.model_dump_json())
-        return out
+        write_finding(Finding("Nothing yet."), out / "report.html")
+        return out / "report.html"
 
     monkeypatch.setattr(quickstart, "quickstart", run)
     return made

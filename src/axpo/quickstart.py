@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from axpo.config import Config, ConfigError, UserError, load_config
-from axpo.stages import Stage, run_stages
+from axpo.report.finding import finding_file
+from axpo.stages import DONE, Stage, run_stages
 from axpo.tasks.lab.reduced import FAMILY, PYTHON, without_python
 from axpo.tools.python import levels
 
@@ -26,10 +27,13 @@ def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path
 
     `config` is what `recipe` and `overrides` say.
     """
+    page = out / "report.html"
+    if not (page.is_file() and finding_file(page).is_file()):  # removed, or made by an older axpo
+        (out / f"report.{DONE}").unlink(missing_ok=True)
     stages = _stages(config, recipe, overrides, out)
     if failed := run_stages(stages, out / "logs", "axpo quickstart"):
         raise StageError(failed[0].failure)
-    return out / "report.html"
+    return page
 
 
 def without_sandbox(

@@ -27,6 +27,7 @@ from rich.text import Text
 from axpo.folder import write_whole
 from axpo.report.live import ECHO, INTERVAL, duration, output_console, redraws
 from axpo.report.metrics import FILE_NAME, MetricsError, read_metrics
+from axpo.report.provenance import usable_cores
 from axpo.stopping import Stopped, check, held, last_act
 
 DONE = "done.json"
@@ -234,13 +235,6 @@ def _learn_guess(stage: Stage, stages: Sequence[Stage]) -> None:
         for other in stages:
             if other.kind == stage.kind and other.process is None:
                 other.guess = mean
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, where the system tells; else all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _die_with_parent() -> None:

@@ -154,6 +154,13 @@ def load_groups(path: Path, pictures: bool = True) -> list[Group]:
     return list(groups.values())
 
 
+def load_pictures(run: Path, group: Group) -> None:
+    """Give a group that was read without pictures those of its run's folder; raises `TreeError`."""
+    segments = [group.prompt, *(s for t in group.trajectories() for s in t.segments)]
+    for digest in dict.fromkeys(span.digest for s in segments for span in s.images):
+        group.pictures[digest] = _load_picture(run / "pictures", digest, group.id)
+
+
 def _save_picture(file: Path, picture: Image.Image) -> None:
     """Write a picture once; processes that share the folder may write it at the same time."""
     if file.exists():

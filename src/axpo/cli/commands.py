@@ -84,6 +84,8 @@ def quickstart(
     from axpo.folder import run_folder
     from axpo.quickstart import quickstart as run
     from axpo.quickstart import without_sandbox
+    from axpo.report.finding import read_finding
+    from axpo.report.screen import print_finding
 
     given = overrides or []
     if "=" in recipe:  # no recipe, and settings
@@ -93,7 +95,9 @@ def quickstart(
     config = load_config(file, given)
     with run_folder(out):
         _claim(out, config, ("sft", "train", "eval", "diagnose"))
-        print(f"Report: {run(config, file, given, out)}")
+        page = run(config, file, given, out)
+    print_finding(read_finding(page))
+    print(f"Report: {page}")
 
 
 @app.command()
@@ -274,12 +278,14 @@ def report(
 ) -> None:
     """One self-contained HTML page: curves, tables and the trajectory trees."""
     from axpo.report.monitor import working
+    from axpo.report.screen import print_finding
 
     with working("report", "loading NumPy and matplotlib") as say:
         from axpo.report.command import write_report
 
-        page = write_report(runs, out, say)
-    print(f"Report: {page}")
+        found = write_report(runs, out, say)
+    print_finding(found)
+    print(f"Report: {out}")
 
 
 @app.command()

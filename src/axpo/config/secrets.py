@@ -7,7 +7,9 @@ same is masked wherever settings leave the process.
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -48,6 +50,19 @@ def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
         else:
             found.append(masked(argument))
     return found
+
+
+def masked_override(argument: str) -> str:
+    """An argument of a command line, `section.key=value` among them, with masked secrets."""
+    key, equals, text = argument.partition("=")
+    if not equals:
+        return masked_text(argument)
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return f"{key}={masked_text(text)}"
+    shown = masked(value)
+    return argument if shown == value else f"{key}={json.dumps(shown)}"
 
 
 def masked_text(text: str) -> str:

@@ -6,7 +6,7 @@ replacement, each with all of its samples, so that samples of one question stay 
 
 What an interval covers: another draw of questions (and of the samples on them) for this one
 trained model. It does not cover training again: seeds of SFT and RL move results by more than
-this, and only runs with several seeds can show by how much. With few questions (below about 30)
+this, and only runs with several seeds can show by how much. With few questions (below `FEWEST`)
 percentile intervals are too narrow.
 
 Shapes: Q questions, C columns, M metrics, R resamples. Columns drawn together stay paired.
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
+FEWEST = 30
+"""Questions below which percentile intervals are too narrow to claim anything by."""
 _DRAWS_AT_ONCE = 1_000_000
 """Drawn questions held in memory at once."""
 
@@ -75,9 +77,11 @@ def paired_differences(
     second: tuple[Floats, Floats],
     seed: int,
     resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> list[Difference | None]:
-    """Second minus first of each ratio (numerators [Q, M], denominators [Q, M]); row q of both is
-    the same question, and both are drawn together. None where either has no share."""
+    """Second minus first of each ratio (numerators [Q, M], denominators [Q, M]), with intervals of
+    `level`; row q of both is the same question, and both are drawn together. None where either has
+    no share."""
     metrics = _columns(*first)
     parts = [*first, *second]
     if len({part.shape for part in parts}) != 1:
@@ -89,7 +93,7 @@ def paired_differences(
     values_M = divide(c, d) - divide(a, b)
     found: list[Difference | None] = []
     for m in range(metrics):
-        estimate = interval(values_M[m], drawn_RM[:, m])
+        estimate = interval(values_M[m], drawn_RM[:, m], level)
         above = share_above(drawn_RM[:, m])
         found.append(None if estimate is None else Difference(estimate, above))
     return found
@@ -103,6 +107,11 @@ def interval(value: float, drawn_R: Floats, level: float = LEVEL) -> Estimate | 
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(drawn_R, [tail, 1.0 - tail])
     return Estimate(float(value), float(low), float(high))
+
+
+def simultaneous(comparisons: int) -> float:
+    """The level of each of so many intervals that hold together at `LEVEL` (Bonferroni)."""
+    return 1.0 - (1.0 - LEVEL) / comparisons
 
 
 def share_above(drawn_R: Floats) -> float:

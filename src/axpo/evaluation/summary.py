@@ -14,10 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from axpo.algorithms.subgroups import all_wrong, callers, scored, subgroup, tools_used
+from axpo.algorithms.subgroups import (
+    FAMILY,
+    all_wrong,
+    callers,
+    families,
+    family_of,
+    scored,
+    subgroup,
+    tools_used,
+)
 from axpo.algorithms.unscored import unscored_figures
 from axpo.config import UserError
-from axpo.evaluation.bootstrap import RESAMPLES, Estimate, Floats, paired_differences, ratios
+from axpo.evaluation.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Estimate,
+    Floats,
+    paired_differences,
+    ratios,
+    simultaneous,
+)
 from axpo.evaluation.passk import floor_pass_at_k, question_pass_at_k, tally
 from axpo.tree import Group
 
@@ -83,7 +100,7 @@ class Summary:
         }
 
     def _part(self) -> dict[str, Any]:
-        names = ("questions", "dropped", "unscored", "metrics")
+        names = ("questions", "dropped", "unscored", "metrics", "tools")
         whole = self.to_dict()
         return {name: whole[name] for name in names}
 
@@ -96,7 +113,7 @@ def summarize(
     model: str = "",
     step: int | None = None,
     split: str = "",
-    by: Sequence[str] = ("family", "difficulty", "easy"),
+    by: Sequence[str] = (FAMILY, "difficulty", "easy"),
     resamples: int = RESAMPLES,
 ) -> Summary:
     """Every metric with its interval; again for each value of the meta keys `by` that occur."""
@@ -149,9 +166,30 @@ def compare(
     (lower, for an all-wrong rate), ties half: no p-value, and silent on other training seeds.
     Metrics without a direction have none. A question that lacks k scored rollouts in either
     leaves Pass@k of both.
+
+    `by` has the same of each family of questions, with intervals that hold for all families
+    together (`level` is that of each): several are looked at, and one may differ by chance.
     """
     pairs = _align(first, second)
     floor = not all(r.scored for pair in pairs for group in pair for r in group.rollouts)
+    names = families(group for group, _ in pairs)
+    level = simultaneous(max(1, len(names)))
+    of_families: dict[str, Any] = {}
+    for name in names:
+        part = [pair for pair in pairs if family_of(pair[0]) == name]
+        of_families[name] = _paired(part, k, floor, seed, resamples, level)
+    return _paired(pairs, k, floor, seed, resamples, LEVEL) | {"by": {FAMILY: of_families}}
+
+
+def _paired(
+    pairs: Sequence[tuple[Group, Group]],
+    k: int,
+    floor: bool,
+    seed: int,
+    resamples: int,
+    level: float,
+) -> dict[str, Any]:
+    """The second minus the first of each pair, with intervals of `level`."""
     names, *a = _table([measures(pair[0], k, floor) for pair in pairs])
     _, *b = _table([measures(pair[1], k, floor) for pair in pairs])
     dropped = 0
@@ -161,12 +199,13 @@ def compare(
             dropped = max(dropped, int((~both).sum()))
             for table in (*a, *b):
                 table[~both, m] = 0.0
-    found = paired_differences((a[0], a[1]), (b[0], b[1]), seed, resamples)
+    found = paired_differences((a[0], a[1]), (b[0], b[1]), seed, resamples, level)
     known = {name: d for name, d in zip(names, found, strict=True) if d is not None}
     better = {name: d.share_above for name, d in known.items()}
     return {
         "questions": len(pairs),
         "dropped": dropped,
+        "level": level,
         "difference": {name: d.estimate.to_dict() for name, d in known.items()},
         "share_better": {
             name: above if HIGHER_IS_BETTER.get(name, True) else 1.0 - above

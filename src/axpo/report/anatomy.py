@@ -16,6 +16,7 @@ from typing import Any
 SAMPLING, LEARNING = "sampling", "learning"
 PREFIX = "seconds_"
 BAND = 0.02  # share of a step
+LARGE = 0.2  # share of a step above which a family's parts are told
 WARM_UP = 1  # first steps, which allocate, compile and open things
 
 
@@ -189,22 +190,29 @@ def bands(anatomies: Sequence[Anatomy]) -> list[Part]:
 
 
 def sentence(anatomy: Anatomy) -> str:
-    """What bounds the step, in one sentence: the largest family of phases and what is in it."""
+    """What bounds the step: every family's share, largest first, then what the large ones consist
+    of (of sampling, where much overlaps: its work)."""
     families: dict[str, float] = {}
     for row in anatomy.phases:
         families[row.part.family] = families.get(row.part.family, 0.0) + row.share
-    largest = max(families, key=lambda family: families[family])
-    rows = [row for row in anatomy.phases if row.part.family == largest]
-    whole, of = families[largest], "it"
-    if largest == SAMPLING and anatomy.inside:
-        rows, whole, of = anatomy.inside, 1.0, "its work"
-    text = f"{largest} takes {percent(families[largest])} of the step"
-    shares = {row.part.label: row.share / whole for row in rows}
-    named = [f"{n} {percent(s)}" for n, s in sorted(shares.items(), key=lambda i: -i[1])]
-    named = [name for name in named if not name.endswith(" 0 %")]
-    if len(named) > 1:
-        text += f"; of {of} {', '.join(named[:5])}"
-    return text[0].upper() + text[1:] + "."
+    ordered = sorted(families.items(), key=lambda item: -item[1])
+    shares = [f"{name} {percent(share)}" for name, share in ordered if share >= 0.005]
+    largest = shares[0].replace(ordered[0][0], f"{ordered[0][0]} takes", 1) + " of the step"
+    said = ", ".join([largest, *shares[1:]])
+    inside = [text for name, whole in ordered if (text := _inside(anatomy, name, whole))]
+    said = f"{said}; {'; '.join(inside)}" if inside else said
+    return said[0].upper() + said[1:] + "."
+
+
+def _inside(anatomy: Anatomy, family: str, whole: float) -> str:
+    """The largest parts of a family; nothing where it is small or of one part."""
+    rows, of = [row for row in anatomy.phases if row.part.family == family], family
+    if family == SAMPLING and anatomy.inside:
+        rows, of = anatomy.inside, "sampling's work"
+    everything = math.fsum(row.share for row in rows)
+    shares = sorted(((row.share / everything, row.part.label) for row in rows), reverse=True)
+    named = [f"{label} {percent(share)}" for share, label in shares if share >= 0.005]
+    return f"of {of} {', '.join(named[:4])}" if whole >= LARGE and len(named) > 1 else ""
 
 
 def percent(share: float) -> str:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from axpo.errors import UserError
 from axpo.evaluation.run import compare_runs
+from axpo.report.finding import Finding, finding, write_finding
 from axpo.report.html import build_report
-from axpo.report.names import MAIN_CHARTS
+from axpo.report.names import MAIN_CHARTS, START
 from axpo.report.plots import comparison_png
 from axpo.report.runs import RunView, distinct_names, main_kind
 
-START = "start"
 PREFIX_METRICS = ("recovery_rate", "distinct_calls")
 
 
-def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None]) -> Path:
-    """The page of `folders`, and its main curves as a PNG beside it; `say` hears what is done.
+def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None]) -> Finding:
+    """The page of `folders`; beside it what it finds as JSON, and its main curves as a PNG. `say`
+    hears what is done.
 
     An SFT run among RL runs is shown as their start.
     """
@@ -28,21 +29,38 @@ def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None])
     runs = [RunView.load(folder) for folder in folders]
     trained = [run for run in runs if "rl" in run.kinds()] or runs
     names = dict(zip((id(r) for r in trained), distinct_names(trained), strict=True))
-    evaluated = [run for run in runs if run.evaluation]
-    evaluations = {names.get(id(run), START): _evaluation(run) for run in evaluated}
+    evaluated = {names.get(id(run), START): run for run in runs if run.evaluation}
+    evaluated = dict(sorted(evaluated.items(), key=lambda item: item[0] != START))
+    evaluations = {name: _evaluation(run) for name, run in evaluated.items()}
     say("comparing the runs")
-    comparisons = {
-        (names.get(id(b), START), names.get(id(a), START)): compare_runs(a.folder, b.folder)
-        for a, b in combinations(evaluated, 2)
-        if id(b) in names
-    }
-    # The last pair (AXPO against GRPO) is what the reader came for.
-    ordered = dict(reversed(comparisons.items()))
+    comparisons, failed = _comparisons(evaluated)
+    missing = [name for name in names.values() if name not in evaluated]
+    task = str(trained[-1].config.get("task", {}).get("name", ""))
+    found = finding(evaluations, comparisons, missing, task)
     kind = main_kind(trained)
     say("drawing the curves, writing the page")
     if any(run.series(chart.key, kind) for run in trained for chart in MAIN_CHARTS):
-        comparison_png(out.with_suffix(".png"), trained)
-    return build_report(out, trained, evaluations, _decoder(folders), comparisons=ordered)
+        comparison_png(out.with_suffix(".png"), trained, found.tools)
+    build_report(
+        out, trained, evaluations, _decoder(folders), found, comparisons=comparisons, failed=failed
+    )
+    write_finding(found, out)
+    return found
+
+
+def _comparisons(
+    runs: Mapping[str, RunView],
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
+    """(model, baseline) -> comparison, the last pair first (AXPO against GRPO is what the reader
+    came for), and what could not be compared and why."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    failed: list[str] = []
+    for (baseline, first), (model, second) in combinations(runs.items(), 2):
+        try:
+            found[model, baseline] = compare_runs(first.folder, second.folder)
+        except UserError as error:
+            failed.append(f"{model} and {baseline} cannot be compared: {error}.")
+    return dict(reversed(found.items())), failed
 
 
 def _evaluation(run: RunView) -> dict[str, Any]:

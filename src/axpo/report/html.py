@@ -20,13 +20,23 @@ from markupsafe import Markup
 from axpo.folder import whole_file
 from axpo.report import summary
 from axpo.report.anatomy import number_text, percent, seconds_text
-from axpo.report.names import MAIN_CHARTS, MORE_CHARTS, Chart, colours, tool_charts
+from axpo.report.finding import Finding
+from axpo.report.names import (
+    MAIN_CHARTS,
+    MORE_CHARTS,
+    Chart,
+    colours,
+    family_charts,
+    tool_charts,
+)
 from axpo.report.runs import RunView, distinct_names, main_kind
 from axpo.report.timing import timing_view
-from axpo.report.trees import CATEGORIES, Decode, TreePayload, collect
+from axpo.report.trees import CATEGORIES, HELD_OUT, Decode, TreePayload, collect
+from axpo.report.where import in_a_line, where_from
 
 MAX_BYTES = 8_000_000
 RESERVED_BYTES = 150_000
+FAMILY_NOTE = "Intervals of differences hold for all families together."
 TOOL_NOTE = (
     "Attempt rate: rollouts that called the tool. All wrong: of the questions where it was called, "
     "those where every such rollout is wrong."
@@ -38,48 +48,54 @@ def build_report(
     runs: Sequence[RunView],
     evaluations: Mapping[str, Mapping[str, Any]],
     decode: Decode,
+    found: Finding,
     *,
     comparisons: summary.Comparisons | None = None,
+    failed: Sequence[str] = (),
     title: str = "",
     max_bytes: int = MAX_BYTES,
 ) -> Path:
     """Write the page to `out` and return it.
 
     `evaluations` maps a shown name ("start", "GRPO", "AXPO") to an evaluation's JSON, and
-    `comparisons` (model, baseline) to a paired comparison's. `decode` turns token ids into one
-    string a token. As many trees are embedded as `max_bytes` allows.
+    `comparisons` (model, baseline) to a paired comparison's; `found` is what they show, and
+    `failed` what could not be compared. `decode` turns token ids into one string a token. As many
+    trees are embedded as `max_bytes` allows.
     """
     names = distinct_names(runs)
     kind = main_kind(runs)
-    shown = {n: r.evaluation for n, r in zip(names, runs, strict=True) if r.evaluation}
-    evaluated = dict(evaluations) or shown
     compared = dict(comparisons or {})
-    palette = colours([*names, *evaluated])
-    more_charts = (*tool_charts(key for run in runs for key in run.names(kind)), *MORE_CHARTS)
-    charts = (*MAIN_CHARTS, *more_charts)
+    palette = colours([*names, *evaluations])
+    metrics = {key for run in runs for key in run.names(kind)}
+    families = family_charts(metrics, found.tools)
+    more_charts = (*tool_charts(metrics), *MORE_CHARTS)
+    charts = (*families, *MAIN_CHARTS, *more_charts)
     curves = [
         _curves(r, name, palette[name], kind, charts) for r, name in zip(runs, names, strict=True)
     ]
-    main, more = _present(MAIN_CHARTS, curves), _present(more_charts, curves)
-    main, more = (main, more) if main else (more, [])
+    drawn = [_present(of, curves) for of in (families, MAIN_CHARTS, more_charts)]
+    of_families, main, more = drawn if any(drawn[:2]) else ([], drawn[2], [])
     timing, bands = timing_view(dict(zip(names, runs, strict=True)), kind)
-    data: dict[str, Any] = {"runs": curves, "main": main, "more": more, "timing": bands}
+    data: dict[str, Any] = {"runs": curves, "timing": bands, "heldOut": HELD_OUT}
+    data |= {"families": of_families, "main": main, "more": more}
     spent = len(json.dumps(data)) + RESERVED_BYTES
     payload = collect(runs, decode, max(0, max_bytes - spent))
     data |= _tree_data(payload)
     differing, shared = summary.settings_table(runs)
+    where = where_from(runs, names)
     page = _render(
         title=title or " and ".join(names) or "Report",
         ran=summary.what_was_run(runs, names, kind),
-        warnings=summary.warnings(runs, names),
-        verdicts=summary.verdicts(evaluated, compared),
-        one_each=len(runs) > 1 and bool(compared),
+        place=in_a_line(where),
+        where=where,
+        warnings=[*failed, *summary.warnings(runs, names)],
+        found=found,
         names=names,
         palette=palette,
-        evaluation=summary.evaluation_table(evaluated, compared),
+        evaluation=summary.evaluation_table(evaluations, compared),
         evaluation_parts=[
-            ("By tool", TOOL_NOTE, summary.tools_table(evaluated)),
-            ("By family of questions", "", summary.families_table(evaluated)),
+            ("By family of questions", FAMILY_NOTE, summary.families_table(evaluations, compared)),
+            ("By tool", TOOL_NOTE, summary.tools_table(evaluations)),
         ],
         training=summary.edge_table(runs, [c.key for c in (*MAIN_CHARTS, *MORE_CHARTS[:3])], kind),
         edge_steps=summary.EDGE_STEPS,
@@ -89,7 +105,7 @@ def build_report(
         timing=timing,
         differing=differing,
         shared=shared,
-        has_curves=bool(main),
+        has_curves=bool(main or of_families),
         trees=len(payload.groups),
         left_out=payload.left_out,
         data=script_json(data),
@@ -144,7 +160,7 @@ def _curves(
 def _present(charts: Sequence[Chart], curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The charts that any run has points for."""
     return [
-        {"key": c.key, "title": c.title, "note": c.note, "fraction": c.fraction}
+        {"key": c.key, "title": c.title, "note": c.note, "fraction": c.fraction, "whole": c.whole}
         for c in charts
         if any(run["series"][c.key] for run in curves)
     ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 from axpo.config.extras import require
 from axpo.report.live import LiveView
 from axpo.report.metrics import MetricsWriter
+from axpo.report.provenance import recorded
 from axpo.stopping import Stopped
 
 PYTORCH = "loading PyTorch"
@@ -21,17 +21,14 @@ UNITS = {"eval": "question", "diagnose": "prefix"}
 class RunMonitor:
     """Writes metrics and shows a live view. Implements `axpo.training.monitor.Monitor`."""
 
-    def __init__(
-        self, open_writer: Callable[[], MetricsWriter], view: LiveView, claim: Callable[[], None]
-    ) -> None:
-        self._open_writer, self._claim = open_writer, claim
+    def __init__(self, claim: Callable[[], MetricsWriter], view: LiveView) -> None:
+        self._claim = claim
         self._writer: MetricsWriter | None = None
         self._view = view
 
     def start(self, kind: str, first: int, total: int) -> None:
         if self._writer is None:  # a start that fails leaves no file behind
-            self._claim()
-            self._writer = self._open_writer()
+            self._writer = self._claim()
         self._writer.resume(kind, first)
         self._view.begin(first, total, UNITS.get(kind, "step"))
 
@@ -51,8 +48,8 @@ def _nothing() -> None: ...
 def run_monitor(
     out: Path, title: str, tensorboard: bool = False, claim: Callable[[], None] = _nothing
 ) -> Iterator[RunMonitor]:
-    """A monitor that shows what happens from now on, and writes `metrics.jsonl` in `out` from
-    `start` on, when `claim` is called.
+    """A monitor that shows what happens from now on. From `start` on, when `claim` is called, it
+    writes `metrics.jsonl` in `out`, and in `provenance.json` what ran there.
 
     Raises `ConfigError` at once where TensorBoard is asked for and not installed.
     """
@@ -60,9 +57,14 @@ def run_monitor(
         require("tensorboard", "run.tensorboard")
     with ExitStack() as stack:
         view = stack.enter_context(LiveView(title, PYTORCH))
+
+        def begin() -> MetricsWriter:
+            claim()
+            stack.enter_context(recorded(out))
+            return stack.enter_context(MetricsWriter(out, tensorboard))
+
         try:
-            writer = partial(MetricsWriter, out, tensorboard)
-            yield RunMonitor(lambda: stack.enter_context(writer()), view, claim)
+            yield RunMonitor(begin, view)
         except Stopped as stop:
             goes_on = "goes on from there" if view.begun else "starts again"
             stop.where = f"{view.place}; the same command {goes_on}"

@@ -15,22 +15,28 @@ from dataclasses import dataclass
 BASE_COLOURS = {"AXPO": "#1f7fd1", "GRPO": "#e08a00"}
 NEUTRAL = "#7a828c"
 OTHER_COLOURS = ("#c2609a", "#12a37a", "#8a6fd1", "#4fb3d9", "#a6761d", "#d1495b")
-START_NAMES = ("start", "sft", "base")
+START = "start"
+"""The name of what the runs started from."""
+START_NAMES = (START, "sft", "base")
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A curve of the report: metric `key`, its title, and what the reader should know of it."""
+    """A curve of the report: metric `key`, its title, and what the reader should know of it.
+
+    The axis of a `whole` fraction reaches from 0 to 100 % whatever the values.
+    """
 
     key: str
     title: str
     note: str = ""
     fraction: bool = True
+    whole: bool = False
 
 
 MAIN_CHARTS = (
-    Chart("accuracy", "Accuracy", "original rollouts that are solved"),
-    Chart("tool_rate", "Tool rate", "rollouts that attempt a tool call"),
+    Chart("accuracy", "Accuracy", "original rollouts that are solved", whole=True),
+    Chart("tool_rate", "Tool rate", "rollouts that attempt a tool call", whole=True),
     Chart("all_wrong_tool", "All-wrong tool subgroups", "of questions where a tool was used"),
     Chart("recovery_rate", "Recovery", "resampled prefixes with a right continuation"),
 )
@@ -52,6 +58,7 @@ MORE_CHARTS = (
 )
 TOOL_FIGURES = {"rate": "attempt rate", "accuracy": "accuracy", "all_wrong": "all wrong"}
 """Figures of one tool and how they are called."""
+_FAMILY_CURVE = re.compile("family_(.+)_tool_rate")
 _TOOL_CURVE = re.compile("tool_(.+)_(rate|all_wrong)")
 LABELS: Mapping[str, str] = {
     **{chart.key: chart.title for chart in (*MAIN_CHARTS, *MORE_CHARTS)},
@@ -65,6 +72,15 @@ EVALUATION_ORDER = (
 )  # fmt: skip
 
 
+TOOL_NAMES: Mapping[str, str] = {
+    "image_zoom_in_tool": "the zoom",
+    "python": "Python",
+    "web_search": "the search",
+    "image_search": "the image search",
+}
+"""What a sentence calls the tools that axpo has; others go by their own name."""
+
+
 def label(metric: str) -> str:
     """A metric as a reader knows it: `pass@4` is Pass@4, `grad_norm` is Gradient norm."""
     if metric.startswith("pass@"):
@@ -72,11 +88,33 @@ def label(metric: str) -> str:
     return LABELS.get(metric, metric.replace("_", " ").capitalize())
 
 
+def family_charts(metrics: Iterable[str], tools: Mapping[str, str]) -> list[Chart]:
+    """A chart of how often a tool is tried on each family's questions, in the order of `tools`
+    (family to what its tool is called), then the others."""
+    found = {match[1] for m in metrics if (match := _FAMILY_CURVE.fullmatch(m))}
+    ordered = [name for name in tools if name in found] + sorted(found - set(tools))
+    return [
+        Chart(
+            f"family_{name}_tool_rate",
+            capital(f"{tools.get(name, 'tools')} tried"),
+            f"share of the rollouts on {name.replace('_', ' ')} questions",
+            whole=True,
+        )
+        for name in ordered
+    ]
+
+
+def capital(text: str) -> str:
+    """With its first letter large."""
+    return text[:1].upper() + text[1:]
+
+
 def tool_charts(metrics: Iterable[str]) -> list[Chart]:
     """A chart for each tool's attempt rate and all-wrong rate among the metrics' names."""
     found = (match.groups() for m in set(metrics) if (match := _TOOL_CURVE.fullmatch(m)))
+    notes = {"rate": "of all rollouts", "all_wrong": "of the questions where it was called"}
     return [
-        Chart(f"tool_{tool}_{figure}", f"{tool}: {TOOL_FIGURES[figure]}")
+        Chart(f"tool_{tool}_{figure}", f"{tool}: {TOOL_FIGURES[figure]}", notes[figure])
         for tool, figure in sorted(found, key=lambda it: (it[1] != "rate", it[0]))
     ]
 
@@ -114,14 +152,13 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {name: chosen[name] for name in names}
 
 
-def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """Exponential moving average without the pull of a zero start; gaps (NaN) stay gaps."""
+def smooth(steps: Sequence[int], values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """Exponential moving average over steps, without the pull of a zero start; steps without a
+    value age it."""
     total, mass, out = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            total = weight * total + (1 - weight) * value
-            mass = weight * mass + (1 - weight)
-            out.append(total / mass)
-        else:
-            out.append(math.nan)
+    for i, value in enumerate(values):
+        kept = weight ** (steps[i] - steps[i - 1]) if i else 0.0
+        total = kept * total + (1 - weight) * value
+        mass = kept * mass + (1 - weight)
+        out.append(total / mass)
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Estimate = Mapping[str, Any]
@@ -20,6 +20,11 @@ def number_text(value: float, digits: int = 3) -> str:
 
 def signed_text(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def listed(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def interval_text(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:

@@ -1,82 +1,180 @@
-"""Static figures for a README or a paper: the gap's four curves, runs over each other."""
+"""Static figures for a README or a paper: how often each tool is tried while runs train, and the
+look that all figures of the project share.
+
+A figure is `WIDTH` inches wide, what a README shows at its full width, so that a point of text is
+as large in one as in another. It is written twice, for a light page and (`-dark` in its name) for a
+dark one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from axpo.folder import whole_file
-from axpo.report.names import MAIN_CHARTS, Chart, colours, smooth
+from axpo.report.names import MAIN_CHARTS, Chart, colours, family_charts, smooth
 from axpo.report.runs import RunView, distinct_names, main_kind
 
 INK, SOFT, LINE = "#1b1f24", "#5b6470", "#dfe2e6"
+WIDTH = 8.3
+DPI = 200
+COLOURS = 255
+"""Of a file: a figure is flat colours and their edges."""
+NIGHT = np.array([0x0D, 0x11, 0x17], np.float64) / 255
+"""A dark page's ground."""
+GAP = 0.05
+"""Of all steps: so many without a value break a curve."""
+APART = 0.075
+"""Of a panel's height: labels of two curves' ends are at least so far from each other."""
 
 
-def comparison_png(out: Path, runs: Sequence[RunView], title: str = "", dpi: int = 200) -> Path:
-    """Write accuracy, tool rate, all-wrong tool subgroups and recovery of `runs` to `out`.
+def comparison_png(
+    out: Path, runs: Sequence[RunView], tools: Mapping[str, str] | None = None
+) -> Path:
+    """Write to `out` how often a tool is tried on each family's questions, run over run; of runs
+    whose questions have no families, the main curves.
 
-    A panel that no run has numbers for is left out; raises `ValueError` where none has any.
+    `tools` is what a family's tool is called. A panel that no run has numbers for is left out;
+    raises `ValueError` where none has any.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     kind = main_kind(runs)
-    charts = [c for c in MAIN_CHARTS if any(run.series(c.key, kind) for run in runs)]
+    metrics = {name for run in runs for name in run.names(kind)}
+    charts = family_charts(metrics, tools or {}) or [
+        chart for chart in MAIN_CHARTS if any(run.series(chart.key, kind) for run in runs)
+    ]
     if not charts:
         raise ValueError(f"no metrics to plot in {', '.join(str(r.folder) for r in runs)}")
     names = distinct_names(runs)
     palette = colours(names)
-    figure = Figure(figsize=(2.75 * len(charts) + 0.4, 2.95), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]
-    axes = figure.subplots(1, len(charts), squeeze=False)[0]
-    for axis, chart in zip(axes, charts, strict=True):
+    figure, axes = new_figure(1, len(charts), 2.7)
+    for axis, chart in zip(axes[0], charts, strict=True):
         series = [(palette[n], r.series(chart.key, kind)) for n, r in zip(names, runs, strict=True)]
         _panel(axis, chart, [(colour, points) for colour, points in series if points])
-    handles = [axes[0].plot([], [], color=palette[n], lw=2.4, label=n)[0] for n in names]
+    legend_above(figure, axes[0][0], palette)
+    return save(figure, out)
+
+
+def new_figure(rows: int, columns: int, height: float, **options: Any) -> tuple[Any, Any]:
+    """A figure and its axes [rows, columns], `WIDTH` wide and `height` inches high."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def legend_above(figure: Any, axis: Any, palette: Mapping[str, str]) -> None:
+    """A line a name above all panels."""
+    handles = [axis.plot([], [], color=c, lw=2.4, label=n)[0] for n, c in palette.items()]
     figure.legend(
-        handles=handles, loc="outside upper right", ncols=len(names), frameon=False,
+        handles=handles, loc="outside upper left", ncols=min(len(handles), 4), frameon=False,
         fontsize=10, labelcolor=INK, handlelength=1.4,
     )  # fmt: skip
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(out) as temporary:
-        figure.savefig(
-            temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None}
-        )
-    return out
+
+
+def style_axis(axis: Any, title: str, below: str, grid: str = "y", note: str = "") -> None:
+    """The look that all static figures share; `note` is a smaller line under the title."""
+    axis.set_title(title, fontsize=10.5, color=INK, loc="left", pad=20 if note else 7)
+    if note:
+        axis.annotate(
+            note, (0, 1), xycoords="axes fraction", xytext=(0, 6), textcoords="offset points",
+            fontsize=8, color=SOFT,
+        )  # fmt: skip
+    axis.set_xlabel(below, fontsize=9.5, color=SOFT)
+    axis.tick_params(labelsize=9.5, colors=SOFT, length=0, which="both")
+    axis.grid(axis=grid, color=LINE, lw=0.8)
+    axis.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.spines["bottom"].set_color(LINE)
+
+
+def label_ends(axis: Any, ends: Sequence[tuple[float, float, str]]) -> None:
+    """Each curve's last value in per cent at its end (step, value, colour), none over another."""
+    low, high = axis.get_ylim()
+    least, lowest = APART * (high - low), -math.inf
+    heights: list[float] = []
+    for _, value, _ in sorted(ends, key=lambda end: end[1]):
+        lowest = max(value, lowest + least)
+        heights.append(lowest)
+    over = max(0.0, max(heights, default=0.0) - high)
+    for height, (step, value, colour) in zip(
+        heights, sorted(ends, key=lambda e: e[1]), strict=True
+    ):
+        axis.annotate(
+            f"{100 * value:.0f} %", (step, max(low, height - over)), xytext=(4, 0),
+            textcoords="offset points", va="center", color=colour, fontsize=9.5,
+            fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG for a light page and for a dark one (`-dark`): the same bytes for the
+    same figure."""
+    figure.set_dpi(DPI)
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba(), np.float64)[:, :, :3] / 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(drawn, path)
+    _write(at_night(drawn), path.with_name(f"{path.stem}-dark{path.suffix}"))
+    return path
+
+
+def at_night(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A picture [height, width, 3] on white as it is on a dark ground: light for dark, each hue its
+    own."""
+    ends = drawn.max(axis=2, keepdims=True) + drawn.min(axis=2, keepdims=True)
+    return NIGHT + (drawn + 1.0 - ends) * (1.0 - NIGHT) * 0.92
+
+
+def _write(drawn: NDArray[np.float64], path: Path) -> None:
+    picture = Image.fromarray((255 * drawn.clip(0, 1)).round().astype(np.uint8))
+    few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    with whole_file(path) as temporary:
+        few.save(temporary, format="PNG", optimize=True)
 
 
 def _panel(axis: Any, chart: Chart, series: list[tuple[str, list[tuple[int, float]]]]) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+    first = min(points[0][0] for _, points in series)
+    last = max(points[-1][0] for _, points in series)
+    ends: list[tuple[float, float, str]] = []
     for colour, points in series:
         steps, values = zip(*points, strict=True)
-        level = smooth(values)
-        axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
-        axis.plot(steps, level, color=colour, lw=2.2, solid_capstyle="round")
-        axis.annotate(
-            f"{100 * level[-1]:.0f}", (steps[-1], level[-1]), xytext=(4, 0),
-            textcoords="offset points", va="center", color=colour, fontsize=9, fontweight="bold",
-        )  # fmt: skip
+        level = smooth(steps, values)
+        broken = max(2.0, GAP * (last - first))
+        axis.plot(*_with_gaps(steps, values, broken), color=colour, lw=0.8, alpha=0.35)
+        axis.plot(*_with_gaps(steps, level, broken), color=colour, lw=2.4, solid_capstyle="round")
+        ends.append((steps[-1], level[-1], colour))
     highest = max(v for _, points in series for _, v in points)
-    axis.set_ylim(0, 1.02 * min(1.0, max(0.1, math.ceil(highest * 10 + 0.2) / 10)))
-    axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    style_axis(axis, chart.title, "step")
+    top = 1.0 if chart.whole else min(1.0, max(0.1, math.ceil(highest * 10 + 0.2) / 10))
+    axis.set_ylim(0, 1.02 * top)
+    axis.set_xlim(first, last + 0.2 * max(1, last - first))
+    axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    ticks = MaxNLocator(4, integer=True).tick_values(first, last + 1)
+    axis.set_xticks([tick for tick in ticks if first <= tick <= last + 1])
+    style_axis(axis, chart.title, "step", note=chart.note)
+    label_ends(axis, ends)
 
 
-def style_axis(axis: Any, title: str, below: str) -> None:
-    """The look that all static figures share."""
-    axis.set_title(title, fontsize=10.5, color=INK, loc="left", pad=7)
-    axis.set_xlabel(below, fontsize=9, color=SOFT)
-    axis.tick_params(labelsize=8.5, colors=SOFT, length=0)
-    axis.grid(axis="y", color=LINE, lw=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
-    axis.spines["bottom"].set_color(LINE)
+def _with_gaps(
+    steps: Sequence[int], values: Sequence[float], broken: float
+) -> tuple[list[float], list[float]]:
+    """The curve with a NaN where more than `broken` steps have no value."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for i, (step, value) in enumerate(zip(steps, values, strict=True)):
+        if i and step - steps[i - 1] > broken:
+            found[0].append(math.nan)
+            found[1].append(math.nan)
+        found[0].append(step)
+        found[1].append(value)
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 
 from axpo.config import UserError
 from axpo.report.metrics import read_metrics
+from axpo.report.provenance import read_provenance
 from axpo.tree import Group
 
 TREE_FILE = re.compile(r"step-(\d+)\.parquet$")
@@ -19,7 +20,8 @@ TREE_FILE = re.compile(r"step-(\d+)\.parquet$")
 
 @dataclass(slots=True)
 class RunView:
-    """One run to show. `trees` maps a step to its file; `groups` reads one."""
+    """One run to show. `trees` maps a step to its file, which `groups` reads; `held_out` are the
+    files of its evaluation's groups, which `held_out_groups` reads, without their pictures."""
 
     name: str
     folder: Path
@@ -27,6 +29,8 @@ class RunView:
     metrics: Sequence[Mapping[str, Any]] = ()
     evaluation: Mapping[str, Any] | None = None
     trees: Mapping[int, Path] = field(default_factory=dict)
+    held_out: Sequence[Path] = ()
+    provenance: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def load(cls, folder: Path, name: str | None = None) -> RunView:
@@ -41,6 +45,7 @@ class RunView:
         return cls(
             name or _method(config, metrics) or folder.name,
             folder, config, metrics, evaluation, trees,
+            sorted(folder.glob("evaluation/*.parquet")), read_provenance(folder),
         )  # fmt: skip
 
     def kinds(self) -> list[str]:
@@ -67,6 +72,12 @@ class RunView:
         from axpo.store import load_groups
 
         return load_groups(self.trees[step])
+
+    def held_out_groups(self) -> list[Group]:
+        """The groups of its evaluation, without pictures: there are hundreds, and few are shown."""
+        from axpo.store import load_groups
+
+        return [group for file in self.held_out for group in load_groups(file, pictures=False)]
 
 
 def main_kind(runs: Sequence[RunView]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from axpo.algorithms.subgroups import FAMILY
 from axpo.config import RunSettings
 from axpo.report.names import TOOL_FIGURES, evaluation_order, label
 from axpo.report.numbers import interval_text, number_text, share_text, signed_text
@@ -61,24 +62,6 @@ def verdict(names: tuple[str, str], comparison: Mapping[str, Any]) -> Verdict | 
         )
     side = "over" if state == "better" else "against"
     return Verdict(state, f"{model} {amount} {side} {baseline}{sure}.")
-
-
-def verdicts(evaluations: Mapping[str, Estimate], comparisons: Comparisons) -> list[Verdict]:
-    """What came out: each comparison, else the values beside each other, else that none exist."""
-    said = [v for names, c in comparisons.items() if (v := verdict(names, c)) is not None]
-    if said:
-        return said
-    values = [
-        f"{name} {number_text(main['value'])} {interval_text(main)}"
-        for name, evaluation in evaluations.items()
-        if (main := evaluation.get("metrics", {}).get(MAIN_METRIC))
-    ]
-    if len(values) > 1:
-        text = f"{label(MAIN_METRIC)}: {'; '.join(values)}. No paired comparison was made."
-        return [Verdict("none", text)]
-    if values:
-        return [Verdict("none", f"{label(MAIN_METRIC)}: {values[0]}.")]
-    return [Verdict("none", "Not evaluated on held-out questions; the curves are of training.")]
 
 
 def what_was_run(runs: Sequence[RunView], names: Sequence[str], kind: str) -> str:
@@ -161,19 +144,23 @@ def tools_table(evaluations: Mapping[str, Estimate]) -> EvaluationTable | None:
     return EvaluationTable([*evaluations], [], rows) if rows else None
 
 
-def families_table(evaluations: Mapping[str, Estimate]) -> EvaluationTable | None:
-    """The main figures of each family of questions; None where the examples name none."""
-    parts = {name: e.get("by", {}).get("family", {}) for name, e in evaluations.items()}
+def families_table(
+    evaluations: Mapping[str, Estimate], comparisons: Comparisons
+) -> EvaluationTable | None:
+    """The main figures of each family of questions and the differences of the first comparison;
+    None where the examples name none."""
+    parts = {name: e.get("by", {}).get(FAMILY, {}) for name, e in evaluations.items()}
     families = list(dict.fromkeys(family for part in parts.values() for family in part))
-    rows = [
-        (
-            f"{family.replace('_', ' ')}: {label(metric)}",
-            [_cell(part.get(family, {}).get("metrics", {}).get(metric)) for part in parts.values()],
-        )
-        for family in families
-        for metric in FAMILY_METRICS
-    ]
-    return EvaluationTable([*evaluations], [], rows) if rows else None
+    main = list(comparisons.items())[:1]
+    rows: list[tuple[str, list[tuple[str, str, str]]]] = []
+    for family in families:
+        for metric in FAMILY_METRICS:
+            found = [part.get(family, {}).get("metrics", {}) for part in parts.values()]
+            cells = [_cell(metrics.get(metric)) for metrics in found]
+            cells += [_difference_cell(c["by"][FAMILY].get(family, {}), metric) for _, c in main]
+            rows.append((f"{family.replace('_', ' ')}: {label(metric)}", cells))
+    columns = [*evaluations, *(f"{model} − {baseline}" for (model, baseline), _ in main)]
+    return EvaluationTable(columns, [], rows) if rows else None
 
 
 def edge_table(
@@ -266,11 +253,11 @@ def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, s
     difference = comparison.get("difference", {}).get(metric)
     if not difference or difference.get("value") is None:
         return ("–", "", "")
-    known = comparison.get("share_better", {})
-    chance = known.get(metric)
+    chance = comparison.get("share_better", {}).get(metric)
     sure = "" if chance is None else f" · better {share_text(chance)}"
-    # Where others have one, a metric without that share has no direction (tool rate, tokens).
-    state = "none" if known and chance is None else _state(difference, chance)
+    # The others are of rollouts that each model chose itself: that of two models one is lower may
+    # be selection. Pass@k is of all rollouts.
+    state = _state(difference) if metric.startswith("pass@") else "none"
     return (
         signed_text(difference["value"], 3),
         interval_text(difference, 3, signed=True) + sure,
@@ -278,13 +265,12 @@ def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, s
     )
 
 
-def _state(difference: Estimate, chance: float | None = None) -> str:
-    """better, worse or none; `chance` tells the direction of a metric where less is better."""
+def _state(difference: Estimate) -> str:
+    """better, worse or none of a metric where more is better."""
     low, high = difference.get("low"), difference.get("high")
     if low is None or high is None or low <= 0 <= high:
         return "none"
-    better = low > 0 if chance is None else chance > 0.5
-    return "better" if better else "worse"
+    return "better" if low > 0 else "worse"
 
 
 def _mean(values: Sequence[float]) -> float:

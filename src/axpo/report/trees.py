@@ -3,7 +3,7 @@
 Each token stands in the page once (a continuation stores only its own; the browser puts its
 frozen prefix back), each picture once by digest, each token string once in a table. Where not all
 groups fit, the instructive ones go first: recovered, hopeless and mixed questions in turn, spread
-over runs and steps.
+over runs and steps. Of the evaluations the same questions are shown for every run, failures first.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
+from axpo.algorithms.subgroups import family_of
 from axpo.pictures import as_rgb
 from axpo.report.runs import RunView
+from axpo.store import load_pictures
 from axpo.tree import Call, Group, Segment, Trajectory
 
 Decode = Callable[[Sequence[int]], list[str]]
 Item = tuple[int, int, Group]
+T = TypeVar("T")
 CATEGORIES = {
     "recovered": "recovered by resampling",
     "hopeless": "resampled in vain",
@@ -33,6 +36,11 @@ CATEGORIES = {
     "all_wrong": "all wrong",
     "all_right": "all right",
 }
+HELD_OUT = -1
+"""The step of a group that is not of training: its model's answers to a held-out question."""
+HELD_OUT_PART = 3
+"""Held-out groups may take a third of the limit."""
+FAILURES_FIRST = ("tool_failed", "mixed", "all_wrong", "all_right")
 STEPS_PER_RUN = 8
 PICTURE_SIDE = 640
 JPEG_FROM_SIDE = 160
@@ -93,6 +101,7 @@ class TreePayload:
             "id": group.id,
             "question": group.question,
             "truth": group.truth,
+            "family": family_of(group),
             "category": category(group),
             "prompt": self._pieces(group.prompt, 0),
             "promptTokens": len(group.prompt),
@@ -180,6 +189,7 @@ class TreePayload:
 def collect(runs: Sequence[RunView], decode: Decode, limit: int) -> TreePayload:
     """The most instructive groups of the runs' saved steps that fit into `limit` bytes."""
     payload = TreePayload(decode)
+    _add_held_out(payload, runs, limit // HELD_OUT_PART)
     queues = [
         _in_turn(_by_category(index, step, run.groups(step)))
         for index, run in enumerate(runs)
@@ -190,6 +200,27 @@ def collect(runs: Sequence[RunView], decode: Decode, limit: int) -> TreePayload:
             payload.left_out += 1
     payload.groups.sort(key=lambda g: (g["run"], g["step"], list(CATEGORIES).index(g["category"])))
     return payload
+
+
+def _add_held_out(payload: TreePayload, runs: Sequence[RunView], limit: int) -> None:
+    """The same held-out questions of every run that has answered them."""
+    answered = [{group.id: group for group in run.held_out_groups()} for run in runs]
+    queues = [
+        [id for id, group in groups.items() if category(group) == name]
+        for groups in answered
+        for name in FAILURES_FIRST
+    ]
+    full = False
+    for id in dict.fromkeys(_in_turn(queues)):
+        for index, (run, groups) in enumerate(zip(runs, answered, strict=True)):
+            if (group := groups.get(id)) is None:
+                continue
+            if full:
+                payload.left_out += 1
+                continue
+            load_pictures(run.folder, group)
+            full = not payload.add(index, HELD_OUT, group, limit)
+            payload.left_out += full
 
 
 def spread(steps: Sequence[int], count: int) -> list[int]:
@@ -208,7 +239,7 @@ def _by_category(run: int, step: int, groups: Sequence[Group]) -> list[list[Item
     return [[(run, step, g) for g in groups if category(g) == name] for name in CATEGORIES]
 
 
-def _in_turn(queues: Sequence[Sequence[Item]]) -> list[Item]:
+def _in_turn(queues: Sequence[Sequence[T]]) -> list[T]:
     """One of each queue, then the next of each, until all are empty."""
     return [item for row in zip_longest(*queues) for item in row if item is not None]
 

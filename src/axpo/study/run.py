@@ -12,7 +12,8 @@ from pathlib import Path
 
 from axpo.errors import UserError
 from axpo.report.monitor import working
-from axpo.stages import run_stages, usable_cores
+from axpo.report.provenance import usable_cores
+from axpo.stages import run_stages
 from axpo.study.cells import check_made, stages, write_settings
 from axpo.study.settings import Study, StudyError, load_study
 

@@ -2,13 +2,17 @@
 
 const charts = [];
 let cursor = null;
+/** Of all steps: so many without a value break a curve. */
+const GAP = 0.05;
 
-/** Exponential moving average without the pull of a zero start. */
+/** Exponential moving average over steps, without the pull of a zero start; steps without a value age it. */
 function smooth(points, weight) {
-  let total = 0, mass = 0;
+  let total = 0, mass = 0, last = null;
   return points.map(([step, value]) => {
-    total = weight * total + (1 - weight) * value;
-    mass = weight * mass + (1 - weight);
+    const kept = last === null ? 0 : weight ** (step - last);
+    total = kept * total + (1 - weight) * value;
+    mass = kept * mass + (1 - weight);
+    last = step;
     return [step, total / mass];
   });
 }
@@ -74,8 +78,9 @@ function draw(chart) {
     svg.append(el("svg:line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
       el("svg:text", { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text(value)));
   }
+  svg.append(el("svg:text", { class: "tick", x: width - right, y: height - 5, "text-anchor": "end" }, "step"));
   for (const value of ticks(first, first + range, Math.max(2, Math.floor(width / 110)))) {
-    if (value % 1 === 0) svg.append(el("svg:text", { class: "tick", x: x(value), y: height - 5, "text-anchor": "middle" }, String(value)));
+    if (value % 1 === 0 && x(value) < width - right - 42) svg.append(el("svg:text", { class: "tick", x: x(value), y: height - 5, "text-anchor": "middle" }, String(value)));
   }
   chart.paint(chart, svg);
   chart.mark = el("svg:g", {});
@@ -84,7 +89,9 @@ function draw(chart) {
   read(chart);
 }
 
-const path = (chart, points) => points.map(([s, v], i) => `${i ? "L" : "M"}${chart.x(s).toFixed(1)},${chart.y(v).toFixed(1)}`).join("");
+/** A line through the points (step, value), which breaks where more than `gap` steps have none. */
+const path = (chart, points, gap = Infinity) => points.map(([s, v], i) =>
+  `${i && s - points[i - 1][0] <= gap ? "L" : "M"}${chart.x(s).toFixed(1)},${chart.y(v).toFixed(1)}`).join("");
 
 /** The values at the cursor (or the last ones) beside the title, and the cursor's line. */
 function read(chart) {
@@ -110,18 +117,22 @@ function lineChart(spec) {
     scale() {
       const values = all.map((p) => p[1]);
       let low = Math.min(...values, spec.fraction ? 0 : Infinity), high = Math.max(...values);
-      if (spec.fraction) high = Math.min(1, Math.max(0.1, Math.ceil(high * 10 + 0.2) / 10));
+      if (spec.whole) high = 1;
+      else if (spec.fraction) high = Math.min(1, Math.max(0.1, Math.ceil(high * 10 + 0.2) / 10));
       if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
       const text = (v) => (spec.fraction ? Math.round(100 * v) + " %" : Math.abs(v) >= 1e4 ? v / 1000 + "k" : String(+v.toPrecision(3)));
       return { low, high, text };
     },
     paint(chart, svg) {
-      const weight = Number(byId("smoothing").value);
+      const weight = Number(byId("smoothing").value), gap = Math.max(2, GAP * (chart.last - chart.first));
       for (const line of lines) {
         line.smooth = smooth(line.raw, weight);
-        if (weight) svg.append(el("svg:path", { class: "raw", d: path(chart, line.raw), stroke: line.colour }));
-        svg.append(el("svg:path", { class: "curve", d: path(chart, line.smooth), stroke: line.colour }));
-        if (line.raw.length === 1) svg.append(el("svg:circle", { cx: chart.x(line.raw[0][0]), cy: chart.y(line.raw[0][1]), r: 4, fill: line.colour }));
+        if (weight) svg.append(el("svg:path", { class: "raw", d: path(chart, line.raw, gap), stroke: line.colour }));
+        svg.append(el("svg:path", { class: "curve", d: path(chart, line.smooth, gap), stroke: line.colour }));
+        const alone = (i) => i < 0 || i >= line.raw.length, far = (i, j) => alone(j) || Math.abs(line.raw[i][0] - line.raw[j][0]) > gap;
+        line.smooth.forEach(([s, v], i) => {
+          if (far(i, i - 1) && far(i, i + 1)) svg.append(el("svg:circle", { cx: chart.x(s), cy: chart.y(v), r: 2.5, fill: line.colour }));
+        });
       }
     },
     values(chart, step) {
@@ -144,6 +155,7 @@ function setCursor(step) {
 if (byId("curves")) {
   for (const run of DATA.runs) byId("legend").append(el("span", {}, swatch(run.colour), run.name));
   const add = (id, spec, height) => addChart(byId(id), spec.title, spec.note, height, lineChart(spec));
+  DATA.families.forEach((spec) => add("family-charts", spec, 180));
   DATA.main.forEach((spec) => add("main-charts", spec, 210));
   DATA.more.forEach((spec) => add("more-charts", spec, 150));
   byId("more").hidden = !DATA.more.length;

@@ -14,18 +14,27 @@ const inStep = () => DATA.groups.filter((g) => g.run === Number(picks.run.value)
 function refill(wanted = {}) {
   options(picks.run, distinct(DATA.groups.map((g) => g.run)).map((r) => [r, DATA.runs[r].name]), wanted.run ?? picks.run.value);
   const steps = distinct(DATA.groups.filter((g) => g.run === Number(picks.run.value)).map((g) => g.step));
-  options(picks.step, steps.map((s) => [s, String(s)]), wanted.step ?? picks.step.value);
+  options(picks.step, steps.map((s) => [s, stepName(s)]), wanted.step ?? picks.step.value);
   const here = inStep();
   const kinds = distinct(here.map((g) => g.category)).map((c) => [c, `${DATA.categories[c]} (${here.filter((g) => g.category === c).length})`]);
   options(picks.category, [["", `all (${here.length})`], ...kinds], wanted.category ?? picks.category.value);
   const listed = here.filter((g) => !picks.category.value || g.category === picks.category.value);
-  options(picks.group, listed.map((g) => [DATA.groups.indexOf(g), `${g.id} · ${g.question}`.slice(0, 90)]), wanted.group ?? picks.group.value);
+  const same = listed.find((g) => g.id === state.group?.id); // the other run's answers to the same question
+  const shown = wanted.group ?? (same ? DATA.groups.indexOf(same) : picks.group.value);
+  options(picks.group, listed.map((g) => [DATA.groups.indexOf(g), `${g.id} · ${g.question}`.slice(0, 90)]), shown);
   open(DATA.groups[Number(picks.group.value)], wanted.rollout);
+}
+
+/** The rollout that there is most to see of: a recovered one, else one that was resampled, else a failure. */
+function telling(group) {
+  const failed = (t) => outcome(t) === "wrong";
+  return group.order.find((t) => t.branches.some((b) => b.recovered)) ?? group.order.find((t) => t.branches.length)
+    ?? group.order.find((t) => failed(t) && t.calls.length) ?? group.order.find(failed) ?? group.order[0];
 }
 
 function open(group, rollout) {
   state.group = index(group);
-  choose(group.order.find((t) => t.name === rollout) ?? group.order.find((t) => t.branches.length) ?? group.order[0]);
+  choose(group.order.find((t) => t.name === rollout) ?? telling(group));
 }
 
 function stepQuestion(way) {
@@ -64,21 +73,21 @@ function showTip(event) {
 /** The tree that the address names (#run=AXPO&step=60&question=...&rollout=3a), if it is here. */
 function linked() {
   const place = new URLSearchParams(location.hash.slice(1));
-  const at = DATA.groups.findIndex((g) => DATA.runs[g.run].name === place.get("run") && String(g.step) === place.get("step") && g.id === place.get("question"));
+  const at = DATA.groups.findIndex((g) => DATA.runs[g.run].name === place.get("run") && stepName(g.step) === place.get("step") && g.id === place.get("question"));
   if (at < 0) return null;
   return { run: DATA.groups[at].run, step: DATA.groups[at].step, category: "", group: at, rollout: place.get("rollout") };
 }
 
 /** Start where there is most to see: the last saved step of the last run with a recovered group. */
 function start() {
-  const best = DATA.groups.findLast((g) => g.category === "recovered") ?? DATA.groups.findLast((g) => g.branches.length) ?? DATA.groups.at(-1);
+  const best = DATA.groups.findLast((g) => g.category === "recovered") ?? DATA.groups.findLast((g) => g.branches.length) ?? DATA.groups.findLast((g) => g.step !== DATA.heldOut) ?? DATA.groups.at(-1);
   const first = DATA.groups.find((g) => g.run === best.run && g.step === best.step && g.category === best.category);
   return { run: first.run, step: first.step, group: DATA.groups.indexOf(first) };
 }
 
 if (byId("trees")) {
   for (const select of Object.values(picks)) {
-    select.addEventListener("change", () => { state.moved = true; refill(); });
+    select.addEventListener("change", () => { state.moved = true; refill(select === picks.group ? { group: select.value } : select === picks.run ? { category: "" } : {}); });
   }
   byId("previous").addEventListener("click", () => stepQuestion(-1));
   byId("next").addEventListener("click", () => stepQuestion(1));

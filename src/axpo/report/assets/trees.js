@@ -41,6 +41,7 @@ function clip(pieces, from, to) {
   return out;
 }
 
+const stepName = (step) => (step === DATA.heldOut ? "held out" : String(step));
 const outcome = (t) => (t.solved === null ? "unscored" : t.solved ? "right" : "wrong");
 const sign = { right: "✓", wrong: "✗", unscored: "?" };
 const signed = (v) => (v === null ? "–" : (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2));
@@ -104,9 +105,11 @@ function marksOn(ts, number) {
 function blocks(group, t, from, to, frozen = false) {
   const whole = pathOf(group, t), out = [], first = promptPictures(group).length;
   const callAt = (at) => t.calls.find((c) => c.start <= at && at < c.end);
+  const endOfTurn = (piece, at) => /^<\|im_end\|>\s*$/.test(DATA.strings[piece.s?.[at - piece.at]] ?? "");
   const kindAt = (piece, at) => {
     if (piece.o === "observation") return "observation";
     if (callAt(at)) return "call";
+    if (block && endOfTurn(piece, at)) return block.kind;
     return t.answerStart !== null && at >= t.answerStart ? "answer" : "thinking";
   };
   let block = null, seen = first;
@@ -128,7 +131,9 @@ function blocks(group, t, from, to, frozen = false) {
     }
     for (let i = 0; i < piece.ids.length; i++) {
       const at = piece.at + i;
-      if (at >= from && at < to) open(kindAt(piece, at), callAt(at)).body.append(token(piece, i, t, frozen));
+      if (at < from || at >= to) continue;
+      const kind = kindAt(piece, at);
+      open(kind, callAt(at) ?? (kind === "call" ? block.call : undefined)).body.append(token(piece, i, t, frozen));
     }
   }
   return out;
@@ -160,11 +165,12 @@ function branchNote(b) {
 
 function drawDetail(group, t) {
   const advantages = t.credit.map(([start, end, a, stream]) => `${stream} ${start}–${end}: advantage ${signed(a)}`);
+  const heldOut = group.step === DATA.heldOut;
   const parts = [
     el("div", { class: "detail-head" }, el("h3", {}, t.branch ? `Continuation ${t.name}` : `Rollout ${t.name}`), badge(t),
       el("span", { class: "small" }, [ending(t), `${t.end - t.start} tokens`, t.id].join(" · "))),
-    el("p", { class: "small credit" }, advantages.join("; ") || "No credit: nothing of it is trained."),
-    el("p", { class: "scale small" }, el("span", { class: "token up" }, "advantage > 0"), el("span", { class: "token even" }, "0"),
+    el("p", { class: "small credit" }, advantages.join("; ") || (heldOut ? "Held out: evaluated, not trained on." : "No credit: nothing of it is trained.")),
+    heldOut ? null : el("p", { class: "scale small" }, el("span", { class: "token up" }, "advantage > 0"), el("span", { class: "token even" }, "0"),
       el("span", { class: "token down" }, "< 0"), el("span", { class: "token idle" }, "not trained"), " · point at a token for its numbers"),
   ];
   if (t.branches.length) {
@@ -180,7 +186,7 @@ function drawDetail(group, t) {
     parts.push(...blocks(group, t, 0, t.branch.cut, true), cutMark(`frozen prefix of ${group.byName.get(t.branch.source).name}; ${branchNote(t.branch)}`),
       ...blocks(group, t, t.branch.cut, Infinity));
   } else parts.push(...blocks(group, t, 0, Infinity));
-  byId("detail").replaceChildren(...parts);
+  byId("detail").replaceChildren(...parts.filter(Boolean));
 }
 
 function drawScene(group) {
@@ -212,7 +218,12 @@ function drawList(group) {
     row.style.setProperty("--depth", t.depth);
     return row;
   }));
-  byId("rollouts").querySelector(".on")?.scrollIntoView({ block: "nearest" });
+  // Not scrollIntoView, which scrolls the page as well.
+  const list = byId("rollouts"), on = list.querySelector(".on");
+  if (on) {
+    const above = on.offsetTop - list.scrollTop, below = above + on.offsetHeight - list.clientHeight;
+    list.scrollTop += Math.min(above, 0) + Math.max(below, 0);
+  }
 }
 
 function choose(t) {
@@ -221,6 +232,6 @@ function choose(t) {
   drawScene(group);
   drawList(group);
   drawDetail(group, t);
-  const place = new URLSearchParams({ run: DATA.runs[group.run].name, step: group.step, question: group.id, rollout: t.name });
+  const place = new URLSearchParams({ run: DATA.runs[group.run].name, step: stepName(group.step), question: group.id, rollout: t.name });
   if (state.moved) history.replaceState(null, "", "#" + place);
 }

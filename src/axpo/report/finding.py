@@ -1,0 +1,249 @@
+"""What the runs show, in words: does tool use survive, what does it earn, and how sure that is.
+
+The report page and the quickstart's last screen both say what is made here.
+
+The rule. The last two models are compared question by question, in each family of questions (in
+the lab each has a tool of its own) and over all. In a family their tool rates (the share of the
+rollouts that try a tool) differ where the interval of the paired difference excludes 0; one of
+less than `MARGIN` is left to the table. Several families are looked at, so their intervals hold
+together at 95 % (`bootstrap.simultaneous`); of a family with fewer than `FEWEST` questions nothing
+is claimed. Where the tool rates differ,
+
+- a model *gave up* the tool where the upper end of its tool rate is below `MARGIN` and the lower
+  end of the start's is not, and the other *kept* it where the upper end of its own is not. Without
+  a start that used the tool, one *uses* it and the other *does not*;
+- else one uses it *more often* than the other.
+
+Its use *pays* where the interval of the difference in Pass@1, again of all families together, is in
+favour of the model that uses the tool more, and *costs* where it is in favour of the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from axpo.algorithms.subgroups import FAMILY
+from axpo.evaluation.bootstrap import FEWEST, LEVEL
+from axpo.folder import write_whole
+from axpo.report.finding_parts import (
+    ALL,
+    PASS,
+    TOOL_RATE,
+    Part,
+    Row,
+    direction,
+    family_tools,
+    metrics_of,
+    paired_of,
+    parts_of,
+)
+from axpo.report.names import START, capital, evaluation_order, label
+from axpo.report.numbers import Estimate, interval_text, listed, number_text, signed_text
+from axpo.report.study_figures import one_seed
+
+Evaluations = Mapping[str, Mapping[str, Any]]
+Comparison = Mapping[str, Any]
+MARGIN = 0.1
+"""A tool rate that is next to nothing, and a difference that is."""
+SENTENCES = {
+    "kept": "{model} kept {tools}, which {other} gave up.",
+    "lost": "{model} gave up {tools}, which {other} kept.",
+    "alone": "{model} uses {tools}, {other} does not.",
+    "never": "{other} uses {tools}, {model} does not.",
+    "more": "{model} uses {tools} more than {other}.",
+    "less": "{model} uses {tools} less than {other}.",
+    "gone": "Neither {model} nor {other} uses {tools} to speak of.",
+    "both": "Both {model} and {other} kept {tools}.",
+    "same": "{model} and {other} show no clear difference in the use of {tools}.",
+    "few": f"Nothing can be said of {{tools}}: fewer than {FEWEST} questions.",
+}
+"""How the use of tools differs, in order of weight, and what is said of the tools it is so for."""
+MODEL_MORE, OTHER_MORE = ("kept", "alone", "more"), ("lost", "never", "less")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the last two of `models` show beside each other; the start, if any, is the first.
+
+    `headline` is a sentence, `said` are the others in order of weight, `notes` what the intervals
+    cover and what they do not.
+    """
+
+    headline: str
+    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def tools(self) -> dict[str, str]:
+        """Family -> what its tool is called, as the parts are ordered."""
+        return {part.family: part.tool for part in self.parts if part.family != ALL}
+
+
+def finding_file(report: Path) -> Path:
+    """Where the finding of the page `report` lies."""
+    return report.with_suffix(".json")
+
+
+def write_finding(found: Finding, report: Path) -> None:
+    """Write what the page `report` finds beside it."""
+    write_whole(finding_file(report), json.dumps(asdict(found), indent=1))
+
+
+def read_finding(report: Path) -> Finding:
+    """What the page `report` finds."""
+    values = json.loads(finding_file(report).read_text())
+    parts = [Part(**p | {"rows": [Row(**row) for row in p["rows"]]}) for p in values["parts"]]
+    return Finding(**values | {"parts": parts})
+
+
+def finding(
+    evaluations: Evaluations,
+    comparisons: Mapping[tuple[str, str], Comparison],
+    missing: Sequence[str] = (),
+    task: str = "",
+) -> Finding:
+    """What the evaluations by name (start first) and their comparisons (model, baseline) show.
+
+    `missing` were trained and not evaluated. Where `task` is the lab, its study is quoted.
+    """
+    names = list(evaluations)
+    gaps = [f"{name} is not evaluated on held-out questions." for name in missing]
+    if not names:
+        return Finding("Nothing is evaluated on held-out questions: the curves are of training.")
+    models = [name for name in names if name == START or name in names[-2:]]
+    compared = comparisons.get((names[-1], names[-2])) if len(names) > 1 else None
+    parts = parts_of([evaluations[name] for name in models], compared)
+    if compared is None:
+        return Finding(_levels(names[-2:], evaluations), gaps, [], models, parts)
+    pair = names[-1], names[-2]
+    tools = family_tools(list(evaluations.values()))
+    states = {
+        family: _state([evaluations[m] for m in models], compared, family)
+        for family in compared["by"][FAMILY] or [ALL]
+    }
+    headline, *said = _sentences({tools[f]: state for f, state in states.items()}, pair)
+    said += [
+        _earned(family, tools[family], state, pair, evaluations, compared)
+        for family, state in states.items()
+        if family != ALL and state in MODEL_MORE + OTHER_MORE
+    ]
+    said += [_overall(pair, evaluations, compared), *gaps]
+    notes = [_intervals(compared), *one_seed(pair, task)]
+    return Finding(headline, said, notes, models, parts)
+
+
+def _state(models: Sequence[Mapping[str, Any]], compared: Comparison, family: str) -> str:
+    """A key of `SENTENCES`; `models` are the start's evaluation (if any), the other's and the
+    model's."""
+    paired = paired_of(compared, family)
+    difference = paired["difference"].get(TOOL_RATE)
+    if difference is None or paired["questions"] < FEWEST:
+        return "few"
+    *start, other, model = (metrics_of(evaluation, family)[TOOL_RATE] for evaluation in models)
+    had = any(rate["low"] >= MARGIN for rate in start)
+    model_gone, other_gone = model["high"] < MARGIN, other["high"] < MARGIN
+    if model_gone and other_gone:
+        return "gone"
+    side = direction(difference) if abs(difference["value"]) >= MARGIN else 0
+    if side > 0:
+        return ("kept" if had else "alone") if other_gone else "more"
+    if side < 0:
+        return ("lost" if had else "never") if model_gone else "less"
+    return "both" if had and min(model["low"], other["low"]) >= MARGIN else "same"
+
+
+def _sentences(states: Mapping[str, str], pair: tuple[str, str]) -> list[str]:
+    """A sentence for each state that a tool is in."""
+    model, other = (_in_sentence(name) for name in pair)
+    said: list[str] = []
+    for state, text in SENTENCES.items():
+        if tools := [tool for tool, own in states.items() if own == state]:
+            said.append(capital(text.format(model=model, other=other, tools=listed(tools))))
+    return said
+
+
+def _earned(
+    family: str,
+    tool: str,
+    state: str,
+    pair: tuple[str, str],
+    evaluations: Evaluations,
+    compared: Comparison,
+) -> str:
+    """What the tool earns for the model of the pair that uses it more."""
+    model, other = pair
+    users = (model, other) if state in MODEL_MORE else (other, model)
+    paired = paired_of(compared, family)
+    place = f"On the {paired['questions']} {family.replace('_', ' ')} questions"
+    difference = paired["difference"].get(PASS)
+    if difference is None:
+        return f"{place} {label(PASS)} was not measured, so what {tool} earns is not known."
+    if users != pair:
+        ends = {"value": "value", "low": "high", "high": "low"}
+        difference = {key: -difference[end] for key, end in ends.items()}
+    worth = {1: "pays", 0: "is not shown to pay", -1: "costs"}[direction(difference)]
+    return f"{place} {_beside(PASS, family, users, evaluations, difference)}: using {tool} {worth}."
+
+
+def _overall(pair: tuple[str, str], evaluations: Evaluations, compared: Comparison) -> str:
+    """Pass@1 and Pass@k over all questions."""
+    metrics = [m for m in compared["difference"] if m.startswith("pass@") and m[5:].isdigit()]
+    if not metrics:
+        return "Pass@1 was not measured: no question has enough scored rollouts."
+    words = {1: f"{_in_sentence(pair[0])} ahead", 0: "no difference shown"}
+    words[-1] = f"{_in_sentence(pair[0])} behind"
+    found = [
+        f"{_beside(metric, ALL, pair, evaluations, difference)} ({words[direction(difference)]})"
+        for metric in evaluation_order(metrics)
+        for difference in [compared["difference"][metric]]
+    ]
+    return f"Over all {compared['questions']} questions {'; '.join(found)}."
+
+
+def _beside(
+    metric: str,
+    family: str,
+    pair: tuple[str, str],
+    evaluations: Evaluations,
+    difference: Estimate,
+) -> str:
+    """Both levels, then the difference with its interval."""
+    levels = [
+        f"{number_text(metrics_of(evaluations[name], family)[metric]['value'], 2)} with "
+        f"{_in_sentence(name)}"
+        for name in pair
+    ]
+    amount = f"{signed_text(difference['value'], 2)} {interval_text(difference, 2, signed=True)}"
+    return f"{label(metric)} is {listed(levels)}, {amount}"
+
+
+def _levels(names: Sequence[str], evaluations: Evaluations) -> str:
+    """Where nothing can be compared: Pass@1 of each."""
+    levels = [
+        f"{_in_sentence(name)} {number_text(found['value'], 2)} {interval_text(found, 2)}"
+        for name in names
+        if (found := evaluations[name].get("metrics", {}).get(PASS))
+    ]
+    if not levels:
+        return f"{label(PASS)} was not measured: no question has enough scored rollouts."
+    return f"{label(PASS)}: {listed(levels)}. There is nothing to compare."
+
+
+def _intervals(compared: Comparison) -> str:
+    """What the intervals are of."""
+    whole = f"All differences are paired over questions, with intervals of {100 * LEVEL:.0f} %"
+    levels = [part["level"] for part in compared["by"][FAMILY].values()]
+    if len(levels) < 2:
+        return f"{whole}."
+    each = f"{100 * levels[0]:.1f} %"
+    return f"{whole}; those of the {len(levels)} families hold together ({each} each, Bonferroni)."
+
+
+def _in_sentence(name: str) -> str:
+    return "the start" if name == START else name

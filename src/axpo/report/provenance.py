@@ -1,0 +1,122 @@
+"""Where a run's results come from: `provenance.json`, an entry for each command that worked in the
+folder, with what it was given, the versions and the machine.
+
+It stands beside `config.json` and decides nothing: a run goes on whatever is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import axpo
+from axpo.config.secrets import masked_override
+from axpo.folder import DiskError, write_whole
+
+FILE_NAME = "provenance.json"
+PACKAGES = ("torch", "transformers")
+
+
+@contextmanager
+def recorded(out: Path) -> Iterator[None]:
+    """Adds an entry for this process to the folder's record, and its seconds at the end; of a
+    command that was killed there are none."""
+    entry = this_process(sys.argv[1:])
+    earlier = read_provenance(out)
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out, [*earlier, entry])
+    try:
+        yield
+    finally:
+        with suppress(DiskError):  # a full disk is what ended it, and said so
+            _write(out, [*earlier, entry | {"seconds": round(time.monotonic() - began, 1)}])
+
+
+def read_provenance(out: Path) -> list[Mapping[str, Any]]:
+    """The entries of a run's folder, oldest first; none where nothing was recorded."""
+    file = out / FILE_NAME
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
+def this_process(arguments: Sequence[str]) -> dict[str, Any]:
+    """What is running where, as plain JSON values; `arguments` without their secrets."""
+    known = [masked_override(argument) for argument in arguments]
+    return {
+        "command": shlex.join(["axpo", *known]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "axpo": axpo.__version__,
+        "commit": _commit(Path(axpo.__file__).parent),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "machine": machine(),
+    }
+
+
+def machine() -> str:
+    """System, processor, cores that may be used, memory, GPUs: in words."""
+    parts = [f"{platform.system()} {platform.release()}", _processor(), _cores()]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        bytes_ = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        parts.append(f"{bytes_ / 2**30:.0f} GiB")
+    return ", ".join([*parts, *_gpus(Path("/proc/driver/nvidia/gpus"))])
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, where the system tells; else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cores() -> str:
+    usable, there = usable_cores(), os.cpu_count() or 1
+    return f"{usable} cores" if usable == there else f"{usable} of {there} cores"
+
+
+def _processor() -> str:
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpus(folder: Path) -> list[str]:
+    """The NVIDIA driver's cards, as it names them."""
+    names: list[str] = []
+    for file in sorted(folder.glob("*/information")):
+        fields = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+        names.append(fields.get("Model", "GPU").strip())
+    return [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
+
+
+def _commit(package: Path) -> str | None:
+    """The checkout's commit, with a + where its files differ; None for an installed package."""
+    if not (package.parents[1] / "pyproject.toml").is_file():
+        return None
+    try:
+        found = subprocess.run(
+            [
+                "git", "-C", str(package), "describe",
+                "--always", "--exclude=*", "--abbrev=12", "--dirty=+",
+            ],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _write(out: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    write_whole(out / FILE_NAME, json.dumps(entries, indent=1))
