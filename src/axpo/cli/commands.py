@@ -84,8 +84,6 @@ def quickstart(
     from axpo.folder import run_folder
     from axpo.quickstart import quickstart as run
     from axpo.quickstart import without_sandbox
-    from axpo.report.finding import read_finding
-    from axpo.report.screen import print_finding
 
     given = overrides or []
     if "=" in recipe:  # no recipe, and settings
@@ -96,6 +94,9 @@ def quickstart(
     with run_folder(out):
         _claim(out, config, ("sft", "train", "eval", "diagnose"))
         page = run(config, file, given, out)
+    from axpo.report.finding import read_finding
+    from axpo.report.screen import print_finding
+
     print_finding(read_finding(page))
     print(f"Report: {page}")
 
@@ -278,10 +279,10 @@ def report(
 ) -> None:
     """One self-contained HTML page: curves, tables and the trajectory trees."""
     from axpo.report.monitor import working
-    from axpo.report.screen import print_finding
 
     with working("report", "loading NumPy and matplotlib") as say:
         from axpo.report.command import write_report
+        from axpo.report.screen import print_finding
 
         found = write_report(runs, out, say)
     print_finding(found)
