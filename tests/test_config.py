@@ -54,7 +54,7 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("rl.importance_cap=2", ["rl.importance_cap", "recompute"]),
         ("rl.importance_level=token", ["rl.importance_level", "without importance_cap"]),
         ("engine.vllm.python=p", ["engine.vllm", "no effect with name = 'transformers'"]),
-        ("engine.vllm.servers=2", ["engine.vllm.python, urls", "make vllm-env"]),
+        ("engine.vllm.servers=2", ["engine.vllm.python, urls", "axpo.engines.vllm.environment"]),
         ("engine.vllm.phyton=p", ["engine.vllm.phyton", "'python'"]),
         ("engine.vllm.urls=['localhost:8000']", ["engine.vllm.urls", "http://127.0.0.1:8000"]),
     ],

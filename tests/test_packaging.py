@@ -115,3 +115,14 @@ def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (ROOT / "src/axpo/py.typed").is_file()
+
+
+def test_no_message_needs_the_checkout() -> None:
+    """Whoever installed the wheel has no Makefile and no folder of recipes."""
+    for path in (ROOT / "src/axpo").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.search(r"`make |recipes/[\w/-]+\.toml", node.value), (
+                    path,
+                    node.value,
+                )

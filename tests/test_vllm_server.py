@@ -69,7 +69,7 @@ class TestWithoutServer:
             find_installation("/no/python")
 
     def test_a_python_without_vllm(self) -> None:
-        with pytest.raises(ConfigError, match=r"has no vLLM; `make vllm-env`"):
+        with pytest.raises(ConfigError, match=r"has no vLLM; `python -m axpo\.engines"):
             find_installation(sys.executable)
 
     def test_a_server_that_does_not_start_says_why(

@@ -8,6 +8,12 @@ from pydantic import model_validator
 
 from axpo.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
+VLLM_ENVIRONMENT = (
+    "`python -m axpo.engines.vllm.environment .venv-vllm` builds vLLM's environment for a CPU; "
+    "on a GPU, pip install vllm in one of its own"
+)
+"""Said wherever `python` is missing or lacks vLLM."""
+
 
 class VllmSettings(Section):
     """vLLM servers: started with `python`, or running at `urls`."""
@@ -43,8 +49,8 @@ class VllmSettings(Section):
     def _one_source(self) -> VllmSettings:
         if bool(self.python) == bool(self.urls):
             raise ValueError(
-                "python, urls: expected one of them, python to start servers "
-                "(`make vllm-env` builds its environment) or urls of running ones"
+                "python, urls: expected one of them, python to start servers or urls of running "
+                f"ones ({VLLM_ENVIRONMENT})"
             )
         started = {"servers", "port", "max_length", "arguments"} & self.model_fields_set
         if self.urls and started:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from axpo.config import Config, ConfigError, UserError
+from axpo.config.engine import VLLM_ENVIRONMENT
 from axpo.engines.vllm.server import ServerProcess, start_servers
 from axpo.engines.vllm.share import started_servers
 from axpo.models.card import recipe_card
@@ -23,8 +24,8 @@ def start(config: Config, model: str, say: Callable[[str], None]) -> list[Server
     settings = config.engine.vllm
     if settings is None or settings.python is None:
         raise ConfigError(
-            "engine.vllm.python: expected the python of vLLM's environment to serve with "
-            "(`make vllm-env` builds one); set it, and engine.name = 'vllm'"
+            "engine.vllm.python: expected the python of vLLM's environment to serve with; set it, "
+            f"and engine.name = 'vllm' ({VLLM_ENVIRONMENT})"
         )
     logs = Path("runs/vllm")
     say(f"starting {settings.servers} vLLM server(s) of {model}; logs in {logs}")

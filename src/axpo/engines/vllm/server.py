@@ -27,6 +27,7 @@ import httpx
 import torch
 
 from axpo.config import ConfigError, LoraSettings, UserError, VllmSettings
+from axpo.config.engine import VLLM_ENVIRONMENT
 from axpo.engines.vllm.checks import lora_arguments, refused_heads
 from axpo.engines.vllm.share import CPU_CACHE
 from axpo.models.loading import Checkpoint
@@ -57,15 +58,16 @@ class Installation:
 
 def find_installation(python: str) -> Installation:
     """What is installed beside `python`; raises `ConfigError` that says how to build it."""
-    build = "`make vllm-env` builds an environment for a CPU; on a GPU, pip install vllm in one"
     command = [python, "-c", _WHAT_IS_THERE]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"engine.vllm.python: {python} does not run ({error}); {build}") from None
+        raise ConfigError(
+            f"engine.vllm.python: {python} does not run ({error}); {VLLM_ENVIRONMENT}"
+        ) from None
     kind, _, version = found.stdout.strip().partition(" ")
     if not version:
-        raise ConfigError(f"engine.vllm.python: {python} has no vLLM; {build}")
+        raise ConfigError(f"engine.vllm.python: {python} has no vLLM; {VLLM_ENVIRONMENT}")
     return Installation(python, version, kind == "cpu" or version.endswith("+cpu"))
 
 

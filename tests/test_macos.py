@@ -1,0 +1,85 @@
+"""What a Mac lacks, as far as it can be taken away here: every module imports, the lab trains.
+
+Never run on a Mac. A process first imports the libraries, which have builds of their own there, and
+then loses what Linux alone has: the names of the system, /proc and /sys, `prctl`, the system calls
+of the sandbox, and functions of `os`, `signal` and `socket`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MAC = """
+import os, platform, signal, socket, sys
+import torch, transformers, PIL.Image, scipy.stats, matplotlib.pyplot, pyarrow.parquet, renderers
+import sklearn.datasets, rich.live, pydantic, httpx, jinja2, math_verify, safetensors.torch, typer
+import torch._dynamo, transformers.models.qwen3_vl.modeling_qwen3_vl
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
+
+sys.platform = "darwin"
+platform.system, platform.machine = lambda: "Darwin", lambda: "arm64"
+for module, names in (
+    (os, "sched_getaffinity sched_setaffinity pidfd_open memfd_create posix_fadvise eventfd "
+         "P_PIDFD O_PATH O_TMPFILE SCHED_OTHER"),
+    (signal, "pidfd_send_signal SIGPWR SIGRTMIN"),
+    (socket, "SOCK_SEQPACKET AF_NETLINK SO_PEERCRED"),
+):
+    for name in names.split():
+        if hasattr(module, name):
+            delattr(module, name)
+
+def absent(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(("/proc", "/sys")):
+        raise FileNotFoundError(2, "No such file or directory", arguments[0])
+    if event == "ctypes.dlsym" and arguments[1] in ("prctl", "syscall"):
+        raise AttributeError(arguments[1])
+
+sys.addaudithook(absent)
+"""
+IMPORTS = """
+import axpo, importlib, pkgutil
+for module in pkgutil.walk_packages(axpo.__path__, "axpo."):
+    if module.name not in ("axpo.__main__", "axpo.engines.vllm.worker"):
+        importlib.import_module(module.name)
+"""
+TRAINING = """
+from axpo.cli import app
+from axpo.config import load_config
+from axpo.quickstart import without_sandbox
+from axpo.stages import Stage, run_stages, usable_cores
+from pathlib import Path
+reduced = without_sandbox(load_config("lab"), Path("lab"), [], Path("run"))
+small = ["sft.steps=1", "sft.batch=4", "rl.steps=1", "rl.questions=4", "rl.updates=1",
+         "algorithm.rollouts=2", "eval.questions=2", "eval.samples=4"]
+settings = [*reduced, *small]
+app(["sft", "lab", *settings, "--out", "sft"], standalone_mode=False)
+app(["train", "lab", *settings, "model.path=sft", "--out", "axpo"], standalone_mode=False)
+app(["eval", "lab", *settings, "model.path=axpo", "--out", "axpo"], standalone_mode=False)
+stages = [Stage("help", ["--help"], Path("stage"), "rl", 1, 1.0)]
+assert run_stages(stages, Path("logs"), "stages") == [] and usable_cores() == os.cpu_count()
+"""
+
+
+def on_a_mac(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", MAC + code], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_every_module_imports(tmp_path: Path) -> None:
+    pytest.importorskip("mcp")
+    done = on_a_mac(IMPORTS, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_reduced_lab_trains(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    done = on_a_mac(TRAINING, tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert "it needs Linux on x86_64 or aarch64" in first and "Darwin on arm64" in first
+    assert (tmp_path / "axpo" / "evaluation.json").is_file()
