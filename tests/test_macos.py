@@ -32,12 +32,21 @@ for module, names in (
         if hasattr(module, name):
             delattr(module, name)
 
+def elsewhere(path):
+    if str(path).startswith(("/proc", "/sys")):
+        raise FileNotFoundError(2, "No such file or directory", path)
+
 def absent(event, arguments):
-    if event == "open" and str(arguments[0]).startswith(("/proc", "/sys")):
-        raise FileNotFoundError(2, "No such file or directory", arguments[0])
+    if event == "open":
+        elsewhere(arguments[0])
     if event == "ctypes.dlsym" and arguments[1] in ("prctl", "syscall"):
         raise AttributeError(arguments[1])
 
+def stat(path, *arguments, stat=os.stat, **options):
+    elsewhere(path)
+    return stat(path, *arguments, **options)
+
+os.stat = stat
 sys.addaudithook(absent)
 """
 IMPORTS = """
