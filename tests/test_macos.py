@@ -56,7 +56,7 @@ for module in pkgutil.walk_packages(axpo.__path__, "axpo."):
         importlib.import_module(module.name)
 """
 TRAINING = """
-from axpo.cli import app
+from axpo.cli.commands import app
 from axpo.config import load_config
 from axpo.quickstart import without_sandbox
 from axpo.stages import Stage, run_stages, usable_cores

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from axpo import cli, recipes
+from axpo import recipes
+from axpo.cli import commands
 from axpo.config import Config, ConfigError, UserError, load_config
 from axpo.study.settings import load_study
 
 
 def axpo(*words: str) -> str:
     """What the command prints; raises what it raises."""
-    done = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    done = CliRunner().invoke(commands.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -106,6 +107,7 @@ def test_the_quickstart_needs_no_argument(
 ) -> None:  # fmt: skip
     """Its stages get the recipe's absolute path."""
     from axpo import quickstart
+    from axpo.report import finding, screen
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.toml").write_text("[rl]\nsteps = 1\n")
@@ -117,6 +119,8 @@ def test_the_quickstart_needs_no_argument(
         return out
 
     monkeypatch.setattr(quickstart, "quickstart", run)
+    monkeypatch.setattr(finding, "read_finding", lambda _: None)
+    monkeypatch.setattr(screen, "print_finding", lambda _: None)
     axpo("quickstart", *words)
     assert made == [(recipes.find(recipe), overrides, Path("runs/quickstart"))]
     assert made[0][0].is_absolute()

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from axpo import cli, quickstart
+from axpo import quickstart
+from axpo.cli import commands
 from axpo.config import Config, ConfigError, load_config
+from axpo.report import finding, screen
 from axpo.report.finding import Finding, write_finding
 from axpo.report.runs import RunView
 from axpo.report.summary import warnings
@@ -43,11 +45,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, tuple[str, ..
         return out / "report.html"
 
     monkeypatch.setattr(quickstart, "quickstart", run)
+    monkeypatch.setattr(finding, "read_finding", lambda _: None)
+    monkeypatch.setattr(screen, "print_finding", lambda _: None)
     return made
 
 
 def axpo(*words: str) -> str:
-    return CliRunner().invoke(cli.app, words, catch_exceptions=False).stdout
+    return CliRunner().invoke(commands.app, words, catch_exceptions=False).stdout
 
 
 def test_without_a_sandbox_two_families_train_and_the_first_line_says_why(

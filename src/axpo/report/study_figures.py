@@ -1,6 +1,6 @@
 """What one training seed can show and what it cannot, with the lab's study beside it.
 
-The study's figures are those of `docs/study/study.json` (`axpo study recipes/study.toml`), which
+The study's figures are those of `docs/study/study.json` (`axpo study study`), which
 does not ship with the package; a test holds them together.
 """
 
