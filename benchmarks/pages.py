@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from axpo.report.plots import picture, save
 from benchmarks.harness import Row
-from benchmarks.plots import AXES, growth_figure, ratio_figure, save
+from benchmarks.plots import AXES, growth_figure, ratio_figure
 from benchmarks.targets import targets_of
 
 INTRO = """# Performance
@@ -130,7 +131,7 @@ def _section(name: str, title: str, result: Mapping[str, Any], folder: Path) -> 
         figure = _figure(name, measured)
         if figure is not None:
             path = save(figure, folder / f"{name}.png")
-            lines += [f"![{title}]({folder.name}/{path.name})", ""]
+            lines += [picture(f"{folder.name}/{path.name}", title), ""]
         lines += _tables(name, measured)
     return "\n".join([*lines, "", _provenance(result), ""])
 

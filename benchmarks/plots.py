@@ -7,48 +7,22 @@ hold nothing to plot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from axpo.report.names import BASE_COLOURS, NEUTRAL, OTHER_COLOURS
-from axpo.report.plots import INK, LINE, SOFT
+from axpo.report.plots import INK, SOFT, new_figure, style_axis
 from benchmarks.harness import Row
 from benchmarks.targets import targets_of, value
 
 OURS, THEIRS = BASE_COLOURS["AXPO"], BASE_COLOURS["GRPO"]
-BARS = (OURS, OTHER_COLOURS[1], THEIRS)
+"""What axpo's own figures are drawn in everywhere, and what it is compared with first."""
+BARS = (THEIRS, OTHER_COLOURS[1], OTHER_COLOURS[2])
 AXES = {
     "image_tokens": "image tokens",
     "response": "response tokens",
     "rollouts": "rollouts a question",
     "turns": "tool turns",
 }
-
-
-def save(figure: Any, path: Path) -> Path:
-    """Write a figure as PNG, the same bytes for the same rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
-    return path
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _dress(axis: Any, title: str, grid: str = "y") -> None:
-    axis.set_title(title, fontsize=10.5, color=INK, loc="left", pad=8)
-    axis.tick_params(labelsize=8.5, colors=SOFT, length=0, which="both")
-    axis.grid(axis=grid, color=LINE, lw=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
-    axis.spines["bottom"].set_color(LINE)
 
 
 def _short(case: dict[str, Any], keys: Sequence[str]) -> str:
@@ -71,8 +45,8 @@ def ratio_figure(rows: Sequence[Row], keys: Sequence[str]) -> Any:
     panels = [("ratio_cpu", "Times less CPU time than …")]
     if any("memory_ratio" in row for row in rows):
         panels.append(("memory_ratio", "Peak memory, share of …"))
-    figure = _figure(1.6 + 0.72 * len(cases) * len(panels), 3.4)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure, grid = new_figure(len(panels), 1, 2.9 * len(panels))
+    axes = grid[:, 0]
     width = 0.8 / len(baselines)
     for axis, (key, title) in zip(axes, panels, strict=True):
         for number, name in enumerate(baselines):
@@ -85,8 +59,7 @@ def ratio_figure(rows: Sequence[Row], keys: Sequence[str]) -> Any:
         axis.set_xticks(range(len(cases)), cases)
         axis.axhline(1, color=SOFT, lw=1)
         names = [AXES[key] for key in ("image_tokens", "response") if key in keys]
-        axis.set_xlabel(" + ".join(names), fontsize=9, color=SOFT)
-        _dress(axis, title)
+        style_axis(axis, title, " + ".join(names))
     handles = [
         axes[0].bar([0], [0], color=colour, label=name)
         for name, colour in zip(baselines, BARS, strict=False)
@@ -94,7 +67,7 @@ def ratio_figure(rows: Sequence[Row], keys: Sequence[str]) -> Any:
     if any(targets_of(row) for row in rows):
         handles.append(axes[0].plot([], [], color=INK, lw=1.6, label="target")[0])
     figure.legend(
-        handles=handles, loc="outside upper right", ncols=len(handles), frameon=False,
+        handles=handles, loc="outside upper left", ncols=len(handles), frameon=False,
         fontsize=9.5, labelcolor=INK, handlelength=1.2,
     )  # fmt: skip
     return figure
@@ -131,14 +104,14 @@ def growth_figure(rows: Sequence[Row]) -> Any:
     names = [name for name in AXES if any(row["case"]["axis"] == name for row in rows)]
     if not names:
         return None
-    figure = _figure(2.6 * len(names) + 0.6, 2.75 * len(phases) + 0.3)
-    grid = figure.subplots(len(phases), len(names), squeeze=False, sharey="row")
+    figure, grid = new_figure(len(phases), len(names), 2.6 * len(phases), sharey="row")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.975))  # the first row's legend
     for phase, axes in zip(phases, grid, strict=True):
         for name, axis in zip(names, axes, strict=True):
             mine = [r for r in rows if (r["case"]["phase"], r["case"]["axis"]) == (phase, name)]
             mine.sort(key=lambda row: row["case"][name])
             _growth_panel(axis, mine, name)
-            _dress(axis, f"{phase.capitalize()}, {AXES[name]}")
+            style_axis(axis, phase.capitalize() if name == names[0] else "", AXES[name])
             axis.set_yscale("log")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
@@ -148,18 +121,26 @@ def growth_figure(rows: Sequence[Row]) -> Any:
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_xticks([row["case"][name] for row in mine])
             axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes[0].set_ylabel("CPU seconds", fontsize=9, color=SOFT)
-    styles = [
-        ("axpo", OURS, "-"),
-        ("padded rows", THEIRS, "-"),
-        ("operations at matmul speed", NEUTRAL, "--"),
-    ]
-    handles = [grid[0][0].plot([], [], color=c, ls=s, lw=2, label=n)[0] for n, c, s in styles]
-    figure.legend(
-        handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=9.5,
-        labelcolor=INK, handlelength=1.6,
-    )  # fmt: skip
+        axes[0].set_ylabel("CPU seconds", fontsize=9.5, color=SOFT)
+        _growth_legend(axes, compared=any(row.get("theirs") for row in rows_of(rows, phase)))
     return figure
+
+
+def rows_of(rows: Sequence[Row], phase: str) -> list[Row]:
+    """Those of a phase."""
+    return [row for row in rows if row["case"]["phase"] == phase]
+
+
+def _growth_legend(axes: Any, compared: bool) -> None:
+    """What is drawn in this row of panels, beside its title."""
+    styles = [("axpo", OURS, "-"), ("operations at matmul speed", NEUTRAL, "--")]
+    if compared:
+        styles.insert(1, ("padded rows", THEIRS, "-"))
+    handles = [axes[0].plot([], [], color=c, ls=s, lw=2, label=n)[0] for n, c, s in styles]
+    axes[-1].legend(
+        handles=handles, loc="lower right", bbox_to_anchor=(1.03, 1.0), ncols=3, frameon=False,
+        fontsize=9, labelcolor=INK, handlelength=1.6,
+    ).set_in_layout(False)  # fmt: skip
 
 
 def _growth_panel(axis: Any, rows: Sequence[Row], name: str) -> None:

@@ -115,6 +115,17 @@ def test_a_tool_that_lives_under_one_and_dies_under_the_other_comes_first() -> N
     ]
 
 
+def test_a_difference_that_tool_use_does_not_explain_is_said_too() -> None:
+    compared = comparison(
+        (0.03, -0.01, 0.07), find=((0.95, 0.91, 0.98), PAYS), calculate=(ALIKE[0], PAYS),
+        look_up=ALIKE,
+    )  # fmt: skip
+    assert of(LOST, KEPT, compared).said[2] == (
+        "On the 100 calculate questions Pass@1 is 0.72 with AXPO and 0.70 with GRPO, +0.09 "
+        "[+0.01, +0.17], though both use tools alike."
+    )
+
+
 def test_it_is_told_as_plainly_when_axpo_loses_the_tool() -> None:
     found = of(KEPT, LOST, mirrored(AHEAD))
     assert found.headline == "AXPO gave up the zoom, which GRPO kept."

@@ -82,9 +82,10 @@ def test_the_shipped_tables_are_what_the_command_makes(
     assert page.read_text() == (SHIPPED / "study.md").read_text()
     found = json.loads((tmp_path / "study.json").read_text())
     assert same(found, shipped) > 5000
+    drawn = ("axes", "differences", "families", "prefixes")
     assert {p.name for p in tmp_path.glob("*.png")} == {
-        "axes.png", "differences.png", "families.png", "prefixes.png"
-    }  # fmt: skip
+        f"{name}{page}.png" for name in drawn for page in ("", "-dark")
+    }
 
 
 def same(found: Any, expected: Any, key: str = "") -> int:

@@ -62,6 +62,7 @@ SENTENCES = {
     "few": f"Nothing can be said of {{tools}}: fewer than {FEWEST} questions.",
 }
 """How the use of tools differs, in order of weight, and what is said of the tools it is so for."""
+NOTHING: Estimate = {"value": 0.0, "low": 0.0, "high": 0.0}
 MODEL_MORE, OTHER_MORE = ("kept", "alone", "more"), ("lost", "never", "less")
 
 
@@ -133,6 +134,13 @@ def finding(
         for family, state in states.items()
         if family != ALL and state in MODEL_MORE + OTHER_MORE
     ]
+    said += [
+        _otherwise(family, pair, evaluations, compared)
+        for family, state in states.items()
+        if family != ALL
+        and state not in (*MODEL_MORE, *OTHER_MORE, "few")
+        and direction(paired_of(compared, family)["difference"].get(PASS, NOTHING))
+    ]
     said += [_overall(pair, evaluations, compared), *gaps]
     notes = [_intervals(compared), *one_seed(pair, task)]
     return Finding(headline, said, notes, models, parts)
@@ -189,6 +197,16 @@ def _earned(
         difference = {key: -difference[end] for key, end in ends.items()}
     worth = {1: "pays", 0: "is not shown to pay", -1: "costs"}[direction(difference)]
     return f"{place} {_beside(PASS, family, users, evaluations, difference)}: using {tool} {worth}."
+
+
+def _otherwise(
+    family: str, pair: tuple[str, str], evaluations: Evaluations, compared: Comparison
+) -> str:
+    """A difference in Pass@1 that the use of tools does not explain."""
+    paired = paired_of(compared, family)
+    beside = _beside(PASS, family, pair, evaluations, paired["difference"][PASS])
+    place = f"On the {paired['questions']} {family.replace('_', ' ')} questions"
+    return f"{place} {beside}, though both use tools alike."
 
 
 def _overall(pair: tuple[str, str], evaluations: Evaluations, compared: Comparison) -> str:

@@ -38,8 +38,8 @@ MAX_BYTES = 8_000_000
 RESERVED_BYTES = 150_000
 FAMILY_NOTE = "Intervals of differences hold for all families together."
 TOOL_NOTE = (
-    "Attempt rate: rollouts that called the tool. All wrong: of the questions where it was called, "
-    "those where every such rollout is wrong."
+    "Attempt rate: of all rollouts, on whatever questions, those that called the tool. All wrong: "
+    "of the questions where it was called, those where every such rollout is wrong."
 )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 BASE_COLOURS = {"AXPO": "#1f7fd1", "GRPO": "#e08a00"}
 NEUTRAL = "#7a828c"
-OTHER_COLOURS = ("#c2609a", "#12a37a", "#8a6fd1", "#4fb3d9", "#a6761d", "#d1495b")
+OTHER_COLOURS = ("#c2609a", "#12a37a", "#7b5fd0", "#8c5a2b", "#d1343f", "#8f9a00")
 START = "start"
 """The name of what the runs started from."""
 START_NAMES = (START, "sft", "base")
@@ -97,7 +97,7 @@ def family_charts(metrics: Iterable[str], tools: Mapping[str, str]) -> list[Char
         Chart(
             f"family_{name}_tool_rate",
             capital(f"{tools.get(name, 'tools')} tried"),
-            f"share of the rollouts on {name.replace('_', ' ')} questions",
+            f"of the rollouts on {name.replace('_', ' ')} questions",
             whole=True,
         )
         for name in ordered

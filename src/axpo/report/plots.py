@@ -52,7 +52,8 @@ def comparison_png(
         raise ValueError(f"no metrics to plot in {', '.join(str(r.folder) for r in runs)}")
     names = distinct_names(runs)
     palette = colours(names)
-    figure, axes = new_figure(1, len(charts), 2.7)
+    shared = all(chart.whole for chart in charts)
+    figure, axes = new_figure(1, len(charts), 2.7, sharey=shared)
     for axis, chart in zip(axes[0], charts, strict=True):
         series = [(palette[n], r.series(chart.key, kind)) for n, r in zip(names, runs, strict=True)]
         _panel(axis, chart, [(colour, points) for colour, points in series if points])
@@ -70,13 +71,28 @@ def new_figure(rows: int, columns: int, height: float, **options: Any) -> tuple[
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def legend_above(figure: Any, axis: Any, palette: Mapping[str, str]) -> None:
-    """A line a name above all panels."""
-    handles = [axis.plot([], [], color=c, lw=2.4, label=n)[0] for n, c in palette.items()]
+def legend_above(
+    figure: Any, axis: Any, palette: Mapping[str, str], dashes: Mapping[str, str] | None = None
+) -> None:
+    """A line a name above all panels, solid where `dashes` has none for it."""
+    known = dashes or {}
+    handles = [
+        axis.plot([], [], known.get(name, "-"), color=colour, lw=2.4, label=name)[0]
+        for name, colour in palette.items()
+    ]
     figure.legend(
         handles=handles, loc="outside upper left", ncols=min(len(handles), 4), frameon=False,
-        fontsize=10, labelcolor=INK, handlelength=1.4,
+        fontsize=9.5, labelcolor=INK, handlelength=2.2,
     )  # fmt: skip
+
+
+def picture(path: str, description: str) -> str:
+    """Markdown of a figure that `save` wrote: the dark one on a dark page."""
+    dark = str(Path(path).with_stem(f"{Path(path).stem}-dark"))
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{description}" src="{path}"></picture>'
+    )
 
 
 def style_axis(axis: Any, title: str, below: str, grid: str = "y", note: str = "") -> None:
@@ -123,7 +139,7 @@ def save(figure: Any, path: Path) -> Path:
     drawn = np.asarray(figure.canvas.buffer_rgba(), np.float64)[:, :, :3] / 255
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(drawn, path)
-    _write(at_night(drawn), path.with_name(f"{path.stem}-dark{path.suffix}"))
+    _write(at_night(drawn), path.with_stem(f"{path.stem}-dark"))
     return path
 
 

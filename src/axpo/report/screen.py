@@ -19,13 +19,13 @@ def print_finding(found: Finding, console: Console | None = None) -> None:
     width = min(console.width, WIDTH)
 
     def say(text: str, style: str = "") -> None:
-        lines = Padding(Text(text, style=style), (0, 0, 1, 2))
+        lines = Padding(Text(text, style=style), (0, 0, 1, 2), expand=False)
         console.print(lines, width=width, highlight=False)
 
     console.print()
     say(found.headline, "bold")
     for line in _table(found):
-        console.print(Padding(line, (0, 0, 0, 2)), highlight=False, crop=False)
+        console.print(Padding(line, (0, 0, 0, 2), expand=False), highlight=False, crop=False)
     if found.parts:
         console.print()
     for text in found.said:

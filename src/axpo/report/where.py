@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from axpo.report.live import duration
+from axpo.report.names import capital
 from axpo.report.provenance import PACKAGES
 from axpo.report.runs import RunView
 
@@ -40,7 +41,7 @@ def in_a_line(facts: Sequence[Fact]) -> str:
     """Date, seed, version and machine, as far as the runs share them."""
     shared = {fact.label: fact.values[0][1] for fact in facts if not fact.values[0][0]}
     texts = {"Started": "{}", "Seed": "seed {}", "axpo": "axpo {}", "Machine": "{}"}
-    return ", ".join(text.format(shared[key]) for key, text in texts.items() if key in shared)
+    return capital(", ".join(t.format(shared[key]) for key, t in texts.items() if key in shared))
 
 
 def _facts(run: RunView) -> dict[str, str]:

@@ -14,18 +14,9 @@ from typing import Any
 import numpy as np
 
 from axpo.report.names import NEUTRAL, Chart, colours
-from axpo.report.plots import LINE, SOFT, style_axis
+from axpo.report.plots import LINE, SOFT, label_ends, legend_above, new_figure, save, style_axis
 from axpo.study import paper
-from axpo.study.figures import (
-    Curve,
-    draw_curve,
-    legend_above,
-    new_figure,
-    part_name,
-    parts_of,
-    save,
-    step_curve,
-)
+from axpo.study.figures import Curve, draw_curve, part_name, parts_of, step_curve
 from axpo.study.markup import Json
 from axpo.study.read import Model
 from axpo.study.settings import START
@@ -74,13 +65,15 @@ def gap_curves(models: Sequence[Model], path: Path) -> None:
         for chart in GAP_CHARTS
     }
     charts = [c for c in GAP_CHARTS if any(np.isfinite(x[1]).any() for x in curves[c].values())]
-    figure, axes = new_figure(1, len(charts), 2.75 * len(charts) + 0.4, 3.0)
+    figure, axes = new_figure(1, len(charts), 2.7)
     for axis, chart in zip(axes[0], charts, strict=True):
         for name, curve in curves[chart].items():
             draw_curve(axis, curve, palette[name], 1.0)
         highest = max(np.nanmax(c[3]) for c in curves[chart].values() if np.isfinite(c[3]).any())
         _share_axis(axis, chart.title, "step", highest)
-        _label_ends(axis, [(palette[name], curve) for name, curve in curves[chart].items()])
+        axis.set_xlim(0, 1.22 * axis.get_xlim()[1])  # room for the ends' values
+        ends = [(_end(curve), palette[name]) for name, curve in curves[chart].items()]
+        label_ends(axis, [(*end, colour) for end, colour in ends if end is not None])
     legend_above(figure, axes[0][0], palette)
     save(figure, path)
 
@@ -88,29 +81,28 @@ def gap_curves(models: Sequence[Model], path: Path) -> None:
 def two_axes(cells: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Tool rate (x) against accuracy of tool-using rollouts (y), both with their intervals.
 
-    A panel for all questions and for each family; arrows lead from the start to each variant.
+    A panel for all questions and for each family; lines lead from the start to each variant.
     """
     palette = colours([cell["label"] for cell in cells.values()])
     parts = parts_of(list(cells.values()), "evaluation")
-    figure, axes = new_figure(1, len(parts), 2.75 * len(parts) + 0.4, 3.2)
+    figure, axes = new_figure(1, len(parts), 2.9, sharey="row")
     for axis, part in zip(axes[0], parts, strict=True):
         points = {name: both for name, cell in cells.items() if (both := _axes(cell, part))}
         for name, (x, y) in points.items():
             colour, at = palette[cells[name]["label"]], (x["value"], y["value"])
             if START in points and name != START:
-                tail = tuple(cell["value"] for cell in points[START])
-                arrow = {"arrowstyle": "-|>", "color": colour, "alpha": 0.35, "lw": 1.2}
-                axis.annotate("", at, tail, arrowprops=arrow | {"shrinkA": 6, "shrinkB": 6})
+                tail = [cell["value"] for cell in points[START]]
+                axis.plot(*zip(tail, at, strict=True), color=colour, lw=1.2, ls=":", zorder=1)
             axis.plot(_ends(x), [at[1]] * 2, color=colour, lw=1.3, alpha=0.7)
             axis.plot([at[0]] * 2, _ends(y), color=colour, lw=1.3, alpha=0.7)
             axis.plot(*at, "o", color=colour, ms=8, mec="white", zorder=4)
         axis.set_xlim(-0.06, 1.06)
         axis.set_ylim(-0.05, 1.05)
-        style_axis(axis, part_name(part), "tool rate")
-        _percent(axis.xaxis)
+        style_axis(axis, part_name(part), "tool rate, %")
+        axis.set_xticks([0.0, 0.5, 1.0], ["0", "50", "100"])
         _percent(axis.yaxis)
         axis.grid(axis="x", color=LINE, lw=0.8)
-    axes[0][0].set_ylabel("accuracy of tool-using rollouts", fontsize=9, color=SOFT)
+    axes[0][0].set_ylabel("right where a tool is used", fontsize=9.5, color=SOFT)
     legend_above(figure, axes[0][0], palette)
     save(figure, path)
 
@@ -127,7 +119,7 @@ def prefix_figure(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         drawn.insert(0, _proposition)
     if any("recovery_quartile_1" in own for own in found):
         drawn.insert(0, _by_confidence)
-    figure, axes = new_figure(1, len(drawn), 3.2 * len(drawn), 3.3)
+    figure, axes = new_figure(1, len(drawn), 3.0)
     for axis, draw in zip(axes[0], drawn, strict=True):
         draw(axis, {cell["label"]: cell["diagnosis"] for cell in cells}, palette)
     legend_above(figure, axes[0][0], palette)
@@ -200,21 +192,11 @@ def _ends(cell: Mapping[str, Any]) -> list[float]:
     return [cell.get("low", cell["value"]), cell.get("high", cell["value"])]
 
 
-def _label_ends(axis: Any, curves: Sequence[tuple[str, Curve]]) -> None:
-    """Each curve's last value in per cent at its end, kept apart from the others."""
-    ends: list[tuple[float, float, str]] = []
-    for colour, (where, mean, _, _) in curves:
-        known = np.isfinite(mean)
-        if known.any():
-            ends.append((float(mean[known][-1]), float(where[known][-1]), colour))
-    lowest = -math.inf
-    for value, step, colour in sorted(ends):
-        height = max(value, lowest)
-        lowest = height + 0.06 * axis.get_ylim()[1]
-        axis.annotate(
-            f"{100 * value:.0f}", (step, height), xytext=(4, 0), textcoords="offset points",
-            va="center", color=colour, fontsize=9, fontweight="bold", annotation_clip=False,
-        )  # fmt: skip
+def _end(curve: Curve) -> tuple[float, float] | None:
+    """The last step that has a value, and it."""
+    where, mean, _, _ = curve
+    known = np.isfinite(mean)
+    return (float(where[known][-1]), float(mean[known][-1])) if known.any() else None
 
 
 def _share_axis(axis: Any, title: str, below: str, highest: float) -> None:
@@ -228,4 +210,4 @@ def _percent(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from axpo.evaluation.bootstrap import Floats
-from axpo.folder import whole_file
-from axpo.report.names import MAIN_CHARTS, Chart, colours
-from axpo.report.plots import INK, LINE, SOFT, style_axis
+from axpo.report.names import BASE_COLOURS, MAIN_CHARTS, Chart, colours
+from axpo.report.plots import INK, SOFT, legend_above, new_figure, save, style_axis
 from axpo.study.markup import Json
 from axpo.study.read import Model, Training
 from axpo.study.settings import START, group_slug
@@ -26,6 +25,8 @@ Curve = tuple[Floats, Floats, Floats, Floats]
 POINTS = 100
 MAIN = "pass@1"
 FAMILY_ROWS = ((MAIN, "Pass@1"), ("tool_rate", "Tool rate"))
+DASHES = ("-", "--", ":", "-.")
+"""Of the models that have no colour of their own, in turn."""
 
 
 def step_curve(runs: Sequence[Training], metric: str) -> Curve:
@@ -58,12 +59,16 @@ def _band(values_SX: Floats) -> tuple[Floats, Floats, Floats]:
     return mean, low, high
 
 
-def write_curves(models: Mapping[str, Model], baseline: str, out: Path) -> list[tuple[str, str]]:
-    """Write the learning curves that there are numbers for; returns (title, file name)."""
+def write_curves(
+    models: Mapping[str, Model], references: Sequence[str], out: Path
+) -> list[tuple[str, str]]:
+    """Write the learning curves that there are numbers for: of the main group whole, of another
+    beside the models that it is compared with (`references`, the baseline first); returns (title,
+    file name)."""
     written: list[tuple[str, str]] = []
     trained = [m for m in models.values() if m.training]
     for group in dict.fromkeys(m.group for m in trained):
-        members = [m for m in trained if m.group in (group, models[baseline].group)]
+        members = [m for m in trained if m.group == group or m.name in references]
         name = f"curves-{group_slug(group)}.png"
         _curves(members, out / name)
         written.append((f"Learning curves: {group}", name))
@@ -86,124 +91,138 @@ def write_held_out_figures(found: Json, out: Path) -> list[tuple[str, str]]:
     return written
 
 
-def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes [rows, columns], width and height in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
 def _curves(models: Sequence[Model], path: Path) -> None:
-    """Two rows, over steps and over sampled tokens; a column a chart."""
+    """The main metrics over steps, then accuracy over sampled tokens; a panel none has numbers for
+    is left out."""
     palette = colours([model.label for model in models])
+    dashes = _dashes(models)
     charts = [
         chart
         for chart in MAIN_CHARTS
         if any(np.isfinite(r.series(chart.key)).any() for m in models for r in m.training.values())
     ]
-    figure, axes = new_figure(2, len(charts), 2.75 * len(charts) + 0.4, 5.4)
-    for row, (curve, below) in enumerate(
-        ((step_curve, "step"), (token_curve, "sampled tokens (millions)"))
-    ):
-        for axis, chart in zip(axes[row], charts, strict=True):
-            for model in models:
-                points = curve(list(model.training.values()), chart.key)
-                draw_curve(axis, points, palette[model.label], 1.0 if row == 0 else 1e6)
-            _finish(axis, chart, below)
-    legend_above(figure, axes[0][0], palette)
+    drawn = [(chart, step_curve, "step", 1.0) for chart in charts]
+    drawn.append((MAIN_CHARTS[0], token_curve, "sampled tokens (millions)", 1e6))
+    columns = 2 if len(drawn) < 5 else 3
+    rows = -(-len(drawn) // columns)
+    figure, axes = new_figure(rows, columns, 2.4 * rows + 0.5)
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_axis_off()
+    for axis, (chart, curve, below, unit) in zip(axes.flat, drawn, strict=False):
+        for model in models:
+            points = curve(list(model.training.values()), chart.key)
+            draw_curve(axis, points, palette[model.label], unit, dashes[model.label])
+        _finish(axis, chart, below)
+    legend_above(figure, axes[0][0], palette, dashes)
     save(figure, path)
 
 
-def legend_above(figure: Any, axis: Any, palette: Mapping[str, str]) -> None:
-    """A line a name above all panels."""
-    handles = [axis.plot([], [], color=c, lw=2.4, label=n)[0] for n, c in palette.items()]
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=min(len(handles), 4), frameon=False,
-        fontsize=9, labelcolor=INK, handlelength=1.4,
-    )  # fmt: skip
+def _dashes(models: Sequence[Model]) -> dict[str, str]:
+    """Solid lines for GRPO and AXPO; the others take turns, as eight hues are hard to tell."""
+    found = {m.label: "-" for m in models if m.label in BASE_COLOURS}
+    others = [m.label for m in models if m.label not in found]
+    return found | {name: DASHES[i % len(DASHES)] for i, name in enumerate(others)}
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write the PNG, the same bytes for the same figure."""
-    with whole_file(path) as temporary:
-        figure.savefig(
-            temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None}
-        )
-
-
-def draw_curve(axis: Any, curve: Curve, colour: str, unit: float) -> None:
+def draw_curve(axis: Any, curve: Curve, colour: str, unit: float, dash: str = "-") -> None:
     """The mean as a line on its band, places divided by `unit`."""
     where, mean, low, high = curve
     if np.isfinite(mean).any():
-        axis.fill_between(where / unit, low, high, color=colour, alpha=0.15, lw=0)
-        axis.plot(where / unit, mean, color=colour, lw=2.0, solid_capstyle="round")
+        axis.fill_between(where / unit, low, high, color=colour, alpha=0.12, lw=0)
+        axis.plot(where / unit, mean, dash, color=colour, lw=2.0)
 
 
 def _finish(axis: Any, chart: Chart, below: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axis.set_ylim(0, 1.02)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     style_axis(axis, chart.title, below)
 
 
 def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A column for all questions and for each family; a model's mean, interval and seeds."""
-    from matplotlib.ticker import PercentFormatter
+    """A column for all questions and for each family; a model's mean in figures, its interval and
+    its seeds."""
+    from matplotlib.ticker import MultipleLocator, PercentFormatter
 
     palette = colours([cell["label"] for cell in cells])
     parts = parts_of(cells, "evaluation")
-    figure, axes = new_figure(len(FAMILY_ROWS), len(parts), 2.2 * len(parts) + 0.6, 4.6)
+    figure, axes = new_figure(len(FAMILY_ROWS), len(parts), 4.4, sharey="row")
     for row, (metric, name) in zip(axes, FAMILY_ROWS, strict=True):
-        for axis, part in zip(row, parts, strict=True):
-            for place, cell in enumerate(cells):
-                if shown := cell["evaluation"].get(part, {}).get(metric):
+        found = [[cell["evaluation"].get(part, {}).get(metric) for cell in cells] for part in parts]
+        low, high = _reach([shown for column in found for shown in column if shown])
+        for axis, part, column in zip(row, parts, found, strict=True):
+            for place, (cell, shown) in enumerate(zip(cells, column, strict=True)):
+                if shown:
                     _with_seeds(axis, place, shown, palette[cell["label"]])
-            axis.set_xlim(-0.6, len(cells) - 0.4)
-            axis.set_ylim(-0.05, 1.05)
+            axis.set_xlim(-0.6, len(cells) - 0.3)
+            axis.set_ylim(low - 0.03, high + 0.12)
             axis.set_xticks([])
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axis.yaxis.set_major_locator(MultipleLocator(0.2))
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
             style_axis(axis, f"{name}, {part_name(part)}", "")
     legend_above(figure, axes[0][0], palette)
     save(figure, path)
 
 
+def _reach(cells: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """From the fifth below the lowest end to the highest."""
+    low = min(cell.get("low", cell["value"]) for cell in cells)
+    return np.floor(5 * low) / 5, max(cell.get("high", cell["value"]) for cell in cells)
+
+
 def _with_seeds(axis: Any, place: float, cell: Mapping[str, Any], colour: str) -> None:
-    """An estimate at `place`: interval, seeds as small dots beside it, and the mean."""
+    """An estimate at `place`: interval, seeds as dots beside it, the mean and what it is."""
+    top = cell.get("high", cell["value"])
     if "low" in cell:
-        axis.plot([place, place], [cell["low"], cell["high"]], color=colour, lw=1.8)
+        axis.plot([place, place], [cell["low"], top], color=colour, lw=2.2)
     values = [v for v in cell["values"].values() if v is not None]
-    axis.plot([place + 0.22] * len(values), values, "o", color=colour, ms=3, alpha=0.5, mew=0)
-    axis.plot(place, cell["value"], "o", color=colour, ms=7, mec="white")
+    axis.plot([place + 0.27] * len(values), values, "o", color=colour, ms=4.5, alpha=0.5, mew=0)
+    axis.plot(place, cell["value"], "o", color=colour, ms=7.5, mec="white")
+    axis.annotate(
+        f"{100 * cell['value']:.0f}", (place, max(top, *values, cell["value"])), xytext=(0, 4),
+        textcoords="offset points", ha="center", color=colour, fontsize=9, fontweight="bold",
+    )  # fmt: skip
 
 
 def _differences(cells: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """A row a variant, a column for all questions and for each family.
+    """A row a variant, a column for all questions and for each family, each with its own axis.
 
-    Each has the difference with its interval, and each seed's as a dot.
+    Each has the difference with its interval, its mark filled where that excludes 0, and each
+    seed's as a dot.
     """
+    from matplotlib.ticker import MaxNLocator
+
     parts = parts_of(cells, "difference")
-    figure, axes = new_figure(1, len(parts), 2.6 * len(parts) + 1.6, 1.1 + 0.34 * len(cells))
+    ratios = [1.5, *[1.0] * (len(parts) - 1)]
+    height = 1.0 + 0.34 * len(cells)
+    figure, axes = new_figure(1, len(parts), height, width_ratios=ratios)
+    palette = {c["label"]: BASE_COLOURS.get(c["label"], SOFT) for c in cells}
     for axis, part in zip(axes[0], parts, strict=True):
-        axis.sharex(axes[0][0])
         for place, cell in enumerate(cells):
             if shown := cell["difference"].get(part, {}).get(MAIN):
-                if "low" in shown:
-                    axis.plot([shown["low"], shown["high"]], [place, place], color=INK, lw=1.6)
-                values = [v for v in shown["values"].values() if v is not None]
-                below = [place + 0.25] * len(values)
-                axis.plot(values, below, "o", color=SOFT, ms=3, alpha=0.6, mew=0)
-                axis.plot(shown["value"], place, "o", color=INK, ms=6)
-        axis.axvline(0.0, color=LINE, lw=1.2, zorder=0)
+                _difference(axis, place, shown, palette[cell["label"]])
+        axis.axvline(0.0, color=INK, lw=1.0, zorder=0)
         axis.set_yticks(range(len(cells)), [])
-        axis.set_ylim(len(cells) - 0.5, -0.5)
-        style_axis(axis, f"{title}, {part_name(part)}" if part == "all" else part_name(part), "")
+        axis.set_ylim(len(cells) - 0.4, -0.6)
+        axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        style_axis(axis, f"{title}, all" if part == "all" else part_name(part), "", grid="x")
     axes[0][0].set_yticks(range(len(cells)), [cell["label"] for cell in cells])
-    figure.supxlabel("difference; line: 95 % interval, small dots: seeds", fontsize=9, color=SOFT)
+    axes[0][0].tick_params(axis="y", labelsize=9, labelcolor=INK)
+    said = "line: 95 % interval, filled where it excludes 0; small dots: seeds"
+    figure.supxlabel(said, fontsize=9, color=SOFT)
     save(figure, path)
+
+
+def _difference(axis: Any, place: float, cell: Mapping[str, Any], colour: str) -> None:
+    low, high = cell.get("low"), cell.get("high")
+    if low is not None:
+        axis.plot([low, high], [place, place], color=colour, lw=1.8)
+    values = [v for v in cell["values"].values() if v is not None]
+    axis.plot(values, [place + 0.28] * len(values), "o", color=colour, ms=3, alpha=0.6, mew=0)
+    apart = low is not None and (low > 0 or high < 0)
+    face = colour if apart else "white"
+    axis.plot(cell["value"], place, "o", color=colour, ms=6.5, mfc=face, mew=1.5)
 
 
 def parts_of(cells: Sequence[Mapping[str, Any]], kind: str) -> list[str]:

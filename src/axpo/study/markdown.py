@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from axpo.evaluation.seeds import FEWEST
 from axpo.report.names import evaluation_order, label
 from axpo.report.numbers import number_text
+from axpo.report.plots import picture
 from axpo.study.comparison_tables import comparison_tables
 from axpo.study.costs import BUDGETS
 from axpo.study.diagnostics import beside_the_paper, diagnostics
@@ -32,7 +33,7 @@ def page(found: Json, figures: Sequence[tuple[str, str]]) -> str:
         *_held_out(found),
         *diagnostics(found),
         *_costs(found),
-        *(f"## {title}\n\n![{title}]({name})" for title, name in figures),
+        *(f"## {title}\n\n{picture(name, title)}" for title, name in figures),
         "## Every seed\n\n" + _every_seed(models),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

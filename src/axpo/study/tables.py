@@ -27,7 +27,8 @@ def write_tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
     found = results(study, models)
     write_outcomes((row for model in models.values() for row in model.outcomes), _outcomes(out))
     say("drawing the figures")
-    curves = write_curves(models, study.settings.baseline, out)
+    references = (study.settings.baseline, *study.settings.references)
+    curves = write_curves(models, references, out)
     curves += write_gap_curves(models, study.settings.baseline, out)
     return _write(found | {"curves": curves}, out)
 
