@@ -245,7 +245,7 @@ def test_the_quickstart_from_the_wheel_alone(
     said, stages, report = quickstart(lab)
     assert said.splitlines() == ["Report: runs/quickstart/report.html"]
     assert all("python" in settings["rollout"]["tools"] for settings in stages)
-    assert "GRPO" in report and "AXPO" in report and "Without the tool" not in report
+    assert "GRPO" in report and "AXPO" in report and "no sandbox for Python" not in report
 
 
 def test_the_quickstart_where_there_is_no_sandbox(
@@ -262,4 +262,4 @@ def test_the_quickstart_where_there_is_no_sandbox(
         assert settings["rollout"]["tools"] == ["image_zoom_in_tool", "web_search"]
         assert settings["task"]["families"] == ["find", "look_up"]
         assert settings["run"]["note"] == first
-    assert "Without the tool python" in report and "Landlock ABI 4" in report
+    assert "no sandbox for Python" in report and "Landlock ABI 4" in report

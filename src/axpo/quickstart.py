@@ -7,9 +7,12 @@ repeated at any time. Stages that need nothing of each other share the machine's
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from axpo.config import Config, ConfigError, UserError, load_config
 from axpo.report.finding import finding_file
@@ -57,19 +60,18 @@ def without_sandbox(
             f"{out} was begun with the tool {PYTHON}, and this machine has no sandbox for it: "
             f"{lack}. Put that right, or give another --out, which trains without the tool"
         )
-    if lack is None and not goes_on:
-        return ()
     note = noted.get("run", {}).get("note") if goes_on else None
+    if lack is None and note is None:
+        return ()
     if note is None:
         why = (
-            f"Without the tool {PYTHON} and the questions it is for ({FAMILY}), for this machine "
-            f"has no sandbox to run Python in: {lack}. Where that is put right, another --out "
+            f"This machine has no sandbox for Python ({lack}), so the tool {PYTHON} and the "
+            f"questions it is for ({FAMILY}) are left out. Where that is put right, another --out "
             "trains with all tools."
         )
         note = " ".join(filter(None, (config.run.note, why)))
-    print(note, flush=True)
-    if lack is None:
-        print(f"There is a sandbox by now, but {out} goes on as it was begun.", flush=True)
+    said = note if lack else f"{note} There is one by now, but {out} goes on as it was begun."
+    Console(soft_wrap=not sys.stdout.isatty()).print(said, highlight=False, markup=False)
     return (*reduced, f"run.note={json.dumps(note)}")
 
 
