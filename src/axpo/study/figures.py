@@ -220,7 +220,7 @@ def _difference(axis: Any, place: float, cell: Mapping[str, Any], colour: str) -
         axis.plot([low, high], [place, place], color=colour, lw=1.8)
     values = [v for v in cell["values"].values() if v is not None]
     axis.plot(values, [place + 0.28] * len(values), "o", color=colour, ms=3, alpha=0.6, mew=0)
-    apart = low is not None and (low > 0 or high < 0)
+    apart = low is not None and high is not None and (low > 0 or high < 0)
     face = colour if apart else "white"
     axis.plot(cell["value"], place, "o", color=colour, ms=6.5, mfc=face, mew=1.5)
 
