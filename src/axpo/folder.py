@@ -59,8 +59,8 @@ class DiskError(UserError):
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_TEXT = ("No space left", "os error 28", "quota exceeded", "disk is full")
-"""How libraries that raise errors of their own say it."""
+_FULL_TEXT = ("os error 28", "os error 122", "os error 27", "disk is full", "inline_container.cc")
+"""How libraries that raise errors of their own say it: safetensors, SQLite, torch."""
 LITTLE = 1 << 20
 """Bytes; with less than that free, a library that says nothing failed for want of room."""
 
@@ -77,8 +77,8 @@ def writing(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise DiskError(
-            f"{path} cannot be written: {reason}. What was saved before is whole; put this right "
-            "and give the same command again, it goes on from there"
+            f"{path} cannot be written: {reason}. What was saved before is whole: put this right "
+            "and give the same command again"
         ) from error
 
 
@@ -89,7 +89,8 @@ def _refusal(error: Exception, path: Path) -> str | None:
     full = isinstance(error, OSError) and error.errno in FULL
     if full or any(text in str(error) for text in _FULL_TEXT) or free < LITTLE:
         cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
-        return f"{cause or 'No space left on device'} ({free / 1e6:,.1f} MB free in {folder})"
+        said = cause or "the disk is full, or a quota is used up"
+        return f"{said} ({free / 1e6:,.1f} MB free in {folder})"
     if isinstance(error, OSError) and error.errno and not isinstance(error, BrokenPipeError):
         return os.strerror(error.errno)
     return None
@@ -103,16 +104,16 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
     Raises `DiskError` where the disk is full or does not let us; then nothing is left over.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may write the same
-    with writing(path):
-        try:
+    try:
+        with writing(path):
             yield temporary
             if durable:
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:

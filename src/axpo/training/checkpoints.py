@@ -58,13 +58,13 @@ def save(
         shutil.rmtree(stale)
     final = folder / f"step-{step:06d}"
     temporary = folder / f"{_TEMPORARY}{final.name}"
-    with writing(final):
-        try:
+    try:
+        with writing(final):
             temporary.mkdir()
             _write(temporary, step, trainer, data or {})
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint takes others' room
-            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint takes others' room
+        raise
     if final.exists():
         final.rename(folder / f"{_TEMPORARY}replaced-{final.name}")
     temporary.rename(final)

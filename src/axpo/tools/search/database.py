@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from axpo.config import UserError
+from axpo.folder import writing
 from axpo.tools.search.base import SearchFault
 
 FORMAT = 1
@@ -65,7 +66,7 @@ def new_index(out: Path, kind: str) -> Iterator[sqlite3.Connection]:
             raise UserError(f"{out} is being built by another process")
         try:
             claim.truncate(0)
-            with closing(sqlite3.connect(part)) as connection:
+            with writing(out), closing(sqlite3.connect(part)) as connection:
                 connection.executescript(
                     "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
                     "CREATE TABLE facts (kind TEXT, digest TEXT, entries INTEGER);"
@@ -127,13 +128,15 @@ class Database:
         self._connections: list[sqlite3.Connection] = []
 
     async def run(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """`work`'s answer; raises `SearchFault` for an error of the database."""
+        """`work`'s answer; raises `SearchFault` for an error of the database, and `DiskError` where
+        there is no room for what it would keep."""
         if self._threads is None:
             name = f"search-{self._path.name}"
             self._threads = ThreadPoolExecutor(self._count, thread_name_prefix=name)
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, self._work, work)
+            with writing(self._path):
+                return await loop.run_in_executor(self._threads, self._work, work)
         except sqlite3.Error as error:
             raise SearchFault(f"{self._path}: {error}") from error
 
