@@ -18,7 +18,8 @@ from axpo.report.html import build_report, script_json
 from axpo.report.runs import RunView
 from axpo.report.trees import HELD_OUT, TreePayload, category, spread
 from axpo.tree import Call, CallStatus, Group, Origin, Segment
-from test_report_runs import HOSTILE, decode, difference, evaluation, make_group, make_run
+from test_finding import AHEAD, KEPT, LOST, START
+from test_report_runs import HOSTILE, decode, make_group, make_run
 
 CHROMIUM = next((p for n in ("chromium", "google-chrome") if (p := shutil.which(n))), None)
 QUIET = (
@@ -114,8 +115,9 @@ def build(folder: Path, hostile: bool = True, **options) -> Path:
         RunView.load(make_run(folder, name, steps=12, groups=3, hostile=hostile, held_out=2))
         for name in ("grpo", "axpo")
     ]
-    evaluations = {"start": evaluation(0.43), "GRPO": evaluation(0.55), "AXPO": evaluation(0.63)}
-    comparisons = {("AXPO", "GRPO"): difference(0.08, 0.02, 0.14, 0.99)}
+    evaluations = {"start": START, "GRPO": LOST, "AXPO": KEPT}
+    pairs = (("AXPO", "GRPO"), ("AXPO", "start"), ("GRPO", "start"))
+    comparisons = dict.fromkeys(pairs, AHEAD | {"share_better": {"pass@1": 0.999}})
     return build_report(
         folder / "report.html", runs, evaluations, decode, finding(evaluations, comparisons),
         comparisons=comparisons, **options
@@ -183,8 +185,9 @@ def test_script_json_has_no_markup() -> None:
 def test_page_says_what_came_out(page: Path) -> None:
     text = page.read_text()
     head = text[text.index("<header") : text.index("</header>")]
-    assert "Pass@1 is 0.63 with AXPO and 0.55 with GRPO, +0.08 [+0.02, +0.14] (AXPO ahead)" in head
-    assert "not how another seed would come out" in head
+    found = finding({"start": START, "GRPO": LOST, "AXPO": KEPT}, {("AXPO", "GRPO"): AHEAD})
+    assert f'<h1 class="verdict">{found.headline}</h1>' in head
+    assert all(said in head for said in (*found.said, *found.notes))
     assert "GRPO (12 steps) and AXPO (12 steps), each step 16 questions × 8 rollouts" in text
     assert "algorithm.name" in text and "Why trajectories ended" in text
     assert re.search(r"Learning takes 47 % of the step, sampling \d\d %, bookkeeping \d\d %", text)
@@ -337,7 +340,9 @@ SCROLLED = """
 let most = 0;
 addEventListener("scroll", () => { most = Math.max(most, scrollY); });
 setTimeout(() => parent.postMessage({ width: innerWidth, most: Math.max(most, scrollY),
-  wide: document.documentElement.scrollWidth - innerWidth }, "*"), 2000);
+  wide: document.documentElement.scrollWidth - innerWidth,
+  cut: [...document.querySelectorAll(".scroll")].filter((s) => s.scrollWidth > s.clientWidth + 1)
+    .map((s) => s.textContent.trim().slice(0, 60)) }, "*"), 2000);
 </script>
 """
 LISTEN = """
@@ -349,7 +354,7 @@ onmessage = ({ data }) => {
 """
 
 
-def test_page_stays_at_its_verdict_and_within_its_width(page: Path, tmp_path: Path) -> None:
+def test_page_stays_at_its_verdict_and_cuts_no_table(page: Path, tmp_path: Path) -> None:
     """In frames, as a window of Chromium cannot be 390 pixels wide."""
     driven, frames = page.with_name("scrolled.html"), page.with_name("frames.html")
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
@@ -362,7 +367,8 @@ def test_page_stays_at_its_verdict_and_within_its_width(page: Path, tmp_path: Pa
     for width in widths:
         match = re.search(rf'data-w{width}="([^"]*)"', dom)
         assert match is not None, dom[:300]
-        assert json.loads(html.unescape(match[1])) == {"width": width, "most": 0, "wide": 0}
+        found = json.loads(html.unescape(match[1]))
+        assert found == {"width": width, "most": 0, "wide": 0, "cut": []}
 
 
 def test_page_runs_under_its_own_policy_and_fits_a_phone(page: Path, tmp_path: Path) -> None:

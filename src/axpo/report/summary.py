@@ -25,6 +25,7 @@ Comparisons = Mapping[tuple[str, str], Mapping[str, Any]]
 MAIN_METRIC = "pass@1"
 FAMILY_METRICS = (MAIN_METRIC, "tool_rate", "all_wrong_tool")
 EDGE_STEPS = 10
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,8 @@ def _difference_cell(comparison: Mapping[str, Any], metric: str) -> tuple[str, s
     if not difference or difference.get("value") is None:
         return ("–", "", "")
     chance = comparison.get("share_better", {}).get(metric)
-    sure = "" if chance is None else f" · better {share_text(chance)}"
+    known = "" if chance is None else share_text(chance).replace(" ", NO_BREAK)
+    sure = known and f" · better{NO_BREAK}{known}"
     # The others are of rollouts that each model chose itself: that of two models one is lower may
     # be selection. Pass@k is of all rollouts.
     state = _state(difference) if metric.startswith("pass@") else "none"
