@@ -10,7 +10,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,bench,dev
 
-.PHONY: quickstart test lint bench gpu vllm-env test-vllm test-wheel release rehearsal clean
+.PHONY: quickstart test lint bench pictures gpu vllm-env test-vllm test-wheel release rehearsal clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart --out $(RUN)
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+pictures: $(VENV)/.installed-dev  # the README's, of the quickstart in $(RUN); needs Chromium
+	$(BIN)/python -m benchmarks.pictures $(RUN)
 
 gpu: $(VENV)/.installed-dev  # on a machine with one, about ten minutes: a verdict a question
 	$(BIN)/python -m benchmarks.gpu

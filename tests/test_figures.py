@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,8 +13,19 @@ import pytest
 from PIL import Image
 
 from axpo.report.names import BASE_COLOURS, OTHER_COLOURS
-from axpo.report.plots import DPI, WIDTH, at_night, label_ends, new_figure, picture, save
-from benchmarks import plots
+from axpo.report.plots import (
+    DPI,
+    WIDTH,
+    at_night,
+    comparison_png,
+    label_ends,
+    new_figure,
+    picture,
+    save,
+)
+from axpo.report.runs import RunView
+from benchmarks import pictures, plots
+from test_report_page import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -63,6 +75,26 @@ def test_labels_of_curves_that_end_close_together_do_not_overlap(values: tuple) 
     )
     assert len(boxes) == len(values)
     assert all(low >= high - 1 for (_, high), (low, _) in pairwise(boxes))
+
+
+def test_the_pictures_of_a_run_are_its_curves_its_trees_and_the_diagram(tmp_path: Path) -> None:
+    if shutil.which("chromium") is None:
+        pytest.skip("Chromium is not installed")
+    page, out = build(tmp_path, hostile=False), tmp_path / "docs"
+    comparison_png(page.with_suffix(".png"), [RunView.load(tmp_path / "axpo")])
+    pictures.main([str(tmp_path), "--out", str(out)])
+    made = {
+        f"{name}{page}.png" for name in ("axpo", "quickstart", "trees") for page in ("", "-dark")
+    }
+    assert {path.name for path in out.iterdir()} == made
+    shades = []
+    for ending in ("", "-dark"):
+        with Image.open(out / f"trees{ending}.png") as shot:
+            assert shot.size == tuple(round(pictures.SCALE * side) for side in pictures.SIZE)
+            shades.append(shot.convert("L").resize((1, 1)).getpixel((0, 0)))
+    assert shades[0] > 150 > shades[1]
+    with pytest.raises(SystemExit, match="axpo quickstart"):
+        pictures.main([str(tmp_path / "nothing"), "--out", str(out)])
 
 
 def test_axpo_has_its_colour_everywhere_and_comparators_have_others() -> None:

@@ -96,7 +96,7 @@ def family_charts(metrics: Iterable[str], tools: Mapping[str, str]) -> list[Char
     return [
         Chart(
             f"family_{name}_tool_rate",
-            capital(f"{tools.get(name, 'tools')} tried"),
+            capital(f"{tools.get(name, 'tools').partition(' on ')[0]} tried"),
             f"of the rollouts on {name.replace('_', ' ')} questions",
             whole=True,
         )

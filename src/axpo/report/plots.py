@@ -138,8 +138,8 @@ def save(figure: Any, path: Path) -> Path:
     figure.canvas.draw()
     drawn = np.asarray(figure.canvas.buffer_rgba(), np.float64)[:, :, :3] / 255
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(drawn, path)
-    _write(at_night(drawn), path.with_stem(f"{path.stem}-dark"))
+    write_png(drawn, path)
+    write_png(at_night(drawn), path.with_stem(f"{path.stem}-dark"))
     return path
 
 
@@ -150,7 +150,8 @@ def at_night(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     return NIGHT + (drawn + 1.0 - ends) * (1.0 - NIGHT) * 0.92
 
 
-def _write(drawn: NDArray[np.float64], path: Path) -> None:
+def write_png(drawn: NDArray[np.float64], path: Path) -> None:
+    """Write a picture [height, width, 3] of values from 0 to 1, in few colours."""
     picture = Image.fromarray((255 * drawn.clip(0, 1)).round().astype(np.uint8))
     few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     with whole_file(path) as temporary:
