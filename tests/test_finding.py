@@ -190,6 +190,21 @@ def test_two_families_where_the_machine_has_no_sandbox() -> None:
     assert "2 families hold together (97.5 % each" in found.notes[0]
 
 
+def test_families_whose_tool_is_not_known_are_told_together() -> None:
+    start, first, second = (
+        evaluation(find=(0, 0.5), calculate=(0, 0.5), look_up=(0.9, 0.5)) for _ in range(3)
+    )
+    compared = comparison((0, -1, 1), find=ALIKE, calculate=ALIKE, look_up=ALIKE)
+    evaluations = {"start": start, "GRPO": first, "AXPO": second}
+    found = finding(evaluations, {("AXPO", "GRPO"): compared})
+    assert found.headline == (
+        "Neither AXPO nor GRPO uses tools on find and calculate questions to speak of."
+    )
+    assert [part.heading for part in found.parts][:2] == [
+        "Tools on 100 find questions", "Tools on 100 calculate questions"
+    ]  # fmt: skip
+
+
 def test_nothing_is_claimed_of_few_questions() -> None:
     def said(questions: int) -> Finding:
         zoom = ((0.95, 0.91, 0.98), PAYS)

@@ -172,8 +172,19 @@ def _sentences(states: Mapping[str, str], pair: tuple[str, str]) -> list[str]:
     said: list[str] = []
     for state, text in SENTENCES.items():
         if tools := [tool for tool, own in states.items() if own == state]:
-            said.append(capital(text.format(model=model, other=other, tools=listed(tools))))
+            said.append(capital(text.format(model=model, other=other, tools=_together(tools))))
     return said
+
+
+def _together(tools: Sequence[str]) -> str:
+    """a, b and c; tools on a and b questions."""
+    names: dict[str, list[str]] = {}
+    for tool in tools:
+        name, on, family = tool.partition(" on ")
+        names.setdefault(name, []).extend([family.removesuffix(" questions")] if on else [])
+    return listed(
+        [f"{name} on {listed(of)} questions" if of else name for name, of in names.items()]
+    )
 
 
 def _earned(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from axpo.report.finding import Finding
@@ -19,13 +18,15 @@ def print_finding(found: Finding, console: Console | None = None) -> None:
     width = min(console.width, WIDTH)
 
     def say(text: str, style: str = "") -> None:
-        lines = Padding(Text(text, style=style), (0, 0, 1, 2), expand=False)
-        console.print(lines, width=width, highlight=False)
+        for line in Text(text, style=style).wrap(console, width - 2):
+            line.rstrip()
+            console.print(Text("  ").append_text(line))
+        console.print()
 
     console.print()
     say(found.headline, "bold")
     for line in _table(found):
-        console.print(Padding(line, (0, 0, 0, 2), expand=False), highlight=False, crop=False)
+        console.print(Text("  ").append_text(line), crop=False)
     if found.parts:
         console.print()
     for text in found.said:
