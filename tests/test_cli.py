@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from axpo.checks import check_folder, note_settings
+from axpo.config import Config, ConfigError, load_config
 from axpo.recipes import shipped
 
 RECIPE = shipped("lab")
@@ -50,6 +52,7 @@ def test_show_renders_a_masked_demonstration_with_costs() -> None:
     assert "rl.steps" in text and "7" in text
     assert '<tool_call>\n{"name": "web_search", "arguments": {"query": ' in text
     assert "<tool_response>" in text and "Answer: " in text
+    assert "Right: '54'" in text and "answers '37': the lab's teacher errs on purpose" in text
     assert "1.4 M" in text and "144 rollouts + at most 36 continuations" in text
 
 
@@ -58,7 +61,7 @@ def test_show_needs_neither_data_nor_checkpoint() -> None:
     recipe = RECIPE.parent / "qwen3-vl-2b" / "axpo.toml"
     text = axpo("show", str(recipe))
     said = " ".join(text.split())
-    assert "Not on this machine, and left out:" in text and "data/{split}.jsonl: no such" in said
+    assert "Not on this machine:" in text and "data/{split}.jsonl: no such" in said
     assert "sizes below are those of the published qwen3-vl-2b" in said
     assert "16,384 tokens, 15,360 of them pictures" in text and "An example" not in text
     assert "there are 80.0 GB (model.memory_gb)" in text and "fits" in text
@@ -127,58 +130,55 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "no checkpoint in it" in text
 
 
-def test_a_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
-    from axpo.config import load_config
+def claim(out: Path, config: Config, commands: tuple[str, ...]) -> None:
+    """What a command does that begins, or goes on, in a run's folder."""
+    check_folder(out, config, commands)
+    note_settings(out, config)
+    (out / "metrics.jsonl").write_text("{}\n")
 
+
+def test_a_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
     settings = json.loads(load_config(RECIPE).model_dump_json())
     (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     text = axpo("train", str(RECIPE), "rl.steps=9", "--out", str(tmp_path), code=1)
     assert "rl.steps" in text and "100 -> 9" in text and "another --out" in text
 
 
 def test_a_run_may_go_on_with_a_larger_budget(tmp_path: Path) -> None:
-    from axpo.cli.commands import _claim
-    from axpo.config import ConfigError, load_config
-
     search = ["tools.search.cache=answers.db", "tools.search.budget=1"]
-    _claim(tmp_path, load_config(RECIPE, search), ("train",))
+    claim(tmp_path, load_config(RECIPE, search), ("train",))
     search[1] = "tools.search.budget=9"
-    _claim(tmp_path, load_config(RECIPE, search), ("train",))
+    claim(tmp_path, load_config(RECIPE, search), ("train",))
     assert json.loads((tmp_path / "config.json").read_text())["tools"]["search"]["budget"] == 9
     search[0] = "tools.search.cache=others.db"
     with pytest.raises(ConfigError, match=r"tools\.search\.cache: 'answers\.db' -> 'others\.db'"):
-        _claim(tmp_path, load_config(RECIPE, search), ("train",))
+        claim(tmp_path, load_config(RECIPE, search), ("train",))
 
 
 def test_a_run_may_go_on_with_what_does_not_change_it(tmp_path: Path) -> None:
     """How it is judged, and where it samples, are not the training's."""
-    from axpo.cli.commands import _claim
-    from axpo.config import ConfigError, load_config
-
-    _claim(tmp_path, load_config(RECIPE), ("train",))
+    claim(tmp_path, load_config(RECIPE), ("train",))
     others = ["eval.samples=16", "engine.slots=64", "sft.steps=9"]
-    _claim(tmp_path, load_config(RECIPE, others), ("train",))
+    claim(tmp_path, load_config(RECIPE, others), ("train",))
     with pytest.raises(ConfigError, match=r"eval\.samples: 16 -> 4"):
-        _claim(tmp_path, load_config(RECIPE, ["eval.samples=4"]), ("train", "eval"))
+        claim(tmp_path, load_config(RECIPE, ["eval.samples=4"]), ("train", "eval"))
     with pytest.raises(ConfigError, match=r"rl\.optimizer\.learning_rate: .* -> 1\.0"):
-        _claim(tmp_path, load_config(RECIPE, ["rl.optimizer.learning_rate=1.0"]), ("train",))
+        claim(tmp_path, load_config(RECIPE, ["rl.optimizer.learning_rate=1.0"]), ("train",))
 
 
 def test_a_run_may_go_on_with_less_memory_and_more_time(tmp_path: Path) -> None:
     """What ended a run at step 90 can be changed without starting again."""
-    from axpo.cli.commands import _claim
-    from axpo.config import ConfigError, load_config
-
-    _claim(tmp_path, load_config(RECIPE), ("train",))
+    claim(tmp_path, load_config(RECIPE), ("train",))
     smaller = [
         "rl.optimizer.max_tokens_per_micro_batch=512", "model.gradient_checkpointing=true",
         "model.threads=2", "model.device=cpu", "rollout.max_seconds=999",
         "tools.limits.image_zoom_in_tool.timeout=9", "tools.limits.image_zoom_in_tool.retries=2",
     ]  # fmt: skip
-    _claim(tmp_path, load_config(RECIPE, smaller), ("train",))
+    claim(tmp_path, load_config(RECIPE, smaller), ("train",))
     with pytest.raises(ConfigError) as refused:  # what the model is shown is another matter
         changed = load_config(RECIPE, ["tools.limits.image_zoom_in_tool.max_pixels=9999"])
-        _claim(tmp_path, changed, ("train",))
+        claim(tmp_path, changed, ("train",))
     said = str(refused.value)
     assert "tools.limits.image_zoom_in_tool.max_pixels: None -> 9999" in said
     assert said.count("tools.limits") == 1

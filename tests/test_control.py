@@ -20,10 +20,10 @@ from axpo.config import ConfigError, load_config
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import VISION_TOKENS, Checkpoint, CheckpointError, load_checkpoint
 from axpo.models.tiny import write_tiny
+from axpo.rollout.build import load_model
 from axpo.rollout.control import FAMILY, ControlText
 from axpo.rollout.demonstrations import DemonstrationError, demonstrate
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import load_model
 from axpo.tasks.lab import BASE
 from axpo.tools.base import Observation, View
 from axpo.training.policy import policy_logprobs

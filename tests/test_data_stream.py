@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from axpo.checks import check_evaluation
 from axpo.config import ConfigError, load_config
 from axpo.tasks.base import DataError
 from axpo.tasks.data.stream import Shard, Stream
@@ -151,13 +152,19 @@ def test_streaming_copies_nothing(tmp_path: Path, cache: Path) -> None:
         ("path = 'a.parquet'\nsubset = 'x'", "task.subset: no effect without hub"),
         ("path = 'a.parquet'\nhub = 'a/b'", "task.path, hub: the data task needs one of them"),
         ("path = 'a.parquet'\nfamilies = ['find']", "task.families: no effect with name = 'data'"),
-        ("path = 'a.parquet'\nstreaming = ['test']", "task.streaming: 'test' is what eval.split"),
         ("path = 'a.parquet'\ncolumns = {image = 'x'}", "task.columns.image: .* mean 'images'"),
     ],
 )
 def test_settings_without_effect_are_refused(tmp_path: Path, recipe: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         task_of(recipe)
+
+
+def test_what_is_evaluated_is_not_streamed() -> None:
+    """Only where it is evaluated: training does not read it."""
+    config = load_config(None, ["task={name='data',path='a.parquet',streaming=['test']}"])
+    with pytest.raises(ConfigError, match=r"task.streaming: 'test' is what eval.split"):
+        check_evaluation(config)
 
 
 def test_jsonl_is_not_streamed(tmp_path: Path) -> None:

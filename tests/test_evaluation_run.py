@@ -17,6 +17,7 @@ from axpo.config import Config, UserError, load_config
 from axpo.engines.base import EngineError, Request
 from axpo.evaluation import run
 from axpo.evaluation.driver import ShelfError
+from axpo.evaluation.results import compare_runs
 from axpo.report.tables import print_evaluation
 from axpo.tasks.base import Example
 from axpo.tree import Group
@@ -156,7 +157,7 @@ def test_evaluate_then_diagnose_then_compare(
     assert len(engine.requests) == sampled and len(measured) == 5
 
     run.evaluate(config(), "hub/other", tmp_path / "b", monitor)
-    comparison = run.compare_runs(tmp_path / "a", tmp_path / "b")
+    comparison = compare_runs(tmp_path / "a", tmp_path / "b")
     assert comparison["difference"]["pass@2"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert comparison["share_better"]["pass@1"] == 0.5
 
@@ -219,9 +220,9 @@ def test_comparing_what_was_not_evaluated_alike(tmp_path: Path, engine: FakeEngi
     run.evaluate(config(), "hub/model", tmp_path / "a", monitor)
     run.evaluate(config("eval.k=4"), "hub/model", tmp_path / "b", monitor)
     with pytest.raises(ValueError, match=r"k = \[2, 4\]"):
-        run.compare_runs(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(UserError, match="no evaluation in"):
-        run.compare_runs(tmp_path / "a", tmp_path / "c")
+        compare_runs(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match="no run at"):
+        compare_runs(tmp_path / "a", tmp_path / "c")
 
 
 def test_a_retrained_checkpoint_is_another_model(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_on_a_terminal_too(tmp_path: Path, fakes: str) -> None:
     terminal = Terminal(*arguments("train", tmp_path), PYTHONPATH=fakes)
     assert terminal.wait() == 7
     before, mark, _ = terminal.sent.partition(MARK)
-    assert mark and "AXPO run" in before and "loading PyTorch" in before
+    assert mark and "AXPO run" in before and "checking data and tools" in before
     assert "AXPO run" not in "\n".join(terminal.screen)  # it came to nothing: what is said stays
 
 
@@ -136,4 +136,4 @@ def test_a_passing_view_leaves_nothing_on_a_terminal(capsys: pytest.CaptureFixtu
 def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path, fakes: str) -> None:
     terminal = Terminal(*arguments("train", tmp_path), PYTHONPATH=fakes, TERM="dumb")
     assert terminal.wait() == 7
-    assert "\x1b" not in terminal.sent and "AXPO run: loading PyTorch" in terminal.sent
+    assert "\x1b" not in terminal.sent and "AXPO run: checking data and tools" in terminal.sent

@@ -26,7 +26,7 @@ from axpo.models.lora import (
     add_adapters,
     merged_weights,
 )
-from axpo.rollout.setup import load_trained
+from axpo.rollout.build import load_trained
 from axpo.training import checkpoints
 from axpo.training.policy import policy_logprobs
 from axpo.training.trainer import Trainer

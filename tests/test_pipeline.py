@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from axpo.config import Config, ConfigError, UserError, parse_config
-from axpo.evaluation.run import compare_runs, diagnose, evaluate
+from axpo.evaluation.results import compare_runs
+from axpo.evaluation.run import diagnose, evaluate
 from axpo.report.command import write_report
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE

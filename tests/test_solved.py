@@ -15,7 +15,7 @@ from axpo.evaluation.passk import question_pass_at_k
 from axpo.evaluation.prefixes import outcome
 from axpo.evaluation.summary import measures, tool_measures
 from axpo.report.trees import TreePayload, category
-from axpo.rollout.setup import build_agent
+from axpo.rollout.build import build_agent
 from axpo.store import load_groups, save_groups
 from axpo.study.credit import recovered
 from axpo.study.outcomes import counts

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from axpo.cli.commands import app
+from axpo.config import UserError
+from axpo.folder import run_folder
 from axpo.stages import Stage, _read_progress, run_stages, stage_line
 from axpo.study import run
 from axpo.study.run import CellError, run_study
@@ -37,6 +40,7 @@ import json, os, sys, time
 from pathlib import Path
 _, _, command, recipe, *overrides, option, out = sys.argv[1:]
 out = Path(out)
+out.mkdir(parents=True, exist_ok=True)
 with (out / "starts.log").open("a") as log:
     log.write(command + "\\n")
 if os.environ.get("BREAK") and "algorithm.name=grpo" in overrides and "run.seed=1" in overrides:
@@ -216,9 +220,12 @@ def test_a_study_may_grow(folder: Path) -> None:
 
 
 def test_two_runners_do_not_share_a_folder(folder: Path) -> None:
-    (folder / "out").mkdir()
-    with run._alone(folder / "out"), pytest.raises(StudyError, match="another `axpo study`"):
+    """Nor does the command exclude itself."""
+    with run_folder(folder / "out"), pytest.raises(UserError, match="another axpo command"):
         start(folder)
+    study = [str(folder / "study.toml"), "--out", str(folder / "out"), "--jobs", "4"]
+    app(["study", *study], standalone_mode=False)
+    assert starts(folder) == WHOLE
 
 
 def test_no_more_than_so_many_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

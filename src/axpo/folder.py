@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from axpo.errors import UserError
@@ -23,11 +23,13 @@ _END = 1 << 20
 def run_folder(out: Path) -> Iterator[Path]:
     """Make the folder `out` and have it alone while the context lasts; gives `out`.
 
-    The lock is the system's own (`flock`), so it ends with the process, however that ends. A
-    folder that was made here and in which nothing was written is removed again. Raises `UserError`
-    where another command works in the folder, or where it cannot be made.
+    The lock is the system's own (`flock`), so it ends with the process, however that ends. What
+    was made here (the folder, those above it, the lock's file) goes again where nothing else was
+    made in the folder. Raises `UserError` where another command works in it, or where it cannot be
+    made.
     """
-    made = not out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    before = _names(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -36,22 +38,34 @@ def run_folder(out: Path) -> Iterator[Path]:
             f"--out {out}: cannot be made or written to ({error.strerror}); give another folder"
         ) from error
     try:
+        _lock(file, out)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise UserError(
-                f"{out}: another axpo command (process {owner}) works in this folder; wait until "
-                "it has ended, or give another --out"
-            ) from None
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-        yield out
+            yield out
+        finally:
+            if LOCK not in before and _names(out) == {*before, LOCK}:
+                (out / LOCK).unlink()
+                with suppress(OSError):  # another command writes there by now
+                    for folder in made:
+                        folder.rmdir()
     finally:
-        if made and [path.name for path in out.iterdir()] == [LOCK]:
-            (out / LOCK).unlink()
-            out.rmdir()
         os.close(file)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _lock(file: int, out: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise UserError(
+            f"{out}: another axpo command (process {owner}) works in this folder; wait until "
+            "it has ended, or give another --out"
+        ) from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
 
 
 class DiskError(UserError):

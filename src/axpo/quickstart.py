@@ -14,11 +14,23 @@ from typing import Any
 
 from rich.console import Console
 
+from axpo.checks import (
+    CHECKING,
+    SETTINGS,
+    check_folder,
+    check_names,
+    check_parts,
+    note_settings,
+    undo_start,
+)
 from axpo.config import Config, ConfigError, UserError, load_config
 from axpo.report.finding import finding_file
-from axpo.stages import DONE, Stage, run_stages
+from axpo.report.monitor import working
+from axpo.stages import DONE, Stage, begun, log_file, run_stages
 from axpo.tasks.lab.reduced import FAMILY, PYTHON, without_python
 from axpo.tools.python import levels
+
+COMMANDS = ("sft", "train", "eval", "diagnose")
 
 
 class StageError(UserError):
@@ -26,15 +38,24 @@ class StageError(UserError):
 
 
 def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
-    """Run every stage that `out` lacks; returns the report's path. Raises `StageError`.
+    """Run every stage that `out` lacks; returns the report's path.
 
-    `config` is what `recipe` and `overrides` say.
+    `config` is what `recipe` and `overrides` say. Raises `UserError` for what can be told before
+    anything runs, and `StageError`.
     """
-    page = out / "report.html"
+    page, logs = out / "report.html", out / "logs"
     if not (page.is_file() and finding_file(page).is_file()):  # removed, or made by an older axpo
         (out / f"report.{DONE}").unlink(missing_ok=True)
     stages = _stages(config, recipe, overrides, out)
-    if failed := run_stages(stages, out / "logs", "axpo quickstart"):
+    check_folder(out, config, COMMANDS)
+    if not all(stage.done.is_file() for stage in stages):
+        check_names(config, *COMMANDS)
+        with working("quickstart", CHECKING):
+            check_parts(config, *COMMANDS)
+    note_settings(out, config)
+    if failed := run_stages(stages, logs, "axpo quickstart"):
+        if not begun(stages):
+            undo_start([out / SETTINGS, *(log_file(stage, logs) for stage in stages)])
         raise StageError(failed[0].failure)
     return page
 

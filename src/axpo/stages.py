@@ -112,8 +112,8 @@ def run_stages(
     """Run what has not finished, `jobs` at once (a core each by default); returns what failed.
 
     With `keep_going` a failure stops only the stages after it; else the first one stops all.
-    `starting` is told of a stage, whose folder is there, just before its process starts. Raises
-    `Stopped` where a stop is asked for, once the stages that ran have saved what they did.
+    `starting` is told of a stage just before its process starts. Raises `Stopped` where a stop is
+    asked for, once the stages that ran have saved what they did.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for stage in stages:
@@ -161,7 +161,6 @@ def _advance(
     free = jobs - sum(s.running for s in stages)
     for stage in ready[: max(free, 0)]:
         _learn_guess(stage, stages)
-        stage.folder.mkdir(parents=True, exist_ok=True)
         if starting is not None:
             starting(stage)
         _start(stage, logs)
@@ -196,7 +195,7 @@ def _start(stage: Stage, logs: Path) -> None:
     _read_progress(stage)
     stage.first = stage.steps
     stage.began = time.monotonic()
-    with _log(stage, logs).open("ab") as log:
+    with log_file(stage, logs).open("ab") as log:
         stage.process = subprocess.Popen(
             [sys.executable, "-m", "axpo", *stage.args],
             stdin=subprocess.DEVNULL,
@@ -220,11 +219,24 @@ def _poll(stage: Stage, logs: Path) -> None:
         stage.finished, stage.steps = True, stage.total
         passed, made = time.monotonic() - stage.began, stage.total - stage.first
         stage.seconds = passed * stage.total / made if made else passed
+        stage.folder.mkdir(parents=True, exist_ok=True)
         write_whole(stage.done, json.dumps({"seconds": round(stage.seconds, 1)}))
     else:
-        log = _log(stage, logs)
+        log = log_file(stage, logs)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
         stage.failure = f"{stage.name} failed (exit {code}); the end of {log}:\n{tail}"
+
+
+def begun(stages: Sequence[Stage]) -> bool:
+    """Whether any of them has made anything: a step, or all of it."""
+    for stage in stages:
+        _read_progress(stage)
+    return any(stage.steps or stage.done.is_file() for stage in stages)
+
+
+def log_file(stage: Stage, logs: Path) -> Path:
+    """What the stage's process says, in the folder `logs`."""
+    return logs / f"{stage.name.replace(' ', '-')}.log"
 
 
 def _learn_guess(stage: Stage, stages: Sequence[Stage]) -> None:
@@ -240,10 +252,6 @@ def _learn_guess(stage: Stage, stages: Sequence[Stage]) -> None:
 def _die_with_parent() -> None:
     """A stage must not outlive whoever runs it: the next one works in the same folders."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _log(stage: Stage, logs: Path) -> Path:
-    return logs / f"{stage.name.replace(' ', '-')}.log"
 
 
 def _read_progress(stage: Stage) -> None:

@@ -3,20 +3,15 @@ what is heavy, so that help takes no time and no screen stays blank."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from axpo import __version__
 from axpo.errors import UserError
-
-if TYPE_CHECKING:
-    from axpo.config import Config
 
 
 class Commands(TyperGroup):
@@ -92,7 +87,6 @@ def quickstart(
     given += without_sandbox(load_config(file, given), file, given, out)
     config = load_config(file, given)
     with run_folder(out):
-        _claim(out, config, ("sft", "train", "eval", "diagnose"))
         page = run(config, file, given, out)
     from axpo.report.finding import read_finding
     from axpo.report.screen import print_finding
@@ -120,7 +114,6 @@ def study(
 ) -> None:
     """Variants of training, several seeds each, then their tables and figures."""
     from axpo.config import ConfigError
-    from axpo.folder import run_folder
     from axpo.report.monitor import working
     from axpo.study.run import held_out_tables, run_study, study_tables
 
@@ -135,12 +128,17 @@ def study(
             page = (study_tables if tables else held_out_tables)(file, out, say)
         print(f"Study: {page}")
     else:
-        with run_folder(out):
-            print(f"Study: {run_study(file, out, jobs)}")
+        print(f"Study: {run_study(file, out, jobs)}")
 
 
 @app.command()
-def show(recipe: Recipe, overrides: Overrides = None) -> None:
+def show(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="every setting, and what it does")
+    ] = False,
+) -> None:
     """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
     from axpo.config import load_config
     from axpo.report.monitor import working
@@ -148,7 +146,7 @@ def show(recipe: Recipe, overrides: Overrides = None) -> None:
     config = load_config(recipe, overrides or ())
     with working("show", "loading PyTorch and transformers"):
         from axpo.report.dryrun import show
-    show(config, _model_path(config.model.path))
+    show(config, everything)
 
 
 @app.command()
@@ -159,6 +157,7 @@ def profile(
     sft: Annotated[bool, typer.Option("--sft", help="measure `axpo sft` instead")] = False,
 ) -> None:
     """Where a step of `axpo train` spends its time: a few steps, measured and thrown away."""
+    from axpo.checks import CHECKING, check_names, check_parts
     from axpo.config import ConfigError, load_config
     from axpo.report.live import LiveView
     from axpo.report.monitor import PYTORCH
@@ -167,8 +166,11 @@ def profile(
     if any(override.partition("=")[0].strip() == f"{kind}.steps" for override in overrides or ()):
         raise ConfigError(f"{kind}.steps: no effect on a profile; say --steps")
     config = load_config(recipe, overrides or ())
-    model = _model_path(config.model.path)
-    with LiveView("profile", PYTORCH) as view:
+    command = "sft" if sft else "train"
+    model = check_names(config, command)
+    with LiveView("profile", CHECKING) as view:
+        check_parts(config, command)
+        view.phase(PYTORCH)
         from axpo.report.profile import measure, print_profile
 
         lines = measure(config, model, kind, steps, view)
@@ -178,50 +180,66 @@ def profile(
 @app.command()
 def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Cold-start model.path on the task's demonstrations."""
+    from axpo.checks import check_folder, check_names, check_parts, note_settings
     from axpo.config import load_config
     from axpo.folder import run_folder
-    from axpo.report.monitor import run_monitor
+    from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
-    title = f"SFT {out.name}"
-    claim = partial(_claim, out, config, ("sft",))
-    with run_folder(out), run_monitor(out, title, config.run.tensorboard, claim) as monitor:
-        from axpo.training import sft
+    title, claim = f"SFT {out.name}", partial(note_settings, out, config)
+    with run_folder(out):
+        check_folder(out, config, ("sft",))
+        model = check_names(config, "sft")
+        with run_monitor(out, title, config.run.tensorboard, claim) as monitor:
+            check_parts(config, "sft")
+            monitor.phase(PYTORCH)
+            from axpo.training import sft
 
-        last = sft.train(config, _model_path(config.model.path), out, monitor)
+            last = sft.train(config, model, out, monitor)
     print(f"Checkpoint: {last}")
 
 
 @app.command()
 def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
+    from axpo.checks import check_folder, check_names, check_parts, note_settings
     from axpo.config import load_config
     from axpo.folder import run_folder
-    from axpo.report.monitor import run_monitor
+    from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
     title = f"{config.algorithm.name.upper()} {out.name}"
-    claim = partial(_claim, out, config, ("train",))
-    with run_folder(out), run_monitor(out, title, config.run.tensorboard, claim) as monitor:
-        from axpo.training import rl
+    claim = partial(note_settings, out, config)
+    with run_folder(out):
+        check_folder(out, config, ("train",))
+        model = check_names(config, "train")
+        with run_monitor(out, title, config.run.tensorboard, claim) as monitor:
+            check_parts(config, "train")
+            monitor.phase(PYTORCH)
+            from axpo.training import rl
 
-        last = rl.train(config, _model_path(config.model.path), out, monitor)
+            last = rl.train(config, model, out, monitor)
     print(f"Checkpoint: {last}")
 
 
 @app.command("eval")
 def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None:
     """Pass@1, Pass@k and the gap's rates of model.path, with intervals."""
+    from axpo.checks import check_names, check_parts
     from axpo.config import load_config
     from axpo.folder import run_folder
-    from axpo.report.monitor import run_monitor
+    from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
-    with run_folder(out), run_monitor(out, f"evaluate {out.name}") as monitor:
-        from axpo.evaluation.run import EVALUATION, evaluate
-        from axpo.report.tables import print_evaluation
+    with run_folder(out):
+        model = check_names(config, "eval")
+        with run_monitor(out, f"evaluate {out.name}") as monitor:
+            check_parts(config, "eval")
+            monitor.phase(PYTORCH)
+            from axpo.evaluation.run import EVALUATION, evaluate
+            from axpo.report.tables import print_evaluation
 
-        result = evaluate(config, _model_path(config.model.path), out, monitor)
+            result = evaluate(config, model, out, monitor)
     print_evaluation(result)
     print(f"Evaluation: {out / EVALUATION}.json")
 
@@ -229,16 +247,21 @@ def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
 @app.command()
 def diagnose(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None:
     """The Thinking-Acting Gap of model.path: resample failed prefixes, count what they lead to."""
+    from axpo.checks import check_names, check_parts
     from axpo.config import load_config
     from axpo.folder import run_folder
-    from axpo.report.monitor import run_monitor
+    from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
-    with run_folder(out), run_monitor(out, f"diagnose {out.name}") as monitor:
-        from axpo.evaluation.run import DIAGNOSIS, diagnose
-        from axpo.report.tables import print_diagnostics
+    with run_folder(out):
+        model = check_names(config, "diagnose")
+        with run_monitor(out, f"diagnose {out.name}") as monitor:
+            check_parts(config, "diagnose")
+            monitor.phase(PYTORCH)
+            from axpo.evaluation.run import DIAGNOSIS, diagnose
+            from axpo.report.tables import print_diagnostics
 
-        result = diagnose(config, _model_path(config.model.path), out, monitor)
+            result = diagnose(config, model, out, monitor)
     print_diagnostics(result)
     print(f"Diagnosis: {out / DIAGNOSIS}.json")
 
@@ -247,13 +270,15 @@ def diagnose(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
 def serve(recipe: Recipe, overrides: Overrides = None) -> None:
     """Serve model.path with vLLM as [engine.vllm] says, until interrupted; prints the URLs."""
     from axpo.config import load_config
-    from axpo.report.monitor import working
+    from axpo.models.paths import model_path
+    from axpo.report.monitor import PYTORCH, working
 
     config = load_config(recipe, overrides or ())
-    with working("serve", "loading PyTorch") as say:
+    model = model_path(config.model.path)
+    with working("serve", PYTORCH) as say:
         from axpo.rollout.serving import serve, start
 
-        servers = start(config, _model_path(config.model.path), say)
+        servers = start(config, model, say)
     serve(servers)
 
 
@@ -333,47 +358,3 @@ def recipes(
         raise ConfigError(str(error)) from None
     except OSError as error:
         raise UserError(f"--out {error.filename}: {error.strerror}; give another") from error
-
-
-def _claim(out: Path, config: Config, commands: Sequence[str]) -> None:
-    """Write the run's settings; refuse a folder that these commands made with other ones."""
-    from axpo.config import Config, ConfigError
-    from axpo.config.secrets import masked
-    from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
-    from axpo.folder import write_whole
-
-    path = out / "config.json"
-    settings: dict[str, Any] = masked(config.model_dump(mode="json"))
-    sections = tuple(dict.fromkeys(s for command in commands for s in OUTCOME[command]))
-    if path.is_file():
-        noted, now, defaults = (
-            outcome_settings(values, sections)
-            for values in (json.loads(path.read_text()), settings, Config().model_dump(mode="json"))
-        )
-        if said := changes(noted, now, defaults):
-            raise ConfigError(
-                f"{out} holds a run with other settings ({said}): "
-                "give another --out, or the settings it was started with"
-            )
-    write_whole(path, json.dumps(settings, indent=1))
-
-
-def _model_path(model: str) -> str:
-    """A run folder's newest checkpoint, a checkpoint's model, the shipped base or `model` itself.
-
-    Raises `ConfigError` for a folder that holds none of these.
-    """
-    if model == "lab-base":
-        from axpo.tasks.lab import BASE
-
-        return str(BASE)
-    from axpo.config import ConfigError
-
-    path = Path(model)
-    if not path.is_dir():
-        return model
-    found = sorted(path.glob("checkpoints/step-*/model/config.json"))
-    for config in [path / "config.json", path / "model" / "config.json", *reversed(found)]:
-        if config.is_file() and "model_type" in config.read_text():
-            return str(config.parent)
-    raise ConfigError(f"{model}: no checkpoint in it; expected a run, a checkpoint or a model")

@@ -8,16 +8,23 @@ the others are our choices and are listed in `docs/paper_map.md`.
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
 from axpo import recipes
-from axpo.config.base import ConfigError, NonNegativeInt, PositiveInt, Section
+from axpo.config.base import (
+    ConfigError,
+    MissingError,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+)
 from axpo.config.engine import EngineSettings, VllmSettings
 from axpo.config.model import LoraSettings, ModelSettings
 from axpo.config.rollout import (
@@ -48,6 +55,7 @@ __all__ = [
     "LimitSettings",
     "LoraSettings",
     "McpSettings",
+    "MissingError",
     "ModelSettings",
     "NonNegativeInt",
     "OptimizerSettings",
@@ -81,11 +89,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.eval.split in self.task.streaming:
-            raise ValueError(
-                f"task.streaming: {self.eval.split!r} is what eval.split evaluates, and that needs "
-                "a split of known size; leave it out"
-            )
         if self.model.lora is not None:
             for name, stage in (("rl", self.rl), ("sft", self.sft)):
                 if "freeze_vision" in stage.optimizer.model_fields_set:
@@ -107,11 +110,6 @@ class Config(Section):
                 f"rl.max_staleness: {self.rl.max_staleness} needs servers that sample while this "
                 "process trains; set engine.name = 'vllm', or 0"
             )
-        if self.eval.k > self.eval.samples:
-            raise ValueError(
-                f"eval.k: Pass@{self.eval.k} needs at least {self.eval.k} samples, "
-                f"eval.samples is {self.eval.samples}"
-            )
         return self
 
 
@@ -126,8 +124,13 @@ def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Con
         path = recipe_file(recipe)
         try:
             values = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
+        if "variants" in values:
+            raise ConfigError(
+                f"{path} is a study of several runs: `axpo study` takes it, other commands its "
+                f"recipe ({values.get('recipe')})"
+            )
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -174,17 +177,43 @@ def _value(text: str) -> Any:
 
 def _explain(problem: Mapping[str, Any]) -> str:
     path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
+    key, given = ".".join(path), problem["input"]
     if problem["type"] == "extra_forbidden":
-        names = list(_fields(path[:-1]))
-        near = difflib.get_close_matches(path[-1], names, n=1)
-        where = ".".join(path[:-1]) or "a recipe"
-        hint = f"did you mean {near[0]!r}?" if near else f"{where} has {', '.join(names)}"
-        return f"{key}: unknown setting; {hint}"
+        return f"{key}: unknown setting; {_hint(path)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}.{message}" if key else message
-    return f"{key}: {message} (got {problem['input']!r})"
+    if problem["type"] == "tuple_type":
+        message = "expected a list"
+        if isinstance(given, str):  # a shell takes the quotes inside [...] off
+            texts = json.dumps([text.strip() for text in given.strip("[]").split(",")])
+            message += f" such as {texts}; on the command line in quotes: '{key}={texts}'"
+    elif problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        names = list(_fields(path)) or ["NAME"]
+        message = f"expected a section with settings of its own, such as {key}.{names[0]}"
+    return f"{key}: {message} (got {given!r})"
+
+
+def _hint(path: list[str]) -> str:
+    """Where a setting that is not at `path` may be: in a section below, by a name like it, or in
+    another section."""
+    *above, name = path
+    elsewhere = [key for key in _keys(Config) if key.rpartition(".")[2] == name]
+    below = [key for key in elsewhere if above and key.startswith(f"{above[0]}.")]
+    names = list(_fields(above))
+    near = difflib.get_close_matches(name, names, n=1)
+    if found := below or near or elsewhere:
+        return f"did you mean {' or '.join(map(repr, found))}?"
+    return f"{'.'.join(above) or 'a recipe'} has {', '.join(names)}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every setting's full name, those of sections that may be absent among them."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in (field.annotation, *typing.get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")
 
 
 def _fields(path: Iterable[str]) -> Iterable[str]:

@@ -13,6 +13,10 @@ class ConfigError(UserError):
     """A setting that is unknown, ineffective or out of range; the message names the key."""
 
 
+class MissingError(ConfigError):
+    """A setting that needs what is not on this machine; the message says how to get it."""
+
+
 class Section(BaseModel):
     """Base of all settings: unknown keys and numbers that are not finite are refused, values are
     frozen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from axpo.config.base import ConfigError
+from axpo.config.base import MissingError
 
 PACKAGES = {
     "datasets": ("datasets", "data"),
@@ -19,7 +19,7 @@ PACKAGES = {
 
 
 def require(module: str, key: str) -> None:
-    """Raise `ConfigError` where `module`, which the setting `key` asks for, is not installed."""
+    """Raise `MissingError` where `module`, which the setting `key` asks for, is not installed."""
     if importlib.util.find_spec(module) is None:
         name, extra = PACKAGES[module]
-        raise ConfigError(f"{key}: needs {name}, which is not here: pip install 'axpo[{extra}]'")
+        raise MissingError(f"{key}: needs {name}, which is not here: pip install 'axpo[{extra}]'")

@@ -51,7 +51,7 @@ class TaskSettings(Section):
     gallery "lab")."""
     path: OneOrMore = ()
     """Files of a data set, .jsonl, .json or .parquet: one or several, `*` allowed; `{split}` in a
-    name is replaced."""
+    name is replaced. "sample" stands for 20 rows that ship, to try a recipe with."""
     hub: str | None = None
     """A data set's Hub id, or a folder laid out like one (extra "data")."""
     subset: str | None = None

@@ -51,8 +51,9 @@ class Shelf:
     """Finished groups in `folder` (their pictures in `../pictures`), under one `identity`.
 
     `identity` says what made the groups (model, split, sampling settings, seed) in plain JSON
-    values; a folder that was made with another one is refused, never mixed. A folder may be older
-    than a setting: what its identity lacks, or has as null, was made as `defaults` say.
+    values; a folder that holds groups of another one is refused, never mixed. It is written with
+    the first groups. A folder may be older than a setting: what its identity lacks, or has as null,
+    was made as `defaults` say.
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class Shelf:
         self._chunk = chunk
         self._pending: list[Group] = []
         self._next = 0
-        self._claim(json.loads(json.dumps(identity)), json.loads(json.dumps(defaults or {})))
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._check(json.loads(json.dumps(defaults or {})))
         for file in sorted(folder.glob("*.parquet")):
             self.groups |= {group.id: group for group in load_groups(file)}
             self._next = int(file.stem) + 1
@@ -82,26 +84,31 @@ class Shelf:
     def flush(self) -> None:
         """Write what is not on disk yet."""
         if self._pending:
+            if self._next == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_whole(self._noted, json.dumps(self._identity, indent=1))
             save_groups(self.folder / f"{self._next:06d}.parquet", self._pending)
             self._next += 1
             self._pending = []
 
-    def _claim(self, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "identity.json"
-        if file.is_file():
-            noted = json.loads(file.read_text())
-            changed = [
-                f"{key}: expected {wanted!r}, got {was!r}"
-                for key, was, wanted in changed_settings(noted, identity, defaults)
-            ]
-            if changed:
-                raise ShelfError(
-                    f"{self.folder} holds another evaluation ({'; '.join(changed)}); "
-                    "remove the folder or choose another"
-                )
+    @property
+    def _noted(self) -> Path:
+        return self.folder / "identity.json"
+
+    def _check(self, defaults: dict[str, Any]) -> None:
+        """Refuse another evaluation's groups."""
+        if not self._noted.is_file() or not any(self.folder.glob("*.parquet")):
             return
-        write_whole(file, json.dumps(identity, indent=1))
+        noted = json.loads(self._noted.read_text())
+        changed = [
+            f"{key}: expected {wanted!r}, got {was!r}"
+            for key, was, wanted in changed_settings(noted, self._identity, defaults)
+        ]
+        if changed:
+            raise ShelfError(
+                f"{self.folder} holds another evaluation ({'; '.join(changed)}); "
+                "remove the folder or choose another"
+            )
 
 
 async def evaluate(

@@ -1,4 +1,4 @@
-"""The `eval`, `diagnose` and `compare` commands: settings and a model to figures in a run's folder.
+"""The `eval` and `diagnose` commands: settings and a model to figures in a run's folder.
 
 `evaluate` writes `evaluation.json`, `diagnose` `diagnosis.json`; the groups they come from lie in
 `evaluation/`, `diagnosis/` (resampled prefixes) and `again/` (new rollouts of their questions), so
@@ -24,36 +24,30 @@ from axpo.algorithms.unscored import (
     unscored_share,
     unscored_text,
 )
-from axpo.config import AlgorithmSettings, Config, UserError
+from axpo.config import AlgorithmSettings, Config
 from axpo.evaluation import driver
 from axpo.evaluation.diagnostics import choose_prefixes
 from axpo.evaluation.diagnostics import diagnose as diagnose_groups
 from axpo.evaluation.driver import Progress, Shelf
 from axpo.evaluation.entropy import call_entropies
 from axpo.evaluation.identity import outcome_settings
-from axpo.evaluation.summary import compare, summarize
+from axpo.evaluation.results import DIAGNOSIS, EVALUATION
+from axpo.evaluation.summary import summarize
 from axpo.folder import files_digest, write_whole
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
+from axpo.rollout.build import build_agent, load_trained, starting_engine
 from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.rollout.setup import (
-    build_agent,
-    build_task,
-    load_trained,
-    recipe_tools,
-    starting_engine,
-    tool_files,
-)
-from axpo.store import load_groups
-from axpo.tasks.base import Example
+from axpo.rollout.setup import build_task, recipe_tools, tool_files
+from axpo.tasks.base import Example, Task
 from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
 from axpo.training.parity import QUESTIONS, check_parity, limit
 from axpo.training.preflight import check_sampling
 from axpo.tree import Group
 
-EVALUATION, DIAGNOSIS, AGAIN = "evaluation", "diagnosis", "again"
+AGAIN = "again"
 ENTROPIES = "entropies.json"
 """In the evaluation's folder: rollout id -> mean exact entropy of its first call."""
 _SAMPLED_WITH = ("task", "rollout", "tools")
@@ -65,16 +59,20 @@ RECENT = 64
 def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[str, Any]:
     """Sample and summarise `model` on the recipe's evaluation split; returns `evaluation.json`."""
 
+    task = build_task(config.task)
+    questions = _questions(config, task)
+    shelf = _shelf(config, model, out / EVALUATION)
+
     async def run() -> list[Group]:
         agent, checkpoint = _agent(config, model, out, monitor)
         try:
-            await _check_engine(config, agent, checkpoint)
+            await _check_engine(config, task, agent, checkpoint)
+            monitor.start("eval", 0, questions)
             monitor.phase("sampling")
-            return await _sample(config, agent, model, out, _show_questions(monitor))
+            return await _sample(config, task, agent, shelf, _show_questions(monitor))
         finally:
             await agent.close()
 
-    monitor.start("eval", 0, _questions(config))
     groups = stopping.run(run())
     monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, out / EVALUATION)
@@ -93,13 +91,14 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     """
     settings, seed = AlgorithmSettings(), config.run.seed
     samples = config.eval.prefix_samples
+    task, shelf = build_task(config.task), _shelf(config, model, out / EVALUATION)
 
     async def run() -> dict[str, Any]:
         agent, checkpoint = _agent(config, model, out, monitor)
         try:
-            await _check_engine(config, agent, checkpoint)
+            await _check_engine(config, task, agent, checkpoint)
             monitor.phase("sampling what the evaluation lacks")
-            groups = await _sample(config, agent, model, out, None)
+            groups = await _sample(config, task, agent, shelf, None)
             probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
             monitor.start("diagnose", 0, max(1, len(probes)))
             probed = {p.prefix.group for p in probes}
@@ -136,34 +135,11 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     return _write(out / f"{DIAGNOSIS}.json", stopping.run(run()))
 
 
-def evaluated_groups(out: Path) -> list[Group]:
-    """The groups that `evaluate` left in a run's folder, without pictures."""
-    _evaluated(out)
-    files = sorted((out / EVALUATION).glob("*.parquet"))
-    return [group for file in files for group in load_groups(file, pictures=False)]
-
-
-def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
-    """`summary.compare` of two evaluated run folders, baseline first; k as evaluated."""
-    k = {_evaluated(out)["k"] for out in (first, second)}
-    if len(k) != 1:
-        raise UserError(f"{first} and {second} were evaluated with k = {sorted(k)}; expected one")
-    return compare(evaluated_groups(first), evaluated_groups(second), k.pop(), seed)
-
-
-def _evaluated(out: Path) -> dict[str, Any]:
-    file = out / f"{EVALUATION}.json"
-    if not file.is_file():
-        raise UserError(f"no evaluation in {out}; run `axpo eval` with --out {out} first")
-    return json.loads(file.read_text())
-
-
 async def _sample(
-    config: Config, agent: Agent, model: str, out: Path, progress: Progress | None
+    config: Config, task: Task, agent: Agent, shelf: Shelf, progress: Progress | None
 ) -> list[Group]:
     """The evaluation's groups, from disk as far as they are there."""
-    settings, task = config.eval, build_task(config.task)
-    questions = _questions(config)
+    settings, questions = config.eval, _questions(config, task)
 
     async def one(example: Example, n: int, seed: int, id: str) -> Group:
         return await _grow(agent, new_group(agent.rendering, example, id), n, seed)
@@ -174,7 +150,7 @@ async def _sample(
         one,
         settings.samples,
         config.run.seed,
-        _shelf(config, model, out / EVALUATION),
+        shelf,
         in_flight=max(1, config.engine.slots // settings.samples),
         progress=progress,
     )
@@ -209,14 +185,14 @@ def _agent(config: Config, model: str, out: Path, monitor: Monitor) -> tuple[Age
     return build_agent(config, checkpoint, tools, out), checkpoint
 
 
-async def _check_engine(config: Config, agent: Agent, checkpoint: Checkpoint) -> None:
+async def _check_engine(config: Config, task: Task, agent: Agent, checkpoint: Checkpoint) -> None:
     """Raise `UserError` where an engine outside this process samples from other weights; gives
     it the model's adapters first, where there are some."""
     if config.engine.vllm is None:
         return
     if adapted_layers(checkpoint.model):
         await agent.engine.load_weights(checkpoint.model.state_dict(), 0)
-    task, count = build_task(config.task), min(QUESTIONS, _questions(config))
+    count = min(QUESTIONS, _questions(config, task))
     examples = [task.example(config.eval.split, i) for i in range(count)]
     groups = [new_group(agent.rendering, e, f"parity/{i}") for i, e in enumerate(examples)]
     recompute = partial(
@@ -242,8 +218,8 @@ def _say_unscored(config: Config, groups: Sequence[Group], folder: Path) -> None
         )
 
 
-def _questions(config: Config) -> int:
-    size = build_task(config.task).size(config.eval.split)
+def _questions(config: Config, task: Task) -> int:
+    size = task.size(config.eval.split)
     return config.eval.questions if size is None else min(size, config.eval.questions)
 
 

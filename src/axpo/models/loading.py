@@ -26,6 +26,7 @@ from axpo.config import UserError
 from axpo.models.attention import use_fast_vision
 from axpo.models.lora import CONFIG as ADAPTER_CONFIG
 from axpo.models.lora import merged_weights
+from axpo.models.paths import absent, is_local
 from axpo.models.vision import PixelCache
 
 VISION_TOKENS = (
@@ -113,6 +114,8 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
 def read_config(path: str | Path, *, download: bool = True) -> Any:
     """The config of the checkpoint at `path` (folder or Hub id); raises `CheckpointError`."""
     path = str(path)
+    if is_local(path) and not Path(path).is_dir():
+        raise NoCheckpointError(f"{absent(path)}: train or copy it there first.")
     if (Path(path) / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{path} holds adapters alone; give the merged weights beside them (model/ of a "
@@ -132,8 +135,7 @@ def read_config(path: str | Path, *, download: bool = True) -> Any:
 
 def _absent(path: str, error: OSError, download: bool) -> str:
     if not download:
-        hub_id = path.count("/") == 1 and not Path(path).exists()
-        bring = f"`hf download {path}` brings it" if hub_id else "train or copy it there first"
+        bring = "copy the rest there" if is_local(path) else f"`hf download {path}` brings it"
         return f"{path} is not on this machine, or not all of it: {bring}."
     return (
         f"no checkpoint at {path!r}: {str(error).splitlines()[0]} "

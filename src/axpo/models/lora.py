@@ -35,7 +35,7 @@ _PREFIX = "base_model.model."
 
 
 def require_peft() -> None:
-    """Raise `ConfigError` where PEFT is not installed."""
+    """Raise `MissingError` where PEFT is not installed."""
     require("peft", "model.lora")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.errors import UserError
-from axpo.evaluation.run import compare_runs
+from axpo.evaluation.results import compare_runs
 from axpo.report.finding import Finding, finding, write_finding
 from axpo.report.html import build_report
 from axpo.report.names import MAIN_CHARTS, START
@@ -27,6 +27,7 @@ def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None])
     """
     say("reading the runs")
     runs = [RunView.load(folder) for folder in folders]
+    checkpoint = _checkpoint(folders)
     trained = [run for run in runs if "rl" in run.kinds()] or runs
     names = dict(zip((id(r) for r in trained), distinct_names(trained), strict=True))
     evaluated = {names.get(id(run), START): run for run in runs if run.evaluation}
@@ -41,9 +42,8 @@ def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None])
     say("drawing the curves, writing the page")
     if any(run.series(chart.key, kind) for run in trained for chart in MAIN_CHARTS):
         comparison_png(out.with_suffix(".png"), trained, found.tools)
-    build_report(
-        out, trained, evaluations, _decoder(folders), found, comparisons=comparisons, failed=failed
-    )
+    decode = _decoder(checkpoint)
+    build_report(out, trained, evaluations, decode, found, comparisons=comparisons, failed=failed)
     write_finding(found, out)
     return found
 
@@ -74,14 +74,19 @@ def _evaluation(run: RunView) -> dict[str, Any]:
     return result
 
 
-def _decoder(folders: Sequence[Path]) -> Callable[[Sequence[int]], list[str]]:
-    """Token ids to a string a token, by the tokenizer of the first checkpoint there is."""
-    from transformers import AutoTokenizer
-
+def _checkpoint(folders: Sequence[Path]) -> Path:
+    """The first checkpoint there is, for its tokenizer."""
     for folder in folders:
         for path in sorted(folder.glob("checkpoints/step-*/model")):
-            tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            return lambda ids: [tokenizer.decode([i]) for i in ids]
+            return path
     raise UserError(
         f"no checkpoint in {', '.join(map(str, folders))}: its tokenizer is needed to show tokens"
     )
+
+
+def _decoder(checkpoint: Path) -> Callable[[Sequence[int]], list[str]]:
+    """Token ids to a string a token."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    return lambda ids: [tokenizer.decode([i]) for i in ids]

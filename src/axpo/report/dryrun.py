@@ -1,31 +1,38 @@
 """`axpo show`: what a recipe means, before anything is trained.
 
-Prints the resolved settings, one real prompt and (where the task has one) a demonstration with
-the mask that training puts on it, token counts and the sum of memory on the recipe's card. Nothing
-is downloaded and no weights are loaded: what is not on this machine is named and left out.
+Prints the settings that differ from the defaults, one real prompt and (where the task has one) a
+demonstration with the mask that training puts on it, token counts and the sum of memory on the
+recipe's card. Nothing is downloaded and no weights are loaded: what is not on this machine is named
+with how to get it, and left out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import os
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from axpo.config import Config, Section, UserError
-from axpo.models.loading import Checkpoint
-from axpo.models.shapes import find_shapes
+from axpo.checks import missing_packages
+from axpo.config import Config, MissingError, UserError
+from axpo.models.device import torch_device
+from axpo.models.paths import show_path
+from axpo.models.shapes import Shapes, find_shapes
 from axpo.report.costs import print_costs
 from axpo.report.live import output_console
+from axpo.report.settings import print_settings
 from axpo.report.summary import runs_unsafe
-from axpo.rollout.demonstrations import demonstrate
+from axpo.rollout.demonstrations import DemonstrationError, demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
-from axpo.rollout.setup import build_task, recipe_tools, torch_device
-from axpo.tasks.base import Example, NoDataError, Task
-from axpo.tools.python.levels import UNSAFE
+from axpo.rollout.setup import build_task, recipe_tools
+from axpo.tasks.base import Example, Task
+from axpo.tasks.grading import grade
+from axpo.tasks.grading.text import final_answer
+from axpo.tools.python.levels import UNSAFE, lack
+from axpo.tools.python.tool import NAME as PYTHON
+from axpo.tools.search.tavily import KEY
 from axpo.tools.toolbox import Toolbox
 from axpo.training.estimate import Kind
 from axpo.training.preflight import assumed_prompt, longest_prompt
@@ -34,70 +41,153 @@ from axpo.tree import Group, Origin, Segment
 LOOK_AT = 100
 STAGES: tuple[Kind, ...] = ("sft", "rl")
 """Those that the recipe has a section of are priced, RL where it has none."""
+COMMANDS: dict[Kind, str] = {"sft": "sft", "rl": "train"}
 COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan"}
 
 
-def show(config: Config, model: str) -> None:
-    """Print the dry run of `config` with the checkpoint at `model`.
+class Missing:
+    """What is not on this machine, each with how to get it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, what: str, why: object) -> None:
+        self.lines.append(f"{what}: {why}")
+
+    def print(self, console: Console) -> None:
+        if self.lines:
+            console.print(Text("\nNot on this machine:", "bold yellow"))
+        for line in self.lines:
+            console.print(Text(f"- {line}", "yellow"), soft_wrap=True)
+
+
+def show(config: Config, everything: bool = False) -> None:
+    """Print the dry run of `config`; with `everything` all of its settings.
 
     Raises `UserError` for what is wrong with the recipe, at the end where it cannot fit its card.
     """
-    tools, missing = recipe_tools(config), list[str]()
-    try:
-        task = build_task(config.task)
-    except NoDataError as error:
-        task = None
-        missing.append(f"The data, and so an example and the real prompts' lengths: {error}")
-    shapes = find_shapes(model, config.rollout.banned)
+    missing, console = Missing(), output_console()
+    task, tools = _task(config, missing), _tools(config, missing)
+    shapes = find_shapes(show_path(config.model.path), config.rollout.banned)
     if shapes.checkpoint is None:
-        missing.append(f"The model's tokenizer, and so an example: {shapes.missing}")
-    console = output_console()
-    _print_settings(console, config)
-    _print_warnings(console, config)
-    priced: tuple[Kind, ...] = tuple(kind for kind in STAGES if kind in config.model_fields_set)
-    prompts: dict[Kind, Segment] = {
-        kind: assumed_prompt(config, kind, shapes) for kind in priced or STAGES[-1:]
-    }
-    if task is not None and shapes.checkpoint is not None:
-        shown = _show_example(console, config, task, tools, shapes.checkpoint)
-        for kind in prompts:
-            try:
-                rendering = Rendering(shapes.checkpoint, tools, config.task.system)
-                prompts[kind] = longest_prompt(config, kind, task, rendering)
-            except UserError:  # a data set of demonstrations alone, or without any
-                prompts[kind] = shown
-    else:
-        console.print(Text("\nNot on this machine, and left out:", "bold yellow"))
-        for line in missing:
-            console.print(Text(f"- {line}", "yellow"), soft_wrap=True)
+        missing.add("The model's tokenizer, and so a rendered example", shapes.missing)
+    priced: list[Kind] = [k for k in STAGES if k in config.model_fields_set] or [STAGES[-1]]
+    for line in missing_packages(config, {COMMANDS[kind] for kind in priced}):
+        missing.lines.append(line)
+    device = _device(config, missing)
+    print_settings(console, config, everything)
+    if runs_unsafe(config.model_dump()):
+        console.print(Text(f"\n{UNSAFE}", "bold red"))
+    prompts = _print_example(console, config, task, tools, shapes, priced, missing)
+    missing.print(console)
     for kind, prompt in prompts.items():
         console.print()
-        print_costs(console, config, kind, shapes, prompt, torch_device(config.model))
+        print_costs(console, config, kind, shapes, prompt, device)
+
+
+def _task(config: Config, missing: Missing) -> Task | None:
+    try:
+        return build_task(config.task)
+    except MissingError as error:
+        missing.add("The data, and so an example and the real prompts' lengths", error)
+        return None
+
+
+def _tools(config: Config, missing: Missing) -> Toolbox | None:
+    """The tools; None where they cannot even be described."""
+    reason = lack(config.tools.python.level) if PYTHON in config.rollout.tools else None
+    if reason is not None:
+        missing.add(f"A sandbox for the tool {PYTHON!r}", reason)
+    if config.tools.search.backend == "tavily" and KEY not in os.environ:
+        missing.add("The search tool's key", f"export {KEY}=... (https://tavily.com)")
+    try:
+        return recipe_tools(config)
+    except MissingError as error:
+        missing.add("Tools, and so a rendered example", error)
+        return None
+
+
+def _device(config: Config, missing: Missing) -> str:
+    try:
+        return torch_device(config.model)
+    except MissingError as error:
+        missing.add("The device", error)
+        return "cpu"
+
+
+def _print_example(
+    console: Console, config: Config, task: Task | None, tools: Toolbox | None, shapes: Shapes,
+    priced: list[Kind], missing: Missing,
+) -> dict[Kind, Segment]:  # fmt: skip
+    """Print an example as far as it can be shown; returns the prompt that each stage is priced
+    with."""
+    prompts: dict[Kind, Segment] = {k: assumed_prompt(config, k, shapes) for k in priced}
+    if task is None:
+        return prompts
+    if tools is None or shapes.checkpoint is None:
+        _print_row(console, task)
+        return prompts
+    rendering = Rendering(shapes.checkpoint, tools, config.task.system)
+    shown = _show_example(console, config, task, rendering, missing)
+    for kind in prompts:
+        try:
+            prompts[kind] = longest_prompt(config, kind, task, rendering)
+        except UserError:  # a data set of demonstrations alone, or without any
+            prompts[kind] = shown
+    return prompts
+
+
+def _print_row(console: Console, task: Task) -> None:
+    """An example as the data has it."""
+    split, example = _example(task)
+    console.print(f"\n[bold]An example of {split!r}[/bold], as the data has it")
+    sizes = ", ".join(f"{image.width} x {image.height}" for image in example.images)
+    console.print(Text(example.question, COLOURS[Origin.PROMPT]), soft_wrap=True)
+    for turn in example.demonstration:
+        console.print(Text(turn, COLOURS[Origin.POLICY]), soft_wrap=True)
+    console.print(Text(f"Pictures: {sizes or 'none'}. {_right(example)}"), soft_wrap=True)
 
 
 def _show_example(
-    console: Console, config: Config, task: Task, tools: Toolbox, checkpoint: Checkpoint
+    console: Console, config: Config, task: Task, rendering: Rendering, missing: Missing
 ) -> Segment:
     """Print an example as the model is shown it; returns its prompt."""
-    rendering = Rendering(checkpoint, tools, config.task.system)
     split, example = _example(task)
+    group, said = new_group(rendering, example, "example"), ""
     if example.demonstration:
-        group = asyncio.run(_demonstrated(rendering, tools, config, example))
-    else:
-        group = new_group(rendering, example, "example")
+        try:
+            group, said = asyncio.run(_demonstrated(rendering, config, example))
+        except DemonstrationError:
+            raise
+        except UserError as error:  # a tool that does not start
+            missing.add("What the example's demonstration needs", error)
     _print_group(console, rendering, group, split)
-    truths = ", ".join(repr(truth) for truth in (example.answer, *example.alternatives))
-    console.print(Text(f"Right: {truths}, graded by {example.grading!r} ({example.id})"))
+    console.print(Text(_right(example)), soft_wrap=True)
+    if said:
+        console.print(Text(said, "yellow"), soft_wrap=True)
     return group.prompt
 
 
+def _right(example: Example) -> str:
+    truths = ", ".join(repr(truth) for truth in (example.answer, *example.alternatives))
+    return f"Right: {truths}, graded by {example.grading!r} ({example.id})"
+
+
 async def _demonstrated(
-    rendering: Rendering, tools: Toolbox, config: Config, example: Example
-) -> Group:
+    rendering: Rendering, config: Config, example: Example
+) -> tuple[Group, str]:
+    """The demonstration as a tree, and what to say where its answer is wrong."""
+    tools = Toolbox.of(rendering.tools)
     try:
-        return await demonstrate(rendering, tools, config.rollout, example, "demonstration")
+        group = await demonstrate(rendering, tools, config.rollout, example, "demonstration")
     finally:
         await tools.close()
+    answer = final_answer(group.rollouts[0].answer or "")
+    truths = (example.answer, *example.alternatives)
+    if max([await grade(example.grading, answer, t) for t in truths]) >= config.task.solved:
+        return group, ""
+    teacher = "the lab's teacher errs on purpose" if config.task.name == "lab" else "teachers err"
+    return group, f"The demonstration answers {answer!r}: {teacher}, and SFT learns it as it is."
 
 
 def _example(task: Task) -> tuple[str, Example]:
@@ -113,33 +203,6 @@ def _example(task: Task) -> tuple[str, Example]:
     return "train", task.example("train", 0)
 
 
-def _print_settings(console: Console, config: Config) -> None:
-    table = Table("setting", "value", "what it is", title="Settings", title_justify="left")
-    default = Config()
-    for name, section in config:
-        for key, value, was, text in _settings(name, section, getattr(default, name)):
-            changed = value != was
-            table.add_row(Text(key), Text(str(value), "bold" if changed else ""), text)
-    console.print(table)
-
-
-def _print_warnings(console: Console, config: Config) -> None:
-    if runs_unsafe(config.model_dump()):
-        console.print(Text(f"\n{UNSAFE}", "bold red"))
-
-
-def _settings(
-    path: str, section: Section, default: Section
-) -> Iterable[tuple[str, object, object, str]]:
-    for key, field in type(section).model_fields.items():
-        value, was = getattr(section, key), getattr(default, key)
-        if isinstance(value, Section):
-            was = was or type(value).model_construct()  # a section that is absent by default
-            yield from _settings(f"{path}.{key}", value, was)
-        else:
-            yield f"{path}.{key}", value, was, field.description or ""
-
-
 def _print_group(console: Console, rendering: Rendering, group: Group, split: str) -> None:
     trained = "green tokens are trained, grey and blue ones are masked"
     console.print(f"\n[bold]An example of {split!r}[/bold]: {trained}")
@@ -148,14 +211,14 @@ def _print_group(console: Console, rendering: Rendering, group: Group, split: st
         segments = group.path(group.rollouts[0])
     text = Text()
     for segment in segments:
-        text.append(rendering.decode(_folded(segment, rendering)), COLOURS[segment.origin])
+        text.append(rendering.decode(_folded(segment)), COLOURS[segment.origin])
     console.print(text, soft_wrap=True)
     counts = ", ".join(f"{s.origin} {len(s)}" for s in segments)
     pictures = sum(i.length for s in segments for i in s.images)
     console.print(f"\nTokens: {counts}; {pictures} of them are picture tokens")
 
 
-def _folded(segment: Segment, rendering: Rendering) -> list[int]:
+def _folded(segment: Segment) -> list[int]:
     """The segment's tokens with each picture's placeholders shown as one."""
     tokens, done = [], 0
     for span in segment.images:

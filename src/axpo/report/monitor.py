@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from axpo.checks import CHECKING
 from axpo.config.extras import require
 from axpo.report.live import LiveView
 from axpo.report.metrics import MetricsWriter
@@ -56,7 +57,7 @@ def run_monitor(
     if tensorboard:
         require("tensorboard", "run.tensorboard")
     with ExitStack() as stack:
-        view = stack.enter_context(LiveView(title, PYTORCH))
+        view = stack.enter_context(LiveView(title, CHECKING))
 
         def begin() -> MetricsWriter:
             claim()

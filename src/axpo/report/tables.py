@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from axpo.evaluation.run import compare_runs
+from axpo.errors import UserError
+from axpo.evaluation.results import compare_runs
 from axpo.report.live import output_console
 from axpo.report.names import evaluation_order, label
 from axpo.report.summary import verdict
@@ -67,7 +68,15 @@ def print_diagnostics(result: Mapping[str, Any]) -> None:
 def compare_all(
     runs: Sequence[Path], say: Callable[[str], None]
 ) -> dict[tuple[Path, Path], dict[str, Any]]:
-    """Each pair of evaluated runs, the earlier one as baseline, with its paired comparison."""
+    """Each pair of evaluated runs, the earlier one as baseline, with its paired comparison.
+
+    Raises `UserError` for fewer than two, and for a folder without an evaluation.
+    """
+    if len(runs) < 2:
+        raise UserError(
+            f"compare: got {', '.join(map(str, runs))} alone; expected two or more evaluated runs, "
+            "the baseline first"
+        )
     found: dict[tuple[Path, Path], dict[str, Any]] = {}
     for first, second in combinations(runs, 2):
         say(f"comparing {second.name} with {first.name}")

@@ -34,8 +34,9 @@ class _Teacher:
 
     version = 0
 
-    def __init__(self, rendering: Rendering, example: Example) -> None:
+    def __init__(self, rendering: Rendering, settings: RolloutSettings, example: Example) -> None:
         self.stats = EngineStats()
+        self._settings = settings
         self._example = example
         self._turns = [
             _turn(rendering, text, f"example {example.id}: turn {number}")
@@ -51,10 +52,10 @@ class _Teacher:
             )
         tokens = self._turns[self.said]
         self.said += 1
-        if len(tokens) > request.sampling.max_tokens:
+        if len(tokens) > (room := request.sampling.max_tokens):
             raise DemonstrationError(
                 f"example {self._example.id}: turn {self.said} takes {len(tokens)} tokens, the "
-                f"limits leave {request.sampling.max_tokens}"
+                f"limits leave {room}: {_raise_limits(self._settings, len(tokens), room)}"
             )
         versions = (self.version,) * len(tokens)
         return Completion(tokens, (0.0,) * len(tokens), Finish.STOP, versions)
@@ -66,7 +67,42 @@ class _Teacher:
     async def close(self) -> None: ...
 
 
+def check_demonstration(rendering: Rendering, settings: RolloutSettings, example: Example) -> None:
+    """Raise `DemonstrationError` for what can be told of a demonstration without any tool: turns
+    that the policy could not sample, and more tokens than the limits allow."""
+    used = 0
+    for number, text in enumerate(example.demonstration, start=1):
+        where = f"example {example.id}: turn {number}"
+        tokens = len(_turn(rendering, text, where))
+        room = min(settings.max_turn_tokens, settings.max_tokens - used)
+        if tokens > room:
+            raise DemonstrationError(
+                f"{where} takes {tokens} tokens, the limits leave {room}: "
+                f"{_raise_limits(settings, tokens, room)}"
+            )
+        used += tokens
+
+
+def _raise_limits(settings: RolloutSettings, tokens: int, room: int) -> str:
+    """What to set where a turn of so many tokens has no more than `room`."""
+    lines: list[str] = []
+    if tokens > settings.max_turn_tokens:
+        lines.append(
+            f"set rollout.max_turn_tokens, now {settings.max_turn_tokens}, to at least {tokens}"
+        )
+    if room < settings.max_turn_tokens or tokens > settings.max_tokens:
+        lines.append(
+            f"raise rollout.max_tokens, now {settings.max_tokens}, by at least {tokens - room}"
+        )
+    return "; ".join(lines)
+
+
 def _turn(rendering: Rendering, text: str, where: str) -> tuple[int, ...]:
+    if rendering.thinking and text.lstrip().startswith("<think>"):
+        raise DemonstrationError(
+            f"{where} begins with '<think>', with which this model's chat template ends the prompt "
+            "already: take it off, a turn begins inside the thinking"
+        )
     tokens = rendering.demonstrated(text)
     if tokens is None:
         raise DemonstrationError(
@@ -100,7 +136,7 @@ async def demonstrate(
     """
     if not example.demonstration:
         raise DemonstrationError(f"example {example.id}: there is no demonstration")
-    teacher = _Teacher(rendering, example)
+    teacher = _Teacher(rendering, settings, example)
     agent = Agent(teacher, rendering, tools, settings, _ungraded)
     group = new_group(rendering, example, group_id)
     rollout = await agent.run(start_path(group), f"{group_id}/r0", seed=0)

@@ -11,8 +11,8 @@ from axpo.config.engine import VLLM_ENVIRONMENT
 from axpo.engines.vllm.server import ServerProcess, start_servers
 from axpo.engines.vllm.share import started_servers
 from axpo.models.card import recipe_card
+from axpo.models.device import torch_device
 from axpo.models.loading import load_checkpoint
-from axpo.rollout.setup import torch_device
 from axpo.stopping import Stopped
 
 LOOK_SECONDS = 1.0

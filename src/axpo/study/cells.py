@@ -16,7 +16,7 @@ from typing import Any
 from axpo.config import Config
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 from axpo.folder import write_whole
-from axpo.stages import Stage
+from axpo.stages import Stage, begun
 from axpo.study.settings import START, Study, StudyError
 
 COMMANDS = {"sft": "sft", "rl": "train", "eval": "eval", "diagnose": "diagnose"}
@@ -104,7 +104,7 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
     defaults = outcome_settings(Config().model_dump(mode="json"), tuple(Config.model_fields))
     for stage in planned:
         file = settings_file(stage)
-        if not file.is_file():
+        if not file.is_file() or not begun([stage]):
             continue
         noted, now = json.loads(file.read_text()), stage_settings(study, stage)
         if said := changes(noted, now, defaults):
@@ -121,6 +121,7 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
 
 def write_settings(study: Study, stage: Stage) -> None:
     """Note what a stage is started with, just before it is."""
+    stage.folder.mkdir(parents=True, exist_ok=True)
     write_whole(settings_file(stage), json.dumps(stage_settings(study, stage), indent=1))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from axpo.algorithms.subgroups import family_of
 from axpo.evaluation.bootstrap import Floats
-from axpo.evaluation.run import DIAGNOSIS, EVALUATION, evaluated_groups
+from axpo.evaluation.results import DIAGNOSIS, EVALUATION, evaluated_groups
 from axpo.evaluation.summary import by_example, measures, tool_measures
 from axpo.report.metrics import read_metrics
 from axpo.study.cells import Cell, cells

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ctypes.util import find_library
 from functools import partial
 from pathlib import Path
 
+from axpo.checks import CHECKING, check_names, check_packages, check_parts, undo_start
 from axpo.errors import UserError
+from axpo.folder import run_folder
 from axpo.report.monitor import working
 from axpo.report.provenance import usable_cores
-from axpo.stages import run_stages
-from axpo.study.cells import check_made, stages, write_settings
+from axpo.stages import begun, log_file, run_stages
+from axpo.study.cells import check_made, settings_file, stages, write_settings
 from axpo.study.settings import Study, StudyError, load_study
 
 
@@ -31,9 +31,10 @@ def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
     """
     study = load_study(path)
     planned = stages(study, out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with run_folder(out):
         check_made(study, out, planned)
+        if not all(stage.done.is_file() for stage in planned):
+            _check_start(study)
         if study.recipe.resolve() != (out / "recipe.toml").resolve():
             shutil.copyfile(study.recipe, out / "recipe.toml")
         failed = run_stages(
@@ -41,6 +42,9 @@ def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
             jobs or default_jobs(study.shared.model.device),
             keep_going=True, starting=partial(write_settings, study),
         )  # fmt: skip
+        if failed and not begun(planned):
+            logs = (log_file(stage, out / "logs") for stage in planned)
+            undo_start([out / "recipe.toml", *logs, *map(settings_file, planned)])
         evaluated = any(s.finished for s in planned if s.kind == "eval")
         if not failed:
             with working("study", "reading the runs") as say:
@@ -92,12 +96,11 @@ def _tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
     return write_tables(study, out, say)
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Two runners in one folder would train the same cells."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"{out}: another `axpo study` runs in it") from None
-        yield
+def _check_start(study: Study) -> None:
+    """What can be told before anything runs: all cells share task, tools and evaluation."""
+    commands = ("train", "eval") if study.settings.sft == "none" else ("sft", "train", "eval")
+    for variant in study.variants.values():
+        check_packages(study.config(variant.name, variant.seeds[0]), set(commands))
+    check_names(study.shared, *commands)
+    with working("study", CHECKING):
+        check_parts(study.shared, *commands)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from axpo.config import UserError
+from axpo.config import MissingError, UserError
 from axpo.tree import Group, Trajectory
 
 EPOCH = 1_000_000
@@ -21,7 +21,7 @@ class DataError(UserError):
     """A data set that cannot be used; the message names file, row and field."""
 
 
-class NoDataError(DataError):
+class NoDataError(DataError, MissingError):
     """A data set that is not there at all."""
 
 

@@ -12,7 +12,10 @@ class Monitor(Protocol):
     """Whoever shows or writes a run's progress."""
 
     def start(self, kind: str, first: int, total: int) -> None:
-        """Steps `first` to `total` of `kind` ("sft" or "rl") come; lines from `first` are void."""
+        """Steps `first` to `total` of `kind` ("sft" or "rl") come; lines from `first` are void.
+
+        All was checked: from here on the run's folder is written to.
+        """
         ...
 
     def phase(self, name: str) -> None:

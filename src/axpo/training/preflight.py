@@ -17,9 +17,10 @@ from axpo.config import Config, ConfigError
 from axpo.engines.vllm.server import fitting_installation
 from axpo.engines.vllm.share import started_servers
 from axpo.models.card import in_units, recipe_card
+from axpo.models.device import torch_device
 from axpo.models.loading import load_checkpoint
+from axpo.rollout.demonstrations import check_demonstration
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import torch_device
 from axpo.tasks.base import Task
 from axpo.tools.base import Tool
 from axpo.training.account import Account, account
@@ -29,6 +30,8 @@ from axpo.tree import ImageSpan, Origin, Segment
 
 PROMPTS = 4
 """Training examples whose prompts are rendered; the longest stands for all."""
+DEMONSTRATIONS = 16
+"""Demonstrations of the first batch that are looked at."""
 ASSUMED = "assumed"
 """Id of a prompt that nobody has seen."""
 ASSUMED_TEXT = 1024
@@ -96,7 +99,12 @@ def preflight(
     """
     device = torch_device(config.model)
     checkpoint = load_checkpoint(path, weights=False, banned=config.rollout.banned)
-    prompt = longest_prompt(config, kind, task, Rendering(checkpoint, tools, config.task.system))
+    rendering = Rendering(checkpoint, tools, config.task.system)
+    prompt = longest_prompt(config, kind, task, rendering)
+    if kind == "sft":
+        for position in range(min(config.sft.batch, DEMONSTRATIONS)):
+            example = training_example(task, "sft", position, config.run.seed)
+            check_demonstration(rendering, config.rollout, example)
     check_positions(config, kind, checkpoint, prompt)
     vllm = config.engine.vllm
     if kind == "rl" and vllm is not None and vllm.python is not None:

@@ -28,7 +28,8 @@ from axpo.engines.base import Engine
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.setup import build_agent, build_task, recipe_tools, starting_engine
+from axpo.rollout.build import build_agent, starting_engine
+from axpo.rollout.setup import build_task, recipe_tools
 from axpo.store import save_groups
 from axpo.tasks.base import Critic, Task
 from axpo.training import checkpoints
@@ -164,11 +165,11 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
     last = checkpoints.latest(folder)
     data = data_state(config, run.task, "train")
     first = resume(last, run.trainer, data) if last else 0
-    monitor.start("rl", first, config.rl.steps)
     await _hand_over(run, first)
     async with Collector(run.agent, run.task, run.algorithm, config) as collector:
         with checkpoints.kept_on_stop(folder, run.trainer, config.rl.updates, data):
             start = await _compare_engine(run, collector, first, monitor)
+            monitor.start("rl", first, config.rl.steps)
             for step in range(first, config.rl.steps):
                 stopping.check()
                 watch = Stopwatch(monitor)

@@ -40,13 +40,15 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     last = checkpoints.latest(folder)
     data = data_state(config, task, "sft")
     first = resume(last, trainer, data) if last else 0
-    monitor.start("sft", first, config.sft.steps)
     with (
         Replays(config, task, rendering) as replays,
         checkpoints.kept_on_stop(folder, trainer, 1, data),
     ):
         # A batch depends on its position alone, so it can be made while the one before is learned.
         upcoming = replays.batch(first)
+        if first < config.sft.steps:
+            upcoming.result()  # what cannot be replayed ends the start, before anything is written
+        monitor.start("sft", first, config.sft.steps)
         for step in range(first, config.sft.steps):
             stopping.check()
             watch = Stopwatch(monitor)

@@ -9,7 +9,7 @@ from typing import Any
 from axpo.config import Config
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import add_adapters, require_peft
-from axpo.rollout.setup import load_model
+from axpo.rollout.build import load_model
 from axpo.training import checkpoints
 from axpo.training.data import check_data
 from axpo.training.recomputation import recompute_layers

@@ -24,6 +24,7 @@ from axpo.tasks.data.rows import (
     parquet_columns,
 )
 from axpo.tasks.data.stream import Shard
+from axpo.tasks.sample import FILES, NAME
 
 SUFFIXES: dict[str, Callable[[Path, Fields], Rows]] = {
     ".jsonl": JsonLines,
@@ -45,18 +46,24 @@ class Source(Protocol):
 
 
 class Files:
-    """The files that `task.path` names; `{split}` in a name is replaced, `*` is a pattern."""
+    """The files that `task.path` names; `{split}` in a name is replaced, `*` is a pattern, and
+    "sample" stands for the rows that ship."""
 
     def __init__(self, patterns: Sequence[str], fields: Fields) -> None:
-        self._patterns = patterns
+        self._patterns = [FILES if pattern == NAME else pattern for pattern in patterns]
         self._fields = fields
-        for pattern in patterns:
+        for pattern in self._patterns:
             if Path(pattern).suffix not in SUFFIXES:
+                names = ", ".join(SUFFIXES)
                 raise ConfigError(
-                    f"task.path: {pattern!r}, expected a file's name with {', '.join(SUFFIXES)}"
+                    f"task.path: {pattern!r}, expected a file's name with {names}, or {NAME!r}"
                 )
             if not _matches(pattern, "*"):
-                raise NoDataError(f"{pattern}: no such file")
+                names = " (a file a split: train, sft, test)" if "{split}" in pattern else ""
+                raise NoDataError(
+                    f"{pattern}: no such file{names}; docs/data.md says what rows are, and "
+                    f"task.path={NAME} takes 20 that ship"
+                )
 
     def rows(self, split: str) -> list[Rows]:
         return [SUFFIXES[path.suffix](path, self._fields) for path in self._files(split)]

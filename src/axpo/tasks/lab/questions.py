@@ -51,10 +51,11 @@ class LabTask:
     def size(self, split: str) -> int | None:
         """Number of examples; None where they never end.
 
-        Raises `UserError` for a split to train on with a family that is for evaluation.
+        Raises `UserError` for a split that is not there, and for one to train on with a family that
+        is for evaluation.
         """
         if split not in SIZES:
-            raise ValueError(f"lab: split {split!r} is unknown; one of {list(SIZES)}")
+            raise UserError(f"the lab has no split {split!r}; expected one of {', '.join(SIZES)}")
         if SIZES[split] is None and "recognise" in self.families:
             raise UserError(
                 "task.families: 'recognise' is for evaluation, so that its tool is met unseen; "

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from axpo.config import UserError
+from axpo.config import MissingError, UserError
 from axpo.folder import writing
 from axpo.tools.search.base import SearchFault
 
@@ -97,7 +97,7 @@ def read_facts(path: Path, kind: str, any_format: bool = False) -> Facts:
     """What the index at `path` holds; raises `UserError` where it is not one of `kind`."""
     command = f"axpo index SOURCE --out {path}"
     if not path.is_file():
-        raise UserError(f"no {kind} index at {path}; build one with `{command}`")
+        raise MissingError(f"no {kind} index at {path}; build one with `{command}`")
     try:
         with closing(open_index(path)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()

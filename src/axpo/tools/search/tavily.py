@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from axpo.config import UserError
+from axpo.config import MissingError, UserError
 from axpo.config.extras import require
 from axpo.tools.search.base import Hit, Page, Results, SearchFault, shortened
 
@@ -77,7 +77,10 @@ class Tavily:
             return
         key = os.environ.get(KEY, "")
         if not key:
-            raise UserError(f"{KEY} is not set; the tavily backend needs it")
+            raise MissingError(
+                f"{KEY} is not set, which tools.search.backend = 'tavily' needs: export {KEY}=..., "
+                "or search an index of your own (tools.search.corpus)"
+            )
         if not key.isascii() or not key.isprintable():
             raise UserError(f"{KEY} has characters that a key cannot have")
         require("tavily", 'tools.search.backend = "tavily"')

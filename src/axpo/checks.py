@@ -1,0 +1,155 @@
+"""What can be checked of a command before anything heavy is imported or written.
+
+Cheap things first: `check_names` looks at paths, packages and the device, `check_parts` at the
+data's rows and at the tools. `check_folder` compares a run's folder with the settings;
+`note_settings` writes them there, which a run does no sooner than when its first step begins.
+Nothing here imports torch, unless the recipe names a device; what needs the model's shapes (memory,
+positions) is `axpo.training.preflight`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axpo import stopping
+from axpo.config import Config, ConfigError, MissingError
+from axpo.config.extras import require
+from axpo.config.secrets import masked
+from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
+from axpo.folder import write_whole
+from axpo.models.paths import model_path
+
+if TYPE_CHECKING:
+    from axpo.tools.toolbox import Toolbox
+
+SETTINGS = "config.json"
+CHECKING = "checking data and tools"
+"""What `check_parts` does, in words."""
+TRAINING, MEASURING = {"sft", "train"}, {"eval", "diagnose"}
+
+
+def check_names(config: Config, *commands: str) -> str:
+    """What is known at once of what these commands ("sft", "train", "eval", "diagnose") need;
+    returns the model's path (`axpo.models.paths.model_path`).
+
+    Raises `UserError` that says what to do.
+    """
+    wanted = set(commands)
+    model = model_path(config.model.path)
+    check_packages(config, wanted)
+    if wanted & MEASURING:
+        check_evaluation(config)
+    if config.model.device not in ("auto", "cpu"):
+        from axpo.models.device import torch_device
+
+        torch_device(config.model)
+    return model
+
+
+def check_parts(config: Config, *commands: str) -> None:
+    """Open the splits that these commands read, and start the tools once, the sandbox's proof among
+    them. Raises `UserError` that says what to do."""
+    from axpo.rollout.setup import build_task, recipe_tools  # NumPy and pictures take a moment
+
+    task = build_task(config.task)
+    splits = {"sft": "sft", "train": "train"} | dict.fromkeys(MEASURING, config.eval.split)
+    for split in dict.fromkeys(splits[command] for command in commands):
+        task.size(split)
+    stopping.run(_try(recipe_tools(config)))
+
+
+def check_packages(config: Config, commands: Set[str]) -> None:
+    """Raise `MissingError` for the first of `missing_packages`."""
+    for line in missing_packages(config, commands):
+        raise MissingError(line)
+
+
+def missing_packages(config: Config, commands: Set[str]) -> Iterator[str]:
+    """Extras that these commands need and that are not installed, vLLM's own environment among
+    them, each with how to get it."""
+    training = bool(commands & TRAINING)
+    needed = {
+        "tensorboard": ("run.tensorboard", training and config.run.tensorboard),
+        "peft": ("model.lora", training and config.model.lora is not None),
+    }
+    for module, (key, used) in needed.items():
+        try:
+            if used:
+                require(module, key)
+        except MissingError as error:
+            yield str(error)
+    vllm = config.engine.vllm
+    python = vllm.python if vllm is not None and commands != {"sft"} else None
+    if python is not None and shutil.which(python) is None:
+        yield (
+            f"engine.vllm.python: there is no program {python}; `make vllm-env` builds vLLM's "
+            "environment for a CPU (docs/vllm.md), engine={} samples in this process"
+        )
+
+
+def check_evaluation(config: Config) -> None:
+    """Raise `ConfigError` where `eval` cannot be measured as it says."""
+    settings = config.eval
+    if settings.k > settings.samples:
+        raise ConfigError(
+            f"eval.k: Pass@{settings.k} needs at least {settings.k} samples, "
+            f"eval.samples is {settings.samples}: set eval.k to at most that"
+        )
+    if settings.split in config.task.streaming:
+        raise ConfigError(
+            f"task.streaming: {settings.split!r} is what eval.split evaluates, and that needs "
+            "a split of known size; leave it out"
+        )
+
+
+async def _try(tools: Toolbox) -> None:
+    try:
+        await tools.start()
+    finally:
+        await tools.close()
+
+
+def check_folder(out: Path, config: Config, commands: Sequence[str]) -> None:
+    """Refuse a folder in which these commands have begun with other settings."""
+    path = out / SETTINGS
+    if not path.is_file() or not begun(out):
+        return
+    sections = tuple(dict.fromkeys(s for command in commands for s in OUTCOME[command]))
+    noted, now, defaults = (
+        outcome_settings(values, sections)
+        for values in (json.loads(path.read_text()), _plain(config), _plain(Config()))
+    )
+    if said := changes(noted, now, defaults):
+        raise ConfigError(
+            f"{out} holds a run with other settings ({said}): "
+            "give another --out, or the settings it was started with"
+        )
+
+
+def begun(out: Path) -> bool:
+    """Whether anything was made in a run's folder, or in those below it: a step or a checkpoint."""
+    metrics = (*out.glob("metrics.jsonl"), *out.glob("*/metrics.jsonl"))
+    return any(file.stat().st_size for file in metrics) or any(out.glob("checkpoints/step-*"))
+
+
+def note_settings(out: Path, config: Config) -> None:
+    """Write the run's settings, secrets masked."""
+    write_whole(out / SETTINGS, json.dumps(_plain(config), indent=1))
+
+
+def undo_start(files: Iterable[Path]) -> None:
+    """Remove files that a failed start wrote, and the folders that this leaves empty."""
+    for file in files:
+        file.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            os.removedirs(file.parent)
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return masked(config.model_dump(mode="json"))

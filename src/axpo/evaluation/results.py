@@ -1,0 +1,39 @@
+"""What `eval` left in run folders, and runs beside each other. Needs no model and no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from axpo.config import UserError
+from axpo.evaluation.summary import compare
+from axpo.store import load_groups
+from axpo.tree import Group
+
+EVALUATION, DIAGNOSIS = "evaluation", "diagnosis"
+"""Folders of the groups, and names of the files (.json) of what came out."""
+
+
+def evaluated_groups(out: Path) -> list[Group]:
+    """The groups that `evaluate` left in a run's folder, without pictures."""
+    _evaluated(out)
+    files = sorted((out / EVALUATION).glob("*.parquet"))
+    return [group for file in files for group in load_groups(file, pictures=False)]
+
+
+def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
+    """`summary.compare` of two evaluated run folders, baseline first; k as evaluated."""
+    k = {_evaluated(out)["k"] for out in (first, second)}
+    if len(k) != 1:
+        raise UserError(f"{first} and {second} were evaluated with k = {sorted(k)}; expected one")
+    return compare(evaluated_groups(first), evaluated_groups(second), k.pop(), seed)
+
+
+def _evaluated(out: Path) -> dict[str, Any]:
+    file = out / f"{EVALUATION}.json"
+    if not out.is_dir():
+        raise UserError(f"no run at {out}: expected a folder that `axpo eval` wrote to")
+    if not file.is_file():
+        raise UserError(f"no evaluation in {out}; run `axpo eval` with --out {out} first")
+    return json.loads(file.read_text())

@@ -1,0 +1,34 @@
+"""The device that a process computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from axpo.config import ConfigError, MissingError, ModelSettings
+
+
+def torch_device(settings: ModelSettings) -> str:
+    """Set this process's threads; returns the device.
+
+    Raises `ConfigError` for a device that torch does not know, `MissingError` for one that is not
+    here.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(settings.device)
+    except RuntimeError:
+        raise ConfigError(
+            f"model.device: {settings.device!r} is no device of torch; expected 'auto', 'cpu', "
+            "'cuda' or 'cuda:0'"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        why = "" if torch.version.cuda or torch.version.hip else ", which is built without CUDA"
+        raise MissingError(
+            f"model.device: {settings.device!r}, but torch {torch.__version__}{why} sees "
+            f"{torch.cuda.device_count() or 'no'} GPU on this machine: set it to 'cpu' or 'auto', "
+            "or install a torch that fits this machine's driver"
+        )
+    return settings.device
