@@ -43,6 +43,13 @@ addEventListener("load", () => setTimeout(async () => {
   seen.firstNote = document.querySelector(".option.on .branch-note")?.textContent;
   seen.families = all("#family-charts svg").map((s) =>
     [...s.querySelectorAll("text")].map((t) => t.textContent));
+  const grown = (name, recovered) =>
+    ({ name, calls: [], solved: false, branches: [{ recovered }] });
+  seen.telling = telling({ order: [grown("1", false), grown("2", true), grown("3", true)] }).name;
+  seen.strokes = all("#main-charts svg:last-child path.curve").map((p) =>
+    p.getAttribute("d").split("M").length - 1);
+  seen.ends = all(".detail .block .tokens").filter((b) => b.textContent.includes("<|im_end|>"))
+    .map((b) => [b.parentElement.className.split(" ")[1], b.textContent.length > 10]);
   seen.charts = all("#main-charts svg").length;
   seen.curves = all("#main-charts path.curve").length;
   seen.bands = all("#timing-charts svg").map((s) => s.querySelectorAll("path.band").length);
@@ -318,8 +325,17 @@ def test_browser_follows_the_keyboard_and_links_what_it_shows(seen: dict) -> Non
     assert seen["link"].startswith("#run=AXPO&step=0&question=q0-")
 
 
+def test_a_curve_is_not_drawn_over_steps_without_a_value(seen: dict) -> None:
+    assert seen["strokes"][-1] == 2  # recovery, of which steps 3 to 8 have none
+
+
+def test_the_end_of_a_turn_stands_with_its_call(seen: dict) -> None:
+    assert seen["ends"] and all(end == ["call", True] for end in seen["ends"])
+
+
 def test_browser_opens_on_a_recovered_rollout(seen: dict) -> None:
     assert seen["firstNote"].startswith("✂ recovered")
+    assert seen["telling"] == "2"  # the first is one that was not
 
 
 def test_curves_of_tool_use_reach_from_0_to_100_per_cent_and_name_their_axis(seen: dict) -> None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from axpo.algorithms import ALGORITHMS
 from axpo.config import UserError, parse_config
 from axpo.report.names import BASE_COLOURS, colours, smooth
-from axpo.report.plots import DPI, WIDTH, comparison_png
+from axpo.report.plots import DPI, WIDTH, _with_gaps, comparison_png
 from axpo.report.runs import RunView, distinct_names
 from axpo.report.summary import (
     NO_BREAK,
@@ -48,11 +48,13 @@ HOSTILE = (
 WORDS = (
     "the", " red", " card", " is", " too", " small", ",", " zoom", " in", "\n", "</think>",
     "<tool_call>", '{"bbox_2d": [', "120", ", ", "340", "]}", "</tool_call>", "Answer:", " 7", " 3",
-    "<|image_pad|>", HOSTILE,
+    "<|image_pad|>", HOSTILE, "<|im_end|>",
 )  # fmt: skip
 THINK = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 CALL = (11, 12, 13, 14, 15, 16, 17)
 CUT = len(THINK) + 1
+END = 23
+"""Ends a turn; not a part of its call."""
 
 
 def decode(tokens) -> list[str]:
@@ -86,7 +88,7 @@ def tool_part(group: Group, id: str, first, start: int, right: bool, rng: random
     images = (ImageSpan(digest, 1, 4),) if status is CallStatus.OK else ()
     observation = (9, 21, 21, 21, 21, 9) if images else (9, 0, 9)
     segments = [
-        sampled(f"{id}/0", first, rng),
+        sampled(f"{id}/0", (*first, END), rng),
         Segment(f"{id}/1", Origin.OBSERVATION, observation, images=images),
         sampled(f"{id}/2", (2, 3, 10, 18, 19 if right else 20), rng),
     ]
@@ -94,7 +96,7 @@ def tool_part(group: Group, id: str, first, start: int, right: bool, rng: random
     error = None if images else "bbox_2d: x2 must be larger than x1"
     end = start + len(first)
     call = Call(CUT - 1, end, "image_zoom_in_tool", arguments, status, error)
-    return segments, call, end + len(observation) + 3
+    return segments, call, end + 1 + len(observation) + 3
 
 
 def make_group(id: str, seed: int, algorithm: str, hostile: bool = False) -> Group:
@@ -161,7 +163,7 @@ def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
             "accuracy_tool": 0.3 + 0.3 * t * axpo + rng.gauss(0, 0.03),
             "accuracy_no_tool": 0.5 + rng.gauss(0, 0.02),
             "family_find_tool_rate": 0.3 + (0.6 if axpo else -0.3) * t,
-            "family_look_up_tool_rate": 0.3 + 0.6 * t,
+            "family_look_up_tool_rate": 0.3 + 0.3 * t,
             "loss": rng.gauss(0, 0.01), "grad_norm": 0.4 + rng.random() * 0.2, "kl": 0.01 * t,
             "clip_fraction": 0.02 * rng.random(),
             "tokens_sampled": 3000.0, "tokens_trained": 2500.0, "tokens_packed": 5000.0,
@@ -172,10 +174,9 @@ def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
             "seconds_engine_prefill": 0.2, "seconds_engine_decode": 0.5,
         }  # fmt: skip
         if axpo:
-            line |= {
-                "recovery_rate": 0.14 + rng.gauss(0, 0.05), "branches": 6.0,
-                "seconds_resample": 0.3, "extra_samples": 0.19,
-            }  # fmt: skip
+            line |= {"branches": 6.0, "seconds_resample": 0.3, "extra_samples": 0.19}
+            if not 3 <= step <= 8:  # nothing to resample there
+                line["recovery_rate"] = 0.14 + rng.gauss(0, 0.05)
         lines.append(line)
     return lines
 
@@ -324,6 +325,12 @@ def test_smoothing_starts_at_the_first_value_and_forgets_over_steps_without_one(
     # after the gap of two steps the first value weighs 0.5 * 0.5**2 against 0.5
     assert smooth([0, 2], [1.0, 0.0], 0.5) == pytest.approx([1.0, 0.2])
     assert smooth([0, 1], [1.0, 0.0], 0.5)[1] == pytest.approx(1 / 3)
+
+
+def test_a_curve_breaks_where_many_steps_have_no_value() -> None:
+    steps, values = _with_gaps([0, 1, 4, 9, 10], [0.1, 0.2, 0.3, 0.4, 0.5], broken=3)
+    assert steps == pytest.approx([0, 1, 4, math.nan, 9, 10], nan_ok=True)
+    assert values == pytest.approx([0.1, 0.2, 0.3, math.nan, 0.4, 0.5], nan_ok=True)
 
 
 def test_comparison_png(tmp_path: Path) -> None:
