@@ -59,6 +59,7 @@ function addChart(holder, title, note, height, kind) {
     setCursor(Math.min(chart.last, Math.max(chart.first, (cursor ?? chart.last) + way)));
   });
   plot.style.height = height + "px";
+  draw(chart); // at once: a busy machine may be long in coming to a frame
   new ResizeObserver(() => requestAnimationFrame(() => draw(chart))).observe(plot);
 }
 
