@@ -31,6 +31,7 @@ from axpo.tree import ImageSpan, Origin, Segment
 from padded_oracle import branching_group
 from saved_bytes import SavedBytes
 from test_packing import packed
+from test_pipeline import Lines
 from tiny import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -287,7 +288,7 @@ def test_a_path_beyond_the_models_positions_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
         rl.build_run(config, BASE)
     with pytest.raises(ConfigError, match=message):
-        sft.train(config, BASE, tmp_path, monitor=None)  # pyright: ignore
+        sft.train(config, BASE, tmp_path, Lines())
 
 
 @pytest.mark.usefixtures("lab")

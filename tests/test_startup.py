@@ -137,6 +137,8 @@ def test_cheap_mistakes_are_found_without_torch() -> None:
         for command in commands
     ]
     cases += [
+        (["show", str(RECIPE), "rollout.tools=['zoom']"], ["unknown tool 'zoom'"]),
+        (["show", str(RECIPE), "model.path=."], ["no checkpoint in it"]),
         (["compare", "nowhere", "elsewhere"], ["no run at nowhere"]),
         (["compare", ".", "."], ["no evaluation in ."]),
         (["compare", "."], ["expected two or more", "baseline first"]),

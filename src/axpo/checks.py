@@ -23,7 +23,7 @@ from axpo.config.extras import require
 from axpo.config.secrets import masked
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 from axpo.folder import write_whole
-from axpo.models.paths import model_path
+from axpo.models.paths import model_path, show_path
 
 if TYPE_CHECKING:
     from axpo.tools.toolbox import Toolbox
@@ -106,6 +106,16 @@ def check_evaluation(config: Config) -> None:
             f"task.streaming: {settings.split!r} is what eval.split evaluates, and that needs "
             "a split of known size; leave it out"
         )
+
+
+def check_shown(config: Config) -> None:
+    """Raise `UserError` for what `axpo show` refuses: a folder that is no model's, a tool that is
+    none. What is only missing it names itself."""
+    show_path(config.model.path)
+    from axpo.rollout.setup import recipe_tools
+
+    with suppress(MissingError):
+        recipe_tools(config)
 
 
 async def _try(tools: Toolbox) -> None:

@@ -140,11 +140,14 @@ def show(
     ] = False,
 ) -> None:
     """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
+    from axpo.checks import check_shown
     from axpo.config import load_config
-    from axpo.report.monitor import working
+    from axpo.report.monitor import PYTORCH, working
 
     config = load_config(recipe, overrides or ())
-    with working("show", "loading PyTorch and transformers"):
+    with working("show", "checking the settings") as say:
+        check_shown(config)
+        say(PYTORCH)
         from axpo.report.dryrun import show
     show(config, everything)
 

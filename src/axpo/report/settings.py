@@ -60,7 +60,8 @@ def print_settings(console: Console, config: Config, everything: bool) -> None:
             line.append(f"   default {setting.default}", "bright_black")
         console.print(line, soft_wrap=True)
         if everything:
-            console.print(Padding(Text(" ".join(setting.meaning.split()), "bright_black"), (0, 6)))
+            meaning = Text(" ".join(setting.meaning.split()), "bright_black")
+            console.print(Padding(meaning, (0, 0, 0, 6), expand=False))
 
 
 def toml(value: Any) -> str:
