@@ -7,6 +7,7 @@ are also run in one without torch.
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ CHEAP = [
     (("train",), [*FIND, "tools.search.gallery=lab", "rollout.tools=['image_search']",
                   "tools.search.gallery='no.index'"], ["no gallery index at no.index"]),
     (("train", "eval"), ["engine={name='vllm',vllm={python='no/python'}}"],
-     ["there is no program no/python", "make vllm-env"]),
+     ["there is no program no/python", "axpo.engines.vllm.environment"]),
 ]  # fmt: skip
 
 
@@ -177,6 +178,9 @@ def test_no_sandbox(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said = start(command, "tools.python.level=landlock")
     levels.obstacle.cache_clear()
     assert "no sandbox for Python here" in said and "Linux 6.12" in said
+    families, tools = shlex.split(said.partition("without it with ")[2])
+    config = load_config("lab", [families, tools])
+    assert config.task.families == ("find", "look_up") and "python" not in config.rollout.tools
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from axpo import stopping
 from axpo.config import Config, ConfigError, MissingError
+from axpo.config.engine import VLLM_ENVIRONMENT
 from axpo.config.extras import require
 from axpo.config.secrets import masked
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
@@ -57,11 +59,28 @@ def check_parts(config: Config, *commands: str) -> None:
     them. Raises `UserError` that says what to do."""
     from axpo.rollout.setup import build_task, recipe_tools  # NumPy and pictures take a moment
 
+    _check_sandbox(config)
     task = build_task(config.task)
     splits = {"sft": "sft", "train": "train"} | dict.fromkeys(MEASURING, config.eval.split)
     for split in dict.fromkeys(splits[command] for command in commands):
         task.size(split)
     stopping.run(_try(recipe_tools(config)))
+
+
+def _check_sandbox(config: Config) -> None:
+    """Raise `MissingError` where the tool `python` has no sandbox; of the lab it names the settings
+    that do without."""
+    from axpo.tasks.lab.reduced import PYTHON, without_python
+    from axpo.tools.python import levels
+
+    lack = levels.lack(config.tools.python.level) if PYTHON in config.rollout.tools else None
+    if lack is not None:
+        settings = shlex.join(without_python(config))
+        instead = f". The lab trains without it with {settings}" if settings else ""
+        raise MissingError(
+            f"rollout.tools: no sandbox for Python here, which the tool {PYTHON} runs in ({lack})"
+            f"{instead}"
+        )
 
 
 def check_packages(config: Config, commands: Set[str]) -> None:
@@ -88,8 +107,8 @@ def missing_packages(config: Config, commands: Set[str]) -> Iterator[str]:
     python = vllm.python if vllm is not None and commands != {"sft"} else None
     if python is not None and shutil.which(python) is None:
         yield (
-            f"engine.vllm.python: there is no program {python}; `make vllm-env` builds vLLM's "
-            "environment for a CPU (docs/vllm.md), engine={} samples in this process"
+            f"engine.vllm.python: there is no program {python}; {VLLM_ENVIRONMENT} "
+            "(docs/vllm.md); engine={} samples in this process"
         )
 
 
