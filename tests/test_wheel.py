@@ -34,6 +34,7 @@ SHORT = (
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
+from axpo.checks import check_names
 from axpo.config import UserError, load_config
 
 def lab():
@@ -53,11 +54,12 @@ def data():
     assert task.example("train", 0).answer == "2"
 
 def lora():
-    from axpo.models.lora import require_peft
-    require_peft()
+    check_names(load_config("lab", ["model.lora={}"]), "sft")
+    from axpo.models.lora import add_adapters
     import peft
 
 def tracking():
+    check_names(load_config("lab", ["run.tensorboard=true"]), "train")
     from axpo.report.metrics import MetricsWriter
     with MetricsWriter(Path("board"), tensorboard=True) as writer:
         writer.write("rl", 0, {"reward": 1.0})
