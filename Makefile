@@ -60,7 +60,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Installing axpo and what it needs into $(VENV) (once, 1-2 minutes) ..."
+	@echo "Installing axpo and what it needs into $(VENV) (once, 1-2 minutes; with CUDA 5-7) ..."
 	$(BIN)/pip install --quiet --progress-bar on -c constraints.txt torch
 	$(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e ".[lab]"
 	@touch $@
