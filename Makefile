@@ -39,13 +39,13 @@ test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the r
 test-wheel: $(VENV)/.installed-dev $(RELEASE)/.installed  # the built files alone; needs the network
 	rm -rf build/wheel
 	$(RELEASE)/bin/python -m build --outdir build/wheel
-	AXPO_DIST=$(abspath build/wheel) $(BIN)/python -m pytest tests/test_wheel.py -s -rs
+	AXPO_DIST=$(abspath build/wheel) $(BIN)/python -m pytest tests/test_wheel.py -s -rs --durations=15
 
 release: $(VENV)/.installed-dev $(RELEASE)/.installed  # what is uploaded, checked: dist/
 	rm -rf dist
 	$(RELEASE)/bin/python -m build --outdir dist
 	$(RELEASE)/bin/twine check --strict dist/*
-	AXPO_DIST=$(abspath dist) $(BIN)/python -m pytest tests/test_wheel.py -s -rs
+	AXPO_DIST=$(abspath dist) $(BIN)/python -m pytest tests/test_wheel.py -s -rs --durations=15
 
 rehearsal: $(VENV)/.installed-rehearsal $(VLLM)/.installed  # a first real run in small
 	$(BIN)/python -m rehearsal --vllm-python $(abspath $(VLLM))/bin/python
