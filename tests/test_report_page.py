@@ -175,6 +175,13 @@ def test_a_run_without_a_sandbox_is_warned_of(tmp_path: Path) -> None:
     assert said(without_the_tool, contained) == []
 
 
+def test_what_a_run_notes_stands_above_the_verdict_and_is_no_alarm(tmp_path: Path) -> None:
+    view = RunView("AXPO", tmp_path, {"run": {"note": "Without <Python>."}})
+    text = build_report(tmp_path / "r.html", [view], {}, decode, finding({}, {})).read_text()
+    assert text.index("Without &lt;Python&gt;.") < text.index("<h1")
+    assert 'role="alert"' not in text
+
+
 def test_page_stands_alone_and_keeps_hostile_text_out_of_its_markup(page: Path) -> None:
     text = page.read_text()
     assert HOSTILE not in text and "<img src=x" not in text

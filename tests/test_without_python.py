@@ -15,7 +15,7 @@ from axpo.config import Config, ConfigError, load_config
 from axpo.report import finding, screen
 from axpo.report.finding import Finding, write_finding
 from axpo.report.runs import RunView
-from axpo.report.summary import warnings
+from axpo.report.summary import run_notes
 from axpo.tasks.lab.reduced import without_python
 from axpo.tools.python import levels
 from axpo.tools.python.inside import landlock
@@ -130,7 +130,7 @@ def test_the_report_says_a_note_once_and_first(tmp_path: Path) -> None:
         settings = {"run": {"note": "Without Python."}}
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
     runs = [RunView.load(tmp_path / name) for name in ("a", "b")]
-    assert warnings(runs, ["a", "b"]) == ["Without Python."]
+    assert run_notes(runs) == ["Without Python."]
 
 
 def test_the_system_bwrap_is_tried_after_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ def build_report(
         ran=summary.what_was_run(runs, names, kind),
         place=in_a_line(where),
         where=where,
+        run_notes=summary.run_notes(runs),
         warnings=[*failed, *summary.warnings(runs, names)],
         found=found,
         names=names,

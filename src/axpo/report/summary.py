@@ -86,13 +86,17 @@ def what_was_run(runs: Sequence[RunView], names: Sequence[str], kind: str) -> st
     return sentence + "."
 
 
-def warnings(runs: Sequence[RunView], names: Sequence[str]) -> list[str]:
-    """What a reader must know before anything else: what the runs' settings note, runs whose Python
-    tool had no sandbox, and runs that left out more trajectories than expected."""
+def run_notes(runs: Sequence[RunView]) -> list[str]:
+    """What the runs' settings note (`run.note`), each note once."""
     notes = dict.fromkeys(run.config.get("run", {}).get("note") for run in runs)
-    said = [note for note in notes if note]
+    return [note for note in notes if note]
+
+
+def warnings(runs: Sequence[RunView], names: Sequence[str]) -> list[str]:
+    """What a reader must know before anything else: runs whose Python tool had no sandbox, and runs
+    that left out more trajectories than expected."""
     unsafe = [name for run, name in zip(runs, names, strict=True) if runs_unsafe(run.config)]
-    said += [f"{UNSAFE} ({', '.join(unsafe)})."] if unsafe else []
+    said = [f"{UNSAFE} ({', '.join(unsafe)})."] if unsafe else []
     for run, name in zip(runs, names, strict=True):
         limit = run.config.get("run", {}).get("unscored_warn", RunSettings().unscored_warn)
         shares = [(share, step) for step, share in run.series("unscored_share", "rl")]
