@@ -36,7 +36,7 @@ test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the r
 	AXPO_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
 		$(BIN)/python -m pytest tests/test_vllm_server.py tests/test_vllm_adapters.py -s -rs
 
-test-wheel: $(VENV)/.installed-dev $(RELEASE)/.installed  # the built files alone; needs the network
+test-wheel: $(VENV)/.installed-dev $(RELEASE)/.installed  # the built files alone (4-7 minutes, network)
 	rm -rf build/wheel
 	$(RELEASE)/bin/python -m build --outdir build/wheel
 	AXPO_DIST=$(abspath build/wheel) $(BIN)/python -m pytest tests/test_wheel.py -s -rs --durations=15
