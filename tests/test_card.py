@@ -101,7 +101,7 @@ def test_a_checkpoint_that_is_there_has_its_own_shapes(tmp_path: Path):
     [
         ("Someone/Else-VL-7B", ["`hf download Someone/Else-VL-7B`", "qwen3-vl-2b, qwen3-vl-4b"]),
         ("Qwen/Qwen3-VL-30B-A3B-Thinking", ["hf download", "Only the sizes of"]),
-        ("runs/mine", ["runs/mine is not on this machine"]),
+        ("runs/mine", ["there is no folder runs/mine", "train or copy it there"]),
     ],
 )
 def test_an_unknown_model_that_is_not_here_says_what_to_do(path: str, words: list[str]):

@@ -95,6 +95,9 @@ def test_what_the_tools_lack_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "A sandbox for the tool 'python': " in said and "pip install 'axpo[sandbox]'" in said
     assert "What the example's demonstration needs: tool python does not start" in said
     assert "Costs of an RL step" in said
+    said = shown("lab", "tools.search.corpus='no.index'")
+    assert "Tools, and so a rendered example: rollout.tools: no corpus index at no.index" in said
+    assert "`axpo index SOURCE --out no.index`" in said and "as the data has it" in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

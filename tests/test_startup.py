@@ -70,7 +70,8 @@ def start(command: str, *settings: str) -> str:
 
 CHEAP = [
     (RUNS, ["model.path=nope"], ["model.path: there is no folder nope; expected a run"]),
-    (ALL, ["model.path=runs/nope"], ["there is no folder runs/nope"]),
+    (RUNS, ["model.path=runs/nope"], ["there is no folder runs/nope; expected"]),
+    (("quickstart",), ["model.path=runs/nope"], ["there is no folder runs/nope"]),
     (RUNS, ["model.path=./nope"], ["there is no folder ./nope"]),
     (RUNS, ["model.path=/nope/x"], ["there is no folder /nope/x (/ holds "]),
     (RUNS, ["model.path=a/b/c"], ["there is no folder a/b/c"]),

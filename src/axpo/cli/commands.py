@@ -190,9 +190,9 @@ def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
 
     config = load_config(recipe, overrides or ())
     title, claim = f"SFT {out.name}", partial(note_settings, out, config)
+    model = check_names(config, "sft")
     with run_folder(out):
         check_folder(out, config, ("sft",))
-        model = check_names(config, "sft")
         with run_monitor(out, title, config.run.tensorboard, claim) as monitor:
             check_parts(config, "sft")
             monitor.phase(PYTORCH)
@@ -213,9 +213,9 @@ def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     config = load_config(recipe, overrides or ())
     title = f"{config.algorithm.name.upper()} {out.name}"
     claim = partial(note_settings, out, config)
+    model = check_names(config, "train")
     with run_folder(out):
         check_folder(out, config, ("train",))
-        model = check_names(config, "train")
         with run_monitor(out, title, config.run.tensorboard, claim) as monitor:
             check_parts(config, "train")
             monitor.phase(PYTORCH)
@@ -234,15 +234,14 @@ def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
     from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
-    with run_folder(out):
-        model = check_names(config, "eval")
-        with run_monitor(out, f"evaluate {out.name}") as monitor:
-            check_parts(config, "eval")
-            monitor.phase(PYTORCH)
-            from axpo.evaluation.run import EVALUATION, evaluate
-            from axpo.report.tables import print_evaluation
+    model = check_names(config, "eval")
+    with run_folder(out), run_monitor(out, f"evaluate {out.name}") as monitor:
+        check_parts(config, "eval")
+        monitor.phase(PYTORCH)
+        from axpo.evaluation.run import EVALUATION, evaluate
+        from axpo.report.tables import print_evaluation
 
-            result = evaluate(config, model, out, monitor)
+        result = evaluate(config, model, out, monitor)
     print_evaluation(result)
     print(f"Evaluation: {out / EVALUATION}.json")
 
@@ -256,15 +255,14 @@ def diagnose(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
     from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
-    with run_folder(out):
-        model = check_names(config, "diagnose")
-        with run_monitor(out, f"diagnose {out.name}") as monitor:
-            check_parts(config, "diagnose")
-            monitor.phase(PYTORCH)
-            from axpo.evaluation.run import DIAGNOSIS, diagnose
-            from axpo.report.tables import print_diagnostics
+    model = check_names(config, "diagnose")
+    with run_folder(out), run_monitor(out, f"diagnose {out.name}") as monitor:
+        check_parts(config, "diagnose")
+        monitor.phase(PYTORCH)
+        from axpo.evaluation.run import DIAGNOSIS, diagnose
+        from axpo.report.tables import print_diagnostics
 
-            result = diagnose(config, model, out, monitor)
+        result = diagnose(config, model, out, monitor)
     print_diagnostics(result)
     print(f"Diagnosis: {out / DIAGNOSIS}.json")
 

@@ -25,7 +25,7 @@ def torch_device(settings: ModelSettings) -> str:
             "'cuda' or 'cuda:0'"
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        why = "" if torch.version.cuda or torch.version.hip else ", which is built without CUDA"
+        why = "" if torch.version.cuda or torch.version.hip else ", which is built without CUDA,"
         raise MissingError(
             f"model.device: {settings.device!r}, but torch {torch.__version__}{why} sees "
             f"{torch.cuda.device_count() or 'no'} GPU on this machine: set it to 'cpu' or 'auto', "
