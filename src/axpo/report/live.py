@@ -146,6 +146,7 @@ class LiveView:
         self._ticks.clear()
         self._ticks.append((time.monotonic(), first))
         self.begun = True
+        self.phase("starting")
         if self.plain:
             self._print()
 

@@ -73,7 +73,7 @@ def print_profile(config: Config, kind: str, lines: Sequence[Mapping[str, float]
         console.print(Text(f"Inside sampling, as shares of the work{busy}"))
         console.print(_table("work", anatomy.inside))
     console.print(_counts(anatomy))
-    console.print(Text(f"\n{sentence(anatomy)}", "bold"), soft_wrap=True)
+    console.print(Text(f"\n{sentence(anatomy)}", "bold"))
 
 
 def measure(

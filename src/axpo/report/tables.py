@@ -18,7 +18,7 @@ from rich.text import Text
 
 from axpo.errors import UserError
 from axpo.evaluation.results import compare_runs
-from axpo.report.live import output_console
+from axpo.report.live import UNBROKEN, output_console
 from axpo.report.names import evaluation_order, label
 from axpo.report.summary import verdict
 
@@ -105,7 +105,8 @@ def _print(title: str, columns: Mapping[str, Estimates]) -> None:
 
 
 def _width(console: Console, table: Table) -> int:
-    return console.measure(table).maximum
+    """Columns that it takes where no cell is broken."""
+    return console.measure(table, options=console.options.update(max_width=UNBROKEN)).maximum
 
 
 def _table(title: str, columns: Mapping[str, Estimates], names: Sequence[str]) -> Table:
