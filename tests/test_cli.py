@@ -142,7 +142,7 @@ def test_a_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     text = axpo("train", str(RECIPE), "rl.steps=9", "--out", str(tmp_path), code=1)
-    assert "rl.steps" in text and "100 -> 9" in text and "another --out" in text
+    assert "rl.steps" in text and "200 -> 9" in text and "another --out" in text
 
 
 def test_a_run_may_go_on_with_a_larger_budget(tmp_path: Path) -> None:

@@ -35,14 +35,14 @@ def test_a_file_goes_before_a_shipped_recipe_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_config("lab").rl.steps == 100
+    assert load_config("lab").rl.steps == 200
     (tmp_path / "lab").write_text("[rl]\nsteps = 3\n")
     assert load_config("lab").rl.steps == 3
     assert recipes.find("lab") == tmp_path / "lab"
     assert axpo("recipes", "lab") == recipes.shipped("lab").read_text()
     (tmp_path / "lab").unlink()
     (tmp_path / "lab").mkdir()  # a folder is no recipe
-    assert load_config("lab").rl.steps == 100
+    assert load_config("lab").rl.steps == 200
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_quickstart_needs_no_argument(
     made: list[tuple[Path, list[str], Path]] = []
 
     def run(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
-        assert config.rl.steps == (7 if overrides else 100)
+        assert config.rl.steps == (7 if overrides else 200)
         made.append((recipe, list(overrides), out))
         return out
 
