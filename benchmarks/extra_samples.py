@@ -24,7 +24,7 @@ from axpo.training import rl
 from axpo.training.collection import Collector
 from axpo.training.monitor import Stopwatch
 from benchmarks.harness import Row, Timing, interleave, means, ratio
-from benchmarks.whole_step import RECIPE, SFT_STEPS, Silent, start_checkpoint
+from benchmarks.whole_step import SFT_STEPS, Silent, start_checkpoint
 
 AXPO, GRPO = "axpo", "grpo"
 ROUNDS = 8
@@ -40,7 +40,7 @@ class Loop:
     """One algorithm's loop, a step a call; the nth calls of two loops see the same batch."""
 
     def __init__(self, algorithm: str, start: Path, settings: list[str]) -> None:
-        config = load_config(RECIPE, [f"algorithm.name={algorithm}", *settings])
+        config = load_config("lab", [f"algorithm.name={algorithm}", *settings])
         self.run = run = rl.build_run(config, start)
         self.collector = Collector(run.agent, run.task, run.algorithm, config)
         self.number = 0

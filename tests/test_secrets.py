@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from axpo.cli.commands import _claim
+from axpo.checks import check_folder, note_settings
 from axpo.config import ConfigError, McpSettings, parse_config
 from axpo.config.secrets import masked, masked_text
 from axpo.evaluation.identity import outcome_settings
@@ -49,14 +49,16 @@ def test_nothing_of_a_secret_is_written_and_a_run_goes_on(tmp_path: Path) -> Non
         ]
         return parse_config({"tools": {"mcp": servers}})
 
-    _claim(tmp_path, config("sk-first"), ("train",))
+    note_settings(tmp_path, config("sk-first"))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")  # a run that has begun
     assert "sk-first" not in (tmp_path / "config.json").read_text()
     assert "sk-first" not in json.dumps(
         outcome_settings(config("sk-first").model_dump(mode="json"), ("tools",))
     )
-    _claim(tmp_path, config("sk-rotated"), ("train",))
+    check_folder(tmp_path, config("sk-rotated"), ("train",))
+    other = parse_config({"tools": {"mcp": [{"command": ["other"]}]}})
     with pytest.raises(ConfigError, match=r"tools\.mcp"):
-        _claim(tmp_path, parse_config({"tools": {"mcp": [{"command": ["other"]}]}}), ("train",))
+        check_folder(tmp_path, other, ("train",))
 
 
 def test_messages_name_a_server_without_its_secrets() -> None:
