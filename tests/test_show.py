@@ -57,7 +57,7 @@ def test_every_shipped_recipe_shows_what_it_can(name: str) -> None:
     if name.endswith("/sft"):
         assert "`hf download Qwen/Qwen3-VL-" in found and "no program" not in found
     else:
-        assert "train or copy it there first" in found and "make vllm-env" in found
+        assert "train or copy it there first" in found and "axpo.engines.vllm.environment" in found
     # With the rows that ship an example is told as far as a tokenizer is not needed.
     said = shown(name, "task.path=sample")
     assert "An example of 'sft', as the data has it" in said and "Right: 'TR-358'" in said
