@@ -365,7 +365,9 @@ class TestDriver:
 
     def test_a_setting_newer_than_the_folder(self, tmp_path: Path) -> None:
         """What the folder's identity lacks or has as null stands for the default."""
-        Shelf(tmp_path / "eval", {"model": "m", "path": None})
+        older = Shelf(tmp_path / "eval", {"model": "m", "path": None})
+        older.add(tools_and_plain("g", [0.0], [1.0]))
+        older.flush()
         defaults = {"path": [], "window": 5}
         Shelf(tmp_path / "eval", {"model": "m", "path": [], "window": 5}, defaults)
         for other in ({"path": ["a"], "window": 5}, {"path": [], "window": 6}):

@@ -57,9 +57,9 @@ class Client:
 
     @property
     def silent(self) -> bool:
-        """Whether requests wait here and the server has begun or ended none of them for so long
-        as one may take at most."""
-        return bool(self._clocks) and time.monotonic() - self._heard > self._request_seconds
+        """Whether requests wait here and nothing of any has come for most of the time that one may
+        take: before they run out of it, for others in their places would be begun at once."""
+        return bool(self._clocks) and time.monotonic() - self._heard > 0.75 * self._request_seconds
 
     async def generate(self, body: dict[str, Any], accepted: Callable[[], None]) -> Any:
         """The answer; cancelling this closes the connection, which aborts the request.
