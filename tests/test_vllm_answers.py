@@ -242,3 +242,10 @@ def test_control_answers_of_another_shape(
 ) -> None:
     with pytest.raises(AnswerFault, match=r"makes no sense|not JSON"):
         against(saying(body), ask)
+
+
+def test_a_stream_that_ends_early_or_fails_says_how() -> None:
+    with pytest.raises(AnswerFault, match="broke off after 1 parts"):
+        joined(['{"choices": []}'])
+    with pytest.raises(AnswerFault, match=r"failed half-way: .*boom"):
+        joined(['{"error": {"message": "boom"}}', "[DONE]"])
