@@ -17,9 +17,7 @@ from axpo.config import Config, load_config
 from axpo.models.tiny import write_tiny
 from axpo.report.settings import print_settings, settings
 from axpo.study.settings import load_study
-from axpo.tools.python import levels
 from axpo.tools.search.tavily import KEY
-from test_startup import no_sandbox
 
 STUDIES = [
     n for n in recipes.names() if "variants" in tomllib.loads(recipes.shipped(n).read_text())
@@ -88,10 +86,9 @@ def test_the_sample_is_rendered_for_the_stand_in() -> None:
     assert "<answer>TR-358</answer>" in said and "teachers err" not in said
 
 
-def test_what_the_tools_lack_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_sandbox(monkeypatch)
+@pytest.mark.usefixtures("no_sandbox")
+def test_what_the_tools_lack_is_named() -> None:
     said = shown("lab")
-    levels.obstacle.cache_clear()
     assert "A sandbox for the tool 'python': " in said and "pip install 'axpo[sandbox]'" in said
     assert "What the example's demonstration needs: tool python does not start" in said
     assert "Costs of an RL step" in said

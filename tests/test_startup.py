@@ -23,7 +23,6 @@ from axpo.cli.commands import app
 from axpo.config import UserError, load_config
 from axpo.models.tiny import write_tiny
 from axpo.recipes import shipped
-from axpo.tools.python import levels
 from data_sets import write_jsonl
 from groups import tools_and_plain
 
@@ -166,18 +165,11 @@ def test_runs_are_compared_without_torch(tmp_path: Path) -> None:
     assert without_imports([["compare", "a", "b"]]) == ["no error"]
 
 
-def no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(levels, "programs", list)
-    monkeypatch.setattr(levels.landlock, "abi", lambda: 4)
-    levels.obstacle.cache_clear()
-
-
+@pytest.mark.usefixtures("no_sandbox")
 @pytest.mark.parametrize("command", ALL)
-def test_no_sandbox(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_sandbox(monkeypatch)
+def test_no_sandbox(command: str) -> None:
     # by name, for the quickstart would leave Python out
     said = start(command, "tools.python.level=landlock")
-    levels.obstacle.cache_clear()
     assert "no sandbox for Python here" in said and "Linux 6.12" in said
     families, tools = shlex.split(said.partition("without it with ")[2])
     config = load_config("lab", [families, tools])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,19 +18,8 @@ from axpo.report.runs import RunView
 from axpo.report.summary import run_notes
 from axpo.tasks.lab.reduced import without_python
 from axpo.tools.python import levels
-from axpo.tools.python.inside import landlock
 
 TOOLS = ("image_zoom_in_tool", "web_search")
-
-
-@pytest.fixture
-def old_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Linux before 6.12, no bwrap."""
-    monkeypatch.setattr(levels, "programs", list)
-    monkeypatch.setattr(landlock, "abi", lambda: 4)
-    levels.obstacle.cache_clear()
-    yield monkeypatch
-    levels.obstacle.cache_clear()
 
 
 @pytest.fixture
@@ -54,8 +43,9 @@ def axpo(*words: str) -> str:
     return CliRunner().invoke(commands.app, words, catch_exceptions=False).stdout
 
 
+@pytest.mark.usefixtures("no_sandbox")
 def test_without_a_sandbox_two_families_train_and_the_first_line_says_why(
-    old_machine: pytest.MonkeyPatch, started: list, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, started: list, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "run")
     said = axpo("quickstart", "rl.steps=7", "--out", out)
@@ -73,7 +63,7 @@ def test_without_a_sandbox_two_families_train_and_the_first_line_says_why(
     assert config.run.note == said.splitlines()[0] and config.rl.steps == 7
     assert load_config("lab", overrides) == config  # what its stages are given
 
-    old_machine.setattr(levels, "lack", lambda _: None)  # bubblewrap was installed meanwhile
+    monkeypatch.setattr(levels, "lack", lambda _: None)  # bubblewrap was installed meanwhile
     again = axpo("quickstart", "rl.steps=7", "--out", out)
     assert started[1] == started[0]
     assert again.startswith(said.splitlines()[0]) and "goes on as it was begun" in again
@@ -85,8 +75,9 @@ def test_without_a_sandbox_two_families_train_and_the_first_line_says_why(
     )
 
 
+@pytest.mark.usefixtures("no_sandbox")
 def test_a_run_that_was_begun_with_python_is_refused_where_there_is_no_sandbox(
-    old_machine: pytest.MonkeyPatch, started: list, tmp_path: Path
+    started: list, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(load_config("lab").model_dump_json())
     with pytest.raises(ConfigError, match=r"begun with the tool python.*no bwrap program.*--out"):
@@ -94,8 +85,9 @@ def test_a_run_that_was_begun_with_python_is_refused_where_there_is_no_sandbox(
     assert not started
 
 
+@pytest.mark.usefixtures("no_sandbox")
 def test_nothing_is_left_out_that_was_not_asked_for(
-    old_machine: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A level by name, recipes without Python or of other tasks: as they are written."""
     for overrides in (
