@@ -28,7 +28,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from axpo.config import RolloutSettings, SearchSettings
+from axpo.config import RolloutSettings, SearchSettings, ToolsSettings
 from axpo.engines.base import Completion, Request
 from axpo.engines.stats import EngineStats
 from axpo.engines.transformers import TransformersEngine
@@ -36,16 +36,16 @@ from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group, sample_group
+from axpo.search.index import build_index
 from axpo.tasks.base import Example
 from axpo.tasks.grading import grade
 from axpo.tasks.lab.tokenizer import build_tokenizer
-from axpo.tools import tool
+from axpo.tools import make_tools, tool
 from axpo.tools.base import Observation, Tool, ToolContext, View
 from axpo.tools.python import PythonTool
 from axpo.tools.runner import run_call
-from axpo.tools.search.index import build_index
-from axpo.tools.search.settings import web_tools
 from axpo.tools.toolbox import Toolbox
+from axpo.tools.web_search import WebSearchTool
 from axpo.tools.zoom import ZoomTool
 from axpo.tree import CallStatus, Group
 from benchmarks.chain import chain_examples, tick, turn_chain, walker
@@ -100,7 +100,7 @@ CASES = (Case(8, LONG), Case(8, SHORT), Case(16, LONG, rounds=3), Case(16, SHORT
 """64 trajectories, and the 128 of a step of 16 questions; thinking long and short."""
 
 
-class Delayed:
+class Delayed(Tool):
     """`inner` with `seconds` awaited on top of each of its calls; whoever made it starts it."""
 
     def __init__(self, inner: Tool, seconds: float) -> None:
@@ -114,8 +114,7 @@ class Delayed:
         return observation
 
     async def end(self, trajectory: str) -> None:
-        if isinstance(self.inner, PythonTool):
-            await self.inner.end(trajectory)
+        await self.inner.end(trajectory)
 
 
 def write_corpus(folder: Path) -> Path:
@@ -134,9 +133,9 @@ def write_corpus(folder: Path) -> Path:
 def real_tools(folder: Path, level: str | None = None) -> dict[str, Tool]:
     """python in its sandbox, zoom, and web_search over a local corpus made in `folder`."""
     index = str(write_corpus(folder))
-    search = web_tools(SearchSettings(corpus=index, results=2, snippet=60))["web_search"]
-    tools: list[Tool] = [PythonTool(level, packages="current"), ZoomTool(), search]
-    return {found.name: found for found in tools}
+    settings = ToolsSettings(search=SearchSettings(corpus=index, results=2, snippet=60))
+    python = PythonTool(level, packages="current")
+    return {python.name: python} | make_tools([ZoomTool.name, WebSearchTool.name], settings)
 
 
 @tool

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from axpo.tools.python import levels
+from axpo.sandbox import levels
 
 
 @pytest.fixture(scope="session", autouse=True)

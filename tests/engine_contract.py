@@ -30,7 +30,7 @@ from axpo.engines.base import (
     Sampling,
 )
 from axpo.models.loading import Checkpoint
-from axpo.tree import picture_digest
+from axpo.pictures import picture_digest
 from tiny import tiny_checkpoint, tiny_picture
 
 WORDS = 250

@@ -15,17 +15,8 @@ import torch
 
 from axpo.algorithms.losses import TokenBatch
 from axpo.models.loading import Checkpoint, token_id
-from axpo.tree import (
-    Branch,
-    Credit,
-    Group,
-    ImageSpan,
-    Origin,
-    Segment,
-    Stream,
-    Trajectory,
-    picture_digest,
-)
+from axpo.pictures import picture_digest
+from axpo.tree import Branch, Credit, Group, ImageSpan, Origin, Segment, Stream, Trajectory
 from tiny import tiny_picture
 
 WORDS = 100

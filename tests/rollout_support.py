@@ -66,7 +66,7 @@ class FakeEngine:
     async def close(self) -> None: ...
 
 
-class FakeTool:
+class FakeTool(Tool):
     """A tool `look` whose call is `run`."""
 
     name = "look"

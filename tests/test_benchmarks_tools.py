@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from axpo.tools.python import levels
+from axpo.sandbox import levels
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import CallStatus, StopReason
 from benchmarks import tools

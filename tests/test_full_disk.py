@@ -18,7 +18,7 @@ from axpo.engines.weights import save_weights
 from axpo.evaluation.driver import Shelf
 from axpo.folder import DiskError, whole_file, write_whole, writing
 from axpo.report.metrics import MetricsWriter, read_metrics
-from axpo.tools.search.database import Database, new_index
+from axpo.search.database import Database, new_index
 from axpo.training import checkpoints
 from groups import tools_and_plain
 from terminal import RECIPE, metrics, start

@@ -18,6 +18,7 @@ from axpo.models.loading import load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.setup import recipe_tools
+from axpo.search.database import read_facts
 from axpo.tasks.lab import (
     BASE,
     CORPUS,
@@ -37,7 +38,6 @@ from axpo.tasks.lab import (
 )
 from axpo.tasks.lab import tokenizer as words
 from axpo.tools.base import ToolContext
-from axpo.tools.search.database import read_facts
 from axpo.tools.zoom import View, crop
 from axpo.tree import CallStatus, Origin
 

@@ -22,8 +22,8 @@ from axpo.models.vision import (
     encoder_outputs,
     seen_limits,
 )
-from axpo.pictures import MAX_ASPECT
-from axpo.tree import ImageSpan, picture_digest
+from axpo.pictures import MAX_ASPECT, picture_digest
+from axpo.tree import ImageSpan
 from tiny import tiny_checkpoint, tiny_picture
 
 SIZES = ((64, 64), (48, 64), (32, 32), (64, 64), (128, 16), (48, 64), (16, 96))

@@ -20,9 +20,9 @@ from axpo.config import Config, ConfigError, UserError, parse_config
 from axpo.evaluation.results import compare_runs
 from axpo.evaluation.run import diagnose, evaluate
 from axpo.report.command import write_report
+from axpo.search.cache import BudgetSpent
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
-from axpo.tools.search.cache import BudgetSpent
 from axpo.tools.zoom import ZoomTool
 from axpo.training import rl, sft
 from axpo.tree import Stream

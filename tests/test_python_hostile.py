@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from axpo.sandbox import LEVELS, Bounds
+from axpo.sandbox.levels import obstacle
 from axpo.tools.base import Observation, ToolContext
-from axpo.tools.python import LEVELS, Bounds, PythonTool
-from axpo.tools.python.levels import obstacle
+from axpo.tools.python import PythonTool
 from hostile import PRELUDE, SNIPPETS, Snippet
 
 BOUNDS = Bounds(seconds=1.0, grace=0.4)

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from axpo.sandbox import Bounds, canaries, folders, levels
+from axpo.sandbox.errors import SandboxFault
+from axpo.sandbox.inside import landlock, seccomp
 from axpo.tools.base import EarlierCall, InfraError, ModelError, Observation, ToolContext, View
-from axpo.tools.python import Bounds, PythonTool, canaries, folders, levels
-from axpo.tools.python.inside import landlock, seccomp
+from axpo.tools.python import PythonTool
 
 LEVELS = [level for level in ("landlock", "bubblewrap") if levels.obstacle(level) is None]
 BOUNDS = Bounds(seconds=2.0, grace=0.5)
@@ -172,9 +174,7 @@ def test_code_cannot_have_its_session_killed_for_a_fault_of_ours(notebook: Noteb
 
 
 def test_a_trajectorys_code_has_so_many_seconds_in_all() -> None:
-    notebook = Notebook(
-        PythonTool(LEVELS[0], packages="current", bounds=replace(BOUNDS, total=0.6))
-    )
+    notebook = Notebook(PythonTool(LEVELS[0], packages="current", bounds=BOUNDS, total=0.6))
     try:
         notebook("x = 1")
         assert "Stopped after 0." in notebook("import time; time.sleep(60)").text
@@ -317,13 +317,13 @@ def test_killed_from_outside_is_ours_and_nobody_elses(notebook: Notebook) -> Non
 
 def test_a_lost_fork_server_is_ours_and_is_replaced(notebook: Notebook) -> None:
     notebook("x = 1")
-    server = notebook.tool._server
+    server = notebook.tool._sandbox.server
     assert server is not None
     server._process.kill()
     with pytest.raises(InfraError, match="fork server has ended"):
         notebook("while True: pass")
     assert notebook("1 + 1").text.endswith("lost.)\n2")
-    assert notebook.tool._server is not server
+    assert notebook.tool._sandbox.server is not server
 
 
 def test_cancelled_call_ends_the_session_and_blocks_nobody(notebook: Notebook) -> None:
@@ -367,7 +367,7 @@ def test_nothing_is_left_behind() -> None:
         await tool.start()
         calls = [tool({"code": "open('f', 'w')"}, ToolContext((), str(i))) for i in range(5)]
         await asyncio.gather(*calls)
-        folder = tool._errors.parent
+        folder = tool._sandbox._folder.parent
         await tool.close()
         return folder
 
@@ -384,12 +384,12 @@ def test_canaries_refuse_a_sandbox_that_does_not_hold(
         tool = PythonTool("unsafe", packages="current", bounds=BOUNDS)
         await tool.start()
         try:
-            assert tool._server is not None
-            await canaries.check(tool._server, tool._new_folder())
+            assert tool._sandbox.server is not None
+            await canaries.check(tool._sandbox.server, tool._sandbox._new_folder())
         finally:
             await tool.close()
 
-    with pytest.raises(InfraError) as caught:
+    with pytest.raises(SandboxFault) as caught:
         asyncio.run(start())
     names = "read a host file, connect to a listener, fork, execute, change rights, memory that"
     for name in names.split(", "):
@@ -399,12 +399,12 @@ def test_canaries_refuse_a_sandbox_that_does_not_hold(
 
 def test_levels_fail_closed_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levels, "obstacle", lambda level: f"no {level} here")
-    with pytest.raises(InfraError, match=r"no bubblewrap here.*no landlock here"):
+    with pytest.raises(SandboxFault, match=r"no bubblewrap here.*no landlock here"):
         levels.choose(None)
-    with pytest.raises(InfraError, match="no landlock here"):
+    with pytest.raises(SandboxFault, match="no landlock here"):
         levels.choose("landlock")
     monkeypatch.undo()
-    with pytest.raises(InfraError, match="expected one of bubblewrap, landlock, unsafe"):
+    with pytest.raises(SandboxFault, match="expected one of bubblewrap, landlock, unsafe"):
         levels.choose("docker")
     levels.obstacle.cache_clear()
     monkeypatch.setattr(landlock, "abi", lambda: 5)

@@ -15,12 +15,13 @@ from renderers.qwen3_vl import Qwen3VLRenderer
 
 from axpo.config import ConfigError
 from axpo.models.vision import PixelCache
+from axpo.pictures import picture_digest
 from axpo.rollout.control import FAMILY
 from axpo.rollout.parsing import ParsedCall
 from axpo.rollout.rendering import Rendering, RenderingError, detect_thinking
 from axpo.tools.base import Observation, View
 from axpo.tools.zoom import SPEC
-from axpo.tree import Origin, picture_digest
+from axpo.tree import Origin
 from rollout_support import CHECKPOINT, FakeTool, decode, encode, example, make_rendering, zoom
 from tiny import tiny_picture, tiny_tokenizer
 

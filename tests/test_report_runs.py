@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from axpo.algorithms import ALGORITHMS
 from axpo.config import UserError, parse_config
+from axpo.pictures import picture_digest
 from axpo.report.names import BASE_COLOURS, colours, smooth
 from axpo.report.plots import DPI, WIDTH, _with_gaps, comparison_png
 from axpo.report.runs import RunView, distinct_names
@@ -38,7 +39,6 @@ from axpo.tree import (
     Segment,
     StopReason,
     Trajectory,
-    picture_digest,
 )
 
 HOSTILE = (

@@ -17,19 +17,20 @@ import pytest
 from axpo.config import UserError
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group, sample_group
+from axpo.search import cache as cache_module
+from axpo.search.base import Backend, Hit, Page, Results, SearchFault
+from axpo.search.cache import AnswerCache, BudgetSpent, Mode
+from axpo.search.recorded import RecordedSearch
 from axpo.tools.base import ToolContext
 from axpo.tools.runner import run_call
-from axpo.tools.search import cache as cache_module
-from axpo.tools.search.base import Hit, Page, Results, SearchFault
-from axpo.tools.search.cache import AnswerCache, BudgetSpent, Mode
-from axpo.tools.search.recorded import RecordedSearch
-from axpo.tools.search.web import WebExtractorTool, WebSearchTool
 from axpo.tools.toolbox import Toolbox
+from axpo.tools.web_extractor import WebExtractorTool
+from axpo.tools.web_search import WebSearchTool
 from axpo.tree import CallStatus, StopReason, Trajectory
 from rollout_support import FakeEngine, decode, example, make_agent
 
 
-class Counting:
+class Counting(Backend):
     """A paid backend that counts its calls and answers when `gate` is open."""
 
     identity = "counting"
@@ -221,7 +222,7 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_replayed(
         await search.close()
 
     asyncio.run(ask("record"))
-    monkeypatch.setattr("axpo.tools.search.database.os.access", lambda *_: False)
+    monkeypatch.setattr("axpo.search.database.os.access", lambda *_: False)
     before = {file.name for file in tmp_path.iterdir()}
     asyncio.run(ask("replay"))
     assert {file.name for file in tmp_path.iterdir()} == before == {"a.db"}
@@ -332,7 +333,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from pydantic import TypeAdapter
-from axpo.tools.search.cache import AnswerCache, BudgetSpent, Key
+from axpo.search.cache import AnswerCache, BudgetSpent, Key
 
 async def run(path, name, count):
     print("ready", flush=True); sys.stdin.readline()
@@ -496,5 +497,5 @@ def test_a_tools_own_figures_cannot_hide_the_toolboxs() -> None:
     tool = WebSearchTool(Counting(), 5, 80)
     lane = Toolbox({"web_search": tool}).lanes["web_search"]
     assert set(lane.counters()) == set(lane.stats.counters())
-    tool.backend = Mock(figures=lambda kind: {"ok": 9.0, "mine": 1.0})
+    tool.source = Mock(figures=lambda kind: {"ok": 9.0, "mine": 1.0})
     assert (lane.counters()["ok"], lane.counters()["mine"]) == (0.0, 1.0)

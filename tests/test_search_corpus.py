@@ -16,12 +16,13 @@ from random import Random
 import pytest
 
 from axpo.config import UserError
+from axpo.search.base import Hit
+from axpo.search.corpus import Corpus
+from axpo.search.database import read_facts
+from axpo.search.index import build_index
 from axpo.tools.base import ModelError, Observation, ToolContext
-from axpo.tools.search.base import Hit
-from axpo.tools.search.corpus import Corpus
-from axpo.tools.search.database import read_facts
-from axpo.tools.search.index import build_index
-from axpo.tools.search.web import MAX_QUERY, WebExtractorTool, WebSearchTool
+from axpo.tools.web_extractor import WebExtractorTool
+from axpo.tools.web_search import MAX_QUERY, WebSearchTool
 
 LINES = [
     {
@@ -243,7 +244,7 @@ def test_a_killed_build_leaves_the_old_index_and_the_next_one_works(
     before = index.read_bytes()
     pipe = tmp_path / "slow.jsonl"
     script = (
-        "import sys; from pathlib import Path; from axpo.tools.search import index\n"
+        "import sys; from pathlib import Path; from axpo.search import index\n"
         "def slow(source):\n"
         "    for i in range(100000):\n"
         "        if i == 5000: print('half', flush=True); sys.stdin.read()\n"

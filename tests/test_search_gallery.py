@@ -13,12 +13,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from axpo.config import UserError
+from axpo.search.cache import AnswerCache
+from axpo.search.gallery import CUTOFF, Gallery, Match, build_gallery
+from axpo.search.recorded import RecordedPictures
 from axpo.tasks.data.pictures import open_pictures
 from axpo.tools.base import ModelError, Observation, ToolContext, View
-from axpo.tools.search.cache import AnswerCache
-from axpo.tools.search.gallery import CUTOFF, Gallery, Match, build_gallery
-from axpo.tools.search.image import ImageSearchTool
-from axpo.tools.search.recorded import RecordedPictures
+from axpo.tools.image_search import ImageSearchTool
 from axpo.tools.zoom import crop
 
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_read_is_named_and_leaves_no_index(gallery: Path, tmp_pat
 
 
 def test_a_gallery_is_not_a_corpus(index: Path) -> None:
-    from axpo.tools.search.corpus import Corpus
+    from axpo.search.corpus import Corpus
 
     with pytest.raises(UserError, match="is a gallery index, expected a corpus index"):
         Corpus(index, 100)

@@ -10,25 +10,28 @@ import pytest
 from pydantic import ValidationError
 
 from axpo.config import SearchSettings, ToolsSettings, UserError
+from axpo.search.index import build_index
 from axpo.tools import make_tools
-from axpo.tools.base import ToolContext
-from axpo.tools.search.index import build_index
-from axpo.tools.search.settings import image_tool, web_tools
+from axpo.tools.base import Tool, ToolContext
+
+
+def one(name: str, **search: Any) -> Tool:
+    """The built-in tool `name` of these settings."""
+    return make_tools([name], ToolsSettings(search=SearchSettings(**search)))[name]
 
 
 def test_tools_of_a_corpus_share_a_backend_and_can_start_again(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Moss\nGreen and wet.")
     build_index(tmp_path, tmp_path / "a.idx")
-    settings = SearchSettings(corpus=str(tmp_path / "a.idx"), cache=str(tmp_path / "cache.db"))
-    tools = web_tools(settings)
-    assert list(tools) == ["web_search", "web_extractor"]
+    search = SearchSettings(corpus=str(tmp_path / "a.idx"), cache=str(tmp_path / "cache.db"))
+    tools = make_tools(["web_search", "web_extractor"], ToolsSettings(search=search))
 
     async def life() -> tuple[str, bool, str]:
         for tool in tools.values():
-            await tool.start()  # type: ignore[attr-defined]
+            await tool.start()
         found = await tools["web_search"]({"query": "wet"}, ToolContext())
         page = await tools["web_extractor"]({"url": "a.md"}, ToolContext())
-        await asyncio.gather(*(tool.close() for tool in tools.values()))  # type: ignore[attr-defined]
+        await asyncio.gather(*(tool.close() for tool in tools.values()))
         return found.text, found.cached, page.text
 
     text, page = "[1] Moss\na.md\n# Moss Green and **wet**.", "Moss\n\n# Moss\nGreen and wet."
@@ -39,13 +42,12 @@ def test_tools_of_a_corpus_share_a_backend_and_can_start_again(tmp_path: Path) -
 def test_replay_of_the_web_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAVILY_API_KEY", raising=False)
     cache = str(tmp_path / "cache.db")
-    record = web_tools(SearchSettings(backend="tavily", cache=cache))["web_search"]
+    record = one("web_search", backend="tavily", cache=cache)
     with pytest.raises(UserError, match="TAVILY_API_KEY is not set"):
-        asyncio.run(record.start())  # type: ignore[attr-defined]
+        asyncio.run(record.start())
 
     async def replay() -> None:
-        settings = SearchSettings(backend="tavily", cache=cache, mode="replay")
-        tool: Any = web_tools(settings)["web_search"]
+        tool = one("web_search", backend="tavily", cache=cache, mode="replay")
         await tool.start()
         assert (await tool({"query": "x"}, ToolContext())).text == "No results."
         assert tool.figures["not_recorded"] == 1
@@ -71,11 +73,11 @@ def test_an_ineffective_setting_is_refused(settings: dict[str, Any], message: st
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"search\.corpus"):
-        web_tools(SearchSettings())
+        one("web_search")
     with pytest.raises(UserError, match="no corpus index at /nowhere"):
-        web_tools(SearchSettings(corpus="/nowhere"))
+        one("web_extractor", corpus="/nowhere")
     with pytest.raises(UserError, match=r"search\.gallery"):
-        image_tool(SearchSettings())
+        one("image_search")
 
 
 def test_a_recipes_web_tools_share_one_backend(tmp_path: Path) -> None:
@@ -83,6 +85,6 @@ def test_a_recipes_web_tools_share_one_backend(tmp_path: Path) -> None:
     build_index(tmp_path, tmp_path / "a.idx")
     settings = ToolsSettings(search=SearchSettings(corpus=str(tmp_path / "a.idx")))
     tools: Any = make_tools(["web_search", "web_extractor"], settings)
-    assert tools["web_search"].backend is tools["web_extractor"].backend
+    assert tools["web_search"].source is tools["web_extractor"].source
     with pytest.raises(ValueError, match=r"search\.corpus: web_search needs an index"):
         make_tools(["web_search"])

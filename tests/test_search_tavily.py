@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from axpo.config import UserError
+from axpo.search.base import Hit, Page, SearchFault
+from axpo.search.cache import AnswerCache
+from axpo.search.recorded import RecordedSearch
+from axpo.search.tavily import KEY, Tavily
 from axpo.tools.base import ToolContext
-from axpo.tools.search.base import Hit, Page, SearchFault
-from axpo.tools.search.cache import AnswerCache
-from axpo.tools.search.recorded import RecordedSearch
-from axpo.tools.search.tavily import KEY, Tavily
-from axpo.tools.search.web import WebSearchTool
+from axpo.tools.web_search import WebSearchTool
 
 SECRET = "tvly-dev-5ecre7-0123456789abcdef"
 RESULTS = {
@@ -222,7 +222,7 @@ def test_a_refused_key_stops_the_start_and_a_server_that_is_down_does_not(
         with pytest.raises(SearchFault, match="not started"):
             await tavily.search("x", 5)
 
-    monkeypatch.setattr("axpo.tools.search.tavily.START_TIMEOUT", 0.3)
+    monkeypatch.setattr("axpo.search.tavily.START_TIMEOUT", 0.3)
     ask(work)
 
 

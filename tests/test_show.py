@@ -16,8 +16,8 @@ from axpo.cli.commands import app
 from axpo.config import Config, load_config
 from axpo.models.tiny import write_tiny
 from axpo.report.settings import print_settings, settings
+from axpo.search.tavily import KEY
 from axpo.study.settings import load_study
-from axpo.tools.search.tavily import KEY
 
 STUDIES = [
     n for n in recipes.names() if "variants" in tomllib.loads(recipes.shipped(n).read_text())

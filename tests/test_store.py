@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from axpo.pictures import picture_digest
 from axpo.store import load_groups, save_groups
 from axpo.tree import (
     Call,
@@ -23,7 +24,6 @@ from axpo.tree import (
     Stream,
     Trajectory,
     TreeError,
-    picture_digest,
 )
 from groups import group as plain_group
 from groups import grow, tools_and_plain

@@ -10,8 +10,9 @@ import pytest
 
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group, resample, sample_group
+from axpo.sandbox import levels
 from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
-from axpo.tools.python import PythonTool, levels
+from axpo.tools.python import PythonTool
 from axpo.tools.zoom import ZoomTool
 from axpo.tree import CallStatus, Group, StopReason, Trajectory
 from rollout_support import (

@@ -22,13 +22,14 @@ from axpo.config import LimitSettings
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
+from axpo.sandbox import Bounds, levels
+from axpo.search.tavily import KEY, Tavily
 from axpo.tasks.grading import grade
 from axpo.tools import toolbox as toolbox_module
 from axpo.tools.base import Tool
-from axpo.tools.python import Bounds, PythonTool, levels
-from axpo.tools.search.tavily import KEY, Tavily
-from axpo.tools.search.web import WebSearchTool
+from axpo.tools.python import PythonTool
 from axpo.tools.toolbox import Toolbox
+from axpo.tools.web_search import WebSearchTool
 from axpo.tree import CallStatus, StopReason, Trajectory
 from rollout_support import LIMITS, FakeEngine, decode, example, make_rendering
 from test_search_tavily import SECRET, serving
@@ -156,7 +157,7 @@ def test_a_killed_fork_server_is_replaced_for_who_comes_after(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = notebook(level)
-    ready = tool._ready_server
+    ready = tool._sandbox.ready
 
     async def slowly() -> Any:
         await asyncio.sleep(5)
@@ -164,9 +165,9 @@ def test_a_killed_fork_server_is_replaced_for_who_comes_after(
 
     async def kill() -> None:
         await session_of(tool, "killed")
-        assert tool._server is not None
-        tool._server._process.kill()
-        monkeypatch.setattr(tool, "_ready_server", slowly)
+        assert tool._sandbox.server is not None
+        tool._sandbox.server._process.kill()
+        monkeypatch.setattr(tool._sandbox, "ready", slowly)
 
     async def later(agent: Agent) -> tuple[Trajectory, Trajectory]:
         group = new_group(agent.rendering, example(), "g")

@@ -17,7 +17,15 @@ from pydantic import BaseModel, Field
 
 from axpo.config import LimitSettings
 from axpo.tools import make_tools, tool
-from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext, View
+from axpo.tools.base import (
+    EarlierCall,
+    InfraError,
+    ModelError,
+    Observation,
+    Tool,
+    ToolContext,
+    View,
+)
 from axpo.tools.function import FunctionTool, ToolDefinitionError
 from axpo.tools.runner import CallResult, run_call
 from axpo.tools.toolbox import Toolbox
@@ -298,7 +306,7 @@ def test_what_cannot_be_a_tool_is_refused(function: Any, error: str) -> None:
 
 
 MODULE = '''
-from axpo.tools import tool
+from axpo.tools import Tool, tool
 
 @tool
 def ping() -> str:
@@ -308,12 +316,28 @@ def ping() -> str:
 def plain() -> str: ...
 value = 3
 
-class Texts:
+class Texts(Tool):
     name, spec, timeout = "texts", {}, 1.0
     async def __call__(self, arguments, context) -> str: ...
 
-texts = Texts()
+class Unnamed(Tool):
+    spec = {}
+    async def __call__(self, arguments, context): ...
+
+class Duck:
+    name, spec, timeout = "duck", {}, 1.0
+    async def __call__(self, arguments, context): ...
+
+texts, unnamed, duck = Texts(), Unnamed(), Duck()
 '''
+
+
+TYPO = """
+from axpo.tools import Tool
+
+class Notes(Tool):
+    async def ends(self, trajectory): ...
+"""
 
 
 ADDS = """
@@ -343,10 +367,15 @@ def test_a_recipe_names_a_tool_of_the_current_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("mine_b:pong", "mine_b has no 'pong'; its tools are ping"),
+        ("mine_b:pong", "mine_b has no 'pong'; its tools are ping, texts, unnamed"),
         ("mine_b:plain", "'mine_b:plain' is a function, not a tool; put @axpo.tools.tool above"),
         ("mine_b:value", "'mine_b:value' is a int, not a tool"),
         ("mine_b:texts", "'mine_b:texts': __call__ of Texts returns str: expected Observation"),
+        ("mine_b:unnamed", "'mine_b:unnamed': Unnamed has no name and no timeout"),
+        ("mine_b:duck", "'mine_b:duck' is a Duck, not a tool; derive Duck from axpo.tools.Tool"),
+        ("mine_b:Duck", "a class, not a tool; derive Duck from axpo.tools.Tool; name an instance"),
+        ("mine_b:Texts", "'mine_b:Texts' is a class, not a tool; name an instance of it"),
+        ("mine_h:notes", "cannot be imported: TypeError: Notes.ends: a tool has 'end'; give a"),
         ("mine_g:add", "mine_g cannot be imported: ToolDefinitionError: add returns int: expected"),
         ("mine_c:ping", "there is no module 'mine_c' in "),
         ("mine_d:ping", "mine_d needs 'no_such_package'"),
@@ -359,6 +388,7 @@ def test_a_wrong_name_says_what_is_wrong(folder: Path, name: str, error: str) ->
     (folder / "mine_d.py").write_text("import no_such_package")
     (folder / "mine_e.py").write_text("def")
     (folder / "mine_g.py").write_text(ADDS)
+    (folder / "mine_h.py").write_text(TYPO)
     with pytest.raises(ValueError, match=re.escape(error)):
         make_tools([name])
 
@@ -369,10 +399,32 @@ def test_two_tools_of_one_name_are_refused(folder: Path) -> None:
         make_tools(["mine_f:ping", "mine_f:ping"])
 
 
+def documented(folder: Path, number: int, name: str) -> Tool:
+    """The tool `name` of an example in the documentation."""
+    examples = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    (folder / f"my_tools_{number}.py").write_text(examples[number])
+    return make_tools([f"my_tools_{number}:{name}"])[name]
+
+
+def test_the_documented_tool_with_state_runs(folder: Path) -> None:
+    box = Toolbox({"note": documented(folder, 1, "note")})
+
+    async def keep(trajectory: str, line: Any, *earlier: str) -> str:
+        calls = tuple(EarlierCall({"line": known}, 0) for known in earlier)
+        context = ToolContext((), trajectory, calls)
+        return (await run_call(box, "note", {"line": line}, context)).observation.text
+
+    async def life() -> list[str]:
+        said = [await keep("a", "x"), await keep("a", "y"), await keep("b", "z")]
+        await box.end("a")
+        return [*said, await keep("a", "x"), await keep("c", "y", "x"), await keep("c", 3)]
+
+    wrong = "Error: line is 3: expected a string"
+    assert asyncio.run(life()) == ["x", "x\ny", "z", "x", "x\ny", wrong]
+
+
 def test_the_documented_example_runs(folder: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
-    (folder / "my_tools.py").write_text(code)
-    mirror = make_tools(["my_tools:mirror"])["mirror"]
+    mirror = documented(folder, 0, "mirror")
     assert isinstance(mirror, FunctionTool)
     picture = Image.new("RGB", (2, 1), "red")
     picture.putpixel((0, 0), (0, 0, 255))

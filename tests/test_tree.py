@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from axpo.pictures import picture_digest
 from axpo.tree import (
     Branch,
     Call,
@@ -22,7 +23,6 @@ from axpo.tree import (
     Trajectory,
     TreeError,
     cut_segments,
-    picture_digest,
 )
 
 

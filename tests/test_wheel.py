@@ -42,7 +42,7 @@ def lab():
     build_task(load_config("lab").task).example("sft", 0)
 
 def sandbox():
-    from axpo.tools.python import levels
+    from axpo.sandbox import levels
     if not levels.programs():
         raise UserError(levels.obstacle("bubblewrap"))
 
@@ -66,8 +66,8 @@ def tracking():
 
 def search():
     from axpo.tasks.lab import GALLERY
-    from axpo.tools.search.gallery import Gallery
-    from axpo.tools.search.tavily import Tavily
+    from axpo.search.gallery import Gallery
+    from axpo.search.tavily import Tavily
     asyncio.run(Tavily("http://127.0.0.1:9").start())
     asyncio.run(Gallery(GALLERY).start())
 
@@ -83,7 +83,7 @@ except UserError as error:
 """
 """For each extra something that needs it: a `UserError` where it is missing."""
 NO_SANDBOX = """
-from axpo.tools.python.inside import landlock
+from axpo.sandbox.inside import landlock
 landlock.abi = lambda: 4
 """
 """A `sitecustomize` for every process: the kernel is Linux 6.7's, as far as Landlock goes."""

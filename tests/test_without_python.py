@@ -16,8 +16,8 @@ from axpo.report import finding, screen
 from axpo.report.finding import Finding, write_finding
 from axpo.report.runs import RunView
 from axpo.report.summary import run_notes
+from axpo.sandbox import levels
 from axpo.tasks.lab.reduced import without_python
-from axpo.tools.python import levels
 
 TOOLS = ("image_zoom_in_tool", "web_search")
 

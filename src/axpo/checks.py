@@ -70,8 +70,8 @@ def check_parts(config: Config, *commands: str) -> None:
 def _check_sandbox(config: Config) -> None:
     """Raise `MissingError` where the tool `python` has no sandbox; of the lab it names the settings
     that do without."""
+    from axpo.sandbox import levels
     from axpo.tasks.lab.reduced import PYTHON, without_python
-    from axpo.tools.python import levels
 
     lack = levels.lack(config.tools.python.level) if PYTHON in config.rollout.tools else None
     if lack is not None:

@@ -7,6 +7,7 @@ sandbox loads this file by its path: it imports numpy and Pillow alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from io import BytesIO
 from pathlib import Path
@@ -72,6 +73,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
         paper = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(paper, coloured.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def picture_digest(picture: Image.Image) -> str:
+    """Content hash of a picture's RGB pixels (`as_rgb`) and size (32 hex digits)."""
+    rgb = as_rgb(picture)
+    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]
 
 
 def is_turned(image: Image.Image) -> bool:

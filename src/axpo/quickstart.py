@@ -26,9 +26,9 @@ from axpo.checks import (
 from axpo.config import Config, ConfigError, UserError, load_config
 from axpo.report.finding import finding_file
 from axpo.report.monitor import working
+from axpo.sandbox import levels
 from axpo.stages import DONE, Stage, begun, log_file, run_stages
 from axpo.tasks.lab.reduced import FAMILY, PYTHON, without_python
-from axpo.tools.python import levels
 
 COMMANDS = ("sft", "train", "eval", "diagnose")
 

@@ -12,7 +12,6 @@ c on; offsets below c belong to its source. `Call` and `Credit` use path offsets
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,8 +19,6 @@ from itertools import pairwise
 from typing import Any
 
 from PIL import Image
-
-from axpo.pictures import as_rgb
 
 
 class TreeError(ValueError):
@@ -388,9 +385,3 @@ class Group:
         for rollout in self.rollouts:
             grow(rollout, 0, 0)
         return nodes
-
-
-def picture_digest(picture: Image.Image) -> str:
-    """Content hash of a picture's RGB pixels (`as_rgb`) and size (32 hex digits)."""
-    rgb = as_rgb(picture)
-    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]

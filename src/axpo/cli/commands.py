@@ -327,8 +327,8 @@ def index(
     from axpo.report.monitor import working
 
     with working("index", f"indexing {source}"):
-        from axpo.tools.search.gallery import build_gallery
-        from axpo.tools.search.index import build_index
+        from axpo.search.gallery import build_gallery
+        from axpo.search.index import build_index
 
         made = (build_gallery if pictures else build_index)(source, out)
     print(f"{made.facts.entries} entries, {made.size / 1e6:.1f} MB, {made.seconds:.1f} s: {out}")

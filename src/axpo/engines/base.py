@@ -39,7 +39,7 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An RGB picture with its content hash (`axpo.tree.picture_digest`)."""
+    """An RGB picture with its content hash (`axpo.pictures.picture_digest`)."""
 
     digest: str
     image: Image.Image

@@ -27,12 +27,12 @@ from axpo.rollout.demonstrations import DemonstrationError, demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.rollout.setup import build_task, recipe_tools
+from axpo.sandbox.levels import UNSAFE, lack
+from axpo.search.tavily import KEY
 from axpo.tasks.base import Example, Task
 from axpo.tasks.grading import grade
 from axpo.tasks.grading.text import final_answer
-from axpo.tools.python.levels import UNSAFE, lack
-from axpo.tools.python.tool import NAME as PYTHON
-from axpo.tools.search.tavily import KEY
+from axpo.tools.python import NAME as PYTHON
 from axpo.tools.toolbox import Toolbox
 from axpo.training.estimate import Kind
 from axpo.training.preflight import assumed_prompt, longest_prompt

@@ -17,8 +17,8 @@ from axpo.config import RunSettings
 from axpo.report.names import TOOL_FIGURES, evaluation_order, label
 from axpo.report.numbers import interval_text, number_text, share_text, signed_text
 from axpo.report.runs import RunView
-from axpo.tools.python.levels import UNSAFE
-from axpo.tools.python.tool import NAME as PYTHON
+from axpo.sandbox.levels import UNSAFE
+from axpo.tools.python import NAME as PYTHON
 
 Estimate = Mapping[str, Any]
 Comparisons = Mapping[tuple[str, str], Mapping[str, Any]]

@@ -26,12 +26,12 @@ from renderers.qwen3_vl import Qwen3VLRenderer
 from axpo.config import ConfigError
 from axpo.engines.base import Picture
 from axpo.models.loading import Checkpoint, CheckpointError
-from axpo.pictures import as_rgb
+from axpo.pictures import as_rgb, picture_digest
 from axpo.rollout.control import ControlText
 from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
 from axpo.tasks.base import IMAGE, Example
 from axpo.tools.base import Observation, Tool
-from axpo.tree import ImageSpan, Origin, Segment, picture_digest
+from axpo.tree import ImageSpan, Origin, Segment
 
 
 class RenderingError(RuntimeError):

@@ -1,11 +1,12 @@
-"""Checking a call's arguments with pydantic; the first problem becomes one short line."""
+"""What arguments a tool takes, and checking them with pydantic: the first problem becomes one short
+line."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from axpo.tools.base import ModelError
@@ -13,7 +14,29 @@ from axpo.tools.base import ModelError
 SHOWN = 40
 """Characters of a wrong value that an error message repeats."""
 
-Arguments = TypeVar("Arguments", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Arguments(BaseModel):
+    """Base of a built-in tool's arguments: names that it does not have are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def function(name: str, description: str, argument: str, kind: str, meaning: str) -> dict[str, Any]:
+    """The `spec` of a tool that has one required argument, of the JSON type `kind`."""
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": description,
+            "parameters": {
+                "type": "object",
+                "properties": {argument: {"type": kind, "description": meaning}},
+                "required": [argument],
+            },
+        },
+    }
 
 
 def shorten(value: Any) -> str:
@@ -25,7 +48,7 @@ def shorten(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def parse_arguments(model: type[Arguments], arguments: Any) -> Arguments:
+def parse_arguments(model: type[Model], arguments: Any) -> Model:
     """`arguments` as `model`; raises `ModelError` with the field, its value and what is expected.
 
     What is expected is the `description` of the model's field.
@@ -39,7 +62,7 @@ def parse_arguments(model: type[Arguments], arguments: Any) -> Arguments:
     raise ModelError(f"{field} is {shorten(arguments[field])}: expected {expected}")
 
 
-def parse_json_arguments(model: type[Arguments], arguments: Any) -> Arguments:
+def parse_json_arguments(model: type[Model], arguments: Any) -> Model:
     """As `parse_arguments`, by pydantic's rules for JSON (a tuple is a list there, a date text),
     in pydantic's words: for models whose descriptions do not say what is expected."""
     try:
@@ -54,6 +77,17 @@ def parse_json_arguments(model: type[Arguments], arguments: Any) -> Arguments:
     path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"])
     says = problem["msg"][0].lower() + problem["msg"][1:]
     raise ModelError(f"{path[1:]} is {shorten(problem['input'])}: {says}")
+
+
+def text_argument(field: str, value: str, characters: int) -> str:
+    """A model's string without what is no character; raises `ModelError` where nothing is left or
+    more than `characters`."""
+    text = value.encode("utf-8", "ignore").decode().strip()
+    if not text:
+        raise ModelError(f"{field} is {shorten(value)}: expected some text")
+    if len(text) > characters:
+        raise ModelError(f"{field} has {len(text)} characters: expected at most {characters}")
+    return text
 
 
 def _first(error: ValidationError) -> ErrorDetails:

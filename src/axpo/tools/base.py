@@ -5,28 +5,19 @@ from; anything else that escapes a tool is ours (`InfraError`) and never scored 
 `UserError` is for whoever started the run to put right, and stops it.
 A picture that a tool hands out is a `View`: it remembers where in which original it was cut, so
 that a later call can go back to the original's pixels.
-
-A tool that keeps something between calls may also have, all optional:
-
-- `async start()`: once, before the first trajectory (again after `close`, and on another event
-  loop); a `UserError` that names the remedy stops the run;
-- `async resume(context)`: before the first call of a trajectory that goes on from a cut, where
-  `context.earlier` holds the calls of this tool that its prefix made: bring back what they left;
-- `async end(trajectory)`: that trajectory is over, however it ended, cancellation included, and
-  what is kept for it can go; awaited once a trajectory, also where it never called the tool;
-- `async close()`: once, at the end of the run;
-- `limits`, a `LimitSettings` with its own defaults, which a recipe overrides field by field;
-- `figures`, a mapping of counts that only grow, shown among the toolbox's own of the tool;
-- `stuck`, how many of its calls were given up and still run.
 """
 
 from __future__ import annotations
 
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
+from axpo.config import LimitSettings
 from axpo.pictures import as_rgb
 
 Box = tuple[int, int, int, int]
@@ -37,7 +28,14 @@ class ModelError(Exception):
 
 
 class InfraError(Exception):
-    """The tool failed through no fault of the caller."""
+    """The tool failed through no fault of the caller.
+
+    `retryable`: the same call may work later, so that a tool with `retries` makes it again.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +90,63 @@ class ToolContext:
     earlier: tuple[EarlierCall, ...] = ()
 
 
-class Tool(Protocol):
-    """`spec` is the function in OpenAI's format: {"type": "function", "function": {...}}.
+class Tool(ABC):
+    """Base class of every tool: sets `name`, `spec` and `timeout`, and answers calls.
 
-    `timeout` is the deadline of one call in seconds; a call past it is our fault.
+    The other members have defaults, for tools that keep nothing between calls. A member of a
+    subclass whose name only resembles one of these is refused, as it would never be called.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    """What the model calls it."""
+    spec: dict[str, Any]
+    """The function in OpenAI's format: {"type": "function", "function": {...}}."""
+    timeout: float
+    """Deadline of one call in seconds; a call past it is our fault."""
+    limits: LimitSettings = LimitSettings()
+    """The tool's defaults for what a recipe may set."""
 
-    @property
-    def spec(self) -> dict[str, Any]: ...
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for name in vars(cls):
+            near = difflib.get_close_matches(name, _MEMBERS, n=1, cutoff=0.8)
+            if near and name not in _MEMBERS:
+                raise TypeError(
+                    f"{cls.__name__}.{name}: a tool has {near[0]!r}; give a member of your own "
+                    "another name"
+                )
 
-    @property
-    def timeout(self) -> float: ...
-
+    @abstractmethod
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         """Raises `ModelError` for a wrong call and `InfraError` for a fault of ours."""
-        ...
+
+    async def start(self) -> None:  # noqa: B027
+        """Called once before the first trajectory, and again after `close` or on another event
+        loop. A `UserError` that names the remedy stops the run."""
+
+    async def resume(self, context: ToolContext) -> None:  # noqa: B027
+        """Called before the first call of a trajectory that goes on from a cut.
+
+        `context.earlier` holds the calls of this tool that the prefix made: bring back what they
+        left.
+        """
+
+    async def end(self, trajectory: str) -> None:  # noqa: B027
+        """Called once when a trajectory is over, however it ended, cancellation included: what is
+        kept for it can go. Trajectories that never called the tool are told too."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Called once at the end of the run."""
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Counts that only grow, shown among those that the toolbox keeps of the tool."""
+        return {}
+
+    @property
+    def stuck(self) -> int:
+        """How many calls were given up and still run, as far as the tool alone can know."""
+        return 0
+
+
+_MEMBERS = [name for name in (*Tool.__annotations__, *vars(Tool)) if not name.startswith("_")]

@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 
 from axpo.config import LimitSettings
 from axpo.tools.arguments import parse_json_arguments
-from axpo.tools.base import Observation, ToolContext, View
+from axpo.tools.base import Observation, Tool, ToolContext, View
 from axpo.tools.docstrings import parse_docstring
 from axpo.tools.results import refused_result
 
@@ -42,7 +42,7 @@ class ToolDefinitionError(TypeError):
     """A function that cannot be a tool; names the function and the parameter."""
 
 
-class FunctionTool:
+class FunctionTool(Tool):
     """A function as a tool; the function itself stays callable as `function`."""
 
     def __init__(

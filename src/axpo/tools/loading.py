@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import typing
 from pathlib import Path
@@ -18,13 +19,14 @@ def load_tool(name: str) -> Tool:
     try:
         found = getattr(module, attribute)
     except AttributeError:
-        tools = [key for key, value in vars(module).items() if is_tool(value)]
+        tools = [key for key, value in vars(module).items() if isinstance(value, Tool)]
         raise ValueError(
             f"{name!r}: {module_name} has no {attribute!r}; its tools are {', '.join(tools) or 0}"
         ) from None
-    if not is_tool(found):
-        hint = "; put @axpo.tools.tool above it" if callable(found) else ""
-        raise ValueError(f"{name!r} is a {type(found).__name__}, not a tool{hint}")
+    if not isinstance(found, Tool):
+        raise ValueError(f"{name!r} is {_kind(found)}")
+    if lacking := [part for part in ("name", "spec", "timeout") if not hasattr(found, part)]:
+        raise ValueError(f"{name!r}: {type(found).__name__} has no {' and no '.join(lacking)}")
     if (returned := _returned(found)) and not issubclass(returned, Observation):
         raise ValueError(
             f"{name!r}: __call__ of {type(found).__name__} returns {returned.__name__}: expected "
@@ -33,12 +35,16 @@ def load_tool(name: str) -> Tool:
     return found
 
 
-def is_tool(value: object) -> bool:
-    """Whether `value` has what a tool needs (a class that makes tools is none)."""
-    needed = ("name", "spec", "timeout")
-    return (
-        not isinstance(value, type) and callable(value) and all(hasattr(value, n) for n in needed)
-    )
+def _kind(found: object) -> str:
+    """What was found instead of a tool, and what to do."""
+    if isinstance(found, type):
+        hint = "" if issubclass(found, Tool) else f"; derive {found.__name__} from axpo.tools.Tool"
+        return f"a class, not a tool{hint}; name an instance of it"
+    kind = type(found).__name__
+    if inspect.isroutine(found):
+        return f"a {kind}, not a tool; put @axpo.tools.tool above it"
+    hint = f"; derive {kind} from axpo.tools.Tool" if callable(found) else ""
+    return f"a {kind}, not a tool{hint}"
 
 
 def _returned(tool: Tool) -> type | None:

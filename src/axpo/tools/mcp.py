@@ -36,7 +36,7 @@ from mcp.types import Tool as ServerTool
 
 from axpo.config import McpSettings, UserError
 from axpo.pictures import PictureError, read_picture
-from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
+from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext, View
 
 STOP_SECONDS = 8.0
 """Seconds that a server may take to stop; the SDK kills it before."""
@@ -48,7 +48,7 @@ ANSWERED = (INTERNAL_ERROR, METHOD_NOT_FOUND)
 """Errors after which a connection is good for other calls."""
 
 
-class McpTool:
+class McpTool(Tool):
     """One tool of a server."""
 
     def __init__(self, server: McpServer, tool: ServerTool) -> None:

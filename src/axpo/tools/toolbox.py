@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 import stamina
@@ -49,9 +49,8 @@ class Lane:
 
     def __init__(self, tool: Tool, settings: LimitSettings | None = None) -> None:
         self.tool = tool
-        own: LimitSettings = getattr(tool, "limits", LimitSettings())
         changed = settings.model_dump(exclude_unset=True) if settings else {}
-        self.limits = own.model_copy(update=changed)
+        self.limits = tool.limits.model_copy(update=changed)
         self.timeout = self.limits.timeout or tool.timeout
         self.stats = ToolStats()
         self.gate = Gate(self.limits)
@@ -61,11 +60,11 @@ class Lane:
     @property
     def stuck(self) -> int:
         """Calls that were given up and still run."""
-        return len(self._given_up) + int(getattr(self.tool, "stuck", 0))
+        return len(self._given_up) + self.tool.stuck
 
     def counters(self) -> dict[str, float]:
         """Figures that only grow: those of the calls, and the tool's own."""
-        return {**getattr(self.tool, "figures", {}), **self.stats.counters()}
+        return {**self.tool.figures, **self.stats.counters()}
 
     async def call(
         self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
@@ -85,21 +84,19 @@ class Lane:
         self.stats.cache_hits += observation.cached
         return observation
 
-    async def life(self, step: str, *arguments: str) -> None:
-        """Run the tool's `start`, `end` or `close`, where it has one."""
-        self._resumed.difference_update(arguments)
-        method = getattr(self.tool, step, None)
-        if method is not None:
-            await method(*arguments)
+    async def end(self, trajectory: str) -> None:
+        """Tell the tool that a trajectory is over."""
+        self._resumed.discard(trajectory)
+        await self.tool.end(trajectory)
 
     async def _resume(self, context: ToolContext) -> None:
-        """Once a trajectory, let the tool catch up with the calls before the cut, each with a
+        """Once per trajectory, let the tool catch up with the calls before the cut, each with a
         call's deadline; a failure is ours."""
-        resume = getattr(self.tool, "resume", None)
-        if resume is None or not context.earlier or context.trajectory in self._resumed:
+        if not context.earlier or context.trajectory in self._resumed:
             return
         try:
-            await self._within_deadline(resume(context), self.timeout * len(context.earlier))
+            seconds = self.timeout * len(context.earlier)
+            await self._within_deadline(self.tool.resume(context), seconds)
         except ModelError as error:
             raise InfraError(f"an earlier call cannot be made again: {error}") from error
         self._resumed.add(context.trajectory)
@@ -157,6 +154,9 @@ class Lane:
             task.exception()  # nobody is left to read it
 
 
+Step = Callable[[Lane], Awaitable[None]]
+
+
 class Toolbox(Mapping[str, Tool]):
     """Tools by name, with their limits (defaults where none are given), figures and lives.
 
@@ -203,7 +203,7 @@ class Toolbox(Mapping[str, Tool]):
 
     async def end(self, trajectory: str) -> None:
         """Tell every tool that a trajectory is over; goes on where the caller is cancelled."""
-        task = asyncio.create_task(self._everywhere("end", trajectory))
+        task = asyncio.create_task(self._all("end", lambda lane: lane.end(trajectory)))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         await asyncio.shield(task)
@@ -216,12 +216,12 @@ class Toolbox(Mapping[str, Tool]):
         await asyncio.gather(*self._ending)
         if not starting.done():
             await asyncio.wait({starting})
-        await self._everywhere("close")
+        await self._all("close", lambda lane: lane.tool.close())
 
     async def _start(self) -> None:
         for name, lane in self.lanes.items():
             try:
-                await lane.life("start")
+                await lane.tool.start()
             except UserError:
                 raise
             except Exception as error:
@@ -229,25 +229,23 @@ class Toolbox(Mapping[str, Tool]):
                     f"tool {name} does not start: {type(error).__name__}: {error}"
                 ) from error
 
-    async def _everywhere(self, step: str, *arguments: str) -> None:
+    async def _all(self, step: str, call: Step) -> None:
+        """Take the step with every tool; one that fails harms no other."""
         await asyncio.gather(
-            *(
-                _forgiven(lane, name, step, lane.life(step, *arguments))
-                for name, lane in self.lanes.items()
-            )
+            *(_forgiven(lane, name, step, call) for name, lane in self.lanes.items())
         )
 
 
 def _worth_another(error: Exception) -> bool:
     """Whether a further attempt may go better: a fault of ours that does not say otherwise."""
-    return isinstance(error, InfraError) and getattr(error, "retryable", True)
+    return isinstance(error, InfraError) and error.retryable
 
 
-async def _forgiven(lane: Lane, name: str, step: str, life: Coroutine[Any, Any, None]) -> None:
+async def _forgiven(lane: Lane, name: str, step: str, call: Step) -> None:
     """Clearing up that fails or takes too long is counted, the first time also logged."""
     try:
         async with asyncio.timeout(END_SECONDS):
-            await life
+            await call(lane)
     except Exception as error:
         lane.stats.end_errors += 1
         if lane.stats.end_errors == 1:

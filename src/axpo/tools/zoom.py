@@ -10,11 +10,11 @@ import math
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import Field, StrictInt, StrictStr
 
 from axpo.pictures import MAX_ASPECT
-from axpo.tools.arguments import parse_arguments, shorten
-from axpo.tools.base import Box, ModelError, Observation, ToolContext, View
+from axpo.tools.arguments import Arguments, parse_arguments, shorten
+from axpo.tools.base import Box, ModelError, Observation, Tool, ToolContext, View
 
 NAME = "image_zoom_in_tool"
 SCALE = 1000
@@ -52,10 +52,8 @@ SPEC: dict[str, Any] = {
 }
 
 
-class ZoomArguments(BaseModel):
+class ZoomArguments(Arguments):
     """Arguments of one call, checked without coercion."""
-
-    model_config = ConfigDict(extra="forbid")
 
     bbox_2d: tuple[Coordinate, Coordinate, Coordinate, Coordinate] = Field(
         description="[x1, y1, x2, y2], numbers from 0 to 1000"
@@ -101,7 +99,7 @@ def crop(view: View, bbox: tuple[float, float, float, float]) -> View:
     return View(image, view.original, box)
 
 
-class ZoomTool:
+class ZoomTool(Tool):
     """`image_zoom_in_tool(bbox_2d, label, img_idx)`; answers with the crop alone, no text."""
 
     name = NAME

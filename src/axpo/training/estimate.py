@@ -17,7 +17,8 @@ import torch
 from axpo.config import Config, EngineSettings, LimitSettings, OptimizerSettings
 from axpo.models.lora import targeted_layers
 from axpo.tools.python import PythonTool
-from axpo.tools.search.web import WebExtractorTool, WebSearchTool
+from axpo.tools.web_extractor import WebExtractorTool
+from axpo.tools.web_search import WebSearchTool
 from axpo.training import memory
 from axpo.training.policy import LOGITS_AT_ONCE
 from axpo.tree import Segment

@@ -10,9 +10,9 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from axpo.search.gallery import CAPTIONS, build_gallery
+from axpo.search.index import build_index
 from axpo.tasks.lab import CORPUS, GALLERY, facts, recognise
-from axpo.tools.search.gallery import CAPTIONS, build_gallery
-from axpo.tools.search.index import build_index
 
 
 def build(corpus: Path, gallery: Path) -> None:

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from axpo.search.index import Document
 from axpo.tasks.lab.pictures import SPLITS, Split
-from axpo.tools.search.index import Document
 
 KNOWN_SHARE = 0.62
 """Of the questions, those that need no tool: so many that some no-tool rollout succeeds on three

@@ -22,7 +22,7 @@ from axpo.tasks.lab import tokenizer as words
 from axpo.tasks.lab.dense import WHOLE_PICTURE
 from axpo.tasks.lab.model import IMAGE_TOKENS, text_positions, view
 from axpo.tasks.lab.pictures import Box, Card, Scene, Split, make_scene, to_pixels
-from axpo.tools.search.web import numbered
+from axpo.tools.searching import numbered
 
 
 @dataclass(frozen=True)

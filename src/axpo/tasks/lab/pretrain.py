@@ -229,9 +229,9 @@ def pretrain(
 
 def toolsets() -> list[list[dict[str, Any]]]:
     """Specs of the tools that the lab's recipes name: of one, of three, of the unseen one too."""
-    from axpo.tools.python.tool import SPEC as PYTHON
-    from axpo.tools.search.image import ImageSearchTool
-    from axpo.tools.search.web import WebSearchTool
+    from axpo.tools.image_search import ImageSearchTool
+    from axpo.tools.python import SPEC as PYTHON
+    from axpo.tools.web_search import WebSearchTool
     from axpo.tools.zoom import SPEC as ZOOM
 
     three = [ZOOM, PYTHON, WebSearchTool.spec]

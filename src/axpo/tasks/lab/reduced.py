@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from axpo.config import Config
-from axpo.tools.python.tool import NAME as PYTHON
+from axpo.tools.python import NAME as PYTHON
 
 FAMILY = "calculate"
 """The family of questions whose tool is `python`."""

@@ -22,8 +22,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from axpo.config import UserError
-from axpo.tools.search.database import Facts, Summary, new_index, write_facts
+from axpo.errors import UserError
+from axpo.search.database import Facts, Summary, new_index, write_facts
 
 SUFFIXES = (".md", ".markdown", ".txt")
 """Files of a folder that are indexed."""

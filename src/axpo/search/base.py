@@ -1,20 +1,20 @@
-"""What a search backend is: ranked hits for a query, the text of a page, and whose fault it is.
+"""What a source of answers is: ranked results for a query, the text of a page, and its faults.
 
-Backends (`corpus`, `tavily`) and what stands in front of them (`recorded`) share these types, so
-that the tools (`web`) do not know which one answers.
+Sources (`corpus`, `tavily`, `gallery`) and what stands in front of them (`recorded`) share these
+types, so that whoever asks does not know which one answers.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
-
-from axpo.tools.base import InfraError
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
-class SearchFault(InfraError):
+class SearchFault(Exception):
     """A search failed through no fault of the caller.
 
     `retryable`: the same call may work a moment later. `charged`: the call may have been billed.
@@ -53,40 +53,38 @@ class Results(Generic[Item]):
     cached: bool = False
 
 
-class Backend(Protocol):
+class Source(ABC):
     """Where answers come from.
 
     `identity` names everything besides the query that an answer depends on and is part of a
     recorded answer's key; `paid` says whether each call is billed.
     """
 
-    @property
-    def identity(self) -> str: ...
+    identity: str
+    paid: bool = False
 
-    @property
-    def paid(self) -> bool: ...
-
-    async def start(self) -> None:
+    async def start(self) -> None:  # noqa: B027
         """Raises `UserError` for what whoever started the run can put right; may come twice."""
-        ...
 
-    async def search(self, query: str, results: int) -> Results[Hit]:
-        """At most `results` hits; raises `SearchFault`."""
-        ...
+    def figures(self, kind: str) -> Mapping[str, float]:
+        """Counts of one kind of calls ("search", "page", "picture"), where answers are recorded."""
+        return {}
 
-    async def page(self, url: str) -> Page | None:
-        """None where `url` leads to nothing; raises `SearchFault`."""
-        ...
-
+    @abstractmethod
     async def close(self) -> None:
         """Free threads, files and sockets; may come twice."""
-        ...
 
 
-def cache_figures(source: object, kind: str) -> dict[str, float]:
-    """What a recording backend counts of one kind of calls; nothing of another backend's."""
-    found = getattr(source, "figures", None)
-    return {} if found is None else found(kind)
+class Backend(Source):
+    """A source of texts."""
+
+    @abstractmethod
+    async def search(self, query: str, results: int) -> Results[Hit]:
+        """At most `results` hits; raises `SearchFault`."""
+
+    @abstractmethod
+    async def page(self, url: str) -> Page | None:
+        """None where `url` leads to nothing; raises `SearchFault`."""
 
 
 def shortened(text: str, characters: int) -> str:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from axpo.config import MissingError, UserError
+from axpo.config.base import MissingError
+from axpo.errors import UserError
 from axpo.folder import writing
-from axpo.tools.search.base import SearchFault
+from axpo.search.base import SearchFault
 
 FORMAT = 1
 """Version of the index files' tables; another one has to be built again."""

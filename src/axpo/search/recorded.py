@@ -14,23 +14,21 @@ from typing import Any
 from PIL import Image
 from pydantic import TypeAdapter
 
-from axpo.tools.search.base import Backend, Hit, Page, Results
-from axpo.tools.search.cache import AnswerCache, Key, NotRecordedError
-from axpo.tools.search.gallery import Match, Pictures
-from axpo.tree import picture_digest
+from axpo.pictures import picture_digest
+from axpo.search.base import Backend, Hit, Page, Results
+from axpo.search.cache import AnswerCache, Key, NotRecordedError
+from axpo.search.gallery import Match, Pictures
 
 _HITS = TypeAdapter(list[Hit])
 _PAGE = TypeAdapter(tuple[str, str, str] | None)
 _MATCHES = TypeAdapter(list[Match])
 
 
-class RecordedSearch:
+class RecordedSearch(Backend):
     """A `Backend` that asks `backend` only for what `cache` does not hold.
 
     Queries that differ in case and spaces alone have one answer (choice).
     """
-
-    paid = False
 
     def __init__(self, backend: Backend, cache: AnswerCache) -> None:
         self.identity = backend.identity
@@ -74,10 +72,8 @@ class RecordedSearch:
         await self._backend.close()
 
 
-class RecordedPictures:
+class RecordedPictures(Pictures):
     """`Pictures` that asks `pictures` only for what `cache` does not hold, by a picture's hash."""
-
-    paid = False
 
     def __init__(self, pictures: Pictures, cache: AnswerCache) -> None:
         self.identity = pictures.identity

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TOTAL = 60.0
-"""Seconds that a trajectory's code may run, all cells together; a recipe's tool gets half of
-`rollout.max_seconds` where that is less, so that code which sleeps cannot end its trajectory by
-wall time, unscored (choice)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -16,8 +11,6 @@ class Bounds:
 
     seconds: float = 10.0
     """A cell's time before it is interrupted, keeping the session's state."""
-    total: float = TOTAL
-    """Time of all of a trajectory's cells, those before its cut included."""
     grace: float = 1.0
     """Time after that before the session is killed, losing its state."""
     start: float = 15.0
@@ -40,5 +33,3 @@ class Bounds:
     """Pixels of a returned picture; a larger one is made smaller."""
     side: int = 4096
     """Pixels of a returned picture's longer side."""
-    code: int = 50_000
-    """Characters of a cell's code."""

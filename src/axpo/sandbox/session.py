@@ -1,4 +1,4 @@
-"""One trajectory's session as the parent sees it: a cell in, a checked answer out.
+"""A session as the parent sees it: a cell in, a checked answer out.
 
 The other side is the model's to tamper with, so every length, field and picture of an answer
 is checked before it is used, and whatever is wrong ends the session. Between cells the child is
@@ -20,12 +20,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from axpo.pictures import PictureError, as_rgb, check_shape
-from axpo.tools.base import InfraError
-from axpo.tools.python import folders
-from axpo.tools.python.environment import named_in
-from axpo.tools.python.inside import wire
-from axpo.tools.python.limits import Bounds
-from axpo.tools.python.server import Child, End, ForkServer
+from axpo.sandbox import folders
+from axpo.sandbox.environment import named_in
+from axpo.sandbox.errors import SandboxFault
+from axpo.sandbox.inside import wire
+from axpo.sandbox.limits import Bounds
+from axpo.sandbox.server import Child, End, ForkServer
 
 WATCH = 0.1
 """Seconds between two looks at a session's folder while a cell runs."""
@@ -80,7 +80,7 @@ class Session:
 
     def __init__(self, child: Child, folder: Path, bounds: Bounds) -> None:
         self.child, self.folder, self.bounds = child, folder, bounds
-        self.sent = 0  # pictures of the trajectory that the child has
+        self.sent = 0  # pictures that the child has
         self.cells = 0
         self.lost = False
         self._reader: asyncio.StreamReader
@@ -88,7 +88,7 @@ class Session:
 
     @classmethod
     async def open(cls, server: ForkServer, folder: Path, code: str = "") -> Session:
-        """Start a session in the new folder `folder`; a failure is ours.
+        """Start a session in the new folder `folder`; raises `SandboxFault`.
 
         The packages that its first cell, `code`, names are there at once.
         """
@@ -104,7 +104,7 @@ class Session:
                 session.kill()
             folders.remove(folder)
             if isinstance(error, TimeoutError):
-                raise InfraError("a Python session did not start in time") from None
+                raise SandboxFault("a Python session did not start in time") from None
             raise
         return session
 
@@ -116,14 +116,16 @@ class Session:
             size, _ = wire.LENGTHS.unpack(await self._reader.readexactly(wire.LENGTHS.size))
             first = await self._reader.readexactly(min(size, OVERHEAD))
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise InfraError("a Python session ended while it started") from None
+            raise SandboxFault("a Python session ended while it started") from None
         if first != b'{"ready": true}':
-            raise InfraError(f"a Python session could not be confined: {first.decode()}")
+            raise SandboxFault(f"a Python session could not be confined: {first.decode()}")
         self.child.signal(signal.SIGSTOP)
 
     async def run(self, code: str, pictures: Sequence[Image.Image], seconds: float) -> Result:
-        """Run one cell with the trajectory's new pictures, interrupted after `seconds`; raises
-        `InfraError`."""
+        """Run one cell with the pictures that are new to it, interrupted after `seconds`.
+
+        Raises `SandboxFault`.
+        """
         finished = False
         self.cells += 1
         exchange = asyncio.ensure_future(self._exchange(_request(self, code, pictures)))
@@ -203,7 +205,7 @@ class Session:
         return Result(answer.text[: bounds.characters + 200], images, answer.interrupted)
 
     async def _cause(self) -> str:
-        """How the child ended by the code's own doing; raises `InfraError` if it was not."""
+        """How the child ended by the code's own doing; raises `SandboxFault` if it was not."""
         try:
             async with asyncio.timeout(self.bounds.grace):
                 end: End = await asyncio.shield(self.child.end)
@@ -211,13 +213,13 @@ class Session:
             self.child.signal(signal.SIGKILL)
             return "closed its connection"
         if end.status is None:
-            raise InfraError("the Python sandbox's fork server has ended")
+            raise SandboxFault("the Python sandbox's fork server has ended")
         code = os.waitstatus_to_exitcode(end.status)
         spent = code in (-signal.SIGXCPU, -signal.SIGKILL) and end.cpu >= self.bounds.cpu
         if spent:
             return f"used up its {self.bounds.cpu} s of processor time"
         if code == -signal.SIGKILL:  # a session cannot do this to itself
-            raise InfraError("a Python session was killed from outside")
+            raise SandboxFault("a Python session was killed from outside")
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
     def kill(self) -> None:

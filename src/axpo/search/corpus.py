@@ -12,9 +12,9 @@ import sqlite3
 from functools import partial
 from pathlib import Path
 
-from axpo.tools.search.base import Hit, Page, Results, shortened
-from axpo.tools.search.database import Database, open_index, read_facts
-from axpo.tools.search.index import words
+from axpo.search.base import Backend, Hit, Page, Results, shortened
+from axpo.search.database import Database, open_index, read_facts
+from axpo.search.index import words
 
 TITLE_WEIGHT = 2.0
 """A match in the title against one in the text."""
@@ -41,18 +41,13 @@ WHERE words MATCH ? AND words.rowid = ?
 """
 
 
-class Corpus:
+class Corpus(Backend):
     """Backend over the index file `path`; snippets have at most `snippet` characters."""
-
-    paid = False
 
     def __init__(self, path: Path, snippet: int) -> None:
         self.identity = f"corpus:{read_facts(path, 'corpus').digest}:{snippet}"
         self._snippet = snippet
         self._database = Database(path, lambda: open_index(path), THREADS)
-
-    async def start(self) -> None:
-        """Nothing: a thread starts with the first query."""
 
     async def search(self, query: str, results: int) -> Results[Hit]:
         find = partial(self._find, query=query, results=results)

@@ -1,4 +1,4 @@
-"""The fork server: imports packages once, then forks a confined child a trajectory.
+"""The fork server: imports packages once, then forks one confined child per session.
 
 It never runs the model's code, reads no environment and holds no secret. On its control socket
 it is told {"id", "folder", "imports"} with one end of a connection as descriptor; it imports

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from axpo.config import MissingError, UserError
+from axpo.config.base import MissingError
 from axpo.config.extras import require
-from axpo.tools.search.base import Hit, Page, Results, SearchFault, shortened
+from axpo.errors import UserError
+from axpo.search.base import Backend, Hit, Page, Results, SearchFault, shortened
 
 if TYPE_CHECKING:
     from tavily import AsyncTavilyClient
@@ -57,11 +58,10 @@ class _Extraction(BaseModel):
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
-class Tavily:
+class Tavily(Backend):
     """Backend over Tavily's API at `url`; a request is given up after `timeout` seconds."""
 
     paid = True
-
     identity = f"tavily:{DEPTH}"
 
     def __init__(self, url: str = URL, timeout: float = 20.0) -> None:

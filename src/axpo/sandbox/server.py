@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import axpo.pictures
-from axpo.tools.base import InfraError
-from axpo.tools.python import inside, levels
-from axpo.tools.python.environment import FLAGS, IMPORTS, Environment
-from axpo.tools.python.inside.confine import Limits
-from axpo.tools.python.limits import Bounds
+from axpo.sandbox import inside, levels
+from axpo.sandbox.environment import FLAGS, IMPORTS, Environment
+from axpo.sandbox.errors import SandboxFault
+from axpo.sandbox.inside.confine import Limits
+from axpo.sandbox.limits import Bounds
 
 MESSAGE = 1 << 16
 """Bytes of the longest control message."""
@@ -126,14 +126,16 @@ class ForkServer:
         if not ready:
             await self.close()
             lines = errors.read_text(errors="replace").strip().splitlines()[-3:]
-            raise InfraError(f"the Python sandbox did not start: {' | '.join(lines) or 'no word'}")
+            raise SandboxFault(
+                f"the Python sandbox did not start: {' | '.join(lines) or 'no word'}"
+            )
         self.alive = True
         self._loop.add_reader(self._control, self._hear)
 
     async def spawn(self, folder: Path, imports: Sequence[str] = ()) -> Child:
         """Fork a session that works in `folder`; the server imports `imports` before it."""
         if not self.alive:
-            raise InfraError("the Python sandbox's fork server has ended")
+            raise SandboxFault("the Python sandbox's fork server has ended")
         number = next(self._numbers)
         started = self._started[number] = self._loop.create_future()
         end = self._ends[number] = self._loop.create_future()
@@ -157,7 +159,7 @@ class ForkServer:
             except BlockingIOError:  # many sessions at once: the server is a moment behind
                 await asyncio.sleep(0.002)
             except OSError as error:
-                raise InfraError(f"the Python sandbox's fork server has ended: {error}") from None
+                raise SandboxFault(f"the Python sandbox's fork server has ended: {error}") from None
 
     def _hear(self) -> None:
         """Read one message of the server's; the loop calls this."""
@@ -183,7 +185,7 @@ class ForkServer:
         self.alive = False
         self._loop.remove_reader(self._control)
         for started in self._started.values():
-            started.set_exception(InfraError("the Python sandbox's fork server has ended"))
+            started.set_exception(SandboxFault("the Python sandbox's fork server has ended"))
         for end in self._ends.values():
             if not end.done():
                 end.set_result(End(None))

@@ -12,9 +12,9 @@ import socket
 import tempfile
 from pathlib import Path
 
-from axpo.tools.base import InfraError
-from axpo.tools.python.server import ForkServer
-from axpo.tools.python.session import Session
+from axpo.sandbox.errors import SandboxFault
+from axpo.sandbox.server import ForkServer
+from axpo.sandbox.session import Session
 
 CODE = """
 import ctypes, json, os, resource, signal, socket
@@ -72,7 +72,7 @@ CHECKED = "10 1000\n"
 
 
 async def check(server: ForkServer, folder: Path) -> None:
-    """Run every canary in a session in `folder`; raises `InfraError` unless all are denied."""
+    """Run every canary in a session in `folder`; raises `SandboxFault` unless all are denied."""
     with tempfile.TemporaryDirectory(prefix="axpo-canary-") as host, socket.socket() as listener:
         file = Path(host, "secret")
         file.write_text("unchanged")
@@ -92,9 +92,9 @@ async def check(server: ForkServer, folder: Path) -> None:
         if file.read_text() != "unchanged":
             escaped.append("changed a host file")
     if escaped:
-        raise InfraError(f'level "{server.level}" does not hold here: {", ".join(escaped)}')
+        raise SandboxFault(f'level "{server.level}" does not hold here: {", ".join(escaped)}')
     if works.text != CHECKED:
-        raise InfraError(f"the Python sandbox cannot compute: {works.text.strip()!r}")
+        raise SandboxFault(f"the Python sandbox cannot compute: {works.text.strip()!r}")
 
 
 def _escaped(text: str) -> list[str]:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from axpo.tools.base import InfraError
-from axpo.tools.python.environment import Environment
-from axpo.tools.python.inside import landlock
-from axpo.tools.python.inside.seccomp import ARCHITECTURES
+from axpo.sandbox.environment import Environment
+from axpo.sandbox.errors import SandboxFault
+from axpo.sandbox.inside import landlock
+from axpo.sandbox.inside.seccomp import ARCHITECTURES
 
 LEVELS = ("bubblewrap", "landlock", "unsafe")
 """Strongest first."""
@@ -99,7 +99,9 @@ def lack(level: str | None) -> str | None:
 def choose(level: str | None) -> str:
     """`level` if this machine can give it; without one, the strongest; never "unsafe" unasked."""
     if (reason := lack(level)) is not None:
-        raise InfraError(f'no sandbox for Python here ({reason}); level "unsafe" runs without one')
+        raise SandboxFault(
+            f'no sandbox for Python here ({reason}); level "unsafe" runs without one'
+        )
     return level or next(name for name in LEVELS if obstacle(name) is None)
 
 

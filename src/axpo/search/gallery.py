@@ -13,20 +13,20 @@ import hashlib
 import json
 import sqlite3
 import time
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from axpo.config import UserError
 from axpo.config.extras import require
+from axpo.errors import UserError
 from axpo.pictures import PictureError, as_rgb, read_picture
-from axpo.tools.search.base import Results
-from axpo.tools.search.database import (
+from axpo.search.base import Results, Source
+from axpo.search.database import (
     Database,
     Facts,
     Summary,
@@ -35,7 +35,7 @@ from axpo.tools.search.database import (
     read_facts,
     write_facts,
 )
-from axpo.tools.search.index import parse_line
+from axpo.search.index import parse_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 CAPTIONS = "captions.jsonl"
@@ -62,20 +62,12 @@ class Match:
     distance: int
 
 
-class Pictures(Protocol):
-    """Where `image_search` finds pictures; as `Backend`, with a picture for the query."""
+class Pictures(Source):
+    """A source of pictures."""
 
-    @property
-    def identity(self) -> str: ...
-
-    @property
-    def paid(self) -> bool: ...
-
-    async def start(self) -> None: ...
-
-    async def find(self, picture: Image.Image, results: int) -> Results[Match]: ...
-
-    async def close(self) -> None: ...
+    @abstractmethod
+    async def find(self, picture: Image.Image, results: int) -> Results[Match]:
+        """At most `results` pictures that look like `picture`; raises `SearchFault`."""
 
 
 class Caption(BaseModel):
@@ -129,10 +121,8 @@ def build_gallery(source: Path, out: Path) -> Summary:
     return Summary(facts, out.stat().st_size, time.perf_counter() - start)
 
 
-class Gallery:
+class Gallery(Pictures):
     """`Pictures` over the index file `path`, whose hashes are kept in memory."""
-
-    paid = False
 
     def __init__(self, path: Path) -> None:
         self.identity = f"gallery:{read_facts(path, 'gallery').digest}:{CUTOFF}"

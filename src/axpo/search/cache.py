@@ -29,9 +29,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from axpo.config import UserError
-from axpo.tools.search.base import SearchFault
-from axpo.tools.search.database import Database, open_index
+from axpo.errors import UserError
+from axpo.search.base import SearchFault
+from axpo.search.database import Database, open_index
 
 FORMAT = 1
 """Version of the file's tables and of what an answer is made of."""

@@ -22,7 +22,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from axpo.tools.base import InfraError
+from axpo.sandbox.errors import SandboxFault
 
 REQUIREMENTS = ("matplotlib>=3.9", "numpy>=1.26", "pillow>=11", "sympy>=1.13")
 DISTRIBUTIONS = ("matplotlib", "numpy", "pillow", "sympy")
@@ -81,7 +81,7 @@ async def prepare(packages: str | Path, scratch: Path) -> Environment:
     else:
         folder = Path(packages).resolve()
         if not (folder / "numpy").is_dir():
-            raise InfraError(f"packages is {folder}: expected a `pip install --target` folder")
+            raise SandboxFault(f"packages is {folder}: expected a `pip install --target` folder")
         roots = [folder]
     fonts = cache_folder() / "matplotlib"
     fonts.mkdir(parents=True, exist_ok=True)
@@ -113,8 +113,8 @@ async def _install(cache: Path) -> Path:
         await _run([*command, "--target", str(partial), *REQUIREMENTS], dict(os.environ))
         # Another process may have been first; its folder is as good.
         return folder if folder.is_dir() else partial.rename(folder)
-    except InfraError as error:
-        raise InfraError(
+    except SandboxFault as error:
+        raise SandboxFault(
             f"the sandbox's packages could not be installed ({error}): connect to the network "
             'once, or choose packages "current"'
         ) from None
@@ -132,7 +132,7 @@ def _link_current(folder: Path) -> list[Path]:
         except importlib.metadata.PackageNotFoundError:
             if name in BELOW_THEM:
                 continue
-            raise InfraError(f'{name} is not installed: packages "current" needs it') from None
+            raise SandboxFault(f'{name} is not installed: packages "current" needs it') from None
         tops = {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__"}
         for top in sorted(tops):
             target = Path(str(distribution.locate_file(top))).resolve()
@@ -180,4 +180,4 @@ async def _run(command: list[str], variables: dict[str, str]) -> None:
     _, errors = await process.communicate()
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise InfraError(f"{command[0]} ended with {process.returncode}: {lines[-1]}")
+        raise SandboxFault(f"{command[0]} ended with {process.returncode}: {lines[-1]}")

@@ -10,24 +10,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import Field, StrictInt
 
-from axpo.tools.arguments import parse_arguments, shorten
+from axpo.search.base import shortened
+from axpo.search.gallery import Pictures
+from axpo.tools.arguments import Arguments, function, parse_arguments, shorten
 from axpo.tools.base import ModelError, Observation, ToolContext
-from axpo.tools.search.base import cache_figures, shortened
-from axpo.tools.search.gallery import Pictures
-from axpo.tools.search.web import TIMEOUT, function, numbered
+from axpo.tools.searching import SearchTool, numbered
 
 
-class ImageArguments(BaseModel):
+class ImageArguments(Arguments):
     """Arguments of one call, checked without coercion."""
-
-    model_config = ConfigDict(extra="forbid")
 
     img_idx: StrictInt = Field(description="an integer")
 
 
-class ImageSearchTool:
+class ImageSearchTool(SearchTool[Pictures]):
     """`image_search(img_idx)`: numbered titles, urls and captions of pictures that look the same.
 
     A caption is cut to `caption` characters.
@@ -38,22 +36,13 @@ class ImageSearchTool:
         name, "Find where an image is known from, with titles and captions of matching images.",
         "img_idx", "integer", "Which image, from 0, counting all images so far.",
     )  # fmt: skip
-    timeout = TIMEOUT
+    kind = "picture"
 
     def __init__(self, pictures: Pictures, results: int, caption: int) -> None:
-        self.pictures = pictures
-        self._results = results
-        self._caption = caption
+        super().__init__(pictures)
+        self._results, self._caption = results, caption
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the cache of answers counts of this tool's calls."""
-        return cache_figures(self.pictures, "picture")
-
-    async def start(self) -> None:
-        await self.pictures.start()
-
-    async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
+    async def _answer(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         index = parse_arguments(ImageArguments, arguments).img_idx
         if not context.views:
             raise ModelError(f"img_idx is {shorten(index)}: there is no image")
@@ -61,11 +50,8 @@ class ImageSearchTool:
             last = len(context.views) - 1
             raise ModelError(f"img_idx is {shorten(index)}: expected 0 to {last}")
         view = context.views[index]
-        found = await self.pictures.find(view.image, self._results)
+        found = await self.source.find(view.image, self._results)
         if not found.items and view.image is not view.original:
-            found = await self.pictures.find(view.original, self._results)
+            found = await self.source.find(view.original, self._results)
         lines = [(it.title, it.url, shortened(it.caption, self._caption)) for it in found.items]
         return Observation(numbered(lines), cached=found.cached)
-
-    async def close(self) -> None:
-        await self.pictures.close()

@@ -30,7 +30,7 @@ FRAMES = 6
 
 
 class Notebook:
-    """One trajectory's session: its variables and its connection to the parent."""
+    """One session: its variables and its connection to the parent."""
 
     def __init__(
         self, connection: int, folder: Path, pictures: dict[str, Any], characters: int

@@ -1,4 +1,4 @@
-"""The Python tool: a notebook a trajectory, in a sandbox that is checked before it is used.
+"""The Python tool: one notebook per trajectory, in a sandbox that is checked before it is used.
 
 What the model's code does wrong, taking too long included, is an observation; only what is the
 sandbox's fault is an `InfraError`.
@@ -7,65 +7,55 @@ sandbox's fault is an `InfraError`.
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
-import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import Field, StrictStr
 
 from axpo.clock import waiting
 from axpo.config import LimitSettings
-from axpo.tools.arguments import parse_arguments
-from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
-from axpo.tools.python import canaries, folders, levels
-from axpo.tools.python.environment import prepare
-from axpo.tools.python.limits import Bounds
-from axpo.tools.python.server import ForkServer
-from axpo.tools.python.session import Result, Session, Stop
+from axpo.sandbox import Bounds, Sandbox
+from axpo.sandbox.errors import SandboxFault
+from axpo.sandbox.session import Result, Session, Stop
+from axpo.tools.arguments import Arguments, function, parse_arguments
+from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext, View
 
 NAME = "python"
-SPEC: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": NAME,
-        "description": (
-            "Run Python code in a notebook: variables persist between calls. The images so far "
-            "are image_0, image_1, ... (PIL). Printed text, the value of the last expression, "
-            "figures and images given to show(image) are returned. numpy, PIL, sympy and "
-            "matplotlib are installed; there is no network."
-        ),
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "The code to run."}},
-            "required": ["code"],
-        },
-    },
-}
-
+SPEC = function(
+    NAME,
+    "Run Python code in a notebook: variables persist between calls. The images so far "
+    "are image_0, image_1, ... (PIL). Printed text, the value of the last expression, "
+    "figures and images given to show(image) are returned. numpy, PIL, sympy and "
+    "matplotlib are installed; there is no network.",
+    argument="code",
+    kind="string",
+    meaning="The code to run.",
+)
+TOTAL = 60.0
+"""Seconds that a trajectory's code may run, all cells together; a recipe's tool gets half of
+`rollout.max_seconds` where that is less, so that code which sleeps cannot end its trajectory by
+wall time, unscored (choice)."""
+MAX_CODE = 50_000
+"""Characters of a cell's code (choice)."""
 RESTARTED = "(The session was restarted; earlier variables and files are lost.)"
 """Told once after a fault of ours, as the code may rely on what is gone."""
 
-logger = logging.getLogger(__name__)
 
-
-class PythonArguments(BaseModel):
+class PythonArguments(Arguments):
     """Arguments of one call."""
-
-    model_config = ConfigDict(extra="forbid")
 
     code: StrictStr = Field(description="a string of Python code")
 
 
-class PythonTool:
-    """`python(code)`; `start` before the first call, `end` after a trajectory, then `close`.
+class PythonTool(Tool):
+    """`python(code)`, in a `Sandbox` of `level`, with `packages`, which its docstring explains.
 
-    `level` is "bubblewrap", "landlock", or None for the strongest that this machine has;
-    "unsafe" must be asked for. `packages` is as `environment` explains it.
+    The cells of a trajectory, those before its cut included, may run for `total` seconds.
     """
 
     name = NAME
@@ -78,71 +68,31 @@ class PythonTool:
         level: str | None = None,
         packages: str | Path = "own",
         bounds: Bounds | None = None,
+        total: float = TOTAL,
     ) -> None:
         self.bounds = bounds or Bounds()
-        self.level = level
-        self.packages = packages
+        self.total = total
         # Longer than the two stages, a lost session's removal and a new one's start together.
         self.timeout = self.bounds.seconds + 3 * self.bounds.grace + self.bounds.start
+        self._sandbox = Sandbox(level, packages, self.bounds)
         self._sessions: dict[str, Session] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._used: defaultdict[str, float] = defaultdict(float)  # seconds of a trajectory's cells
         self._restarted: set[str] = set()  # lost a session by our fault and do not know it yet
-        self._server: ForkServer | None = None
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     async def start(self) -> None:
-        """Start the fork server and prove that it holds; raises `InfraError` otherwise."""
-        self._starting = asyncio.Lock()
-        self._scratch = tempfile.TemporaryDirectory(prefix="axpo-python-")
-        self._errors = Path(self._scratch.name) / "errors"
-        try:
-            self.level = await asyncio.to_thread(levels.choose, self.level)
-            if self.level == "unsafe":
-                logger.warning(levels.UNSAFE)
-            scratch = self._errors.parent
-            self._folder = scratch / "sessions"
-            self._folder.mkdir(mode=0o300)  # a session cannot list its neighbours
-            self._environment = await prepare(self.packages, scratch)
-            await self._ready_server()
-        except BaseException:
-            await self.close()
-            raise
-
-    async def _ready_server(self) -> ForkServer:
-        """The fork server; a new one, checked again, where the last has ended."""
-        async with self._starting:
-            server = self._server
-            if server is not None and server.alive:
-                return server
-            if server is not None:
-                logger.warning("the Python sandbox's fork server has ended; starting another")
-                await server.close()
-            assert self.level is not None  # chosen by `start`
-            server = ForkServer(self.level, self._environment, self._folder, self.bounds)
-            await server.start(self._errors)
-            self._server = server
-            if self.level != "unsafe":
-                try:
-                    await canaries.check(server, self._new_folder())
-                except BaseException:
-                    self._server = None
-                    await server.close()
-                    raise
-            return server
-
-    def _new_folder(self) -> Path:
-        return self._folder / secrets.token_hex(16)
+        """Start the sandbox, which proves that it holds; raises `InfraError` otherwise."""
+        with _faults_are_ours():
+            await self._sandbox.start()
 
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         call = parse_arguments(PythonArguments, arguments)
-        if len(call.code) > self.bounds.code:
-            raise ModelError(
-                f"code has {len(call.code)} characters: expected at most {self.bounds.code}"
-            )
-        if self._server is None:
+        if len(call.code) > MAX_CODE:
+            raise ModelError(f"code has {len(call.code)} characters: expected at most {MAX_CODE}")
+        if self._sandbox.server is None:
             raise InfraError("the Python tool was not started")
-        return await self._cell(call.code, context)
+        with _faults_are_ours():
+            return await self._cell(call.code, context)
 
     async def _cell(self, code: str, context: ToolContext, again: bool = False) -> Observation:
         """Run a cell; one that runs `again` counts, but has a cell's whole time."""
@@ -154,7 +104,7 @@ class PythonTool:
             began = time.monotonic()
             try:
                 result = await session.run(code, images, seconds)
-            except (InfraError, asyncio.CancelledError):
+            except (SandboxFault, asyncio.CancelledError):
                 self._restarted.add(context.trajectory)
                 raise
             finally:
@@ -170,25 +120,26 @@ class PythonTool:
 
     def _seconds(self, trajectory: str) -> float:
         """How long the next cell may take; raises `ModelError` where nothing is left."""
-        left = self.bounds.total - self._used.get(trajectory, 0.0)
+        left = self.total - self._used.get(trajectory, 0.0)
         if left <= 0:
             raise ModelError(
-                f"your code has run for {self.bounds.total:g} s in all, the limit: no more is run"
+                f"your code has run for {self.total:g} s in all, the limit: no more is run"
             )
         return min(self.bounds.seconds, left)
 
     async def resume(self, context: ToolContext) -> None:
         """Run the cells of a prefix again, in a new session; what they show is known already."""
-        for call in context.earlier:
-            seen = replace(context, views=context.views[: call.pictures])
-            await self._cell(call.arguments["code"], seen, again=True)
+        with _faults_are_ours():
+            for call in context.earlier:
+                seen = replace(context, views=context.views[: call.pictures])
+                await self._cell(call.arguments["code"], seen, again=True)
 
     async def _session(self, trajectory: str, code: str) -> Session:
         session = self._sessions.get(trajectory)
         if session is None:
             with waiting():  # for whoever starts a new one
-                server = await self._ready_server()
-            session = await Session.open(server, self._new_folder(), code)
+                server = await self._sandbox.ready()
+            session = await self._sandbox.open(server, code)
             self._sessions[trajectory] = session
         return session
 
@@ -227,21 +178,16 @@ class PythonTool:
         """End every session and the fork server, and remove every file."""
         for trajectory in list(self._sessions):
             await self.end(trajectory)
-        if self._server is not None:
-            await self._server.close()
-            self._server = None
+        await self._sandbox.close()
         self._locks.clear()
         self._used.clear()
         self._restarted.clear()
-        await asyncio.to_thread(self._remove)
 
-    def _remove(self) -> None:
-        """Also the folders of sessions that a server took with it when it ended."""
-        if self._scratch is None:
-            return  # never started
-        scratch = Path(self._scratch.name)
-        if (sessions := scratch / "sessions").is_dir():
-            sessions.chmod(0o700)
-            folders.remove(sessions)
-        self._scratch.cleanup()
-        self._scratch = None
+
+@contextmanager
+def _faults_are_ours() -> Iterator[None]:
+    """What the sandbox does wrong is no fault of the model."""
+    try:
+        yield
+    except SandboxFault as fault:
+        raise InfraError(str(fault)) from fault

@@ -1,0 +1,13 @@
+"""Python in a sandbox that is proven at every start: knows of axpo only how a picture is shown.
+
+`sandbox.Sandbox` opens sessions: each is a notebook whose state lasts until it ends. `session` is
+one of them, `server` the fork server that makes them, `levels` what contains them, `environment`
+what they may import, `limits` what they may use, `canaries` the proof, and `inside` what runs on
+the other side.
+"""
+
+from axpo.sandbox.levels import LEVELS
+from axpo.sandbox.limits import Bounds
+from axpo.sandbox.sandbox import Sandbox
+
+__all__ = ["LEVELS", "Bounds", "Sandbox"]

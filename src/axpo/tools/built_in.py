@@ -1,0 +1,74 @@
+"""From settings to the built-in tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from axpo.config import SearchSettings, ToolsSettings, UserError
+from axpo.search.base import Backend
+from axpo.search.cache import AnswerCache
+from axpo.search.corpus import Corpus
+from axpo.search.gallery import Gallery, Pictures
+from axpo.search.recorded import RecordedPictures, RecordedSearch
+from axpo.search.tavily import Tavily
+from axpo.tools.base import Tool
+from axpo.tools.image_search import ImageSearchTool
+from axpo.tools.python import TOTAL, PythonTool
+from axpo.tools.web_extractor import WebExtractorTool
+from axpo.tools.web_search import WebSearchTool
+from axpo.tools.zoom import ZoomTool
+
+TOOLS = tuple(
+    made.name for made in (ZoomTool, PythonTool, WebSearchTool, WebExtractorTool, ImageSearchTool)
+)
+"""Their names."""
+
+
+def built_in(
+    name: str, settings: ToolsSettings, max_seconds: float, web: Callable[[], Backend]
+) -> Tool:
+    """The built-in tool `name`; `web` gives the backend that its web tools share.
+
+    Raises `ValueError` for another name and `UserError` for what the settings lack.
+    """
+    search = settings.search
+    match name:
+        case ZoomTool.name:
+            return ZoomTool()
+        case PythonTool.name:
+            python = settings.python
+            return PythonTool(python.level, python.packages, total=min(TOTAL, max_seconds / 2))
+        case WebSearchTool.name:
+            return WebSearchTool(web(), search.results, search.snippet)
+        case WebExtractorTool.name:
+            return WebExtractorTool(web(), search.page)
+        case ImageSearchTool.name:
+            return ImageSearchTool(_pictures(search), search.results, search.snippet)
+    raise ValueError(
+        f"unknown tool {name!r}; there are {', '.join(TOOLS)}, or module:name of your own"
+    )
+
+
+def web_backend(settings: SearchSettings) -> Backend:
+    """What answers `web_search` and `web_extractor`; raises `UserError` for what is missing."""
+    backend: Backend
+    if settings.backend == "tavily":
+        backend = Tavily()
+    elif settings.corpus is None:
+        raise UserError("search.corpus: web_search needs an index; make one with `axpo index`")
+    else:
+        backend = Corpus(Path(settings.corpus), settings.snippet)
+    return backend if settings.cache is None else RecordedSearch(backend, _cache(settings))
+
+
+def _pictures(settings: SearchSettings) -> Pictures:
+    if settings.gallery is None:
+        raise UserError("search.gallery: image_search needs one; `axpo index FOLDER --pictures`")
+    pictures = Gallery(Path(settings.gallery))
+    return pictures if settings.cache is None else RecordedPictures(pictures, _cache(settings))
+
+
+def _cache(settings: SearchSettings) -> AnswerCache:
+    assert settings.cache is not None
+    return AnswerCache(Path(settings.cache), settings.mode, settings.budget)

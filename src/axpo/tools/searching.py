@@ -1,0 +1,56 @@
+"""What the search tools share: their source, whose fault a failure is, and how results read."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from axpo.search.base import SearchFault, Source, shortened
+from axpo.tools.base import InfraError, Observation, Tool, ToolContext
+
+MAX_TITLE = 200
+NOTHING = "No results."
+
+Answers = TypeVar("Answers", bound=Source)
+
+
+class SearchTool(Tool, Generic[Answers]):
+    """A tool in front of `source`, which starts and closes with it."""
+
+    timeout = 30.0
+    kind: str
+    """What a source that records answers calls this tool's calls."""
+
+    def __init__(self, source: Answers) -> None:
+        self.source = source
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What the record of answers counts of this tool's calls."""
+        return self.source.figures(self.kind)
+
+    async def start(self) -> None:
+        await self.source.start()
+
+    async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
+        try:
+            return await self._answer(arguments, context)
+        except SearchFault as fault:
+            raise InfraError(str(fault), retryable=fault.retryable) from fault
+
+    @abstractmethod
+    async def _answer(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
+        """As `__call__`; may raise `SearchFault`."""
+
+    async def close(self) -> None:
+        await self.source.close()
+
+
+def numbered(results: list[tuple[str, str, str]]) -> str:
+    """Title, url and text of each result as a model reads them, best first."""
+    shown: list[str] = []
+    for rank, (title, url, text) in enumerate(results, 1):
+        head = f"[{rank}] {shortened(title, MAX_TITLE)}".rstrip()
+        shown.append("\n".join(line for line in (head, url, text) if line))
+    return "\n\n".join(shown) or NOTHING

@@ -1,0 +1,49 @@
+"""`web_search`: what a model may ask of a search backend, and what it reads.
+
+Name and argument are those of Qwen-Agent's tool, which the family knows: one string. A page is
+opened by a tool of its own (`web_extractor`) and not by an argument of the search, so that each has
+one required argument and no call can be half of both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, StrictStr
+
+from axpo.config import LimitSettings
+from axpo.search.base import Backend, shortened
+from axpo.tools.arguments import Arguments, function, parse_arguments, text_argument
+from axpo.tools.base import Observation, ToolContext
+from axpo.tools.searching import SearchTool, numbered
+
+MAX_QUERY = 400
+"""Characters of a query; Tavily takes no more."""
+
+
+class SearchArguments(Arguments):
+    """Arguments of `web_search`, checked without coercion."""
+
+    query: StrictStr = Field(description="a string")
+
+
+class WebSearchTool(SearchTool[Backend]):
+    """`web_search(query)`: at most `results` numbered results with title, url and snippet.
+
+    A snippet is cut to `snippet` characters.
+    """
+
+    name = "web_search"
+    spec = function(name, "Search for information.", "query", "string", "What to search for.")
+    limits = LimitSettings(retries=2)
+    kind = "search"
+
+    def __init__(self, backend: Backend, results: int, snippet: int) -> None:
+        super().__init__(backend)
+        self._results, self._snippet = results, snippet
+
+    async def _answer(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
+        query = text_argument("query", parse_arguments(SearchArguments, arguments).query, MAX_QUERY)
+        found = await self.source.search(query, self._results)
+        lines = [(it.title, it.url, shortened(it.snippet, self._snippet)) for it in found.items]
+        return Observation(numbered(lines), cached=found.cached)
