@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from axpo.folder import RunFolder, checkpoint_of
 from rehearsal.checks import Check, all_checks
 from rehearsal.data import write_data
 from rehearsal.model import write_model
@@ -107,7 +108,7 @@ def rehearse(folder: Path, python: str, console: Console) -> list[Check]:
 
 
 def _checkpoint(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:06d}"
+    return checkpoint_of(RunFolder(run).checkpoints, step).path
 
 
 def main() -> None:

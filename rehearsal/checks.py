@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from axpo.folder import CheckpointFolder, RunFolder
 from axpo.models.lora import WEIGHTS
 from axpo.store import load_groups
 from axpo.training import probe
-from axpo.training.checkpoints import ADAPTER
 from axpo.training.parity import limit
 from axpo.tree import Group, Origin, Trajectory
 
@@ -56,7 +56,7 @@ def _start(groups: Sequence[Group]) -> list[Check]:
 
 
 def _run(run: Path, steps: Sequence[Sequence[Group]]) -> list[Check]:
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in RunFolder(run).metrics.read_text().splitlines()]
     trajectories = [t for groups in steps for g in groups for t in g.trajectories()]
     unscored = sum(not t.scored for t in trajectories)
     longest = max(_sampled(t) for groups in steps for g in groups for t in g.rollouts)
@@ -107,7 +107,9 @@ def _tool_rates(few: Sequence[Sequence[Group]], many: Sequence[Sequence[Group]])
 
 
 def _resumed(unbroken: Path, resumed: Path) -> Check:
-    whole, broken = (load_file(path / ADAPTER / WEIGHTS) for path in (unbroken, resumed))
+    whole, broken = (
+        load_file(CheckpointFolder(path).adapter / WEIGHTS) for path in (unbroken, resumed)
+    )
     same = whole.keys() == broken.keys() and all(
         torch.equal(tensor, broken[name]) for name, tensor in whole.items()
     )
@@ -120,7 +122,7 @@ def _resumed(unbroken: Path, resumed: Path) -> Check:
 
 
 def _groups(run: Path) -> list[list[Group]]:
-    return [load_groups(file, pictures=False) for file in sorted((run / "trees").glob("*.parquet"))]
+    return [load_groups(file) for file in RunFolder(run).saved_trees().values()]
 
 
 def _sampled(trajectory: Trajectory) -> int:

@@ -79,7 +79,7 @@ def plain_rollout(id: str, reward: float | None, confidence: float = 0.5) -> Tra
 
 def group(id: str, rollouts: Sequence[Trajectory]) -> Group:
     prompt = Segment(f"{id}/prompt", Origin.PROMPT, (1, 2, 3))
-    return Group(id, prompt, "?", "7", list(rollouts), meta={"grading": "exact"})
+    return Group(id, prompt, "?", ("7",), "exact", rollouts=list(rollouts))
 
 
 def tools_and_plain(id: str, tools: Sequence[float | None], plain: Sequence[float | None]) -> Group:

@@ -95,7 +95,7 @@ class TestSubgroups:
         a = tools_and_plain("a", [0, 1], [1])
         b = tools_and_plain("b", [], [0, 1, None])
         c = tools_and_plain("c", [], [1])
-        a.meta["family"], b.meta["family"] = "find", "look_up"
+        a.meta, b.meta = {"family": "find"}, {"family": "look_up"}
         figures = {k: v for k, v in gap([a, b, c]).items() if k.startswith("family_")}
         assert figures == {
             "family_find_tool_rate": pytest.approx(2 / 3),

@@ -6,13 +6,14 @@ import asyncio
 import math
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from axpo.algorithms import arpo, grpo
-from axpo.algorithms.arpo import ENTROPY, Fork, forks, opening_entropy
+from axpo.algorithms.arpo import Fork, forks, opening_entropy
 from axpo.algorithms.losses import clipped_loss
 from axpo.algorithms.subgroups import gap
 from axpo.config import AlgorithmSettings, OptimizerSettings
@@ -20,9 +21,12 @@ from axpo.engines.base import Request
 from axpo.models.loading import Checkpoint
 from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group
+from axpo.store import load_groups, save_groups
+from axpo.tasks.base import Example
 from axpo.training.items import items
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Stream, Trajectory, TreeError
+from data_sets import picture, task_of, write_jsonl
 from groups import group, grow, plain_rollout, two_calls
 from padded_oracle import Builder, gradients, oracle_loss
 from rollout_support import FakeEngine, encode, example, make_agent, zoom
@@ -51,7 +55,7 @@ class TestEntropy:
 
 
 def with_entropy(group: Group, turns: Mapping[str, float]) -> Group:
-    group.meta[ENTROPY] = dict(turns)
+    group.entropies = dict(turns)
     return group
 
 
@@ -65,14 +69,14 @@ def three() -> Group:
 class TestForks:
     def test_where_the_turn_after_an_observation_is_less_certain(self) -> None:
         g = three()
-        g.meta[ENTROPY] |= {"q/r0/2": 0.31, "q/r1/2": 0.29, "q/r2/4": 0.4}
+        g.entropies |= {"q/r0/2": 0.31, "q/r1/2": 0.29, "q/r2/4": 0.4}
         # alpha = tau: any rise branches, a fall or none does not.
         assert forks(g, settings_with(), 2, 0) == [Fork("q/r0", 9)]
         assert forks(g, settings_with(), 3, 0) == [Fork("q/r2", 17)]
 
     def test_threshold_by_hand(self) -> None:
         g = three()
-        g.meta[ENTROPY] |= {"q/r0/2": 0.8, "q/r1/2": 0.9, "q/r2/2": 0.3}
+        g.entropies |= {"q/r0/2": 0.8, "q/r1/2": 0.9, "q/r2/2": 0.3}
         # P = 0.4 + 0.25 dH: 0.525, 0.55, 0.4.
         s = settings_with(entropy_base=0.4, entropy_gain=0.25, entropy_threshold=0.53)
         assert [f.source for f in forks(g, s, 2, 0)] == ["q/r1"]
@@ -81,14 +85,14 @@ class TestForks:
 
     def test_the_budget_ends_branching(self) -> None:
         g = three()
-        g.meta[ENTROPY] |= {f"q/r{i}/2": 0.5 for i in range(3)}
+        g.entropies |= {f"q/r{i}/2": 0.5 for i in range(3)}
         assert [f.source for f in forks(g, settings_with(rollouts=6), 2, 0)] == ["q/r0", "q/r1"]
         assert forks(g, settings_with(rollouts=4), 2, 0) == []
 
     def test_the_open_code_draws_with_probability_p(self) -> None:
         g = three()
         # P = 0.5 + 0.2 dH: 0.3, 0.5 and, beyond certainty, 1.5.
-        g.meta[ENTROPY] |= {"q/r0/2": -0.7, "q/r1/2": 0.3, "q/r2/2": 5.3}
+        g.entropies |= {"q/r0/2": -0.7, "q/r1/2": 0.3, "q/r2/2": 5.3}
         s = settings_with(entropy_rule="draw")
         drawn = [[f.source for f in forks(g, s, 2, seed)] for seed in range(1000)]
         assert drawn == [[f.source for f in forks(g, s, 2, seed)] for seed in range(1000)]
@@ -102,12 +106,12 @@ class TestForks:
         grow(g, "q/r0", [0], cut=9)
         (member,) = g.branches[0].continuations
         # Its own turns are the path's second and third, at 9 and 9 + 3 + 2.
-        g.meta[ENTROPY] |= {f"{member.id}/0": 0.2, f"{member.id}/2": 0.4}
+        g.entropies |= {f"{member.id}/0": 0.2, f"{member.id}/2": 0.4}
         assert forks(g, settings_with(), 3, 0) == [Fork(member.id, 14)]
 
     def test_an_engine_without_logprobs_is_named(self) -> None:
         g = three()
-        g.meta.clear()
+        g.entropies.clear()
         with pytest.raises(TreeError, match=r"q/r0/2.*10 highest logprobs"):
             forks(g, settings_with(), 2, 0)
 
@@ -155,7 +159,7 @@ RIGHT = "it is 7</think>\n\nAnswer: 7"
 
 
 def sampled(
-    script: Mapping[str, Any], unsure: set[str], **settings: object
+    script: Mapping[str, Any], unsure: set[str], asked: Example | None = None, **settings: object
 ) -> tuple[Group, FakeEngine]:
     """A question whose turns named `unsure` open with a spread over ten ids."""
 
@@ -164,7 +168,7 @@ def sampled(
 
     engine = FakeEngine(script, RIGHT, top)
     agent = make_agent(engine, top_logprobs=arpo.TOP_LOGPROBS)
-    g = new_group(agent.rendering, example(), "g")
+    g = new_group(agent.rendering, asked or example(), "g")
     asyncio.run(sample_question(agent, g, settings_with(**settings), 0, NO_TASK))
     return g, engine
 
@@ -192,8 +196,25 @@ def test_rounds_of_a_question() -> None:
     assert list(asked.tokens) == seen and len(asked.pictures) == 2
     vocabulary = tiny_checkpoint(0).model.config.text_config.vocab_size
     expected = 20 * math.log(10) / math.log(vocabulary)
-    assert len(encode(CALL)) >= 20 and g.meta[ENTROPY]["g/r0/t1"] == 0.0
-    assert g.meta[ENTROPY]["g/r0/t2"] == pytest.approx(expected)
+    assert len(encode(CALL)) >= 20 and g.entropies["g/r0/t1"] == 0.0
+    assert g.entropies["g/r0/t2"] == pytest.approx(expected)
+
+
+def test_a_data_sets_own_names_are_the_users(tmp_path: Path) -> None:
+    """Columns called as the group's own fields: sampled with a zoom and ARPO's entropies, saved."""
+    (tmp_path / "1.png").write_bytes(picture(size=(64, 64)))
+    meta = {"views": 3, "entropy": 0.5, "entropies": None, "example": [1], "grading": "none"}
+    row = {"id": "a", "question": "?", "images": ["1.png"], "answer": ["7", "seven"], "meta": meta}
+    task = task_of(f"path = '{write_jsonl(tmp_path / 'train.jsonl', row)}'")
+    script = {f"g/r{i}/t1": CALL for i in range(4)}
+    g, _ = sampled(script, {"g/r0/t2"}, task.example("train", 0))
+    assert [b.source for b in g.branches] == ["g/r0"]
+    assert all(t.reward == 1.0 for t in g.trajectories())
+    assert (g.meta, g.example, g.grading, g.truths) == (meta, "a", "exact", ("7", "seven"))
+    assert len(g.views) == 1 and set(g.entropies) >= {"g/r0/t1", "g/r0/t2", "g/r0/c0/t2"}
+    file = tmp_path / "trees" / "a.parquet"
+    save_groups(file, [g], tmp_path / "pictures")
+    assert load_groups(file, tmp_path / "pictures") == [g]
 
 
 def test_a_budget_that_branches_use_up() -> None:
@@ -208,7 +229,7 @@ def test_other_algorithms_sample_from_the_prompt_and_ask_for_no_entropy() -> Non
     agent = make_agent(engine)
     g = new_group(agent.rendering, example(), "g")
     asyncio.run(sample_question(agent, g, settings_with(name="grpo"), 0, NO_TASK))
-    assert len(g.rollouts) == 8 and not g.branches and ENTROPY not in g.meta
+    assert len(g.rollouts) == 8 and not g.branches and not g.entropies
 
 
 # Training -----------------------------------------------------------------------------------

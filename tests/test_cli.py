@@ -12,6 +12,7 @@ import pytest
 
 from axpo.checks import check_folder, note_settings
 from axpo.config import Config, ConfigError, load_config
+from axpo.folder import VERSION
 from axpo.recipes import shipped
 
 RECIPE = shipped("lab")
@@ -141,6 +142,7 @@ def test_a_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
     settings = json.loads(load_config(RECIPE).model_dump_json())
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "version").write_text(f"{VERSION}\n")
     text = axpo("train", str(RECIPE), "rl.steps=9", "--out", str(tmp_path), code=1)
     assert "rl.steps" in text and "200 -> 9" in text and "another --out" in text
 

@@ -56,6 +56,21 @@ def test_several_columns_are_put_together() -> None:
     assert dotted.answers == ("7",)
 
 
+def test_options_cluster_and_provenance(tmp_path: Path) -> None:
+    record = read({"options": ["red", "blue"], "answer": "A", "cluster": 12, "provenance": "MMMU"})
+    assert (record.options, record.cluster, record.provenance) == (("red", "blue"), "12", "MMMU")
+    record = read({"answer": "7", "picture": {"id": "p1"}}, cluster="picture.id")
+    assert (record.options, record.cluster, record.provenance) == ((), "p1", None)
+    with pytest.raises(DataError, match="here: cluster: got '', expected a text"):
+        read({"answer": "7", "cluster": ""})
+    rows = [{"question": "?", "answer": "7"}, {"question": "?", "answer": "7", "source": "a"}]
+    path = write_jsonl(tmp_path / "train.jsonl", *rows)
+    task = task_of(f"path = '{path}'\ncolumns = {{provenance = 'source', cluster = 'answer'}}")
+    first, second = (task.example("train", i) for i in range(2))
+    assert (first.provenance, second.provenance) == (f"{path}:1", "a")
+    assert (first.cluster, first.options) == ("7", ())
+
+
 @pytest.mark.parametrize(
     ("answer", "letters"),
     [

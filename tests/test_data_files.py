@@ -227,7 +227,7 @@ def test_a_copy_is_made_once_and_again_when_the_file_changes(
     write_parquet(path, [{"question": "!", "answer": "7"}] * 70)
     task = task_of(f"path = '{path}'")
     assert (task.size("train"), task.example("train", 69).question, len(made)) == (70, "!", 2)
-    assert not list((folder / "cache/axpo/data").glob("*.partial"))
+    assert {p.suffix for p in (folder / "cache/axpo/data").iterdir()} == {".arrow"}
 
 
 def test_categories_and_row_groups_of_any_size(folder: Path) -> None:

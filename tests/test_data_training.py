@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from axpo.config import Config, ConfigError, parse_config
-from axpo.rollout.sampling import EXAMPLE
 from axpo.rollout.setup import build_task
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
@@ -58,7 +57,7 @@ def config(folder: Path, streamed: bool) -> Config:
 
 def asked(out: Path) -> list[str]:
     files = [out / "trees" / f"step-{step:06d}.parquet" for step in range(STEPS)]
-    return [group.meta[EXAMPLE] for file in files for group in load_groups(file)]
+    return [group.example for file in files for group in load_groups(file)]
 
 
 @pytest.mark.parametrize("streamed", [False, True])

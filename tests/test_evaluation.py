@@ -31,7 +31,7 @@ Rewards = list[float | None]
 
 def question(id: str, tools: Rewards, plain: Rewards, **meta: object) -> Group:
     group = tools_and_plain(f"eval/{id}", tools, plain)
-    group.meta = {"example": id, **meta}
+    group.example, group.meta = id, meta
     return group
 
 
@@ -257,6 +257,48 @@ class TestSummary:
         assert zoom == pytest.approx({k: v for k, v in figures.items() if "zoom" in k})
 
 
+class TestClusters:
+    """Three questions that are right and three that are wrong. Drawn one by one, a resample of six
+    has none that is right with probability 1/64, below the 1/40 of an interval's end, and at most
+    one with 7/64. Drawn as two clusters of three, it has none, and all six, with 1/4."""
+
+    def questions(self, right: int, clusters: bool) -> list[Group]:
+        groups = [question(f"q{i}", [], [float(i < right)]) for i in range(6)]
+        for i, group in enumerate(groups):
+            group.cluster = f"picture {i // 3}" if clusters else None
+        return groups
+
+    def test_a_resample_draws_them_as_a_whole(self) -> None:
+        ends = {}
+        for clusters in (False, True):
+            summary = summarize(self.questions(3, clusters), 1, seed=0)
+            found = summary.metrics["pass@1"]
+            assert (found.value, summary.questions) == (0.5, 6)
+            assert summary.clusters == (2 if clusters else 6)
+            ends[clusters] = (found.low, found.high)
+        assert ends == {False: pytest.approx((1 / 6, 5 / 6)), True: (0.0, 1.0)}
+
+    def test_of_other_sizes_and_beside_questions_alone(self) -> None:
+        """Three right ones as a cluster and one wrong one: 1, 3/4 and 0, with 1/4, 1/2 and 1/4."""
+        summary = summarize(self.questions(3, clusters=True)[:4], 1, seed=0)
+        found = summary.metrics["pass@1"]
+        assert (found.value, found.low, found.high, summary.clusters) == (0.75, 0.0, 1.0, 2)
+        alone = self.questions(3, clusters=True)[:4]
+        alone[3].cluster = None  # with the name of no cluster, whatever it is called
+        alone[3].id = "picture 0"
+        assert summarize(alone, 1, seed=0).metrics == summary.metrics
+
+    def test_two_models_are_compared_on_the_same_ones(self) -> None:
+        for clusters, ends in ((False, (1 / 6, 5 / 6)), (True, (0.0, 1.0))):
+            first, second = (self.questions(right, clusters) for right in (0, 3))
+            result = compare(first, second, 1, seed=0)
+            found = result["difference"]["pass@1"]
+            assert (found["value"], found["low"], found["high"]) == pytest.approx((0.5, *ends))
+            assert (result["questions"], result["clusters"]) == (6, 2 if clusters else 6)
+        with pytest.raises(AlignmentError, match=r"q0 is in cluster None in the.*'picture 0' in"):
+            compare(self.questions(0, clusters=False), second, 1, seed=0)
+
+
 class TestCompare:
     def test_the_floor_is_compared_where_anything_was_not_scored(self) -> None:
         first = [question("a", [], [1, 0]), question("b", [], [0, 0])]
@@ -314,6 +356,6 @@ class TestCompare:
             compare(first, other, 2, seed=0)
         with pytest.raises(AlignmentError, match="example a: got groups eval/a and eval/a"):
             compare(first, [*first, first[0]], 2, seed=0)
-        del other[2].meta["example"]
-        with pytest.raises(AlignmentError, match="group eval/d: expected meta"):
+        other[2].example = ""
+        with pytest.raises(AlignmentError, match="group eval/d: no example"):
             compare(first, other, 2, seed=0)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from axpo.evaluation.diagnostics import choose_prefixes, diagnose
 from axpo.evaluation.driver import Shelf, ShelfError
 from axpo.evaluation.passk import pass_at_k
 from axpo.evaluation.prefixes import Fresh, Outcome, outcome, prefix_figures, quartiles
+from axpo.folder import GroupsFolder
 from axpo.tasks.base import Example
-from axpo.tree import Branch, Call, CallStatus, Group, Trajectory
+from axpo.tree import Branch, Call, CallStatus, Crop, Group, Trajectory
 from groups import CUT, group, grow, policy, tool_rollout, tools_and_plain
 
 AXPO = AlgorithmSettings()
@@ -146,7 +148,9 @@ class TestFigures:
             continuation("c3", zoom(50), None),
             continuation("c4", None, 0.0),
         ]
-        assert outcome(g, branch) == Outcome("q", "q/t0", 0.3, 4, 1, distinct=4, merged=3)
+        assert outcome(g, branch) == Outcome(
+            ("question", "q"), "q/t0", 0.3, 4, 1, distinct=4, merged=3
+        )
         # Right without a tool counts for nothing, unscored rollouts are no samples.
         again = tools_and_plain("again/q", [1, 0, None], [1, 1])
         found = outcome(g, branch, quartile=2, fresh=again)
@@ -165,7 +169,9 @@ class TestFigures:
             Outcome("a", "a/0", 0.1, 16, 8, 5, 5, quartile=1, fresh=Fresh(16, 2)),
             Outcome("a", "a/1", 0.2, 16, 2, 5, 5, quartile=1, fresh=Fresh(16, 2)),
             Outcome("b", "b/0", 0.8, 16, 0, 5, 5, quartile=4, fresh=Fresh(8, 1)),
-            Outcome("c", "c/0", 0.9, 16, 4, 5, 5, quartile=4, fresh=Fresh(3, 0)),  # too few
+            Outcome(
+                ("question", "c"), "c/0", 0.9, 16, 4, 5, 5, quartile=4, fresh=Fresh(3, 0)
+            ),  # too few
             Outcome("d", "d/0", 0.9, 8, 1, 5, 5, quartile=4, fresh=Fresh(16, 2)),
         ]
         metrics = prefix_figures(outcomes, 5, k=4, seed=0).metrics
@@ -212,7 +218,10 @@ class TestFigures:
         assert figures.metrics["recovery_rate"].high == pytest.approx(recovery[2])
 
     def test_no_spread_no_correlation(self) -> None:
-        outcomes = [Outcome("a", "a/0", 0.5, 16, 1, 2, 2), Outcome("b", "b/0", 0.5, 16, 0, 2, 2)]
+        outcomes = [
+            Outcome("a", "a/0", 0.5, 16, 1, 2, 2),
+            Outcome("b", "b/0", 0.5, 16, 0, 2, 2),
+        ]
         metrics = prefix_figures(outcomes, 2, k=4, seed=0).metrics
         assert "confidence_correlation" not in metrics
         assert prefix_figures([], 3, k=4, seed=0).to_dict() == {
@@ -256,6 +265,10 @@ class TestFigures:
         assert json.loads(json.dumps(plain)) == plain
 
 
+def shelf_in(folder: Path, *args: Any, **more: Any) -> Shelf:
+    return Shelf(GroupsFolder(folder, folder.parent / "pictures"), *args, **more)
+
+
 class FakeModel:
     """Samples fabricated groups, counts what it was asked, fails where it is told to."""
 
@@ -274,13 +287,13 @@ class FakeModel:
         if example.id == self.fail:
             raise RuntimeError(f"no power for {id}")
         made = tools_and_plain(id, [0.0] * (n - 1), [1.0])
-        made.meta["example"] = example.id
+        made.example = example.id
         return made
 
     async def resample(self, group: Group, branch: Branch, k: int, seed: int) -> None:
         self.asked.append(branch.source)
         await asyncio.sleep(0)
-        group.meta.setdefault("views", {})[branch.source] = []
+        group.views[branch.source] = Crop("original", (0, 0, 1, 1))
         branch.continuations += [
             continuation(f"{branch.source}/c{i}", zoom(i), float(i == 0)) for i in range(k)
         ]
@@ -293,7 +306,7 @@ def run(
     model: FakeModel, count: int, folder: Path, in_flight: int = 4, identity: str = "m", **more
 ) -> list[Group]:
     examples = (Example(f"e{i}", "?", (), "7") for i in range(count))
-    shelf = Shelf(folder, {"model": identity}, chunk=3)
+    shelf = shelf_in(folder, {"model": identity}, chunk=3)
     return asyncio.run(
         driver.evaluate(examples, count, model.sample, 2, 0, shelf, in_flight=in_flight, **more)
     )
@@ -326,11 +339,11 @@ class TestDriver:
 
     def test_a_kill_costs_at_most_a_chunk(self, tmp_path: Path) -> None:
         folder = tmp_path / "eval"
-        shelf = Shelf(folder, {"model": "m"}, chunk=3)
+        shelf = shelf_in(folder, {"model": "m"}, chunk=3)
         for i in range(5):
             shelf.add(tools_and_plain(f"eval/e{i}", [0.0], [1.0]))
         (folder / "000001.tmp").write_bytes(b"half a file")
-        assert sorted(Shelf(folder, {"model": "m"}).groups) == ["eval/e0", "eval/e1", "eval/e2"]
+        assert sorted(shelf_in(folder, {"model": "m"}).groups) == ["eval/e0", "eval/e1", "eval/e2"]
         model = FakeModel()
         run(model, 5, folder)
         assert sorted(model.asked) == ["eval/e3", "eval/e4"]
@@ -340,7 +353,7 @@ class TestDriver:
 
         async def interrupted() -> None:
             examples = (Example(f"e{i}", "?", (), "7") for i in range(50))
-            shelf = Shelf(tmp_path / "eval", {}, chunk=100)
+            shelf = shelf_in(tmp_path / "eval", {}, chunk=100)
             stop = asyncio.Event()
 
             def progress(done: Sequence[Group], total: int) -> None:
@@ -356,7 +369,7 @@ class TestDriver:
                 await task
 
         asyncio.run(interrupted())
-        assert 10 <= len(Shelf(tmp_path / "eval", {}).groups) < 50
+        assert 10 <= len(shelf_in(tmp_path / "eval", {}).groups) < 50
 
     def test_another_evaluations_folder_is_refused(self, tmp_path: Path) -> None:
         run(FakeModel(), 2, tmp_path / "eval")
@@ -365,14 +378,14 @@ class TestDriver:
 
     def test_a_setting_newer_than_the_folder(self, tmp_path: Path) -> None:
         """What the folder's identity lacks or has as null stands for the default."""
-        older = Shelf(tmp_path / "eval", {"model": "m", "path": None})
+        older = shelf_in(tmp_path / "eval", {"model": "m", "path": None})
         older.add(tools_and_plain("g", [0.0], [1.0]))
         older.flush()
         defaults = {"path": [], "window": 5}
-        Shelf(tmp_path / "eval", {"model": "m", "path": [], "window": 5}, defaults)
+        shelf_in(tmp_path / "eval", {"model": "m", "path": [], "window": 5}, defaults)
         for other in ({"path": ["a"], "window": 5}, {"path": [], "window": 6}):
             with pytest.raises(ShelfError, match=r"path: expected|window: expected 6, got 5"):
-                Shelf(tmp_path / "eval", {"model": "m"} | other, defaults)
+                shelf_in(tmp_path / "eval", {"model": "m"} | other, defaults)
 
     def test_sampling_again(self, tmp_path: Path) -> None:
         groups = run(FakeModel(), 2, tmp_path / "eval")
@@ -385,7 +398,7 @@ class TestDriver:
             return group
 
         def sample_all() -> dict[str, Group]:
-            shelf = Shelf(tmp_path / "again", {})
+            shelf = shelf_in(tmp_path / "again", {})
             return asyncio.run(driver.sample_again(groups, more, 5, 0, shelf))
 
         found = sample_all()
@@ -398,7 +411,7 @@ class TestDriver:
 
     def test_two_examples_with_one_id(self, tmp_path: Path) -> None:
         twice = [Example("e", "?", (), "7")] * 2
-        shelf = Shelf(tmp_path / "eval", {})
+        shelf = shelf_in(tmp_path / "eval", {})
         with pytest.raises(ValueError, match="two examples have the id e"):
             asyncio.run(driver.evaluate(twice, 2, FakeModel().sample, 2, 0, shelf))
 
@@ -406,7 +419,7 @@ class TestDriver:
         async def sample(example: Example, n: int, seed: int, id: str) -> Group:
             return tools_and_plain("x", [1.0], [])
 
-        shelf = Shelf(tmp_path / "eval", {})
+        shelf = shelf_in(tmp_path / "eval", {})
         with pytest.raises(ValueError, match="expected id eval/e, got x"):
             asyncio.run(driver.evaluate([Example("e", "?", (), "7")], 1, sample, 2, 0, shelf))
 
@@ -417,7 +430,7 @@ class TestDriver:
         model.asked.clear()
 
         def grow_all() -> list[Group]:
-            shelf = Shelf(tmp_path / "diagnosis", {})
+            shelf = shelf_in(tmp_path / "diagnosis", {})
             work = driver.resample_prefixes(
                 groups, probes, model.resample, 16, 0, shelf, release=model.release
             )
@@ -426,7 +439,7 @@ class TestDriver:
         grown = grow_all()
         assert model.asked == [p.prefix.source for p in probes]
         assert sorted(model.released) == sorted({p.prefix.group for p in probes})
-        assert all(not g.branches and "views" not in g.meta for g in groups)
+        assert all(not g.branches and not g.views for g in groups)
         branches = {b.source: b for g in grown for b in g.branches}
         assert {b.cut for b in branches.values()} == {CUT}
         assert all(len(b.continuations) == 16 for b in branches.values())

@@ -201,7 +201,7 @@ def test_corrected_data_is_not_mixed_with_what_was_sampled_before(
     run.evaluate(config(), "hub/model", tmp_path, monitor)
     corrections: list[dict[str, Any]] = [
         {"answer": "8"}, {"question": "other?"}, {"alternatives": ("8",)},
-        {"grading": "math"}, {"images": (Image.new("RGB", (64, 64)),)},
+        {"grading": "math"}, {"cluster": "a"}, {"images": (Image.new("RGB", (64, 64)),)},
     ]  # fmt: skip
     for change in corrections:
 

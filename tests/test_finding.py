@@ -50,6 +50,7 @@ def comparison(whole: Three, questions: int = 100, **families: tuple[Three, Thre
     parts = {
         name: {
             "questions": questions,
+            "clusters": questions,
             "level": 1 - 0.05 / len(families),
             "difference": {"tool_rate": estimate(*rate), "pass@1": estimate(*right)},
         }
@@ -57,6 +58,7 @@ def comparison(whole: Three, questions: int = 100, **families: tuple[Three, Thre
     }
     return {
         "questions": questions * max(1, len(parts)),
+        "clusters": questions * max(1, len(parts)),
         "level": 0.95,
         "difference": {"tool_rate": estimate(0.3, 0.2, 0.4), "pass@1": estimate(*whole)},
         "by": {"family": parts},
@@ -250,7 +252,7 @@ def one_family(name: str, questions: int, more: int) -> tuple[list[Group], list[
     for i in range(questions):
         for side, tool in zip(sides, (False, i < more), strict=True):
             group = tools_and_plain(f"eval/{name}-{i}", [1] if tool else [], [] if tool else [1])
-            group.meta = {"example": f"{name}-{i}", "family": name}
+            group.example, group.meta = f"{name}-{i}", {"family": name}
             side.append(group)
     return sides
 

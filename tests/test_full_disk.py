@@ -16,7 +16,7 @@ from PIL import Image
 
 from axpo.engines.weights import save_weights
 from axpo.evaluation.driver import Shelf
-from axpo.folder import DiskError, whole_file, write_whole, writing
+from axpo.folder import DiskError, RunFolder, saved_checkpoints, whole_file, write_whole, writing
 from axpo.report.metrics import MetricsWriter, read_metrics
 from axpo.search.database import Database, new_index
 from axpo.training import checkpoints
@@ -114,15 +114,15 @@ def test_metrics(small_disk: Callable[[float], Path]) -> None:
 
 def test_an_evaluations_shelf(small_disk: Callable[[float], Path]) -> None:
     folder = small_disk(1)
-    shelf = Shelf(folder / "evaluation", {"model": "m"}, chunk=1)
+    shelf = Shelf(RunFolder(folder).evaluated, {"model": "m"}, chunk=1)
     shelf.add(tools_and_plain("first", [1.0], [0.0]))
     filler = fill(folder)
     with pytest.raises(DiskError, match=r"000001\.parquet cannot be written: No space left"):
         shelf.add(tools_and_plain("second", [1.0], [0.0]))
-    assert set(Shelf(folder / "evaluation", {"model": "m"}).groups) == {"first"}
+    assert set(Shelf(RunFolder(folder).evaluated, {"model": "m"}).groups) == {"first"}
     filler.unlink()
     shelf.flush()
-    assert set(Shelf(folder / "evaluation", {"model": "m"}).groups) == {"first", "second"}
+    assert set(Shelf(RunFolder(folder).evaluated, {"model": "m"}).groups) == {"first", "second"}
 
 
 def test_an_index_and_what_is_recorded(small_disk: Callable[[float], Path]) -> None:
@@ -173,8 +173,8 @@ def test_a_run_goes_on_once_there_is_room(small_disk: Callable[[float], Path]) -
     assert process.returncode == 1 and "Traceback" not in errors
     said = [line for line in errors.splitlines() if line.startswith("axpo: ")]
     assert len(said) == 1 and f"axpo: {out}/checkpoints/step-000003 cannot be written" in said[0]
-    kept = checkpoints.checkpoints(out / "checkpoints")
-    assert [path.name for path in kept] == ["step-000001", "step-000002"]
+    kept = saved_checkpoints(RunFolder(out).checkpoints)
+    assert [one.path.name for one in kept] == ["step-000001", "step-000002"]
     small_disk(100)
     process = start(*command)
     printed, errors = process.communicate(timeout=120)

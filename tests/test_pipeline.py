@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from axpo.config import Config, ConfigError, UserError, parse_config
 from axpo.evaluation.results import compare_runs
 from axpo.evaluation.run import diagnose, evaluate
+from axpo.folder import RunFolder
 from axpo.report.command import write_report
 from axpo.search.cache import BudgetSpent
 from axpo.store import load_groups
@@ -81,6 +82,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lines]:
     out, lines = tmp_path_factory.mktemp("axpo"), Lines()
+    RunFolder(out).claim()
     (out / "config.json").write_text(config().model_dump_json())
     rl.train(config(), start, out, lines)
     (out / "metrics.jsonl").write_text(

@@ -10,8 +10,9 @@ import pytest
 
 import axpo
 from axpo.config.secrets import MASK
+from axpo.folder import RunFolder
 from axpo.report.monitor import run_monitor
-from axpo.report.provenance import FILE_NAME, _gpus, read_provenance, recorded, this_process
+from axpo.report.provenance import _gpus, read_provenance, recorded, this_process
 from axpo.report.runs import RunView
 from axpo.report.where import where_from
 
@@ -34,7 +35,7 @@ def test_every_command_that_works_in_a_folder_is_recorded(
 
 def test_a_command_that_is_killed_has_no_duration_and_one_that_fails_has(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), recorded(tmp_path):
-        killed = json.loads((tmp_path / FILE_NAME).read_text())
+        killed = json.loads(RunFolder(tmp_path).provenance.read_text())
         raise RuntimeError
     assert "seconds" not in killed[0] and "seconds" in read_provenance(tmp_path)[0]
 

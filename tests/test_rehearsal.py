@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from axpo.config import load_config
+from axpo.folder import CheckpointFolder
 from axpo.models.lora import WEIGHTS
 from axpo.rollout.setup import build_task
-from axpo.training.checkpoints import ADAPTER
 from groups import tools_and_plain
 from rehearsal import checks
 from rehearsal.__main__ import HERE, SHORT
@@ -44,7 +44,7 @@ def test_the_start_must_act_and_have_something_to_learn() -> None:
 
 def test_resumed_weights_are_the_same_and_have_moved(tmp_path: Path) -> None:
     def run(name: str, up: float) -> Path:
-        folder = tmp_path / name / ADAPTER
+        folder = CheckpointFolder(tmp_path / name).adapter
         folder.mkdir(parents=True)
         save_file({"x.lora_A.weight": torch.ones(2), "x.lora_B.weight": torch.tensor([0.0, up])},
                   folder / WEIGHTS)  # fmt: skip

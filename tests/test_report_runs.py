@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from axpo.algorithms import ALGORITHMS
 from axpo.config import UserError, parse_config
+from axpo.folder import RunFolder
 from axpo.pictures import picture_digest
 from axpo.report.names import BASE_COLOURS, colours, smooth
 from axpo.report.plots import DPI, WIDTH, _with_gaps, comparison_png
@@ -108,7 +109,7 @@ def make_group(id: str, seed: int, algorithm: str, hostile: bool = False) -> Gro
         f"{id}/prompt", Origin.PROMPT, (0, *[21] * 16, 1, 2), images=(ImageSpan(digest, 1, 16),)
     )
     question = HOSTILE if hostile else "Which digit is on the red card?"
-    group = Group(id, prompt, question, HOSTILE if hostile else "7", pictures={digest: picture})
+    group = Group(id, prompt, question, (HOSTILE if hostile else "7",), pictures={digest: picture})
     for i in range(8):
         name = f"{id}/r{i}"
         tool = i < 3
@@ -192,21 +193,23 @@ def make_run(
     """A run's folder with trees at its first and last step, and answers to held-out questions."""
     folder = root / algorithm
     folder.mkdir(parents=True)
+    own = RunFolder(folder)
+    own.claim()
     config = {"algorithm": {"name": algorithm}, "rl": {"steps": steps}}
-    (folder / "config.json").write_text(parse_config(config).model_dump_json())
+    own.settings.write_text(parse_config(config).model_dump_json())
     lines = [json.dumps(line) for line in make_metrics(algorithm, steps)]
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    own.metrics.write_text("\n".join(lines) + "\n")
     for step in (0, steps - 1):
         made = [
             make_group(f"q{step}-{i}", 6 * step + i, algorithm, hostile and i == 0)
             for i in range(groups)
         ]
-        save_groups(folder / "trees" / f"step-{step:06}.parquet", made)
+        save_groups(own.trees(step), made, own.pictures)
     if held_out:
         answered = [make_group(f"eval/{i}", 6 * steps + i, "grpo") for i in range(held_out)]
         for trajectory in (t for group in answered for t in group.trajectories()):
             trajectory.credit = []
-        save_groups(folder / "evaluation" / "000000.parquet", answered)
+        save_groups(own.evaluated.file(0), answered, own.pictures)
     return folder
 
 
@@ -223,6 +226,7 @@ def difference(value: float, low: float, high: float, chance: float) -> dict:
         "share_better": {"pass@1": chance},
         "by": {"family": {}},
         "questions": 200,
+        "clusters": 200,
     }
 
 

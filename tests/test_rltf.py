@@ -212,7 +212,7 @@ def test_the_labs_critic_says_where_and_never_what() -> None:
     for index in range(20):
         asked = task.example("train", index)
         g = group("q", [plain_rollout("q/p", 0), tool_rollout("q/t", 0), plain_rollout("q/r", 1)])
-        g.meta |= asked.meta
+        g.meta = asked.meta
         without, using, right = (task.critique(g, rollout) for rollout in g.rollouts)
         assert right == critic.RIGHT
         assert without == using + critic.USE_A_TOOL and using.startswith(critic.WRONG)
@@ -308,7 +308,7 @@ def test_a_saved_tree_comes_back_with_its_streams(tmp_path: Path) -> None:
     g = learning_group(tiny_checkpoint(0))
     for id, credit in rltf.credit(g, settings_with()).items():
         g.trajectory(id).credit = list(credit)
-    save_groups(tmp_path / "trees" / "step.parquet", [g])
+    save_groups(tmp_path / "trees" / "step.parquet", [g], tmp_path / "pictures")
     (loaded,) = load_groups(tmp_path / "trees" / "step.parquet")
     assert list(loaded.trajectories()) == list(g.trajectories())
     assert [len(i.offsets) for i in items(loaded)] == [len(i.offsets) for i in items(g)]

@@ -15,7 +15,7 @@ from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
 from axpo.store import save_groups
 from axpo.tools.base import InfraError, ModelError, Observation, ToolContext
-from axpo.tree import CallStatus, Group, Origin, StopReason, Trajectory
+from axpo.tree import CallStatus, Crop, Group, Origin, StopReason, Trajectory
 from rollout_support import (
     LIMITS,
     ZOOM,
@@ -114,9 +114,9 @@ def test_tools_see_all_pictures_so_far_and_crops_lead_back_to_the_original() -> 
     expected = tiny_picture(1, 64).crop((0, 0, 16, 16)).resize((32, 32), 3)
     assert trajectory.segments[3].images[0].digest == picture_digest(expected)
     original = picture_digest(tiny_picture(1, 64))
-    assert list(group.meta["views"].values()) == [
-        [original, [0, 0, 32, 32]],
-        [original, [0, 0, 16, 16]],
+    assert list(group.views.values()) == [
+        Crop(original, (0, 0, 32, 32)),
+        Crop(original, (0, 0, 16, 16)),
     ]
 
 
@@ -183,7 +183,7 @@ def test_a_call_that_nobody_can_handle_later_is_malformed(
     assert (ran, trajectory.reward) == ([], 1.0)
     assert [c.status for c in trajectory.calls] == [CallStatus.MALFORMED]
     assert f"Error: not usable JSON ({problem})" in decode(trajectory.segments[1].tokens)
-    save_groups(tmp_path / "trees" / "step-000000.parquet", [group])
+    save_groups(tmp_path / "trees" / "step-000000.parquet", [group], tmp_path / "pictures")
 
 
 def test_what_a_call_may_nest_and_say() -> None:

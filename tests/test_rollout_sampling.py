@@ -67,10 +67,10 @@ def rest(text: str, cut: int) -> str:
 def test_a_group() -> None:
     engine = FakeEngine({"g/r0/t1": ANSWER, "g/r1/t1": CALL, "g/r1/t2": WRONG})
     _, group = group_of(engine, n=2, meta={"level": 2})
-    assert (group.id, group.question, group.truth) == ("g", "Which digit?", "7")
+    assert (group.id, group.question, group.truths) == ("g", "Which digit?", ("7",))
     assert [r.id for r in group.rollouts] == ["g/r0", "g/r1"]
     assert [r.reward for r in group.rollouts] == [1.0, 0.0]
-    assert (group.meta["level"], group.meta["example"], group.meta["grading"]) == (2, "q1", "exact")
+    assert (group.meta, group.example, group.grading) == ({"level": 2}, "q1", "exact")
     assert len(group.pictures) == 2
     assert engine.released == []
 

@@ -98,7 +98,7 @@ class TestHalfOfTheReward:
         assert counts(group) == {
             "tool_right": 0, "tool_wrong": 2, "plain_right": 1, "plain_wrong": 1, "unscored": 0,
         }  # fmt: skip
-        group.meta["target_box"] = (0, 0, 10, 10)
+        group.meta = {"target_box": (0, 0, 10, 10)}
         assert [critique(group, r) == RIGHT for r in group.rollouts] == [False, False, True, False]
 
 
@@ -146,7 +146,7 @@ def test_a_saved_tree_keeps_its_own_value(tmp_path: Path) -> None:
     group = graded(0.5, (0.5, 0.2))
     group.rollouts[1] = replace(group.rollouts[1], solved_at=0.25)
     path = tmp_path / "trees" / "step-000000.parquet"
-    save_groups(path, [group])
+    save_groups(path, [group], tmp_path / "pictures")
     (loaded,) = load_groups(path)
     assert loaded == group
     assert gap([loaded]) == gap([group])
@@ -154,7 +154,7 @@ def test_a_saved_tree_keeps_its_own_value(tmp_path: Path) -> None:
 
 def test_trees_of_another_version_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "trees" / "step-000000.parquet"
-    save_groups(path, [graded(1.0)])
+    save_groups(path, [graded(1.0)], tmp_path / "pictures")
     pq.write_table(pq.read_table(path).drop_columns(["solved_at"]), path)
     with pytest.raises(TreeError, match=r"step-000000.parquet: no column solved_at; another"):
         load_groups(path)

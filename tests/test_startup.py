@@ -155,13 +155,15 @@ def test_cheap_mistakes_are_found_without_torch() -> None:
 
 
 def test_runs_are_compared_without_torch(tmp_path: Path) -> None:
+    from axpo.folder import RunFolder
     from axpo.store import save_groups
 
     for name, rewards in {"a": (0.0, 1.0), "b": (1.0, 1.0)}.items():
         group = tools_and_plain("g", rewards, rewards)
-        group.meta["example"] = "q"
-        save_groups(tmp_path / name / "evaluation" / "000000.parquet", [group])
-        (tmp_path / name / "evaluation.json").write_text(json.dumps({"k": 2}))
+        group.example = "q"
+        run = RunFolder(tmp_path / name)
+        save_groups(run.evaluated.file(0), [group], run.pictures)
+        run.evaluation.write_text(json.dumps({"k": 2}))
     assert without_imports([["compare", "a", "b"]]) == ["no error"]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from axpo.algorithms import axpo, grpo
 from axpo.config import AlgorithmSettings
+from axpo.folder import RunFolder
 from axpo.store import save_groups
 from axpo.study.credit import call_credit, recovered, saved_groups
 from axpo.tree import Credit, Group, Stream
@@ -65,12 +66,13 @@ def test_who_owns_or_trains_a_tag_counts_it() -> None:
 
 def test_families_apart_and_from_the_saved_trees(tmp_path: Path) -> None:
     find, plain = tools_and_plain("a", [0], [1]), tools_and_plain("b", [1], [0])
-    find.meta["family"], plain.meta["family"] = "find", "calculate"
+    find.meta, plain.meta = {"family": "find"}, {"family": "calculate"}
     silent = tools_and_plain("c", [], [1, 0])
-    silent.meta["family"] = "look_up"
+    silent.meta = {"family": "look_up"}
     silent.rollouts.append(plain_rollout("c/p9", None))
     for step, group in enumerate((find, plain, silent)):
-        save_groups(tmp_path / "trees" / f"step-{step:06d}.parquet", [credited(group, "grpo")])
+        run = RunFolder(tmp_path)
+        save_groups(run.trees(step), [credited(group, "grpo")], run.pictures)
     found = call_credit(saved_groups(tmp_path))
     assert set(found) == {"all", "find", "calculate"}
     assert found["find"]["tag_advantage"] == pytest.approx(-(0.5**0.5))
@@ -87,7 +89,7 @@ def test_recovery_by_prefix_and_by_question() -> None:
     third, plain = tools_and_plain("c", [0], []), tools_and_plain("d", [1], [0])
     grow(third, "c/t0", [1, 1])
     for group, family in ((first, "find"), (second, "find"), (third, "look_up"), (plain, "find")):
-        group.meta["family"] = family
+        group.meta = {"family": family}
     assert recovered([first, second, third, plain]) == {
         "all": {"prefixes": 2 / 4, "subgroups": 2 / 3},
         "find": {"prefixes": 1 / 3, "subgroups": 1 / 2},

@@ -12,6 +12,7 @@ from PIL import Image
 
 from axpo.config import AlgorithmSettings
 from axpo.evaluation.identity import changed_settings
+from axpo.folder import RunFolder
 from axpo.store import save_groups
 from axpo.study.paper import PASS, counterpart, differences
 from axpo.study.run import study_tables
@@ -36,8 +37,10 @@ label = "AXPO"
 def cell(folder: Path, right: int) -> None:
     """One question of eight rollouts, half of them with a tool, `right` of those right."""
     group = tools_and_plain("eval/q", [1] * right + [0] * (4 - right), [1, 0, 0, 0])
-    group.meta["example"] = "q"
-    save_groups(folder / "evaluation" / "000000.parquet", [group])
+    group.example = "q"
+    run = RunFolder(folder)
+    save_groups(run.evaluated.file(0), [group], run.pictures)
+    run.claim()
     variant, seed = folder.parent.name, folder.name.removeprefix("seed-")
     (folder / f"eval {variant} {seed}.done.json").write_text("{}")
     (folder / "evaluation.json").write_text(json.dumps({"k": 4}))
@@ -142,7 +145,8 @@ def test_the_credit_of_calls_is_shown_of_diagnosed_variants(folder: Path) -> Non
         group = tools_and_plain("q", [0, 1], [0])
         for rollout, advantage in zip(group.rollouts, (-1.0, 1.0 + seed), strict=False):
             rollout.credit = [Credit(0, 9, advantage, Stream.ROLLOUT, 0.5)]
-        save_groups(folder / f"out/axpo/seed-{seed}/trees/step-000000.parquet", [group])
+        run = RunFolder(folder / f"out/axpo/seed-{seed}")
+        save_groups(run.trees(0), [group], run.pictures)
     text = study_tables(folder / "study.toml", folder / "out", print).read_text()
     section = text.split("### What first tool calls are credited with")[1].split("\n#")[0]
     assert "| AXPO | all | +0.750 [−2.427, +3.927] | 0.500 | 0.500 | 0.000 |" in section

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from axpo.config import UserError
 from axpo.evaluation.seeds import Crossed, holm, seed_differences
 from axpo.evaluation.summary import measures
 from axpo.study.comparison_tables import difference_text
 from axpo.study.comparisons import comparisons
 from axpo.study.held_out import HeldOut, paired
 from axpo.study.markup import cell_text, p_text
-from axpo.study.outcomes import COUNTS, outcome, read_outcomes, shares
-from axpo.study.results import held_out_again
+from axpo.study.outcomes import COUNTS, outcome, read_outcomes, shares, write_outcomes
+from axpo.study.results import evaluation, held_out_again
 from axpo.study.settings import Study, StudyError, load_study
 from axpo.study.tables import write_held_out
 from benchmarks.coverage import DATA, satterthwaite
@@ -52,7 +54,7 @@ seeds = [1, 2]
 @given(REWARDS, REWARDS, st.sampled_from([2, 4]))
 def test_counts_give_what_groups_give(tools: list[Any], plain: list[Any], k: int) -> None:
     group = tools_and_plain("eval/q", tools, plain)
-    group.meta["family"] = "find"
+    group.meta = {"family": "find"}
     row = outcome("axpo", 1, "q", group)
     found, expected = shares(row, k), measures(group, k)
     for part in ("", "family find"):
@@ -244,6 +246,27 @@ def test_the_shipped_families(shipped: dict[str, Any]) -> None:
         known = [row for row in family["rows"] if "p" in row]
         for row, p in zip(known, holm([row["p"] for row in known]), strict=True):
             assert row["adjusted"] == pytest.approx(min(1.0, family["looks"] * p))
+
+
+def test_clusters_are_kept_and_drawn_as_a_whole(tmp_path: Path) -> None:
+    """Four questions of two pictures; the file has the column only where there are any."""
+    groups = [tools_and_plain(f"eval/q{i}", [], [float(i < 2)]) for i in range(4)]
+    file, study = tmp_path / "outcomes.csv", small(tmp_path)
+    for clusters in (False, True):
+        for i, group in enumerate(groups):
+            group.cluster = f"p{i // 2}" if clusters else None
+        rows = [outcome(n, s, g.id, g) for n in ("grpo", "axpo") for s in (1, 2) for g in groups]
+        write_outcomes(rows, file)
+        assert file.read_text().splitlines()[0].endswith(",cluster") is clusters
+        models = read_outcomes(file, study, 1)
+        both = paired(models["grpo"], models["axpo"])
+        assert both is not None
+        assert both[1][1].shape[:2] == (2, 2 if clusters else 4)
+        found = evaluation(models["axpo"])["all"]["pass@1"]
+        assert found["values"] == {"1": 0.5, "2": 0.5}
+    other = replace(models["axpo"], clusters={})
+    with pytest.raises(UserError, match="the questions of grpo and axpo are in different clusters"):
+        paired(models["grpo"], other)
 
 
 def test_what_is_not_an_outcomes_file_is_refused(tmp_path: Path) -> None:

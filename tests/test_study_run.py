@@ -19,7 +19,7 @@ import pytest
 
 from axpo.cli.commands import app
 from axpo.config import UserError
-from axpo.folder import run_folder
+from axpo.folder import VERSION, RunFolder
 from axpo.stages import Stage, _read_progress, run_stages, stage_line
 from axpo.study import run
 from axpo.study.run import CellError, run_study
@@ -41,6 +41,7 @@ from pathlib import Path
 _, _, command, recipe, *overrides, option, out = sys.argv[1:]
 out = Path(out)
 out.mkdir(parents=True, exist_ok=True)
+(out / "version").write_text("{VERSION}")
 with (out / "starts.log").open("a") as log:
     log.write(command + "\\n")
 if os.environ.get("BREAK") and "algorithm.name=grpo" in overrides and "run.seed=1" in overrides:
@@ -221,7 +222,7 @@ def test_a_study_may_grow(folder: Path) -> None:
 
 def test_two_runners_do_not_share_a_folder(folder: Path) -> None:
     """Nor does the command exclude itself."""
-    with run_folder(folder / "out"), pytest.raises(UserError, match="another axpo command"):
+    with RunFolder(folder / "out").alone(), pytest.raises(UserError, match="another axpo command"):
         start(folder)
     study = [str(folder / "study.toml"), "--out", str(folder / "out"), "--jobs", "4"]
     app(["study", *study], standalone_mode=False)

@@ -16,6 +16,7 @@ from axpo.evaluation.seeds import (
     Crossed,
     Ratios,
     holm,
+    of_units,
     seed_differences,
     seed_means,
     student,
@@ -54,6 +55,15 @@ def test_mean_squares_by_hand() -> None:
     # (36 t_1^2 + (16 - 4) t_1^2) / 4 with t_1 = 12.7062
     assert found.half(0.05) == pytest.approx(12.7062 * math.sqrt(12), abs=1e-3)
     assert found.p() == pytest.approx(2 * t.sf(4 / math.sqrt(12), 1))
+
+
+def test_clusters_are_added_up_first() -> None:
+    """Two questions a cluster, which sum to the numbers above, twice: the same mean squares."""
+    values, counts = means([[-1.0, 1.0, 1.0, 3.0], [1.0, 7.0, 4.0, 16.0]])
+    found = one(of_units((values, counts), ["a", "a", "b", "b"]))
+    assert (found.value, found.seeds, found.questions) == (4.0, 2, 2)
+    assert (found.ms_seeds, found.ms_questions, found.ms_rest) == (36.0, 16.0, 4.0)
+    assert one(of_units((values, counts), [1, 2, 3, 4])) == one((values, counts))
 
 
 def test_without_questions_of_their_own_it_is_students_t_of_the_seeds() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.stats import t
 
 from axpo.config import UserError
+from axpo.folder import RunFolder
 from axpo.store import save_groups
 from axpo.study.figures import step_curve, token_curve
 from axpo.study.read import Training
@@ -41,16 +42,19 @@ def evaluated(folder: Path, questions: Right) -> None:
     groups = []
     for i, (tools, plain) in enumerate(questions):
         group = tools_and_plain(f"eval/q{i}", tools, plain)
-        group.meta.update(example=f"q{i}", family="find" if i < 1 else "calculate")
+        group.example, group.meta = f"q{i}", {"family": "find" if i < 1 else "calculate"}
         groups.append(group)
-    save_groups(folder / "evaluation" / "000000.parquet", groups)
+    run = RunFolder(folder)
+    save_groups(run.evaluated.file(0), groups, run.pictures)
     name, seed = folder.parent.name, folder.name.removeprefix("seed-")
-    (folder / f"eval {name} {seed}.done.json").write_text("{}")
-    (folder / "evaluation.json").write_text(json.dumps({"k": 2}))
+    run.done(f"eval {name} {seed}").write_text("{}")
+    run.evaluation.write_text(json.dumps({"k": 2}))
+    run.claim()
 
 
 def trained(folder: Path, rewards: Sequence[float], tokens: float, extra: float = 0.0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    RunFolder(folder).claim()
     lines = [
         {
             "kind": "rl", "step": step, "time": 0.0, "accuracy": reward, "tool_rate": 0.5,
@@ -271,10 +275,10 @@ def test_faults_are_told(folder: Path) -> None:
         run = folder / "out" / "axpo" / f"seed-{seed}"
         groups = [tools_and_plain(f"eval/q{i}", [], rewards) for i in range(2)]
         for i, group in enumerate(groups):
-            group.meta.update(example=f"q{i}", family="find" if i < 1 else "calculate")
+            group.example, group.meta = f"q{i}", {"family": "find" if i < 1 else "calculate"}
             for rollout in group.rollouts[1 if (seed, i) == (1, 0) else 0 :]:
                 rollout.reward = None
-        save_groups(run / "evaluation" / "000000.parquet", groups)
+        save_groups(RunFolder(run).evaluated.file(0), groups, RunFolder(run).pictures)
     models = tables(folder)
     told = {key: models["axpo"][key] for key in ("sampled", "unscored", "unscored_questions")}
     assert told == {"sampled": 16, "unscored": 15, "unscored_questions": 3}
@@ -286,9 +290,9 @@ def test_faults_are_told(folder: Path) -> None:
     for file in (folder / "out" / "axpo").glob("seed-*/evaluation/*.parquet"):
         groups = [tools_and_plain(f"eval/q{i}", [], [0]) for i in range(2)]
         for i, group in enumerate(groups):
-            group.meta.update(example=f"q{i}", family="find" if i < 1 else "calculate")
+            group.example, group.meta = f"q{i}", {"family": "find" if i < 1 else "calculate"}
             group.rollouts[0].reward = None
-        save_groups(file, groups)
+        save_groups(file, groups, file.parents[1] / "pictures")
     tables(folder)
     text = (folder / "out" / "study.md").read_text()
     assert "**AXPO**: 4 of 4 rollouts were not scored" in text

@@ -24,13 +24,12 @@ from axpo.config.engine import VLLM_ENVIRONMENT
 from axpo.config.extras import require
 from axpo.config.secrets import masked
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
-from axpo.folder import write_whole
+from axpo.folder import RunFolder, read_json, write_whole
 from axpo.models.paths import model_path, show_path
 
 if TYPE_CHECKING:
     from axpo.tools.toolbox import Toolbox
 
-SETTINGS = "config.json"
 CHECKING = "checking data and tools"
 """What `check_parts` does, in words."""
 TRAINING, MEASURING = {"sft", "train"}, {"eval", "diagnose"}
@@ -146,13 +145,13 @@ async def _try(tools: Toolbox) -> None:
 
 def check_folder(out: Path, config: Config, commands: Sequence[str]) -> None:
     """Refuse a folder in which these commands have begun with other settings."""
-    path = out / SETTINGS
-    if not path.is_file() or not begun(out):
+    folder = RunFolder(out)
+    if not folder.settings.is_file() or not folder.begun():
         return
     sections = tuple(dict.fromkeys(s for command in commands for s in OUTCOME[command]))
     noted, now, defaults = (
         outcome_settings(values, sections)
-        for values in (json.loads(path.read_text()), _plain(config), _plain(Config()))
+        for values in (read_json(folder.settings), _plain(config), _plain(Config()))
     )
     if said := changes(noted, now, defaults):
         raise ConfigError(
@@ -161,15 +160,9 @@ def check_folder(out: Path, config: Config, commands: Sequence[str]) -> None:
         )
 
 
-def begun(out: Path) -> bool:
-    """Whether anything was made in a run's folder, or in those below it: a step or a checkpoint."""
-    metrics = (*out.glob("metrics.jsonl"), *out.glob("*/metrics.jsonl"))
-    return any(file.stat().st_size for file in metrics) or any(out.glob("checkpoints/step-*"))
-
-
 def note_settings(out: Path, config: Config) -> None:
     """Write the run's settings, secrets masked."""
-    write_whole(out / SETTINGS, json.dumps(_plain(config), indent=1))
+    write_whole(RunFolder(out).settings, json.dumps(_plain(config), indent=1))
 
 
 def undo_start(files: Iterable[Path]) -> None:

@@ -1,58 +1,200 @@
-"""A run's folder as a place on disk: who may write in it, how a whole file is written, and how the
-files that it depends on are told apart."""
+"""A run's folder: what lies where in it, who may write in it, and how a file or a folder is written
+as a whole. What is in the files is others' business.
+
+    version, .lock                 of the layout; held by the command that works here
+    config.json                    the settings as resolved
+    metrics.jsonl, tensorboard/    the figures of every step
+    provenance.json                which command made what, where
+    trees/step-NNNNNN.parquet      a step's trajectory trees
+    pictures/                      what trees show, by content
+    checkpoints/step-NNNNNN/       model/, adapter/, trainer.pt, state.json
+    evaluation.json, evaluation/   what `axpo eval` found, and the groups it was made of
+    diagnosis.json, diagnosis/, again/
+    vllm/                          the servers' logs, and weights on their way to them
+    NAME.done.json, NAME.settings.json, logs/NAME.log, report.html
+                                   of the stages of a quickstart or a study
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import hashlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from axpo.errors import UserError
 
-LOCK = ".lock"
-"""Held by the command that works in the folder; it holds that process's id."""
+VERSION = 2
+"""Of the folder's layout and of what its files hold; 1 are those that do not say so."""
+_STEP = re.compile(r"step-(\d{6,})")
+_HIDDEN = ".writing-"
+"""What the names of folders begin with that are half written, or about to be removed."""
 _END = 1 << 20
 
 
-@contextmanager
-def run_folder(out: Path) -> Iterator[Path]:
-    """Make the folder `out` and have it alone while the context lasts; gives `out`.
+class RunFolder:
+    """The run's folder at `path`: the places of what is in it. Making one touches no disk."""
 
-    The lock is the system's own (`flock`), so it ends with the process, however that ends. What
-    was made here (the folder, those above it, the lock's file) goes again where nothing else was
-    made in the folder. Raises `UserError` where another command works in it, or where it cannot be
-    made.
-    """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    before = _names(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: cannot be made or written to ({error.strerror}); give another folder"
-        ) from error
-    try:
-        _lock(file, out)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.version = path / "version"
+        self.lock = path / ".lock"
+        self.settings = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.provenance = path / "provenance.json"
+        self.pictures = path / "pictures"
+        self.checkpoints = path / "checkpoints"
+        self.evaluation = path / "evaluation.json"
+        self.diagnosis = path / "diagnosis.json"
+        self.evaluated = GroupsFolder(path / "evaluation", self.pictures)
+        self.resampled = GroupsFolder(path / "diagnosis", self.pictures)
+        self.again = GroupsFolder(path / "again", self.pictures)
+        self.vllm = path / "vllm"
+        self.logs = path / "logs"
+        self.report = path / "report.html"
+
+    def trees(self, step: int) -> Path:
+        """The file of the trees that a training step sampled."""
+        return self.path / "trees" / f"step-{step:06d}.parquet"
+
+    def saved_trees(self) -> dict[int, Path]:
+        """Step -> the file of its trees, of the steps that have one, in order."""
+        files = (self.path / "trees").glob("*.parquet")
+        return dict(sorted((int(m[1]), f) for f in files if (m := _STEP.fullmatch(f.stem))))
+
+    def done(self, stage: str) -> Path:
+        """The file that says that a stage has finished."""
+        return self.path / f"{stage}.done.json"
+
+    def stage_settings(self, stage: str) -> Path:
+        """The file of what a stage was started with."""
+        return self.path / f"{stage}.settings.json"
+
+    def begun(self) -> bool:
+        """Whether anything was made here or in the folders of a quickstart's stages: a step or a
+        checkpoint."""
+        metrics = (self.metrics, *self.path.glob(f"*/{self.metrics.name}"))
+        return any(f.is_file() and f.stat().st_size for f in metrics) or bool(
+            saved_checkpoints(self.checkpoints)
+        )
+
+    def check(self) -> None:
+        """Raise `UserError` where the folder is of another version."""
+        made = self.metrics.is_file() or self.settings.is_file()
+        if self.version.is_file():
+            found = self.version.read_text(errors="replace").strip()
+        elif made and self.begun():
+            found = "1"
+        else:
+            return
+        if found != str(VERSION):
+            raise UserError(
+                f"{self.path} is a run's folder of version {found}, and this axpo reads and writes "
+                f"version {VERSION}: use the axpo that made it ({self.provenance.name} says which "
+                "one did), or give another folder"
+            )
+
+    def claim(self) -> None:
+        """Say that the folder, which is there, is of this version; raises as `check` does."""
+        self.check()
+        if not self.version.is_file():
+            write_whole(self.version, f"{VERSION}\n")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder and have it alone while the context lasts.
+
+        The lock is the system's own (`flock`), so it ends with the process, however that ends. What
+        was made here (the folder, those above it, `lock` and `version`) goes again where nothing
+        else was made in the folder. Raises `UserError` where another command works in it, where
+        it cannot be made, and as `check` does.
+        """
+        out = self.path
+        made = [folder for folder in (out, *out.parents) if not folder.exists()]
+        own = {file for file in (self.lock, self.version) if not file.exists()}
+        before = _content(out)
         try:
-            yield out
+            out.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"--out {out}: cannot be made or written to ({error.strerror}); give another folder"
+            ) from error
+        try:
+            _lock(file, out)
+            try:
+                self.claim()
+                yield
+            finally:
+                if own and _content(out) <= before | own:
+                    for name in own:
+                        name.unlink(missing_ok=True)
+                    with suppress(OSError):  # another command writes there by now
+                        for folder in made:
+                            folder.rmdir()
         finally:
-            if LOCK not in before and _names(out) == {*before, LOCK}:
-                (out / LOCK).unlink()
-                with suppress(OSError):  # another command writes there by now
-                    for folder in made:
-                        folder.rmdir()
-    finally:
-        os.close(file)
+            os.close(file)
 
 
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+class GroupsFolder:
+    """A folder of groups that were sampled to be measured, a file for each few of them; their
+    `pictures` lie in another. `identity` says what they were made with."""
+
+    def __init__(self, path: Path, pictures: Path) -> None:
+        self.path, self.pictures = path, pictures
+        self.identity = path / "identity.json"
+        self.entropies = path / "entropies.json"
+
+    def file(self, number: int) -> Path:
+        """The file with this number, from 0."""
+        return self.path / f"{number:06d}.parquet"
+
+    def files(self) -> list[Path]:
+        """Those that are there, in order."""
+        return sorted(self.path.glob("*.parquet"))
+
+
+class CheckpointFolder:
+    """The checkpoint at `path`: the model (loadable on its own, adapters merged into it), its
+    adapters (as PEFT reads them), what training goes on with, and which step it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model"
+        self.model_config = self.model / "config.json"
+        self.adapter = path / "adapter"
+        self.trainer = path / "trainer.pt"
+        self.state = path / "state.json"
+
+    @property
+    def missing(self) -> list[Path]:
+        """Files that every checkpoint has, and this one lacks."""
+        return [f for f in (self.model_config, self.trainer, self.state) if not f.is_file()]
+
+
+def checkpoint_of(checkpoints: Path, step: int) -> CheckpointFolder:
+    """Where the checkpoint after `step` steps lies in the folder `checkpoints`."""
+    return CheckpointFolder(checkpoints / f"step-{step:06d}")
+
+
+def saved_checkpoints(checkpoints: Path) -> list[CheckpointFolder]:
+    """Those in the folder `checkpoints`, oldest first, damaged ones among them."""
+    if not checkpoints.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in checkpoints.iterdir() if (m := _STEP.fullmatch(p.name))]
+    return [CheckpointFolder(path) for _, path in sorted(found)]
+
+
+def _content(folder: Path) -> set[Path]:
+    return set(folder.iterdir()) if folder.is_dir() else set()
 
 
 def _lock(file: int, out: Path) -> None:
@@ -122,8 +264,7 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
         with writing(path):
             yield temporary
             if durable:
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
+                _flush(temporary)
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -134,6 +275,63 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file that is there whole or as it was before. Raises `DiskError`."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill beside `path`, which it replaces at the end; `path` is whole or as it was.
+    (A kill between the two renames that replacing takes leaves none.)
+
+    Removes what was left half-way beside it before, so only one process may write there. Raises
+    `DiskError` where the disk is full or does not let us; then nothing is left over.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_hidden(path.parent)
+    temporary = path.with_name(f"{_HIDDEN}{path.name}")
+    try:
+        with writing(path):
+            temporary.mkdir()
+            yield temporary
+            for inner in (*temporary.rglob("*"), temporary):
+                _flush(inner)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # half a folder takes others' room
+        raise
+    if path.exists():
+        path.rename(path.with_name(f"{_HIDDEN}replaced-{path.name}"))
+    temporary.rename(path)
+    _flush(path.parent)
+    _remove_hidden(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a kill in the middle leaves no half of it under its name."""
+    shutil.rmtree(path.rename(path.with_name(f"{_HIDDEN}removed-{path.name}")))
+
+
+def _remove_hidden(folder: Path) -> None:
+    for stale in folder.glob(f"{_HIDDEN}*"):
+        shutil.rmtree(stale)
+
+
+def _flush(path: Path) -> None:
+    """Force a file's content, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; raises `UserError` that names it where that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): put it back as it was, or give another folder"
+        ) from error
 
 
 def files_digest(files: Iterable[Path]) -> str:

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from axpo.checks import (
     CHECKING,
-    SETTINGS,
     check_folder,
     check_names,
     check_parts,
@@ -24,13 +23,16 @@ from axpo.checks import (
     undo_start,
 )
 from axpo.config import Config, ConfigError, UserError, load_config
+from axpo.folder import RunFolder
 from axpo.report.finding import finding_file
 from axpo.report.monitor import working
 from axpo.sandbox import levels
-from axpo.stages import DONE, Stage, begun, log_file, run_stages
+from axpo.stages import Stage, begun, log_file, run_stages
 from axpo.tasks.lab.reduced import FAMILY, PYTHON, without_python
 
 COMMANDS = ("sft", "train", "eval", "diagnose")
+REPORT = "report"
+"""The last stage's name."""
 
 
 class StageError(UserError):
@@ -43,9 +45,10 @@ def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path
     `config` is what `recipe` and `overrides` say. Raises `UserError` for what can be told before
     anything runs, and `StageError`.
     """
-    page, logs = out / "report.html", out / "logs"
-    if not (page.is_file() and finding_file(page).is_file()):  # removed, or made by an older axpo
-        (out / f"report.{DONE}").unlink(missing_ok=True)
+    folder = RunFolder(out)
+    page, logs = folder.report, folder.logs
+    if not (page.is_file() and finding_file(page).is_file()):  # removed
+        folder.done(REPORT).unlink(missing_ok=True)
     stages = _stages(config, recipe, overrides, out)
     check_folder(out, config, COMMANDS)
     if not all(stage.done.is_file() for stage in stages):
@@ -55,7 +58,7 @@ def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path
     note_settings(out, config)
     if failed := run_stages(stages, logs, "axpo quickstart"):
         if not begun(stages):
-            undo_start([out / SETTINGS, *(log_file(stage, logs) for stage in stages)])
+            undo_start([folder.settings, *(log_file(stage, logs) for stage in stages)])
         raise StageError(failed[0].failure)
     return page
 
@@ -99,7 +102,7 @@ def without_sandbox(
 def _noted(out: Path) -> dict[str, Any]:
     """The settings that the run in `out` was begun with; empty where there is none."""
     try:
-        return json.loads((out / "config.json").read_text())
+        return json.loads(RunFolder(out).settings.read_text())
     except (OSError, ValueError):
         return {}
 
@@ -138,8 +141,8 @@ def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -
         )
     folders = [str(out / name) for name in runs]
     report = Stage(
-        "report",
-        ["report", *folders, "--out", str(out / "report.html")],
+        REPORT,
+        ["report", *folders, "--out", str(RunFolder(out).report)],
         out,
         "report",
         1,

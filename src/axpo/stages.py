@@ -24,13 +24,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from axpo.folder import write_whole
+from axpo.folder import RunFolder, read_json, write_whole
 from axpo.report.live import ECHO, INTERVAL, duration, output_console, redraws
-from axpo.report.metrics import FILE_NAME, MetricsError, read_metrics
+from axpo.report.metrics import MetricsError, read_metrics
 from axpo.report.provenance import usable_cores
 from axpo.stopping import Stopped, check, held, last_act
 
-DONE = "done.json"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SAVE_SECONDS = 600.0
 """So long stages have, when a stop is asked for, to end their step and save it."""
@@ -73,7 +72,7 @@ class Stage:
     @property
     def done(self) -> Path:
         """The file that says that it has finished."""
-        return self.folder / f"{self.name}.{DONE}"
+        return RunFolder(self.folder).done(self.name)
 
     @property
     def running(self) -> bool:
@@ -118,7 +117,7 @@ def run_stages(
     logs.mkdir(parents=True, exist_ok=True)
     for stage in stages:
         if stage.done.is_file():
-            stage.finished, stage.seconds = True, json.loads(stage.done.read_text())["seconds"]
+            stage.finished, stage.seconds = True, read_json(stage.done)["seconds"]
             stage.steps = stage.total
         else:
             _read_progress(stage)
@@ -255,7 +254,7 @@ def _die_with_parent() -> None:
 
 
 def _read_progress(stage: Stage) -> None:
-    path = stage.folder / FILE_NAME
+    path = RunFolder(stage.folder).metrics
     size = path.stat().st_size if path.is_file() else 0
     if size == stage.metrics_size:  # a long run's file takes 10 ms to parse
         return

@@ -1,9 +1,9 @@
 """Trajectory trees on disk: Parquet for the trees, PNG by content hash for the pictures.
 
-One row a trajectory, nested lists for its segments, calls and credit, so that pandas and duckdb
-read a run directly. The prompt is a row of its own (`kind` "prompt") and carries what belongs
-to the group; a continuation's `branch` counts in its group's `branches`. A text can hold half a
-surrogate pair, which Parquet's cannot: it is stored as its escape.
+One row per trajectory, with nested lists for its segments, calls and credit, so that pandas and
+duckdb read a run directly. The prompt is a row of its own (`kind` "prompt"), and only it has the
+group's columns, from `question` on; a continuation's `branch` counts in its group's `branches`. A
+text can hold half a surrogate pair, which Parquet's cannot: it is stored as its escape.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from axpo.tree import (
     Call,
     CallStatus,
     Credit,
+    Crop,
     Group,
     ImageSpan,
     Origin,
@@ -67,6 +68,10 @@ _CREDIT = pa.struct(
     ]
 )
 _BRANCH = pa.struct([("source", pa.string()), ("cut", pa.int32()), ("confidence", pa.float64())])
+_VIEW = pa.struct(
+    [("digest", pa.string()), ("original", pa.string()), ("box", pa.list_(pa.int32()))]
+)
+_ENTROPY = pa.struct([("segment", pa.string()), ("entropy", pa.float64())])
 SCHEMA = pa.schema(
     [
         ("group", pa.string()),
@@ -87,21 +92,26 @@ SCHEMA = pa.schema(
         ("calls", pa.list_(_CALL)),
         ("credit", pa.list_(_CREDIT)),
         ("question", pa.string()),
-        ("truth", pa.string()),
-        ("meta", pa.string()),
+        ("truths", pa.list_(pa.string())),
+        ("grading", pa.string()),
+        ("example", pa.string()),
+        ("cluster", pa.string()),
+        ("provenance", pa.string()),
         ("branches", pa.list_(_BRANCH)),
         ("pictures", pa.list_(pa.string())),
+        ("views", pa.list_(_VIEW)),
+        ("entropies", pa.list_(_ENTROPY)),
+        ("meta", pa.string()),
     ]
 )
 
 
-def save_groups(path: Path, groups: Iterable[Group]) -> None:
-    """Write `groups` to `path` (Parquet) and their pictures to `../pictures` beside its folder.
+def save_groups(path: Path, groups: Iterable[Group], pictures: Path) -> None:
+    """Write `groups` to `path` (Parquet) and their pictures into the folder `pictures`.
 
     Raises `TreeError` for two groups with one id. Killed in the middle, it leaves no half file.
     """
     rows: list[dict[str, Any]] = []
-    pictures = path.parent.parent / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
@@ -118,15 +128,14 @@ def save_groups(path: Path, groups: Iterable[Group]) -> None:
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
 
 
-def load_groups(path: Path, pictures: bool = True) -> list[Group]:
+def load_groups(path: Path, pictures: Path | None = None) -> list[Group]:
     """Read what `save_groups` wrote; raises `TreeError` that names a missing picture, or the
     columns that a file of another version lacks.
 
-    Without `pictures` the groups hold none: decoding them is three quarters of the work, and
-    statistics of calls, rewards and credit need none.
+    Without the folder `pictures` the groups hold none: decoding them is three quarters of the work,
+    and statistics of calls, rewards and credit need none.
     """
     groups: dict[str, Group] = {}
-    folder = path.parent.parent / "pictures"
     table = pq.read_table(path)
     if missing := set(SCHEMA.names) - set(table.column_names):
         raise TreeError(
@@ -135,17 +144,7 @@ def load_groups(path: Path, pictures: bool = True) -> list[Group]:
         )
     for row in table.to_pylist():
         if row["kind"] == "prompt":
-            groups[row["group"]] = Group(
-                row["group"],
-                _segment(row["segments"][0]),
-                row["question"],
-                row["truth"],
-                branches=[Branch(b["source"], b["cut"], b["confidence"]) for b in row["branches"]],
-                pictures={
-                    d: _load_picture(folder, d, row["group"]) for d in row["pictures"] if pictures
-                },
-                meta=json.loads(row["meta"]),
-            )
+            groups[row["group"]] = _group(row, pictures)
         elif row["kind"] == "rollout":
             groups[row["group"]].rollouts.append(_trajectory(row))
         else:
@@ -154,11 +153,12 @@ def load_groups(path: Path, pictures: bool = True) -> list[Group]:
     return list(groups.values())
 
 
-def load_pictures(run: Path, group: Group) -> None:
-    """Give a group that was read without pictures those of its run's folder; raises `TreeError`."""
+def load_pictures(pictures: Path, group: Group) -> None:
+    """Give a group that was read without pictures those that it shows, from the folder `pictures`;
+    raises `TreeError`."""
     segments = [group.prompt, *(s for t in group.trajectories() for s in t.segments)]
     for digest in dict.fromkeys(span.digest for s in segments for span in s.images):
-        group.pictures[digest] = _load_picture(run / "pictures", digest, group.id)
+        group.pictures[digest] = _load_picture(pictures, digest, group.id)
 
 
 def _save_picture(file: Path, picture: Image.Image) -> None:
@@ -185,13 +185,41 @@ def _prompt_row(group: Group) -> dict[str, Any]:
         "kind": "prompt",
         "segments": [_segment_row(group.prompt)],
         "question": _text(group.question),
-        "truth": _text(group.truth),
-        "meta": json.dumps(group.meta),
+        "truths": [_text(truth) for truth in group.truths],
+        "grading": group.grading,
+        "example": _text(group.example),
+        "cluster": _text(group.cluster),
+        "provenance": _text(group.provenance),
         "branches": [
             {"source": b.source, "cut": b.cut, "confidence": b.confidence} for b in group.branches
         ],
         "pictures": list(dict.fromkeys([*group.pictures, *shown])),
+        "views": [asdict(crop) | {"digest": digest} for digest, crop in group.views.items()],
+        "entropies": [{"segment": s, "entropy": e} for s, e in group.entropies.items()],
+        "meta": json.dumps(dict(group.meta)),
     }
+
+
+def _group(row: Mapping[str, Any], pictures: Path | None) -> Group:
+    """The group of a prompt's row, without trajectories."""
+    group = Group(
+        row["group"],
+        _segment(row["segments"][0]),
+        row["question"],
+        tuple(row["truths"]),
+        row["grading"],
+        row["example"],
+        row["cluster"],
+        row["provenance"],
+        branches=[Branch(b["source"], b["cut"], b["confidence"]) for b in row["branches"]],
+        views={v["digest"]: Crop(v["original"], tuple(v["box"])) for v in row["views"]},
+        entropies={e["segment"]: e["entropy"] for e in row["entropies"]},
+        meta=json.loads(row["meta"]),
+    )
+    if pictures is not None:
+        for digest in row["pictures"]:
+            group.pictures[digest] = _load_picture(pictures, digest, group.id)
+    return group
 
 
 def _row(group: Group, trajectory: Trajectory, index: int | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ c on; offsets below c belong to its source. `Call` and `Credit` use path offsets
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -288,18 +288,41 @@ def cut_segments(segments: Sequence[Segment], at: int) -> tuple[list[Segment], l
     return head, tail
 
 
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Where a picture was cut: `box` (left, top, right, bottom) pixels of the picture whose digest
+    is `original`."""
+
+    original: str
+    box: tuple[int, int, int, int]
+
+
 @dataclass(slots=True)
 class Group:
-    """One question's tree. `pictures` maps content digests to RGB pictures."""
+    """One question's tree, and what was known of the question before anything was sampled.
+
+    `truths` are all right answers, the one that is shown first; `grading` names the grader that
+    compares an answer with them. `example` is the id of the question in its data set, the same
+    whenever it is asked; `cluster` and `provenance` are the example's (`axpo.tasks.base.Example`).
+    `pictures` maps content digests to RGB pictures, and `views` those that a tool cut from another
+    to where that was. `entropies` maps ids of policy segments to the entropy of their opening,
+    where it was measured (`axpo.algorithms.arpo`). `meta` is the user's: nothing here writes to it.
+    """
 
     id: str
     prompt: Segment
     question: str = ""
-    truth: str = ""
+    truths: tuple[str, ...] = ()
+    grading: str = ""
+    example: str = ""
+    cluster: str | None = None
+    provenance: str = ""
     rollouts: list[Trajectory] = field(default_factory=list[Trajectory])
     branches: list[Branch] = field(default_factory=list[Branch])
     pictures: dict[str, Image.Image] = field(default_factory=dict[str, Image.Image])
-    meta: dict[str, Any] = field(default_factory=dict[str, Any])
+    views: dict[str, Crop] = field(default_factory=dict[str, Crop])
+    entropies: dict[str, float] = field(default_factory=dict[str, float])
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def trajectories(self) -> Iterator[Trajectory]:
         """Rollouts, then each branch's continuations."""

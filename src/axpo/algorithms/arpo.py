@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -30,8 +30,6 @@ TOP_LOGPROBS = 10
 """Logprobs of a token that its entropy sums over (the paper's open code)."""
 OPENING = 20
 """First tokens of a turn whose entropies are summed (the paper's open code)."""
-ENTROPY = "entropy"
-"""Key of `Group.meta`: id of a policy segment -> entropy of its opening."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +79,12 @@ def forks(group: Group, settings: AlgorithmSettings, turn: int, seed: int) -> li
 
 
 def _entropy(group: Group, segment: str) -> float:
-    known: Mapping[str, float] = group.meta.get(ENTROPY, {})
-    if segment not in known:
+    if segment not in group.entropies:
         raise TreeError(
             f"group {group.id}: no entropy of turn {segment}; ARPO needs an engine that returns "
             f"its {TOP_LOGPROBS} highest logprobs"
         )
-    return known[segment]
+    return group.entropies[segment]
 
 
 def _turns(group: Group, trajectory: Trajectory) -> list[tuple[int, str]]:

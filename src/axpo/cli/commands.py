@@ -76,7 +76,7 @@ def quickstart(
 ) -> None:
     """SFT, then GRPO and AXPO beside each other, evaluation and report."""
     from axpo.config import load_config, recipe_file
-    from axpo.folder import run_folder
+    from axpo.folder import RunFolder
     from axpo.quickstart import quickstart as run
     from axpo.quickstart import without_sandbox
 
@@ -86,7 +86,7 @@ def quickstart(
     file = recipe_file(recipe)
     given += without_sandbox(load_config(file, given), file, given, out)
     config = load_config(file, given)
-    with run_folder(out):
+    with RunFolder(out).alone():
         page = run(config, file, given, out)
     from axpo.report.finding import read_finding
     from axpo.report.screen import print_finding
@@ -185,13 +185,13 @@ def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Cold-start model.path on the task's demonstrations."""
     from axpo.checks import check_folder, check_names, check_parts, note_settings
     from axpo.config import load_config
-    from axpo.folder import run_folder
+    from axpo.folder import RunFolder
     from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
     title, claim = f"SFT {out.name}", partial(note_settings, out, config)
     model = check_names(config, "sft")
-    with run_folder(out):
+    with RunFolder(out).alone():
         check_folder(out, config, ("sft",))
         with run_monitor(out, title, config.run.tensorboard, claim) as monitor:
             check_parts(config, "sft")
@@ -207,14 +207,14 @@ def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
     from axpo.checks import check_folder, check_names, check_parts, note_settings
     from axpo.config import load_config
-    from axpo.folder import run_folder
+    from axpo.folder import RunFolder
     from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
     title = f"{config.algorithm.name.upper()} {out.name}"
     claim = partial(note_settings, out, config)
     model = check_names(config, "train")
-    with run_folder(out):
+    with RunFolder(out).alone():
         check_folder(out, config, ("train",))
         with run_monitor(out, title, config.run.tensorboard, claim) as monitor:
             check_parts(config, "train")
@@ -230,20 +230,20 @@ def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
     """Pass@1, Pass@k and the gap's rates of model.path, with intervals."""
     from axpo.checks import check_names, check_parts
     from axpo.config import load_config
-    from axpo.folder import run_folder
+    from axpo.folder import RunFolder
     from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
     model = check_names(config, "eval")
-    with run_folder(out), run_monitor(out, f"evaluate {out.name}") as monitor:
+    with RunFolder(out).alone(), run_monitor(out, f"evaluate {out.name}") as monitor:
         check_parts(config, "eval")
         monitor.phase(PYTORCH)
-        from axpo.evaluation.run import EVALUATION, evaluate
+        from axpo.evaluation.run import evaluate
         from axpo.report.tables import print_evaluation
 
         result = evaluate(config, model, out, monitor)
     print_evaluation(result)
-    print(f"Evaluation: {out / EVALUATION}.json")
+    print(f"Evaluation: {RunFolder(out).evaluation}")
 
 
 @app.command()
@@ -251,20 +251,20 @@ def diagnose(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
     """The Thinking-Acting Gap of model.path: resample failed prefixes, count what they lead to."""
     from axpo.checks import check_names, check_parts
     from axpo.config import load_config
-    from axpo.folder import run_folder
+    from axpo.folder import RunFolder
     from axpo.report.monitor import PYTORCH, run_monitor
 
     config = load_config(recipe, overrides or ())
     model = check_names(config, "diagnose")
-    with run_folder(out), run_monitor(out, f"diagnose {out.name}") as monitor:
+    with RunFolder(out).alone(), run_monitor(out, f"diagnose {out.name}") as monitor:
         check_parts(config, "diagnose")
         monitor.phase(PYTORCH)
-        from axpo.evaluation.run import DIAGNOSIS, diagnose
+        from axpo.evaluation.run import diagnose
         from axpo.report.tables import print_diagnostics
 
         result = diagnose(config, model, out, monitor)
     print_diagnostics(result)
-    print(f"Diagnosis: {out / DIAGNOSIS}.json")
+    print(f"Diagnosis: {RunFolder(out).diagnosis}")
 
 
 @app.command()

@@ -38,6 +38,11 @@ class ColumnSettings(Section):
     """The row's grader; may be missing (task.grading)."""
     demonstration: str = "demonstration"
     """A teacher's turns for SFT; may be missing."""
+    cluster: str = "cluster"
+    """Name that dependent questions share (several on one picture): intervals resample them
+    together; may be missing."""
+    provenance: str = "provenance"
+    """Where the question comes from; where it is missing, the row's place stands for it."""
     meta: OneOrMore = ("meta",)
     """What goes along into the trajectory trees; may be missing."""
 

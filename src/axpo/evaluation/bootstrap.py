@@ -2,7 +2,9 @@
 
 Every figure here is a ratio of sums over questions: a mean has denominators 1, an accuracy with
 tool has the number of tool-using rollouts. A resample draws as many questions as there are, with
-replacement, each with all of its samples, so that samples of one question stay together.
+replacement, each with all of its samples, so that samples of one question stay together. Questions
+that are not independent (several on one picture) form a cluster: their rows are added up first
+(`by_unit`), so that a resample draws as many clusters as there are, each as a whole.
 
 What an interval covers: another draw of questions (and of the samples on them) for this one
 trained model. It does not cover training again: seeds of SFT and RL move results by more than
@@ -14,7 +16,7 @@ Shapes: Q questions, C columns, M metrics, R resamples. Columns drawn together s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -123,24 +125,25 @@ def share_above(drawn_R: Floats) -> float:
     return float(np.mean(np.where(ties, 0.5, drawn_R > 0)))
 
 
-def by_question(questions: Sequence[str], values_NC: Floats) -> Floats:
-    """Rows [N, C] of the same question added up: [Q, C], questions in order of appearance."""
-    order = {id: i for i, id in enumerate(dict.fromkeys(questions))}
+def by_unit(units: Sequence[Hashable], values_NC: Floats) -> Floats:
+    """Rows [N, C] of the same unit (a question, or a cluster of them) added up: [Q, C], units in
+    order of appearance."""
+    order = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     out = np.zeros((len(order), values_NC.shape[1]))
-    np.add.at(out, [order[id] for id in questions], values_NC)
+    np.add.at(out, [order[unit] for unit in units], values_NC)
     return out
 
 
 def correlation(
-    questions: Sequence[str], x_N: Floats, y_N: Floats, seed: int, resamples: int = RESAMPLES
+    units: Sequence[Hashable], x_N: Floats, y_N: Floats, seed: int, resamples: int = RESAMPLES
 ) -> Estimate | None:
-    """Pearson's r over N cases, its interval over their questions; None where x or y is
+    """Pearson's r over N cases, its interval over their units (`by_unit`); None where x or y is
     constant."""
-    if len(questions) < 2:
+    if len(units) < 2:
         return None
     x, y = x_N - x_N.mean(), y_N - y_N.mean()
     moments = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
-    columns = by_question(questions, moments)
+    columns = by_unit(units, moments)
     drawn = _pearson(resampled_sums(columns, seed, resamples))
     return interval(float(_pearson(columns.sum(axis=0, keepdims=True))[0]), drawn)
 

@@ -8,7 +8,8 @@ goes to each; a prefix that is in both is resampled once. Their figures, and tho
 of the same questions, are `prefixes`' to compute.
 
 Unscored continuations leave a prefix's statistics; a prefix with fewer than K scored ones is
-dropped, and counted. Intervals resample questions, each with its prefixes (see `bootstrap`).
+dropped, and counted. Intervals resample questions, or clusters of them, each with its prefixes (see
+`bootstrap`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from axpo.algorithms.subgroups import subgroup
 from axpo.config import AlgorithmSettings
 from axpo.evaluation.bootstrap import RESAMPLES, Estimate, correlation
 from axpo.evaluation.prefixes import PrefixFigures, outcome, prefix_figures, quartiles
-from axpo.evaluation.summary import summarize
+from axpo.evaluation.summary import resampling_unit, summarize
 from axpo.tree import Group
 
 GAP = ("tool_rate", "accuracy_tool", "accuracy_no_tool", "all_wrong_tool", "all_wrong_no_tool")
@@ -171,12 +172,13 @@ def entropy_correlation(
 ) -> tuple[int, Estimate | None]:
     """Number of first calls, and Pearson's r of their confidence with their entropy."""
     rows = [
-        (group.id, span_confidence(r.segments, r.calls[0].start, r.calls[0].end), entropies[r.id])
+        (unit, span_confidence(r.segments, r.calls[0].start, r.calls[0].end), entropies[r.id])
         for group in groups
+        for unit in [resampling_unit(group)]
         for r in subgroup(group, tool=True)
     ]
     if not rows:
         return 0, None
-    questions, confidence, entropy = zip(*rows, strict=True)
-    found = correlation(questions, np.array(confidence), np.array(entropy), seed, resamples)
+    units, confidence, entropy = zip(*rows, strict=True)
+    found = correlation(units, np.array(confidence), np.array(entropy), seed, resamples)
     return len(rows), found

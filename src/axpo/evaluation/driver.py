@@ -9,7 +9,6 @@ gives what an unbroken one gives, and two models on the same questions share the
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +18,7 @@ from typing import Any
 from axpo.config import UserError
 from axpo.evaluation.diagnostics import Probe
 from axpo.evaluation.identity import changed_settings
-from axpo.evaluation.summary import EXAMPLE
-from axpo.folder import write_whole
-from axpo.rollout.agent import ALTERNATIVES, GRADING
+from axpo.folder import GroupsFolder, read_json, write_whole
 from axpo.rollout.rendering import as_picture
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
@@ -48,7 +45,7 @@ class ShelfError(UserError):
 
 
 class Shelf:
-    """Finished groups in `folder` (their pictures in `../pictures`), under one `identity`.
+    """Finished groups in `folder`, under one `identity`.
 
     `identity` says what made the groups (model, split, sampling settings, seed) in plain JSON
     values; a folder that holds groups of another one is refused, never mixed. It is written with
@@ -58,7 +55,7 @@ class Shelf:
 
     def __init__(
         self,
-        folder: Path,
+        folder: GroupsFolder,
         identity: Mapping[str, Any],
         defaults: Mapping[str, Any] | None = None,
         chunk: int = CHUNK,
@@ -70,8 +67,8 @@ class Shelf:
         self._next = 0
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._check(json.loads(json.dumps(defaults or {})))
-        for file in sorted(folder.glob("*.parquet")):
-            self.groups |= {group.id: group for group in load_groups(file)}
+        for file in folder.files():
+            self.groups |= {group.id: group for group in load_groups(file, folder.pictures)}
             self._next = int(file.stem) + 1
 
     def add(self, group: Group) -> None:
@@ -85,28 +82,24 @@ class Shelf:
         """Write what is not on disk yet."""
         if self._pending:
             if self._next == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_whole(self._noted, json.dumps(self._identity, indent=1))
-            save_groups(self.folder / f"{self._next:06d}.parquet", self._pending)
+                self.folder.path.mkdir(parents=True, exist_ok=True)
+                write_whole(self.folder.identity, json.dumps(self._identity, indent=1))
+            save_groups(self.folder.file(self._next), self._pending, self.folder.pictures)
             self._next += 1
             self._pending = []
 
-    @property
-    def _noted(self) -> Path:
-        return self.folder / "identity.json"
-
     def _check(self, defaults: dict[str, Any]) -> None:
         """Refuse another evaluation's groups."""
-        if not self._noted.is_file() or not any(self.folder.glob("*.parquet")):
+        if not self.folder.identity.is_file() or not self.folder.files():
             return
-        noted = json.loads(self._noted.read_text())
+        noted = read_json(self.folder.identity)
         changed = [
             f"{key}: expected {wanted!r}, got {was!r}"
             for key, was, wanted in changed_settings(noted, self._identity, defaults)
         ]
         if changed:
             raise ShelfError(
-                f"{self.folder} holds another evaluation ({'; '.join(changed)}); "
+                f"{self.folder.path} holds another evaluation ({'; '.join(changed)}); "
                 "remove the folder or choose another"
             )
 
@@ -135,7 +128,7 @@ async def evaluate(
                 raise ValueError(f"two examples have the id {example.id}; expected distinct ids")
             order[id] = None
             if id in shelf.groups:
-                _check_same(shelf.groups[id], example, shelf.folder)
+                _check_same(shelf.groups[id], example, shelf.folder.path)
             yield id, lambda id=id, example=example: sample(example, samples, seed, id)
 
     await _collect(jobs(), total, shelf, in_flight, progress)
@@ -147,9 +140,9 @@ def _check_same(group: Group, example: Example, folder: Path) -> None:
     pictures = [as_picture(image).digest for image in example.images]
     known = {
         "question": (group.question, example.question),
-        "answer": (group.truth, example.answer),
-        "alternatives": (tuple(group.meta.get(ALTERNATIVES, ())), tuple(example.alternatives)),
-        "grading": (group.meta.get(GRADING), example.grading),
+        "answers": (group.truths, (example.answer, *example.alternatives)),
+        "grading": (group.grading, example.grading),
+        "cluster": (group.cluster, example.cluster),
         "pictures": ([span.digest for span in group.prompt.images], pictures),
     }
     changed = [
@@ -181,9 +174,7 @@ async def resample_prefixes(
         wanted.setdefault(probe.prefix.group, []).append(probe)
 
     async def grow(id: str) -> Group:
-        group = by_id[id]
-        meta = copy.deepcopy(group.meta)
-        group = replace(group, branches=[], pictures=dict(group.pictures), meta=meta)
+        group = _copied(by_id[id], branches=[])
         try:
             for prefix in (probe.prefix for probe in wanted[id]):
                 branch = group.fork(group.trajectory(prefix.source), prefix.cut, prefix.confidence)
@@ -209,16 +200,20 @@ async def sample_again(
 ) -> dict[str, Group]:
     """`samples` new rollouts of each group's question, as groups `again/{example id}`; by the id
     of the group. The id makes their draws others than the group's own."""
-    ids = {f"again/{group.meta[EXAMPLE]}": group for group in groups}
+    ids = {f"again/{group.example}": group for group in groups}
 
     async def again(id: str) -> Group:
-        meta, pictures = copy.deepcopy(ids[id].meta), dict(ids[id].pictures)
-        group = replace(ids[id], id=id, rollouts=[], branches=[], pictures=pictures, meta=meta)
-        return await sample(group, samples, seed)
+        return await sample(_copied(ids[id], id=id, rollouts=[], branches=[]), samples, seed)
 
     jobs = ((id, lambda id=id: again(id)) for id in ids)
     await _collect(jobs, len(ids), shelf, in_flight, None)
     return {group.id: shelf.groups[id] for id, group in ids.items()}
+
+
+def _copied(group: Group, **changes: Any) -> Group:
+    """The group with `changes`, in which more can be sampled while `group` stays as it is."""
+    own = {"pictures": dict(group.pictures), "views": dict(group.views)}
+    return replace(group, **own, entropies=dict(group.entropies), **changes)
 
 
 async def _collect(

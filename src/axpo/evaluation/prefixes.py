@@ -15,7 +15,7 @@ but not as strictly so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,10 @@ import numpy as np
 from axpo.algorithms.ranking import Candidate, rank
 from axpo.algorithms.subgroups import scored
 from axpo.config import AlgorithmSettings
-from axpo.evaluation.bootstrap import RESAMPLES, Estimate, by_question, correlation, ratios
+from axpo.evaluation.bootstrap import RESAMPLES, Estimate, by_unit, correlation, ratios
 from axpo.evaluation.calls import count_kinds, same_call, same_place
 from axpo.evaluation.passk import pass_at_k, tally
+from axpo.evaluation.summary import resampling_unit
 from axpo.tree import Branch, Group
 
 QUARTILES = 4
@@ -46,10 +47,11 @@ class Outcome:
     """What resampling a prefix showed: of `samples` scored continuations `right` were right.
 
     `distinct` counts different calls, `merged` takes overlapping boxes for one call. `quartile`
-    (1: least confident) is its rank among all failed prefixes, see `quartiles`.
+    (1: least confident) is its rank among all failed prefixes, see `quartiles`. `unit` is what is
+    resampled with it as a whole (`summary.resampling_unit`).
     """
 
-    group: str
+    unit: Hashable
     source: str
     confidence: float
     samples: int
@@ -94,7 +96,7 @@ def outcome(
     calls = [c.calls[0] if c.calls else None for c in members]
     samples, right = tally(members)
     return Outcome(
-        group.id,
+        resampling_unit(group),
         branch.source,
         branch.confidence,
         samples,
@@ -121,12 +123,12 @@ def prefix_figures(
     names = list(dict.fromkeys(name for row in rows for name in row))
     values = np.array([[row.get(name, 0.0) for name in names] for row in rows])
     known = np.array([[float(name in row) for name in names] for row in rows])
-    groups = [o.group for o in kept]
-    estimates = ratios(by_question(groups, values), by_question(groups, known), seed, resamples)
+    units = [o.unit for o in kept]
+    estimates = ratios(by_unit(units, values), by_unit(units, known), seed, resamples)
     metrics = {name: e for name, e in zip(names, estimates, strict=True) if e is not None}
     confidence = np.array([o.confidence for o in kept])
     recovery = values[:, names.index("recovery_rate")]
-    found = correlation(groups, confidence, recovery, seed, resamples)
+    found = correlation(units, confidence, recovery, seed, resamples)
     if found is not None:
         metrics["confidence_correlation"] = found
     return PrefixFigures(len(kept), prefixes - len(kept), metrics)

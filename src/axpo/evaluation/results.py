@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from axpo.config import UserError
 from axpo.evaluation.summary import compare
+from axpo.folder import RunFolder, read_json
 from axpo.store import load_groups
 from axpo.tree import Group
-
-EVALUATION, DIAGNOSIS = "evaluation", "diagnosis"
-"""Folders of the groups, and names of the files (.json) of what came out."""
 
 
 def evaluated_groups(out: Path) -> list[Group]:
     """The groups that `evaluate` left in a run's folder, without pictures."""
     _evaluated(out)
-    files = sorted((out / EVALUATION).glob("*.parquet"))
-    return [group for file in files for group in load_groups(file, pictures=False)]
+    return [group for file in RunFolder(out).evaluated.files() for group in load_groups(file)]
 
 
 def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
@@ -31,9 +27,10 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
 
 
 def _evaluated(out: Path) -> dict[str, Any]:
-    file = out / f"{EVALUATION}.json"
+    folder = RunFolder(out)
     if not out.is_dir():
         raise UserError(f"no run at {out}: expected a folder that `axpo eval` wrote to")
-    if not file.is_file():
+    if not folder.evaluation.is_file():
         raise UserError(f"no evaluation in {out}; run `axpo eval` with --out {out} first")
-    return json.loads(file.read_text())
+    folder.check()
+    return read_json(folder.evaluation)

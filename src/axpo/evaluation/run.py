@@ -31,9 +31,8 @@ from axpo.evaluation.diagnostics import diagnose as diagnose_groups
 from axpo.evaluation.driver import Progress, Shelf
 from axpo.evaluation.entropy import call_entropies
 from axpo.evaluation.identity import outcome_settings
-from axpo.evaluation.results import DIAGNOSIS, EVALUATION
 from axpo.evaluation.summary import summarize
-from axpo.folder import files_digest, write_whole
+from axpo.folder import GroupsFolder, RunFolder, files_digest, read_json, write_whole
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
@@ -47,9 +46,6 @@ from axpo.training.parity import QUESTIONS, check_parity, limit
 from axpo.training.preflight import check_sampling
 from axpo.tree import Group
 
-AGAIN = "again"
-ENTROPIES = "entropies.json"
-"""In the evaluation's folder: rollout id -> mean exact entropy of its first call."""
 _SAMPLED_WITH = ("task", "rollout", "tools")
 """Sections of the settings that sampled groups depend on, beside the model."""
 RECENT = 64
@@ -60,8 +56,8 @@ def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     """Sample and summarise `model` on the recipe's evaluation split; returns `evaluation.json`."""
 
     task = build_task(config.task)
-    questions = _questions(config, task)
-    shelf = _shelf(config, model, out / EVALUATION)
+    questions, folder = _questions(config, task), RunFolder(out)
+    shelf = _shelf(config, model, folder.evaluated)
 
     async def run() -> list[Group]:
         agent, checkpoint = _agent(config, model, out, monitor)
@@ -75,12 +71,12 @@ def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
 
     groups = stopping.run(run())
     monitor.phase("resampling for the intervals")
-    _say_unscored(config, groups, out / EVALUATION)
+    _say_unscored(config, groups, folder.evaluated)
     summary = summarize(
         groups, config.eval.k, config.run.seed,
         model=model, step=_step(model), split=config.eval.split,
     )  # fmt: skip
-    return _write(out / f"{EVALUATION}.json", summary.to_dict())
+    return _write(folder.evaluation, summary.to_dict())
 
 
 def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[str, Any]:
@@ -91,7 +87,8 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
     """
     settings, seed = AlgorithmSettings(), config.run.seed
     samples = config.eval.prefix_samples
-    task, shelf = build_task(config.task), _shelf(config, model, out / EVALUATION)
+    folder = RunFolder(out)
+    task, shelf = build_task(config.task), _shelf(config, model, folder.evaluated)
 
     async def run() -> dict[str, Any]:
         agent, checkpoint = _agent(config, model, out, monitor)
@@ -108,23 +105,24 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
             monitor.phase("resampling prefixes")
             grown = await driver.resample_prefixes(
                 groups, probes, partial(resample, agent), samples, seed,
-                _shelf(config, model, out / DIAGNOSIS, {"probes": at} | made_with),
+                _shelf(config, model, folder.resampled, {"probes": at} | made_with),
                 release=agent.engine.release, in_flight=in_flight,
                 progress=_show_prefixes(monitor),
             )  # fmt: skip
             monitor.phase("sampling the questions again")
             fresh = await driver.sample_again(
                 [g for g in groups if g.id in probed], partial(_grow, agent), samples, seed,
-                _shelf(config, model, out / AGAIN, made_with), in_flight=in_flight,
+                _shelf(config, model, folder.again, made_with), in_flight=in_flight,
             )  # fmt: skip
             monitor.phase("measuring the calls' entropy")
-            entropies = _entropies(config, checkpoint, groups, out / EVALUATION / ENTROPIES)
+            entropies = _entropies(config, checkpoint, groups, folder.evaluated.entropies)
         finally:
             await agent.close()
-        for folder, sampled in (
-            (EVALUATION, groups), (DIAGNOSIS, grown), (AGAIN, list(fresh.values())),
+        for where, sampled in (
+            (folder.evaluated, groups), (folder.resampled, grown),
+            (folder.again, list(fresh.values())),
         ):  # fmt: skip
-            _say_unscored(config, sampled, out / folder)
+            _say_unscored(config, sampled, where)
         monitor.phase("resampling for the intervals")
         diagnosis = diagnose_groups(
             groups, probes, grown, fresh, entropies, settings, seed,
@@ -132,7 +130,7 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
         )  # fmt: skip
         return diagnosis.to_dict()
 
-    return _write(out / f"{DIAGNOSIS}.json", stopping.run(run()))
+    return _write(folder.diagnosis, stopping.run(run()))
 
 
 async def _sample(
@@ -165,8 +163,8 @@ async def _grow(agent: Agent, group: Group, n: int, seed: int) -> Group:
 def _entropies(
     config: Config, checkpoint: Checkpoint, groups: Sequence[Group], file: Path
 ) -> dict[str, float]:
-    """Entropies of the groups' first calls, from `file` as far as they are there."""
-    known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    """Rollout id -> mean exact entropy of its first call, from `file` as far as it is there."""
+    known: dict[str, float] = read_json(file) if file.is_file() else {}
     temperature = config.rollout.temperature or 1.0
     budget = config.rl.optimizer.max_tokens_per_micro_batch
     for group in groups:
@@ -207,12 +205,12 @@ async def _check_engine(config: Config, task: Task, agent: Agent, checkpoint: Ch
     await check_parity(agent, checkpoint.model, recompute, groups, config.run.seed, limits)
 
 
-def _say_unscored(config: Config, groups: Sequence[Group], folder: Path) -> None:
+def _say_unscored(config: Config, groups: Sequence[Group], folder: GroupsFolder) -> None:
     """Say where more was left out of the figures than expected, and how to get it."""
     if unscored_share(groups) > config.run.unscored_warn:
         warnings.warn(
             f"{unscored_text(groups)}. The figures leave them out, but for those named floor; put "
-            f"right what fails, remove {folder} and give the same command again",
+            f"right what fails, remove {folder.path} and give the same command again",
             UnscoredWarning,
             stacklevel=2,
         )
@@ -242,7 +240,7 @@ def _show_prefixes(monitor: Monitor) -> Progress:
 
 
 def _shelf(
-    config: Config, model: str, folder: Path, more: Mapping[str, Any] | None = None
+    config: Config, model: str, folder: GroupsFolder, more: Mapping[str, Any] | None = None
 ) -> Shelf:
     """The folder's groups; what they depend on: the number of questions and the budget may grow."""
     identity = {

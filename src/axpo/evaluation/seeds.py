@@ -26,12 +26,16 @@ any seed has one in (rollouts without a tool, on six questions), there is a valu
 A p-value is the level at which the interval reaches the null. Everything is in closed form: there
 are no draws, and no generator's seed decides a digit.
 
+Questions that are not independent form a cluster: their shares are added up first (`of_units`), and
+a cluster stands for a question in everything above.
+
 Shapes: S seeds, Q questions, M metrics.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +43,7 @@ from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 from scipy.special import stdtrit
 
-from axpo.evaluation.bootstrap import LEVEL, Estimate, Floats, divide
+from axpo.evaluation.bootstrap import LEVEL, Estimate, Floats, by_unit, divide
 
 Ratios = tuple[Floats, Floats]
 """Numerators and denominators, [S, Q, M] each."""
@@ -104,6 +108,14 @@ class Crossed:
         """The true mean that would differ from 0 at the 5 % level in 0.8 of such studies, if the
         spread is what was measured."""
         return self.half(1.0 - LEVEL) + self.half(2.0 * (1.0 - POWER))
+
+
+def of_units(parts: Ratios, units: Sequence[Hashable]) -> Ratios:
+    """`parts` with the questions of the same unit (a cluster, or a question alone) added up."""
+    numerators, denominators = (
+        np.stack([by_unit(units, values_QM) for values_QM in part]) for part in parts
+    )
+    return numerators, denominators
 
 
 def seed_means(parts: Ratios) -> list[Crossed | None]:

@@ -8,7 +8,7 @@ number of samples a question: compare them only at equal `samples` (the paper's 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from axpo.evaluation.bootstrap import (
     RESAMPLES,
     Estimate,
     Floats,
+    by_unit,
     paired_differences,
     ratios,
     simultaneous,
@@ -38,8 +39,6 @@ from axpo.evaluation.bootstrap import (
 from axpo.evaluation.passk import floor_pass_at_k, question_pass_at_k, tally
 from axpo.tree import Group
 
-EXAMPLE = "example"
-"""Key of `Group.meta` that names the example, the same for every model."""
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     "accuracy_tool": True,
     "accuracy_no_tool": True,
@@ -61,19 +60,21 @@ class AlignmentError(UserError):
 class Summary:
     """A model's metrics on a split.
 
-    `dropped` questions have fewer than k scored rollouts (no Pass@k); `unscored` rollouts and
-    `stops` count over all rollouts. Where some are unscored, `pass@k_floor` counts them as wrong
-    and `faults` says what failed (`axpo.algorithms.unscored.unscored_figures`). `by` maps a key of
-    the examples' meta and its value to the metrics of those questions; `tools` maps a tool that was
-    used to its `rate` (share of rollouts that called it), `accuracy` (of those) and `all_wrong`
-    (share of the questions with such rollouts where all of them are wrong). A metric that no
-    question has a share in is left out.
+    `clusters` counts what the intervals resample: clusters of the `questions`, and those alone that
+    are in none. `dropped` questions have fewer than k scored rollouts (no Pass@k); `unscored`
+    rollouts and `stops` count over all rollouts. Where some are unscored, `pass@k_floor` counts
+    them as wrong and `faults` says what failed (`axpo.algorithms.unscored.unscored_figures`). `by`
+    maps a key of the examples' meta and its value to the metrics of those questions; `tools` maps a
+    tool that was used to its `rate` (share of rollouts that called it), `accuracy` (of those) and
+    `all_wrong` (share of the questions with such rollouts where all of them are wrong). A metric
+    that no question has a share in is left out.
     """
 
     model: str
     step: int | None
     split: str
     questions: int
+    clusters: int
     samples: int
     k: int
     metrics: Mapping[str, Estimate]
@@ -86,9 +87,9 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        names = ("model", "step", "split", "questions", "samples", "k", "dropped", "unscored")
+        names = ("model", "step", "split", "questions", "clusters", "samples", "k")
         return {
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*names, "dropped", "unscored")},
             "metrics": _plain(self.metrics),
             "tools": {tool: _plain(metrics) for tool, metrics in self.tools.items()},
             "stops": dict(self.stops),
@@ -100,7 +101,7 @@ class Summary:
         }
 
     def _part(self) -> dict[str, Any]:
-        names = ("questions", "dropped", "unscored", "metrics", "tools")
+        names = ("questions", "clusters", "dropped", "unscored", "metrics", "tools")
         whole = self.to_dict()
         return {name: whole[name] for name in names}
 
@@ -122,9 +123,10 @@ def summarize(
     rollouts = [r for group in groups for r in group.rollouts]
     unscored = sum(not r.scored for r in rollouts)
     rows = [measures(group, k, floor=unscored > 0) for group in groups]
-    metrics = _estimates(rows, seed, resamples)
+    units = [resampling_unit(group) for group in groups]
+    metrics = _estimates(rows, units, seed, resamples)
     tools = {
-        tool: _estimates([tool_measures(group, tool) for group in groups], seed, resamples)
+        tool: _estimates([tool_measures(group, tool) for group in groups], units, seed, resamples)
         for tool in tools_used(groups)
     }
     parts: dict[str, dict[str, Summary]] = {}
@@ -140,6 +142,7 @@ def summarize(
         step,
         split,
         len(groups),
+        len(set(units)),
         max(len(group.rollouts) for group in groups),
         k,
         metrics,
@@ -161,7 +164,8 @@ def compare(
 ) -> dict[str, Any]:
     """Second minus first on the same questions, with paired intervals; plain JSON values.
 
-    Questions are matched by `meta["example"]`; `AlignmentError` where the sets differ.
+    Questions are matched by `Group.example`; `AlignmentError` where the sets or their clusters
+    differ.
     `share_better` is the share of the resamples of the questions in which the second is better
     (lower, for an all-wrong rate), ties half: no p-value, and silent on other training seeds.
     Metrics without a direction have none. A question that lacks k scored rollouts in either
@@ -189,7 +193,7 @@ def _paired(
     resamples: int,
     level: float,
 ) -> dict[str, Any]:
-    """The second minus the first of each pair, with intervals of `level`."""
+    """The second minus the first of each pair, with intervals of `level` over their clusters."""
     names, *a = _table([measures(pair[0], k, floor) for pair in pairs])
     _, *b = _table([measures(pair[1], k, floor) for pair in pairs])
     dropped = 0
@@ -199,11 +203,14 @@ def _paired(
             dropped = max(dropped, int((~both).sum()))
             for table in (*a, *b):
                 table[~both, m] = 0.0
+    units = [resampling_unit(group) for group, _ in pairs]
+    a, b = ([by_unit(units, table) for table in tables] for tables in (a, b))
     found = paired_differences((a[0], a[1]), (b[0], b[1]), seed, resamples, level)
     known = {name: d for name, d in zip(names, found, strict=True) if d is not None}
     better = {name: d.share_above for name, d in known.items()}
     return {
         "questions": len(pairs),
+        "clusters": len(set(units)),
         "dropped": dropped,
         "level": level,
         "difference": {name: d.estimate.to_dict() for name, d in known.items()},
@@ -213,6 +220,11 @@ def _paired(
             if name in HIGHER_IS_BETTER or name.startswith("pass@")
         },
     }
+
+
+def resampling_unit(group: Group) -> tuple[str, str]:
+    """What a resample draws as a whole: the question's cluster or, without one, the question."""
+    return ("question", group.id) if group.cluster is None else ("cluster", group.cluster)
 
 
 def measures(group: Group, k: int, floor: bool = False) -> Shares:
@@ -250,8 +262,11 @@ def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: e.to_dict() for name, e in metrics.items()}
 
 
-def _estimates(rows: Sequence[Shares], seed: int, resamples: int) -> dict[str, Estimate]:
-    names, numerators, denominators = _table(rows)
+def _estimates(
+    rows: Sequence[Shares], units: Sequence[Hashable], seed: int, resamples: int
+) -> dict[str, Estimate]:
+    names, *parts = _table(rows)
+    numerators, denominators = (by_unit(units, part) for part in parts)
     found = ratios(numerators, denominators, seed, resamples)
     return {name: e for name, e in zip(names, found, strict=True) if e is not None}
 
@@ -271,6 +286,12 @@ def _align(first: Sequence[Group], second: Sequence[Group]) -> list[tuple[Group,
             f"got {len(got)}; only in the first {_some(expected - got)}, "
             f"only in the second {_some(got - expected)}"
         )
+    for id, group in by_id[0].items():
+        if (cluster := by_id[1][id].cluster) != group.cluster:
+            raise AlignmentError(
+                f"example {id} is in cluster {group.cluster!r} in the first evaluation, in "
+                f"{cluster!r} in the second: evaluate both with the same task.columns.cluster"
+            )
     return [(group, by_id[1][id]) for id, group in by_id[0].items()]
 
 
@@ -278,12 +299,11 @@ def by_example(groups: Sequence[Group]) -> dict[str, Group]:
     """Example id -> its group; raises `AlignmentError` for a group without one, or a second."""
     found: dict[str, Group] = {}
     for group in groups:
-        if EXAMPLE not in group.meta:
-            raise AlignmentError(f"group {group.id}: expected meta[{EXAMPLE!r}], got none")
-        id = str(group.meta[EXAMPLE])
-        if id in found:
-            raise AlignmentError(f"example {id}: got groups {found[id].id} and {group.id}")
-        found[id] = group
+        if not group.example:
+            raise AlignmentError(f"group {group.id}: no example; expected its question's id")
+        if (other := found.get(group.example)) is not None:
+            raise AlignmentError(f"example {group.example}: got groups {other.id} and {group.id}")
+        found[group.example] = group
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -165,10 +166,16 @@ def load_checkpoint(
     model: Any
     if weights:
         # A local folder loads in a moment; a download keeps its bar.
-        with _no_progress_bars() if Path(path).is_dir() else nullcontext():
-            loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
-                path, dtype=dtype, output_loading_info=True
-            )
+        try:
+            with _no_progress_bars() if Path(path).is_dir() else nullcontext():
+                loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+                    path, dtype=dtype, output_loading_info=True
+                )
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path}: its weights cannot be read ({error}): put the file back as it was, or "
+                "name another checkpoint"
+            ) from error
         model, info = loaded
         _check_whole(path, info)
         model = model.to(device)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from axpo.config import ConfigError
+from axpo.folder import CheckpointFolder, RunFolder, saved_checkpoints
 from axpo.tasks.lab import BASE
 
 EXPECTED = (
@@ -31,8 +32,9 @@ def model_path(model: str) -> str:
         if is_local(model):
             raise ConfigError(f"model.path: {absent(model)}; {EXPECTED}")
         return model
-    found = sorted(path.glob("checkpoints/step-*/model/config.json"))
-    for config in [path / "config.json", path / "model" / "config.json", *reversed(found)]:
+    found = saved_checkpoints(RunFolder(path).checkpoints)
+    newest_first = [checkpoint.model_config for checkpoint in reversed(found)]
+    for config in [path / "config.json", CheckpointFolder(path).model_config, *newest_first]:
         kind = _model_type(config)
         if kind == "qwen3_vl":
             return str(config.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from axpo.errors import UserError
 from axpo.evaluation.results import compare_runs
+from axpo.folder import RunFolder, read_json, saved_checkpoints
 from axpo.report.finding import Finding, finding, write_finding
 from axpo.report.html import build_report
 from axpo.report.names import MAIN_CHARTS, START
@@ -66,9 +66,9 @@ def _comparisons(
 def _evaluation(run: RunView) -> dict[str, Any]:
     """The run's evaluation, with what its diagnosis says of all failed prefixes."""
     result = dict(run.evaluation or {})
-    path = run.folder / "diagnosis.json"
-    if path.is_file():
-        found = json.loads(path.read_text())["prefixes"]["all"]["metrics"]
+    diagnosis = RunFolder(run.folder).diagnosis
+    if diagnosis.is_file():
+        found = read_json(diagnosis)["prefixes"]["all"]["metrics"]
         extra = {name: found[name] for name in PREFIX_METRICS if name in found}
         result["metrics"] = {**result["metrics"], **extra}
     return result
@@ -77,8 +77,9 @@ def _evaluation(run: RunView) -> dict[str, Any]:
 def _checkpoint(folders: Sequence[Path]) -> Path:
     """The first checkpoint there is, for its tokenizer."""
     for folder in folders:
-        for path in sorted(folder.glob("checkpoints/step-*/model")):
-            return path
+        for checkpoint in saved_checkpoints(RunFolder(folder).checkpoints):
+            if checkpoint.model.is_dir():
+                return checkpoint.model
     raise UserError(
         f"no checkpoint in {', '.join(map(str, folders))}: its tokenizer is needed to show tokens"
     )

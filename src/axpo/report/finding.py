@@ -151,7 +151,7 @@ def _state(models: Sequence[Mapping[str, Any]], compared: Comparison, family: st
     model's."""
     paired = paired_of(compared, family)
     difference = paired["difference"].get(TOOL_RATE)
-    if difference is None or paired["questions"] < FEWEST:
+    if difference is None or paired["clusters"] < FEWEST:
         return "few"
     *start, other, model = (metrics_of(evaluation, family)[TOOL_RATE] for evaluation in models)
     had = any(rate["low"] >= MARGIN for rate in start)

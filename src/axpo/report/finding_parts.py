@@ -138,7 +138,7 @@ def _row(
     if paired is None or difference is None:
         return Row(name, metric, values, "", "", "none")
     states = TOOL_STATES if metric == TOOL_RATE else PASS_STATES
-    side = direction(difference) if paired["questions"] >= FEWEST else 0
+    side = direction(difference) if paired["clusters"] >= FEWEST else 0
     interval = interval_text(difference, 2, signed=True)
     return Row(name, metric, values, signed_text(difference["value"], 2), interval, states[side])
 

@@ -18,9 +18,7 @@ from typing import Any
 
 from axpo.config.extras import require
 from axpo.errors import UserError
-from axpo.folder import write_whole, writing
-
-FILE_NAME = "metrics.jsonl"
+from axpo.folder import RunFolder, write_whole, writing
 
 
 class MetricsError(UserError):
@@ -36,9 +34,10 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, tensorboard: bool = False) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.path = run_dir / FILE_NAME
+        folder = RunFolder(run_dir)
+        self.path = folder.metrics
         self._summary = _summary_writer() if tensorboard else None
-        self._board_dir = run_dir / "tensorboard"
+        self._board_dir = folder.tensorboard
         self._boards: dict[str, Any] = {}
         self._purge: dict[str, int] = {}
         _drop(self.path, lambda _: False)
@@ -105,7 +104,7 @@ def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]
 
     A torn last line is left out; a damaged line elsewhere raises `MetricsError` naming it.
     """
-    path = run_dir / FILE_NAME
+    path = RunFolder(run_dir).metrics
     if not path.is_file():
         return []
     rows: list[dict[str, Any]] = []

@@ -22,9 +22,8 @@ from typing import Any
 
 import axpo
 from axpo.config.secrets import masked_override
-from axpo.folder import DiskError, write_whole
+from axpo.folder import DiskError, RunFolder, read_json, write_whole
 
-FILE_NAME = "provenance.json"
 PACKAGES = ("torch", "transformers")
 
 
@@ -46,8 +45,8 @@ def recorded(out: Path) -> Iterator[None]:
 
 def read_provenance(out: Path) -> list[Mapping[str, Any]]:
     """The entries of a run's folder, oldest first; none where nothing was recorded."""
-    file = out / FILE_NAME
-    return json.loads(file.read_text()) if file.is_file() else []
+    file = RunFolder(out).provenance
+    return read_json(file) if file.is_file() else []
 
 
 def this_process(arguments: Sequence[str]) -> dict[str, Any]:
@@ -119,4 +118,4 @@ def _commit(package: Path) -> str | None:
 
 
 def _write(out: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    write_whole(out / FILE_NAME, json.dumps(entries, indent=1))
+    write_whole(RunFolder(out).provenance, json.dumps(entries, indent=1))

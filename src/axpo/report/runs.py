@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from axpo.config import UserError
+from axpo.folder import RunFolder, read_json
 from axpo.report.metrics import read_metrics
 from axpo.report.provenance import read_provenance
 from axpo.tree import Group
-
-TREE_FILE = re.compile(r"step-(\d+)\.parquet$")
 
 
 @dataclass(slots=True)
@@ -37,15 +34,14 @@ class RunView:
         """Read a run's folder; what is not there is left empty. `name` defaults to the method's."""
         if not folder.is_dir():
             raise UserError(f"no run at {folder}: expected a folder with metrics.jsonl")
-        config = _json(folder / "config.json") or {}
+        own = RunFolder(folder)
+        own.check()
+        config = _json(own.settings) or {}
         metrics = read_metrics(folder)
-        found = [(TREE_FILE.search(p.name), p) for p in sorted(folder.glob("trees/*.parquet"))]
-        trees = {int(match.group(1)): path for match, path in found if match}
-        evaluation = _json(folder / "evaluation.json")
         return cls(
             name or _method(config, metrics) or folder.name,
-            folder, config, metrics, evaluation, trees,
-            sorted(folder.glob("evaluation/*.parquet")), read_provenance(folder),
+            folder, config, metrics, _json(own.evaluation), own.saved_trees(),
+            own.evaluated.files(), read_provenance(folder),
         )  # fmt: skip
 
     def kinds(self) -> list[str]:
@@ -71,13 +67,13 @@ class RunView:
         """The trees saved at `step`."""
         from axpo.store import load_groups
 
-        return load_groups(self.trees[step])
+        return load_groups(self.trees[step], RunFolder(self.folder).pictures)
 
     def held_out_groups(self) -> list[Group]:
         """The groups of its evaluation, without pictures: there are hundreds, and few are shown."""
         from axpo.store import load_groups
 
-        return [group for file in self.held_out for group in load_groups(file, pictures=False)]
+        return [group for file in self.held_out for group in load_groups(file)]
 
 
 def main_kind(runs: Sequence[RunView]) -> str:
@@ -104,10 +100,5 @@ def _method(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> 
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    value = read_json(path) if path.is_file() else None
     return value if isinstance(value, dict) else None

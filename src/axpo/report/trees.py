@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from axpo.algorithms.subgroups import family_of
+from axpo.folder import RunFolder
 from axpo.pictures import as_rgb
 from axpo.report.runs import RunView
 from axpo.store import load_pictures
@@ -100,7 +101,7 @@ class TreePayload:
             "step": step,
             "id": group.id,
             "question": group.question,
-            "truth": group.truth,
+            "truth": group.truths[0] if group.truths else "",
             "family": family_of(group),
             "category": category(group),
             "prompt": self._pieces(group.prompt, 0),
@@ -218,7 +219,7 @@ def _add_held_out(payload: TreePayload, runs: Sequence[RunView], limit: int) -> 
             if full:
                 payload.left_out += 1
                 continue
-            load_pictures(run.folder, group)
+            load_pictures(RunFolder(run.folder).pictures, group)
             full = not payload.add(index, HELD_OUT, group, limit)
             payload.left_out += full
 

@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from axpo.algorithms.arpo import ENTROPY, opening_entropy
+from axpo.algorithms.arpo import opening_entropy
 from axpo.clock import Clock
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, EngineError, Finish, Request, Sampling
@@ -41,12 +41,8 @@ from axpo.tree import Call, CallStatus, Group, Origin, Segment, StopReason, Traj
 
 Grade = Callable[[str, str, str], Awaitable[float]]
 """(grading, answer, truth) -> reward, as `axpo.tasks.grading.grade`."""
-GRADING = "grading"
-"""Key of `Group.meta`: the name of the question's grader."""
 UNANSWERED = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.END_OF_TEXT)
 """Endings of the policy's own making that leave no answer: scored 0."""
-ALTERNATIVES = "alternatives"
-"""Key of `Group.meta`: truths that are as right as the group's, where there are any."""
 MAX_CALLS = 16
 """Calls of one turn that are run (choice)."""
 
@@ -80,7 +76,7 @@ class AgentStats:
 class Agent:
     """Runs trajectories with one engine, one set of tools and one recipe's limits.
 
-    With `top_logprobs` of them at every token, the group's `meta` gets the entropy of each turn's
+    With `top_logprobs` of them at every token, the group's `entropies` get that of each turn's
     opening (`axpo.algorithms.arpo`). A reward of at least `solved_at` solves a question.
     """
 
@@ -186,7 +182,7 @@ class Agent:
         )
         if completion.top_logprobs:
             entropy = opening_entropy(completion.top_logprobs, self.rendering.vocabulary)
-            path.group.meta.setdefault(ENTROPY, {})[id] = entropy
+            path.group.entropies[id] = entropy
         path.add_policy(completion.tokens)
         trajectory.segments += _sampled(id, completion)
         return completion
@@ -258,8 +254,8 @@ class Agent:
     async def _reward(self, group: Group, answer: str) -> float:
         """The best that the answer gets for any of the question's truths."""
         rewards: list[float] = []
-        for truth in (group.truth, *group.meta.get(ALTERNATIVES, ())):
-            rewards.append(await self.grade(group.meta[GRADING], answer, truth))
+        for truth in group.truths:
+            rewards.append(await self.grade(group.grading, answer, truth))
             if rewards[-1] == 1.0:
                 break
         return max(rewards)

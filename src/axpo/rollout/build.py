@@ -17,6 +17,7 @@ from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
 from axpo.engines.vllm.server import start_servers
+from axpo.folder import CheckpointFolder, RunFolder
 from axpo.models.device import torch_device
 from axpo.models.loading import Checkpoint, CheckpointError, load_checkpoint
 from axpo.models.lora import WEIGHTS, adapter_settings, base_of, put_adapters, require_peft
@@ -40,7 +41,7 @@ def load_trained(config: Config, path: str | Path) -> Checkpoint:
 
     Raises `CheckpointError`.
     """
-    merged, adapter = Path(path) / "config.json", Path(path).parent / "adapter"
+    merged, adapter = Path(path) / "config.json", CheckpointFolder(Path(path).parent).adapter
     if not (adapter / WEIGHTS).is_file() or not merged.is_file():
         return load_model(config, path)
     if json.loads(merged.read_text()).get("dtype") == "float32":
@@ -86,7 +87,7 @@ def build_engine(config: Config, checkpoint: Checkpoint, out: Path | None = None
     if settings.vllm is None:
         return TransformersEngine(checkpoint, settings.slots, settings.max_prefill_tokens)
     vllm = settings.vllm
-    folder = Path(tempfile.mkdtemp(prefix="axpo-vllm-")) if out is None else out / "vllm"
+    folder = Path(tempfile.mkdtemp(prefix="axpo-vllm-")) if out is None else RunFolder(out).vllm
     clients: list[tuple[str, Process | None]] = [(url, None) for url in vllm.urls]
     if vllm.python is not None:
         dtype, slots = config.model.dtype, settings.slots

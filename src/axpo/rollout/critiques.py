@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from axpo.rollout.agent import Agent
-from axpo.rollout.paths import VIEWS, start_path
+from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import together
 from axpo.tasks.base import Critic
 from axpo.tree import Branch, Group, ImageSpan, Origin, Segment, Trajectory
@@ -38,9 +38,10 @@ def _criticised(agent: Agent, group: Group, first: Trajectory, critic: Critic) -
     parts = agent.rendering.critique(first.segments[-1].tokens, text, first.id)
     prompt = _joined(f"{first.id}/c0/prompt", [*group.path(first), *parts])
     first.segments += parts[:2]
-    meta = group.meta | {VIEWS: dict(group.meta.get(VIEWS, {}))}
-    pictures = dict(group.pictures)
-    return Group(group.id, prompt, group.question, group.truth, pictures=pictures, meta=meta)
+    return replace(
+        group, prompt=prompt, rollouts=[], branches=[],
+        pictures=dict(group.pictures), views=dict(group.views), entropies={},
+    )  # fmt: skip
 
 
 def _joined(id: str, path: Sequence[Segment]) -> Segment:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from axpo.engines.base import Picture
 from axpo.rollout.rendering import as_picture
@@ -18,6 +17,7 @@ from axpo.tree import (
     Branch,
     Call,
     CallStatus,
+    Crop,
     Group,
     Origin,
     Segment,
@@ -25,9 +25,6 @@ from axpo.tree import (
     TreeError,
     cut_segments,
 )
-
-VIEWS = "views"
-"""Key of `Group.meta`: crop digest -> [original's digest, box], for the tools' `View`s."""
 
 
 @dataclass(slots=True)
@@ -115,7 +112,6 @@ def remember_views(
     group: Group, segment: Segment, pictures: Sequence[Picture], views: Sequence[View]
 ) -> None:
     """Keep in the group what an observation showed and which originals it was cut from."""
-    known: dict[str, Any] = group.meta.setdefault(VIEWS, {})
     for span, picture, view in zip(segment.images, pictures, views, strict=True):
         group.pictures.setdefault(picture.digest, picture.image)
         if view.original is view.image:
@@ -125,7 +121,7 @@ def remember_views(
             original = as_picture(view.original)
             origin = original.digest
             group.pictures.setdefault(origin, original.image)
-        known.setdefault(span.digest, [origin, list(view.box)])
+        group.views.setdefault(span.digest, Crop(origin, view.box))
 
 
 def _calls(group: Group, trajectory: Trajectory) -> list[Call]:
@@ -150,14 +146,11 @@ def _note_turn(path: Path, calls: Sequence[Call]) -> None:
 
 
 def _known_views(group: Group, segment: Segment) -> list[View]:
-    known: dict[str, Any] = group.meta.get(VIEWS, {})
     views: list[View] = []
     for span in segment.images:
-        image = group.pictures[span.digest]
-        if span.digest in known:
-            origin, box = known[span.digest]
-            left, top, right, bottom = box
-            views.append(View(image, group.pictures[origin], (left, top, right, bottom)))
-        else:
+        image, crop = group.pictures[span.digest], group.views.get(span.digest)
+        if crop is None:
             views.append(View.whole(image))
+        else:
+            views.append(View(image, group.pictures[crop.original], crop.box))
     return views

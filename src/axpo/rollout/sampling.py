@@ -12,31 +12,29 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from axpo.rollout.agent import ALTERNATIVES, GRADING, Agent
+from axpo.rollout.agent import Agent
 from axpo.rollout.paths import branch_path, start_path
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Example
 from axpo.tree import Branch, Group
 
 Result = TypeVar("Result")
-EXAMPLE = "example"
-"""Key of `Group.meta`: the example's id."""
 
 
 def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
-    """A group with its prompt and pictures and nothing sampled; `example.meta` goes into `meta`."""
+    """A group with its prompt and pictures and nothing sampled."""
     prompt, pictures = rendering.prompt(example, f"{group_id}/prompt")
-    meta = {name: value for name, value in example.meta.items() if name != ALTERNATIVES}
-    meta |= {EXAMPLE: example.id, GRADING: example.grading}
-    if example.alternatives:
-        meta[ALTERNATIVES] = list(example.alternatives)
     return Group(
         group_id,
         prompt,
         question=example.question,
-        truth=example.answer,
+        truths=(example.answer, *example.alternatives),
+        grading=example.grading,
+        example=example.id,
+        cluster=example.cluster,
+        provenance=example.provenance,
         pictures={picture.digest: picture.image for picture in pictures},
-        meta=meta,
+        meta=example.meta,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from axpo.config import Config
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
-from axpo.folder import write_whole
+from axpo.folder import RunFolder, read_json, write_whole
 from axpo.stages import Stage, begun
 from axpo.study.settings import START, Study, StudyError
 
@@ -106,7 +106,8 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
         file = settings_file(stage)
         if not file.is_file() or not begun([stage]):
             continue
-        noted, now = json.loads(file.read_text()), stage_settings(study, stage)
+        RunFolder(stage.folder).check()
+        noted, now = read_json(file), stage_settings(study, stage)
         if said := changes(noted, now, defaults):
             made = stage.kind in ("sft", "rl")
             remove = stage.folder if made else f"{stage.folder}/{stage.name}.*.json"
@@ -126,7 +127,7 @@ def write_settings(study: Study, stage: Stage) -> None:
 
 
 def settings_file(stage: Stage) -> Path:
-    return stage.folder / f"{stage.name}.settings.json"
+    return RunFolder(stage.folder).stage_settings(stage.name)
 
 
 def stage_settings(study: Study, stage: Stage) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from axpo.algorithms.subgroups import family_of
+from axpo.folder import RunFolder
 from axpo.store import load_groups
 from axpo.tree import Group, Trajectory
 
@@ -21,8 +22,8 @@ ALL = "all"
 
 def saved_groups(run: Path) -> list[Group]:
     """All trees that the training run in this folder saved, without pictures."""
-    files = sorted(run.glob("trees/*.parquet"))
-    return [group for file in files for group in load_groups(file, pictures=False)]
+    files = RunFolder(run).saved_trees().values()
+    return [group for file in files for group in load_groups(file)]
 
 
 def recovered(groups: Iterable[Group]) -> dict[str, dict[str, float]]:

@@ -8,13 +8,13 @@ seeds that both have. The arrays are made of the stored groups (`read.py`) or of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from axpo.config import UserError
-from axpo.evaluation.seeds import Ratios
+from axpo.evaluation.seeds import Ratios, of_units
 from axpo.study.settings import START
 
 Column = tuple[str, str]
@@ -25,7 +25,8 @@ Shares = Mapping[Column, tuple[float, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """The start's or a variant's held-out questions. Rows of `parts` go with `seeds`."""
+    """The start's or a variant's held-out questions. Rows of `parts` go with `seeds`; `clusters`
+    has the cluster of each question that is in one."""
 
     name: str
     seeds: tuple[int, ...]
@@ -33,6 +34,15 @@ class HeldOut:
     columns: tuple[Column, ...]
     parts: Ratios | None
     questions: tuple[str, ...]
+    clusters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def units(self) -> list[tuple[str, str]]:
+        """Of each question what is drawn with it as a whole: its cluster, or itself."""
+        return [
+            ("cluster", self.clusters[q]) if q in self.clusters else ("question", q)
+            for q in self.questions
+        ]
 
     @property
     def one_start(self) -> bool:
@@ -41,7 +51,7 @@ class HeldOut:
 
 
 def paired(first: HeldOut, second: HeldOut) -> tuple[tuple[int, ...], Ratios, Ratios] | None:
-    """Seeds that both have, and both models' parts for them; None without any.
+    """Seeds that both have, and both models' parts for them, by `units`; None without any.
 
     One start for all seeds is repeated. A question that has no Pass@k in either has it in neither.
     """
@@ -64,7 +74,7 @@ def paired(first: HeldOut, second: HeldOut) -> tuple[tuple[int, ...], Ratios, Ra
     dropped = passes & ((a[1] == 0) | (b[1] == 0))
     for part in (*a, *b):
         part[dropped] = 0.0
-    return seeds, a, b
+    return seeds, of_units(a, first.units), of_units(b, first.units)
 
 
 def stack(
@@ -92,10 +102,15 @@ def stack(
 
 
 def _check_questions(first: HeldOut, second: HeldOut) -> None:
-    if first.questions != second.questions or first.columns != second.columns:
+    if (first.questions, first.columns) != (second.questions, second.columns):
         raise UserError(
             f"{first.name} and {second.name} were evaluated on different questions "
             f"({len(first.questions)} and {len(second.questions)}, "
             f"{len(set(first.questions) ^ set(second.questions))} of them in one only); "
             f"remove the evaluations of one and run the study again"
+        )
+    if first.clusters != second.clusters:
+        raise UserError(
+            f"the questions of {first.name} and {second.name} are in different clusters; remove "
+            "the evaluations of one and run the study again"
         )

@@ -21,7 +21,7 @@ from axpo.study.settings import START, Study, StudyError
 from axpo.tree import Group
 
 Outcome = Mapping[str, str | int]
-"""A row: which model, seed, question and family, and its counts (`COUNTS`, "unscored")."""
+"""A row: which model, seed, question, family and cluster, and its counts (`COUNTS`, "unscored")."""
 COUNTS = {
     "tool_right": (True, True),
     "tool_wrong": (True, False),
@@ -30,6 +30,8 @@ COUNTS = {
 }
 """Column -> whether a tool was used, whether the answer is right."""
 _HEAD = ("variant", "seed", "question", FAMILY, *COUNTS, "unscored")
+CLUSTER = "cluster"
+"""A column more, where any question is in a cluster."""
 
 
 def outcome(variant: str, seed: int, question: str, group: Group) -> Outcome:
@@ -40,6 +42,7 @@ def outcome(variant: str, seed: int, question: str, group: Group) -> Outcome:
         "question": question,
         FAMILY: family_of(group) or "",
         **counts(group),
+        CLUSTER: group.cluster or "",
     }
 
 
@@ -50,9 +53,11 @@ def counts(group: Group) -> dict[str, int]:
 
 
 def write_outcomes(rows: Iterable[Outcome], path: Path) -> None:
-    """One line a question, seed and model."""
+    """One line per question, seed and model."""
+    rows = list(rows)
+    head = (*_HEAD, CLUSTER) if any(row[CLUSTER] for row in rows) else _HEAD
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, _HEAD, lineterminator="\n")
+        writer = csv.DictWriter(file, head, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -65,17 +70,20 @@ def read_outcomes(path: Path, study: Study, k: int) -> dict[str, HeldOut]:
     if not path.is_file():
         raise StudyError(f"no {path}; expected the outcomes.csv that `axpo study` writes")
     tables: dict[str, dict[int, dict[str, Shares]]] = {}
+    clusters: dict[str, str] = {}
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != _HEAD:
+        if tuple(reader.fieldnames or ()) not in (_HEAD, (*_HEAD, CLUSTER)):
             raise StudyError(f"{path}: columns {reader.fieldnames}, expected {', '.join(_HEAD)}")
         for row in reader:
             seeds = tables.setdefault(row["variant"], {})
             seeds.setdefault(int(row["seed"]), {})[row["question"]] = shares(row, k)
+            if row.get(CLUSTER):
+                clusters[row["question"]] = row[CLUSTER]
     planned = {START: study.starts} | {v.name: v.seeds for v in study.variants.values()}
     if unknown := sorted(set(tables) - set(planned)):
         raise StudyError(f"{path}: {', '.join(unknown)} are not models of the study")
-    return {name: _held_out(name, found, planned[name]) for name, found in tables.items()}
+    return {name: _held_out(name, found, planned[name], clusters) for name, found in tables.items()}
 
 
 def shares(row: Mapping[str, str | int], k: int) -> Shares:
@@ -97,7 +105,10 @@ def shares(row: Mapping[str, str | int], k: int) -> Shares:
 
 
 def _held_out(
-    name: str, found: Mapping[int, Mapping[str, Shares]], planned: tuple[int, ...]
+    name: str,
+    found: Mapping[int, Mapping[str, Shares]],
+    planned: tuple[int, ...],
+    clusters: Mapping[str, str],
 ) -> HeldOut:
     seeds = tuple(found)
     questions, columns, parts = stack(name, seeds, list(found.values()))
@@ -108,4 +119,5 @@ def _held_out(
         columns=columns,
         parts=parts,
         questions=questions,
+        clusters=clusters,
     )

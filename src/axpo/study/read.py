@@ -5,7 +5,6 @@ Everything is computed from the stored groups and `metrics.jsonl`, never from an
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ import numpy as np
 
 from axpo.algorithms.subgroups import family_of
 from axpo.evaluation.bootstrap import Floats
-from axpo.evaluation.results import DIAGNOSIS, EVALUATION, evaluated_groups
+from axpo.evaluation.results import evaluated_groups
 from axpo.evaluation.summary import by_example, measures, tool_measures
+from axpo.folder import RunFolder, read_json
 from axpo.report.metrics import read_metrics
 from axpo.study.cells import Cell, cells
 from axpo.study.credit import call_credit, recovered, saved_groups
@@ -90,19 +90,21 @@ def read_study(study: Study, out: Path) -> dict[str, Model]:
 
 
 def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequence[str]) -> Model:
-    evaluated = [c for c in found if (c.folder(out) / f"{EVALUATION}.json").is_file()]
+    evaluated = [c for c in found if RunFolder(c.folder(out)).evaluation.is_file()]
     tables: list[Mapping[str, Shares]] = []
     outcomes: list[Outcome] = []
+    clusters: dict[str, str] = {}
     for cell in evaluated:
         groups = by_example(evaluated_groups(cell.folder(out)))
         tables.append({q: _shares(g, study.shared.eval.k, tools) for q, g in groups.items()})
         outcomes += [outcome(name, cell.seed, q, groups[q]) for q in sorted(groups)]
+        clusters |= {q: g.cluster for q, g in groups.items() if g.cluster is not None}
     seeds = tuple(cell.seed for cell in evaluated)
     questions, columns, parts = stack(name, seeds, tables)
     variant = study.variants.get(name)
     training = {} if variant is None else _training(study, found, out)
     trees = {c.seed: saved_groups(c.folder(out)) for c in found if c.seed in training}
-    files = {c.seed: c.folder(out) / f"{DIAGNOSIS}.json" for c in found}
+    files = {c.seed: RunFolder(c.folder(out)).diagnosis for c in found}
     resampled = trees if _resamples(study, found[0]) else {}
     return Model(
         name=name,
@@ -113,8 +115,9 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
         columns=columns,
         parts=parts,
         questions=questions,
+        clusters=clusters,
         training=training,
-        diagnoses={seed: json.loads(f.read_text()) for seed, f in files.items() if f.is_file()},
+        diagnoses={seed: read_json(f) for seed, f in files.items() if f.is_file()},
         call_credit={seed: call_credit(groups) for seed, groups in trees.items()},
         recovered={seed: recovered(groups) for seed, groups in resampled.items()},
         outcomes=outcomes,

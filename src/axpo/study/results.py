@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from axpo.evaluation.bootstrap import paired_differences, ratios
-from axpo.evaluation.seeds import ratios_by_seed, seed_differences, seed_means
+from axpo.evaluation.seeds import of_units, ratios_by_seed, seed_differences, seed_means
 from axpo.study.comparisons import comparisons
 from axpo.study.costs import BUDGETS, at_equal, compute
 from axpo.study.estimates import ENTROPY, Json, bounded, over_seeds, seed_values
@@ -111,11 +111,12 @@ def evaluation(model: HeldOut) -> Json:
     """part -> metric -> mean over seeds with interval, and each seed's value."""
     if model.parts is None:
         return {}
-    values_SM = ratios_by_seed(model.parts)
+    parts = of_units(model.parts, model.units)
+    values_SM = ratios_by_seed(parts)
     if len(model.seeds) > 1:
-        found = [c and c.estimate for c in seed_means(model.parts)]
+        found = [c and c.estimate for c in seed_means(parts)]
     else:
-        found = ratios(model.parts[0][0], model.parts[1][0], _SEED)
+        found = ratios(parts[0][0], parts[1][0], _SEED)
     return _by_part(
         model.columns,
         [

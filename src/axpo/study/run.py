@@ -10,7 +10,7 @@ from pathlib import Path
 
 from axpo.checks import CHECKING, check_names, check_packages, check_parts, undo_start
 from axpo.errors import UserError
-from axpo.folder import run_folder
+from axpo.folder import RunFolder
 from axpo.report.monitor import working
 from axpo.report.provenance import usable_cores
 from axpo.stages import begun, log_file, run_stages
@@ -31,19 +31,20 @@ def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
     """
     study = load_study(path)
     planned = stages(study, out)
-    with run_folder(out):
+    folder = RunFolder(out)
+    with folder.alone():
         check_made(study, out, planned)
         if not all(stage.done.is_file() for stage in planned):
             _check_start(study)
         if study.recipe.resolve() != (out / "recipe.toml").resolve():
             shutil.copyfile(study.recipe, out / "recipe.toml")
         failed = run_stages(
-            planned, out / "logs", f"axpo study {out.name}",
+            planned, folder.logs, f"axpo study {out.name}",
             jobs or default_jobs(study.shared.model.device),
             keep_going=True, starting=partial(write_settings, study),
         )  # fmt: skip
         if failed and not begun(planned):
-            logs = (log_file(stage, out / "logs") for stage in planned)
+            logs = (log_file(stage, folder.logs) for stage in planned)
             undo_start([out / "recipe.toml", *logs, *map(settings_file, planned)])
         evaluated = any(s.finished for s in planned if s.kind == "eval")
         if not failed:

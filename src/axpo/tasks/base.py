@@ -33,6 +33,10 @@ class Example:
     The pictures stand where the question says `<image>`, in order; before it where it does not.
     `demonstration` is a teacher's policy turns for SFT: what the policy would sample after the
     generation prompt, turn by turn, without the end-of-turn token. Empty where there is none.
+    `options` are the texts of a multiple choice in the order of their letters, which the question
+    lists already. Questions of one `cluster` are resampled together for intervals, for they are not
+    independent (several on one picture); None stands for the question alone. `provenance` says
+    where the question comes from. `meta` is passed on as it is.
     """
 
     id: str
@@ -42,6 +46,9 @@ class Example:
     alternatives: tuple[str, ...] = ()
     grading: str = "exact"
     demonstration: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    cluster: str | None = None
+    provenance: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 

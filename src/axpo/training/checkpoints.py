@@ -1,18 +1,16 @@
 """Checkpoints of a training run: whole or absent, and resumed with every bit of their state.
 
-A checkpoint is a folder `step-000010/` with the model (`model/`, loadable on its own; adapters are
-merged), with `model.lora` its adapters (`adapter/`, as PEFT reads them), `trainer.pt` (optimizer,
-schedule, random states) and `state.json`. It is written beside its final place, flushed to disk
-and renamed, so that a reader never meets half a one.
+What a checkpoint holds is `axpo.folder.CheckpointFolder`'s to say. It is written as a whole, so
+that a reader never meets half a one. What happens to it later (a disk that fails, a copy that was
+cut short) is found when it is read: then the one before it is taken.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import pickle
 import random
-import re
-import shutil
+import warnings
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,17 +20,38 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from axpo.engines.weights import copy_weights
-from axpo.folder import DiskError, writing
+from axpo.errors import UserError
+from axpo.folder import (
+    CheckpointFolder,
+    DiskError,
+    checkpoint_of,
+    remove_folder,
+    saved_checkpoints,
+    whole_folder,
+)
 from axpo.models.lora import adapted_layers, load_adapters, save_adapters
 from axpo.stopping import Stopped, held
 from axpo.training.trainer import Trainer
 
-MODEL, ADAPTER, TRAINER, STATE = "model", "adapter", "trainer.pt", "state.json"
-_NAME = re.compile(r"step-(\d{6,})")
-_TEMPORARY = ".writing-"
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be read; the message names the file and says what is wrong."""
+
+
+class DamagedWarning(UserWarning):
+    """A run that goes on from an older checkpoint, for the newest cannot be read."""
+
+
+_DAMAGE = (
+    OSError, EOFError, pickle.UnpicklingError, SafetensorError,
+    json.JSONDecodeError, UnicodeDecodeError,
+)  # fmt: skip
+"""What the libraries raise of a file that was cut short, or is no such file. torch's reader raises
+a `RuntimeError` as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,47 +64,32 @@ class State:
 
 
 def save(
-    folder: Path, step: int, trainer: Trainer, data: dict[str, Any] | None = None, keep: int = 2
+    folder: Path,
+    step: int,
+    trainer: Trainer,
+    data: dict[str, Any] | None = None,
+    keep: int | None = 2,
 ) -> Path:
-    """Write `folder/step-NNNNNN` and remove all but the `keep` newest; returns its path.
+    """Write the checkpoint of `step` in `folder` and remove all but the `keep` newest (None: none
+    is removed); returns its path.
 
-    `data` (plain JSON) says what the data was. A checkpoint of the same step is replaced
-    (a kill between the two renames that this takes leaves only the older checkpoints).
+    `data` (plain JSON) says what the data was. A checkpoint of the same step is replaced.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(stale)
-    final = folder / f"step-{step:06d}"
-    temporary = folder / f"{_TEMPORARY}{final.name}"
-    try:
-        with writing(final):
-            temporary.mkdir()
-            _write(temporary, step, trainer, data or {})
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint takes others' room
-        raise
-    if final.exists():
-        final.rename(folder / f"{_TEMPORARY}replaced-{final.name}")
-    temporary.rename(final)
-    _flush_entry(folder)
-    for old in checkpoints(folder)[:-keep]:
-        # Renamed first: a kill in the middle of the removal leaves no half checkpoint.
-        doomed = old.rename(folder / f"{_TEMPORARY}removed-{old.name}")
-        shutil.rmtree(doomed)
-    for stale in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(stale)
-    return final
+    saved = checkpoint_of(folder, step)
+    with whole_folder(saved.path) as temporary:
+        _write(CheckpointFolder(temporary), step, trainer, data or {})
+    if keep is not None:
+        for old in saved_checkpoints(folder)[:-keep]:
+            remove_folder(old.path)
+    return saved.path
 
 
-def _write(folder: Path, step: int, trainer: Trainer, data: dict[str, Any]) -> None:
-    """A checkpoint's files, flushed to disk."""
-    trainer.checkpoint.save(folder / MODEL)
+def _write(into: CheckpointFolder, step: int, trainer: Trainer, data: dict[str, Any]) -> None:
+    trainer.checkpoint.save(into.model)
     if adapted_layers(trainer.checkpoint.model):
-        save_adapters(trainer.checkpoint.model, folder / ADAPTER)
-    torch.save({"trainer": trainer.state_dict(), "random": _random_state()}, folder / TRAINER)
-    (folder / STATE).write_text(json.dumps({"step": step, "data": data}, indent=1))
-    _flush(folder)
+        save_adapters(trainer.checkpoint.model, into.adapter)
+    torch.save({"trainer": trainer.state_dict(), "random": _random_state()}, into.trainer)
+    into.state.write_text(json.dumps({"step": step, "data": data}, indent=1))
 
 
 @contextmanager
@@ -102,12 +106,11 @@ def kept_on_stop(
         yield
     except (Exception, Stopped, CancelledError) as ended:
         step, begun = divmod(trainer.updates, updates)
-        last = latest(folder)
-        new = step and (last is None or last.name != f"step-{step:06d}")
+        new = step and checkpoint_of(folder, step).missing
         if new and not begun and trainer.finite():
             try:
                 with held():
-                    save(folder, step, trainer, data, keep=len(checkpoints(folder)) + 1)
+                    save(folder, step, trainer, data, keep=None)
             except DiskError:
                 if isinstance(ended, DiskError):
                     raise ended from None  # of the same disk
@@ -120,55 +123,100 @@ def due(step: int, total: int, every: int) -> bool:
     return (step + 1) % every == 0 or step + 1 == total
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in `folder`, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
-    return [p for _, p in sorted(found) if _complete(p)]
+def restore_newest(folder: Path, trainer: Trainer) -> State | None:
+    """`restore` the newest checkpoint in `folder` that can be read; None where there is none.
+
+    Damaged ones that are newer are renamed to `damaged-...`, with a `DamagedWarning` that says what
+    is wrong with them and from where the run goes on. Raises `UserError` where all are damaged, and
+    what `restore` raises of a whole one.
+    """
+    damaged: list[CheckpointFolder] = []
+    reasons: list[str] = []
+    for saved in reversed(saved_checkpoints(folder)):
+        try:
+            state = restore(saved.path, trainer)
+        except DamagedError as error:
+            damaged.append(saved)
+            reasons.append(str(error))
+            continue
+        if damaged:
+            for one in damaged:
+                _set_aside(one.path)
+            warnings.warn(
+                f"{'; '.join(reasons)}: the run goes on from {saved.path}, and what is damaged was "
+                "renamed to damaged-step-...",
+                DamagedWarning,
+                stacklevel=2,
+            )
+        return state
+    if damaged:
+        raise UserError(
+            f"no checkpoint in {folder} can be read ({'; '.join(reasons)}): put the files back, or "
+            "give another --out to begin anew"
+        )
+    return None
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint, None where there is none."""
-    found = checkpoints(folder)
-    return found[-1] if found else None
+def _set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that nobody takes it for one."""
+    aside = path.with_name(f"damaged-{path.name}")
+    if aside.exists():
+        remove_folder(aside)
+    path.rename(aside)
 
 
 def restore(path: Path, trainer: Trainer) -> State:
     """Put weights, optimizer, schedule and random states back as they were at `save`.
 
     With adapters the weights below them are those that the run starts from, not the merged ones.
-    Raises `ValueError` naming `path` where it is not a complete checkpoint or another model's.
+    Raises `DamagedError` where a file is missing or cannot be read, with nothing changed, and
+    `ValueError` that names `path` where it is another model's.
     """
-    if not _complete(path):
-        raise ValueError(
-            f"{path} is not a complete checkpoint; expected {MODEL}/, {TRAINER}, {STATE}"
-        )
+    saved = CheckpointFolder(path)
+    if saved.missing:
+        raise DamagedError(f"{saved.missing[0]} is missing")
     model = trainer.checkpoint.model
-    if bool(adapted_layers(model)) != (path / ADAPTER).is_dir():
+    if bool(adapted_layers(model)) != saved.adapter.is_dir():
         raise ValueError(f"{path}: adapters on one side only; resume with the same model.lora")
+    with _reading(saved.state):
+        state = State(**json.loads(saved.state.read_text()))
+    with _reading(saved.trainer):
+        stored = torch.load(saved.trainer, weights_only=True, map_location="cpu")
     if adapted_layers(model):
-        load_adapters(model, path / ADAPTER)
+        with _reading(saved.adapter):
+            load_adapters(model, saved.adapter)
     else:
         # Tensor by tensor from the host's memory: a second model may not fit on the device.
-        files = sorted((path / MODEL).glob("*.safetensors"))
-        weights = {name: x for file in files for name, x in load_file(file).items()}
+        weights = _read_weights(saved.model)
         try:
             copy_weights(model, weights)
         except ValueError as error:
             raise ValueError(f"{path}: {error}; resume with the model it was saved from") from error
-    state = torch.load(path / TRAINER, weights_only=True, map_location="cpu")
-    trainer.load_state_dict(state["trainer"])
-    _set_random_state(state["random"])
-    return State(**json.loads((path / STATE).read_text()))
+    trainer.load_state_dict(stored["trainer"])
+    _set_random_state(stored["random"])
+    return state
 
 
-def _complete(path: Path) -> bool:
-    return (
-        (path / MODEL / "config.json").is_file()
-        and (path / TRAINER).is_file()
-        and (path / STATE).is_file()
-    )
+def _read_weights(model: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(model.glob("*.safetensors")):
+        with _reading(file):
+            weights |= load_file(file)
+    if not weights:
+        raise DamagedError(f"{model} holds no weights (*.safetensors)")
+    return weights
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """The block reads `file`: what says that it is not what was written is a `DamagedError`."""
+    try:
+        yield
+    except (*_DAMAGE, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        first_line, *_ = [*str(error).splitlines(), type(error).__name__]
+        raise DamagedError(f"{file} cannot be read ({first_line})") from error
 
 
 def _random_state() -> dict[str, Any]:
@@ -189,18 +237,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _flush(folder: Path) -> None:
-    """Force a folder's files and names to disk."""
-    for path in folder.rglob("*"):
-        _flush_entry(path)
-    _flush_entry(folder)
-
-
-def _flush_entry(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,6 +26,7 @@ from axpo.algorithms.unscored import unscored_figures
 from axpo.config import Config, ConfigError, RolloutSettings
 from axpo.engines.base import Engine
 from axpo.engines.vllm.engine import VllmEngine
+from axpo.folder import RunFolder, checkpoint_of
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.build import build_agent, starting_engine
@@ -161,10 +162,10 @@ async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor)
 async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
     """What is left of the run's steps; returns the last checkpoint."""
     config = run.config
-    folder = out / "checkpoints"
-    last = checkpoints.latest(folder)
+    folder = RunFolder(out).checkpoints
     data = data_state(config, run.task, "train")
-    first = resume(last, run.trainer, data) if last else 0
+    first = resume(folder, run.trainer, data)
+    last = checkpoint_of(folder, first).path
     await _hand_over(run, first)
     async with Collector(run.agent, run.task, run.algorithm, config) as collector:
         with checkpoints.kept_on_stop(folder, run.trainer, config.rl.updates, data):
@@ -191,7 +192,6 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
                         last = await _beside_sampling(
                             run, checkpoints.save, folder, step + 1, run.trainer, data, keep
                         )
-    assert last is not None
     return last
 
 
@@ -211,8 +211,8 @@ async def _learn(
     settings = run.config.run
     if step == 0 or checkpoints.due(step, run.config.rl.steps, settings.trees_every):
         watch("write")
-        file = out / "trees" / f"step-{step:06d}.parquet"
-        await _beside_sampling(run, save_groups, file, groups)
+        folder = RunFolder(out)
+        await _beside_sampling(run, save_groups, folder.trees(step), groups, folder.pictures)
     return metrics
 
 

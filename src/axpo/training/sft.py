@@ -13,6 +13,7 @@ from pathlib import Path
 from axpo import stopping
 from axpo.algorithms.losses import likelihood_loss
 from axpo.config import Config
+from axpo.folder import RunFolder, checkpoint_of
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.setup import build_task, recipe_tools
@@ -36,10 +37,10 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
     checkpoint = load_policy(config, start)
     rendering = Rendering(checkpoint, tools, config.task.system)
     trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
-    folder = out / "checkpoints"
-    last = checkpoints.latest(folder)
+    folder = RunFolder(out).checkpoints
     data = data_state(config, task, "sft")
-    first = resume(last, trainer, data) if last else 0
+    first = resume(folder, trainer, data)
+    last = checkpoint_of(folder, first).path
     with (
         Replays(config, task, rendering) as replays,
         checkpoints.kept_on_stop(folder, trainer, 1, data),
@@ -64,7 +65,6 @@ def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Pat
                     monitor.phase("saving")
                     keep = config.run.keep_checkpoints
                     last = checkpoints.save(folder, step + 1, trainer, data, keep)
-    assert last is not None
     return last
 
 

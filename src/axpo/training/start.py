@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.config import Config
+from axpo.folder import checkpoint_of
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import add_adapters, require_peft
 from axpo.rollout.build import load_model
@@ -38,9 +39,14 @@ def load_reference(config: Config, path: str | Path) -> Checkpoint | None:
     return load_model(config, path)
 
 
-def resume(last: Path, trainer: Trainer, data: Mapping[str, Any]) -> int:
-    """Go on from the checkpoint `last` on `data` (`axpo.training.data.data_state`); returns its
-    step. Raises `ConfigError` where the data is not the one that it was made with."""
-    state = checkpoints.restore(last, trainer)
-    check_data(state.data, data, last)
+def resume(folder: Path, trainer: Trainer, data: Mapping[str, Any]) -> int:
+    """Go on from the newest checkpoint in `folder` on `data` (`axpo.training.data.data_state`);
+    returns its step, 0 where there is none.
+
+    Raises `ConfigError` where the data is not the one that it was made with.
+    """
+    state = checkpoints.restore_newest(folder, trainer)
+    if state is None:
+        return 0
+    check_data(state.data, data, checkpoint_of(folder, state.step).path)
     return state.step

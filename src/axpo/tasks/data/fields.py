@@ -42,6 +42,9 @@ class Record:
     answers: tuple[str, ...]
     grading: str
     demonstration: tuple[str, ...]
+    options: tuple[str, ...]
+    cluster: str | None
+    provenance: str | None
     meta: Mapping[str, Any]
 
 
@@ -99,23 +102,24 @@ class Fields:
         if pictures:
             question, images = _place_pictures(question, images, f"{place}: question")
         answers = _answers(self._several(row, columns.answer, place), options, f"{place}: answer")
-        named = self._one(row, columns.grading, place)
-        grading = _text(named, f"{place}: grading") if named is not None else self._grading
+        grading = self._maybe(row, columns.grading, place, "grading") or self._grading
         grading = grading or ("choice" if options else "exact")
         try:
             for answer in answers:
                 check_truth(grading, answer)
         except GradingError as error:
             raise DataError(f"{place}: grading: {error}") from None
-        id = self._one(row, columns.id, place)
         return Record(
             place,
-            place if id is None else _text(id, f"{place}: id"),
+            self._maybe(row, columns.id, place, "id") or place,
             question,
             images,
             answers,
             grading,
             _turns(self._one(row, columns.demonstration, place), f"{place}: demonstration"),
+            options,
+            self._maybe(row, columns.cluster, place, "cluster"),
+            self._maybe(row, columns.provenance, place, "provenance"),
             self._meta(row, place),
         )
 
@@ -133,6 +137,11 @@ class Fields:
                 raise DataError(f"{place}: no {part!r} of {path!r}; there is {there}")
             value = inner
         return value
+
+    def _maybe(self, row: Row, path: str, place: str, field: str) -> str | None:
+        """The text at `path`, None where the row has none."""
+        value = self._one(row, path, place)
+        return None if value is None else _text(value, f"{place}: {field}")
 
     def _several(self, row: Row, paths: Sequence[str], place: str) -> Any:
         """The value of a single column, or a list of those of several."""

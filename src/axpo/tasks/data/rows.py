@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from axpo.folder import whole_file
 from axpo.tasks.base import DataError
 from axpo.tasks.data.fields import Fields, Row
 
@@ -228,19 +229,19 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     copy = base / f"{path.stem}-{name}.arrow"
     if copy.is_file():
         return copy
-    partial = copy.with_suffix(f".{os.getpid()}.partial")
     try:
         base.mkdir(parents=True, exist_ok=True)
         # An Arrow file takes no dictionary that changes on the way (pandas' categories).
         schema = pa.schema([_plain(pq.read_schema(path).field(name)) for name in columns])
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+        with (
+            whole_file(copy, durable=False) as partial,
+            pa.OSFile(str(partial), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as out,
+        ):
             for rows in chunks(parquet_batches(path, columns), BATCH):
                 out.write_table(rows.cast(schema).combine_chunks())
-        partial.replace(copy)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: copying it to {copy}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return copy
 
 

@@ -80,8 +80,16 @@ class DataTask:
             alternatives=record.answers[1:],
             grading=record.grading,
             demonstration=record.demonstration,
+            options=record.options,
+            cluster=record.cluster,
+            provenance=record.provenance or self._place(place),
             meta=record.meta,
         )
+
+    def _place(self, place: str) -> str:
+        """A row's place as its provenance: of the Hub with the revision that the settings name."""
+        revision = self._settings.revision
+        return place if revision is None else f"{place}, revision {revision}"
 
     def _split(self, split: str) -> list[Rows]:
         if split not in self._parts:
