@@ -84,8 +84,10 @@ def test_a_streamed_split(hub: Path) -> None:
 
 
 def test_a_subset(hub: Path) -> None:
-    task = task_of(f"hub = '{hub}'\nsubset = 'hard'\n{COLUMNS}")
-    assert (task.size("train"), task.example("train", 4).images[0].size) == (5, (4, 2))
+    task = task_of(f"hub = '{hub}'\nsubset = 'hard'\nrevision = 'main'\n{COLUMNS}")
+    example = task.example("train", 4)
+    assert (task.size("train"), example.images[0].size) == (5, (4, 2))
+    assert example.provenance == f"{hub} train row 4, revision main"
 
 
 @pytest.mark.parametrize("streaming", ["", "streaming = ['train']"])

@@ -210,3 +210,6 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     save_file(renamed, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"and \d+ more; it has .*\.text\..* does not know"):
         load_checkpoint(tmp_path)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: its weights cannot be read .*put the"):
+        load_checkpoint(tmp_path)

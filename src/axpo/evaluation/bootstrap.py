@@ -159,7 +159,7 @@ def _pearson(sums: Floats) -> Floats:
 
 
 def _counts(questions: int, seed: int, resamples: int) -> Iterator[Floats]:
-    """How often each question is drawn, a row a resample, in parts that fit in memory."""
+    """How often each question is drawn, one row per resample, in parts that fit in memory."""
     generator = np.random.default_rng(seed)
     rows = max(1, _DRAWS_AT_ONCE // questions)
     for start in range(0, resamples, rows):

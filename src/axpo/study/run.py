@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from ctypes.util import find_library
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from axpo.checks import CHECKING, check_names, check_packages, check_parts, undo_start
 from axpo.errors import UserError
-from axpo.folder import RunFolder
+from axpo.folder import RunFolder, write_whole
 from axpo.report.monitor import working
 from axpo.report.provenance import usable_cores
 from axpo.stages import begun, log_file, run_stages
@@ -37,7 +36,7 @@ def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
         if not all(stage.done.is_file() for stage in planned):
             _check_start(study)
         if study.recipe.resolve() != (out / "recipe.toml").resolve():
-            shutil.copyfile(study.recipe, out / "recipe.toml")
+            write_whole(out / "recipe.toml", study.recipe.read_text(encoding="utf-8"))
         failed = run_stages(
             planned, folder.logs, f"axpo study {out.name}",
             jobs or default_jobs(study.shared.model.device),
