@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from axpo.algorithms.subgroups import gap
+from axpo.build.runs import rl_run
 from axpo.config import load_config
 from axpo.training import rl
 from axpo.training.collection import Collector
@@ -40,9 +41,11 @@ class Loop:
     """One algorithm's loop, a step a call; the nth calls of two loops see the same batch."""
 
     def __init__(self, algorithm: str, start: Path, settings: list[str]) -> None:
-        config = load_config("lab", [f"algorithm.name={algorithm}", *settings])
-        self.run = run = rl.build_run(config, start)
-        self.collector = Collector(run.agent, run.task, run.algorithm, config)
+        config = load_config(
+            "lab", [f"algorithm.name={algorithm}", f"model.path={start}", *settings]
+        )
+        self.run = run = rl_run(config)
+        self.collector = Collector(run.agent, run.task, config)
         self.number = 0
 
     @property

@@ -24,18 +24,18 @@ from pathlib import Path
 
 import torch
 
-from axpo.config import VllmSettings
 from axpo.engines.base import Engine, Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import ServerProcess, start_servers
+from axpo.engines.vllm.settings import Vllm
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.tasks.lab import BASE
-from axpo.tasks.lab.questions import LabTask
+from axpo.tasks.lab.task import LabTask
 from axpo.tools import make_tools
 from axpo.tree import Group
 from benchmarks.harness import Row, Side, Timing, interleave, means, ratio
@@ -195,12 +195,12 @@ def group_seconds(leader: int) -> float:
 @contextmanager
 def serving(python: str, checkpoint: Checkpoint, slots: int) -> Iterator[ServerProcess]:
     """A real server of `checkpoint`, which is in memory; 30-90 s until it is ready."""
-    settings = VllmSettings(python=python, max_length=MAX_LENGTH)
+    settings = Vllm(python=python, slots=slots, max_length=MAX_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         checkpoint.save(path / "model")
         served = replace(checkpoint, path=str(path / "model"))
-        (process,) = start_servers(settings, served, "float32", slots, path / "logs")
+        (process,) = start_servers(settings, served, "float32", path / "logs")
         try:
             yield process
         finally:

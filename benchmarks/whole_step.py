@@ -20,13 +20,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from axpo.build.runs import rl_run, sft_run
+from axpo.build.tools import recipe_tools
 from axpo.config import Config, load_config
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import recipe_tools
 from axpo.tasks.base import Example
-from axpo.tasks.lab import BASE
-from axpo.tasks.lab.questions import LabTask
+from axpo.tasks.lab.task import LabTask
 from axpo.training import rl, sft
 from axpo.training.collection import Collector
 from axpo.training.monitor import Stopwatch
@@ -103,14 +103,15 @@ def settings(questions: int) -> Config:
 def start_checkpoint(steps: int, folder: Path = START) -> Path:
     """The shipped base model after `steps` of the recipe's SFT; kept in `folder`."""
     config = load_config("lab", [*ONE_TOOL, f"sft.steps={steps}", "run.checkpoint_every=1000"])
-    last = sft.train(config, BASE, folder / f"lab-find-{steps}", Silent())
+    last = sft.train(sft_run(config, folder / f"lab-find-{steps}"), Silent())
     return last / "model"
 
 
 def our_step(config: Config, start: Path, questions: Questions) -> Side:
     """The side that makes one step of our loop."""
-    run = rl.build_run(config, start)
-    collector = Collector(run.agent, questions, run.algorithm, config)
+    at = config.model.model_copy(update={"path": str(start)})
+    run = rl_run(config.model_copy(update={"model": at}))
+    collector = Collector(run.agent, questions, config)
     numbers = count()
 
     async def step() -> dict[str, float]:

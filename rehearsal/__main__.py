@@ -85,7 +85,7 @@ class Stages:
         rows = self.folder / "data" / "train.parquet"
         return [
             f"model.path={self.folder / 'sft'}", f"task.path={rows}",
-            f"engine.vllm.python={self.python}",
+            f"engine.python={self.python}",
         ]  # fmt: skip
 
 

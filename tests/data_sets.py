@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from axpo.config import load_config
-from axpo.tasks.data import DataTask
+from axpo.tasks.data.task import DataTask
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (4, 2), form: str = "PNG") -> bytes:
@@ -46,4 +46,7 @@ def task_of(recipe: str) -> DataTask:
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(f"[task]\nname = 'data'\n{recipe}")
         file.flush()
-        return DataTask(load_config(file.name).task)
+        task = load_config(file.name).task
+    assert isinstance(task, DataTask)
+    task.check()
+    return task

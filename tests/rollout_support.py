@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from axpo.config import RolloutSettings
-from axpo.engines.base import Completion, Finish, Request
+from axpo.engines.base import Completion, Engine, Finish, Request
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Example
@@ -22,7 +22,7 @@ LIMITS = RolloutSettings(max_turns=3, max_turn_tokens=2000, max_tokens=4000, max
 Say = str | Exception | Callable[[Request], Awaitable[str]]
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Says `script[request.id]` (an error is raised), ended by <|im_end|> unless it ends in "…"."""
 
     version = 7

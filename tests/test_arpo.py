@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from axpo.algorithms import arpo, grpo
-from axpo.algorithms.arpo import Fork, forks, opening_entropy
+from axpo.algorithms.arpo import Arpo
+from axpo.algorithms.base import Algorithm, Fork
+from axpo.algorithms.entropy import TOP_LOGPROBS, opening_entropy
+from axpo.algorithms.grpo import Grpo
 from axpo.algorithms.losses import clipped_loss
 from axpo.algorithms.subgroups import gap
-from axpo.config import AlgorithmSettings, OptimizerSettings
+from axpo.config import OptimizerSettings
 from axpo.engines.base import Request
 from axpo.models.loading import Checkpoint
 from axpo.rollout.branching import sample_question
@@ -35,10 +37,6 @@ from tiny import tiny_checkpoint
 TENTHS = (math.log(0.1),) * 10
 SURE = (0.0,)
 NO_TASK: Any = None
-
-
-def settings_with(**changes: object) -> AlgorithmSettings:
-    return AlgorithmSettings.model_validate({"name": "arpo", **changes})
 
 
 class TestEntropy:
@@ -71,35 +69,35 @@ class TestForks:
         g = three()
         g.entropies |= {"q/r0/2": 0.31, "q/r1/2": 0.29, "q/r2/4": 0.4}
         # alpha = tau: any rise branches, a fall or none does not.
-        assert forks(g, settings_with(), 2, 0) == [Fork("q/r0", 9)]
-        assert forks(g, settings_with(), 3, 0) == [Fork("q/r2", 17)]
+        assert Arpo().forks(g, 2, 0) == [Fork("q/r0", 9)]
+        assert Arpo().forks(g, 3, 0) == [Fork("q/r2", 17)]
 
     def test_threshold_by_hand(self) -> None:
         g = three()
         g.entropies |= {"q/r0/2": 0.8, "q/r1/2": 0.9, "q/r2/2": 0.3}
         # P = 0.4 + 0.25 dH: 0.525, 0.55, 0.4.
-        s = settings_with(entropy_base=0.4, entropy_gain=0.25, entropy_threshold=0.53)
-        assert [f.source for f in forks(g, s, 2, 0)] == ["q/r1"]
-        s = settings_with(entropy_base=0.4, entropy_gain=0.25, entropy_threshold=0.5)
-        assert [f.source for f in forks(g, s, 2, 0)] == ["q/r0", "q/r1"]
+        s = Arpo(entropy_base=0.4, entropy_gain=0.25, entropy_threshold=0.53)
+        assert [f.source for f in s.forks(g, 2, 0)] == ["q/r1"]
+        s = Arpo(entropy_base=0.4, entropy_gain=0.25, entropy_threshold=0.5)
+        assert [f.source for f in s.forks(g, 2, 0)] == ["q/r0", "q/r1"]
 
     def test_the_budget_ends_branching(self) -> None:
         g = three()
         g.entropies |= {f"q/r{i}/2": 0.5 for i in range(3)}
-        assert [f.source for f in forks(g, settings_with(rollouts=6), 2, 0)] == ["q/r0", "q/r1"]
-        assert forks(g, settings_with(rollouts=4), 2, 0) == []
+        assert [f.source for f in Arpo(rollouts=6).forks(g, 2, 0)] == ["q/r0", "q/r1"]
+        assert Arpo(rollouts=4).forks(g, 2, 0) == []
 
     def test_the_open_code_draws_with_probability_p(self) -> None:
         g = three()
         # P = 0.5 + 0.2 dH: 0.3, 0.5 and, beyond certainty, 1.5.
         g.entropies |= {"q/r0/2": -0.7, "q/r1/2": 0.3, "q/r2/2": 5.3}
-        s = settings_with(entropy_rule="draw")
-        drawn = [[f.source for f in forks(g, s, 2, seed)] for seed in range(1000)]
-        assert drawn == [[f.source for f in forks(g, s, 2, seed)] for seed in range(1000)]
+        s = Arpo(entropy_rule="draw")
+        drawn = [[f.source for f in s.forks(g, 2, seed)] for seed in range(1000)]
+        assert drawn == [[f.source for f in s.forks(g, 2, seed)] for seed in range(1000)]
         share = [sum(f"q/r{i}" in one for one in drawn) / 1000 for i in range(3)]
         # Standard error at most 0.016; the threshold would give 0, 0 and 1.
         assert share == [pytest.approx(0.3, abs=0.06), pytest.approx(0.5, abs=0.06), 1.0]
-        assert [f.source for f in forks(g, settings_with(), 2, 0)] == ["q/r2"]
+        assert [f.source for f in Arpo().forks(g, 2, 0)] == ["q/r2"]
 
     def test_a_branched_member_is_measured_against_its_paths_first_turn(self) -> None:
         g = three()
@@ -107,19 +105,19 @@ class TestForks:
         (member,) = g.branches[0].continuations
         # Its own turns are the path's second and third, at 9 and 9 + 3 + 2.
         g.entropies |= {f"{member.id}/0": 0.2, f"{member.id}/2": 0.4}
-        assert forks(g, settings_with(), 3, 0) == [Fork(member.id, 14)]
+        assert Arpo().forks(g, 3, 0) == [Fork(member.id, 14)]
 
     def test_an_engine_without_logprobs_is_named(self) -> None:
         g = three()
         g.entropies.clear()
         with pytest.raises(TreeError, match=r"q/r0/2.*10 highest logprobs"):
-            forks(g, settings_with(), 2, 0)
+            Arpo().forks(g, 2, 0)
 
     @pytest.mark.parametrize(
         ("n", "share", "expected"), [(16, 0.5, 8), (8, 0.5, 4), (100, 0.29, 29), (4, 0.0, 1)]
     )
     def test_initial_rollouts(self, n: int, share: float, expected: int) -> None:
-        assert arpo.initial_rollouts(settings_with(rollouts=n, initial_share=share)) == expected
+        assert Arpo(rollouts=n, initial_share=share).first_rollouts == expected
 
 
 class TestCredit:
@@ -129,7 +127,7 @@ class TestCredit:
         grow(g, "q/r0/c0", [None], cut=14)
         grow(g, "q/r0", [0], cut=17)
         g.branches[2].continuations[0].id = "q/r0/b1c0"
-        credit = arpo.credit(g, settings_with())
+        credit = Arpo().credit(g)
         # Rewards [0, 0, 1, 0], the unscored one left out: mean 1/4, std 1/2.
         assert {id: c[0].advantage for id, c in credit.items()} == {
             "q/r0": -0.5, "q/r1": -0.5, "q/r0/c0": 1.5, "q/r0/b1c0": -0.5,
@@ -142,7 +140,7 @@ class TestCredit:
 
     def test_without_branches_it_is_grpo(self) -> None:
         g = group("q", [two_calls("q/r0", 1, 0.5, 0.5), plain_rollout("q/r1", 0)])
-        assert arpo.credit(g, settings_with()) == grpo.credit(g, settings_with(name="grpo"))
+        assert Arpo().credit(g) == Grpo().credit(g)
 
     def test_a_branch_of_a_right_rollout_is_no_recovery(self) -> None:
         g = group("q", [two_calls("q/r0", 1, 0.5, 0.5), two_calls("q/r1", 0, 0.5, 0.5)])
@@ -167,9 +165,9 @@ def sampled(
         return TENTHS if request.id in unsure else SURE
 
     engine = FakeEngine(script, RIGHT, top)
-    agent = make_agent(engine, top_logprobs=arpo.TOP_LOGPROBS)
+    agent = make_agent(engine, top_logprobs=TOP_LOGPROBS)
     g = new_group(agent.rendering, asked or example(), "g")
-    asyncio.run(sample_question(agent, g, settings_with(**settings), 0, NO_TASK))
+    asyncio.run(sample_question(agent, g, Arpo(**settings), 0, NO_TASK))
     return g, engine
 
 
@@ -228,7 +226,7 @@ def test_other_algorithms_sample_from_the_prompt_and_ask_for_no_entropy() -> Non
     engine = FakeEngine({}, RIGHT, lambda _: TENTHS)
     agent = make_agent(engine)
     g = new_group(agent.rendering, example(), "g")
-    asyncio.run(sample_question(agent, g, settings_with(name="grpo"), 0, NO_TASK))
+    asyncio.run(sample_question(agent, g, Grpo(), 0, NO_TASK))
     assert len(g.rollouts) == 8 and not g.branches and not g.entropies
 
 
@@ -265,8 +263,8 @@ def apart(g: Group) -> Group:
     return Group(g.id, g.prompt, rollouts=members, pictures=g.pictures)
 
 
-def credited(g: Group, algorithm: Any, name: str) -> Group:
-    for id, credit in algorithm.credit(g, settings_with(name=name)).items():
+def credited(g: Group, algorithm: Algorithm) -> Group:
+    for id, credit in algorithm.credit(g).items():
         g.trajectory(id).credit = list(credit)
     return g
 
@@ -296,8 +294,8 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("budget", [10_000, 40])
 def test_shared_prefixes_train_as_independent_rows(checkpoint: Checkpoint, budget: int) -> None:
-    g = credited(branched(checkpoint), arpo, "arpo")
-    rows = credited(apart(g), grpo, "grpo")
+    g = credited(branched(checkpoint), Arpo())
+    rows = credited(apart(g), Grpo())
     ours, metrics = gradient(checkpoint, g, max_tokens_per_micro_batch=budget)
     theirs, plain = gradient(checkpoint, rows)
     oracle = gradients(
@@ -317,7 +315,7 @@ def test_shared_prefixes_train_as_independent_rows(checkpoint: Checkpoint, budge
 
 def test_a_prefix_that_only_its_owner_trains_is_another_gradient(checkpoint: Checkpoint) -> None:
     """Negative control: members credited from their cut on, as AXPO's continuations are."""
-    g = credited(branched(checkpoint), arpo, "arpo")
+    g = credited(branched(checkpoint), Arpo())
     ours, _ = gradient(checkpoint, g)
     for branch in g.branches:
         (member,) = branch.continuations
@@ -330,8 +328,8 @@ def test_a_prefix_that_only_its_owner_trains_is_another_gradient(checkpoint: Che
 
 
 def test_recomputed_logprobs_reach_shared_prefixes(checkpoint: Checkpoint) -> None:
-    g = credited(branched(checkpoint), arpo, "arpo")
-    rows = credited(apart(g), grpo, "grpo")
+    g = credited(branched(checkpoint), Arpo())
+    rows = credited(apart(g), Grpo())
     trainer = Trainer(checkpoint, None, OptimizerSettings(), 1)
     old, plain = (trainer.recompute_logprobs([some], True) for some in (g, rows))
     ours, _ = gradient(checkpoint, g, old)
@@ -340,7 +338,7 @@ def test_recomputed_logprobs_reach_shared_prefixes(checkpoint: Checkpoint) -> No
 
 
 def test_only_a_path_credit_may_reach_before_the_cut(checkpoint: Checkpoint) -> None:
-    g = credited(branched(checkpoint), arpo, "arpo")
+    g = credited(branched(checkpoint), Arpo())
     assert len(items(g)) == 5
     (member,) = g.branches[0].continuations
     (whole,) = member.credit

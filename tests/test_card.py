@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from axpo.config import Config, ConfigError, load_config, parse_config
-from axpo.engines.vllm.share import Servers, started_servers
+from axpo.engines.vllm.share import Servers
 from axpo.models import card
 from axpo.models.card import Card, recipe_card
 from axpo.models.loading import CheckpointError
@@ -191,29 +191,29 @@ def test_what_fitted_before_and_cannot_fit_is_refused():
     assert "train adapters (model.lora)" in told.refusal
     lines = dict(memory_lines(real("4b", "axpo", whole)[0], told))
     assert lines["there are 80.0 GB (model.memory_gb)"] == "cannot fit"
-    alone = reckon("4b", "axpo", whole, "engine.vllm.arguments=['--gpu-memory-utilization=0.2']")
+    alone = reckon("4b", "axpo", whole, "engine.arguments=['--gpu-memory-utilization=0.2']")
     assert "88.8 GB" in alone.refusal
     # A card of 141 GB holds it (docs/vllm.md).
     large = whole.replace("80", "141, gradient_checkpointing=true")
-    share = "engine.vllm.arguments=['--gpu-memory-utilization=0.12']"
+    share = "engine.arguments=['--gpu-memory-utilization=0.12']"
     told = reckon("4b", "axpo", large, share)
     assert not told.refusal and not told.exceeds
 
 
 def test_the_servers_share_is_subtracted():
     """2B as it was passed an 80 GB card without a word: 68 GB beside a server of 28."""
-    before = "engine.vllm.arguments=['--gpu-memory-utilization=0.35']"
+    before = "engine.arguments=['--gpu-memory-utilization=0.35']"
     told = reckon("2b", "axpo", before, "tools.limits={}")
     assert told.taken == 28 * 10**9
     assert told.found.total < 80e9 < told.total
     assert told.exceeds and not told.refusal
     # With half of the card for the server the trainer's state alone does not fit.
-    told = reckon("2b", "axpo", "engine.vllm.arguments=['--gpu-memory-utilization=0.5']")
+    told = reckon("2b", "axpo", "engine.arguments=['--gpu-memory-utilization=0.5']")
     assert "42.6 GB" in told.refusal and "servers take 40.0 GB" in told.refusal
     # vLLM's own default leaves nothing.
-    assert reckon("8b", "axpo", "engine.vllm.arguments=[]").taken == round(0.92 * 80e9)
+    assert reckon("8b", "axpo", "engine.arguments=[]").taken == round(0.92 * 80e9)
     # Servers that run elsewhere take nothing, and SFT starts none.
-    urls = "engine={name='vllm', vllm={urls=['http://127.0.0.1:1']}}"
+    urls = "engine={name='vllm',urls=['http://127.0.0.1:1']}"
     assert reckon("2b", "axpo", urls).servers is None
     config, _, found = real("2b")
     assert (
@@ -228,9 +228,9 @@ WHOLE = Card(80 * 10**9, 80 * 10**9, gpu=True, named=True)
 
 def beside(*arguments: str, device: str = "cuda", servers: int = 1, **more: object):
     vllm = {"python": "p", "arguments": arguments, "servers": servers, "max_length": 32768, **more}
-    values = {"model": {"dtype": "bfloat16"}, "engine": {"name": "vllm", "vllm": vllm}}
+    values = {"model": {"dtype": "bfloat16"}, "engine": {"name": "vllm", **vllm}}
     model = find_shapes("qwen3-vl-8b").model
-    return started_servers(parse_config(values), model, WHOLE, device)
+    return parse_config(values).engine.taken(model, "bfloat16", WHOLE, device)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def beside(*arguments: str, device: str = "cuda", servers: int = 1, **more: obje
 def test_the_share_is_read_as_vllm_reads_it(arguments: tuple[str, ...]):
     weights, token = 2 * 8_767_123_696, 36 * 8 * 128 * 2 * 2
     found = beside(*arguments)
-    assert found == Servers(1, 32 * 10**9, weights, token)
+    assert found == Servers("vLLM server", 1, 32 * 10**9, weights, token)
     assert found is not None and found.room == (32 * 10**9 - weights) // token
 
 
@@ -254,7 +254,7 @@ def test_several_cards_and_several_servers():
     half = "--gpu-memory-utilization=0.2"
     # Two cards of one server hold half of it each; the trainer is on the first.
     found = beside(half, "-tp", "2")
-    assert found == Servers(1, 16 * 10**9, weights // 2, token // 2)
+    assert found == Servers("vLLM server", 1, 16 * 10**9, weights // 2, token // 2)
     # Past the servers' cards the trainer is alone.
     assert beside("--gpu-memory-utilization=0.9", device="cuda:1") is None
     assert beside(half, "--tensor-parallel-size=2", device="cuda:1") == found
@@ -275,7 +275,7 @@ def test_several_cards_and_several_servers():
     ],
 )
 def test_a_share_too_small_for_itself_is_refused(arguments: list[str], words: list[str]):
-    with pytest.raises(ConfigError, match=r"^engine\.vllm\.arguments: ") as error:
+    with pytest.raises(ConfigError, match=r"^engine\.arguments: ") as error:
         beside(*arguments)
     for word in words:
         assert word in str(error.value)
@@ -283,14 +283,14 @@ def test_a_share_too_small_for_itself_is_refused(arguments: list[str], words: li
 
 
 def test_servers_on_a_cpu_take_main_memory(monkeypatch: pytest.MonkeyPatch):
-    values = {"engine": {"name": "vllm", "vllm": {"python": "p", "servers": 2}}}
+    values = {"engine": {"name": "vllm", "python": "p", "servers": 2}}
     model, main = find_shapes("qwen3-vl-2b").model, Card(10**10, 10**10, gpu=False)
     config = parse_config(values)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    found = started_servers(config, model, main, "cpu")
+    found = config.engine.taken(model, "float32", main, "cpu")
     assert found is not None and found.taken == 2 * (4 * 2_127_532_032 + 2**30)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    found = started_servers(config, model, main, "cpu")
+    found = config.engine.taken(model, "float32", main, "cpu")
     assert found is not None and found.share == 4 * 2_127_532_032 + 3 * 2**30
 
 
@@ -340,7 +340,7 @@ def test_sampling_alone_is_checked_as_well(tmp_path: Path):
     def config(share: float, memory: float) -> Config:
         vllm = {"python": "p", "max_length": 64, "arguments": [f"--gpu-memory-utilization={share}"]}
         model = {"memory_gb": memory / 1e9}
-        return parse_config({"model": model, "engine": {"name": "vllm", "vllm": vllm}})
+        return parse_config({"model": model, "engine": {"name": "vllm", **vllm}})
 
     check_sampling(config(0.6, 3 * size), tmp_path)
     with pytest.raises(ConfigError, match=r"servers take .* this process .* for the model"):
@@ -355,7 +355,7 @@ def test_prompts_that_nobody_has_seen():
     assert (len(prompt), prompt.images[0].length) == (32768 - 16384, 15_360)
     check_positions(config, "rl", found, prompt)
     assert len(assumed_prompt(config, "sft", found)) == 17_408
-    short = load_config("qwen3-vl-2b/axpo", ["engine.vllm.max_length=16900"])
+    short = load_config("qwen3-vl-2b/axpo", ["engine.max_length=16900"])
     prompt = assumed_prompt(short, "rl", found)
     assert (len(prompt), prompt.images) == (516, ())
     # The lab's model knows 4,096 positions.

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.losses import ClipLoss
 from axpo.config import Config, ConfigError, load_config
 
 
@@ -23,8 +25,9 @@ def test_calls_need_a_turn_after_them() -> None:
 
 def test_the_papers_numbers_are_the_defaults() -> None:
     a = Config().algorithm
+    assert isinstance(a, Axpo)
     assert (a.rollouts, a.continuations, a.extra_budget) == (8, 4, 0.25)
-    assert (a.clip_low, a.clip_high, a.kl) == (0.2, 0.4, 1e-3)
+    assert (a.loss, a.kl) == (ClipLoss(low=0.2, high=0.4), 1e-3)
     assert Config().rollout.max_turns == 3
 
 
@@ -53,18 +56,40 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("rollout.tools=3", ["rollout.tools: expected a list (got 3)"]),
         ("model.lora=8", ["expected a section", "such as model.lora.rank"]),
         ("tools.limits=8", ["expected a section", "(got 8)"]),
-        ("task.path=x.jsonl", ["task.path", "no effect"]),
+        ("task.path=x.jsonl", ["task.path: belongs to task.name = 'data'; remove it"]),
+        ("task.name=dota", ["task.name: 'dota': did you mean 'data'?", "lab, data", "module:name"]),
+        ("task.name=no_such:Task", ["task.name", "no module 'no_such'"]),
+        (
+            "task.name=json:JSONDecoder",
+            ["no class of the section", "axpo.Task"],
+        ),
+        (
+            "task.name=json:Nothing",
+            ["json has no 'Nothing'; its classes of the section 'task' are 0"],
+        ),
+        (
+            "algorithm.name=axpo.tasks.data.task:DataTask",
+            ["no class of the section 'algorithm'"],
+        ),
+        ("algorithm.name=3", ["algorithm.name", "got 3"]),
+        ("algorithm=grpo", ["expected a section", "such as algorithm."]),
+        ("algorithm.loss=cispo", ["expected a section", "such as algorithm.loss.name"]),
+        ("algorithm.loss.name=clop", ["algorithm.loss.name: expected one of 'clip', 'cispo'"]),
+        ("algorithm.loss.hihg=1", ["algorithm.loss.hihg", "did you mean 'high'"]),
         ("task.name=data", ["task.path, hub", "files or a Hub id"]),
         ("rl.optimizer.decay=log", ["rl.optimizer.decay", "'cosine'"]),
         ("rl", ["'rl'", "section.key=value"]),
         ("rl.steps.more=1", ["rl.steps"]),
-        ("engine.name=vllm", ["engine.vllm", "add [engine.vllm]"]),
+        ("engine.name=vllm", ["engine.python, urls", "axpo.engines.vllm.environment"]),
         ("rl.importance_cap=2", ["rl.importance_cap", "recompute"]),
         ("rl.importance_level=token", ["rl.importance_level", "without importance_cap"]),
-        ("engine.vllm.python=p", ["engine.vllm", "no effect with name = 'transformers'"]),
-        ("engine.vllm.servers=2", ["engine.vllm.python, urls", "axpo.engines.vllm.environment"]),
-        ("engine.vllm.phyton=p", ["engine.vllm.phyton", "'python'"]),
-        ("engine.vllm.urls=['localhost:8000']", ["engine.vllm.urls", "http://127.0.0.1:8000"]),
+        ("engine.python=p", ["engine.python: belongs to engine.name = 'vllm'; remove it"]),
+        (
+            "engine={name='vllm',servers=2}",
+            ["engine.python, urls", "axpo.engines.vllm.environment"],
+        ),
+        ("engine={name='vllm',phyton='p'}", ["engine.phyton", "'python'"]),
+        ("engine={name='vllm',urls=['localhost:8000']}", ["engine.urls", "http://127.0.0.1:8000"]),
     ],
 )
 def test_bad_settings_are_named(override: str, words: list[str]) -> None:
@@ -77,20 +102,16 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["name=grpo", "ranking=random"], "ranking: no effect with name = 'grpo'"),
-        (["tool_bonus=0.1"], "tool_bonus: no effect with name = 'axpo'"),
-        (["cispo_max_ratio=4"], "cispo_max_ratio: no effect with loss = 'clip'"),
+        (["name=grpo", "ranking=random"], "ranking: belongs to algorithm.name = 'axpo'; remove"),
+        (["tool_bonus=0.1"], "tool_bonus: belongs to algorithm.name = 'grpo'; remove it"),
+        (["loss.max_ratio=4"], "loss.max_ratio: belongs to algorithm.loss.name = 'cispo'"),
         (
-            ["loss=cispo", "aggregation=token_mean", "clip_low=0.1", "clip_high=0.3"],
-            "clip_high, clip_low: no effect with loss = 'cispo'",
-        ),
-        (
-            ["loss=cispo", "aggregation=token_mean", "dual_clip=3", "max_log_ratio=20"],
-            "dual_clip, max_log_ratio: no effect with loss = 'cispo'",
+            ["loss.name=cispo", "aggregation=token_mean", "loss.high=0.3"],
+            "loss.high: belongs to algorithm.loss.name = 'clip'; remove it",
         ),
         (["kl=0", "max_k3=10"], "max_k3: no effect with kl = 0"),
-        (["dual_clip=1"], "dual_clip: Input should be greater than 1"),
-        (["name=grpo", "branch_at=first"], "branch_at: no effect with name = 'grpo'"),
+        (["loss.dual_clip=1"], "loss.dual_clip: Input should be greater than 1"),
+        (["name=grpo", "branch_at=first"], "branch_at: belongs to algorithm.name = 'axpo'"),
         (
             ["branch_at=least_confident", "prefix=scratch"],
             "branch_at: no effect with prefix = 'scratch'",
@@ -99,15 +120,15 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
             ["branch_at=least_confident", "resample=no_tool"],
             "branch_at: no effect with resample = 'no_tool'",
         ),
-        (["entropy_gain=0.3"], "entropy_gain: no effect with name = 'axpo'"),
-        (["name=arpo", "extra_budget=0.3"], "extra_budget: no effect with name = 'arpo'"),
+        (["entropy_gain=0.3"], "entropy_gain: belongs to algorithm.name = 'arpo'"),
+        (["name=arpo", "extra_budget=0.3"], "extra_budget: belongs to algorithm.name = 'axpo'"),
         (
             ["name=arpo", "entropy_rule=draw", "entropy_threshold=0.6"],
             "entropy_threshold: no effect with entropy_rule = 'draw'",
         ),
-        (["distill_weight=0.2"], "distill_weight: no effect with name = 'axpo'"),
+        (["distill_weight=0.2"], "distill_weight: belongs to algorithm.name = 'rltf'"),
         (["name=rltf", "aggregation=token_mean"], "aggregation: 'token_mean' ignores the weights"),
-        (["loss=cispo"], "aggregation: 'question_mean', but CISPO is token-normalised"),
+        (["loss.name=cispo"], "aggregation: 'question_mean', but CISPO is token-normalised"),
     ],
 )
 def test_a_setting_without_effect_is_refused(overrides: list[str], message: str) -> None:
@@ -116,7 +137,7 @@ def test_a_setting_without_effect_is_refused(overrides: list[str], message: str)
 
 
 def test_settings_of_the_baselines_are_taken() -> None:
-    cispo = ["name=grpo", "loss=cispo", "aggregation=token_mean", "cispo_max_ratio=4"]
+    cispo = ["name=grpo", "loss.name=cispo", "aggregation=token_mean", "loss.max_ratio=4"]
     for overrides in (["name=grpo", "tool_bonus=-0.1"], ["name=grpo", "rollouts=16"], cispo):
         load_config(None, [f"algorithm.{override}" for override in overrides])
 
@@ -125,12 +146,15 @@ def test_settings_of_the_baselines_are_taken() -> None:
     ("overrides", "words"),
     [
         (
-            ["engine.vllm.urls=['http://h']", "engine.vllm.servers=2"],
+            ["engine.urls=['http://h']", "engine.servers=2"],
             "servers: no effect with urls",
         ),
-        (["engine.vllm.python=p", "engine.vllm.folder=f"], "folder: no effect with python"),
-        (["engine.vllm.python=p", "engine.vllm.urls=['http://h']"], "expected one of them"),
-        (["engine.vllm.python=p", "engine.max_prefill_tokens=9"], "max_prefill_tokens: no effect"),
+        (["engine.python=p", "engine.folder=f"], "folder: no effect with python"),
+        (["engine.python=p", "engine.urls=['http://h']"], "expected one of them"),
+        (
+            ["engine.python=p", "engine.max_prefill_tokens=9"],
+            "max_prefill_tokens: belongs to engine.name = 'transformers'",
+        ),
     ],
 )
 def test_vllm_settings_without_effect_are_refused(overrides: list[str], words: str) -> None:
@@ -157,7 +181,10 @@ def test_every_setting_is_documented() -> None:
                 missing.append(path + name)
         return missing
 
-    assert undocumented(Config, "") == []
+    for name in ("axpo", "grpo", "arpo", "rltf"):
+        assert undocumented(type(load_config(None, [f"algorithm.name={name}"])), "") == []
+    data = ["task={name='data',path='x.jsonl'}", "engine={name='vllm',python='p'}"]
+    assert undocumented(type(load_config(None, data)), "") == []
 
 
 def test_settings_import_no_torch() -> None:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from axpo.build.models import load_model
 from axpo.config import ConfigError, load_config
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import VISION_TOKENS, Checkpoint, CheckpointError, load_checkpoint
 from axpo.models.tiny import write_tiny
-from axpo.rollout.build import load_model
 from axpo.rollout.control import FAMILY, ControlText
 from axpo.rollout.demonstrations import DemonstrationError, demonstrate
 from axpo.rollout.rendering import Rendering

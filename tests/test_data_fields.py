@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from axpo.config import ColumnSettings
 from axpo.tasks.base import DataError
+from axpo.tasks.data.columns import ColumnSettings
 from axpo.tasks.data.fields import Fields, Record
 from data_sets import colour, picture, task_of, write_jsonl, write_parquet
 

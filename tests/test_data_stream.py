@@ -151,7 +151,7 @@ def test_streaming_copies_nothing(tmp_path: Path, cache: Path) -> None:
         ("path = 'a.parquet'\nsplits = {sft = 'train'}", "task.splits: no effect without {split}"),
         ("path = 'a.parquet'\nsubset = 'x'", "task.subset: no effect without hub"),
         ("path = 'a.parquet'\nhub = 'a/b'", "task.path, hub: the data task needs one of them"),
-        ("path = 'a.parquet'\nfamilies = ['find']", "task.families: no effect with name = 'data'"),
+        ("path = 'a.parquet'\nfamilies = ['find']", "task.families: belongs to task.name = 'lab'"),
         ("path = 'a.parquet'\ncolumns = {image = 'x'}", "task.columns.image: .* mean 'images'"),
     ],
 )
@@ -174,5 +174,5 @@ def test_jsonl_is_not_streamed(tmp_path: Path) -> None:
 
 
 def test_the_lab_takes_no_data_settings() -> None:
-    with pytest.raises(ConfigError, match=r"task.grading: no effect with name = 'lab'"):
+    with pytest.raises(ConfigError, match=r"task.grading: belongs to task.name = 'data'"):
         load_config(None, ["task.grading=math"])

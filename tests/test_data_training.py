@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from axpo.build.tools import tool_files
 from axpo.config import Config, ConfigError, parse_config
-from axpo.rollout.setup import build_task
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
-from axpo.tasks.lab.questions import LabTask
-from axpo.training import rl
+from axpo.tasks.lab.task import LabTask
 from axpo.training.data import DataWarning, check_data, data_state
 from data_sets import write_jsonl, write_parquet
+from runs import train_rl
 
 STEPS, QUESTIONS = 4, 2
 
@@ -75,10 +75,10 @@ def test_a_resumed_run_is_the_unbroken_one(
                          "image": {"bytes": out.getvalue(), "path": None}})  # fmt: skip
         write_parquet(tmp_path / f"train-{part}.parquet", rows)
     settings = config(tmp_path, streamed)
-    whole = rl.train(settings, BASE, tmp_path / "whole", Monitor(-1))
+    whole = train_rl(settings, BASE, tmp_path / "whole", Monitor(-1))
     with pytest.raises(Stopped):
-        rl.train(settings, BASE, tmp_path / "broken", Monitor(2))
-    resumed = rl.train(settings, BASE, tmp_path / "broken", Monitor(-1))
+        train_rl(settings, BASE, tmp_path / "broken", Monitor(2))
+    resumed = train_rl(settings, BASE, tmp_path / "broken", Monitor(-1))
     questions = asked(tmp_path / "whole")
     assert len(set(questions[:7])) == 7 and questions[7] in questions[:7]
     assert questions == asked(tmp_path / "broken")
@@ -97,7 +97,7 @@ class TestOtherData:
             (folder / "train.json").write_text(json.dumps(rows))
         else:
             write_jsonl(folder / "train.jsonl", *rows)
-        return json.loads(json.dumps(data_state(made, build_task(made.task), "train")))
+        return json.loads(json.dumps(data_state(made.task, "train", tool_files(made))))
 
     @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
     def test_what_is_refused_and_what_is_told(
@@ -122,9 +122,9 @@ class TestOtherData:
         index.write_bytes(b"one")
         made = parse_config({"rollout": {"tools": ["folder_tools:a", "image_zoom_in_tool"]},
                              "tools": {"search": {"corpus": str(index)}}})  # fmt: skip
-        noted = data_state(made, LabTask(), "train")
+        noted = data_state(LabTask(), "train", tool_files(made))
         assert set(noted["tools"]) == {"folder_tools.py", "corpus.db"}
         tools.write_text("a = 2")
         index.write_bytes(b"two")
         with pytest.warns(DataWarning, match=r"other contents of corpus\.db, folder_tools\.py"):
-            check_data(noted, data_state(made, LabTask(), "train"), tmp_path)
+            check_data(noted, data_state(LabTask(), "train", tool_files(made)), tmp_path)

@@ -783,7 +783,7 @@ class TestStartUp:
             return rpc(fake, body) if body["method"] == "axpo_facts" else (200, {"results": [[-1]]})
 
         monkeypatch.setattr(fake, "_rpc", blind)
-        with pytest.raises(ConfigError, match=r"does not see.*engine\.vllm\.folder"):
+        with pytest.raises(ConfigError, match=r"does not see.*engine\.folder"):
             run(setting.engine(checkpoint, [fake]).load_weights(checkpoint.model.state_dict(), 1))
 
 

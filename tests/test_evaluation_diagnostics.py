@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from axpo.algorithms import axpo
-from axpo.algorithms.ranking import Candidate
-from axpo.config import AlgorithmSettings
+from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.resampling import Candidate
 from axpo.evaluation import driver
 from axpo.evaluation.calls import count_kinds, iou, same_call, same_place
 from axpo.evaluation.diagnostics import choose_prefixes, diagnose
@@ -25,7 +24,7 @@ from axpo.tasks.base import Example
 from axpo.tree import Branch, Call, CallStatus, Crop, Group, Trajectory
 from groups import CUT, group, grow, policy, tool_rollout, tools_and_plain
 
-AXPO = AlgorithmSettings()
+AXPO = Axpo()
 
 
 def zoom(
@@ -105,7 +104,7 @@ class TestChoosing:
     def test_with_room_for_all_every_failed_prefix_is_drawn_once(self) -> None:
         groups = self.groups()
         probes = choose_prefixes(groups, AXPO, 100, seed=0)
-        expected = {c.source for g in groups for c in axpo.candidates(g, AXPO)}
+        expected = {c.source for g in groups for c in AXPO.candidates(g)}
         assert sorted(p.prefix.source for p in probes) == sorted(expected)
         assert all(p.drawn for p in probes)
         # floor(0.25 * 8 * 8 / 4) = 4 prefixes: the least confident first calls of the batch.
@@ -126,7 +125,7 @@ class TestChoosing:
         probes = choose_prefixes(groups, AXPO, 6, seed=2)
         assert choose_prefixes(groups[::-1], AXPO, 6, seed=2) == probes
         assert choose_prefixes(groups, AXPO, 6, seed=3) != probes
-        counts = dict.fromkeys((c.source for g in groups for c in axpo.candidates(g, AXPO)), 0)
+        counts = dict.fromkeys((c.source for g in groups for c in AXPO.candidates(g)), 0)
         for seed in range(600):
             for probe in choose_prefixes(groups, AXPO, 6, seed):
                 counts[probe.prefix.source] += probe.drawn
@@ -161,8 +160,8 @@ class TestFigures:
         failed = [Candidate("q", f"s{i}", CUT, p) for i, p in enumerate(confidences)]
         # Ranked: s1 s4 s2 s3 s5 s0; floor(4 i / 6) is 0 0 1 2 2 3.
         expected = {"s1": 1, "s4": 1, "s2": 2, "s3": 3, "s5": 3, "s0": 4}
-        assert quartiles(failed, AXPO) == quartiles(failed[::-1], AXPO) == expected
-        assert quartiles([], AXPO) == {}
+        assert quartiles(failed) == quartiles(failed[::-1]) == expected
+        assert quartiles([]) == {}
 
     def test_recovery_by_quartile_and_proposition_1_by_hand(self) -> None:
         outcomes = [

@@ -13,22 +13,25 @@ import pytest
 from PIL import Image
 
 from axpo.algorithms.unscored import UnscoredWarning
+from axpo.build import runs
 from axpo.config import Config, UserError, load_config
 from axpo.engines.base import EngineError, Request
 from axpo.evaluation import run
 from axpo.evaluation.driver import ShelfError
 from axpo.evaluation.results import compare_runs
 from axpo.report.tables import print_evaluation
-from axpo.tasks.base import Example
+from axpo.tasks.base import Example, Task
 from axpo.tree import Group
 from fake_vllm import FakeVllm
 from rollout_support import FakeEngine, example, make_agent, zoom
+from runs import diagnose, evaluate
 from tiny import tiny_checkpoint
 
 ANSWER, WRONG = "</think>7", "</think>0"
+COMMANDS = {"evaluate": evaluate, "diagnose": diagnose}
 
 
-class FiveQuestions:
+class FiveQuestions(Task):
     def size(self, split: str) -> int:
         return 5
 
@@ -68,10 +71,9 @@ async def say(request: Request) -> str:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine({}, say)
-    monkeypatch.setattr(run, "build_task", lambda settings: FiveQuestions())
-    monkeypatch.setattr(
-        run, "_agent", lambda config, model, out, monitor: (make_agent(engine), None)
-    )
+    monkeypatch.setattr(runs, "check_sampling", lambda *_: None)
+    monkeypatch.setattr(runs, "load_trained", lambda *_: None)
+    monkeypatch.setattr(runs, "build_agent", lambda *_: make_agent(engine))
     return engine
 
 
@@ -89,7 +91,16 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def config(*changes: str) -> Config:
-    return load_config(None, ["eval.samples=4", "eval.k=2", "eval.prefix_samples=8", *changes])
+    return load_config(
+        None,
+        [
+            "task.name=test_evaluation_run:FiveQuestions",
+            "eval.samples=4",
+            "eval.k=2",
+            "eval.prefix_samples=8",
+            *changes,
+        ],
+    )
 
 
 def test_what_was_not_scored_is_said_and_counts_as_wrong_in_the_floor(
@@ -99,7 +110,7 @@ def test_what_was_not_scored_is_said_and_counts_as_wrong_in_the_floor(
     engine.script["eval/test0/r2/t1"] = EngineError("it broke")
     said = r"^1 of 20 trajectories could not be scored \(5.0%\).*1 x engine: it broke.*floor; put"
     with pytest.warns(UnscoredWarning, match=said):
-        result = run.evaluate(config(), "hub/model", tmp_path, CountingMonitor())
+        result = evaluate(config(), "hub/model", tmp_path, CountingMonitor())
     values = {name: e["value"] for name, e in result["metrics"].items()}
     assert values["pass@1"] == pytest.approx((1 / 3 + 1 / 2) / 5)
     assert values["pass@1_floor"] == pytest.approx((1 / 4 + 1 / 2) / 5)
@@ -108,14 +119,14 @@ def test_what_was_not_scored_is_said_and_counts_as_wrong_in_the_floor(
     printed = " ".join(capsys.readouterr().out.split())
     assert "1 rollouts were not scored (engine 1), 0 % of them had called a tool" in printed
     with pytest.warns(UnscoredWarning, match=r"^1 of 20 trajectories"):
-        run.diagnose(config(), "hub/model", tmp_path, CountingMonitor())
+        diagnose(config(), "hub/model", tmp_path, CountingMonitor())
 
 
 def test_evaluate_then_diagnose_then_compare(
     tmp_path: Path, engine: FakeEngine, measured: list[str]
 ) -> None:
     monitor = CountingMonitor()
-    result = run.evaluate(config(), "hub/model-step-000040", tmp_path / "a", monitor)
+    result = evaluate(config(), "hub/model-step-000040", tmp_path / "a", monitor)
     assert monitor.started == [("eval", 0, 5)]
     assert monitor.steps == [0, 1, 2, 3, 4]
     assert json.loads((tmp_path / "a" / "evaluation.json").read_text()) == result
@@ -133,7 +144,7 @@ def test_evaluate_then_diagnose_then_compare(
     assert sorted(engine.released) == [f"eval/test{i}" for i in range(5)]
 
     sampled = len(engine.requests)
-    diagnosis = run.diagnose(config(), "hub/model-step-000040", tmp_path / "a", monitor)
+    diagnosis = diagnose(config(), "hub/model-step-000040", tmp_path / "a", monitor)
     assert monitor.started[-1] == ("diagnose", 0, 10)
     assert monitor.steps[-1] == 9
     # 10 failed prefixes, 8 continuations of 2 turns each; 8 new rollouts of each of 5 questions,
@@ -153,10 +164,10 @@ def test_evaluate_then_diagnose_then_compare(
     assert (every["premise_holds"], every["premise_holds_strictly"]) == (1.0, 0.5)
 
     sampled = len(engine.requests)
-    assert run.diagnose(config(), "hub/model-step-000040", tmp_path / "a", monitor) == diagnosis
+    assert diagnose(config(), "hub/model-step-000040", tmp_path / "a", monitor) == diagnosis
     assert len(engine.requests) == sampled and len(measured) == 5
 
-    run.evaluate(config(), "hub/other", tmp_path / "b", monitor)
+    evaluate(config(), "hub/other", tmp_path / "b", monitor)
     comparison = compare_runs(tmp_path / "a", tmp_path / "b")
     assert comparison["difference"]["pass@2"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert comparison["share_better"]["pass@1"] == 0.5
@@ -167,30 +178,30 @@ def test_a_diagnosis_goes_on_with_what_its_folder_lacks(
 ) -> None:
     """Its continuations stay; new rollouts and entropies, and settings that are new, are added."""
     monitor = CountingMonitor()
-    diagnosis = run.diagnose(config(), "hub/model", tmp_path, monitor)
+    diagnosis = diagnose(config(), "hub/model", tmp_path, monitor)
     shutil.rmtree(tmp_path / "again")
     (tmp_path / "evaluation" / "entropies.json").unlink()
     for folder in ("evaluation", "diagnosis"):
         file = tmp_path / folder / "identity.json"
         identity = json.loads(file.read_text())
-        del identity["task.columns.id"], identity["rollout.top_p"]
+        del identity["task.system"], identity["rollout.top_p"]
         file.write_text(json.dumps(identity | {"task.path": None}))
     sampled = len(engine.requests)
-    assert run.diagnose(config(), "hub/model", tmp_path, monitor) == diagnosis
+    assert diagnose(config(), "hub/model", tmp_path, monitor) == diagnosis
     assert {r.group for r in engine.requests[sampled:]} == {f"again/test{i}" for i in range(5)}
     assert len(measured) == 2 * 5
 
 
 def test_what_was_made_otherwise_is_refused(tmp_path: Path, engine: FakeEngine) -> None:
     monitor = CountingMonitor()
-    run.evaluate(config("eval.questions=2"), "hub/model", tmp_path, monitor)
+    evaluate(config("eval.questions=2"), "hub/model", tmp_path, monitor)
     sampled = len(engine.requests)
-    run.evaluate(config(), "hub/model", tmp_path, monitor)
+    evaluate(config(), "hub/model", tmp_path, monitor)
     assert {r.group for r in engine.requests[sampled:]} == {f"eval/test{i}" for i in (2, 3, 4)}
     with pytest.raises(ShelfError, match=r"rollout.max_turns: expected 2, got 3\); remove"):
-        run.evaluate(config("rollout.max_turns=2"), "hub/model", tmp_path, monitor)
+        evaluate(config("rollout.max_turns=2"), "hub/model", tmp_path, monitor)
     with pytest.raises(ShelfError, match="model: expected 'hub/other', got 'hub/model'"):
-        run.evaluate(config(), "hub/other", tmp_path, monitor)
+        evaluate(config(), "hub/other", tmp_path, monitor)
 
 
 def test_corrected_data_is_not_mixed_with_what_was_sampled_before(
@@ -198,7 +209,7 @@ def test_corrected_data_is_not_mixed_with_what_was_sampled_before(
 ) -> None:
     """The old truth would stay in the figures of the new data."""
     monitor = CountingMonitor()
-    run.evaluate(config(), "hub/model", tmp_path, monitor)
+    evaluate(config(), "hub/model", tmp_path, monitor)
     corrections: list[dict[str, Any]] = [
         {"answer": "8"}, {"question": "other?"}, {"alternatives": ("8",)},
         {"grading": "math"}, {"cluster": "a"}, {"images": (Image.new("RGB", (64, 64)),)},
@@ -210,15 +221,17 @@ def test_corrected_data_is_not_mixed_with_what_was_sampled_before(
                 found = super().example(split, index)
                 return replace(found, **change) if index == 3 else found
 
-        monkeypatch.setattr(run, "build_task", lambda settings, task=Corrected: task())
+        settings = config()
+        task = Corrected(name=settings.task.name)
+        settings = settings.model_copy(update={"task": task})
         with pytest.raises(ShelfError, match=r"question test3 as the data had it before"):
-            run.evaluate(config(), "hub/model", tmp_path, monitor)
+            evaluate(settings, "hub/model", tmp_path, monitor)
 
 
 def test_comparing_what_was_not_evaluated_alike(tmp_path: Path, engine: FakeEngine) -> None:
     monitor = CountingMonitor()
-    run.evaluate(config(), "hub/model", tmp_path / "a", monitor)
-    run.evaluate(config("eval.k=4"), "hub/model", tmp_path / "b", monitor)
+    evaluate(config(), "hub/model", tmp_path / "a", monitor)
+    evaluate(config("eval.k=4"), "hub/model", tmp_path / "b", monitor)
     with pytest.raises(ValueError, match=r"k = \[2, 4\]"):
         compare_runs(tmp_path / "a", tmp_path / "b")
     with pytest.raises(UserError, match="no run at"):
@@ -240,21 +253,20 @@ def test_a_server_of_other_weights_is_refused_before_anything_is_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Same shapes, same tokenizer, and the server was never told of other weights."""
-    monkeypatch.setattr(run, "build_task", lambda settings: FiveQuestions())
     tiny_checkpoint(0).save(tmp_path / "model")
     fakes = {seed: FakeVllm(tiny_checkpoint(seed)) for seed in (0, 1)}
     try:
         with pytest.raises(UserError, match=r"differ from the model's by .*the limit is 0\.02"):
             monitor = CountingMonitor()
-            at = f"engine.vllm.urls=[{fakes[1].url!r}]"
+            at = f"engine.urls=[{fakes[1].url!r}]"
             settings = config("engine.name=vllm", at, "rollout.max_turn_tokens=8")
-            getattr(run, command)(settings, str(tmp_path / "model"), tmp_path / "out", monitor)
+            COMMANDS[command](settings, str(tmp_path / "model"), tmp_path / "out", monitor)
         assert not list((tmp_path / "out").rglob("*.parquet"))
         assert len(fakes[1].bodies) <= 2 * 4 * settings.rollout.max_turns
         settings = config(
-            "engine.name=vllm", f"engine.vllm.urls=[{fakes[0].url!r}]", "rollout.max_turn_tokens=8"
+            "engine.name=vllm", f"engine.urls=[{fakes[0].url!r}]", "rollout.max_turn_tokens=8"
         )
-        result = run.evaluate(settings, str(tmp_path / "model"), tmp_path / "out", monitor)
+        result = evaluate(settings, str(tmp_path / "model"), tmp_path / "out", monitor)
         assert result["questions"] == 5
     finally:
         for fake in fakes.values():

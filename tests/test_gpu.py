@@ -18,11 +18,12 @@ import torch
 
 import gpu_questions as asked
 from axpo.algorithms.losses import clipped_loss
-from axpo.config import OptimizerSettings, VllmSettings
+from axpo.config import OptimizerSettings
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import start_servers
+from axpo.engines.vllm.settings import Vllm
 from axpo.models.head import head_logits
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.training import attention, checkpoints, flex, policy
@@ -267,13 +268,14 @@ def test_weights_reach_vllm_by_nccl(tmp_path):
     """Two updates from GPU to GPU; what the server then samples is the new weights'."""
     checkpoint = tiny_checkpoint(0, 64)
     checkpoint.save(tmp_path / "model")
-    settings = VllmSettings(
+    settings = Vllm(
         python=os.environ["AXPO_VLLM_PYTHON"],
+        slots=16,
         max_length=2048,
         arguments=("--gpu-memory-utilization=0.3", "--enforce-eager"),
     )
     saved = load_checkpoint(tmp_path / "model")
-    (server,) = start_servers(settings, saved, "float32", 16, tmp_path)
+    (server,) = start_servers(settings, saved, "float32", tmp_path)
     worst = 0.0
     try:
         servers = [Server(Client(server.url, 120.0, 10.0))]

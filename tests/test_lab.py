@@ -13,11 +13,11 @@ import torch
 from renderers.qwen3_vl import Qwen3VLRenderer
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from axpo.build.tools import recipe_tools
 from axpo.config import UserError, load_config
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import recipe_tools
 from axpo.search.database import read_facts
 from axpo.tasks.lab import (
     BASE,
@@ -37,6 +37,7 @@ from axpo.tasks.lab import (
     teacher,
 )
 from axpo.tasks.lab import tokenizer as words
+from axpo.tasks.lab.task import LabTask
 from axpo.tools.base import ToolContext
 from axpo.tools.zoom import View, crop
 from axpo.tree import CallStatus, Origin
@@ -124,7 +125,7 @@ def test_a_hit_shows_the_digit_whole_and_readably():
 
 
 def test_task_examples_are_deterministic_and_splits_bounded():
-    task = questions.LabTask()
+    task = LabTask()
     a, b = task.example("sft", 7), task.example("sft", 7)
     assert a.images[0].tobytes() == b.images[0].tobytes() and a.demonstration == b.demonstration
     assert a.images[0].tobytes() != task.example("train", 7).images[0].tobytes()
@@ -171,11 +172,11 @@ def _bbox(turn: str) -> list[int]:
 
 
 def test_families_take_turns_and_recognise_is_never_trained_on():
-    task = questions.LabTask(FAMILIES)
+    task = LabTask(families=FAMILIES)
     for split in ("train", "sft", "val", "test"):
         found = [task.example(split, i).meta["family"] for i in range(6)]
         assert found == [*FAMILIES, *FAMILIES]
-    unseen = questions.LabTask(("recognise",))
+    unseen = LabTask(families=("recognise",))
     assert unseen.example("test", 0).answer in facts.ALL_PLACES
     for split in ("train", "sft"):
         with pytest.raises(UserError, match="'recognise' is for evaluation"):
@@ -197,7 +198,7 @@ def test_places_of_splits_differ_and_every_path_ends_within_two_hops():
 
 
 def test_easy_questions_are_known_by_heart_and_hard_ones_are_not():
-    task = questions.LabTask(FAMILIES)
+    task = LabTask(families=FAMILIES)
     easy = []
     for index in range(240):
         example = task.example("test", index)
@@ -246,7 +247,7 @@ def test_demonstrations_say_what_the_real_tools_answer():
     checkpoint = load_checkpoint(BASE)
     tools = recipe_tools(config)
     rendering = Rendering(checkpoint, tools, None)
-    task = questions.LabTask(config.task.families)
+    task = config.task
     called = dict.fromkeys(config.rollout.tools, 0)
 
     async def main() -> None:
@@ -281,7 +282,7 @@ def test_shipped_indexes_are_what_the_script_builds(tmp_path):
 def test_the_gallery_knows_nearly_every_photo_of_a_question():
     config = load_config("lab", ['rollout.tools=["image_search"]', 'tools.search.gallery="lab"'])
     tools = recipe_tools(config)
-    task = questions.LabTask(("recognise",))
+    task = LabTask(families=("recognise",))
 
     async def main() -> int:
         await tools.start()

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from axpo.algorithms.losses import clipped_loss
+from axpo.build.models import load_trained
 from axpo.config import ConfigError, LoraSettings, OptimizerSettings, parse_config
 from axpo.engines.base import Completion, Engine
 from axpo.engines.transformers import TransformersEngine
@@ -26,7 +27,6 @@ from axpo.models.lora import (
     add_adapters,
     merged_weights,
 )
-from axpo.rollout.build import load_trained
 from axpo.training import checkpoints
 from axpo.training.policy import policy_logprobs
 from axpo.training.trainer import Trainer

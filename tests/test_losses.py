@@ -8,15 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.grpo import Grpo
 from axpo.algorithms.losses import (
+    CispoLoss,
+    ClipLoss,
     TokenBatch,
     cispo_loss,
     clipped_loss,
     likelihood_loss,
-    policy_loss,
     truncated_ratios,
 )
-from axpo.config import AlgorithmSettings
+from axpo.algorithms.rltf import Rltf
 
 
 def batch(
@@ -91,10 +94,10 @@ def test_cispo_bound_is_absolute_and_kl_is_added() -> None:
 def test_the_settings_choose_the_loss() -> None:
     """At ratio 2, A = 1: the clip is flat at 1.4; CISPO's gradient is the capped ratio."""
     tokens = batch([2.0], [1.0])
-    clip = AlgorithmSettings(kl=0.0)
-    cispo = AlgorithmSettings(kl=0.0, loss="cispo", cispo_max_ratio=1.5, aggregation="token_mean")
-    assert policy_loss(clip)(tokens)[0].item() == pytest.approx(-1.4)
-    policy_loss(cispo)(tokens)[0].backward()
+    clip = Grpo(kl=0.0)
+    cispo = Grpo(kl=0.0, loss=CispoLoss(max_ratio=1.5), aggregation="token_mean")
+    assert clip.token_loss(tokens)[0].item() == pytest.approx(-1.4)
+    cispo.token_loss(tokens)[0].backward()
     assert tokens.logprobs.grad is not None
     assert tokens.logprobs.grad.item() == pytest.approx(-1.5)
 
@@ -117,7 +120,7 @@ def test_the_defaults_are_the_plain_formula_to_the_bit(spread: float) -> None:
         drawn = torch.randn(5, 257, generator=generator)
         old, advantages, weights = -drawn[0].abs() * 4, drawn[1], drawn[2].abs() / 257
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for loss in (plain_formula, lambda t: policy_loss(AlgorithmSettings())(t)[0]):
+        for loss in (plain_formula, lambda t: Axpo().token_loss(t)[0]):
             logprobs = (old + spread * drawn[3]).requires_grad_()
             ref = logprobs.detach() + spread * drawn[4]
             ones = torch.ones(257)
@@ -152,7 +155,7 @@ def test_importance_leaves_cispos_kl_and_likelihoods_alone() -> None:
     assert tokens.logprobs.grad.item() == pytest.approx(-3.0 - 0.5)
     yes = torch.tensor([True])
     marked = replace(importance_batch(), likelihood=yes, distilled=yes)
-    rltf = policy_loss(AlgorithmSettings(name="rltf"))
+    rltf = Rltf().token_loss
     assert rltf(marked)[0].item() == pytest.approx(-math.log(0.1))
     ratios = replace(importance_batch(), likelihood=~yes, distilled=~yes)
     assert rltf(ratios)[0].item() == pytest.approx(-3.0 + 1e-3 * (1 - math.log(2)))
@@ -173,8 +176,7 @@ def test_importance_leaves_cispos_kl_and_likelihoods_alone() -> None:
 )
 def test_dual_clip(ratio: float, advantage: float, loss: float, gradient: float) -> None:
     tokens = batch([ratio], [advantage])
-    settings = AlgorithmSettings(kl=0.0, dual_clip=3.0)
-    value, stats = policy_loss(settings)(tokens)
+    value, stats = Grpo(kl=0.0, loss=ClipLoss(dual_clip=3.0)).token_loss(tokens)
     value.backward()
     assert value.item() == pytest.approx(loss)
     assert tokens.logprobs.grad is not None
@@ -186,8 +188,7 @@ def test_log_ratios_are_clamped_on_both_sides() -> None:
     """At a size of ln 4: rho 8 counts as 4 and 1/8 as 1/4, and so do ref / pi; beyond it nothing
     has a gradient."""
     tokens = batch([8.0, 1 / 8, 2.0], [-1.0, 1.0, -1.0], refs=[0.1, 0.1, 0.1])
-    settings = AlgorithmSettings(kl=1.0, max_log_ratio=math.log(4))
-    value, stats = policy_loss(settings)(tokens)
+    value, stats = Grpo(kl=1.0, loss=ClipLoss(max_log_ratio=math.log(4))).token_loss(tokens)
     value.backward()
     # ref / pi is 1/8 -> 1/4, 8 -> 4, and 1/2.
     k3 = [0.25 + math.log(4) - 1, 4 - math.log(4) - 1, 0.5 + math.log(2) - 1]
@@ -200,11 +201,11 @@ def test_log_ratios_are_clamped_on_both_sides() -> None:
 @pytest.mark.parametrize("cispo", [False, True])
 def test_k3_is_capped(cispo: bool) -> None:
     """ref / pi = e^10 gives k3 = 22,015 and this gradient; with the cap 10 and none."""
-    chosen = {"loss": "cispo", "aggregation": "token_mean"} if cispo else {}
+    chosen = {"loss": {"name": "cispo"}, "aggregation": "token_mean"} if cispo else {}
     found: list[tuple[float, float]] = []
     for cap in ({}, {"max_k3": 10.0}):
         tokens = batch([1.0], [0.0], refs=[0.1 * math.exp(10)])
-        value, _ = policy_loss(AlgorithmSettings.model_validate({"kl": 1.0} | chosen | cap))(tokens)
+        value, _ = Grpo.model_validate({"kl": 1.0} | chosen | cap).token_loss(tokens)
         value.backward()
         assert tokens.logprobs.grad is not None
         found.append((value.item(), tokens.logprobs.grad.item()))

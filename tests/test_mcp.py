@@ -17,10 +17,10 @@ import pytest
 
 pytest.importorskip("mcp")
 
+from axpo.build.tools import recipe_tools
 from axpo.config import ConfigError, McpSettings, UserError, parse_config
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
-from axpo.rollout.setup import recipe_tools
 from axpo.tools import mcp
 from axpo.tools.base import ToolContext
 from axpo.tools.mcp import server_tools

@@ -12,9 +12,9 @@ from axpo.config import ConfigError, parse_config
 from axpo.models.loading import load_checkpoint
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
-from axpo.training import rl
 from axpo.tree import Group
 from fake_vllm import FakeVllm
+from runs import train_rl
 from test_pipeline import SMALL, Lines
 
 STEPS = 5
@@ -30,11 +30,11 @@ def fake() -> Iterator[FakeVllm]:
 def train(fake: FakeVllm, out: Path, **settings: Any) -> tuple[Lines, list[list[Group]]]:
     """A short AXPO run from the base model; what it said, and its steps' trees."""
     values: dict[str, Any] = SMALL | {
-        "engine": {"name": "vllm", "vllm": {"urls": [fake.url]}},
+        "engine": {"name": "vllm", "urls": [fake.url]},
         "rl": {"steps": STEPS, "questions": 4, "updates": 2, **settings},
     }
     lines = Lines()
-    rl.train(parse_config(values), BASE, out, lines)
+    train_rl(parse_config(values), BASE, out, lines)
     files = [out / "trees" / f"step-{step:06d}.parquet" for step in range(STEPS)]
     return lines, [load_groups(file) for file in files]
 
@@ -78,11 +78,11 @@ def test_a_run_that_is_resumed_samples_what_is_missing(fake: FakeVllm, tmp_path:
                 raise KeyboardInterrupt
 
     values: dict[str, Any] = SMALL | {
-        "engine": {"name": "vllm", "vllm": {"urls": [fake.url]}},
+        "engine": {"name": "vllm", "urls": [fake.url]},
         "rl": {"steps": STEPS, "questions": 4, "updates": 2, "max_staleness": 2},
     }
     with pytest.raises(KeyboardInterrupt):
-        rl.train(parse_config(values), BASE, tmp_path, Stop())
+        train_rl(parse_config(values), BASE, tmp_path, Stop())
     fake.die()
     fake.start()
     lines, steps = train(fake, tmp_path, max_staleness=2)
@@ -95,7 +95,7 @@ def test_a_run_that_is_resumed_samples_what_is_missing(fake: FakeVllm, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"rl": {"max_staleness": 1}}, "rl.max_staleness: 1 needs servers"),
+        ({"rl": {"max_staleness": 1}}, "rl.max_staleness: 1 needs an engine"),
         ({"rl": {"in_flight": "keep"}}, "rl.in_flight: no effect with max_staleness = 0"),
         ({"rl": {"max_staleness": 1, "old_logprobs": "recompute"}}, "set rl.importance_cap"),
     ],

@@ -18,7 +18,7 @@ from axpo.config import ConfigError, extras
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"axpo", "benchmarks", "rehearsal"}
-ELSEWHERE = {"src/axpo/engines/vllm/worker.py": {"vllm"}}
+ELSEWHERE = {"src/axpo/engines/vllm/worker.py": {"vllm"}, "src/axpo/report/cell.py": {"IPython"}}
 """Modules that run in another environment, and what is there."""
 NOT_IMPORTED = {"sympy"}
 """Needed without an import of ours: the sandbox's sessions have it."""

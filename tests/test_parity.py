@@ -19,9 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from axpo.config import RolloutSettings, UserError, VllmSettings
+from axpo.config import RolloutSettings, UserError
 from axpo.engines.base import Completion, Engine, EngineError, Picture, Request
 from axpo.engines.transformers import TransformersEngine
+from axpo.engines.vllm.settings import Vllm
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
@@ -118,11 +119,11 @@ def test_the_limit_of_bfloat16_widens_for_few_tokens() -> None:
 
 
 def test_a_setting_takes_the_limit_s_place() -> None:
-    assert VllmSettings(python="p").max_logprob_difference is None
+    assert Vllm(python="p").max_logprob_difference is None
     for dtype in (torch.float32, torch.bfloat16):
         found = limit(dtype, 100, setting=0.5)
         assert (found.mean, found.ratio) == pytest.approx((0.5, math.exp(0.5) - 1))
-        assert found.why == "engine.vllm.max_logprob_difference"
+        assert found.why == "engine.max_logprob_difference"
 
 
 def test_published_tokens_of_a_right_engine_pass() -> None:

@@ -18,15 +18,14 @@ from safetensors.torch import load_file
 
 from axpo.config import Config, ConfigError, UserError, parse_config
 from axpo.evaluation.results import compare_runs
-from axpo.evaluation.run import diagnose, evaluate
 from axpo.folder import RunFolder
 from axpo.report.command import write_report
 from axpo.search.cache import BudgetSpent
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
 from axpo.tools.zoom import ZoomTool
-from axpo.training import rl, sft
 from axpo.tree import Stream
+from runs import diagnose, evaluate, train_rl, train_sft
 
 SMALL = {
     "rollout": {"max_turns": 2, "max_turn_tokens": 24, "max_tokens": 96},
@@ -72,7 +71,7 @@ def same(a: Path, b: Path) -> bool:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short cold start: it calls tools, mostly in vain."""
     out, lines = tmp_path_factory.mktemp("sft"), Lines()
-    last = sft.train(config(), BASE, out, lines)
+    last = train_sft(config(), BASE, out, lines)
     losses = [metrics["nll"] for _, _, metrics in lines.steps]
     assert [step for _, step, _ in lines.steps] == list(range(40))
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
@@ -84,7 +83,7 @@ def trained(start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     out, lines = tmp_path_factory.mktemp("axpo"), Lines()
     RunFolder(out).claim()
     (out / "config.json").write_text(config().model_dump_json())
-    rl.train(config(), start, out, lines)
+    train_rl(config(), start, out, lines)
     (out / "metrics.jsonl").write_text(
         "".join(
             json.dumps({"kind": k, "step": s, "time": 0.0, **m}) + "\n" for k, s, m in lines.steps
@@ -95,7 +94,7 @@ def trained(start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_sft_goes_on_where_it_stopped(tmp_path: Path) -> None:
     short = {"steps": 3, "batch": 4}
-    whole = sft.train(config(sft=short), BASE, tmp_path / "whole", Lines())
+    whole = train_sft(config(sft=short), BASE, tmp_path / "whole", Lines())
 
     class Stop(Lines):
         def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -103,9 +102,9 @@ def test_sft_goes_on_where_it_stopped(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sft.train(config(sft=short), BASE, tmp_path / "broken", Stop())
+        train_sft(config(sft=short), BASE, tmp_path / "broken", Stop())
     lines = Lines()
-    resumed = sft.train(config(sft=short), BASE, tmp_path / "broken", lines)
+    resumed = train_sft(config(sft=short), BASE, tmp_path / "broken", lines)
     assert lines.first == [2]
     assert same(whole, resumed)
 
@@ -147,7 +146,7 @@ def test_killed_and_resumed_rl_gives_the_same_weights(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     lines = Lines()
-    resumed = rl.train(config(), start, tmp_path / "run", lines)
+    resumed = train_rl(config(), start, tmp_path / "run", lines)
     assert lines.first[0] >= 2
     assert same(trained[0] / "checkpoints" / "step-000004", resumed)
 
@@ -172,12 +171,12 @@ def test_a_run_that_a_tool_stops_goes_on_from_its_last_step(
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match=r"^tools\.search\.bu"):
         patched.setattr(ZoomTool, "__call__", paid)
-        rl.train(settings, start, tmp_path / "run", Watch())
+        train_rl(settings, start, tmp_path / "run", Watch())
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-000002"]
     assert len(list((tmp_path / "run" / "trees").iterdir())) == 2
     lines = Lines()
-    resumed = rl.train(settings, start, tmp_path / "run", lines)
+    resumed = train_rl(settings, start, tmp_path / "run", lines)
     assert lines.first == [2]
     assert same(trained[0] / "checkpoints" / "step-000004", resumed)
 
@@ -197,9 +196,9 @@ def test_a_tool_that_fails_stops_the_run_and_what_was_trained_is_kept(
     said = r"tool image_zoom_in_tool: ConnectionError: the .*more than run\.unscored_stop = 0\.1"
     with monkeypatch.context() as patched, pytest.raises(UserError, match=said):
         patched.setattr(ZoomTool, "__call__", breaks)
-        rl.train(settings, start, tmp_path, lines)
+        train_rl(settings, start, tmp_path, lines)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
-    resumed = rl.train(settings, start, tmp_path, Lines())
+    resumed = train_rl(settings, start, tmp_path, Lines())
     assert same(trained[0] / "checkpoints" / "step-000004", resumed)
 
 
@@ -228,7 +227,7 @@ def test_recomputed_logprobs_equal_the_engines(start: Path, tmp_path: Path) -> N
     lines = {name: Lines() for name in ("engine", "recompute")}
     for name, seen in lines.items():
         run = {"steps": 1, "old_logprobs": name}
-        rl.train(config(rl=run), start, tmp_path / name, seen)
+        train_rl(config(rl=run), start, tmp_path / name, seen)
     a, b = (seen.steps[0][2] for seen in lines.values())
     assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
     assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
@@ -237,12 +236,12 @@ def test_recomputed_logprobs_equal_the_engines(start: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("bad", [{"temperature": 0}, {"top_p": 0.9}, {"top_k": 5}])
 def test_rl_refuses_sampling_that_biases_it(bad: dict[str, float], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
-        rl.train(config(rollout=bad), "no model is loaded", tmp_path, Lines())
+        train_rl(config(rollout=bad), "no model is loaded", tmp_path, Lines())
 
 
 def test_a_step_without_any_score_stops(start: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"32 of 32 trajectories .*32 x no answer after 1e-09 s"):
-        rl.train(config(rollout={"max_seconds": 1e-9}), start, tmp_path, Lines())
+        train_rl(config(rollout={"max_seconds": 1e-9}), start, tmp_path, Lines())
 
 
 def _toml(values: Mapping[str, object], path: str = "") -> str:

@@ -12,6 +12,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from axpo.build import models
+from axpo.build.runs import rl_run
+from axpo.build.tools import recipe_tools
 from axpo.config import Config, ConfigError, LoraSettings, parse_config
 from axpo.engines.kv import SlotMemory
 from axpo.models import card
@@ -19,9 +22,8 @@ from axpo.models.card import in_units
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, add_adapters
 from axpo.models.vision import encode_pictures
-from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tasks.lab import BASE
-from axpo.training import memory, pieces, preflight, rl, sft, start
+from axpo.training import memory, pieces, preflight
 from axpo.training.attention import tree_layout
 from axpo.training.estimate import Sizes, counts, estimate, sizes
 from axpo.training.policy import hidden_states, policy_logprobs, show, token_logprobs
@@ -29,6 +31,7 @@ from axpo.training.preflight import MemoryWarning, check_positions
 from axpo.training.recomputation import recompute_layers
 from axpo.tree import ImageSpan, Origin, Segment
 from padded_oracle import branching_group
+from runs import starting_at, train_sft
 from saved_bytes import SavedBytes
 from test_packing import packed
 from test_pipeline import Lines
@@ -273,7 +276,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def load(*_: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(start, "load_model", load)
+    monkeypatch.setattr(models, "load_model", load)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -286,28 +289,28 @@ def test_a_path_beyond_the_models_positions_is_refused(tmp_path: Path):
         r"rollout.max_tokens: 5000 after a prompt of (\d+) .* 4096 positions: .* at most 40\d\d"
     )
     with pytest.raises(ConfigError, match=message):
-        rl.build_run(config, BASE)
+        rl_run(starting_at(config, BASE))
     with pytest.raises(ConfigError, match=message):
-        sft.train(config, BASE, tmp_path, Lines())
+        train_sft(config, BASE, tmp_path, Lines())
 
 
 @pytest.mark.usefixtures("lab")
 def test_a_vllm_that_cannot_serve_is_said_before_a_model_is_loaded():
-    config = recipe(engine={"name": "vllm", "vllm": {"python": "/no/python"}})
-    task, tools = build_task(config.task), recipe_tools(config)
+    config = recipe(engine={"name": "vllm", "python": "/no/python"})
+    task, tools = config.task, recipe_tools(config)
     preflight.preflight(config, "sft", BASE, task, tools)
-    with pytest.raises(ConfigError, match=r"engine\.vllm\.python: /no/python does not run"):
+    with pytest.raises(ConfigError, match=r"engine\.python: /no/python does not run"):
         preflight.preflight(config, "rl", BASE, task, tools)
     vllm = {"urls": ["http://127.0.0.1:9"], "transfer": "nccl"}
-    config = recipe(engine={"name": "vllm", "vllm": vllm})
-    with pytest.raises(ConfigError, match=r"engine\.vllm\.transfer: 'nccl'.*set it to 'file'"):
+    config = recipe(engine={"name": "vllm", **vllm})
+    with pytest.raises(ConfigError, match=r"engine\.transfer: 'nccl'.*set it to 'file'"):
         preflight.preflight(config, "rl", BASE, task, tools)
 
 
 @pytest.mark.usefixtures("lab")
 def test_too_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     config = recipe()
-    task, tools = build_task(config.task), recipe_tools(config)
+    task, tools = config.task, recipe_tools(config)
     for free in (10**12, None):
         monkeypatch.setattr(card, "main_memory", lambda free=free: free)
         preflight.preflight(config, "rl", BASE, task, tools)
@@ -322,7 +325,7 @@ def test_too_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("lab")
 def test_state_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch):
     config = recipe()
-    task, tools = build_task(config.task), recipe_tools(config)
+    task, tools = config.task, recipe_tools(config)
     monkeypatch.setattr(card, "main_memory", lambda: 25 * 10**6)
     preflight_warns = pytest.warns(MemoryWarning)
     with pytest.raises(
@@ -344,8 +347,8 @@ def test_free_memory_is_this_machines():
 def test_paths_fit_the_servers_that_are_started():
     checkpoint = tiny_checkpoint()
     vllm = {"python": "p", "max_length": 149}
-    config = recipe(engine={"name": "vllm", "vllm": vllm})
-    with pytest.raises(ConfigError, match=r"engine\.vllm\.max_length: 149.*at least 150"):
+    config = recipe(engine={"name": "vllm", **vllm})
+    with pytest.raises(ConfigError, match=r"engine\.max_length: 149.*at least 150"):
         check_positions(config, "rl", checkpoint, prompt(50, 0))
     check_positions(config, "sft", checkpoint, prompt(50, 0))
     assert estimate(config, "rl", checkpoint, prompt(50, 0), gpu=False).kv == 0

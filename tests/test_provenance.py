@@ -42,7 +42,7 @@ def test_a_command_that_is_killed_has_no_duration_and_one_that_fails_has(tmp_pat
 
 def test_secrets_are_not_recorded() -> None:
     arguments = ["train", "a.toml", 'tools.mcp.x.command=["x", "--api-key", "s3cret"]',
-                 "engine.vllm.urls=http://me:s3cret@host/v1"]  # fmt: skip
+                 "engine.urls=http://me:s3cret@host/v1"]  # fmt: skip
     said = this_process(arguments)["command"]
     assert "s3cret" not in said and said.count(MASK) == 2
     assert "me" not in said.partition("urls=")[2]

@@ -12,15 +12,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.losses import ClipLoss
+from axpo.build.tools import recipe_tools
 from axpo.config import Config, load_config
 from axpo.models.tiny import write_tiny
 from axpo.recipes import names
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import build_task, recipe_tools
 from axpo.store import load_groups
-from axpo.training import rl, sft
 from axpo.training.estimate import estimate
 from axpo.training.preflight import longest_prompt
+from runs import train_rl, train_sft
 from test_pipeline import Lines
 from tiny import tiny_picture
 
@@ -71,7 +73,7 @@ def test_every_recipe_loads_and_dry_runs(recipe: str, data: Path, standin: Path)
     family, stage = recipe.split("/")
     config = load_config(recipe)
     algorithm = config.algorithm
-    assert (algorithm.rollouts, algorithm.clip_low, algorithm.clip_high) == (8, 0.2, 0.4)
+    assert (algorithm.rollouts, algorithm.loss) == (8, ClipLoss(low=0.2, high=0.4))
     assert (algorithm.kl, config.rollout.max_turns, config.rollout.temperature) == (1e-3, 3, 1.0)
     assert config.model.dtype == "bfloat16"
     if stage == "sft":
@@ -80,12 +82,13 @@ def test_every_recipe_loads_and_dry_runs(recipe: str, data: Path, standin: Path)
         assert (algorithm.name, config.rl.questions) == (stage, 128)
         assert config.model.path == f"runs/{family}/sft"
     if stage == "axpo":
+        assert isinstance(algorithm, Axpo)
         assert (algorithm.continuations, algorithm.extra_budget) == (4, 0.25)
     config = load_config(recipe, overrides(data, standin))
     from axpo.models.loading import load_checkpoint
 
     checkpoint = load_checkpoint(standin, weights=False)
-    task, tools = build_task(config.task), recipe_tools(config)
+    task, tools = config.task, recipe_tools(config)
     kind = "sft" if stage == "sft" else "rl"
     prompt = longest_prompt(config, kind, task, Rendering(checkpoint, tools))
     # 640 x 96 becomes 672 x 128 pixels by the lower limit of 64 tokens, 500 x 333 is 160 tokens.
@@ -129,22 +132,22 @@ class Stop(Lines):
 def test_from_sft_to_axpo_with_everything_on(tmp_path: Path, data: Path, standin: Path):
     """LoRA, recomputation, bfloat16, trees in pieces; killed and resumed; readable by others."""
     lines = Lines()
-    start = sft.train(sft_config(data, standin), standin, tmp_path / "sft", lines) / "model"
+    start = train_sft(sft_config(data, standin), standin, tmp_path / "sft", lines) / "model"
     losses = [metrics["nll"] for _, _, metrics in lines.steps]
     print(f"SFT: {losses[0]:.2f} -> {losses[-1]:.2f} nats a token")
     assert losses[-1] < 0.3 * losses[0]
 
     config, lines = rl_config(data, start), Lines()
-    whole = rl.train(config, start, tmp_path / "whole", lines)
+    whole = train_rl(config, start, tmp_path / "whole", lines)
     steps = [metrics for _, _, metrics in lines.steps]
     print([{k: s[k] for k in ("reward_mean", "tool_rate", "branches", "grad_norm")} for s in steps])
     assert all(0 < s["reward_mean"] < 1 and s["grad_norm"] > 0 for s in steps)
     assert sum(s["tool_rate"] for s in steps) > 0
     assert sum(s["chunks"] for s in steps) > sum(s["micro_batches"] for s in steps)
     with pytest.raises(KeyboardInterrupt):
-        rl.train(config, start, tmp_path / "broken", Stop())
+        train_rl(config, start, tmp_path / "broken", Stop())
     lines = Lines()
-    resumed = rl.train(config, start, tmp_path / "broken", lines)
+    resumed = train_rl(config, start, tmp_path / "broken", lines)
     assert lines.first == [1]
     for part in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
         ours, theirs = load_file(whole / part), load_file(resumed / part)

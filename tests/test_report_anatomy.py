@@ -26,7 +26,6 @@ from axpo.report.live import LiveView
 from axpo.report.profile import measure
 from axpo.report.runs import RunView
 from axpo.report.timing import timing_view
-from axpo.tasks.lab import BASE
 
 STEP = {
     "kind": "rl", "step": 0, "seconds_step": 10.0,
@@ -136,7 +135,7 @@ def test_the_loops_metrics_are_the_ones_that_are_read(kind: str) -> None:
         "rl": {"questions": 2, "updates": 1}, "sft": {"batch": 2}, "algorithm": {"rollouts": 2},
         "rollout": {"max_turns": 2, "max_turn_tokens": 32, "max_tokens": 128},
     }  # fmt: skip
-    lines = measure(parse_config(settings), str(BASE), kind, 1, LiveView("profile"))
+    lines = measure(parse_config(settings), kind, 1, LiveView("profile"))
     assert len(lines) == 2 and "seconds_write" not in lines[1]
     every = {f"seconds_{part.key}" for part in (*PHASES, *INSIDE)}
     every |= {count.metric for count in COUNTS}

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from axpo.algorithms import ALGORITHMS
 from axpo.config import UserError, parse_config
 from axpo.folder import RunFolder
 from axpo.pictures import picture_digest
@@ -129,8 +128,8 @@ def make_group(id: str, seed: int, algorithm: str, hostile: bool = False) -> Gro
     if algorithm == "axpo" and seed % 3 != 2:
         for source in group.rollouts[: 1 + seed % 2]:
             grow(group, source, recovered=seed % 3 == 0, rng=rng, picture=picture)
-    settings = parse_config({"algorithm": {"name": algorithm}}).algorithm
-    for trajectory, credit in ALGORITHMS[algorithm].credit(group, settings).items():
+    made = parse_config({"algorithm": {"name": algorithm}}).algorithm
+    for trajectory, credit in made.credit(group).items():
         group.trajectory(trajectory).credit = credit
     return group
 

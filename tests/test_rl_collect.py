@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from axpo.algorithms import ALGORITHMS
-from axpo.algorithms.arpo import TOP_LOGPROBS
 from axpo.algorithms.unscored import UnscoredWarning, unscored_figures
 from axpo.config import Config, UserError, parse_config
 from axpo.engines.base import EngineError, Request
-from axpo.tasks.base import Example
+from axpo.tasks.base import Example, Task
 from axpo.tools.base import Observation, ToolContext
 from axpo.training.collection import Collector
 from axpo.training.monitor import Stopwatch
@@ -33,11 +31,8 @@ async def broken(arguments: dict[str, Any], context: ToolContext) -> Observation
     raise KeyError(f"pixels {8 + int(context.trajectory[4])} of 64")
 
 
-class Questions:
+class Questions(Task):
     """An endless task of one question."""
-
-    def size(self, split: str) -> int | None:
-        return None
 
     def example(self, split: str, index: int) -> Example:
         return replace(example(), id=str(index))
@@ -56,11 +51,10 @@ def collector_of(
         "algorithm": {"rollouts": 2, **algorithm},
     }
     if rl:
-        values["engine"] = {"name": "vllm", "vllm": {"urls": ["http://127.0.0.1:1"]}}
+        values["engine"] = {"name": "vllm", "urls": ["http://127.0.0.1:1"]}
     config: Config = parse_config(values)
-    top_logprobs = TOP_LOGPROBS if config.algorithm.name == "arpo" else 0
-    agent = make_agent(engine, tools, LIMITS, top_logprobs=top_logprobs)
-    return Collector(agent, Questions(), ALGORITHMS[config.algorithm.name], config)
+    agent = make_agent(engine, tools, LIMITS, top_logprobs=config.algorithm.top_logprobs)
+    return Collector(agent, Questions(), config)
 
 
 def collected(engine: FakeEngine, **algorithm: Any) -> list[Group]:

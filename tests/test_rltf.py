@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from axpo.algorithms import rltf
-from axpo.algorithms.losses import TokenBatch, clipped_loss, policy_loss, rltf_loss
-from axpo.algorithms.rltf import critique_span
+from axpo.algorithms.losses import TokenBatch
+from axpo.algorithms.rltf import Rltf, critique_span
 from axpo.algorithms.subgroups import gap
-from axpo.config import AlgorithmSettings, ConfigError, OptimizerSettings, load_config
+from axpo.build.runs import rl_run
+from axpo.config import ConfigError, OptimizerSettings, load_config
 from axpo.engines.base import EngineError
 from axpo.models.loading import Checkpoint
 from axpo.rollout.branching import sample_question
@@ -23,19 +22,14 @@ from axpo.rollout.sampling import new_group
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Critic
 from axpo.tasks.lab import critic
-from axpo.tasks.lab.questions import LabTask
+from axpo.tasks.lab.task import LabTask
 from axpo.training.items import items
-from axpo.training.rl import build_run
 from axpo.training.trainer import Trainer
 from axpo.tree import Branch, Group, Origin, Segment, Stream, Trajectory
 from groups import group, plain_rollout, tool_rollout
 from padded_oracle import Builder, gradients, trained_logprobs
 from rollout_support import FakeEngine, decode, encode, example, make_agent, make_rendering, zoom
 from tiny import tiny_checkpoint
-
-
-def settings_with(**changes: object) -> AlgorithmSettings:
-    return AlgorithmSettings.model_validate({"name": "rltf", **changes})
 
 
 def criticised(rollout: Trajectory, words: int = 3) -> Trajectory:
@@ -57,7 +51,7 @@ class TestCredit:
         g = group("q", [criticised(r) for r in firsts] + [plain_rollout("q/f", None)])
         for id, reward in (("q/t", 1), ("q/p", 1), ("q/w", 0)):
             second(g, id, reward)
-        credit = rltf.credit(g, settings_with())
+        credit = Rltf().credit(g)
         # Rewards [0, 1, 0]: mean 1/3, sample variance 1/3.
         low, high = -1 / math.sqrt(3), 2 / math.sqrt(3)
         third, tenth = pytest.approx(1 / 3), pytest.approx(0.1 / 3)
@@ -79,7 +73,7 @@ class TestCredit:
         g = group("q", [criticised(plain_rollout(f"q/{i}", 0)) for i in range(2)])
         second(g, "q/0", 1)
         second(g, "q/1", None)
-        credit = rltf.credit(g, settings_with())
+        credit = Rltf().credit(g)
         assert [credit[f"q/{i}"][0].advantage for i in range(2)] == [0.0, 0.0]
         assert credit["q/0/c0"][0].advantage == 1.0
         assert "q/1/c0" not in credit
@@ -87,7 +81,7 @@ class TestCredit:
     def test_weights_of_zero_leave_grpo(self) -> None:
         g = group("q", [criticised(plain_rollout(f"q/{i}", i)) for i in range(2)])
         second(g, "q/0", 1)
-        credit = rltf.credit(g, settings_with(distill_weight=0.0, feedback_weight=0.0))
+        credit = Rltf(distill_weight=0.0, feedback_weight=0.0).credit(g)
         assert {id: len(c) for id, c in credit.items()} == {"q/0": 1, "q/1": 1}
 
     def test_critique_span(self) -> None:
@@ -105,7 +99,7 @@ class TestLoss:
         likelihood = torch.tensor([False, True, True, True])
         distilled = torch.tensor([False, False, True, True])
         batch = TokenBatch(logprobs, old, None, advantages, weights, likelihood, distilled)
-        loss, stats = policy_loss(settings_with(kl=0.0))(batch)
+        loss, stats = Rltf(kl=0.0).token_loss(batch)
         loss.backward()
         # -(0.5 * 1.4) + 0.1 * 2 - 0.2 * 0.5 * 3; the clip is flat, the last token dropped.
         assert loss.item() == pytest.approx(-0.7 + 0.2 - 0.3)
@@ -117,11 +111,11 @@ class TestLoss:
     def test_a_critique_is_never_dropped(self) -> None:
         logprobs = torch.tensor([-20.0], requires_grad=True)
         one, yes, no = torch.ones(1), torch.tensor([True]), torch.tensor([False])
-        ratios = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
+        rltf = Rltf(kl=0.0)
         batch = TokenBatch(logprobs, torch.zeros(1), None, one, one, yes, no)
-        assert rltf_loss(batch, ratios, -5.0)[0].item() == 20.0
+        assert rltf.token_loss(batch)[0].item() == 20.0
         batch = TokenBatch(logprobs, torch.zeros(1), None, one, one, yes, yes)
-        assert rltf_loss(batch, ratios, -5.0)[0].item() == 0.0
+        assert rltf.token_loss(batch)[0].item() == 0.0
 
 
 # Sampling -----------------------------------------------------------------------------------
@@ -148,7 +142,7 @@ def test_second_attempts_follow_the_first_and_its_critique() -> None:
     engine = FakeEngine(script)
     agent = make_agent(engine)
     g = new_group(agent.rendering, example(), "g")
-    asyncio.run(sample_question(agent, g, settings_with(rollouts=2), 0, Judge()))
+    asyncio.run(sample_question(agent, g, Rltf(rollouts=2), 0, Judge()))
     first, other = g.rollouts
     _, start, stop = critique_span(first)
     assert [s.origin for s in first.segments[-2:]] == [Origin.OBSERVATION, Origin.POLICY]
@@ -169,7 +163,7 @@ def test_second_attempts_follow_the_first_and_its_critique() -> None:
     # The second attempt is stored where it is trained: right after the question.
     assert g.path(attempt)[:2] == [g.prompt, attempt.segments[0]]
     assert gap([g])["recovery_rate"] == 1.0 and gap([g])["reward_mean"] == 0.5
-    for id, credit in rltf.credit(g, settings_with(rollouts=2)).items():
+    for id, credit in Rltf(rollouts=2).credit(g).items():
         g.trajectory(id).credit = list(credit)
     trained = [(i.credit.stream, len(i.offsets)) for i in items(g) if i.trajectory is first]
     words = len(first.segments[0]) + len(first.segments[2])
@@ -179,7 +173,7 @@ def test_second_attempts_follow_the_first_and_its_critique() -> None:
 def test_an_unscored_rollout_gets_no_critique() -> None:
     agent = make_agent(FakeEngine({"g/r0/t1": EngineError("down")}, RIGHT))
     g = new_group(agent.rendering, example(), "g")
-    asyncio.run(sample_question(agent, g, settings_with(rollouts=2), 0, Judge()))
+    asyncio.run(sample_question(agent, g, Rltf(rollouts=2), 0, Judge()))
     assert [b.source for b in g.branches] == ["g/r1"] and not g.rollouts[0].segments
 
 
@@ -207,7 +201,7 @@ def test_a_turn_that_ended_in_thinking_is_closed_as_it_is(turn: str, closing: st
 
 
 def test_the_labs_critic_says_where_and_never_what() -> None:
-    task = LabTask(("find",))
+    task = LabTask(families=("find",))
     assert isinstance(task, Critic)
     for index in range(20):
         asked = task.example("train", index)
@@ -226,7 +220,7 @@ def test_a_task_without_a_critic_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"id": "1", "question": "?", "answer": "1", "images": []}\n')
     overrides = ["task.name=data", f"task.path={tmp_path}/q.jsonl", "algorithm.name=rltf"]
     with pytest.raises(ConfigError, match=r"algorithm\.name: 'rltf' needs critiques; the data"):
-        build_run(load_config(None, overrides), "nowhere")
+        rl_run(load_config(None, [*overrides, "model.path=nowhere"]))
 
 
 # Training -----------------------------------------------------------------------------------
@@ -248,8 +242,8 @@ def learning_group(checkpoint: Checkpoint) -> Group:
     return g
 
 
-def gradient(checkpoint: Checkpoint, g: Group, settings: AlgorithmSettings, budget: int) -> Any:
-    for id, credit in rltf.credit(g, settings).items():
+def gradient(checkpoint: Checkpoint, g: Group, settings: Rltf, budget: int) -> Any:
+    for id, credit in settings.credit(g).items():
         g.trajectory(id).credit = list(credit)
     optimizer = OptimizerSettings(max_grad_norm=1e9, max_tokens_per_micro_batch=budget)
     trainer = Trainer(checkpoint, None, optimizer, 1)
@@ -266,7 +260,7 @@ def gradient(checkpoint: Checkpoint, g: Group, settings: AlgorithmSettings, budg
         )
 
     trainer.optimizer.step = step  # pyright: ignore
-    metrics = trainer.update([g], policy_loss(settings), "question_mean", False)
+    metrics = trainer.update([g], settings.token_loss, "question_mean", False)
     return caught[0].clone(), metrics
 
 
@@ -276,7 +270,7 @@ def test_gradient_equals_rows(budget: int) -> None:
     checkpoint = tiny_checkpoint(0)
     g = learning_group(checkpoint)
     # The tiny model gives about 1/300 to everything: a floor that drops some tokens.
-    settings = settings_with(kl=0.0, distill_floor=-5.7)
+    settings = Rltf(kl=0.0, distill_floor=-5.7)
     ours, metrics = gradient(checkpoint, g, settings, budget)
     loss = torch.zeros(())
     dropped = 0
@@ -300,13 +294,13 @@ def test_gradient_equals_rows(budget: int) -> None:
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["dropped"] * metrics["tokens_trained"] == pytest.approx(dropped)
     # Negative control: without the floor the gradient is another.
-    other, _ = gradient(checkpoint, g, settings_with(kl=0.0, distill_floor=-50.0), budget)
+    other, _ = gradient(checkpoint, g, Rltf(kl=0.0, distill_floor=-50.0), budget)
     assert ((other - rows).norm() / rows.norm()).item() > 0.01
 
 
 def test_a_saved_tree_comes_back_with_its_streams(tmp_path: Path) -> None:
     g = learning_group(tiny_checkpoint(0))
-    for id, credit in rltf.credit(g, settings_with()).items():
+    for id, credit in Rltf().credit(g).items():
         g.trajectory(id).credit = list(credit)
     save_groups(tmp_path / "trees" / "step.parquet", [g], tmp_path / "pictures")
     (loaded,) = load_groups(tmp_path / "trees" / "step.parquet")

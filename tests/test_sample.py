@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from axpo.config import load_config
-from axpo.tasks.data import DataTask
+from axpo.tasks.data.task import DataTask
 from axpo.tasks.grading import grade
 from axpo.tasks.grading.text import final_answer
 from axpo.tasks.sample import FILES, build
@@ -22,7 +22,7 @@ SIZES = {"train": 8, "sft": 6, "test": 6}
 
 @pytest.fixture(scope="module")
 def task() -> DataTask:
-    return DataTask(load_config(None, ["task={name='data', path='sample'}"]).task)
+    return load_config(None, ["task={name='data', path='sample'}"]).task
 
 
 def test_twenty_rows_of_all_kinds_that_weigh_little(task: DataTask) -> None:

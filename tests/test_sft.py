@@ -13,7 +13,7 @@ import pytest
 from axpo.config import UserError
 from axpo.tasks.lab import BASE
 from axpo.tools.zoom import ZoomTool
-from axpo.training import sft
+from runs import train_sft
 from test_pipeline import Lines, config
 
 SHORT = {"steps": 3, "batch": 4}
@@ -55,7 +55,7 @@ def replay_threads() -> list[str]:
 
 
 def test_tools_open_once_and_close_once(life: Life, tmp_path: Path) -> None:
-    sft.train(config(sft=SHORT), BASE, tmp_path, Lines())
+    train_sft(config(sft=SHORT), BASE, tmp_path, Lines())
     assert life.log == ["start", "close"]
     assert len(life.loops) == 1 and next(iter(life.loops)).is_closed()
     assert replay_threads() == []
@@ -67,7 +67,7 @@ def test_an_error_of_the_training_closes_the_tools(life: Life, tmp_path: Path) -
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sft.train(config(sft=SHORT), BASE, tmp_path, Stop())
+        train_sft(config(sft=SHORT), BASE, tmp_path, Stop())
     assert life.log == ["start", "close"]
     assert replay_threads() == []
 
@@ -76,6 +76,6 @@ def test_a_tool_that_stops_the_run_keeps_what_was_trained(life: Life, tmp_path: 
     life.refused = "s2/"
     settings = config(sft=SHORT | {"batch": 16}, run={"checkpoint_every": 100})
     with pytest.raises(UserError, match="spent"):
-        sft.train(settings, BASE, tmp_path, Lines())
+        train_sft(settings, BASE, tmp_path, Lines())
     assert life.log == ["start", "close"]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]

@@ -8,14 +8,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from axpo.algorithms import axpo, grpo
+from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.grpo import Grpo
 from axpo.algorithms.subgroups import gap
-from axpo.config import AlgorithmSettings, ConfigError, parse_config
+from axpo.build.runs import build_agent
+from axpo.config import ConfigError, parse_config
 from axpo.evaluation.passk import question_pass_at_k
 from axpo.evaluation.prefixes import outcome
 from axpo.evaluation.summary import measures, tool_measures
 from axpo.report.trees import TreePayload, category
-from axpo.rollout.build import build_agent
 from axpo.store import load_groups, save_groups
 from axpo.study.credit import recovered
 from axpo.study.outcomes import counts
@@ -37,7 +38,7 @@ def graded(solved_at: float, continuations: tuple[float, ...] = ()) -> Group:
 
 
 def advantages(group: Group, *ids: str) -> list[float]:
-    credit = axpo.credit(group, AlgorithmSettings())
+    credit = Axpo().credit(group)
     return [credit[id][0].advantage for id in ids]
 
 
@@ -46,7 +47,7 @@ class TestHalfOfTheReward:
 
     def test_trigger_and_rates(self) -> None:
         group = graded(0.5)
-        assert len(axpo.candidates(group, AlgorithmSettings())) == 2
+        assert len(Axpo().candidates(group)) == 2
         found = gap([group])
         assert found["reward_mean"] == pytest.approx(0.25)
         assert (found["accuracy"], found["accuracy_tool"]) == (0.25, 0.0)
@@ -86,8 +87,8 @@ class TestHalfOfTheReward:
         assert advantages(group, "q/t0") == pytest.approx([-0.5])
 
     def test_the_threshold_moves_no_advantage_of_grpo(self) -> None:
-        settings = AlgorithmSettings(name="grpo")
-        assert grpo.credit(graded(0.5), settings) == grpo.credit(graded(1.0), settings)
+        settings = Grpo()
+        assert settings.credit(graded(0.5)) == settings.credit(graded(1.0))
 
     def test_readers(self) -> None:
         group = graded(0.5)
@@ -118,7 +119,7 @@ def test_unscored_is_neither() -> None:
 
 def test_the_setting_reaches_what_is_sampled() -> None:
     task = {"name": "data", "path": "x.jsonl", "solved": 0.5}
-    agent = build_agent(parse_config({"task": task}), CHECKPOINT, {})
+    agent = build_agent(parse_config({"task": task}), CHECKPOINT, {}, Path())
     assert agent.solved_at == 0.5
 
     async def half(grading: str, answer: str, truth: str) -> float:
@@ -138,7 +139,7 @@ def test_a_share_that_says_nothing_is_refused(value: float) -> None:
 
 
 def test_the_lab_has_right_and_wrong_alone() -> None:
-    with pytest.raises(ConfigError, match=r"solved: no effect with name = 'lab'"):
+    with pytest.raises(ConfigError, match=r"solved: no effect, the lab's answers"):
         parse_config({"task": {"solved": 0.5}})
 
 

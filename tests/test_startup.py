@@ -84,7 +84,7 @@ CHEAP = [
     (("eval", "diagnose", "quickstart"), ["eval.samples=2"], ["eval.k: Pass@4", "eval.samples"]),
     (("train",), [*FIND, "tools.search.gallery=lab", "rollout.tools=['image_search']",
                   "tools.search.gallery='no.index'"], ["no gallery index at no.index"]),
-    (("train", "eval"), ["engine={name='vllm',vllm={python='no/python'}}"],
+    (("train", "eval"), ["engine={name='vllm',python='no/python'}"],
      ["there is no program no/python", "axpo.engines.vllm.environment"]),
 ]  # fmt: skip
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from axpo.algorithms import axpo, grpo
-from axpo.config import AlgorithmSettings
+from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.grpo import Grpo
 from axpo.folder import RunFolder
 from axpo.store import save_groups
 from axpo.study.credit import call_credit, recovered, saved_groups
@@ -16,8 +16,8 @@ from groups import grow, plain_rollout, tools_and_plain
 
 
 def credited(group: Group, name: str) -> Group:
-    module = axpo if name == "axpo" else grpo
-    for id, items in module.credit(group, AlgorithmSettings(name=name)).items():  # pyright: ignore
+    algorithm = Axpo() if name == "axpo" else Grpo()
+    for id, items in algorithm.credit(group).items():
         group.trajectory(id).credit = items
     return group
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from axpo.config import AlgorithmSettings
+from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.grpo import Grpo
 from axpo.evaluation.identity import changed_settings
 from axpo.folder import RunFolder
 from axpo.store import save_groups
@@ -188,10 +189,10 @@ def test_the_papers_rows_are_found_by_settings() -> None:
         "axpo-least-confident": None,
     }
     assert set(PASS) == set(found.values()) - {None}
-    both = AlgorithmSettings(prefix="scratch", prefix_credit=False)
+    both = Axpo(prefix="scratch", prefix_credit=False)
     assert counterpart(both) is None
-    assert counterpart(AlgorithmSettings(name="grpo", rollouts=16, tool_bonus=0.1)) is None
-    other = AlgorithmSettings(name="grpo", kl=0.0), AlgorithmSettings(continuations=8)
+    assert counterpart(Grpo(rollouts=16, tool_bonus=0.1)) is None
+    other = Grpo(kl=0.0), Axpo(continuations=8)
     assert [counterpart(settings) for settings in other] == [None, None]
     assert differences("axpo", "grpo") == pytest.approx({"pass@1": 0.02, "pass@4": 0.019})
     assert differences(None, "grpo") == differences("axpo", None) == {}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from axpo.algorithms.losses import CispoLoss
 from axpo.recipes import shipped
 from axpo.study.cells import stages
 from axpo.study.settings import StudyError, load_study
@@ -50,7 +51,7 @@ def write(folder: Path, text: str) -> Path:
         ),
         (
             HEAD + GRPO + '[variants.b]\noverrides = ["algorithm.tool_bonus=0.1"]\n',
-            ["variants.b.overrides", "tool_bonus", "no effect"],
+            ["variants.b.overrides", "tool_bonus", "belongs to"],
         ),
         (HEAD + GRPO + '[variants.b]\noverrides = ["run.seed=1"]\n', ["run.seed", "`seeds`"]),
         (
@@ -121,7 +122,7 @@ def test_the_shipped_study_has_every_variant_of_the_paper() -> None:
         "axpo-scratch": ("prefix", "scratch"), "axpo-no-tool": ("resample", "no_tool"),
         "axpo-random": ("ranking", "random"), "axpo-no-credit": ("prefix_credit", False),
         "axpo-one-group": ("separate_group", False), "grpo-x2": ("rollouts", 16),
-        "axpo-least-confident": ("branch_at", "least_confident"), "cispo": ("loss", "cispo"),
+        "axpo-least-confident": ("branch_at", "least_confident"), "cispo": ("loss", CispoLoss()),
         "arpo": ("name", "arpo"), "rltf": ("name", "rltf"),
     }  # fmt: skip
     for name, (key, value) in ablations.items():

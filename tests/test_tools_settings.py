@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from axpo.build.tools import recipe_tools
 from axpo.config import ConfigError, parse_config
-from axpo.rollout.setup import recipe_tools
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import test_engine_vllm
-from axpo.config import ConfigError, LoraSettings, VllmSettings, load_config
+from axpo.config import ConfigError, LoraSettings, load_config
 from axpo.engines.base import Completion
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
@@ -28,14 +28,14 @@ from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import Installation, ServerProcess, arguments, start_servers
-from axpo.evaluation.run import evaluate
+from axpo.engines.vllm.settings import Vllm
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, adapter_weights, merged_weights, served_share
 from axpo.tasks.lab import BASE
-from axpo.training import rl
 from engine_contract import EngineParity, Writer, ask, run
 from fake_vllm import FakeVllm
 from padded_oracle import branching_group
+from runs import evaluate, train_rl
 from test_engine_vllm import Setting, setting, writer
 from test_lora import LOSS, adapted, trainer
 from test_pipeline import Lines
@@ -211,10 +211,10 @@ class TestServers:
         assert "start it without --enable-lora" in said
 
     def test_arguments_of_a_server(self) -> None:
-        here, settings = Installation("p", "1", cpu=False), VllmSettings(python="p")
+        here, settings = Installation("p", "1", cpu=False), Vllm(python="p")
 
         def of(lora: LoraSettings | None) -> str:
-            return " ".join(arguments(here, settings, tiny_checkpoint(0), "bfloat16", 8, lora))
+            return " ".join(arguments(here, settings, tiny_checkpoint(0), "bfloat16", lora))
 
         assert "lora" not in of(None)
         assert "--max-loras 1 --max-lora-rank 64 " in of(LoraSettings(rank=33))
@@ -230,11 +230,11 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     folder = tmp_path_factory.mktemp("tiny")
     start = tiny_checkpoint(0, HEAD)
     start.save(folder)
-    settings = VllmSettings(python=PYTHON, max_length=4096)
+    settings = Vllm(python=PYTHON, slots=64, max_length=4096)
     lora = LoraSettings(rank=RANK, alpha=8, vision=True)
     began = time.monotonic()
     (process,) = start_servers(
-        settings, replace(start, path=str(folder)), "float32", 64, folder / "logs", lora
+        settings, replace(start, path=str(folder)), "float32", folder / "logs", lora
     )
     print(f"\nserver with adapters ready in {time.monotonic() - began:.0f} s")
     yield process
@@ -339,13 +339,13 @@ def test_axpo_with_a_killed_server_then_an_evaluation(
             "model.lora.rank=8", "model.dtype=bfloat16", "rl.steps=2", "rl.questions=4",
             "rl.updates=1", "rl.optimizer.learning_rate=1e-2", "algorithm.extra_budget=0.5",
             "run.checkpoint_every=2", "eval.questions=2", "eval.samples=4",
-            "engine.name=vllm", f"engine.vllm.python={PYTHON}", "engine.vllm.max_length=1024",
+            "engine.name=vllm", f"engine.python={PYTHON}", "engine.max_length=1024",
         ],
     )  # fmt: skip
     lines = Lines()
     broken = killed_in_flight(monkeypatch, lambda: len(lines.steps) == 1)
     out = tmp_path / "axpo"
-    last = rl.train(config, BASE, out, lines)
+    last = train_rl(config, BASE, out, lines)
     steps = [metrics for _, _, metrics in lines.steps]
     assert broken[0] > 4
     assert [step["servers_lost"] for step in steps] == [0, 1]

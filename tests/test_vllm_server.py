@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 import torch
 
-from axpo.config import ConfigError, UserError, VllmSettings, load_config, parse_config
+from axpo.build.runs import rl_run
+from axpo.config import ConfigError, UserError, load_config, parse_config
 from axpo.engines.base import Completion, Request
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
@@ -37,15 +38,17 @@ from axpo.engines.vllm.server import (
     fitting_installation,
     start_servers,
 )
+from axpo.engines.vllm.settings import Vllm
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.sampling import new_group
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
-from axpo.training import rl, sft
+from axpo.training import rl
 from axpo.training.batches import recompute_logprobs
 from axpo.training.parity import Parity, check_parity, limit
 from engine_contract import EngineParity, Writer, ask, fresh_logprobs, run
 from rollout_support import example
+from runs import starting_at, train_rl, train_sft
 from test_parity import agent_of, detailed
 from test_pipeline import Lines
 from tiny import tiny_checkpoint, tiny_config, tiny_tokenizer
@@ -65,7 +68,7 @@ def model_of(head: int) -> Any:
 
 class TestWithoutServer:
     def test_a_python_that_is_not_there(self) -> None:
-        with pytest.raises(ConfigError, match=r"engine\.vllm\.python: /no/python does not run"):
+        with pytest.raises(ConfigError, match=r"engine\.python: /no/python does not run"):
             find_installation("/no/python")
 
     def test_a_python_without_vllm(self) -> None:
@@ -77,9 +80,9 @@ class TestWithoutServer:
     ) -> None:
         here = Installation(sys.executable, "0", cpu=True)
         monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
-        settings = VllmSettings(python=sys.executable, servers=2)
+        settings = Vllm(python=sys.executable, servers=2)
         with pytest.raises(UserError, match=r"did not start.*No module named 'vllm'"):
-            start_servers(settings, tiny_checkpoint(0, HEAD), "float32", 8, tmp_path)
+            start_servers(settings, tiny_checkpoint(0, HEAD), "float32", tmp_path)
 
     @pytest.mark.parametrize("cpu", [True, False])
     def test_heads_that_a_cpu_has_no_attention_for(
@@ -87,7 +90,7 @@ class TestWithoutServer:
     ) -> None:
         here = Installation("p", "0", cpu)
         monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
-        settings = VllmSettings(python="p")
+        settings = Vllm(python="p")
         assert fitting_installation(settings, model_of(32), "float32") is here
         if not cpu:
             assert fitting_installation(settings, model_of(16), "float32") is here
@@ -100,8 +103,8 @@ class TestWithoutServer:
         here = Installation("p", "0", cpu=True)
         monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
         monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-        fitting_installation(VllmSettings(python="p", max_length=699050), model_of(32), "float32")
-        long = VllmSettings(python="p", max_length=699051)
+        fitting_installation(Vllm(python="p", max_length=699050), model_of(32), "float32")
+        long = Vllm(python="p", max_length=699051)
         with pytest.raises(
             ConfigError, match=r"max_length: 699051 .*KVCACHE_SPACE = 1.*at least 2"
         ):
@@ -111,13 +114,11 @@ class TestWithoutServer:
         fitting_installation(long, model_of(32), "float32")
 
     def test_the_recipe_s_arguments_come_last(self) -> None:
-        settings = VllmSettings(
-            python="p", max_length=512, arguments=("--max-model-len=64", "--seed=1")
-        )
+        settings = Vllm(python="p", max_length=512, arguments=("--max-model-len=64", "--seed=1"))
         model = tiny_checkpoint(0)
-        cpu = arguments(Installation("p", "1", cpu=True), settings, model, "float32", 8)
-        gpu = arguments(Installation("p", "1", cpu=False), settings, model, "bfloat16", 8)
-        short = arguments(Installation("p", "1", cpu=True), settings, model, "bfloat16", 8)
+        cpu = arguments(Installation("p", "1", cpu=True), settings, model, "float32")
+        gpu = arguments(Installation("p", "1", cpu=False), settings, model, "bfloat16")
+        short = arguments(Installation("p", "1", cpu=True), settings, model, "bfloat16")
         assert cpu[-2:] == gpu[-2:] == ["--max-model-len=64", "--seed=1"]
         assert "--no-enable-chunked-prefill" in cpu
         assert "--no-enable-chunked-prefill" not in gpu
@@ -168,11 +169,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    settings = VllmSettings(python=PYTHON, max_length=4096)
+    settings = Vllm(python=PYTHON, slots=64, max_length=4096)
     logs = tmp_path_factory.mktemp("logs")
     began = time.monotonic()
     checkpoint = replace(tiny_checkpoint(0, HEAD), path=str(saved))
-    (process,) = start_servers(settings, checkpoint, "float32", 64, logs)
+    (process,) = start_servers(settings, checkpoint, "float32", logs)
     print(f"\nserver ready in {time.monotonic() - began:.0f} s")
     yield process
     process.stop()
@@ -356,21 +357,15 @@ def test_sft_then_axpo_on_the_lab_with_a_killed_server(
         [
             "sft.steps=30", "sft.batch=16", "rl.steps=3", "rl.questions=4", "rl.updates=2",
             "algorithm.extra_budget=0.5", "run.trees_every=1", "run.checkpoint_every=3",
-            "engine.name=vllm", f"engine.vllm.python={PYTHON}", "engine.vllm.max_length=1024",
+            "engine.name=vllm", f"engine.python={PYTHON}", "engine.max_length=1024",
         ],
     )  # fmt: skip
-    start = sft.train(config, BASE, tmp_path / "sft", Lines()) / "model"
+    start = train_sft(config, BASE, tmp_path / "sft", Lines()) / "model"
     runs: list[rl.Run] = []
-    lines, build = Counting(runs), rl.build_run
-
-    def build_and_keep(*arguments: Any) -> rl.Run:
-        runs.append(build(*arguments))
-        return runs[0]
-
-    monkeypatch.setattr(rl, "build_run", build_and_keep)
+    lines, out = Counting(runs), tmp_path / "axpo"
+    runs.append(rl_run(starting_at(config, start), out))
     broken = killed_in_flight(monkeypatch, lambda: len(lines.steps) == 1)
-    out = tmp_path / "axpo"
-    rl.train(config, start, out, lines)
+    rl.train(runs[0], lines)
     steps = [metrics for _, _, metrics in lines.steps]
     seconds = [step["seconds_sync"] for step in steps]
     print(
@@ -409,11 +404,11 @@ def test_nothing_drifts_at_learning_rate_0(server: ServerProcess, tmp_path: Path
             "rollout": {"max_turns": 2, "max_turn_tokens": 24, "max_tokens": 96},
             "rl": {"steps": 3, "questions": 2, "optimizer": {"learning_rate": 0.0}},
             "run": {"checkpoint_every": 3},
-            "engine": {"name": "vllm", "vllm": {"urls": [server.url]}},
+            "engine": {"name": "vllm", "urls": [server.url]},
         }
     )
     lines = Lines()
-    last = rl.train(config, tmp_path / "start", tmp_path / "run", lines)
+    last = train_rl(config, tmp_path / "start", tmp_path / "run", lines)
     for _, _, step in lines.steps:
         assert step["mismatch_max"] < 1e-4
         assert step["mismatch_ratio"] == pytest.approx(1.0, abs=1e-5)
@@ -447,8 +442,8 @@ def test_bfloat16_passes_and_a_server_of_another_head_is_refused(tmp_path: Path)
             await engine.close()
 
     def served(*arguments: str) -> Parity:
-        settings = VllmSettings(python=PYTHON, max_length=4096, arguments=arguments)
-        (process,) = start_servers(settings, trained, "bfloat16", 16, tmp_path / "logs")
+        settings = Vllm(python=PYTHON, slots=16, max_length=4096, arguments=arguments)
+        (process,) = start_servers(settings, trained, "bfloat16", tmp_path / "logs")
         try:
             return asyncio.run(parity(process))
         finally:

@@ -38,8 +38,7 @@ from axpo.checks import check_names
 from axpo.config import UserError, load_config
 
 def lab():
-    from axpo.rollout.setup import build_task
-    build_task(load_config("lab").task).example("sft", 0)
+        load_config("lab").task.example("sft", 0)
 
 def sandbox():
     from axpo.sandbox import levels
@@ -47,10 +46,9 @@ def sandbox():
         raise UserError(levels.obstacle("bubblewrap"))
 
 def data():
-    from axpo.rollout.setup import build_task
-    Path("hub").mkdir(exist_ok=True)
+        Path("hub").mkdir(exist_ok=True)
     Path("hub/train.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\\n')
-    task = build_task(load_config(None, ["task={name='data', hub='hub'}"]).task)
+    task = load_config(None, ["task={name='data', hub='hub'}"]).task
     assert task.example("train", 0).answer == "2"
 
 def lora():
@@ -72,7 +70,7 @@ def search():
     asyncio.run(Gallery(GALLERY).start())
 
 def mcp():
-    from axpo.rollout.setup import recipe_tools
+    from axpo.build.tools import recipe_tools
     server = f"tools.mcp=[{{command=['{sys.executable}', '{sys.argv[2]}']}}]"
     assert len(recipe_tools(load_config(None, [server]))) > 1
 

@@ -1,3 +1,65 @@
-"""Train vision-language agents to use tools with Agent eXplorative Policy Optimization."""
+"""Train vision-language agents to use tools with Agent eXplorative Policy Optimization.
+
+    import axpo
+
+    config = axpo.load_config("lab", "rl.steps=10")
+    run = axpo.train(config, out="runs/first")
+    axpo.evaluate(axpo.load_config("lab", f"model.path={run.folder}"), out=run.folder)
+
+docs/python.md shows all of it. Nothing here imports torch before it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from axpo.algorithms.base import Algorithm
+    from axpo.api import Trained, diagnose, evaluate, load_config, sft, train
+    from axpo.config import Config
+    from axpo.engines.base import Engine, EngineSettings
+    from axpo.errors import UserError
+    from axpo.tasks.base import Example, Task
+    from axpo.tools import tool
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "Config",
+    "Engine",
+    "EngineSettings",
+    "Example",
+    "Task",
+    "Trained",
+    "UserError",
+    "diagnose",
+    "evaluate",
+    "load_config",
+    "sft",
+    "tool",
+    "train",
+]
+
+_HOMES = {
+    "axpo.algorithms.base": ("Algorithm",),
+    "axpo.api": ("Trained", "diagnose", "evaluate", "load_config", "sft", "train"),
+    "axpo.config": ("Config",),
+    "axpo.engines.base": ("Engine", "EngineSettings"),
+    "axpo.errors": ("UserError",),
+    "axpo.tasks.base": ("Example", "Task"),
+    "axpo.tools": ("tool",),
+}
+"""Module -> its public names, which are imported when they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'axpo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -12,15 +12,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axpo import stopping
-from axpo.config import Config, ConfigError, MissingError
-from axpo.config.engine import VLLM_ENVIRONMENT
+from axpo.config import Config, ConfigError, MissingError, default_config
 from axpo.config.extras import require
 from axpo.config.secrets import masked
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
@@ -35,14 +33,11 @@ CHECKING = "checking data and tools"
 TRAINING, MEASURING = {"sft", "train"}, {"eval", "diagnose"}
 
 
-def check_names(config: Config, *commands: str) -> str:
-    """What is known at once of what these commands ("sft", "train", "eval", "diagnose") need;
-    returns the model's path (`axpo.models.paths.model_path`).
-
-    Raises `UserError` that says what to do.
-    """
+def check_names(config: Config, *commands: str) -> None:
+    """Look at what is known at once of what these commands ("sft", "train", "eval", "diagnose")
+    need; raises `UserError` that says what to do."""
     wanted = set(commands)
-    model = model_path(config.model.path)
+    model_path(config.model.path)
     check_packages(config, wanted)
     if wanted & MEASURING:
         check_evaluation(config)
@@ -50,16 +45,16 @@ def check_names(config: Config, *commands: str) -> str:
         from axpo.models.device import torch_device
 
         torch_device(config.model)
-    return model
 
 
 def check_parts(config: Config, *commands: str) -> None:
     """Open the splits that these commands read, and start the tools once, the sandbox's proof among
     them. Raises `UserError` that says what to do."""
-    from axpo.rollout.setup import build_task, recipe_tools  # NumPy and pictures take a moment
+    from axpo.build.tools import recipe_tools  # NumPy and pictures take a moment
 
     _check_sandbox(config)
-    task = build_task(config.task)
+    task = config.task
+    task.check()
     splits = {"sft": "sft", "train": "train"} | dict.fromkeys(MEASURING, config.eval.split)
     for split in dict.fromkeys(splits[command] for command in commands):
         task.size(split)
@@ -102,13 +97,8 @@ def missing_packages(config: Config, commands: Set[str]) -> Iterator[str]:
                 require(module, key)
         except MissingError as error:
             yield str(error)
-    vllm = config.engine.vllm
-    python = vllm.python if vllm is not None and commands != {"sft"} else None
-    if python is not None and shutil.which(python) is None:
-        yield (
-            f"engine.vllm.python: there is no program {python}; {VLLM_ENVIRONMENT} "
-            "(docs/vllm.md); engine={} samples in this process"
-        )
+    if commands != {"sft"} and (lack := config.engine.missing()) is not None:
+        yield lack
 
 
 def check_evaluation(config: Config) -> None:
@@ -119,7 +109,7 @@ def check_evaluation(config: Config) -> None:
             f"eval.k: Pass@{settings.k} needs at least {settings.k} samples, "
             f"eval.samples is {settings.samples}: set eval.k to at most that"
         )
-    if settings.split in config.task.streaming:
+    if settings.split in config.task.streamed:
         raise ConfigError(
             f"task.streaming: {settings.split!r} is what eval.split evaluates, and that needs "
             "a split of known size; leave it out"
@@ -130,7 +120,7 @@ def check_shown(config: Config) -> None:
     """Raise `UserError` for what `axpo show` refuses: a folder that is no model's, a tool that is
     none. What is only missing it names itself."""
     show_path(config.model.path)
-    from axpo.rollout.setup import recipe_tools
+    from axpo.build.tools import recipe_tools
 
     with suppress(MissingError):
         recipe_tools(config)
@@ -151,7 +141,7 @@ def check_folder(out: Path, config: Config, commands: Sequence[str]) -> None:
     sections = tuple(dict.fromkeys(s for command in commands for s in OUTCOME[command]))
     noted, now, defaults = (
         outcome_settings(values, sections)
-        for values in (read_json(folder.settings), _plain(config), _plain(Config()))
+        for values in (read_json(folder.settings), _plain(config), _plain(default_config(config)))
     )
     if said := changes(noted, now, defaults):
         raise ConfigError(

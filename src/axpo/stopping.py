@@ -12,8 +12,10 @@ import asyncio
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -78,6 +80,24 @@ def let_go() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def listening() -> Iterator[None]:
+    """Ctrl-C asks for a stop while the context lasts, where nobody else listens: a function that is
+    called from Python ends as the command does, with `KeyboardInterrupt`."""
+    ours = signal.getsignal(signal.SIGINT)
+    if ours is _asked or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _asked)
+    try:
+        yield
+    except Stopped as stop:
+        raise KeyboardInterrupt(str(stop)) from None
+    finally:
+        signal.signal(signal.SIGINT, ours)
+        _request.number = None
+
+
 def check() -> None:
     """Raise `Stopped` where a stop was asked for."""
     if _request.number is not None:
@@ -105,7 +125,8 @@ def last_act(act: Callable[[], object]) -> Iterator[None]:
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """`asyncio.run`; a stop cancels `work`, and what its cleaning up leaves is `Stopped`."""
+    """`asyncio.run`, in a thread where a loop runs in this one; a stop cancels `work`, and what its
+    cleaning up leaves is `Stopped`."""
 
     async def cancellable() -> Result:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -118,10 +139,22 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
             _request.cancel = outer
 
     try:
-        return asyncio.run(cancellable())
-    except asyncio.CancelledError:
+        if not _in_a_loop():
+            return asyncio.run(cancellable())
+        with ThreadPoolExecutor(max_workers=1) as thread:  # a notebook's cell
+            return thread.submit(asyncio.run, cancellable()).result()
+    except (asyncio.CancelledError, CancelledError):
         check()
         raise
+
+
+def _in_a_loop() -> bool:
+    """Whether an event loop runs in this thread already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _asked(number: int, _: object) -> None:

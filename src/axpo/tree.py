@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class TreeError(ValueError):
@@ -319,7 +320,7 @@ class Group:
     provenance: str = ""
     rollouts: list[Trajectory] = field(default_factory=list[Trajectory])
     branches: list[Branch] = field(default_factory=list[Branch])
-    pictures: dict[str, Image.Image] = field(default_factory=dict[str, Image.Image])
+    pictures: dict[str, Image.Image] = field(default_factory=dict[str, "Image.Image"])
     views: dict[str, Crop] = field(default_factory=dict[str, Crop])
     entropies: dict[str, float] = field(default_factory=dict[str, float])
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -9,73 +9,94 @@ that of the path's first turn. The paper's open code draws instead: it branches 
 counts as a rollout of its own, its tokens before the cut included, which the tree stores once.
 
 The decision of a turn depends on that turn and the first alone, so it is the same whether it is
-taken while trajectories run or once they have ended: `axpo.rollout.branching` does the latter.
+taken while trajectories run or once they have ended: `axpo.rollout.sampling` does the latter.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from fractions import Fraction as Exact
+from typing import ClassVar, Literal
 
-from axpo.algorithms.budget import Plan
+from pydantic import model_validator
+
+from axpo.algorithms.base import Algorithm, Bounds, Fork
 from axpo.algorithms.credit import advantage, rollout_credit
+from axpo.algorithms.entropy import TOP_LOGPROBS
 from axpo.algorithms.subgroups import rewards
-from axpo.config import AlgorithmSettings
+from axpo.config.base import Fraction
 from axpo.tree import Credit, Group, Origin, Stream, Trajectory, TreeError
 
-TOP_LOGPROBS = 10
-"""Logprobs of a token that its entropy sums over (the paper's open code)."""
-OPENING = 20
-"""First tokens of a turn whose entropies are summed (the paper's open code)."""
 
+class Arpo(Algorithm):
+    """Branches after observations by entropy."""
 
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """One more rollout from `source`'s path up to offset `cut`."""
+    top_logprobs: ClassVar[int] = TOP_LOGPROBS
 
-    source: str
-    cut: int
+    initial_share: Fraction = 0.5
+    """Share of the N that is sampled before any branch (arXiv 2507.19849: 8 of 16)."""
+    entropy_rule: Literal["threshold", "draw"] = "threshold"
+    """"threshold" branches where P > tau (arXiv 2507.19849), "draw" with probability P, as its open
+    code does."""
+    entropy_base: float = 0.5
+    """alpha of P = alpha + beta dH (arXiv 2507.19849: 0.5)."""
+    entropy_gain: float = 0.2
+    """beta of P = alpha + beta dH (arXiv 2507.19849: 0.2)."""
+    entropy_threshold: float = 0.5
+    """tau; a trajectory branches where P > tau (arXiv 2507.19849: 0.5)."""
 
+    @model_validator(mode="after")
+    def _effective(self) -> Arpo:
+        if self.entropy_rule == "draw" and "entropy_threshold" in self.model_fields_set:
+            raise ValueError("entropy_threshold: no effect with entropy_rule = 'draw'; remove it")
+        return self
 
-def opening_entropy(top_logprobs: Sequence[Sequence[float]], vocabulary: int) -> float:
-    """-sum p log p over the highest logprobs of each of a turn's first tokens, over log |V|."""
-    terms = [math.exp(p) * p for token in top_logprobs[:OPENING] for p in token[:TOP_LOGPROBS]]
-    return -math.fsum(terms) / math.log(vocabulary)
+    @property
+    def first_rollouts(self) -> int:
+        """The initial share of N, at least one."""
+        # The decimal that the recipe says, not its binary neighbour.
+        return max(1, math.floor(Exact(repr(self.initial_share)) * self.rollouts))
 
+    def forks(self, group: Group, turn: int, seed: int) -> list[Fork]:
+        """Where the group's trajectories branch at their `turn`th turn, within the budget.
 
-def initial_rollouts(settings: AlgorithmSettings) -> int:
-    """Rollouts from the prompt before any branch: the share of N, at least one."""
-    # The decimal that the recipe says, not its binary neighbour.
-    return max(1, math.floor(Fraction(repr(settings.initial_share)) * settings.rollouts))
+        Each at most once; where the budget ends, the earlier in the group's order go first. A
+        turn's draw is the same whatever else is there.
+        """
+        found: list[Fork] = []
+        for trajectory in group.trajectories():
+            turns = _turns(group, trajectory)
+            if len(turns) < turn:
+                continue
+            (_, first), (cut, now) = turns[0], turns[turn - 1]
+            change = _entropy(group, now) - _entropy(group, first)
+            threshold = self.entropy_threshold
+            if self.entropy_rule == "draw":
+                threshold = random.Random(f"arpo/{seed}/{now}").random()
+            if self.entropy_base + self.entropy_gain * change > threshold:
+                found.append(Fork(trajectory.id, cut))
+        return found[: max(0, self.missing_rollouts(group))]
 
+    def credit(self, group: Group) -> dict[str, list[Credit]]:
+        """GRPO's advantage over all scored members, each on its whole path, each slot 1/N."""
+        pool = rewards(group.trajectories())
+        items: dict[str, list[Credit]] = {}
+        for member in group.trajectories():
+            if member.reward is None:
+                continue
+            value, weight = advantage(member.reward, pool), 1 / len(pool)
+            cut = group.offset(member)
+            items[member.id] = [
+                Credit(0, cut + member.tokens, value, Stream.PATH, weight)
+                if cut
+                else rollout_credit(member, value, weight)
+            ]
+        return items
 
-def missing_rollouts(group: Group, settings: AlgorithmSettings) -> int:
-    """What the group's budget still allows."""
-    return settings.rollouts - sum(1 for _ in group.trajectories())
-
-
-def forks(group: Group, settings: AlgorithmSettings, turn: int, seed: int) -> list[Fork]:
-    """Where the group's trajectories branch at their `turn`th turn (from 2), within the budget.
-
-    Each at most once; where the budget ends, the earlier in the group's order go first. `seed`
-    fixes the draws of `entropy_rule = "draw"`, a turn's whatever else is there.
-    """
-    found: list[Fork] = []
-    for trajectory in group.trajectories():
-        turns = _turns(group, trajectory)
-        if len(turns) < turn:
-            continue
-        (_, first), (cut, now) = turns[0], turns[turn - 1]
-        change = _entropy(group, now) - _entropy(group, first)
-        threshold = settings.entropy_threshold
-        if settings.entropy_rule == "draw":
-            threshold = random.Random(f"arpo/{seed}/{now}").random()
-        if settings.entropy_base + settings.entropy_gain * change > threshold:
-            found.append(Fork(trajectory.id, cut))
-    return found[: max(0, missing_rollouts(group, settings))]
+    def bounds(self, questions: int) -> Bounds:
+        """Branches are among the N, and branch again."""
+        return Bounds(self.rollouts, sources=None)
 
 
 def _entropy(group: Group, segment: str) -> float:
@@ -96,27 +117,3 @@ def _turns(group: Group, trajectory: Trajectory) -> list[tuple[int, str]]:
             turns.append((position, segment.id))
         position += len(segment)
     return turns
-
-
-def plan(
-    groups: Sequence[Group], settings: AlgorithmSettings, seed: int, pending: int = 0
-) -> list[Plan]:
-    """Nothing: ARPO branches within its rollouts' budget, not after it."""
-    return []
-
-
-def credit(group: Group, settings: AlgorithmSettings) -> dict[str, list[Credit]]:
-    """GRPO's advantage over all scored members, each on its whole path, each slot 1/N."""
-    pool = rewards(group.trajectories())
-    items: dict[str, list[Credit]] = {}
-    for member in group.trajectories():
-        if member.reward is None:
-            continue
-        value, weight = advantage(member.reward, pool), 1 / len(pool)
-        cut = group.offset(member)
-        items[member.id] = [
-            Credit(0, cut + member.tokens, value, Stream.PATH, weight)
-            if cut
-            else rollout_credit(member, value, weight)
-        ]
-    return items

@@ -10,31 +10,30 @@ accuracy, stays the task's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from axpo.algorithms.budget import Plan
+from axpo.algorithms.base import Algorithm
 from axpo.algorithms.credit import advantage, rollout_credit
-from axpo.config import AlgorithmSettings
 from axpo.tree import Credit, Group
 
 
-def plan(
-    groups: Sequence[Group], settings: AlgorithmSettings, seed: int, pending: int = 0
-) -> list[Plan]:
-    """GRPO grows no branches."""
-    return []
+class Grpo(Algorithm):
+    """The baseline without resampling."""
 
+    tool_bonus: float = 0.0
+    """Added to a tool-using rollout's reward, for its advantage only; below 0 it is the tool
+    penalty (paper: a constant)."""
 
-def credit(group: Group, settings: AlgorithmSettings) -> dict[str, list[Credit]]:
-    """One item a scored rollout; an unscored one leaves the group's statistics."""
-    shaped = {
-        rollout.id: rollout.reward + settings.tool_bonus * rollout.uses_tool
-        for rollout in group.rollouts
-        if rollout.reward is not None
-    }
-    pool = list(shaped.values())
-    return {
-        rollout.id: [rollout_credit(rollout, advantage(shaped[rollout.id], pool), 1 / len(pool))]
-        for rollout in group.rollouts
-        if rollout.id in shaped
-    }
+    def credit(self, group: Group) -> dict[str, list[Credit]]:
+        """One item per scored rollout; an unscored one leaves the group's statistics."""
+        shaped = {
+            rollout.id: rollout.reward + self.tool_bonus * rollout.uses_tool
+            for rollout in group.rollouts
+            if rollout.reward is not None
+        }
+        pool = list(shaped.values())
+        return {
+            rollout.id: [
+                rollout_credit(rollout, advantage(shaped[rollout.id], pool), 1 / len(pool))
+            ]
+            for rollout in group.rollouts
+            if rollout.id in shaped
+        }

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from axpo.config import AlgorithmSettings
+from pydantic import BeforeValidator, Field
+
+from axpo.config.base import PositiveFloat, Section, named
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Loss = Callable[["TokenBatch"], tuple[Tensor, dict[str, float]]]
+    Outcome = tuple[Tensor, dict[str, float]]
+    Loss = Callable[["TokenBatch"], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +70,52 @@ def truncated_ratios(
     return gaps.clamp(max=math.log(cap)).exp()
 
 
-def policy_loss(settings: AlgorithmSettings) -> Loss:
-    """The loss that the settings name."""
-    ratios = _ratio_loss(settings)
-    if settings.name == "rltf":
-        return partial(rltf_loss, ratios=ratios, floor=settings.distill_floor)
-    return ratios
+class ClipLoss(Section):
+    """DAPO's asymmetric clip (`clipped_loss`)."""
 
+    name: Literal["clip"] = "clip"
+    """Which loss: "clip" or "cispo"."""
+    low: PositiveFloat = 0.2
+    """rho is clipped from below at 1 - low (paper: 0.2)."""
+    high: PositiveFloat = 0.4
+    """rho is clipped from above at 1 + high (paper: 0.4)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Where A < 0 a token's loss is at most this times |A|, however large rho is
+    (arXiv 1912.09729; verl's clip_ratio_c, there 3). Off by default, as in the paper."""
+    max_log_ratio: PositiveFloat | None = None
+    """log rho, and k3's log(pi_ref / pi), are clamped to this size (verl: 20). Off by default."""
 
-def _ratio_loss(settings: AlgorithmSettings) -> Loss:
-    if settings.loss == "cispo":
-        return partial(
-            cispo_loss,
-            max_ratio=settings.cispo_max_ratio,
-            kl=settings.kl,
-            max_k3=settings.max_k3,
+    def of(self, batch: TokenBatch, kl: float, max_k3: float | None) -> Outcome:
+        """`clipped_loss` of the batch."""
+        return clipped_loss(
+            batch,
+            clip_low=self.low,
+            clip_high=self.high,
+            kl=kl,
+            dual_clip=self.dual_clip,
+            max_log_ratio=self.max_log_ratio,
+            max_k3=max_k3,
         )
-    return partial(
-        clipped_loss,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        kl=settings.kl,
-        dual_clip=settings.dual_clip,
-        max_log_ratio=settings.max_log_ratio,
-        max_k3=settings.max_k3,
-    )
+
+
+class CispoLoss(Section):
+    """The capped weight of arXiv 2506.13585 (`cispo_loss`)."""
+
+    name: Literal["cispo"] = "cispo"
+    """Which loss: "clip" or "cispo"."""
+    max_ratio: PositiveFloat = 5.0
+    """rho itself is capped at this value, with no floor (MiniMax: about 5). An absolute bound,
+    where some libraries take the offset eps of 1 + eps."""
+
+    def of(self, batch: TokenBatch, kl: float, max_k3: float | None) -> Outcome:
+        """`cispo_loss` of the batch."""
+        return cispo_loss(batch, self.max_ratio, kl, max_k3)
+
+
+PolicyLoss = Annotated[
+    ClipLoss | CispoLoss, Field(discriminator="name"), BeforeValidator(named("clip"))
+]
+"""What is made of the ratio of two policies; "clip" unless `name` says otherwise."""
 
 
 def clipped_loss(
@@ -179,20 +202,6 @@ def _loss(
         surrogate = surrogate - kl * k3
         stats["kl"] = float(k3.detach().sum())
     return -(batch.weights * surrogate).sum(), stats
-
-
-def rltf_loss(batch: TokenBatch, ratios: Loss, floor: float) -> tuple[Tensor, dict[str, float]]:
-    """`ratios` on the tokens that have one, - sum w A logprob on the others (arXiv 2602.02482).
-
-    Distilled tokens with a logprob below `floor` are dropped; they stay in the denominators.
-    Further figures: `nll` (sum over critiques' and distilled tokens) and `dropped` (tokens).
-    """
-    assert batch.likelihood is not None and batch.distilled is not None
-    loss, stats = ratios(batch.part(~batch.likelihood))
-    dropped = batch.distilled & (batch.logprobs.detach() < floor)
-    more, figures = likelihood_loss(batch.part(batch.likelihood & ~dropped))
-    stats["tokens"] += figures["tokens"] + float(dropped.sum())
-    return loss + more, stats | {"nll": figures["nll"], "dropped": float(dropped.sum())}
 
 
 def likelihood_loss(batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:

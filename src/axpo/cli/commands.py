@@ -3,7 +3,6 @@ what is heavy, so that help takes no time and no screen stays blank."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,78 +169,41 @@ def profile(
         raise ConfigError(f"{kind}.steps: no effect on a profile; say --steps")
     config = load_config(recipe, overrides or ())
     command = "sft" if sft else "train"
-    model = check_names(config, command)
+    check_names(config, command)
     with LiveView("profile", CHECKING) as view:
         check_parts(config, command)
         view.phase(PYTORCH)
         from axpo.report.profile import measure, print_profile
 
-        lines = measure(config, model, kind, steps, view)
+        lines = measure(config, kind, steps, view)
     print_profile(config, kind, lines)
 
 
 @app.command()
 def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Cold-start model.path on the task's demonstrations."""
-    from axpo.checks import check_folder, check_names, check_parts, note_settings
-    from axpo.config import load_config
-    from axpo.folder import RunFolder
-    from axpo.report.monitor import PYTORCH, run_monitor
+    from axpo import api
 
-    config = load_config(recipe, overrides or ())
-    title, claim = f"SFT {out.name}", partial(note_settings, out, config)
-    model = check_names(config, "sft")
-    with RunFolder(out).alone():
-        check_folder(out, config, ("sft",))
-        with run_monitor(out, title, config.run.tensorboard, claim) as monitor:
-            check_parts(config, "sft")
-            monitor.phase(PYTORCH)
-            from axpo.training import sft
-
-            last = sft.train(config, model, out, monitor)
-    print(f"Checkpoint: {last}")
+    print(f"Checkpoint: {api.sft(api.load_config(recipe, *overrides or ()), out).checkpoint}")
 
 
 @app.command()
 def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
-    from axpo.checks import check_folder, check_names, check_parts, note_settings
-    from axpo.config import load_config
-    from axpo.folder import RunFolder
-    from axpo.report.monitor import PYTORCH, run_monitor
+    from axpo import api
 
-    config = load_config(recipe, overrides or ())
-    title = f"{config.algorithm.name.upper()} {out.name}"
-    claim = partial(note_settings, out, config)
-    model = check_names(config, "train")
-    with RunFolder(out).alone():
-        check_folder(out, config, ("train",))
-        with run_monitor(out, title, config.run.tensorboard, claim) as monitor:
-            check_parts(config, "train")
-            monitor.phase(PYTORCH)
-            from axpo.training import rl
-
-            last = rl.train(config, model, out, monitor)
-    print(f"Checkpoint: {last}")
+    print(f"Checkpoint: {api.train(api.load_config(recipe, *overrides or ()), out).checkpoint}")
 
 
 @app.command("eval")
 def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None:
     """Pass@1, Pass@k and the gap's rates of model.path, with intervals."""
-    from axpo.checks import check_names, check_parts
-    from axpo.config import load_config
+    from axpo import api
+
+    result = api.evaluate(api.load_config(recipe, *overrides or ()), out)
     from axpo.folder import RunFolder
-    from axpo.report.monitor import PYTORCH, run_monitor
+    from axpo.report.tables import print_evaluation
 
-    config = load_config(recipe, overrides or ())
-    model = check_names(config, "eval")
-    with RunFolder(out).alone(), run_monitor(out, f"evaluate {out.name}") as monitor:
-        check_parts(config, "eval")
-        monitor.phase(PYTORCH)
-        from axpo.evaluation.run import evaluate
-        from axpo.report.tables import print_evaluation
-
-        result = evaluate(config, model, out, monitor)
     print_evaluation(result)
     print(f"Evaluation: {RunFolder(out).evaluation}")
 
@@ -249,27 +211,19 @@ def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
 @app.command()
 def diagnose(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None:
     """The Thinking-Acting Gap of model.path: resample failed prefixes, count what they lead to."""
-    from axpo.checks import check_names, check_parts
-    from axpo.config import load_config
+    from axpo import api
+
+    result = api.diagnose(api.load_config(recipe, *overrides or ()), out)
     from axpo.folder import RunFolder
-    from axpo.report.monitor import PYTORCH, run_monitor
+    from axpo.report.tables import print_diagnostics
 
-    config = load_config(recipe, overrides or ())
-    model = check_names(config, "diagnose")
-    with RunFolder(out).alone(), run_monitor(out, f"diagnose {out.name}") as monitor:
-        check_parts(config, "diagnose")
-        monitor.phase(PYTORCH)
-        from axpo.evaluation.run import diagnose
-        from axpo.report.tables import print_diagnostics
-
-        result = diagnose(config, model, out, monitor)
     print_diagnostics(result)
     print(f"Diagnosis: {RunFolder(out).diagnosis}")
 
 
 @app.command()
 def serve(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Serve model.path with vLLM as [engine.vllm] says, until interrupted; prints the URLs."""
+    """Serve model.path with vLLM as [engine] says, until interrupted; prints the URLs."""
     from axpo.config import load_config
     from axpo.models.paths import model_path
     from axpo.report.monitor import PYTORCH, working
@@ -277,7 +231,7 @@ def serve(recipe: Recipe, overrides: Overrides = None) -> None:
     config = load_config(recipe, overrides or ())
     model = model_path(config.model.path)
     with working("serve", PYTORCH) as say:
-        from axpo.rollout.serving import serve, start
+        from axpo.engines.vllm.serving import serve, start
 
         servers = start(config, model, say)
     serve(servers)

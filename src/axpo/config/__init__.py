@@ -11,21 +11,22 @@ import difflib
 import json
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
-from axpo import recipes
+from axpo import plugins, recipes
 from axpo.config.base import (
     ConfigError,
     MissingError,
     NonNegativeInt,
+    Part,
     PositiveInt,
     Section,
 )
-from axpo.config.engine import EngineSettings, VllmSettings
 from axpo.config.model import LoraSettings, ModelSettings
 from axpo.config.rollout import (
     LimitSettings,
@@ -34,9 +35,7 @@ from axpo.config.rollout import (
     SearchSettings,
     ToolsSettings,
 )
-from axpo.config.task import ColumnSettings, Family, TaskSettings
 from axpo.config.training import (
-    AlgorithmSettings,
     EvalSettings,
     OptimizerSettings,
     RLSettings,
@@ -46,12 +45,8 @@ from axpo.config.training import (
 from axpo.errors import UserError
 
 __all__ = [
-    "AlgorithmSettings",
-    "ColumnSettings",
     "Config",
     "ConfigError",
-    "EngineSettings",
-    "Family",
     "LimitSettings",
     "LoraSettings",
     "McpSettings",
@@ -59,29 +54,41 @@ __all__ = [
     "ModelSettings",
     "NonNegativeInt",
     "OptimizerSettings",
+    "Part",
     "PositiveInt",
     "RolloutSettings",
     "SearchSettings",
     "Section",
-    "TaskSettings",
     "ToolsSettings",
     "UserError",
-    "VllmSettings",
+    "default_config",
     "load_config",
     "parse_config",
     "recipe_file",
 ]
 
 
+if TYPE_CHECKING:
+    from axpo.algorithms.base import Algorithm
+    from axpo.engines.base import EngineSettings
+    from axpo.tasks.base import Task
+else:  # a part's class is found by its name (`config_class`), so that none is known here
+    Algorithm = EngineSettings = Task = Any
+
+
+def _default(kind: str) -> Any:
+    return plugins.find(kind, plugins.default(kind))()
+
+
 class Config(Section):
-    """All settings of a run."""
+    """All settings of a run. Its parts (task, engine, algorithm) are classes by name."""
 
     model: ModelSettings = ModelSettings()
-    task: TaskSettings = TaskSettings()
+    task: Task = Field(default_factory=lambda: _default("task"))
     rollout: RolloutSettings = RolloutSettings()
     tools: ToolsSettings = ToolsSettings()
-    engine: EngineSettings = EngineSettings()
-    algorithm: AlgorithmSettings = AlgorithmSettings()
+    engine: EngineSettings = Field(default_factory=lambda: _default("engine"))
+    algorithm: Algorithm = Field(default_factory=lambda: _default("algorithm"))
     rl: RLSettings = RLSettings()
     sft: SFTSettings = SFTSettings()
     eval: EvalSettings = EvalSettings()
@@ -105,12 +112,29 @@ class Config(Section):
             raise ValueError(
                 f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"
             )
-        if self.rl.max_staleness and self.engine.vllm is None:
+        if self.rl.max_staleness and not self.engine.external:
             raise ValueError(
-                f"rl.max_staleness: {self.rl.max_staleness} needs servers that sample while this "
-                "process trains; set engine.name = 'vllm', or 0"
+                f"rl.max_staleness: {self.rl.max_staleness} needs an engine that samples while "
+                f"this process trains; {self.engine.name!r} samples in it: set engine.name = "
+                "'vllm', or 0"
             )
         return self
+
+
+@cache
+def config_class(**classes: type[Part]) -> type[Config]:
+    """`Config` with these classes as its parts, by section."""
+    fields: dict[str, Any] = {
+        kind: (part, Field(default_factory=part)) for kind, part in classes.items()
+    }
+    return create_model("Config", __base__=Config, **fields)
+
+
+def default_config(config: Config) -> Config:
+    """The same parts, and every setting's default; what has none is left out."""
+    parts: dict[str, Part] = {kind: getattr(config, kind) for kind in plugins.BUILT_IN}
+    usual: dict[str, Any] = {kind: type(part).model_construct() for kind, part in parts.items()}
+    return type(config).model_construct(**usual)
 
 
 def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -151,12 +175,25 @@ def recipe_file(recipe: str | Path) -> Path:
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
-    """Check plain values; raises `ConfigError`, a line a problem."""
+    """Check plain values; raises `ConfigError`, one line per problem."""
+    kind = config_class(**{section: _part(section, values) for section in plugins.BUILT_IN})
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(problem, kind) for problem in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _part(section: str, values: Mapping[str, Any]) -> type[Part]:
+    """The class that a section's `name` chooses."""
+    given: Any = values.get(section)
+    if isinstance(given, Part):
+        return type(given)
+    name = cast("dict[str, Any]", given).get("name") if isinstance(given, dict) else None
+    try:
+        return plugins.find(section, name if isinstance(name, str) else plugins.default(section))
+    except plugins.PluginError as error:
+        raise ConfigError(f"{section}.name: {error}") from error
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
@@ -175,11 +212,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
-    path = [str(part) for part in problem["loc"]]
+def _explain(problem: Mapping[str, Any], kind: type[Config]) -> str:
+    path = _path(problem["loc"], kind)
     key, given = ".".join(path), problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown setting; {_hint(path)}"
+        return f"{key}: {_unknown(path, kind)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}.{message}" if key else message
@@ -188,44 +225,76 @@ def _explain(problem: Mapping[str, Any]) -> str:
         if isinstance(given, str):  # a shell takes the quotes inside [...] off
             texts = json.dumps([text.strip() for text in given.strip("[]").split(",")])
             message += f" such as {texts}; on the command line in quotes: '{key}={texts}'"
-    elif problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        names = list(_fields(path)) or ["NAME"]
+    elif problem["type"] == "union_tag_invalid":
+        given = given["name"]
+        key, message = f"{key}.name", f"expected one of {problem['ctx']['expected_tags']}"
+    elif problem["type"] in (
+        "model_type", "model_attributes_type", "dict_type", "union_tag_not_found",
+    ):  # fmt: skip
+        names = [name for section in _at(path, kind) for name in section.model_fields] or ["NAME"]
         message = f"expected a section with settings of its own, such as {key}.{names[0]}"
     return f"{key}: {message} (got {given!r})"
 
 
-def _hint(path: list[str]) -> str:
-    """Where a setting that is not at `path` may be: in a section below, by a name like it, or in
-    another section."""
+def _path(loc: Sequence[str | int], kind: type[Config]) -> list[str]:
+    """A problem's place without the names by which pydantic tells the members of a union apart."""
+    path: list[str] = []
+    for part in map(str, loc):
+        sections = _at(path, kind)
+        if len(sections) == 1 or not any(part in _names(section) for section in sections):
+            path.append(part)
+    return path
+
+
+def _names(section: type[BaseModel]) -> Sequence[str]:
+    """The names by which a section is chosen, where it is one of several."""
+    field = section.model_fields.get("name")
+    return typing.get_args(field.annotation) if field else ()
+
+
+def _unknown(path: list[str], kind: type[Config]) -> str:
+    """Whose the setting is, where it is another part's; else where it may be: in a section below,
+    by a name like it, or in another section."""
     *above, name = path
-    elsewhere = [key for key in _keys(Config) if key.rpartition(".")[2] == name]
+    owners = [n for n, section in _choices(above, kind) if name in section.model_fields]
+    if owners:
+        return f"belongs to {'.'.join(above)}.name = {' or '.join(map(repr, owners))}; remove it"
+    elsewhere = [key for key in _keys(kind) if key.rpartition(".")[2] == name]
     below = [key for key in elsewhere if above and key.startswith(f"{above[0]}.")]
-    names = list(_fields(above))
+    names = [key for section in _at(above, kind) for key in section.model_fields]
     near = difflib.get_close_matches(name, names, n=1)
     if found := below or near or elsewhere:
-        return f"did you mean {' or '.join(map(repr, found))}?"
-    return f"{'.'.join(above) or 'a recipe'} has {', '.join(names)}"
+        return f"unknown setting; did you mean {' or '.join(map(repr, found))}?"
+    return f"unknown setting; {'.'.join(above) or 'a recipe'} has {', '.join(names)}"
+
+
+def _choices(path: list[str], kind: type[Config]) -> list[tuple[str, type[BaseModel]]]:
+    """The sections among which a `name` at `path` chooses."""
+    if len(path) == 1 and path[0] in plugins.BUILT_IN:
+        return [(name, plugins.find(path[0], name)) for name in plugins.BUILT_IN[path[0]]]
+    return [(name, section) for section in _at(path, kind) for name in _names(section)]
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every setting's full name, those of sections that may be absent among them."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
-        for kind in (field.annotation, *typing.get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _keys(kind, f"{prefix}{name}.")
+        for inner in _sections(field.annotation):
+            yield from _keys(inner, f"{prefix}{name}.")
 
 
-def _fields(path: Iterable[str]) -> Iterable[str]:
-    found: Any = Config
+def _at(path: Iterable[str], kind: type[Config]) -> list[type[BaseModel]]:
+    """The sections that may stand at `path`: several where they are told apart by name."""
+    found: list[type[BaseModel]] = [kind]
     for name in path:
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            field = found.model_fields.get(name)
-            found = field.annotation if field else None
-            if type(None) in (kinds := typing.get_args(found)):  # a section that may be absent
-                found = next(kind for kind in kinds if kind is not type(None))
-        else:  # a name in a dict, or a place in a tuple
-            found = next((a for a in typing.get_args(found) if a not in (str, ...)), None)
-    if isinstance(found, type) and issubclass(found, BaseModel):
-        return found.model_fields
-    return ()
+        fields = [s.model_fields[name] for s in found if name in s.model_fields]
+        # without a field of that name: a name in a dict, or a place in a tuple
+        found = [inner for field in fields for inner in _sections(field.annotation)] or found
+    return found
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation allows, itself or in a union, a dict or a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in typing.get_args(annotation) for found in _sections(inner)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from axpo import plugins
 from axpo.errors import UserError
 
 
@@ -26,8 +28,35 @@ class Section(BaseModel):
     )
 
 
+class Part(Section):
+    """A section that a recipe exchanges as a whole by its `name` (`axpo.plugins`): a class whose
+    fields are its settings and whose methods are what it does."""
+
+    kind: ClassVar[str]
+    """The recipe's section."""
+    name: str = ""
+    """What is taken: a name of axpo's own, or "module:name" of one of yours."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        return named(plugins.name_of(cls))(values)
+
+
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def named(default: str) -> Callable[[Any], Any]:
+    """A validator that gives a section without a `name` the name `default`."""
+
+    def name(values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values  # pyright: ignore[reportUnknownVariableType]
+        given = cast("dict[str, Any]", values)
+        return {"name": default} | given
+
+    return name

@@ -9,17 +9,22 @@ each engine must pass.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from PIL import Image
-
+from axpo.config.base import Part, PositiveInt
 from axpo.engines.stats import EngineStats
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
+
+    from axpo.models.card import Card
+    from axpo.models.loading import Checkpoint
 
 
 class EngineError(RuntimeError):
@@ -113,31 +118,132 @@ class Completion:
     top_logprobs: tuple[tuple[float, ...], ...] = ()
 
 
-class Engine(Protocol):
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What an engine outside this process takes of the card: `count` servers, called `what`, each
+    of which takes `share` bytes.
+
+    Of these, `weights` hold its part of the model, and a token of KV cache takes `token` bytes.
+    """
+
+    what: str
+    count: int
+    share: int
+    weights: int
+    token: int
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the card that all of them take."""
+        return self.count * self.share
+
+    @property
+    def room(self) -> int:
+        """Tokens of KV cache that one of them has at most: its activations and CUDA graphs, some
+        GB of a real model, come out of the same share."""
+        return max(0, self.share - self.weights) // self.token
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What an engine is started with: the model, whose weights are version 0, and the run's limits.
+
+    `dtype` is the model's, `folder` a place for logs and weights, `room` what a path may hold after
+    its prompt (tokens). `in_flight` says what becomes of requests when new weights come
+    (`rl.in_flight`); None where there are none then.
+    """
+
+    checkpoint: Checkpoint
+    dtype: str
+    folder: Path
+    room: int
+    in_flight: Literal["keep", "restart", "finish"] | None = None
+
+
+class EngineSettings(Part):
+    """What samples: its settings, what can be said of it before it runs, and how it is started.
+
+    `axpo.config` loads the class with the recipe, so its module imports what is heavy in `start`.
+    """
+
+    kind: ClassVar[str] = "engine"
+    external: ClassVar[bool] = False
+    """Whether it samples outside this process: then it is compared with the model before it is used
+    and after each update, and may sample while this process trains."""
+
+    slots: PositiveInt = 256
+    """Sequences kept or running at once, in each server where there are several; in this process
+    these are KV slots. Further requests wait, and later turns go before first turns."""
+
+    @property
+    def longest_path(self) -> int | None:
+        """Tokens of a path, its prompt included, that it takes (its setting `max_length`); None
+        where it has no limit of its own."""
+        return None
+
+    @property
+    def max_difference(self) -> float | None:
+        """Mean difference (nats) of its logprobs from the trainer's above which it is refused
+        (its setting `max_logprob_difference`); None for the usual one."""
+        return None
+
+    @property
+    def starting(self) -> str:
+        """What `start` does, in words."""
+        return "starting the engine"
+
+    def missing(self) -> str | None:
+        """What it needs that is not on this machine, and how to get it."""
+        return None
+
+    def check(self, shapes: Any, dtype: str, device: str) -> None:
+        """Before any weights are loaded: raise `ConfigError` where it cannot serve a model of the
+        config `shapes` (transformers) in `dtype`, which is trained on `device`."""
+
+    def taken(self, model: Any, dtype: str, card: Card, device: str) -> Servers | None:
+        """What it takes of the `card` of `device`; None where it takes nothing beside this process.
+
+        Shapes of `model` are enough. Raises `ConfigError` where that is too little for itself.
+        """
+        return None
+
+    def start(self, start: Start) -> Engine:
+        """The running engine; may take a while. Raises `UserError` where it does not start."""
+        raise NotImplementedError(f"{type(self).__name__} has no start()")
+
+
+class Engine(ABC):
     """Asynchronous; cancel a request by cancelling the task that awaits it."""
 
     stats: EngineStats
+    served_share: float | None = None
+    """How much of what training changed the engine's weights carry since the last hand-over, from 0
+    to 1; None where they are the trainer's own."""
 
     @property
+    @abstractmethod
     def version(self) -> int:
         """Version of the weights that sample now."""
-        ...
 
+    @abstractmethod
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; raises `RequestError` or `EngineError`.
 
         What a request waits before it is sampled from is `waiting` (`axpo.clock`).
         """
-        ...
 
+    async def probe(self, request: Request) -> Mapping[str, Completion]:
+        """What each server that is up says to `request`, by its name; counted nowhere."""
+        return {type(self).__name__: await self.generate(request)}
+
+    @abstractmethod
     async def release(self, group: str) -> None:
         """Forget what is kept for `group`."""
-        ...
 
+    @abstractmethod
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Sample with these weights from the next request on; everything kept is dropped."""
-        ...
 
+    @abstractmethod
     async def close(self) -> None:
         """Stop; pending requests raise `EngineError`."""
-        ...

@@ -10,7 +10,15 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from axpo.engines.base import Completion, EngineError, Finish, Picture, Request, RequestError
+from axpo.engines.base import (
+    Completion,
+    Engine,
+    EngineError,
+    Finish,
+    Picture,
+    Request,
+    RequestError,
+)
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 Script = Callable[[Request], "Sequence[int] | Exception"]
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Implements `axpo.engines.base.Engine` with a `script` in the model's place.
 
     The script returns the ids to sample, or an exception for the request to fail with. Ids

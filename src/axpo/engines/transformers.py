@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from axpo.clock import waiting
-from axpo.engines.base import Completion, EngineError, Request, Sampling
+from axpo.engines.base import Completion, Engine, EngineError, Request, Sampling
 from axpo.engines.jobs import Job, accept, prefill_batches
 from axpo.engines.kv import SlotMemory
 from axpo.engines.runner import Runner
@@ -36,8 +36,8 @@ PATIENCE = 4
 call cost about as much for one as for several."""
 
 
-class TransformersEngine:
-    """Implements `axpo.engines.base.Engine` with the model of `checkpoint`.
+class TransformersEngine(Engine):
+    """Samples with the model of `checkpoint`.
 
     `slots` sequences are kept or running at once; further requests wait their turn.
     `max_prefill_tokens` bounds one prefill call, padding included (a longer request goes alone).

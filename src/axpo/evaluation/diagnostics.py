@@ -1,9 +1,9 @@
 """The Thinking-Acting Gap of any model: what its failed tool prefixes could still have led to.
 
-Prefixes of triggered questions (every tool-using rollout wrong: `algorithms.axpo.candidates`) are
+Prefixes of triggered questions (every tool-using rollout wrong: `algorithms.resampling`) are
 resampled `prefix_samples` times each. Two sets are reported: `selected`, those that AXPO would
 resample first, least confident call of each question, if the evaluated questions were one batch
-(`algorithms.axpo.plan`); and `all`, a uniform draw from every failed prefix. Half of the limit
+(its `plan`); and `all`, a uniform draw from every failed prefix. Half of the limit
 goes to each; a prefix that is in both is resampled once. Their figures, and those of new rollouts
 of the same questions, are `prefixes`' to compute.
 
@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from axpo.algorithms import axpo
-from axpo.algorithms.ranking import Candidate, span_confidence
+from axpo.algorithms.confidence import span_confidence
+from axpo.algorithms.resampling import Candidate, Resampling
 from axpo.algorithms.subgroups import subgroup
-from axpo.config import AlgorithmSettings
 from axpo.evaluation.bootstrap import RESAMPLES, Estimate, correlation
 from axpo.evaluation.prefixes import PrefixFigures, outcome, prefix_figures, quartiles
 from axpo.evaluation.summary import resampling_unit, summarize
@@ -90,17 +89,17 @@ class Diagnosis:
 
 
 def choose_prefixes(
-    groups: Sequence[Group], settings: AlgorithmSettings, limit: int, seed: int
+    groups: Sequence[Group], resampling: Resampling, limit: int, seed: int
 ) -> list[Probe]:
     """At most `limit` failed prefixes: half drawn from all, the rest from AXPO's selection.
 
     Either side that has too few leaves its room to the other. Depends on rollouts only, so that
     an interrupted diagnosis chooses the same again.
     """
-    failed = [c for group in groups for c in axpo.candidates(group, settings)]
+    failed = [c for group in groups for c in resampling.candidates(group)]
     failed.sort(key=lambda c: c.source)
     random.Random(f"prefixes/{seed}").shuffle(failed)
-    plan = {(p.group, p.source) for p in axpo.plan(groups, settings, seed)}
+    plan = {(p.group, p.source) for p in resampling.plan(groups, seed)}
     chosen = [c for c in failed if (c.group, c.source) in plan]
     drawn = failed[: (limit + 1) // 2]
     extra = [c for c in chosen if c not in drawn][: limit - len(drawn)]
@@ -118,7 +117,7 @@ def diagnose(
     resampled: Sequence[Group],
     fresh: Mapping[str, Group],
     entropies: Mapping[str, float],
-    settings: AlgorithmSettings,
+    resampling: Resampling,
     seed: int,
     *,
     model: str = "",
@@ -132,8 +131,8 @@ def diagnose(
     entropy of first calls by rollout id (`entropy.call_entropies`).
     """
     summary = summarize(groups, 1, seed, by=(), resamples=resamples)
-    failed = [found for g in groups if (found := axpo.candidates(g, settings))]
-    quartile = quartiles([c for found in failed for c in found], settings)
+    failed = [found for g in groups if (found := resampling.candidates(g))]
+    quartile = quartiles([c for found in failed for c in found])
     outcomes = {
         (group.id, branch.source): outcome(
             group, branch, quartile[branch.source], fresh.get(group.id)
@@ -141,7 +140,7 @@ def diagnose(
         for group in resampled
         for branch in group.branches
     }
-    k = settings.continuations
+    k = resampling.continuations
     sets: dict[str, PrefixFigures] = {}
     for name in ("selected", "all"):
         members = [p.prefix for p in probes if (p.selected if name == "selected" else p.drawn)]

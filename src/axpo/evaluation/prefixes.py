@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from axpo.algorithms.ranking import Candidate, rank
+from axpo.algorithms.resampling import Candidate
 from axpo.algorithms.subgroups import scored
-from axpo.config import AlgorithmSettings
 from axpo.evaluation.bootstrap import RESAMPLES, Estimate, by_unit, correlation, ratios
 from axpo.evaluation.calls import count_kinds, same_call, same_place
 from axpo.evaluation.passk import pass_at_k, tally
@@ -75,13 +74,13 @@ class PrefixFigures:
         return {"prefixes": self.prefixes, "dropped": self.dropped, "metrics": metrics}
 
 
-def quartiles(failed: Sequence[Candidate], settings: AlgorithmSettings) -> dict[str, int]:
+def quartiles(failed: Sequence[Candidate]) -> dict[str, int]:
     """Source -> quarter of `failed` that it ranks in, 1 the least confident, ties by source.
 
     The quarters are those of every failed prefix, so that which of them were resampled does not
     move their borders.
     """
-    ranked = rank(failed, settings, seed=0)
+    ranked = sorted(failed, key=lambda c: (c.confidence, c.source))
     return {c.source: QUARTILES * place // len(ranked) + 1 for place, c in enumerate(ranked)}
 
 

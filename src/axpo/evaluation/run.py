@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from axpo import stopping
+from axpo.algorithms.resampling import Resampling
 from axpo.algorithms.subgroups import gap, subgroup
 from axpo.algorithms.unscored import (
     UnscoredWarning,
@@ -24,7 +27,7 @@ from axpo.algorithms.unscored import (
     unscored_share,
     unscored_text,
 )
-from axpo.config import AlgorithmSettings, Config
+from axpo.config import Config, default_config
 from axpo.evaluation import driver
 from axpo.evaluation.diagnostics import choose_prefixes
 from axpo.evaluation.diagnostics import diagnose as diagnose_groups
@@ -36,14 +39,11 @@ from axpo.folder import GroupsFolder, RunFolder, files_digest, read_json, write_
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
-from axpo.rollout.build import build_agent, load_trained, starting_engine
 from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.rollout.setup import build_task, recipe_tools, tool_files
-from axpo.tasks.base import Example, Task
+from axpo.tasks.base import Example
 from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
 from axpo.training.parity import QUESTIONS, check_parity, limit
-from axpo.training.preflight import check_sampling
 from axpo.tree import Group
 
 _SAMPLED_WITH = ("task", "rollout", "tools")
@@ -52,51 +52,95 @@ RECENT = 64
 """Questions that the live figures look back on."""
 
 
-def evaluate(config: Config, model: str, out: Path, monitor: Monitor) -> dict[str, Any]:
-    """Sample and summarise `model` on the recipe's evaluation split; returns `evaluation.json`."""
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """What samples, and the model that it samples with."""
 
-    task = build_task(config.task)
-    questions, folder = _questions(config, task), RunFolder(out)
-    shelf = _shelf(config, model, folder.evaluated)
+    agent: Agent
+    checkpoint: Checkpoint
 
-    async def run() -> list[Group]:
-        agent, checkpoint = _agent(config, model, out, monitor)
-        try:
-            await _check_engine(config, task, agent, checkpoint)
-            monitor.start("eval", 0, questions)
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a measurement works with (`axpo.build.runs.evaluation_run`).
+
+    `out` is its folder, `model` where the weights lie, `tool_files` what the tools depend on beside
+    the settings. `load` makes the sampler, which takes a while; it says what it does meanwhile.
+    """
+
+    config: Config
+    out: Path
+    model: str
+    tool_files: Mapping[str, str]
+    load: Callable[[Callable[[str], None]], Sampler]
+
+    @property
+    def questions(self) -> int:
+        """How many are evaluated."""
+        settings = self.config.eval
+        size = self.config.task.size(settings.split)
+        return settings.questions if size is None else min(size, settings.questions)
+
+    @property
+    def folder(self) -> RunFolder:
+        """What lies where in `out`."""
+        return RunFolder(self.out)
+
+    def shelf(self, folder: GroupsFolder, more: Mapping[str, Any] | None = None) -> Shelf:
+        """The groups in `folder`; what they depend on: the number of questions and the budget may
+        grow."""
+        config = self.config
+        identity = {
+            "model": _fingerprint(self.model),
+            "eval.split": config.eval.split,
+            "eval.samples": config.eval.samples,
+            "tool files": dict(self.tool_files),
+            **outcome_settings(config.model_dump(mode="json"), _SAMPLED_WITH),
+            **(more or {}),
+        }
+        plain = default_config(config).model_dump(mode="json")
+        return Shelf(folder, identity, outcome_settings(plain, _SAMPLED_WITH))
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a summary says of where it comes from."""
+        return {"model": self.model, "step": _step(self.model), "split": self.config.eval.split}
+
+
+def evaluate(run: Run, monitor: Monitor) -> dict[str, Any]:
+    """Sample and summarise on the recipe's evaluation split; returns `evaluation.json`."""
+    config, folder = run.config, run.folder
+    shelf = run.shelf(folder.evaluated)
+
+    async def sample() -> list[Group]:
+        async with _sampling(run, monitor) as sampler:
+            monitor.start("eval", 0, run.questions)
             monitor.phase("sampling")
-            return await _sample(config, task, agent, shelf, _show_questions(monitor))
-        finally:
-            await agent.close()
+            return await _sample(run, sampler.agent, shelf, _show_questions(monitor))
 
-    groups = stopping.run(run())
+    groups = stopping.run(sample())
     monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, folder.evaluated)
-    summary = summarize(
-        groups, config.eval.k, config.run.seed,
-        model=model, step=_step(model), split=config.eval.split,
-    )  # fmt: skip
+    summary = summarize(groups, config.eval.k, config.run.seed, **run.told)
     return _write(folder.evaluation, summary.to_dict())
 
 
-def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[str, Any]:
-    """Resample `model`'s failed prefixes; returns `diagnosis.json`.
+def diagnose(run: Run, monitor: Monitor) -> dict[str, Any]:
+    """Resample the model's failed prefixes; returns `diagnosis.json`.
 
-    Prefixes, K and budget are the paper's (`AlgorithmSettings`' defaults), whatever the recipe
-    trains with, so that models of any algorithm are measured alike.
+    Prefixes, K and budget are the paper's (`Resampling`'s defaults), whatever the recipe trains
+    with, so that models of any algorithm are measured alike.
     """
-    settings, seed = AlgorithmSettings(), config.run.seed
-    samples = config.eval.prefix_samples
-    folder = RunFolder(out)
-    task, shelf = build_task(config.task), _shelf(config, model, folder.evaluated)
+    config, resampling, seed = run.config, Resampling(), run.config.run.seed
+    samples, folder = config.eval.prefix_samples, run.folder
+    shelf = run.shelf(folder.evaluated)
 
-    async def run() -> dict[str, Any]:
-        agent, checkpoint = _agent(config, model, out, monitor)
-        try:
-            await _check_engine(config, task, agent, checkpoint)
+    async def sample() -> dict[str, Any]:
+        async with _sampling(run, monitor) as sampler:
+            agent = sampler.agent
             monitor.phase("sampling what the evaluation lacks")
-            groups = await _sample(config, task, agent, shelf, None)
-            probes = choose_prefixes(groups, settings, config.eval.prefixes, seed)
+            groups = await _sample(run, agent, shelf, None)
+            probes = choose_prefixes(groups, resampling, config.eval.prefixes, seed)
             monitor.start("diagnose", 0, max(1, len(probes)))
             probed = {p.prefix.group for p in probes}
             made_with = {"prefix_samples": samples}
@@ -105,19 +149,18 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
             monitor.phase("resampling prefixes")
             grown = await driver.resample_prefixes(
                 groups, probes, partial(resample, agent), samples, seed,
-                _shelf(config, model, folder.resampled, {"probes": at} | made_with),
+                run.shelf(folder.resampled, {"probes": at} | made_with),
                 release=agent.engine.release, in_flight=in_flight,
                 progress=_show_prefixes(monitor),
             )  # fmt: skip
             monitor.phase("sampling the questions again")
             fresh = await driver.sample_again(
                 [g for g in groups if g.id in probed], partial(_grow, agent), samples, seed,
-                _shelf(config, model, folder.again, made_with), in_flight=in_flight,
+                run.shelf(folder.again, made_with), in_flight=in_flight,
             )  # fmt: skip
             monitor.phase("measuring the calls' entropy")
-            entropies = _entropies(config, checkpoint, groups, folder.evaluated.entropies)
-        finally:
-            await agent.close()
+            file = folder.evaluated.entropies
+            entropies = _entropies(config, sampler.checkpoint, groups, file)
         for where, sampled in (
             (folder.evaluated, groups), (folder.resampled, grown),
             (folder.again, list(fresh.values())),
@@ -125,19 +168,28 @@ def diagnose(config: Config, model: str, out: Path, monitor: Monitor) -> dict[st
             _say_unscored(config, sampled, where)
         monitor.phase("resampling for the intervals")
         diagnosis = diagnose_groups(
-            groups, probes, grown, fresh, entropies, settings, seed,
-            model=model, step=_step(model), split=config.eval.split,
-        )  # fmt: skip
+            groups, probes, grown, fresh, entropies, resampling, seed, **run.told
+        )
         return diagnosis.to_dict()
 
-    return _write(folder.diagnosis, stopping.run(run()))
+    return _write(folder.diagnosis, stopping.run(sample()))
 
 
-async def _sample(
-    config: Config, task: Task, agent: Agent, shelf: Shelf, progress: Progress | None
-) -> list[Group]:
+@asynccontextmanager
+async def _sampling(run: Run, monitor: Monitor) -> AsyncIterator[Sampler]:
+    """The run's sampler, compared with its model, and ended at last."""
+    sampler = run.load(monitor.phase)
+    try:
+        await _check_engine(run, sampler)
+        yield sampler
+    finally:
+        await sampler.agent.close()
+
+
+async def _sample(run: Run, agent: Agent, shelf: Shelf, progress: Progress | None) -> list[Group]:
     """The evaluation's groups, from disk as far as they are there."""
-    settings, questions = config.eval, _questions(config, task)
+    config, questions = run.config, run.questions
+    settings, task = config.eval, config.task
 
     async def one(example: Example, n: int, seed: int, id: str) -> Group:
         return await _grow(agent, new_group(agent.rendering, example, id), n, seed)
@@ -173,25 +225,16 @@ def _entropies(
     return _write(file, known)
 
 
-def _agent(config: Config, model: str, out: Path, monitor: Monitor) -> tuple[Agent, Checkpoint]:
-    monitor.phase("checking settings and data")
-    tools = recipe_tools(config)
-    check_sampling(config, model)
-    monitor.phase("loading the model")
-    checkpoint = load_trained(config, model)
-    monitor.phase(starting_engine(config))
-    return build_agent(config, checkpoint, tools, out), checkpoint
-
-
-async def _check_engine(config: Config, task: Task, agent: Agent, checkpoint: Checkpoint) -> None:
+async def _check_engine(run: Run, sampler: Sampler) -> None:
     """Raise `UserError` where an engine outside this process samples from other weights; gives
     it the model's adapters first, where there are some."""
-    if config.engine.vllm is None:
+    config, agent, checkpoint = run.config, sampler.agent, sampler.checkpoint
+    if not config.engine.external:
         return
     if adapted_layers(checkpoint.model):
         await agent.engine.load_weights(checkpoint.model.state_dict(), 0)
-    count = min(QUESTIONS, _questions(config, task))
-    examples = [task.example(config.eval.split, i) for i in range(count)]
+    count = min(QUESTIONS, run.questions)
+    examples = [config.task.example(config.eval.split, i) for i in range(count)]
     groups = [new_group(agent.rendering, e, f"parity/{i}") for i, e in enumerate(examples)]
     recompute = partial(
         recompute_logprobs,
@@ -200,8 +243,7 @@ async def _check_engine(config: Config, task: Task, agent: Agent, checkpoint: Ch
         temperature=config.rollout.temperature or 1.0,
         budget=config.rl.optimizer.max_tokens_per_micro_batch,
     )
-    setting = config.engine.vllm.max_logprob_difference
-    limits = partial(limit, checkpoint.model.dtype, setting=setting)
+    limits = partial(limit, checkpoint.model.dtype, setting=config.engine.max_difference)
     await check_parity(agent, checkpoint.model, recompute, groups, config.run.seed, limits)
 
 
@@ -214,11 +256,6 @@ def _say_unscored(config: Config, groups: Sequence[Group], folder: GroupsFolder)
             UnscoredWarning,
             stacklevel=2,
         )
-
-
-def _questions(config: Config, task: Task) -> int:
-    size = task.size(config.eval.split)
-    return config.eval.questions if size is None else min(size, config.eval.questions)
 
 
 def _show_questions(monitor: Monitor) -> Progress:
@@ -237,22 +274,6 @@ def _show_prefixes(monitor: Monitor) -> Progress:
         monitor.step("diagnose", len(found) - 1, figures)
 
     return progress
-
-
-def _shelf(
-    config: Config, model: str, folder: GroupsFolder, more: Mapping[str, Any] | None = None
-) -> Shelf:
-    """The folder's groups; what they depend on: the number of questions and the budget may grow."""
-    identity = {
-        "model": _fingerprint(model),
-        "eval.split": config.eval.split,
-        "eval.samples": config.eval.samples,
-        "tool files": tool_files(config),
-        **outcome_settings(config.model_dump(mode="json"), _SAMPLED_WITH),
-        **(more or {}),
-    }
-    defaults = outcome_settings(Config().model_dump(mode="json"), _SAMPLED_WITH)
-    return Shelf(folder, identity, defaults)
 
 
 def _fingerprint(model: str) -> str:

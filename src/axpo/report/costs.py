@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from axpo.config import Config, ConfigError
-from axpo.engines.vllm.share import Servers
+from axpo.engines.base import Servers
 from axpo.models.card import in_units
 from axpo.report.live import duration
 from axpo.training.account import Account, account
@@ -89,8 +89,7 @@ def _pictures(found: Estimate) -> str:
 def _share(told: Account) -> str:
     if (servers := told.servers) is None:
         return ""
-    count = "vLLM server" if servers.count == 1 else f"{servers.count} vLLM servers"
-    return f"share of the {count} started beside"
+    return f"share of the {servers.what} started beside"
 
 
 def servers_text(told: Account, servers: Servers, slots: int) -> str:
@@ -127,14 +126,9 @@ def step_costs(
 def _samples(config: Config, kind: Kind, found: Estimate) -> str:
     if kind == "sft":
         return f"{config.sft.batch} demonstrations"
-    algorithm = config.algorithm
-    rollouts = config.rl.questions * algorithm.rollouts
-    samples = f"{rollouts} rollouts"
-    if algorithm.name == "axpo":
-        samples += f" + at most {found.sizes.rows - rollouts} continuations"
-    elif algorithm.name == "rltf":
-        samples += f" + {found.sizes.rows - rollouts} second attempts"
-    return samples
+    bounds = config.algorithm.bounds(config.rl.questions)
+    samples = f"{config.rl.questions * config.algorithm.rollouts} rollouts"
+    return f"{samples} + at most {bounds.extra} {bounds.extra_name}" if bounds.extra else samples
 
 
 def _parameters(counts: Counts) -> dict[str, str]:

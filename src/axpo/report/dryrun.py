@@ -14,6 +14,7 @@ import os
 from rich.console import Console
 from rich.text import Text
 
+from axpo.build.tools import recipe_tools
 from axpo.checks import missing_packages
 from axpo.config import Config, MissingError, UserError
 from axpo.models.device import torch_device
@@ -26,7 +27,6 @@ from axpo.report.summary import runs_unsafe
 from axpo.rollout.demonstrations import DemonstrationError, demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
-from axpo.rollout.setup import build_task, recipe_tools
 from axpo.sandbox.levels import UNSAFE, lack
 from axpo.search.tavily import KEY
 from axpo.tasks.base import Example, Task
@@ -87,7 +87,8 @@ def show(config: Config, everything: bool = False) -> None:
 
 def _task(config: Config, missing: Missing) -> Task | None:
     try:
-        return build_task(config.task)
+        config.task.check()
+        return config.task
     except MissingError as error:
         missing.add("The data, and so an example and the real prompts' lengths", error)
         return None
@@ -186,8 +187,10 @@ async def _demonstrated(
     truths = (example.answer, *example.alternatives)
     if max([await grade(example.grading, answer, t) for t in truths]) >= config.task.solved:
         return group, ""
-    teacher = "the lab's teacher errs on purpose" if config.task.name == "lab" else "teachers err"
-    return group, f"The demonstration answers {answer!r}: {teacher}, and SFT learns it as it is."
+    return (
+        group,
+        f"The demonstration answers {answer!r}: {config.task.teacher}, and SFT learns it as it is.",
+    )
 
 
 def _example(task: Task) -> tuple[str, Example]:

@@ -26,6 +26,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from axpo.report.cell import Cell
+
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDE, WIDEST = 110, 140
 ECHO = 4
@@ -74,7 +76,7 @@ def output_console(stderr: bool = False) -> Console:
 
 def redraws(console: Console) -> bool:
     """Whether what is there can be drawn over: not in a file, nor where TERM is "dumb"."""
-    return console.is_terminal and not console.is_dumb_terminal
+    return console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
 
 
 class LiveView:
@@ -105,7 +107,7 @@ class LiveView:
         self._ticks: deque[tuple[float, int]] = deque(maxlen=20)
         self._started = time.monotonic()
         self._spinner = Spinner("dots")
-        self._live: Live | None = None
+        self._live: Live | Cell | None = None
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -116,9 +118,7 @@ class LiveView:
             self._thread = threading.Thread(target=self._tick, daemon=True)
             self._thread.start()
         else:
-            self._live = Live(
-                console=self.console, get_renderable=self.render, refresh_per_second=4
-            )
+            self._live = self._drawing()
             self._live.start(refresh=True)
         return self
 
@@ -139,6 +139,11 @@ class LiveView:
             self._live.transient = not shown
             with contextlib.suppress(OSError):  # the terminal may be gone
                 self._live.stop()
+
+    def _drawing(self) -> Live | Cell:
+        if self.console.is_jupyter:
+            return Cell(self.render)
+        return Live(console=self.console, get_renderable=self.render, refresh_per_second=4)
 
     def begin(self, first: int, total: int, unit: str = "step") -> None:
         """There are `total` steps (or whatever the `unit` is); `first` of them were done before."""

@@ -6,7 +6,7 @@ before it would save anything. Its first step, which warms up and writes trees, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from axpo.build.runs import rl_run, sft_run
 from axpo.config import Config, UserError
 from axpo.report.anatomy import (
     WARM_UP,
@@ -28,11 +29,9 @@ from axpo.report.anatomy import (
 )
 from axpo.report.live import LiveView, output_console
 from axpo.training import rl, sft
-from axpo.training.monitor import Monitor
 
 NEVER = 10**9
 BAR = 12  # cells
-LOOPS: dict[str, Callable[[Config, str, Path, Monitor], Path]] = {"rl": rl.train, "sft": sft.train}
 
 
 class Enough(Exception):
@@ -76,11 +75,9 @@ def print_profile(config: Config, kind: str, lines: Sequence[Mapping[str, float]
     console.print(Text(f"\n{sentence(anatomy)}", "bold"))
 
 
-def measure(
-    config: Config, model: str, kind: str, steps: int, view: LiveView
-) -> list[Mapping[str, float]]:
-    """The metrics of the warm-up and of `steps` more steps of the "rl" or "sft" loop with `model`,
-    shown in `view`; nothing is left on disk."""
+def measure(config: Config, kind: str, steps: int, view: LiveView) -> list[Mapping[str, float]]:
+    """The metrics of the warm-up and of `steps` more steps of the "rl" or "sft" loop, shown in
+    `view`; nothing is left on disk."""
     total = WARM_UP + steps
     # One step more than wanted: at its last step the loop saves trees and a checkpoint.
     section = getattr(config, kind).model_copy(update={"steps": total + 1})
@@ -89,7 +86,10 @@ def measure(
     with TemporaryDirectory(prefix="axpo-profile-") as out:
         meter = Meter(view, total)
         try:
-            LOOPS[kind](shortened, model, Path(out), meter)
+            if kind == "sft":
+                sft.train(sft_run(shortened, Path(out), view.phase), meter)
+            else:
+                rl.train(rl_run(shortened, Path(out), view.phase), meter)
         except Enough:
             return meter.lines
     raise AssertionError(f"the {kind} loop ended after {len(meter.lines)} of {total} steps")

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from axpo.config import Config
+from axpo import plugins
+from axpo.config import Config, default_config
 from axpo.config.secrets import masked
 
 _UNSET = "(unset)"
@@ -32,15 +33,19 @@ class Setting:
 
 def settings(config: Config) -> list[Setting]:
     """Every setting, secrets masked; of sections that are absent by default what was set."""
-    now, defaults = (_flat(masked(c.model_dump(mode="json"))) for c in (config, Config()))
+    usual = default_config(config)
+    now, defaults = (_flat(masked(c.model_dump(mode="json"))) for c in (config, usual))
+    # a part that the recipe chooses is a difference; its settings are compared with its own
+    defaults |= {f"{kind}.name": plugins.default(kind) for kind in plugins.BUILT_IN}
     written = _flat(config.model_dump(mode="json", exclude_unset=True))
     found: list[Setting] = []
     for name, value in now.items():
+        meaning = _doc(name, config)
         if name in defaults:
             default = toml(defaults[name])
-            found.append(Setting(name, toml(value), default, value != defaults[name], _doc(name)))
+            found.append(Setting(name, toml(value), default, value != defaults[name], meaning))
         elif name in written:
-            found.append(Setting(name, toml(value), None, True, _doc(name)))
+            found.append(Setting(name, toml(value), None, True, meaning))
     return found
 
 
@@ -87,12 +92,13 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, one in named for k, v in _flat(one, f"{prefix}{key}.").items()}
 
 
-def _doc(name: str) -> str:
+def _doc(name: str, config: Config) -> str:
     """The docstring of the setting; empty for a name of one's own."""
-    found: Any = Config
+    found: Any = type(config)
     text: str | None = None
     for part in name.split("."):
         kinds = [kind for kind in (found, *typing.get_args(found)) if _is_section(kind)]
+        kinds = [kind for kind in kinds if part in kind.model_fields] or kinds
         if typing.get_origin(found) in (dict, tuple):  # `part` is a name or a place in it
             found, text = next(iter(kinds), None), None
         elif kinds:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from axpo import plugins
 from axpo.algorithms.subgroups import FAMILY
 from axpo.config import RunSettings
 from axpo.report.names import TOOL_FIGURES, evaluation_order, label
@@ -202,10 +203,18 @@ def share_table(
 
 
 def settings_table(runs: Sequence[RunView]) -> tuple[list[tuple[str, list[str]]], ...]:
-    """Settings that differ between the runs, and those that they share."""
+    """Settings that differ between the runs, and those that they share.
+
+    Where runs chose different parts (algorithms), the names say so; what only one of them has does
+    not differ.
+    """
     flat = [_flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for values in flat for key in values))
-    rows = [(key, [values.get(key, "–") for values in flat]) for key in keys]
+    rows = [
+        (key, [values.get(key, "–") for values in flat])
+        for key in keys
+        if key.partition(".")[0] not in plugins.BUILT_IN or all(key in values for values in flat)
+    ]
     differing = [row for row in rows if len(set(row[1])) > 1]
     return differing, [row for row in rows if len(set(row[1])) == 1]
 

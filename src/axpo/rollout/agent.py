@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from axpo.algorithms.arpo import opening_entropy
+from axpo.algorithms.entropy import opening_entropy
 from axpo.clock import Clock
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, EngineError, Finish, Request, Sampling
@@ -77,7 +77,7 @@ class Agent:
     """Runs trajectories with one engine, one set of tools and one recipe's limits.
 
     With `top_logprobs` of them at every token, the group's `entropies` get that of each turn's
-    opening (`axpo.algorithms.arpo`). A reward of at least `solved_at` solves a question.
+    opening (`axpo.algorithms.entropy`). A reward of at least `solved_at` solves a question.
     """
 
     def __init__(

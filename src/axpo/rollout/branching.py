@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from axpo.algorithms import arpo
-from axpo.config import AlgorithmSettings
+from axpo.algorithms.base import Algorithm
 from axpo.rollout.agent import Agent
 from axpo.rollout.critiques import add_second_attempts
 from axpo.rollout.sampling import resample, sample_group, together
@@ -12,35 +11,28 @@ from axpo.tree import Group
 
 
 async def sample_question(
-    agent: Agent, group: Group, settings: AlgorithmSettings, seed: int, task: Task
+    agent: Agent, group: Group, algorithm: Algorithm, seed: int, task: Task
 ) -> None:
-    """Give a new `group` its N rollouts.
-
-    With ARPO some of them are continuations of others; with RLTF each has a second attempt, for
-    which the `task` must be a `Critic`.
-    """
-    if settings.name == "arpo":
-        await _sample_branching(agent, group, settings, seed)
-    else:
-        await sample_group(agent, group, settings.rollouts, seed)
-    if settings.name == "rltf":
+    """Give a new `group` its N rollouts, and where the algorithm wants critiques a second attempt
+    after each, for which the `task` must be a `Critic`."""
+    await sample_group(agent, group, algorithm.first_rollouts, seed)
+    if algorithm.missing_rollouts(group) > 0:
+        await _fork(agent, group, algorithm, seed)
+    if algorithm.needs_critic:
         assert isinstance(task, Critic)
         await add_second_attempts(agent, group, task, seed)
 
 
-async def _sample_branching(
-    agent: Agent, group: Group, settings: AlgorithmSettings, seed: int
-) -> None:
-    """ARPO's rounds: the initial rollouts, the branches of each turn, then what is left.
+async def _fork(agent: Agent, group: Group, algorithm: Algorithm, seed: int) -> None:
+    """The forks of each turn, then what the N rollouts still lack.
 
-    A round's branches are sampled to their end before the next round looks at the group; seeds
+    A round's forks are sampled to their end before the next round looks at the group; seeds
     and decisions are those of a turn-by-turn rollout.
     """
-    await sample_group(agent, group, arpo.initial_rollouts(settings), seed)
     for turn in range(2, agent.settings.max_turns + 1):
         branches = [
             group.fork(group.trajectory(fork.source), fork.cut)
-            for fork in arpo.forks(group, settings, turn, seed)
+            for fork in algorithm.forks(group, turn, seed)
         ]
         await together([resample(agent, group, branch, 1, seed) for branch in branches])
-    await sample_group(agent, group, arpo.missing_rollouts(group, settings), seed)
+    await sample_group(agent, group, algorithm.missing_rollouts(group), seed)

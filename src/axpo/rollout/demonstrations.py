@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from axpo.config import RolloutSettings, UserError
-from axpo.engines.base import Completion, Finish, Request
+from axpo.engines.base import Completion, Engine, Finish, Request
 from axpo.engines.stats import EngineStats
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
@@ -29,10 +29,8 @@ class DemonstrationError(UserError):
     """A demonstration that cannot be learned from; names the example and what is wrong."""
 
 
-class _Teacher:
+class _Teacher(Engine):
     """An engine that says an example's demonstration, each turn with its end-of-turn token."""
-
-    version = 0
 
     def __init__(self, rendering: Rendering, settings: RolloutSettings, example: Example) -> None:
         self.stats = EngineStats()
@@ -43,6 +41,10 @@ class _Teacher:
             for number, text in enumerate(example.demonstration, start=1)
         ]
         self.said = 0
+
+    @property
+    def version(self) -> int:
+        return 0
 
     async def generate(self, request: Request) -> Completion:
         if self.said == len(self._turns):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from axpo.config import AlgorithmSettings
+from axpo.algorithms.arpo import Arpo
+from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.base import Algorithm
+from axpo.algorithms.grpo import Grpo
+from axpo.algorithms.losses import CispoLoss
+from axpo.algorithms.rltf import Rltf
 
 SOURCE = "arXiv 2605.28774"
 PASS = {
@@ -41,39 +45,32 @@ SINGLE_CALL = "about 0.30"
 ENTROPY_CORRELATION = "0.843, sign not stated"
 """Pearson's r between confidence and exact entropy."""
 
-_GRPO = {"name": "grpo"}
-_ROWS: Mapping[str, Mapping[str, Any]] = {
-    "grpo": _GRPO,
-    "rollouts x2": {**_GRPO, "rollouts": 16},
-    "cispo": {**_GRPO, "loss": "cispo", "aggregation": "token_mean"},
-    "arpo": {"name": "arpo", "rollouts": 16},
-    "rltf": {"name": "rltf"},
-    "axpo": {},
-    "axpo, prefix": {"prefix": "scratch"},
-    "axpo, resample": {"resample": "no_tool"},
-    "axpo, ranking": {"ranking": "random"},
-    "axpo, prefix_credit": {"prefix_credit": False},
-    "axpo, separate_group": {"separate_group": False},
+_ROWS: Mapping[str, Algorithm] = {
+    "grpo": Grpo(),
+    "rollouts x2": Grpo(rollouts=16),
+    "cispo": Grpo(loss=CispoLoss(), aggregation="token_mean"),
+    "arpo": Arpo(rollouts=16),
+    "rltf": Rltf(),
+    "axpo": Axpo(),
+    "axpo, prefix": Axpo(prefix="scratch"),
+    "axpo, resample": Axpo(resample="no_tool"),
+    "axpo, ranking": Axpo(ranking="random"),
+    "axpo, prefix_credit": Axpo(prefix_credit=False),
+    "axpo, separate_group": Axpo(separate_group=False),
 }
-"""What makes a row of `PASS`; all other settings are the defaults, which are the paper's."""
+"""What trains a row of `PASS`; all other settings are the defaults, which are the paper's."""
 _NOT_STATED = {"tool_bonus", "entropy_rule"}
 """Settings whose value the paper does not give; of a bonus, its sign."""
 
 
-def counterpart(settings: AlgorithmSettings) -> str | None:
+def counterpart(algorithm: Algorithm) -> str | None:
     """The row of `PASS` that these settings train; None where the paper has none."""
-    own = settings.model_dump(exclude=_NOT_STATED)
-    row = next(
-        (
-            name
-            for name, changes in _ROWS.items()
-            if AlgorithmSettings(**changes).model_dump(exclude=_NOT_STATED) == own
-        ),
-        None,
-    )
-    if settings.tool_bonus == 0:
+    own = algorithm.model_dump(exclude=_NOT_STATED)
+    rows = (n for n, known in _ROWS.items() if known.model_dump(exclude=_NOT_STATED) == own)
+    row = next(rows, None)
+    if not isinstance(algorithm, Grpo) or algorithm.tool_bonus == 0:
         return row
-    bonus = "tool bonus" if settings.tool_bonus > 0 else "tool penalty"
+    bonus = "tool bonus" if algorithm.tool_bonus > 0 else "tool penalty"
     return bonus if row == "grpo" else None
 
 

@@ -140,7 +140,7 @@ def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]
 def _resamples(study: Study, cell: Cell) -> bool:
     """Whether its branches are resampled failed prefixes: ARPO and RLTF branch from right rollouts
     too, once each, so that their recovery is another figure."""
-    return study.config(cell.variant, cell.seed).algorithm.name == "axpo"
+    return study.config(cell.variant, cell.seed).algorithm.resamples_failures
 
 
 def _shares(group: Group, k: int, tools: Sequence[str]) -> Shares:

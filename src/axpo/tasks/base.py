@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_checkable
 
-from PIL import Image
+from pydantic import Field
 
-from axpo.config import MissingError, UserError
+from axpo.config.base import MissingError, Part
+from axpo.errors import UserError
 from axpo.tree import Group, Trajectory
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EPOCH = 1_000_000
 """Positions that a seed owns in an endless split, so that seeds never share a question."""
@@ -52,19 +56,41 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """A source of examples. `size` is None for an endless split (generated or streamed), which
-    gives the run with seed s its examples from index `s * EPOCH` on."""
+class Task(Part):
+    """A source of examples; what it needs of a recipe are its fields.
 
-    def size(self, split: str) -> int | None: ...
+    The run with seed s gets its examples of an endless split from index `s * EPOCH` on.
+    """
+
+    kind: ClassVar[str] = "task"
+    teacher: ClassVar[str] = "teachers err"
+    """Said where a demonstration's answer is wrong."""
+
+    solved: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A rollout is solved, for the trigger, recovery, Pass@k and every rate, when its reward is at
+    least this; advantages take the reward itself (choice)."""
+    system: str | None = None
+    """System message before the tools' signatures; none by default."""
+
+    def check(self) -> None:
+        """Raise `MissingError` where its files or packages are not on this machine."""
+
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        """Splits that are read as they arrive, whose size nobody knows."""
+        return ()
+
+    def size(self, split: str) -> int | None:
+        """Number of examples; None where they never end, generated or streamed."""
+        return None
 
     def example(self, split: str, index: int) -> Example:
         """The `index`-th example of `split` ("train", "val", "test", "sft"); deterministic."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no example()")
 
     def fingerprint(self, split: str) -> str:
         """Tells one content of `split` from another; empty where it cannot be told."""
-        ...
+        return ""
 
 
 @runtime_checkable

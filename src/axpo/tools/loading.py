@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 import typing
-from pathlib import Path
-from types import ModuleType
 
+from axpo.plugins import load
 from axpo.tools.base import Observation, Tool
 
 
 def load_tool(name: str) -> Tool:
     """The tool `name` (`module:name`); raises `ValueError` that says which part is wrong."""
-    module_name, _, attribute = name.partition(":")
-    module = _module(module_name, name)
-    try:
-        found = getattr(module, attribute)
-    except AttributeError:
-        tools = [key for key, value in vars(module).items() if isinstance(value, Tool)]
-        raise ValueError(
-            f"{name!r}: {module_name} has no {attribute!r}; its tools are {', '.join(tools) or 0}"
-        ) from None
+    found = load(name, lambda value: isinstance(value, Tool), "tools")
     if not isinstance(found, Tool):
         raise ValueError(f"{name!r} is {_kind(found)}")
     if lacking := [part for part in ("name", "spec", "timeout") if not hasattr(found, part)]:
@@ -54,21 +43,3 @@ def _returned(tool: Tool) -> type | None:
     except NameError:
         return None
     return hint if isinstance(hint, type) else None
-
-
-def _module(module_name: str, name: str) -> ModuleType:
-    folder = str(Path.cwd())
-    if folder not in sys.path:  # a console script does not put it there, `python -m` does
-        sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ValueError(
-                f"{name!r}: there is no module {error.name!r} in {folder} or installed"
-            ) from error
-        raise ValueError(f"{name!r}: {module_name} needs {error.name!r}: {error}") from error
-    except Exception as error:
-        raise ValueError(
-            f"{name!r}: {module_name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error

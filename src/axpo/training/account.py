@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from axpo.config import Config
-from axpo.engines.vllm.share import Servers, started_servers
+from axpo.engines.base import Servers
 from axpo.models.card import Card, in_units, recipe_card
 from axpo.training.estimate import Estimate, Kind, Shaped, estimate, optimizer_settings
 from axpo.tree import Segment
@@ -55,7 +55,9 @@ def account(config: Config, kind: Kind, shaped: Shaped, prompt: Segment, device:
     """
     card = recipe_card(config.model, device)
     found = estimate(config, kind, shaped, prompt, card.gpu)
-    servers = started_servers(config, shaped.model, card, device) if kind == "rl" else None
+    servers = None
+    if kind == "rl":
+        servers = config.engine.taken(shaped.model, config.model.dtype, card, device)
     return Account(found, card, servers, _refusal(config, kind, found, card, servers))
 
 
@@ -68,7 +70,7 @@ def _refusal(
         return ""
     ways = ["name a larger card" if card.named else "free some memory"]
     if taken:
-        ways.append("lower the servers' --gpu-memory-utilization (engine.vllm.arguments)")
+        ways.append("lower the servers' --gpu-memory-utilization (engine.arguments)")
     if config.model.lora is None:
         ways.append("train adapters (model.lora)")
         if not optimizer_settings(config, kind).freeze_vision:

@@ -12,7 +12,7 @@ import pickle
 import random
 import warnings
 from asyncio import CancelledError
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from axpo.folder import (
 )
 from axpo.models.lora import adapted_layers, load_adapters, save_adapters
 from axpo.stopping import Stopped, held
+from axpo.training.data import check_data
 from axpo.training.trainer import Trainer
 
 
@@ -195,6 +196,19 @@ def restore(path: Path, trainer: Trainer) -> State:
     trainer.load_state_dict(stored["trainer"])
     _set_random_state(stored["random"])
     return state
+
+
+def resume(folder: Path, trainer: Trainer, data: Mapping[str, Any]) -> int:
+    """Go on from the newest checkpoint in `folder` on `data` (`axpo.training.data.data_state`);
+    returns its step, 0 where there is none.
+
+    Raises `ConfigError` where the data is not the one that it was made with.
+    """
+    state = restore_newest(folder, trainer)
+    if state is None:
+        return 0
+    check_data(state.data, data, checkpoint_of(folder, state.step).path)
+    return state.step
 
 
 def _read_weights(model: Path) -> dict[str, torch.Tensor]:

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from axpo.algorithms import Algorithm
-from axpo.algorithms.budget import Plan
+from axpo.algorithms.base import Plan
 from axpo.algorithms.unscored import (
     UnscoredWarning,
     check_scored,
@@ -38,10 +37,9 @@ class Collector:
     Leaving it cancels what is still being sampled.
     """
 
-    def __init__(self, agent: Agent, task: Task, algorithm: Algorithm, config: Config) -> None:
+    def __init__(self, agent: Agent, task: Task, config: Config) -> None:
         self._agent = agent
         self._task = task
-        self._algorithm = algorithm
         self._config = config
         self._places = asyncio.Semaphore(config.rl.questions)
         self._beside = ThreadPoolExecutor(max_workers=1)
@@ -122,7 +120,7 @@ class Collector:
             done[group.id] = group
             watch("plan")
             pending = len(groups) - len(done)
-            plans = self._algorithm.plan(list(done.values()), algorithm, seed, pending)
+            plans = algorithm.plan(list(done.values()), seed, pending)
             new = [plan for plan in plans if plan.source not in started]
             started.update(plan.source for plan in new)
             watch("sample" if pending else "resample")

@@ -12,8 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from axpo.config import Config, ConfigError
-from axpo.rollout.setup import tool_files
+from axpo.config import ConfigError
 from axpo.tasks.base import EPOCH, Example, Task
 
 
@@ -34,13 +33,13 @@ def training_example(task: Task, split: str, position: int, seed: int) -> Exampl
     return task.example(split, _order(size, seed, epoch)[place])
 
 
-def data_state(config: Config, task: Task, split: str) -> dict[str, Any]:
-    """What a checkpoint notes of the data and of the tools' files, as plain JSON."""
+def data_state(task: Task, split: str, tool_files: Mapping[str, str]) -> dict[str, Any]:
+    """What a checkpoint notes of the data and of the tools' files (name -> digest), as JSON."""
     return {
         "split": split,
         "size": task.size(split),
         "content": task.fingerprint(split),
-        "tools": tool_files(config),
+        "tools": dict(tool_files),
     }
 
 

@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from axpo.config import Config, EngineSettings, LimitSettings, OptimizerSettings
+from axpo.config import Config, LimitSettings, OptimizerSettings
+from axpo.engines.base import EngineSettings
 from axpo.models.lora import targeted_layers
 from axpo.tools.python import PythonTool
 from axpo.tools.web_extractor import WebExtractorTool
@@ -130,21 +131,13 @@ def sizes(config: Config, kind: Kind, prompt: Segment) -> Sizes:
     path = len(prompt) + config.rollout.max_tokens
     if kind == "sft":
         return Sizes(len(prompt), pictures, path, 1, path, config.sft.batch, 0)
-    algorithm, questions = config.algorithm, config.rl.questions
-    rollouts = questions * algorithm.rollouts
-    extra = 0
-    paths = algorithm.rollouts
-    if algorithm.name == "axpo":
-        extra = int(algorithm.extra_budget * rollouts)
-        paths += min(extra, algorithm.rollouts * algorithm.continuations)
-    elif algorithm.name == "rltf":
-        # A second attempt for each first one, sampled behind it and its critique.
-        extra = rollouts
-        paths *= 2
-        path += config.rollout.max_tokens
-    tree = len(prompt) + paths * config.rollout.max_tokens
+    questions = config.rl.questions
+    bounds = config.algorithm.bounds(questions)
+    path = len(prompt) + bounds.attempts * config.rollout.max_tokens
+    tree = len(prompt) + bounds.paths * config.rollout.max_tokens
     trees = questions // config.rl.updates
-    return Sizes(len(prompt), pictures, path, paths, tree, trees, rollouts + extra)
+    rows = questions * config.algorithm.rollouts + bounds.extra
+    return Sizes(len(prompt), pictures, path, bounds.paths, tree, trees, rows)
 
 
 def estimate(config: Config, kind: Kind, shaped: Shaped, prompt: Segment, gpu: bool) -> Estimate:
@@ -240,20 +233,20 @@ def _trunk(config: Config, kind: Kind, found: Sizes, pieces: int) -> tuple[int, 
     """Tokens that later pieces may look back on, and the most of them that stand above one piece.
 
     A leaf that fits into a piece is in no other; then only sources of branches are looked back
-    on, and of AXPO's no more than their prefix.
+    on, and no more of them than branches leave.
     """
     if pieces == 1:
         return 0, 0
-    algorithm, rollout = config.algorithm, config.rollout
+    rollout = config.rollout
     paths, length = pieces - 1, rollout.max_tokens
     above = found.path
     if rollout.max_tokens <= optimizer_settings(config, kind).max_tokens_per_micro_batch:
-        if kind == "sft" or algorithm.name == "grpo" or algorithm.prefix == "scratch":
+        bounds = config.algorithm.bounds(config.rl.questions)
+        if kind == "sft":
             paths = 0
-        elif algorithm.name != "arpo":
-            paths = min(paths, algorithm.rollouts)
-        if algorithm.name == "axpo" and algorithm.branch_at == "first":
-            # A rollout's first call is in its first turn: one without a call is its last.
+        elif bounds.sources is not None:
+            paths = min(paths, bounds.sources)
+        if bounds.first_turn:
             length = min(length, rollout.max_turn_tokens)
         above = found.prompt + length
     trunk = min(found.tree, found.prompt + paths * length)
@@ -262,7 +255,7 @@ def _trunk(config: Config, kind: Kind, found: Sizes, pieces: int) -> tuple[int, 
 
 def _rows(found: Sizes, engine: EngineSettings) -> int:
     """Rows of the engine's memory, which doubles them as needed; servers have their own."""
-    if engine.vllm is not None:
+    if engine.external:
         return 0
     slots = engine.slots
     return min(slots, 1 << max(3, (found.rows - 1).bit_length())) if found.rows else 0

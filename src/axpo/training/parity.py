@@ -70,10 +70,10 @@ def limit(dtype: torch.dtype, tokens: int, setting: float | None = None) -> Limi
     both distributions sum to 1 over the same tokens: 0.02 as in float32, and 4 standard errors of
     a deviation of 0.1.
 
-    `setting` (engine.vllm.max_logprob_difference) takes the place of both.
+    `setting` (engine.max_logprob_difference) takes the place of both.
     """
     if setting is not None:
-        return Limit(setting, math.expm1(setting), "engine.vllm.max_logprob_difference")
+        return Limit(setting, math.expm1(setting), "engine.max_logprob_difference")
     if dtype == torch.float32:
         return Limit(0.02, 0.02, "float32 rounds by 1e-6")
     error = ERRORS / math.sqrt(tokens)
@@ -132,14 +132,14 @@ async def check_parity(
             f"average (at most {found.largest:.2g}, over {found.tokens} tokens), the limit is "
             f"{allowed.mean:.2g} ({allowed.why}): the engine does not sample from this model. Look "
             "at dtype, pixel limits and the weights it was started with; "
-            "engine.vllm.max_logprob_difference sets the limit"
+            "engine.max_logprob_difference sets the limit"
         )
     if not abs(found.ratio - 1) <= allowed.ratio:
         raise UserError(
             f"the mean of exp(model - engine) is {found.ratio:.3f} over {found.tokens} sampled "
             f"tokens, expected 1 within {allowed.ratio:.2g} ({allowed.why}): the engine's logprobs "
             "are not those of what it samples from. Look at temperature, banned ids, top-p and "
-            "top-k; engine.vllm.max_logprob_difference sets the limit"
+            "top-k; engine.max_logprob_difference sets the limit"
         )
     if any(group.pictures for group in sampled):
         _check_pictures(model, recompute, sampled, trained)

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import torch
 
-from axpo.config import Config, ConfigError
-from axpo.engines.vllm.server import fitting_installation
-from axpo.engines.vllm.share import started_servers
+from axpo.config import Config, ConfigError, RolloutSettings
 from axpo.models.card import in_units, recipe_card
 from axpo.models.device import torch_device
 from axpo.models.loading import load_checkpoint
@@ -60,9 +58,8 @@ def assumed_prompt(config: Config, kind: Kind, shaped: Shaped) -> Segment:
     refused.
     """
     room = shaped.model.config.text_config.max_position_embeddings
-    vllm = config.engine.vllm
-    if kind == "rl" and vllm is not None and vllm.python is not None:
-        room = min(room, vllm.max_length)
+    if kind == "rl" and config.engine.longest_path is not None:
+        room = min(room, config.engine.longest_path)
     after = sizes(config, kind, Segment(ASSUMED, Origin.PROMPT, (0,))).path - 1
     tokens = max(1, min(ASSUMED_TEXT + ASSUMED_PICTURES, room - after))
     pictures = max(0, tokens - ASSUMED_TEXT)
@@ -81,10 +78,10 @@ def check_positions(config: Config, kind: Kind, shaped: Shaped, prompt: Segment)
             f"tokens make paths of {path}, above the model's {limit} positions: set it to at most "
             f"{(limit - len(prompt)) // attempts}, or show smaller pictures"
         )
-    vllm = config.engine.vllm
-    if kind == "rl" and vllm is not None and vllm.python is not None and path > vllm.max_length:
+    longest = config.engine.longest_path
+    if kind == "rl" and longest is not None and path > longest:
         raise ConfigError(
-            f"engine.vllm.max_length: {vllm.max_length}, but rollout.max_tokens = "
+            f"engine.max_length: {longest}, but rollout.max_tokens = "
             f"{config.rollout.max_tokens} after a prompt of {len(prompt)} tokens make paths of "
             f"{path}: set it to at least {path}, or lower rollout.max_tokens"
         )
@@ -106,14 +103,8 @@ def preflight(
             example = training_example(task, "sft", position, config.run.seed)
             check_demonstration(rendering, config.rollout, example)
     check_positions(config, kind, checkpoint, prompt)
-    vllm = config.engine.vllm
-    if kind == "rl" and vllm is not None and vllm.python is not None:
-        fitting_installation(vllm, checkpoint.model.config, config.model.dtype)
-    if kind == "rl" and vllm is not None and vllm.transfer == "nccl" and device == "cpu":
-        raise ConfigError(
-            "engine.vllm.transfer: 'nccl' goes from GPU to GPU, this process trains on a CPU: set "
-            "it to 'file', or model.device to 'cuda' where there is one"
-        )
+    if kind == "rl":
+        config.engine.check(checkpoint.model.config, config.model.dtype, device)
     told = account(config, kind, checkpoint, prompt, device)
     if told.refusal:
         raise ConfigError(told.refusal)
@@ -149,14 +140,25 @@ def check_sampling(config: Config, path: str | Path) -> None:
     device = torch_device(config.model)
     card = recipe_card(config.model, device)
     model = load_checkpoint(path, weights=False).model
-    servers = started_servers(config, model, card, device)
+    servers = config.engine.taken(model, config.model.dtype, card, device)
     if servers is None or card.memory is None:
         return
     size = getattr(torch, config.model.dtype).itemsize
     weights = size * sum(p.numel() for p in model.parameters())
     if weights > card.memory - servers.taken:
         raise ConfigError(
-            f"engine.vllm.arguments: servers take {in_units(servers.taken)}, this process "
+            f"engine.arguments: servers take {in_units(servers.taken)}, this process "
             f"{in_units(weights)} for the model that it compares them with; there are "
             f"{card.what}: lower --gpu-memory-utilization"
+        )
+
+
+def check_policy_sampling(rollout: RolloutSettings) -> None:
+    """Raise `ConfigError` where rollouts would not be draws from the policy that is trained."""
+    if rollout.temperature == 0:
+        raise ConfigError("rollout.temperature: greedy rollouts are all alike; RL needs it above 0")
+    if rollout.top_p < 1 or rollout.top_k > 0:
+        raise ConfigError(
+            f"rollout.top_p = {rollout.top_p}, rollout.top_k = {rollout.top_k}: truncated sampling "
+            "biases the ratio of the loss; RL needs top_p = 1 and top_k = 0"
         )

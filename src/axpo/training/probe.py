@@ -25,8 +25,7 @@ import torch
 from PIL import Image
 
 from axpo.config import UserError
-from axpo.engines.base import Completion, Picture, Request, Sampling
-from axpo.engines.vllm.engine import VllmEngine
+from axpo.engines.base import Completion, Engine, Picture, Request, Sampling
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.tasks.base import Example
@@ -63,7 +62,7 @@ class WeightProbe:
 
     def __init__(
         self,
-        engine: VllmEngine,
+        engine: Engine,
         model: Any,
         rendering: Rendering,
         recompute: Recompute,
@@ -108,7 +107,7 @@ class WeightProbe:
             raise UserError(
                 f"{name}, but its logprobs differ from the trainer's by {difference:.2g} nats a "
                 f"token over {tokens} sampled tokens, the limit is {allowed.mean:.2g} "
-                f"({allowed.why}; engine.vllm.max_logprob_difference sets it): it holds other "
+                f"({allowed.why}; engine.max_logprob_difference sets it): it holds other "
                 "weights, or features of pictures from before. Start it anew"
             )
         before = self._before.get(url)

@@ -12,35 +12,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from axpo import stopping
-from axpo.algorithms import ALGORITHMS, Algorithm
-from axpo.algorithms.losses import policy_loss, truncated_ratios
+from axpo.algorithms.losses import truncated_ratios
 from axpo.algorithms.subgroups import gap
 from axpo.algorithms.unscored import unscored_figures
-from axpo.config import Config, ConfigError, RolloutSettings
+from axpo.config import Config
 from axpo.engines.base import Engine
-from axpo.engines.vllm.engine import VllmEngine
 from axpo.folder import RunFolder, checkpoint_of
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.build import build_agent, starting_engine
-from axpo.rollout.setup import build_task, recipe_tools
 from axpo.store import save_groups
-from axpo.tasks.base import Critic, Task
+from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.collection import Collector
 from axpo.training.data import data_state
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.parity import QUESTIONS, check_parity, limit, mismatch
-from axpo.training.preflight import preflight
 from axpo.training.probe import WeightProbe
-from axpo.training.start import load_policy, load_reference, resume
 from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
 
@@ -49,73 +43,30 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class Run:
-    """What a training run holds in memory."""
+    """What a training run works with (`axpo.build.runs.rl_run`); `out` is its folder, `tool_files`
+    what its tools depend on beside the settings."""
 
     config: Config
+    out: Path
     task: Task
     checkpoint: Checkpoint
-    engine: Engine
     agent: Agent
     trainer: Trainer
-    algorithm: Algorithm
+    tool_files: Mapping[str, str]
     probe: WeightProbe | None = None
 
+    @property
+    def engine(self) -> Engine:
+        """The agent's."""
+        return self.agent.engine
 
-def build_run(
-    config: Config,
-    start: Path | str,
-    out: Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> Run:
-    """Load `start` as policy (and, with KL, once more as reference) and build the rest.
 
-    `out` is the run's folder, for logs of the engine; `say` hears what takes a while.
+def train(run: Run, monitor: Monitor) -> Path:
+    """Train what is left of the run's steps; returns the last checkpoint, in `out/checkpoints`.
+
+    The run is used up.
     """
-    say("checking settings and data")
-    _check_sampling(config.rollout)
-    task, tools = build_task(config.task), recipe_tools(config)
-    if config.algorithm.name == "rltf" and not isinstance(task, Critic):
-        raise ConfigError(
-            f"algorithm.name: 'rltf' needs critiques; the {config.task.name} task offers none"
-        )
-    preflight(config, "rl", start, task, tools)
-    say("loading the model")
-    checkpoint, reference = load_policy(config, start), load_reference(config, start)
-    say(starting_engine(config))
-    agent = build_agent(config, checkpoint, tools, out)
-    trainer = Trainer(
-        checkpoint,
-        reference,
-        config.rl.optimizer,
-        config.rl.steps * config.rl.updates,
-        config.rollout.temperature,
-    )
-    algorithm = ALGORITHMS[config.algorithm.name]
-    probe = None
-    if isinstance(agent.engine, VllmEngine) and config.engine.vllm is not None:
-        setting = config.engine.vllm.max_logprob_difference
-        limits = partial(limit, checkpoint.model.dtype, setting=setting)
-        recompute = partial(trainer.recompute_logprobs, kl=False)
-        temperature = config.rollout.temperature
-        probe = WeightProbe(
-            agent.engine, checkpoint.model, agent.rendering, recompute, temperature, limits
-        )
-    return Run(config, task, checkpoint, agent.engine, agent, trainer, algorithm, probe)
-
-
-def _check_sampling(rollout: RolloutSettings) -> None:
-    if rollout.temperature == 0:
-        raise ConfigError("rollout.temperature: greedy rollouts are all alike; RL needs it above 0")
-    if rollout.top_p < 1 or rollout.top_k > 0:
-        raise ConfigError(
-            f"rollout.top_p = {rollout.top_p}, rollout.top_k = {rollout.top_k}: truncated sampling "
-            "biases the ratio of the loss; RL needs top_p = 1 and top_k = 0"
-        )
-
-
-def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
-    """Train from `start`; returns the last checkpoint in `out/checkpoints`. Resumes by itself."""
-    return stopping.run(_train(config, start, out, monitor))
+    return stopping.run(_train(run, monitor))
 
 
 async def _hand_over(run: Run, version: int) -> dict[str, float]:
@@ -123,7 +74,7 @@ async def _hand_over(run: Run, version: int) -> dict[str, float]:
     engine = run.engine
     await engine.load_weights(run.checkpoint.model.state_dict(), version)
     figures: dict[str, float] = {}
-    if isinstance(engine, VllmEngine) and engine.served_share is not None:
+    if engine.served_share is not None:
         figures["served_share"] = engine.served_share
     return figures if run.probe is None else figures | await run.probe.check()
 
@@ -139,35 +90,33 @@ async def _compare_engine(
     run: Run, collector: Collector, first: int, monitor: Monitor
 ) -> dict[str, float]:
     """Figures of an engine outside this process; raises `UserError` where it is another model's."""
-    if run.config.engine.vllm is None:
+    if not run.config.engine.external:
         return {}
     monitor.phase("parity")
-    setting = run.config.engine.vllm.max_logprob_difference
     model = run.checkpoint.model
-    limits = partial(limit, model.dtype, setting=setting)
+    limits = partial(limit, model.dtype, setting=run.config.engine.max_difference)
     groups = collector.new_groups(first)[:QUESTIONS]
     recompute = partial(run.trainer.recompute_logprobs, kl=False)
     parity = await check_parity(run.agent, model, recompute, groups, run.config.run.seed, limits)
     return parity.metrics("parity")
 
 
-async def _train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
-    run = build_run(config, start, out, monitor.phase)
+async def _train(run: Run, monitor: Monitor) -> Path:
     try:
-        return await _steps(run, out, monitor)
+        return await _steps(run, monitor)
     finally:
         await run.agent.close()
 
 
-async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
+async def _steps(run: Run, monitor: Monitor) -> Path:
     """What is left of the run's steps; returns the last checkpoint."""
     config = run.config
-    folder = RunFolder(out).checkpoints
-    data = data_state(config, run.task, "train")
-    first = resume(folder, run.trainer, data)
+    folder = RunFolder(run.out).checkpoints
+    data = data_state(run.task, "train", run.tool_files)
+    first = checkpoints.resume(folder, run.trainer, data)
     last = checkpoint_of(folder, first).path
     await _hand_over(run, first)
-    async with Collector(run.agent, run.task, run.algorithm, config) as collector:
+    async with Collector(run.agent, run.task, config) as collector:
         with checkpoints.kept_on_stop(folder, run.trainer, config.rl.updates, data):
             start = await _compare_engine(run, collector, first, monitor)
             monitor.start("rl", first, config.rl.steps)
@@ -177,7 +126,7 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
                 before = work_done(run)
                 groups = await collector.take(step, watch)
                 with stopping.held():
-                    metrics = await _learn(run, collector, step, groups, watch, out)
+                    metrics = await _learn(run, collector, step, groups, watch)
                     metrics |= watch.metrics()
                     metrics |= {name: n - before[name] for name, n in work_done(run).items()}
                     metrics |= gap(groups) | counts(groups) | latencies(run)
@@ -196,7 +145,7 @@ async def _steps(run: Run, out: Path, monitor: Monitor) -> Path:
 
 
 async def _learn(
-    run: Run, collector: Collector, step: int, groups: Sequence[Group], watch: Stopwatch, out: Path
+    run: Run, collector: Collector, step: int, groups: Sequence[Group], watch: Stopwatch
 ) -> dict[str, float]:
     """Everything of a step after its rollouts, up to the new weights in the engine."""
     watch("credit")
@@ -211,21 +160,20 @@ async def _learn(
     settings = run.config.run
     if step == 0 or checkpoints.due(step, run.config.rl.steps, settings.trees_every):
         watch("write")
-        folder = RunFolder(out)
+        folder = RunFolder(run.out)
         await _beside_sampling(run, save_groups, folder.trees(step), groups, folder.pictures)
     return metrics
 
 
 def assign_credit(run: Run, group: Group) -> None:
     """Write the algorithm's loss items on the group's trajectories."""
-    for id, credit in run.algorithm.credit(group, run.config.algorithm).items():
+    for id, credit in run.config.algorithm.credit(group).items():
         group.trajectory(id).credit = list(credit)
 
 
 def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, float]:
     """The step's optimizer updates, one a mini-batch of questions; metrics averaged over them."""
     rl, algorithm = run.config.rl, run.config.algorithm
-    loss = policy_loss(algorithm)
     kl = algorithm.kl > 0
     old = None
     if rl.old_logprobs == "recompute":
@@ -238,7 +186,7 @@ def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, flo
     watch("update")
     settings = algorithm.aggregation, kl, old, correction
     parts = [
-        run.trainer.update(groups[start : start + size], loss, *settings)
+        run.trainer.update(groups[start : start + size], algorithm.token_loss, *settings)
         for start in range(0, len(groups), size)
     ]
     drift = [

@@ -7,7 +7,9 @@ exactly those that the policy will meet in RL; its policy tokens carry advantage
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from axpo import stopping
@@ -16,33 +18,37 @@ from axpo.config import Config
 from axpo.folder import RunFolder, checkpoint_of
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
-from axpo.rollout.setup import build_task, recipe_tools
 from axpo.tasks.base import Task
 from axpo.tools.toolbox import Toolbox
 from axpo.training import checkpoints
 from axpo.training.data import data_state, training_example
 from axpo.training.monitor import Monitor, Stopwatch
-from axpo.training.preflight import preflight
-from axpo.training.start import load_policy, resume
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
 
 
-def train(config: Config, start: Path | str, out: Path, monitor: Monitor) -> Path:
-    """Train `start` on the "sft" split; returns the last checkpoint. Resumes by itself."""
-    monitor.phase("checking settings and data")
-    task, tools = build_task(config.task), recipe_tools(config)
-    preflight(config, "sft", start, task, tools)
-    monitor.phase("loading the model")
-    checkpoint = load_policy(config, start)
-    rendering = Rendering(checkpoint, tools, config.task.system)
-    trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
-    folder = RunFolder(out).checkpoints
-    data = data_state(config, task, "sft")
-    first = resume(folder, trainer, data)
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What SFT works with (`axpo.build.runs.sft_run`); `out` is its folder, `tool_files` what the
+    tools depend on beside the settings."""
+
+    config: Config
+    out: Path
+    task: Task
+    rendering: Rendering
+    trainer: Trainer
+    tool_files: Mapping[str, str]
+
+
+def train(run: Run, monitor: Monitor) -> Path:
+    """Train on the "sft" split what is left of the run's steps; returns the last checkpoint."""
+    config, trainer = run.config, run.trainer
+    folder = RunFolder(run.out).checkpoints
+    data = data_state(run.task, "sft", run.tool_files)
+    first = checkpoints.resume(folder, trainer, data)
     last = checkpoint_of(folder, first).path
     with (
-        Replays(config, task, rendering) as replays,
+        Replays(config, run.task, run.rendering) as replays,
         checkpoints.kept_on_stop(folder, trainer, 1, data),
     ):
         # A batch depends on its position alone, so it can be made while the one before is learned.

@@ -22,7 +22,7 @@ import torch
 
 from axpo.clock import waiting
 from axpo.config import ConfigError
-from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
+from axpo.engines.base import Completion, Engine, EngineError, Picture, Request, RequestError
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
@@ -44,8 +44,8 @@ ENCODED = 512
 """Pictures whose encoding is kept; those used longest ago leave first."""
 
 
-class VllmEngine:
-    """Implements `axpo.engines.base.Engine` with `servers` of the model of `checkpoint`.
+class VllmEngine(Engine):
+    """Samples with `servers` of the model of `checkpoint`.
 
     Weights (of a model with adapters these alone, for the servers have the rest) are written into
     `folder`, which the servers must see under the same path, or broadcast by a process group of
@@ -350,7 +350,7 @@ class VllmEngine:
         for server in up:
             if not await server.client.healthy():
                 raise ConfigError(
-                    f"engine.vllm: no healthy server at {server.client.url}; start it with "
+                    f"engine.urls: no healthy server at {server.client.url}; start it with "
                     "`axpo serve`"
                 )
         await asyncio.gather(*(self._prepare(server) for server in up))

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         sys.exit("usage: python -m axpo.engines.vllm.environment DIR")
     python = build(Path(arguments[0]).absolute())
-    print(f'Ready. In a recipe:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]\npython = "{python}"')
+    print(f'Ready. In a recipe:\n\n[engine]\nname = "vllm"\npython = "{python}"')
 
 
 if __name__ == "__main__":

@@ -83,6 +83,6 @@ async def _check_seen(server: Server, path: Path) -> None:
     sizes = await server.client.rpc("axpo_file_size", str(path))
     if any(size != [path.stat().st_size] for size in sizes):
         raise ConfigError(
-            f"{server.client.url} does not see {path}: set engine.vllm.folder to a folder that it "
+            f"{server.client.url} does not see {path}: set engine.folder to a folder that it "
             "shares with the trainer"
         )

@@ -26,9 +26,9 @@ from typing import Any
 import httpx
 import torch
 
-from axpo.config import ConfigError, LoraSettings, UserError, VllmSettings
-from axpo.config.engine import VLLM_ENVIRONMENT
+from axpo.config import ConfigError, LoraSettings, UserError
 from axpo.engines.vllm.checks import lora_arguments, refused_heads
+from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
 from axpo.engines.vllm.share import CPU_CACHE
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import seen_limits
@@ -63,15 +63,15 @@ def find_installation(python: str) -> Installation:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(
-            f"engine.vllm.python: {python} does not run ({error}); {VLLM_ENVIRONMENT}"
+            f"engine.python: {python} does not run ({error}); {VLLM_ENVIRONMENT}"
         ) from None
     kind, _, version = found.stdout.strip().partition(" ")
     if not version:
-        raise ConfigError(f"engine.vllm.python: {python} has no vLLM; {VLLM_ENVIRONMENT}")
+        raise ConfigError(f"engine.python: {python} has no vLLM; {VLLM_ENVIRONMENT}")
     return Installation(python, version, kind == "cpu" or version.endswith("+cpu"))
 
 
-def fitting_installation(settings: VllmSettings, model: Any, dtype: str) -> Installation:
+def fitting_installation(settings: Vllm, model: Any, dtype: str) -> Installation:
     """`find_installation`, and that its vLLM can serve a model with the config `model`.
 
     Raises `ConfigError` for what a server on a CPU would die of.
@@ -88,19 +88,18 @@ def fitting_installation(settings: VllmSettings, model: Any, dtype: str) -> Inst
     needed = settings.max_length * token * getattr(torch, dtype).itemsize / 2**30
     if not space.isdigit() or int(space) < needed:
         raise ConfigError(
-            f"engine.vllm.max_length: {settings.max_length} tokens of this model need {needed:.2f} "
+            f"engine.max_length: {settings.max_length} tokens of this model need {needed:.2f} "
             f"GiB of KV cache, a server on a CPU has {CPU_CACHE} = {space}: set that environment "
-            f"variable to at least {math.ceil(needed)} (GiB), or lower engine.vllm.max_length"
+            f"variable to at least {math.ceil(needed)} (GiB), or lower engine.max_length"
         )
     return found
 
 
 def arguments(
     installation: Installation,
-    settings: VllmSettings,
+    settings: Vllm,
     checkpoint: Checkpoint,
     dtype: str,
-    slots: int,
     lora: LoraSettings | None = None,
 ) -> list[str]:
     """What training (of adapters, with `lora`) needs of a server, then the recipe's own arguments,
@@ -109,7 +108,7 @@ def arguments(
     needed = [
         "--model", checkpoint.path, "--served-model-name", "policy", "--host", "127.0.0.1",
         "--dtype", dtype, "--max-model-len", str(settings.max_length),
-        "--max-num-seqs", str(slots), "--scheduling-policy", "priority",
+        "--max-num-seqs", str(settings.slots), "--scheduling-policy", "priority",
         "--generation-config", "vllm",
         "--enable-scale-out", "--enable-prompt-tokens-details",
         "--logprobs-mode", "processed_logprobs",
@@ -204,10 +203,9 @@ class ServerProcess:
 
 
 def start_servers(
-    settings: VllmSettings,
+    settings: Vllm,
     checkpoint: Checkpoint,
     dtype: str,
-    slots: int,
     logs: Path,
     lora: LoraSettings | None = None,
 ) -> list[ServerProcess]:
@@ -219,7 +217,7 @@ def start_servers(
     the log where a server does not come up; then none is left running.
     """
     installation = fitting_installation(settings, checkpoint.model.config, dtype)
-    options = arguments(installation, settings, checkpoint, dtype, slots, lora)
+    options = arguments(installation, settings, checkpoint, dtype, lora)
     servers: list[ServerProcess] = []
     for i in range(settings.servers):
         port = settings.port + i if settings.port else _free_port()
@@ -244,7 +242,7 @@ def _wait_until_well(servers: Sequence[ServerProcess], seconds: float) -> None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"the vLLM server at {server.url} is not ready after "
-                    f"engine.vllm.start_seconds = {seconds:g}"
+                    f"engine.start_seconds = {seconds:g}"
                 )
             time.sleep(0.5)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from axpo.config import Config, ConfigError
+from axpo.config import ConfigError
+from axpo.engines.base import Servers
+from axpo.engines.vllm.settings import Vllm
 from axpo.models.card import Card, in_units
 
 UTILIZATION = 0.92
@@ -24,59 +25,36 @@ CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 """Environment variable: GiB of KV cache of a server on a CPU, ours (1) unless it is set."""
 
 
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """`count` servers, each of which takes `share` bytes of a card.
-
-    Of these, `weights` hold its part of the model, and a token of KV cache takes `token` bytes.
-    """
-
-    count: int
-    share: int
-    weights: int
-    token: int
-
-    @property
-    def taken(self) -> int:
-        """Bytes of the card that all of them take."""
-        return self.count * self.share
-
-    @property
-    def room(self) -> int:
-        """Tokens of KV cache that one of them has at most: its activations and CUDA graphs, some
-        GB of a real model, come out of the same share."""
-        return max(0, self.share - self.weights) // self.token
-
-
-def started_servers(config: Config, model: Any, card: Card, device: str) -> Servers | None:
+def started_servers(
+    settings: Vllm, model: Any, dtype: str, card: Card, device: str
+) -> Servers | None:
     """The servers that this process starts on the card of `device`; None where there are none.
 
     Shapes of `model` are enough. Raises `ConfigError` where a server's share of the card does not
-    hold the weights and one path of `engine.vllm.max_length`.
+    hold the weights and one path of `engine.max_length`.
     """
-    settings = config.engine.vllm
-    if settings is None or settings.python is None:
+    if settings.python is None:
         return None
-    text, size = model.config.text_config, getattr(torch, config.model.dtype).itemsize
+    what = "vLLM server" if settings.servers == 1 else f"{settings.servers} vLLM servers"
+    text, size = model.config.text_config, getattr(torch, dtype).itemsize
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size
     weights = size * sum(p.numel() for p in model.parameters())
     if not card.gpu:
         space = os.environ.get(CPU_CACHE) or "1"
         cache = int(space) * 2**30 if space.isdigit() else 0
-        return Servers(settings.servers, weights + cache, weights, token)
+        return Servers(what, settings.servers, weights + cache, weights, token)
     assert card.whole is not None
     taken, cards = _memory_arguments(settings.arguments)
-    servers = Servers(
-        settings.servers, int(taken * card.whole), -(-weights // cards), -(-token // cards)
-    )
+    share = int(taken * card.whole)
+    servers = Servers(what, settings.servers, share, -(-weights // cards), -(-token // cards))
     if servers.room < settings.max_length:
         path = settings.max_length * servers.token
         raise ConfigError(
-            f"engine.vllm.arguments: a server has {in_units(servers.share)} of its card "
+            f"engine.arguments: a server has {in_units(servers.share)} of its card "
             f"(--gpu-memory-utilization={taken:g}); its weights take {in_units(servers.weights)} "
-            f"and one path of engine.vllm.max_length = {settings.max_length} tokens "
+            f"and one path of engine.max_length = {settings.max_length} tokens "
             f"{in_units(path)} of KV cache: give it more than "
-            f"{(servers.weights + path) / card.whole:.2f}, or lower engine.vllm.max_length"
+            f"{(servers.weights + path) / card.whole:.2f}, or lower engine.max_length"
         )
     _, _, index = device.partition(":")
     return servers if int(index or 0) < cards else None
@@ -99,12 +77,12 @@ def _memory_arguments(arguments: Sequence[str]) -> tuple[float, int]:
     try:
         found, _ = parser.parse_known_args(dashed)
     except argparse.ArgumentError as error:
-        raise ConfigError(f"engine.vllm.arguments: {error}") from None
+        raise ConfigError(f"engine.arguments: {error}") from None
     taken, cards = found.gpu_memory_utilization, found.tensor_parallel_size
     cards *= found.pipeline_parallel_size
     if not 0 < taken <= 1 or cards < 1:
         raise ConfigError(
-            f"engine.vllm.arguments: --gpu-memory-utilization={taken:g} of {cards} cards; expected "
+            f"engine.arguments: --gpu-memory-utilization={taken:g} of {cards} cards; expected "
             "a share above 0 and up to 1, of at least one"
         )
     return taken, cards

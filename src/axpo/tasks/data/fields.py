@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from axpo.config import ColumnSettings
 from axpo.tasks.base import IMAGE, DataError
+from axpo.tasks.data.columns import ColumnSettings
 from axpo.tasks.data.pictures import flat
 from axpo.tasks.grading import GradingError, check_truth
 from axpo.tasks.grading.tags import tagged_answer

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from axpo.config import ConfigError, TaskSettings
+from axpo.config import ConfigError
 from axpo.config.extras import require
 from axpo.tasks.base import DataError, NoDataError
 from axpo.tasks.data.fields import Fields
@@ -102,15 +102,14 @@ def _matches(pattern: str, split: str) -> list[Path]:
 class Hub:
     """A data set that `datasets` loads: a Hub id, or a folder laid out like one."""
 
-    def __init__(self, settings: TaskSettings, fields: Fields) -> None:
+    def __init__(self, id: str, subset: str | None, revision: str | None, fields: Fields) -> None:
         require("datasets", "task.hub")
         import datasets
         from datasets.exceptions import DatasetsError
 
-        assert settings.hub is not None
-        self._id, self._fields = settings.hub, fields
+        self._id, self._fields = id, fields
         self._folder = Path(self._id) if Path(self._id).is_dir() else Path()
-        self._options: dict[str, Any] = {"name": settings.subset, "revision": settings.revision}
+        self._options: dict[str, Any] = {"name": subset, "revision": revision}
         self._load_dataset = datasets.load_dataset
         self._errors = (OSError, ValueError, DatasetsError)
 

@@ -2,107 +2,86 @@
 
 from __future__ import annotations
 
-import bisect
-import hashlib
-from itertools import accumulate
-from pathlib import Path
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from axpo.config import ConfigError, TaskSettings
-from axpo.tasks.base import EPOCH, Example
-from axpo.tasks.data.check import check_rows
-from axpo.tasks.data.fields import Fields, Row
-from axpo.tasks.data.pictures import open_pictures
-from axpo.tasks.data.rows import Rows
-from axpo.tasks.data.sources import Files, Hub, Source
-from axpo.tasks.data.stream import Stream
+from pydantic import Field, model_validator
+
+from axpo.config.base import PositiveInt
+from axpo.tasks.base import Example, Task
+from axpo.tasks.data.columns import ColumnSettings, OneOrMore
 from axpo.tasks.grading import GradingError, check_grader
 
+if TYPE_CHECKING:
+    from axpo.tasks.data.reader import Reader
 
-class DataTask:
-    """Reads the data set that the settings name; a split is opened and checked when first asked
-    for. Raises `ConfigError` and `DataError`."""
 
-    def __init__(self, settings: TaskSettings) -> None:
-        if settings.grading is not None:
+class DataTask(Task):
+    """Questions of the data set at `path` or `hub`."""
+
+    path: OneOrMore = ()
+    """Files of a data set, .jsonl, .json or .parquet: one or several, `*` allowed; `{split}` in a
+    name is replaced. "sample" stands for 20 rows that ship, to try a recipe with."""
+    hub: str | None = None
+    """A data set's Hub id, or a folder laid out like one (extra "data")."""
+    subset: str | None = None
+    """Configuration of the data set at `hub`, where it has several."""
+    revision: str | None = None
+    """Commit, tag or branch of the data set at `hub`; a commit makes a run repeatable."""
+    splits: dict[str, str] = Field(default_factory=dict)
+    """A split's name here ("train", "sft", "test") -> its name in the data, at `hub` also a slice
+    such as "train[:500]"; the same name by default."""
+    streaming: tuple[str, ...] = ()
+    """Splits that are read as they arrive, not copied to this machine first (Parquet and Hub)."""
+    window: PositiveInt = 1000
+    """Rows of a streamed split that are held and shuffled at once."""
+    columns: ColumnSettings = ColumnSettings()
+    """Where a row of the data holds what."""
+    grading: str | None = None
+    """Grader of rows that name none; by default "choice" for rows with options, else "exact"."""
+    image_folder: str | None = None
+    """Folder that the data's image paths start from; its file's own by default."""
+
+    @model_validator(mode="after")
+    def _effective(self) -> DataTask:
+        if bool(self.path) == bool(self.hub):
+            raise ValueError("path, hub: the data task needs one of them, files or a Hub id")
+        if self.path and (idle := {"subset", "revision"} & self.model_fields_set):
+            raise ValueError(f"{', '.join(sorted(idle))}: no effect without hub; remove it")
+        if self.path and self.splits and not any("{split}" in name for name in self.path):
+            raise ValueError("splits: no effect without {split} in path; add it or remove splits")
+        if not self.streaming and "window" in self.model_fields_set:
+            raise ValueError("window: no effect without streaming; remove it")
+        if self.grading is not None:
             try:
-                check_grader(settings.grading)
+                check_grader(self.grading)
             except GradingError as error:
-                raise ConfigError(f"task.grading: {error}") from None
-        self._settings = settings
-        self._fields = Fields(settings.columns, settings.grading)
-        self._image_folder = Path(settings.image_folder) if settings.image_folder else None
-        self._foreign = settings.hub is not None
-        self._source: Source
-        if settings.hub is not None:
-            self._source = Hub(settings, self._fields)
-        else:
-            self._source = Files(settings.path, self._fields)
-        self._parts: dict[str, list[Rows]] = {}
-        self._streams: dict[str, Stream] = {}
+                raise ValueError(f"grading: {error}") from None
+        return self
+
+    def check(self) -> None:
+        """Open the data set; raise `MissingError` where it or what reads it is not here."""
+        _ = self._reader
+
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        """The setting."""
+        return self.streaming
 
     def size(self, split: str) -> int | None:
-        """Number of examples, None where the split is streamed."""
-        if split in self._settings.streaming:
-            return None
-        return sum(len(part) for part in self._split(split))
+        """Number of rows, None where the split is streamed."""
+        return self._reader.size(split)
 
     def example(self, split: str, index: int) -> Example:
-        """The `index`-th row; raises `IndexError` past the end.
-
-        Of a streamed split the row that stands at `index % EPOCH` in the order of seed
-        `index // EPOCH`.
-        """
-        if split in self._settings.streaming:
-            seed, position = divmod(index, EPOCH)
-            return self._example(*self._stream(split).row(position, seed))
-        parts = self._split(split)
-        ends = list(accumulate(len(part) for part in parts))
-        if not 0 <= index < ends[-1]:
-            raise IndexError(f"no example {index} in {split}, it has {ends[-1]}")
-        number = bisect.bisect_right(ends, index)
-        part, inner = parts[number], index - ends[number] + len(parts[number])
-        return self._example(part.row(inner), part.place(inner), part.folder)
+        """The `index`-th row (`Reader.example`)."""
+        return self._reader.example(split, index)
 
     def fingerprint(self, split: str) -> str:
         """Of the rows' files, in order; empty where the split is streamed."""
-        if split in self._settings.streaming:
-            return ""
-        parts = "/".join(part.fingerprint for part in self._split(split))
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        return self._reader.fingerprint(split)
 
-    def _example(self, row: Row, place: str, folder: Path) -> Example:
-        record = self._fields.read(row, place)
-        return Example(
-            id=record.id,
-            question=record.question,
-            images=open_pictures(record.images, self._image_folder or folder, place, self._foreign),
-            answer=record.answers[0],
-            alternatives=record.answers[1:],
-            grading=record.grading,
-            demonstration=record.demonstration,
-            options=record.options,
-            cluster=record.cluster,
-            provenance=record.provenance or self._place(place),
-            meta=record.meta,
-        )
+    @cached_property
+    def _reader(self) -> Reader:
+        from axpo.tasks.data.reader import Reader  # NumPy and Arrow take a moment
 
-    def _place(self, place: str) -> str:
-        """A row's place as its provenance: of the Hub with the revision that the settings name."""
-        revision = self._settings.revision
-        return place if revision is None else f"{place}, revision {revision}"
-
-    def _split(self, split: str) -> list[Rows]:
-        if split not in self._parts:
-            parts = self._source.rows(self._named(split))
-            check_rows(parts, self._fields, self._image_folder, self._foreign)
-            self._parts[split] = parts
-        return self._parts[split]
-
-    def _stream(self, split: str) -> Stream:
-        if split not in self._streams:
-            shards = self._source.shards(self._named(split))
-            self._streams[split] = Stream(shards, self._settings.window)
-        return self._streams[split]
-
-    def _named(self, split: str) -> str:
-        return self._settings.splits.get(split, split)
+        return Reader(self)

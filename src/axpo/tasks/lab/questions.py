@@ -1,25 +1,22 @@
-"""The lab as a task: scenes as questions with one verifiable answer, and demonstrations for SFT.
+"""The lab's questions: scenes with one verifiable answer, and demonstrations for SFT.
 
-Owns the families and the splits: "train" and "sft" are endless and made from training digits,
-photo regions and places, from disjoint ranges of scene seeds; "val" and "test" are fixed sets of
-held-out ones. Families take turns from one example to the next.
+"train" and "sft" are made from training digits, photo regions and places, from disjoint ranges of
+scene seeds; "val" and "test" from held-out ones.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from axpo.config import Family, UserError
 from axpo.tasks.base import Example
-from axpo.tasks.lab import calculate, critic, facts, look_up, recognise, teacher
+from axpo.tasks.lab import calculate, facts, look_up, recognise, teacher
 from axpo.tasks.lab import tokenizer as words
 from axpo.tasks.lab.pictures import TARGET, Scene, Split, make_scene
-from axpo.tree import Group, Trajectory
+from axpo.tasks.lab.task import Family
 
 QUESTION = f"{words.ASK_DIGIT}{TARGET} card?"
-SIZES: dict[str, int | None] = {"train": None, "sft": None, "val": 512, "test": 1024}
 SFT_OFFSET = 2**40
 
 
@@ -42,49 +39,13 @@ class Place:
         return random.Random(f"lab-{of}/{self.split}/{self.seed}")
 
 
-class LabTask:
-    """Questions of `families` in turn."""
-
-    def __init__(self, families: Sequence[Family] = ("find",)) -> None:
-        self.families = families
-
-    def size(self, split: str) -> int | None:
-        """Number of examples; None where they never end.
-
-        Raises `UserError` for a split that is not there, and for one to train on with a family that
-        is for evaluation.
-        """
-        if split not in SIZES:
-            raise UserError(f"the lab has no split {split!r}; expected one of {', '.join(SIZES)}")
-        if SIZES[split] is None and "recognise" in self.families:
-            raise UserError(
-                "task.families: 'recognise' is for evaluation, so that its tool is met unseen; "
-                "leave it out of training"
-            )
-        return SIZES[split]
-
-    def example(self, split: str, index: int) -> Example:
-        """The `index`-th example of a split; the same numbers give the same example."""
-        family = self.families[index % len(self.families)]
-        example = MAKERS[family](self._place(split, index))
-        return replace(example, meta={**example.meta, "family": family})
-
-    def fingerprint(self, split: str) -> str:
-        """Empty: examples are made from their numbers alone."""
-        return ""
-
-    def critique(self, group: Group, attempt: Trajectory) -> str:
-        """What the scripted critic says of a scored attempt (`axpo.tasks.base.Critic`)."""
-        return critic.critique(group, attempt)
-
-    def _place(self, split: str, index: int) -> Place:
-        size = self.size(split)
-        if index < 0 or (size is not None and index >= size):
-            raise IndexError(f"lab: {split} has {size} examples, got index {index}")
-        pixels: Split = split if split == "val" or split == "test" else "train"
-        seed = index + SFT_OFFSET * (split == "sft")
-        easy = random.Random(f"lab-easy/{split}/{seed}").random() < facts.KNOWN_SHARE
-        return Place(split, index, pixels, seed, easy)
+def make(family: Family, split: str, index: int) -> Example:
+    """The `index`-th example of a split, of this family; the same numbers give the same example."""
+    pixels: Split = split if split == "val" or split == "test" else "train"
+    seed = index + SFT_OFFSET * (split == "sft")
+    easy = random.Random(f"lab-easy/{split}/{seed}").random() < facts.KNOWN_SHARE
+    example = MAKERS[family](Place(split, index, pixels, seed, easy))
+    return replace(example, meta={**example.meta, "family": family})
 
 
 def _find(place: Place) -> Example:

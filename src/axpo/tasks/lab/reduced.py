@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from axpo.config import Config
+from axpo.tasks.lab.task import LabTask
 from axpo.tools.python import NAME as PYTHON
 
 FAMILY = "calculate"
@@ -16,8 +17,10 @@ def without_python(config: Config) -> tuple[str, ...]:
 
     Empty for a recipe that does not name the tool, or that would have no questions left.
     """
+    if not isinstance(config.task, LabTask) or PYTHON not in config.rollout.tools:
+        return ()
     tools = [name for name in config.rollout.tools if name != PYTHON]
     families = [name for name in config.task.families if name != FAMILY]
-    if config.task.name != "lab" or PYTHON not in config.rollout.tools or not families:
+    if not families:
         return ()
     return (f"task.families={json.dumps(families)}", f"rollout.tools={json.dumps(tools)}")

@@ -1,4 +1,4 @@
-"""From settings to a task and tools; every name is checked. Nothing here imports torch."""
+"""From settings to tools; every name is checked. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,30 +11,16 @@ from axpo.config import (
     ConfigError,
     McpSettings,
     MissingError,
-    TaskSettings,
     ToolsSettings,
     UserError,
 )
 from axpo.config.extras import require
 from axpo.folder import files_digest
 from axpo.rollout.control import FAMILY
-from axpo.tasks.base import Task
 from axpo.tasks.lab import CORPUS, GALLERY
 from axpo.tools import make_tools
 from axpo.tools.base import Tool
 from axpo.tools.toolbox import Toolbox
-
-
-def build_task(settings: TaskSettings) -> Task:
-    """The recipe's task; raises `MissingError` where its files or packages are not there."""
-    if settings.name == "data":
-        from axpo.tasks.data import DataTask
-
-        return DataTask(settings)
-    require("sklearn", 'task.name = "lab"')
-    from axpo.tasks.lab.questions import LabTask
-
-    return LabTask(settings.families)
 
 
 def recipe_tools(config: Config) -> Toolbox:

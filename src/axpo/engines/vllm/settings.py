@@ -1,12 +1,17 @@
-"""Settings of what samples: in this process, or vLLM servers."""
+"""vLLM servers as a recipe chooses them: what they are, before anything runs."""
 
 from __future__ import annotations
 
-from typing import Literal
+import shutil
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from axpo.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from axpo.config.base import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt
+from axpo.engines.base import Engine, EngineSettings, Servers, Start
+
+if TYPE_CHECKING:
+    from axpo.models.card import Card
 
 VLLM_ENVIRONMENT = (
     "`python -m axpo.engines.vllm.environment .venv-vllm` builds vLLM's environment for a CPU; "
@@ -15,8 +20,10 @@ VLLM_ENVIRONMENT = (
 """Said wherever `python` is missing or lacks vLLM."""
 
 
-class VllmSettings(Section):
+class Vllm(EngineSettings):
     """vLLM servers: started with `python`, or running at `urls`."""
+
+    external: ClassVar[bool] = True
 
     python: str | None = None
     """The python of vLLM's own environment, which servers are started with (docs/vllm.md)."""
@@ -46,7 +53,7 @@ class VllmSettings(Section):
     trainer's is larger; by dtype and number of tokens unless it is set (choice; docs/vllm.md)."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> VllmSettings:
+    def _one_source(self) -> Vllm:
         if bool(self.python) == bool(self.urls):
             raise ValueError(
                 "python, urls: expected one of them, python to start servers or urls of running "
@@ -63,24 +70,52 @@ class VllmSettings(Section):
             raise ValueError("folder: no effect with transfer = 'nccl'; remove it")
         return self
 
+    @property
+    def longest_path(self) -> int | None:
+        """What a started server takes; a running one is asked when it is first used."""
+        return None if self.python is None else self.max_length
 
-class EngineSettings(Section):
-    name: Literal["transformers", "vllm"] = "transformers"
-    """Where tokens are sampled: "transformers" in this process, "vllm" in servers beside it."""
-    slots: PositiveInt = 256
-    """Sequences kept or running at once, in each server; with "transformers" these are KV slots.
-    Further requests wait, and later turns go before first turns."""
-    max_prefill_tokens: PositiveInt = 4096
-    """Padded tokens of one prefill call ("transformers")."""
-    vllm: VllmSettings | None = None
-    """Servers of the "vllm" engine."""
+    @property
+    def max_difference(self) -> float | None:
+        """The setting."""
+        return self.max_logprob_difference
 
-    @model_validator(mode="after")
-    def _effective(self) -> EngineSettings:
-        if self.name == "vllm" and self.vllm is None:
-            raise ValueError("vllm: needed by name = 'vllm'; add [engine.vllm] with python or urls")
-        if self.name == "vllm" and "max_prefill_tokens" in self.model_fields_set:
-            raise ValueError("max_prefill_tokens: no effect with name = 'vllm'; remove it")
-        if self.name != "vllm" and self.vllm is not None:
-            raise ValueError(f"vllm: no effect with name = {self.name!r}; set name = 'vllm'")
-        return self
+    @property
+    def starting(self) -> str:
+        """How many servers are started."""
+        if self.python is None:
+            return super().starting
+        return f"starting {self.servers} vLLM server{'s' if self.servers > 1 else ''}"
+
+    def missing(self) -> str | None:
+        """vLLM's own environment."""
+        if self.python is None or shutil.which(self.python) is not None:
+            return None
+        return (
+            f"engine.python: there is no program {self.python}; {VLLM_ENVIRONMENT} "
+            "(docs/vllm.md); engine={} samples in this process"
+        )
+
+    def check(self, shapes: Any, dtype: str, device: str) -> None:
+        """Refuse a vLLM that cannot serve the model, and weights from GPU to GPU without one."""
+        from axpo.engines.vllm.server import fitting_installation
+
+        if self.python is not None:
+            fitting_installation(self, shapes, dtype)
+        if self.transfer == "nccl" and device == "cpu":
+            raise ConfigError(
+                "engine.transfer: 'nccl' goes from GPU to GPU, this process trains on a CPU: set "
+                "it to 'file', or model.device to 'cuda' where there is one"
+            )
+
+    def taken(self, model: Any, dtype: str, card: Card, device: str) -> Servers | None:
+        """The share of started servers."""
+        from axpo.engines.vllm.share import started_servers
+
+        return started_servers(self, model, dtype, card, device)
+
+    def start(self, start: Start) -> Engine:
+        """Start servers, or go to the running ones."""
+        from axpo.engines.vllm.starting import start_engine
+
+        return start_engine(self, start)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from axpo.config import Config, ConfigError, UserError
-from axpo.config.engine import VLLM_ENVIRONMENT
 from axpo.engines.vllm.server import ServerProcess, start_servers
-from axpo.engines.vllm.share import started_servers
+from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
 from axpo.models.card import recipe_card
 from axpo.models.device import torch_device
 from axpo.models.loading import load_checkpoint
@@ -21,19 +20,19 @@ LOOK_SECONDS = 1.0
 
 def start(config: Config, model: str, say: Callable[[str], None]) -> list[ServerProcess]:
     """Start the recipe's servers, which takes a while; `say` hears what is being done."""
-    settings = config.engine.vllm
-    if settings is None or settings.python is None:
+    settings = config.engine
+    if not isinstance(settings, Vllm) or settings.python is None:
         raise ConfigError(
-            "engine.vllm.python: expected the python of vLLM's environment to serve with; set it, "
+            "engine.python: expected the python of vLLM's environment to serve with; set it, "
             f"and engine.name = 'vllm' ({VLLM_ENVIRONMENT})"
         )
     logs = Path("runs/vllm")
     say(f"starting {settings.servers} vLLM server(s) of {model}; logs in {logs}")
     facts = load_checkpoint(model, weights=False)
     device = torch_device(config.model)
-    started_servers(config, facts.model, recipe_card(config.model, device), device)
-    dtype, slots, lora = config.model.dtype, config.engine.slots, config.model.lora
-    return start_servers(settings, facts, dtype, slots, logs, lora)
+    dtype, lora = config.model.dtype, config.model.lora
+    settings.taken(facts.model, dtype, recipe_card(config.model, device), device)
+    return start_servers(settings, facts, dtype, logs, lora)
 
 
 def serve(servers: Sequence[ServerProcess]) -> None:
@@ -42,7 +41,7 @@ def serve(servers: Sequence[ServerProcess]) -> None:
     Raises `UserError` where a server ends by itself.
     """
     addresses = ", ".join(f'"{server.url}"' for server in servers)
-    print('Ready. In other recipes:\n\n[engine]\nname = "vllm"\n\n[engine.vllm]')
+    print('Ready. In other recipes:\n\n[engine]\nname = "vllm"')
     print(f"urls = [{addresses}]\n\nCtrl-C stops it.", flush=True)
     try:
         while True:

@@ -1,0 +1,19 @@
+"""The engine in this process, as a recipe chooses it: `axpo.engines.transformers` is what runs."""
+
+from __future__ import annotations
+
+from axpo.config.base import PositiveInt
+from axpo.engines.base import Engine, EngineSettings, Start
+
+
+class Transformers(EngineSettings):
+    """Samples in this process, with the trainer's own weights."""
+
+    max_prefill_tokens: PositiveInt = 4096
+    """Padded tokens of one prefill call."""
+
+    def start(self, start: Start) -> Engine:
+        """An engine that shares the model's weights."""
+        from axpo.engines.transformers import TransformersEngine
+
+        return TransformersEngine(start.checkpoint, self.slots, self.max_prefill_tokens)
