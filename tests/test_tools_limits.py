@@ -143,6 +143,7 @@ def test_a_call_that_is_cancelled_as_it_waits_for_its_turn_leaves_its_place() ->
     [
         (InfraError("down"), 2, 3, CallStatus.OK),
         (InfraError("down"), 9, 3, CallStatus.INFRA_ERROR),
+        (InfraError("gone", retryable=False), 9, 1, CallStatus.INFRA_ERROR),
         (ModelError("wrong"), 1, 1, CallStatus.MODEL_ERROR),
         (ZeroDivisionError(), 1, 1, CallStatus.INFRA_ERROR),
     ],
@@ -170,7 +171,7 @@ def test_attempts_end_with_the_deadline() -> None:
 
 def test_a_recipes_limit_overrides_the_tools_own_one_by_one() -> None:
     tool = FakeTool(Busy(0))  # pyright: ignore[reportArgumentType]
-    tool.limits = LimitSettings(concurrency=3, retries=2)  # pyright: ignore
+    tool.limits = LimitSettings(concurrency=3, retries=2)
     lane = Toolbox({"look": tool}, {"look": LimitSettings(retries=5, timeout=7)}).lanes["look"]
     assert (lane.limits.concurrency, lane.limits.retries, lane.timeout) == (3, 5, 7)
     with pytest.raises(ValueError, match="limits of 'zoom': the tools are look"):
