@@ -1,0 +1,120 @@
+"""What each command runs with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from axpo.build.models import load_policy, load_reference, load_trained
+from axpo.build.tools import recipe_tools, tool_files
+from axpo.config import Config, ConfigError
+from axpo.engines.base import Start
+from axpo.evaluation.run import Run as EvaluationRun
+from axpo.evaluation.run import Sampler
+from axpo.folder import RunFolder
+from axpo.models.loading import Checkpoint
+from axpo.models.paths import model_path
+from axpo.rollout.agent import Agent
+from axpo.rollout.rendering import Rendering
+from axpo.tasks.base import Critic
+from axpo.tasks.grading import grade
+from axpo.tools.base import Tool
+from axpo.training import rl, sft
+from axpo.training.parity import limit
+from axpo.training.preflight import check_policy_sampling, check_sampling, preflight
+from axpo.training.probe import WeightProbe
+from axpo.training.trainer import Trainer
+
+Say = Callable[[str], None]
+"""Hears what is being done, where that takes a while."""
+CHECKING = "checking settings and data"
+LOADING = "loading the model"
+
+
+def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -> rl.Run:
+    """RL of `model.path`, with KL also its reference.
+
+    `out` is the run's folder, a temporary one by default. Raises `UserError` for what is wrong,
+    most of it before any weights are loaded.
+    """
+    say(CHECKING)
+    check_policy_sampling(config.rollout)
+    task, tools = config.task, recipe_tools(config)
+    task.check()
+    if config.algorithm.needs_critic and not isinstance(task, Critic):
+        raise ConfigError(
+            f"algorithm.name: {config.algorithm.name!r} needs critiques; the {task.name} task "
+            "offers none"
+        )
+    path = model_path(config.model.path)
+    preflight(config, "rl", path, task, tools)
+    say(LOADING)
+    checkpoint, reference = load_policy(config, path), load_reference(config, path)
+    say(config.engine.starting)
+    out = Path(tempfile.mkdtemp(prefix="axpo-")) if out is None else out
+    agent = build_agent(config, checkpoint, tools, out)
+    trainer = Trainer(
+        checkpoint,
+        reference,
+        config.rl.optimizer,
+        config.rl.steps * config.rl.updates,
+        config.rollout.temperature,
+    )
+    probe = None
+    if config.engine.external:
+        probe = WeightProbe(
+            agent.engine,
+            checkpoint.model,
+            agent.rendering,
+            partial(trainer.recompute_logprobs, kl=False),
+            config.rollout.temperature,
+            partial(limit, checkpoint.model.dtype, setting=config.engine.max_difference),
+        )
+    return rl.Run(config, out, task, checkpoint, agent, trainer, tool_files(config), probe)
+
+
+def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.Run:
+    """SFT of `model.path` in the run's folder `out`; raises `UserError`."""
+    say(CHECKING)
+    path, task, tools = model_path(config.model.path), config.task, recipe_tools(config)
+    task.check()
+    preflight(config, "sft", path, task, tools)
+    say(LOADING)
+    checkpoint = load_policy(config, path)
+    rendering = Rendering(checkpoint, tools, task.system)
+    trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
+    return sft.Run(config, out, task, rendering, trainer, tool_files(config))
+
+
+def evaluation_run(config: Config, out: Path) -> EvaluationRun:
+    """What `axpo eval` and `axpo diagnose` measure `model.path` with; loads it when they sample."""
+    path = model_path(config.model.path)
+    config.task.check()
+
+    def load(say: Say) -> Sampler:
+        say(CHECKING)
+        tools = recipe_tools(config)
+        check_sampling(config, path)
+        say(LOADING)
+        checkpoint = load_trained(config, path)
+        say(config.engine.starting)
+        return Sampler(build_agent(config, checkpoint, tools, out), checkpoint)
+
+    return EvaluationRun(config, out, path, tool_files(config), load)
+
+
+def build_agent(
+    config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool], out: Path
+) -> Agent:
+    """An agent that samples with `checkpoint`'s weights; the engine's logs go to `out`.
+
+    Starting the engine may take a while; raises `UserError` where it does not start.
+    """
+    rendering = Rendering(checkpoint, tools, config.task.system)
+    in_flight = config.rl.in_flight if config.rl.max_staleness else None
+    dtype, room = config.model.dtype, config.rollout.max_tokens
+    engine = config.engine.start(Start(checkpoint, dtype, RunFolder(out).vllm, room, in_flight))
+    top_logprobs, solved_at = config.algorithm.top_logprobs, config.task.solved
+    return Agent(engine, rendering, tools, config.rollout, grade, top_logprobs, solved_at)
