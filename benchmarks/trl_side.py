@@ -32,7 +32,7 @@ from transformers import (
 from axpo.models.loading import Checkpoint
 from axpo.rollout.control import FAMILY
 from axpo.tasks.base import Example
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import grade_text
 from axpo.tools.arguments import parse_arguments
 from axpo.tools.base import View
 from axpo.tools.zoom import NAME, SPEC, ZoomArguments, crop
@@ -173,7 +173,7 @@ def _reward(examples: Sequence[Example]) -> Any:
     async def score(message: Mapping[str, Any], example: Example) -> float:
         if message["role"] != "assistant" or message.get("tool_calls"):
             return 0.0
-        return await grade(example.grading, message.get("content", "").strip(), example.answer)
+        return await grade_text(example.grading, message.get("content", "").strip(), example.answer)
 
     async def reward(completions: Any, place: list[int], **_: Any) -> list[float]:
         pairs = zip(completions, place, strict=True)

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from axpo.tasks.grading import GradingError, grade
+from axpo.tasks.grading import GradingError, grade_text
 from axpo.tasks.grading.maths import MathWorker, anchored
 from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import chosen_letter, final_answer, normalise
 
 
 def score(grading: str, answer: str, truth: str) -> float:
-    return asyncio.run(grade(grading, answer, truth))
+    return asyncio.run(grade_text(grading, answer, truth))
 
 
 @pytest.mark.parametrize(

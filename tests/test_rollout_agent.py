@@ -336,7 +336,7 @@ def test_any_of_several_truths_is_right() -> None:
 
 
 def test_a_grader_that_fails_is_our_fault() -> None:
-    async def broken(grading: str, answer: str, truth: str) -> float:
+    async def broken(group: Group, trajectory: Trajectory) -> float:
         raise RuntimeError("no judge")
 
     _, trajectory = run(make_agent(says(ANSWER), grader=broken))

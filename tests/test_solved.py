@@ -21,7 +21,7 @@ from axpo.store import load_groups, save_groups
 from axpo.study.credit import recovered
 from axpo.study.outcomes import counts
 from axpo.tasks.lab.critic import RIGHT, critique
-from axpo.tree import Group, TreeError
+from axpo.tree import Group, Trajectory, TreeError
 from groups import grow, tools_and_plain
 from rollout_support import CHECKPOINT, make_agent
 from test_rollout_agent import ANSWER, run, says
@@ -122,7 +122,7 @@ def test_the_setting_reaches_what_is_sampled() -> None:
     agent = build_agent(parse_config({"task": task}), CHECKPOINT, {}, Path())
     assert agent.solved_at == 0.5
 
-    async def half(grading: str, answer: str, truth: str) -> float:
+    async def half(group: Group, trajectory: Trajectory) -> float:
         return 0.5
 
     for solved_at in (0.5, 0.6):

@@ -184,8 +184,7 @@ async def _demonstrated(
     finally:
         await tools.close()
     answer = final_answer(group.rollouts[0].answer or "")
-    truths = (example.answer, *example.alternatives)
-    if max([await grade(example.grading, answer, t) for t in truths]) >= config.task.solved:
+    if await grade(group, group.rollouts[0]) >= config.task.solved:
         return group, ""
     return (
         group,

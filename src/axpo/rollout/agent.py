@@ -39,8 +39,8 @@ from axpo.tools.runner import CallResult, refuse, run_call
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import Call, CallStatus, Group, Origin, Segment, StopReason, Trajectory
 
-Grade = Callable[[str, str, str], Awaitable[float]]
-"""(grading, answer, truth) -> reward, as `axpo.tasks.grading.grade`."""
+Grade = Callable[[Group, Trajectory], Awaitable[float]]
+"""(question, rollout that answered it) -> reward, as `axpo.tasks.grading.grade`."""
 UNANSWERED = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.END_OF_TEXT)
 """Endings of the policy's own making that leave no answer: scored 0."""
 MAX_CALLS = 16
@@ -245,20 +245,11 @@ class Agent:
         elif trajectory.answer is not None:
             began = time.perf_counter()
             try:
-                trajectory.reward = await self._reward(group, trajectory.answer)
+                trajectory.reward = await self.grade(group, trajectory)
             except Exception as error:
                 trajectory.fault = f"grading: {type(error).__name__}: {error}"
             finally:
                 self.stats.seconds_grade += time.perf_counter() - began
-
-    async def _reward(self, group: Group, answer: str) -> float:
-        """The best that the answer gets for any of the question's truths."""
-        rewards: list[float] = []
-        for truth in group.truths:
-            rewards.append(await self.grade(group.grading, answer, truth))
-            if rewards[-1] == 1.0:
-                break
-        return max(rewards)
 
 
 def _sampled(id: str, completion: Completion) -> list[Segment]:

@@ -119,7 +119,7 @@ def _turn(rendering: Rendering, text: str, where: str) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-async def _ungraded(grading: str, answer: str, truth: str) -> float:
+async def _ungraded(group: Group, trajectory: Trajectory) -> float:
     return 1.0
 
 
