@@ -229,8 +229,8 @@ def _reading(file: Path) -> Iterator[None]:
     except (*_DAMAGE, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise
-        first_line, *_ = [*str(error).splitlines(), type(error).__name__]
-        raise DamagedError(f"{file} cannot be read ({first_line})") from error
+        reason = (str(error) or type(error).__name__).split("\n")[0].split(". ")[0]
+        raise DamagedError(f"{file} cannot be read ({reason})") from error
 
 
 def _random_state() -> dict[str, Any]:
