@@ -30,9 +30,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from axpo.models.attention import use_fast_vision
 from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
 from axpo.tasks.base import Example
-from axpo.tasks.lab.tokenizer import ZOOM_CLOSE, ZOOM_OPEN, build_tokenizer
+from axpo.tasks.lab.words import ZOOM_CLOSE, ZOOM_OPEN
 from axpo.tools.zoom import SPEC
 from benchmarks.models import family_config
+from lab_base.tokenizer import build_tokenizer
 
 THINKING = (16, 48)
 """Least and most thinking tokens of a turn."""

@@ -27,10 +27,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from axpo.models.attention import use_fast_vision
 from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
 from axpo.pictures import picture_digest
-from axpo.tasks.lab.tokenizer import build_tokenizer
 from axpo.tools.zoom import SPEC
 from axpo.training.packing import OldLogprobs
 from axpo.tree import Credit, Group, ImageSpan, Origin, Segment, Stream, Trajectory
+from lab_base.tokenizer import build_tokenizer
 
 PATCH, MERGE = 16, 2
 TOKEN_SIDE = PATCH * MERGE

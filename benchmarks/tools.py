@@ -39,7 +39,6 @@ from axpo.rollout.sampling import new_group, sample_group
 from axpo.search.index import build_index
 from axpo.tasks.base import Example
 from axpo.tasks.grading import grade
-from axpo.tasks.lab.tokenizer import build_tokenizer
 from axpo.tools import make_tools, tool
 from axpo.tools.base import Observation, Tool, ToolContext, View
 from axpo.tools.python import PythonTool
@@ -51,6 +50,7 @@ from axpo.tree import CallStatus, Group
 from benchmarks.chain import chain_examples, tick, turn_chain, walker
 from benchmarks.harness import Row, Side, Timing, interleave, means, ratio
 from benchmarks.rollouts import calling_turns, work
+from lab_base.tokenizer import build_tokenizer
 
 DELAY = 0.2
 """Seconds added to every call on the slow side."""

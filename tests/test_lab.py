@@ -24,27 +24,24 @@ from axpo.tasks.lab import (
     CORPUS,
     GALLERY,
     calculate,
-    data,
     facts,
-    lessons,
     look_up,
-    measure,
-    model,
     pictures,
-    pretrain,
     questions,
     recognise,
     teacher,
+    words,
 )
-from axpo.tasks.lab import tokenizer as words
 from axpo.tasks.lab.task import LabTask
 from axpo.tools.base import ToolContext
 from axpo.tools.zoom import View, crop
 from axpo.tree import CallStatus, Origin
+from lab_base import data, lessons, measure, model, pretrain
+from lab_base.tokenizer import build_tokenizer, tools_header
 
 FAMILIES = ("find", "calculate", "look_up")
 TOOLSETS = pretrain.toolsets()
-HEADERS = [words.tools_header(specs) for specs in TOOLSETS]
+HEADERS = [tools_header(specs) for specs in TOOLSETS]
 HEADER = HEADERS[0]
 CALL = re.compile(r"<tool_call>\n(.*)\n</tool_call>$", re.S)
 
@@ -393,7 +390,7 @@ def test_pretraining_reproduces_its_first_losses():
     """Same seed, same pictures, same arithmetic: recorded on another machine to 2 %."""
     recorded = json.loads((BASE / "pretrain.json").read_text())
     torch.manual_seed(recorded["settings"]["seed"])
-    fresh = model.build_model(words.build_tokenizer(*TOOLSETS))
+    fresh = model.build_model(build_tokenizer(*TOOLSETS))
     settings = pretrain.PretrainSettings(**{**recorded["settings"], "workers": 0})
     losses = pretrain.see(fresh, settings)
     first = [next(losses) for _ in range(3)]

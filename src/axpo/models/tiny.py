@@ -27,12 +27,16 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from axpo.models.attention import use_fast_vision
 from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
-from axpo.tasks.lab.tokenizer import CHAT_TEMPLATE
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS,
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+"""The family's turns, for those who look into a checkpoint: a model that begins in thinking."""
 PATCH, MERGE = 16, 2
 MIN_PIXELS, MAX_PIXELS = 64 * 32**2, 16384 * 32**2
 """Limits of Qwen3-VL's own preprocessor_config.json: 65,536 and 16,777,216."""

@@ -1,6 +1,6 @@
 """The lab: questions over real photos and handwritten digits, small enough for a laptop's CPU.
 
-Owns the embedded default task and everything its shipped base model is made of:
+Owns the embedded default task:
 
 - `pictures`: deterministic scenes (photo, cards with real handwritten digits) and what counts
   as a hit of a zoom;
@@ -9,11 +9,9 @@ Owns the embedded default task and everything its shipped base model is made of:
   place is it? image search);
 - `teacher`: how demonstrations for the supervised cold start err, and those of *find*;
   `calculate`, `look_up`, `recognise` are the other families, `facts` what can be looked up;
-- `data`: the script that builds the index files in `data/` that search and image search use;
-- `tokenizer`: a byte-level tokenizer with whole phrases as tokens, for the Qwen3-VL wire format;
-- `model`: the configuration and an equal-size forward pass of the tiny Qwen3-VL;
-- `dense`, `lessons`, `measure`, `card`: the base's training batches, what it can do, its card;
-- `pretrain`: the script that trains the base model in `base/` from scratch.
+- `words`: the phrases of questions, thinking and calls, which are tokens of the base model.
+
+The base model in `base/` and the index files in `data/` are made by `lab_base/`, in the repository.
 """
 
 from pathlib import Path

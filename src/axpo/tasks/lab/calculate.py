@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from axpo.tasks.lab import tokenizer as words
+from axpo.tasks.lab import words
 from axpo.tasks.lab.facts import is_known
 from axpo.tasks.lab.pictures import TARGET, Scene
 from axpo.tasks.lab.teacher import (

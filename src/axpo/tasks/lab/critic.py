@@ -5,7 +5,7 @@ It never tells the answer: only whether the attempt was right and, if not, where
 
 from __future__ import annotations
 
-from axpo.tasks.lab import tokenizer as words
+from axpo.tasks.lab import words
 from axpo.tasks.lab.teacher import cell_at
 from axpo.tree import Group, Trajectory
 

@@ -1,4 +1,4 @@
-"""The lab's facts: a code for each digit in each place, and the corpus that tells them.
+"""The lab's facts: a code for each digit in each place, as the corpus in `data/` tells them.
 
 Owns what can be looked up, and what is common knowledge: of the codes and of the products with a
 digit the base model has learned most by heart (`is_known`), as a model knows what its pretraining
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from axpo.search.index import Document
@@ -93,11 +92,3 @@ def code(place: str, digit: int) -> int:
     found = path(place, digit)[-1].code
     assert found is not None
     return found
-
-
-def documents() -> Iterator[Document]:
-    """The corpus: an entry a document."""
-    for place in ALL_PLACES:
-        for digit in range(10):
-            it = entry(place, digit)
-            yield Document(it.title, f"{place}/{digit}", it.text)

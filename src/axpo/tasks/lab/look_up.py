@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from axpo.tasks.lab import facts
-from axpo.tasks.lab import tokenizer as words
+from axpo.tasks.lab import facts, words
 from axpo.tasks.lab.pictures import TARGET, Scene, Split
 from axpo.tasks.lab.teacher import (
     TeacherSettings,

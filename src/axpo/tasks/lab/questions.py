@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from axpo.tasks.base import Example
-from axpo.tasks.lab import calculate, facts, look_up, recognise, teacher
-from axpo.tasks.lab import tokenizer as words
+from axpo.tasks.lab import calculate, facts, look_up, recognise, teacher, words
 from axpo.tasks.lab.pictures import TARGET, Scene, Split, make_scene
 from axpo.tasks.lab.task import Family
 

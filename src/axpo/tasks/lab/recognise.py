@@ -1,14 +1,13 @@
 """*Recognise*: which place does a photo show? Only a gallery knows; its tool is `image_search`.
 
-Owns the photos of the places, their gallery and its questions. For evaluation only: no training
-question and no demonstration needs the tool, so that an agent meets it unseen.
+Owns the photos of the places, which the gallery in `data/` holds, and the questions. For evaluation
+only: no training question and no demonstration needs the tool, so that an agent meets it unseen.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -44,9 +43,3 @@ def picture(place: str, rng: random.Random) -> Image.Image:
 def shown_places() -> tuple[str, ...]:
     """The places whose photo shows more than a piece of sky."""
     return tuple(p for p in ALL_PLACES if np.asarray(photo(p).convert("L")).std() >= CONTRAST)
-
-
-def gallery() -> Iterator[tuple[str, Image.Image]]:
-    """The places with their photos."""
-    for place in shown_places():
-        yield place, photo(place)

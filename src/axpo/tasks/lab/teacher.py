@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from axpo.tasks.lab import tokenizer as words
+from axpo.tasks.lab import words
 from axpo.tasks.lab.pictures import Box, Card, Scene, shown_card, to_relative
 
 WINDOW_STEP = 80

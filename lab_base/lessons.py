@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from axpo.tasks.lab import calculate, facts, look_up, teacher
-from axpo.tasks.lab import tokenizer as words
-from axpo.tasks.lab.dense import WHOLE_PICTURE
-from axpo.tasks.lab.model import IMAGE_TOKENS, text_positions, view
+from axpo.tasks.lab import calculate, facts, look_up, teacher, words
 from axpo.tasks.lab.pictures import Box, Card, Scene, Split, make_scene, to_pixels
 from axpo.tools.searching import numbered
+from lab_base.dense import WHOLE_PICTURE
+from lab_base.model import IMAGE_TOKENS, text_positions, view
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from axpo.tasks.lab import teacher
-from axpo.tasks.lab.model import IMAGE_TOKENS, TOKENS_PER_SIDE, VIEW, view
 from axpo.tasks.lab.pictures import COLOURS, SIDE, Box, Scene, Split, make_scene, to_pixels
+from lab_base.model import IMAGE_TOKENS, TOKENS_PER_SIDE, VIEW, view
 
 COLOUR_NAMES = tuple(COLOURS)
 WHOLE_PICTURE: Box = (0, 0, SIDE, SIDE)

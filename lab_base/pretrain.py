@@ -1,4 +1,4 @@
-"""Train the lab's base model from scratch: `python -m axpo.tasks.lab.pretrain --out DIR --seed 0`.
+"""Train the lab's base model from scratch: `python -m lab_base.pretrain --out DIR --seed 0`.
 
 Owns the recipe. Training end to end from scratch stays at chance; two stages work:
 
@@ -25,12 +25,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from axpo.tasks.lab import model as lab_model
-from axpo.tasks.lab.card import model_card
-from axpo.tasks.lab.dense import DenseBatch, DenseLessons
-from axpo.tasks.lab.lessons import SequenceBatch, SequenceLessons
-from axpo.tasks.lab.measure import measure
-from axpo.tasks.lab.tokenizer import save_tokenizer, tools_header
+from lab_base import model as lab_model
+from lab_base.card import model_card
+from lab_base.dense import DenseBatch, DenseLessons
+from lab_base.lessons import SequenceBatch, SequenceLessons
+from lab_base.measure import measure
+from lab_base.tokenizer import build_tokenizer, tools_header
 
 Report = Callable[[str], None]
 FIRST_STEPS = 5
@@ -204,7 +204,7 @@ def pretrain(
     begun = time.monotonic()
     torch.manual_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = save_tokenizer(out, *toolsets)
+    tokenizer = build_tokenizer(*toolsets)
     model = lab_model.build_model(tokenizer)
     headers = [tools_header(specs) for specs in toolsets]
     report(f"{asdict(settings)}")

@@ -15,10 +15,11 @@ A tiny `Qwen3VLForConditionalGeneration` ({parameters:,} parameters, {megabytes:
 AXPO's lab: *which digit is on the red card, what is it times 17, which code has it in Quito?* It
 was trained from scratch on a CPU in {minutes} minutes by
 
-    python -m axpo.tasks.lab.pretrain --out DIR --seed {seed}
+    python -m lab_base.pretrain --out DIR --seed {seed}
 
-on pieces of scikit-learn's two sample photos with cards that show scikit-learn's handwritten
-digits. Digits and photo regions of the test numbers below were never trained on.
+in axpo's repository, on pieces of scikit-learn's two sample photos with cards that show
+scikit-learn's handwritten digits. Digits and photo regions of the test numbers below were never
+trained on.
 
 It sees every picture at 64 x 64 px (16 tokens). Its tokenizer holds any text as bytes, and the
 lab's phrases as one token each, in the wire format of Qwen3-VL (system turn with tools, thinking,

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from axpo.tasks.lab import calculate, facts, look_up, teacher
-from axpo.tasks.lab import tokenizer as words
-from axpo.tasks.lab.dense import WHOLE_PICTURE
-from axpo.tasks.lab.lessons import Lesson, collate, prompt_text, text_lesson
-from axpo.tasks.lab.model import forward, view
+from axpo.tasks.lab import calculate, facts, look_up, teacher, words
 from axpo.tasks.lab.pictures import Box, Scene, Split, is_hit, make_scene, to_pixels
+from lab_base.dense import WHOLE_PICTURE
+from lab_base.lessons import Lesson, collate, prompt_text, text_lesson
+from lab_base.model import forward, view
 
 
 @torch.no_grad()
