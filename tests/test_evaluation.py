@@ -174,7 +174,9 @@ class TestSummary:
             question("c", [], [1, 1, 1, None], easy=False),
         ]
         groups[2].rollouts[3].stop = StopReason.TOOL_FAULT
-        summary = summarize(groups, 4, seed=0, model="m", step=3, split="test")
+        summary = summarize(
+            groups, 4, seed=0, model="m", step=3, split="test", by=("family", "easy")
+        )
         values = {name: e.value for name, e in summary.metrics.items()}
         assert values == {
             "pass@1": pytest.approx((1 / 4 + 1 / 4 + 1) / 3),

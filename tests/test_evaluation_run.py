@@ -22,6 +22,7 @@ from axpo.evaluation.results import compare_runs
 from axpo.report.tables import print_evaluation
 from axpo.tasks.base import Example, Task
 from axpo.tree import Group
+from data_sets import write_jsonl
 from fake_vllm import FakeVllm
 from rollout_support import FakeEngine, example, make_agent, zoom
 from runs import diagnose, evaluate
@@ -36,7 +37,7 @@ class FiveQuestions(Task):
         return 5
 
     def example(self, split: str, index: int) -> Example:
-        return example(id=f"{split}{index}", meta={"difficulty": "easy" if index < 2 else "hard"})
+        return example(id=f"{split}{index}", meta={"easy": index < 2})
 
 
 class CountingMonitor:
@@ -140,7 +141,8 @@ def test_evaluate_then_diagnose_then_compare(
     assert values["tool_rate"] == 0.5
     assert values["all_wrong_tool"] == 1.0
     assert values["all_wrong_no_tool"] == pytest.approx(3 / 5)
-    assert result["by"]["difficulty"]["easy"]["metrics"]["pass@1"]["value"] == 0.5
+    assert list(result["by"]) == ["easy"]  # of the names by default; no family here
+    assert result["by"]["easy"]["True"]["metrics"]["pass@1"]["value"] == 0.5
     assert sorted(engine.released) == [f"eval/test{i}" for i in range(5)]
 
     sampled = len(engine.requests)
@@ -171,6 +173,28 @@ def test_evaluate_then_diagnose_then_compare(
     comparison = compare_runs(tmp_path / "a", tmp_path / "b")
     assert comparison["difference"]["pass@2"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert comparison["share_better"]["pass@1"] == 0.5
+
+
+def test_a_category_of_ones_own_rows_is_a_column(
+    tmp_path: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = ("signs", "signs", "maps", "maps", "maps")
+    rows = [
+        {"id": f"test{i}", "question": "?", "answer": "7", "meta": {"category": kind}}
+        for i, kind in enumerate(kinds)
+    ]
+    write_jsonl(tmp_path / "test.jsonl", *rows)
+    data = f"task={{name='data', path='{tmp_path}/{{split}}.jsonl'}}"
+    settings = config(data, 'eval.by=["category", "nowhere"]')
+    result = evaluate(settings, "hub/model", tmp_path / "out", CountingMonitor())
+    assert list(result["by"]) == ["category"]
+    parts = result["by"]["category"].items()
+    assert {name: part["questions"] for name, part in parts} == {"maps": 3, "signs": 2}
+    right = {name: part["metrics"]["pass@1"]["value"] for name, part in parts}
+    assert right == {"maps": 0.0, "signs": 0.5}
+    print_evaluation(result)
+    printed = capsys.readouterr().out
+    assert "category maps" in printed and "category signs" in printed
 
 
 def test_a_diagnosis_goes_on_with_what_its_folder_lacks(

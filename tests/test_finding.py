@@ -276,7 +276,7 @@ def test_families_are_compared_with_intervals_that_hold_together() -> None:
 def test_the_families_tools_are_named_by_what_was_called() -> None:
     first, second = one_family("find", 40, 40)
     evaluations = {
-        name: summarize(groups, 1, 0).to_dict()
+        name: summarize(groups, 1, 0, by=("family",)).to_dict()
         for name, groups in (("GRPO", first), ("AXPO", second))
     }
     found = finding(evaluations, {("AXPO", "GRPO"): compare(first, second, 1, 0)})

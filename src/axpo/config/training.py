@@ -94,6 +94,9 @@ class EvalSettings(Section):
     """Rollouts a question (n of the unbiased Pass@k)."""
     k: PositiveInt = 4
     """k of Pass@k."""
+    by: tuple[str, ...] = ("family", "easy")
+    """Names in the examples' meta: the figures are given again for the questions of each value;
+    a name that no example has is left out."""
     prefixes: NonNegativeInt = 32
     """Failed prefixes that the diagnostics resample."""
     prefix_samples: PositiveInt = 16

@@ -130,7 +130,7 @@ def diagnose(
     `fresh` holds new rollouts of the probed questions by the group's id, `entropies` the exact
     entropy of first calls by rollout id (`entropy.call_entropies`).
     """
-    summary = summarize(groups, 1, seed, by=(), resamples=resamples)
+    summary = summarize(groups, 1, seed, resamples=resamples)
     failed = [found for g in groups if (found := resampling.candidates(g))]
     quartile = quartiles([c for found in failed for c in found])
     outcomes = {

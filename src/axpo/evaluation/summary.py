@@ -114,7 +114,7 @@ def summarize(
     model: str = "",
     step: int | None = None,
     split: str = "",
-    by: Sequence[str] = (FAMILY, "difficulty", "easy"),
+    by: Sequence[str] = (),
     resamples: int = RESAMPLES,
 ) -> Summary:
     """Every metric with its interval; again for each value of the meta keys `by` that occur."""
@@ -134,7 +134,7 @@ def summarize(
         for value in sorted({str(g.meta[key]) for g in groups if key in g.meta}):
             chosen = [g for g in groups if str(g.meta.get(key)) == value and key in g.meta]
             part = summarize(
-                chosen, k, seed, model=model, step=step, split=split, by=(), resamples=resamples
+                chosen, k, seed, model=model, step=step, split=split, resamples=resamples
             )
             parts.setdefault(key, {})[value] = part
     return Summary(

@@ -146,7 +146,7 @@ def stage_settings(study: Study, stage: Stage) -> dict[str, Any]:
             del found["model.path"]  # the start's folder, wherever it lies
     elif stage.kind != "sft":
         found["start"] = "model.path"
-    if stage.kind == "eval":
-        for key in ("eval.prefixes", "eval.prefix_samples"):
-            del found[key]
+    unused = {"eval": ("eval.prefixes", "eval.prefix_samples"), "diagnose": ("eval.by",)}
+    for key in unused.get(stage.kind, ()):
+        del found[key]
     return found
