@@ -111,6 +111,10 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> N
         (["report", "nowhere"], ["no run at nowhere"]),
         (["study", "nowhere.toml", "--out", "o"], ["STUDY: no file at nowhere.toml"]),
         (["study", str(RECIPE), "--out", "o"], ["recipe: missing", "rl: unknown key"]),
+        (
+            ["study", str(STUDY), "page=no.such:Page", "--out", "o"],
+            ["page: 'no.such:Page'", "'no'"],
+        ),
         (["study", str(STUDY), "--out", "o", "--outcomes"], ["no o/study.json", "axpo study"]),
         (["study", str(STUDY), "--out", "o", "--tables"], ["no evaluation in o", "axpo study"]),
         (["compare", "nowhere", "elsewhere"], ["nowhere", "axpo eval"]),

@@ -17,7 +17,7 @@ from axpo.config import ConfigError, extras
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OURS = {"axpo", "benchmarks", "rehearsal"}
+OURS = {"axpo", "benchmarks", "lab_base", "rehearsal", "studies"}
 ELSEWHERE = {"src/axpo/engines/vllm/worker.py": {"vllm"}, "src/axpo/report/cell.py": {"IPython"}}
 """Modules that run in another environment, and what is there."""
 NOT_IMPORTED = {"sympy"}
@@ -65,7 +65,9 @@ def distributions(folder: str) -> dict[str, set[str]]:
     [
         ("src/axpo", [name for name in EXTRAS if name not in ("bench", "dev")]),
         ("benchmarks", ["bench"]),
+        ("lab_base", ["lab"]),
         ("rehearsal", []),
+        ("studies", []),
         ("tests", list(EXTRAS)),
     ],
 )

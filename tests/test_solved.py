@@ -18,12 +18,12 @@ from axpo.evaluation.prefixes import outcome
 from axpo.evaluation.summary import measures, tool_measures
 from axpo.report.trees import TreePayload, category
 from axpo.store import load_groups, save_groups
-from axpo.study.credit import recovered
 from axpo.study.outcomes import counts
 from axpo.tasks.lab.critic import RIGHT, critique
 from axpo.tree import Group, Trajectory, TreeError
 from groups import grow, tools_and_plain
 from rollout_support import CHECKPOINT, make_agent
+from studies.axpo_paper.credit import recovered
 from test_rollout_agent import ANSWER, run, says
 
 

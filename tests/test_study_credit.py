@@ -10,9 +10,9 @@ from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.grpo import Grpo
 from axpo.folder import RunFolder
 from axpo.store import save_groups
-from axpo.study.credit import call_credit, recovered, saved_groups
 from axpo.tree import Credit, Group, Stream
 from groups import grow, plain_rollout, tools_and_plain
+from studies.axpo_paper.credit import call_credit, recovered, saved_groups
 
 
 def credited(group: Group, name: str) -> Group:

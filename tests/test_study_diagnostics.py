@@ -1,4 +1,5 @@
-"""A study's diagnostics beside the paper's: from synthetic diagnoses, every number by hand."""
+"""A study's diagnostics, alone and beside the paper's: from synthetic diagnoses, every number by
+hand."""
 
 from __future__ import annotations
 
@@ -15,18 +16,19 @@ from axpo.algorithms.grpo import Grpo
 from axpo.evaluation.identity import changed_settings
 from axpo.folder import RunFolder
 from axpo.store import save_groups
-from axpo.study.paper import PASS, counterpart, differences
 from axpo.study.run import study_tables
-from axpo.study.settings import load_study
-from axpo.study.tables import write_tables
+from axpo.study.settings import StudyError, load_study
+from axpo.study.tables import write_held_out, write_tables
 from axpo.tree import Credit, Stream
 from groups import tools_and_plain
+from studies.axpo_paper.paper import PASS, counterpart, differences
 
 STUDY = """
 recipe = "r.toml"
 baseline = "grpo"
 seeds = [1, 2]
 diagnose = true
+%s
 [variants.grpo]
 label = "GRPO"
 overrides = ["algorithm.name=grpo"]
@@ -73,6 +75,7 @@ def diagnosed(folder: Path, metrics: Mapping[str, float], entropy: float | None)
     (folder / "diagnosis.json").write_text(json.dumps(found))
 
 
+PAGE = 'page = "studies.axpo_paper:PaperPage"'
 SOME = {"recovery_rate": 0.5, "distinct_calls": 3.0, "single_call": 0.25}
 WHOLE = SOME | {
     "recovery_quartile_1": 0.8, "recovery_quartile_4": 0.2, "fresh_recovery_rate": 0.375,
@@ -85,7 +88,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "r.toml").write_text(
         "[rl]\nsteps = 3\nquestions = 2\n[eval]\nsamples = 8\nk = 4\nquestions = 1\n"
     )
-    (tmp_path / "study.toml").write_text(STUDY)
+    (tmp_path / "study.toml").write_text(STUDY % PAGE)
     for seed in (1, 2):
         for variant, right in (("start", 0), ("grpo", 1), ("axpo", 2 + seed)):
             own = tmp_path / "out" / variant / f"seed-{seed}"
@@ -139,6 +142,20 @@ def test_the_page_sets_ours_beside_the_papers(folder: Path) -> None:
         assert f'src="{figure}"' in text
         with Image.open(folder / "out" / figure) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 20
+
+
+def test_any_study_has_what_is_measured_and_nothing_of_the_paper(folder: Path) -> None:
+    (folder / "study.toml").write_text(STUDY % "")
+    text = study_tables(folder / "study.toml", folder / "out", print).read_text()
+    section = text.split("## Diagnostics")[1].split("\n## ")[0]
+    assert "|  | accuracy | tool rate | all-wrong tool | all-wrong no-tool | recovery |" in section
+    assert "| AXPO | 0.500 | 0.350 | 0.500 | 0.200 | 0.750 |" in section
+    assert "|  | Start | AXPO |\n|---|---|---|\n| Recovery | 0.500 | 0.750 |" in section
+    assert "| Entropy correlation | −0.875 [−1.000, −0.557] | −0.900 (1 of 2 seeds) |" in section
+    assert "paper" not in text and "gap.png" not in text and "prefixes.png" not in text
+    assert not {"paper", "call_credit"} & set(models(folder)["axpo"])
+    with pytest.raises(StudyError, match="written without this page"):
+        write_held_out(load_study(folder / "study.toml", [PAGE]), folder / "out")
 
 
 def test_the_credit_of_calls_is_shown_of_diagnosed_variants(folder: Path) -> None:

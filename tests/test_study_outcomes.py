@@ -66,7 +66,7 @@ def test_counts_give_what_groups_give(tools: list[Any], plain: list[Any], k: int
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return load_study("study")
+    return load_study("study", ["page=studies.axpo_paper:PaperPage"])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def shipped() -> dict[str, Any]:
 def test_the_shipped_tables_are_what_the_command_makes(
     tmp_path: Path, study: Study, shipped: dict[str, Any]
 ) -> None:
-    """`axpo study study --out docs/study --outcomes` changes nothing."""
+    """`axpo study study page=... --out docs/study --outcomes` changes nothing (docs/study.md)."""
     for name in ("study.json", "outcomes.csv"):
         shutil.copy(SHIPPED / name, tmp_path / name)
     page = write_held_out(study, tmp_path)

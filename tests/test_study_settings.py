@@ -43,6 +43,8 @@ def write(folder: Path, text: str) -> Path:
         (HEAD.replace("[1, 2]", "[]") + GRPO, ["seeds"]),
         (HEAD + GRPO + "seeds = [3]\n", ["variants.grpo.seeds: [3]", "[1, 2]"]),
         (HEAD + GRPO + "seeds = [1]\n", ["variants.grpo.seeds", "[2] are missing"]),
+        (HEAD + 'page = "nowhere.mine:Page"\n' + GRPO, ["page: 'nowhere.mine:Page'", "'nowhere'"]),
+        (HEAD + 'page = "json:dumps"\n' + GRPO, ["page: 'json:dumps'", "axpo.study.page.Page"]),
         (HEAD + GRPO + "[variants.start]\n", ["variants.start", "other than 'start'"]),
         (HEAD + GRPO + '[variants."a/b"]\n', ["variants.a/b"]),
         (
@@ -83,6 +85,14 @@ def test_mistakes_are_refused_by_name(tmp_path: Path, text: str, words: list[str
         load_study(write(tmp_path, text))
     for word in words:
         assert word in str(error.value)
+
+
+def test_keys_of_the_file_are_set_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path, HEAD + GRPO + "seeds = [2, 1]\n")
+    changed = load_study(path, ["seeds=[2, 3]", "variants.grpo.seeds=[3, 2]"])
+    assert changed.starts == (2, 3) and changed.variants["grpo"].seeds == (3, 2)
+    with pytest.raises(StudyError, match="jobz: unknown key"):
+        load_study(path, ["jobz=3"])
 
 
 def test_cells_name_their_models_and_wait_for_them(tmp_path: Path) -> None:

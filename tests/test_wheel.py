@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -207,6 +208,25 @@ def test_the_command_line_without_extras(base: Environment) -> None:
         done = base.run("axpo", command, *(["lab"] if command == "sft" else []), "--out", "run")
         assert done.returncode == 1 and "pip install 'axpo[lab]'" in done.stderr, done.stderr
         assert not (base.work / "run").exists()
+
+
+def test_the_shipped_study_has_its_tables_without_the_repository(base: Environment) -> None:
+    """From recorded outcomes; the paper's page, which is in the repository alone, is refused."""
+    out = base.work / "study"
+    out.mkdir()
+    for name in ("study.json", "outcomes.csv"):
+        shutil.copy(ROOT / "docs" / "study" / name, out)
+    command = ("axpo", "study", "study", "--out", "study", "--outcomes")
+    done = base.run(*command)
+    assert done.returncode == 0, done.stderr
+    page = (out / "study.md").read_text()
+    for section in ("## Held out", "## Comparisons", "## Diagnostics", "## Cost of training"):
+        assert section in page
+    assert (out / "families.png").is_file() and "*paper*" not in page
+    refused = base.run(*command, "page=studies.axpo_paper:PaperPage")
+    assert refused.returncode == 1 and "page: " in refused.stderr, refused.stderr
+    assert "there is no module 'studies'" in refused.stderr
+    assert (out / "study.md").read_text() == page
 
 
 @pytest.mark.parametrize("extra", ["lab", "sandbox", "data", "lora", "tracking", "search", "mcp"])

@@ -100,6 +100,10 @@ def study(
         Path, typer.Argument(metavar="STUDY", help="TOML file, or the shipped one: study")
     ],
     out: Annotated[Path, typer.Option("--out", help="the study's folder; a study in it goes on")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="keys of the study's file, set otherwise"),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="commands at once; by default one a core, one on a GPU"),
@@ -124,10 +128,10 @@ def study(
         )
     if tables or outcomes:
         with working("study", "reading the study") as say:
-            page = (study_tables if tables else held_out_tables)(file, out, say)
+            page = (study_tables if tables else held_out_tables)(file, out, say, overrides or ())
         print(f"Study: {page}")
     else:
-        print(f"Study: {run_study(file, out, jobs)}")
+        print(f"Study: {run_study(file, out, jobs, overrides or ())}")
 
 
 @app.command()

@@ -61,6 +61,7 @@ __all__ = [
     "Section",
     "ToolsSettings",
     "UserError",
+    "apply_overrides",
     "default_config",
     "load_config",
     "parse_config",
@@ -155,12 +156,17 @@ def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Con
                 f"{path} is a study of several runs: `axpo study` takes it, other commands its "
                 f"recipe ({values.get('recipe')})"
             )
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"override {override!r}: expected section.key=value")
-        _assign(values, key.strip().split("."), _value(text.strip()), override)
+    apply_overrides(values, overrides)
     return parse_config(values)
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Lay `section.key=value` overrides over plain values; raises `ConfigError`."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"override {text!r}: expected section.key=value")
+        _assign(values, key.strip().split("."), _value(value.strip()), text)
 
 
 def recipe_file(recipe: str | Path) -> Path:

@@ -18,25 +18,27 @@ BOUNDS = {
     "distinct_calls": (1.0, math.inf),
     "distinct_calls_merged": (1.0, math.inf),
     "tokens": (0.0, math.inf),
-    "tag_advantage": (-math.inf, math.inf),
 }
 """What a figure that is no share cannot leave, and so its interval, widened for few seeds."""
 
 
 def bounded(metric: str, cell: Json, difference: bool = False) -> Json:
-    """The interval cut off where the metric ends, a share at 0 and 1 (see `BOUNDS`).
+    """The interval cut off where the metric ends, a share at 0 and 1 (see `BOUNDS`)."""
+    lowest, highest = BOUNDS.get(metric, (0.0, 1.0))
+    if difference:
+        lowest, highest = lowest - highest, highest - lowest
+    return cut_off(cell, lowest, highest)
+
+
+def cut_off(cell: Json, lowest: float, highest: float) -> Json:
+    """The interval as far as it lies between `lowest` and `highest`.
 
     It is left out where it is unknown, where both ends are one (outcomes that are all the same do
     not tell how much others would differ), and where it leaves all that there can be.
     """
     low, high = cell.get("low", math.nan), cell.get("high", math.nan)
     kept = {key: value for key, value in cell.items() if key not in ("low", "high")}
-    if not high - low > 1e-9:
-        return kept
-    lowest, highest = BOUNDS.get(metric, (0.0, 1.0))
-    if difference:
-        lowest, highest = lowest - highest, highest - lowest
-    if low <= lowest and highest <= high:
+    if not high - low > 1e-9 or (low <= lowest and highest <= high):
         return kept
     return kept | {"low": max(lowest, low), "high": min(highest, high)}
 

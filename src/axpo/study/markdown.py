@@ -10,7 +10,6 @@ from axpo.report.numbers import number_text
 from axpo.report.plots import picture
 from axpo.study.comparison_tables import comparison_tables
 from axpo.study.costs import BUDGETS
-from axpo.study.diagnostics import beside_the_paper, diagnostics
 from axpo.study.markup import Json, cell_text, picker, rows, table
 
 COMPUTE_LABELS = {
@@ -24,14 +23,15 @@ _BY_FAMILY = ("tool_rate", "accuracy_tool", "all_wrong_tool", "all_wrong_no_tool
 """Figures that have a table by family, beside Pass@k."""
 
 
-def page(found: Json, figures: Sequence[tuple[str, str]]) -> str:
-    """The whole page; `figures` are (title, file name)."""
+def page(found: Json, figures: Sequence[tuple[str, str]], sections: Sequence[str]) -> str:
+    """The whole page; `figures` are (title, file name), `sections` stand below the
+    held-out tables."""
     models: Json = found["models"]
     parts = [
         _head(found),
         "\n".join(f"- {line}" for line in _missing(models)),
         *_held_out(found),
-        *diagnostics(found),
+        *sections,
         *_costs(found),
         *(f"## {title}\n\n{picture(name, title)}" for title, name in figures),
         "## Every seed\n\n" + _every_seed(models),
@@ -115,7 +115,7 @@ def _held_out(found: Json) -> list[str]:
         sections.append(f"{title}\n\n{note}\n\n" + table(compared, heads, signed=True, seeds=True))
         heads = {label(k): picker("difference", "all", k) for k in metrics if k not in correct}
         sections.append("Tool use:\n\n" + table(compared, heads, signed=True, seeds=True))
-        sections += [*comparison_tables(found), *beside_the_paper(found)]
+        sections += comparison_tables(found)
     return sections
 
 

@@ -20,7 +20,6 @@ from axpo.evaluation.summary import by_example, measures, tool_measures
 from axpo.folder import RunFolder, read_json
 from axpo.report.metrics import read_metrics
 from axpo.study.cells import Cell, cells
-from axpo.study.credit import call_credit, recovered, saved_groups
 from axpo.study.held_out import Column, HeldOut, Shares, stack
 from axpo.study.outcomes import Outcome, outcome
 from axpo.study.settings import START, START_LABEL, Study
@@ -38,10 +37,6 @@ class Model(HeldOut):
     group: str
     training: Mapping[int, Training]
     diagnoses: Mapping[int, Mapping[str, Any]]
-    call_credit: Mapping[int, Mapping[str, Mapping[str, float]]]
-    """Seed -> part -> figures of `call_credit`."""
-    recovered: Mapping[int, Mapping[str, Mapping[str, float]]]
-    """Seed -> part -> figures of `recovered`, of AXPO's variants."""
     outcomes: Sequence[Outcome]
     """A row a seed and question."""
 
@@ -103,9 +98,7 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
     questions, columns, parts = stack(name, seeds, tables)
     variant = study.variants.get(name)
     training = {} if variant is None else _training(study, found, out)
-    trees = {c.seed: saved_groups(c.folder(out)) for c in found if c.seed in training}
     files = {c.seed: RunFolder(c.folder(out)).diagnosis for c in found}
-    resampled = trees if _resamples(study, found[0]) else {}
     return Model(
         name=name,
         label=START_LABEL if variant is None else variant.label,
@@ -118,8 +111,6 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
         clusters=clusters,
         training=training,
         diagnoses={seed: read_json(f) for seed, f in files.items() if f.is_file()},
-        call_credit={seed: call_credit(groups) for seed, groups in trees.items()},
-        recovered={seed: recovered(groups) for seed, groups in resampled.items()},
         outcomes=outcomes,
     )
 
@@ -127,7 +118,7 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
 def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]:
     """Seed -> finished run."""
     steps = study.config(found[0].variant, found[0].seed).rl.steps
-    other = set[str]() if _resamples(study, found[0]) else {"recovery_rate"}
+    other = set[str]() if resamples(study, found[0]) else {"recovery_rate"}
     runs: dict[int, Training] = {}
     for cell in found:
         lines = read_metrics(cell.folder(out), "rl")
@@ -137,7 +128,7 @@ def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]
     return runs
 
 
-def _resamples(study: Study, cell: Cell) -> bool:
+def resamples(study: Study, cell: Cell) -> bool:
     """Whether its branches are resampled failed prefixes: ARPO and RLTF branch from right rollouts
     too, once each, so that their recovery is another figure."""
     return study.config(cell.variant, cell.seed).algorithm.resamples_failures

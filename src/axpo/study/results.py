@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,17 +20,16 @@ from axpo.study.costs import BUDGETS, at_equal, compute
 from axpo.study.estimates import ENTROPY, Json, bounded, over_seeds, seed_values
 from axpo.study.held_out import Column, HeldOut, paired
 from axpo.study.outcomes import COUNTS
-from axpo.study.paper import counterpart, differences
 from axpo.study.read import Model, Training
-from axpo.study.settings import START, Study, StudyError
+from axpo.study.settings import Study, StudyError
 
 TRAINING = ("accuracy", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
 """Figures of the last steps of training."""
 _SEED = 0
 
 
-def results(study: Study, models: Mapping[str, Model]) -> Json:
-    """`study.json`: what was run, each model's figures, and the comparisons."""
+def results(study: Study, models: Mapping[str, Model], out: Path) -> Json:
+    """`study.json` of the study in `out`: what was run, each model's figures, the comparisons."""
     baseline = models[study.settings.baseline]
     return {
         "recipe": study.settings.recipe,
@@ -39,9 +39,9 @@ def results(study: Study, models: Mapping[str, Model]) -> Json:
         "steps": sorted(
             {study.config(v.name, v.seeds[0]).rl.steps for v in study.variants.values()}
         ),
-        "eval": study.shared.eval.model_dump(mode="json"),
+        "eval": study.shared.eval.model_dump(mode="json", exclude={"by"}),
         "questions": max(len(model.questions) for model in models.values()),
-        "models": {name: _model(study, model, baseline) for name, model in models.items()},
+        "models": {name: _model(study, model, baseline, out) for name, model in models.items()},
         "comparisons": comparisons(study, models),
     }
 
@@ -73,7 +73,7 @@ def _merged(old: Json, new: Json) -> Json:
     return {part: dict(sorted((old.get(part, {}) | new.get(part, {})).items())) for part in parts}
 
 
-def _model(study: Study, model: Model, baseline: Model) -> Json:
+def _model(study: Study, model: Model, baseline: Model, out: Path) -> Json:
     own = study.variants.get(model.name)
     return {
         "label": model.label,
@@ -88,9 +88,7 @@ def _model(study: Study, model: Model, baseline: Model) -> Json:
         "compute": compute(model, baseline),
         "equal": {budget: at_equal(model, baseline, budget) for budget in BUDGETS},
         "diagnosis": _diagnosis(model),
-        "call_credit": _parts_over_seeds(model.call_credit),
-        "recovered": _parts_over_seeds(model.recovered),
-        "paper": _paper(study, model, baseline),
+        **study.page.model_figures(study, model, out),
         "difference": {} if model.name == baseline.name else difference(baseline, model),
     }
 
@@ -167,34 +165,6 @@ def _diagnosis(model: Model) -> Json:
         for name in names
     }
     return {name: bounded(name, cell) for name, cell in cells.items()}
-
-
-def _parts_over_seeds(by_seed: Mapping[int, Mapping[str, Mapping[str, float]]]) -> Json:
-    """Seed -> part -> figure becomes part -> figure over the seeds that have that part."""
-    parts = sorted({part for found in by_seed.values() for part in found})
-    cells: Json = {}
-    for part in parts:
-        names = next(found[part] for found in by_seed.values() if part in found)
-        cells[part] = {
-            name: bounded(
-                name,
-                over_seeds({s: f.get(part, {}).get(name, math.nan) for s, f in by_seed.items()}),
-            )
-            for name in names
-        }
-    return cells
-
-
-def _paper(study: Study, model: Model, baseline: Model) -> Mapping[str, float]:
-    """The paper's differences to the baseline, for a variant that it has too."""
-    if START in (model.name, baseline.name) or model.name == baseline.name:
-        return {}
-    first, second = (
-        study.config(m.name, study.variants[m.name].seeds[0]) for m in (baseline, model)
-    )
-    if first.rl != second.rl:
-        return {}
-    return differences(counterpart(second.algorithm), counterpart(first.algorithm))
 
 
 def _training(model: Model) -> Json:

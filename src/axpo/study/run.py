@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ctypes.util import find_library
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,16 @@ class CellError(UserError):
     """Stages failed; the message holds the end of each one's log."""
 
 
-def run_study(path: Path, out: Path, jobs: int | None = None) -> Path:
+def run_study(
+    path: Path, out: Path, jobs: int | None = None, overrides: Iterable[str] = ()
+) -> Path:
     """Run what `out` lacks of the study at `path`, `jobs` stages at once; returns `study.md`.
 
     `jobs` is by default one a core, and one on a GPU. A stage that fails stops only what needs it;
     the tables are written of what is there, then `CellError` says what failed. Failed stages are
     tried again the next time.
     """
-    study = load_study(path)
+    study = load_study(path, overrides)
     planned = stages(study, out)
     folder = RunFolder(out)
     with folder.alone():
@@ -69,10 +71,12 @@ def default_jobs(device: str) -> int:
     return 1 if gpu else usable_cores()
 
 
-def study_tables(path: Path, out: Path, say: Callable[[str], None]) -> Path:
+def study_tables(
+    path: Path, out: Path, say: Callable[[str], None], overrides: Iterable[str] = ()
+) -> Path:
     """Rebuild `study.md`, `study.json` and the figures from the raw runs in `out`; `say` hears
     what is done."""
-    study = load_study(path)
+    study = load_study(path, overrides)
     planned = stages(study, out)
     check_made(study, out, planned)
     if not any(stage.done.is_file() for stage in planned if stage.kind == "eval"):
@@ -80,13 +84,15 @@ def study_tables(path: Path, out: Path, say: Callable[[str], None]) -> Path:
     return _tables(study, out, say)
 
 
-def held_out_tables(path: Path, out: Path, say: Callable[[str], None]) -> Path:
+def held_out_tables(
+    path: Path, out: Path, say: Callable[[str], None], overrides: Iterable[str] = ()
+) -> Path:
     """Make the held-out figures in `out` anew from its `outcomes.csv`, without the runs."""
     say("loading NumPy and matplotlib")
     from axpo.study.tables import write_held_out
 
     say("making the held-out figures")
-    return write_held_out(load_study(path), out)
+    return write_held_out(load_study(path, overrides), out)
 
 
 def _tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,9 +23,12 @@ from axpo.config import (
     NonNegativeInt,
     PositiveInt,
     Section,
+    apply_overrides,
     load_config,
     recipe_file,
 )
+from axpo.plugins import PluginError, load
+from axpo.study.page import Page
 
 START = "start"
 START_LABEL = "Start"
@@ -76,6 +79,8 @@ class StudySettings(Section):
     """The start: an SFT run a seed, one (of the first seed) for all, or model.path as it is."""
     diagnose: bool = False
     """Run `axpo diagnose` on every variant; the start is diagnosed where any variant is."""
+    page: str | None = None
+    """Class of further tables and figures (`axpo.study.page.Page`), as "module:name"."""
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
 
 
@@ -93,12 +98,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A checked study. `shared` is what SFT and the start's evaluation run with."""
+    """A checked study. `shared` is what SFT and the start's evaluation run with, `page` what its
+    page has besides the tables of any study."""
 
     recipe: Path
     settings: StudySettings
     shared: Config
     variants: Mapping[str, Variant]
+    page: Page
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -126,8 +133,9 @@ class Study:
         return (*self.settings.overrides, *own, f"run.seed={seed}")
 
 
-def load_study(study: str | Path) -> Study:
-    """The checked study of a TOML file, or of the shipped one by name ("study").
+def load_study(study: str | Path, overrides: Iterable[str] = ()) -> Study:
+    """The checked study of a TOML file, or of the shipped one by name ("study"), with `key=value`
+    overrides of the file's keys on top.
 
     Raises `StudyError` naming the key.
     """
@@ -139,6 +147,7 @@ def load_study(study: str | Path) -> Study:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:  # a table given twice among them
         raise StudyError(f"{path}: {error}") from error
+    apply_overrides(values, overrides)
     try:
         settings = StudySettings.model_validate(values)
     except ValidationError as error:
@@ -147,7 +156,7 @@ def load_study(study: str | Path) -> Study:
     recipe = _recipe(path, settings.recipe)
     shared = _load("overrides", recipe, settings.overrides)
     variants = {name: _variant(name, v, settings) for name, v in settings.variants.items()}
-    checked = Study(recipe, settings, shared, variants)
+    checked = Study(recipe, settings, shared, variants, _page(settings.page))
     _check_seeds(checked)
     _check_variants(checked)
     return checked
@@ -238,6 +247,22 @@ def _recipe(study: Path, recipe: str) -> Path:
         return recipe_file(beside if beside.is_file() else recipe)
     except ConfigError as error:
         raise StudyError(f"{study}: recipe: {error}") from error
+
+
+def _page(name: str | None) -> Page:
+    if name is None:
+        return Page()
+    try:
+        found = load(name, _is_page, "pages")
+    except PluginError as error:
+        raise StudyError(f"page: {error}") from error
+    if not _is_page(found):
+        raise StudyError(f"page: {name!r} is no class that derives from axpo.study.page.Page")
+    return found()
+
+
+def _is_page(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Page)
 
 
 def _load(where: str, recipe: Path, overrides: tuple[str, ...]) -> Config:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from axpo.folder import write_whole
-from axpo.study.diagnostic_figures import write_diagnostic_figures, write_gap_curves
 from axpo.study.estimates import Json
 from axpo.study.figures import write_curves, write_held_out_figures
 from axpo.study.markdown import page
@@ -24,13 +23,13 @@ def write_tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
     say("reading the runs")
     models = read_study(study, out)
     say("resampling for the intervals")
-    found = results(study, models)
+    found = results(study, models, out)
     write_outcomes((row for model in models.values() for row in model.outcomes), _outcomes(out))
     say("drawing the figures")
     references = (study.settings.baseline, *study.settings.references)
     curves = write_curves(models, references, out)
-    curves += write_gap_curves(models, study.settings.baseline, out)
-    return _write(found | {"curves": curves}, out)
+    curves += study.page.training_figures(study, models, out)
+    return _write(study, found | {"curves": curves}, out)
 
 
 def write_held_out(study: Study, out: Path) -> Path:
@@ -44,16 +43,17 @@ def write_held_out(study: Study, out: Path) -> Path:
         raise StudyError(f"no {file}; expected the study.json that `axpo study` writes")
     found = json.loads(file.read_text())
     models = read_outcomes(_outcomes(out), study, found["eval"]["k"])
-    return _write(held_out_again(study, found, models), out)
+    return _write(study, held_out_again(study, found, models), out)
 
 
-def _write(found: Json, out: Path) -> Path:
+def _write(study: Study, found: Json, out: Path) -> Path:
+    sections = study.page.sections(found)
     write_whole(out / "study.json", json.dumps(found, indent=1, allow_nan=False))
     figures = [tuple(curve) for curve in found["curves"]]
     figures += write_held_out_figures(found, out)
-    figures += write_diagnostic_figures(found, out)
+    figures += study.page.figures(found, out)
     path = out / "study.md"
-    write_whole(path, page(found, figures))
+    write_whole(path, page(found, figures, sections))
     return path
 
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from axpo.report.names import NEUTRAL, Chart, colours
 from axpo.report.plots import LINE, SOFT, label_ends, legend_above, new_figure, save, style_axis
-from axpo.study import paper
 from axpo.study.figures import Curve, draw_curve, part_name, parts_of, step_curve
 from axpo.study.markup import Json
 from axpo.study.read import Model
 from axpo.study.settings import START
+from studies.axpo_paper import paper
 
 GAP_CHARTS = (
     Chart("tool_rate", "Tool attempts"),

@@ -28,9 +28,6 @@ PASS = {
     "arpo": (0.513, 0.656),
 }
 """Ablation table: average Pass@1 and Pass@4."""
-MARGIN = 0.03
-"""What a part of AXPO is worth in that table (0.018 to 0.029 of Pass@1): a difference that is shown
-to be smaller counts as none."""
 GAP = {
     "tool rate": "0.20 to 0.35",
     "all-wrong tool": "about 0.40",
