@@ -13,7 +13,6 @@ import random
 import zlib
 from dataclasses import dataclass
 
-from axpo.search.index import Document
 from axpo.tasks.lab.pictures import SPLITS, Split
 
 KNOWN_SHARE = 0.62
