@@ -121,9 +121,7 @@ def evaluate(run: Run, monitor: Monitor) -> dict[str, Any]:
     groups = stopping.run(sample())
     monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, folder.evaluated)
-    summary = summarize(
-        groups, config.eval.k, config.run.seed, by=config.eval.by, **run.told
-    )
+    summary = summarize(groups, config.eval.k, config.run.seed, by=config.eval.by, **run.told)
     return _write(folder.evaluation, summary.to_dict())
 
 
