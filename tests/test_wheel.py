@@ -39,7 +39,9 @@ from axpo.checks import check_names
 from axpo.config import UserError, load_config
 
 def lab():
-        load_config("lab").task.example("sft", 0)
+    task = load_config("lab").task
+    task.check()
+    task.example("sft", 0)
 
 def sandbox():
     from axpo.sandbox import levels
@@ -47,7 +49,7 @@ def sandbox():
         raise UserError(levels.obstacle("bubblewrap"))
 
 def data():
-        Path("hub").mkdir(exist_ok=True)
+    Path("hub").mkdir(exist_ok=True)
     Path("hub/train.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\\n')
     task = load_config(None, ["task={name='data', hub='hub'}"]).task
     assert task.example("train", 0).answer == "2"
