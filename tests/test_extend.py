@@ -16,10 +16,13 @@ from axpo.config import ConfigError
 from axpo.engines.base import Engine
 from axpo.models.loading import Checkpoint
 from axpo.plugins import load
+from axpo.rollout.sampling import new_group, sample_group
+from axpo.tasks.grading import GradingError, grade
 from axpo.tasks.lab import BASE
 from axpo.tree import Call, CallStatus
 from engine_contract import EngineBehaviour
 from groups import plain_rollout, tools_and_plain
+from rollout_support import FakeEngine, example, make_agent
 
 PAGES = Path(__file__).parents[1] / "docs" / "extend"
 LINES = {"algorithm": 60, "grader": 60, "task": 60, "engine": 150}
@@ -107,7 +110,7 @@ def test_a_run_of_one_s_own_parts_and_its_resumption(here: Path) -> None:
     )  # fmt: skip
     run = axpo.train(axpo.load_config("lab", *SMALL, *parts), out="runs/own")
     (line,) = run.metrics
-    assert line["rollouts"] == 4 and line["stop_max_tokens"] + line.get("stop_answer", 0) > 0
+    assert line["rollouts"] == 4 and line["unscored"] == 0
     assert run.checkpoint == Path("runs/own/checkpoints/step-000001")
     again = axpo.train(axpo.load_config("lab", *SMALL, *parts), out="runs/own")
     assert again.metrics == run.metrics
@@ -126,6 +129,31 @@ def test_the_grader_by_hand() -> None:
     assert graders.items(group, rollout) == 0.5
     rollout.calls = [Call(0, 1, "t", {}, CallStatus.OK)] * 4
     assert asyncio.run(graders.short(group, rollout)) == pytest.approx(0.3)
+
+
+def test_a_grader_that_cannot_tell_is_never_the_model_s_mistake(here: Path) -> None:
+    (here / "judge.py").write_text(
+        "def much(group, rollout):\n    return 1.5\n"
+        "def none(group, rollout):\n    return None\n"
+        "def broken(group, rollout):\n    raise RuntimeError('no judge')\n"
+        "async def half(group, rollout):\n    return 0.5\n"
+    )
+    group, rollout = tools_and_plain("q", [], [None]), plain_rollout("q/r", None)
+    rollout.answer = "7"
+    group.grading = "judge:half"
+    assert asyncio.run(grade(group, rollout)) == 0.5
+    for name, words in {
+        "much": "judge:much gave 1.5, expected a number",
+        "none": "gave None",
+    }.items():
+        group.grading = f"judge:{name}"
+        with pytest.raises(GradingError, match=words):
+            asyncio.run(grade(group, rollout))
+    agent = make_agent(FakeEngine({"q/r0/t1": "</think>7"}))
+    asked = new_group(agent.rendering, example(grading="judge:broken"), "q")
+    (trajectory,) = asyncio.run(sample_group(agent, asked, 1, 0)).rollouts
+    assert trajectory.reward is None
+    assert trajectory.fault == "grading: RuntimeError: no judge"
 
 
 @pytest.mark.usefixtures("here")
