@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
+from axpo.models.loading import token_id
+from axpo.models.tiny import whole_config
+
 VIEW = 64
 PATCH = 8
 MERGE = 2
@@ -32,16 +35,11 @@ VISION_HIDDEN = 96
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """Sizes of the tiny model; ids as the tokenizer has them."""
 
-    def token(name: str) -> int:
-        id = tokenizer.convert_tokens_to_ids(name)
-        assert isinstance(id, int)
-        return id
-
     text = {
         "vocab_size": len(tokenizer), "hidden_size": HIDDEN, "intermediate_size": 320,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
         "head_dim": 32, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-        "pad_token_id": token("<|endoftext|>"),
+        "pad_token_id": token_id(tokenizer, "<|endoftext|>", "lab-base"),
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5],
             "mrope_interleaved": True,
@@ -53,16 +51,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
         "out_hidden_size": HIDDEN, "num_position_embeddings": (VIEW // PATCH) ** 2,
         "deepstack_visual_indexes": [1],
     }  # fmt: skip
-    return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
+    return whole_config(tokenizer, text, vision)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Any:

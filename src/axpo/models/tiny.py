@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -59,6 +60,27 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def whole_config(
+    tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vision: dict[str, Any]
+) -> Qwen3VLConfig:
+    """A model's config from its two parts: float32, one matrix for input and output embeddings,
+    and the ids that `tokenizer` gives to the tokens around pictures."""
+
+    def token(name: str) -> int:
+        return token_id(tokenizer, name, "tiny")
+
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+
+
 def tiny_config(
     tokenizer: PreTrainedTokenizerFast,
     head_dim: int = 16,
@@ -67,14 +89,11 @@ def tiny_config(
 ) -> Qwen3VLConfig:
     """64 hidden, 3 text layers of 4 heads (2 of keys and values), 3 vision layers."""
 
-    def token(name: str) -> int:
-        return token_id(tokenizer, name, "tiny")
-
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": head_dim, "max_position_embeddings": positions, "tie_word_embeddings": True,
-        "pad_token_id": token("<|endoftext|>"),
+        "pad_token_id": token_id(tokenizer, "<|endoftext|>", "tiny"),
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True,
             "mrope_section": [head_dim // 4, head_dim // 8, head_dim // 8],
@@ -86,16 +105,7 @@ def tiny_config(
         "out_hidden_size": 64, "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
-    return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
+    return whole_config(tokenizer, text, vision)
 
 
 def tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
