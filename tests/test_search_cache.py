@@ -192,6 +192,16 @@ def test_a_file_that_is_gone_ends_the_run_before_more_is_paid(
     asyncio.run(run())
 
 
+def test_a_deleted_file_is_not_made_anew_by_who_comes_late(tmp_path: Path) -> None:
+    backend = Counting()
+    search, _ = recorded(tmp_path / "a.db", backend)
+    (tmp_path / "a.db").unlink()  # before any thread has opened it
+    with pytest.raises(UserError, match=r"a\.db was deleted while its answers were in use"):
+        asyncio.run(search.search("x", 5))
+    assert not backend.asked
+    assert not (tmp_path / "a.db").exists()
+
+
 @pytest.mark.parametrize("damage", ["{", "[1]", '[{"title": 1}]', "[" * 5000])
 def test_a_damaged_row_is_asked_again_or_finds_nothing(tmp_path: Path, damage: str) -> None:
     async def ask(mode: Mode) -> Results[Hit]:

@@ -24,8 +24,9 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -42,6 +43,7 @@ CLOSE_SECONDS = 5.0
 """How long closing waits for answers that are paid for."""
 
 Mode = Literal["record", "replay"]
+T = TypeVar("T")
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -178,7 +180,7 @@ class AnswerCache:
     ) -> Answered:
         stats = self.kinds[key.kind]
         row = (key.backend, key.kind, key.question, key.options)
-        found = await self._database.run(lambda file: file.execute(_FIND, row).fetchone())
+        found = await self._query(lambda file: file.execute(_FIND, row).fetchone())
         if found is not None:
             with contextlib.suppress(ValidationError):
                 value = form.validate_json(found[0])
@@ -190,7 +192,7 @@ class AnswerCache:
             raise NotRecordedError
         self._check_file()
         if paid:
-            await self._database.run(self._spend)
+            await self._query(self._spend)
             stats.paid += 1
         try:
             answer = await ask()
@@ -201,9 +203,17 @@ class AnswerCache:
             raise
         stored = json.dumps(answer)
         damaged = None if found is None else found[0]
-        kept = await self._database.run(lambda file: _store(file, row, stored, damaged))
+        kept = await self._query(lambda file: _store(file, row, stored, damaged))
         self._check_file()
         return Answered(form.validate_json(kept), cached=False)
+
+    async def _query(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`work`'s answer; where it fails because the file is gone, that is what is said."""
+        try:
+            return await self._database.run(work)
+        except SearchFault:
+            self._check_file()
+            raise
 
     async def _check_settings(self, key: Key) -> None:
         """Raise `UserError` where a replay misses because answers were recorded with other
@@ -243,9 +253,7 @@ class AnswerCache:
     def _connect(self) -> sqlite3.Connection:
         if self.mode == "replay":
             return open_index(self._path)
-        return sqlite3.connect(
-            self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        return _open(self._path, "rw")  # a thread that comes late must not make a deleted file anew
 
     def _prepare(self) -> None:
         """Make the tables where we record; raises `UserError` for a file that is not ours."""
@@ -253,7 +261,8 @@ class AnswerCache:
             raise UserError(f"no recorded answers at {self._path}; {_HOW}")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _alone_in(self._path.parent), closing(self._connect()) as file:
+            connect = self._connect if self.mode == "replay" else partial(_open, self._path, "rwc")
+            with _alone_in(self._path.parent), closing(connect()) as file:
                 (version,) = file.execute("PRAGMA user_version").fetchone()
                 (tables,) = file.execute("SELECT count(*) FROM sqlite_schema").fetchone()
                 if self.mode == "record" and not version and not tables:
@@ -280,6 +289,14 @@ class AnswerCache:
 
 
 _HOW = 'record it with mode = "record"'
+
+
+def _open(path: Path, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
+    """A connection that writes; only "rwc" makes the file where there is none."""
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    return sqlite3.connect(
+        uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
 
 
 @contextmanager
