@@ -34,18 +34,18 @@ vllm-env: $(VLLM)/.installed  # vLLM's own environment for a CPU (docs/vllm.md)
 
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the real server
 	AXPO_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
-		$(BIN)/python -m pytest tests/test_vllm_server.py tests/test_vllm_adapters.py -s -rs
+		$(BIN)/python -m pytest tests/engines/test_vllm_server.py tests/engines/test_vllm_adapters.py -s -rs
 
 test-wheel: $(VENV)/.installed-dev $(RELEASE)/.installed  # the built files alone (4-7 minutes, network)
 	rm -rf build/wheel
 	$(RELEASE)/bin/python -m build --outdir build/wheel
-	AXPO_DIST=$(abspath build/wheel) $(BIN)/python -m pytest tests/test_wheel.py -s -rs --durations=15
+	AXPO_DIST=$(abspath build/wheel) $(BIN)/python -m pytest tests/release/test_wheel.py -s -rs --durations=15
 
 release: $(VENV)/.installed-dev $(RELEASE)/.installed  # what is uploaded, checked: dist/
 	rm -rf dist
 	$(RELEASE)/bin/python -m build --outdir dist
 	$(RELEASE)/bin/twine check --strict dist/*
-	AXPO_DIST=$(abspath dist) $(BIN)/python -m pytest tests/test_wheel.py -s -rs --durations=15
+	AXPO_DIST=$(abspath dist) $(BIN)/python -m pytest tests/release/test_wheel.py -s -rs --durations=15
 
 rehearsal: $(VENV)/.installed-rehearsal $(VLLM)/.installed  # a first real run in small
 	$(BIN)/python -m rehearsal --vllm-python $(abspath $(VLLM))/bin/python

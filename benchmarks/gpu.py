@@ -42,7 +42,7 @@ def _lab(command: str, out: str, *settings: str) -> tuple[str, ...]:
 _FILES = ("--out", "{out}/gpu.json", "--page", "{out}/gpu.md")
 _BENCH = ("-m", "benchmarks", "--device", "cuda", *_FILES)
 PARTS: dict[str, tuple[Command, ...]] = {
-    "tests": (Command("tests", 290, ("-m", "pytest", "tests/test_gpu.py", "-s", "-rs")),),
+    "tests": (Command("tests", 290, ("-m", "pytest", "tests/training/test_gpu.py", "-s", "-rs")),),
     "training": (Command("update", 150, ("-m", "benchmarks.gpu_update")),),
     "speed": (
         Command("step", 120, (*_BENCH, "training_step")),

@@ -26,8 +26,8 @@ from axpo.tree import (
     Trajectory,
     TreeError,
 )
-from groups import group as plain_group
-from groups import grow, tools_and_plain
+from tests.support.groups import group as plain_group
+from tests.support.groups import grow, tools_and_plain
 
 
 def picture(colour: str) -> Image.Image:

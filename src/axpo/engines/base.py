@@ -3,8 +3,8 @@
 A request carries its whole path so far; an engine keeps what it computed for earlier requests
 of the same `group` and computes only what is new (the prompt and its pictures once a group, a
 turn's observation on top of the turn before, a continuation from its cut). What it keeps is a
-cache: dropping it changes time, never results. `tests/engine_contract.py` holds the tests that
-each engine must pass.
+cache: dropping it changes time, never results. `tests/support/engine_contract.py` holds the tests
+that each engine must pass.
 """
 
 from __future__ import annotations

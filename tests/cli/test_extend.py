@@ -1,0 +1,194 @@
+"""The files of docs/extend run as they are printed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import axpo
+from axpo.algorithms.base import Algorithm
+from axpo.config import ConfigError
+from axpo.engines.base import Engine
+from axpo.models.loading import Checkpoint
+from axpo.plugins import load
+from axpo.rollout.sampling import new_group, sample_group
+from axpo.tasks.grading import GradingError, grade
+from axpo.tasks.lab import BASE
+from axpo.tree import Call, CallStatus
+from tests.support.engine_contract import EngineBehaviour
+from tests.support.groups import plain_rollout, tools_and_plain
+from tests.support.rollouts import FakeEngine, example, make_agent
+
+PAGES = Path(__file__).parents[2] / "docs" / "extend"
+LINES = {"algorithm": 60, "grader": 60, "task": 60, "engine": 150}
+
+
+def printed(page: str) -> tuple[str, str]:
+    """Name and text of a page's file."""
+    (text,) = re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.S)
+    return re.match(r'"""(\w+)\.py: ', text)[1], text  # pyright: ignore[reportOptionalSubscript]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder with every page's file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for page in LINES:
+        name, text = printed(page)
+        (tmp_path / f"{name}.py").write_text(text)
+    yield tmp_path
+
+
+def module(name: str) -> ModuleType:
+    return __import__(name)
+
+
+def commands(page: str) -> list[list[str]]:
+    """The arguments of the commands that a page prints, without the program."""
+    import shlex
+
+    blocks = re.findall(r"```\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.S)
+    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.mark.parametrize("page", LINES)
+def test_a_page_s_file_is_short(page: str) -> None:
+    assert len(printed(page)[1].splitlines()) < LINES[page]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("page", LINES)
+def test_a_page_s_commands_load(page: str) -> None:
+    for words in commands(page):
+        recipe, overrides = words[1], [w for w in words[2:] if "=" in w]
+        if recipe == "recipe.toml":
+            recipe, overrides = "lab", ["task={name='data', path='sample'}", *overrides]
+        axpo.load_config(recipe, *overrides)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_algorithm_by_hand() -> None:
+    config = axpo.load_config("lab", "algorithm.name=rloo:Rloo", "algorithm.scale=0.5")
+    credit = config.algorithm.credit(tools_and_plain("q", [1, None], [0, 0, 1]))
+    # Others of a right one: 1 of 3 is right; of a wrong one 2 of 3.
+    assert {id: items[0].advantage for id, items in credit.items()} == {
+        "q/t0": pytest.approx(0.5 * (1 - 1 / 3)), "q/p2": pytest.approx(0.5 * (1 - 1 / 3)),
+        "q/p0": pytest.approx(-0.5 * 2 / 3), "q/p1": pytest.approx(-0.5 * 2 / 3),
+    }  # fmt: skip
+    assert {items[0].weight for items in credit.values()} == {1 / 4}
+    with pytest.raises(ConfigError, match=r"algorithm\.scael: .*did you mean 'scale'"):
+        axpo.load_config("lab", "algorithm.name=rloo:Rloo", "algorithm.scael=1")
+    with pytest.raises(ConfigError, match="has no 'Rlo'; its classes of the section 'algorithm'"):
+        axpo.load_config("lab", "algorithm.name=rloo:Rlo")
+
+
+SMALL = (
+    f"model.path={BASE}", "rl.steps=1", "rl.questions=2", "rl.updates=1", "algorithm.rollouts=2",
+    "rollout.tools=['image_zoom_in_tool']", "rollout.max_turns=2", "tools.search={}",
+    "rollout.max_turn_tokens=16", "rollout.max_tokens=64",
+)  # fmt: skip
+
+
+def test_a_run_of_one_s_own_parts_and_its_resumption(here: Path) -> None:
+    """Algorithm, task, grader and engine together; the folder knows them by name."""
+    (here / "graded.py").write_text(
+        "from counting import Counting\n"
+        "class Graded(Counting):\n"
+        "    def example(self, split, index):\n"
+        "        from dataclasses import replace\n"
+        "        return replace(super().example(split, index), grading='my_graders:short')\n"
+    )
+    parts = (
+        "algorithm.name=rloo:Rloo", "task={name='graded:Graded', most=3}",
+        "engine={name='uniform:Uniform', slots=4}",
+    )  # fmt: skip
+    run = axpo.train(axpo.load_config("lab", *SMALL, *parts), out="runs/own")
+    (line,) = run.metrics
+    assert line["rollouts"] == 4 and line["unscored"] == 0
+    assert run.checkpoint == Path("runs/own/checkpoints/step-000001")
+    again = axpo.train(axpo.load_config("lab", *SMALL, *parts), out="runs/own")
+    assert again.metrics == run.metrics
+    with pytest.raises(axpo.UserError, match=r"task\.most: 3 -> 4"):
+        other = parts[1].replace("most=3", "most=4")
+        axpo.train(axpo.load_config("lab", *SMALL, parts[0], other, parts[2]), out="runs/own")
+
+
+@pytest.mark.usefixtures("here")
+def test_the_grader_by_hand() -> None:
+    group = tools_and_plain("q", [], [None])
+    group.truths = ("Oslo", "Bergen")
+    rollout = plain_rollout("q/r", None)
+    rollout.answer = "bergen and Turku"
+    graders = module("my_graders")
+    assert graders.items(group, rollout) == 0.5
+    rollout.calls = [Call(0, 1, "t", {}, CallStatus.OK)] * 4
+    assert asyncio.run(graders.short(group, rollout)) == pytest.approx(0.3)
+
+
+def test_a_grader_that_cannot_tell_is_never_the_model_s_mistake(here: Path) -> None:
+    (here / "judge.py").write_text(
+        "def much(group, rollout):\n    return 1.5\n"
+        "def none(group, rollout):\n    return None\n"
+        "def broken(group, rollout):\n    raise RuntimeError('no judge')\n"
+        "async def half(group, rollout):\n    return 0.5\n"
+    )
+    group, rollout = tools_and_plain("q", [], [None]), plain_rollout("q/r", None)
+    rollout.answer = "7"
+    group.grading = "judge:half"
+    assert asyncio.run(grade(group, rollout)) == 0.5
+    for name, words in {
+        "much": "judge:much gave 1.5, expected a number",
+        "none": "gave None",
+    }.items():
+        group.grading = f"judge:{name}"
+        with pytest.raises(GradingError, match=words):
+            asyncio.run(grade(group, rollout))
+    agent = make_agent(FakeEngine({"q/r0/t1": "</think>7"}))
+    asked = new_group(agent.rendering, example(grading="judge:broken"), "q")
+    (trajectory,) = asyncio.run(sample_group(agent, asked, 1, 0)).rollouts
+    assert trajectory.reward is None
+    assert trajectory.fault == "grading: RuntimeError: no judge"
+
+
+@pytest.mark.usefixtures("here")
+def test_the_task_by_hand() -> None:
+    task = axpo.load_config("lab", "task={name='counting:Counting', most=5}").task
+    assert (task.size("test"), task.size("train")) == (200, None)
+    examples = [task.example("train", i) for i in range(50)]
+    assert {e.answer for e in examples} == {"1", "2", "3", "4", "5"}
+    again = task.example("train", 7)
+    assert again.answer == examples[7].answer
+    assert again.images[0].tobytes() == examples[7].images[0].tobytes()
+
+
+class TestUniformEngine(EngineBehaviour):
+    @pytest.fixture(autouse=True)
+    def _file(self, here: Path) -> None:
+        """The engine's file is importable."""
+
+    def make(self, checkpoint: Checkpoint, slots: int = 64) -> Engine:
+        return module("uniform").UniformEngine(checkpoint, slots)
+
+
+def test_what_is_no_part_is_refused_by_name(here: Path) -> None:
+    (here / "wrong.py").write_text("Nothing = 3\nclass Plain:\n    pass\n")
+    for name, words in {
+        "wrong:Nothing": "no class of the section 'algorithm'; derive one from axpo.Algorithm",
+        "wrong:Plain": "no class of the section 'algorithm'",
+        "axpo.tasks.lab.task:LabTask": "no class of the section 'algorithm'",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            axpo.load_config("lab", f"algorithm.name={name}")
+    with pytest.raises(ConfigError, match=r"task\.grading: 'wrong:Nothing' is a int, expected"):
+        axpo.load_config(None, "task={name='data', path='sample', grading='wrong:Nothing'}")
+
+
+def test_axpo_s_own_parts_are_found_by_the_same_way() -> None:
+    found = load("axpo.algorithms.grpo:Grpo", callable, "classes")
+    assert isinstance(found(), Algorithm) and found().name == "grpo"

@@ -1,0 +1,130 @@
+"""RL on a user's Parquet files: stopped and resumed, it asks what an unbroken run asks."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from axpo.build.tools import tool_files
+from axpo.config import Config, ConfigError, parse_config
+from axpo.store import load_groups
+from axpo.tasks.lab import BASE
+from axpo.tasks.lab.task import LabTask
+from axpo.training.data import DataWarning, check_data, data_state
+from tests.support.data_sets import write_jsonl, write_parquet
+from tests.support.runs import train_rl
+
+STEPS, QUESTIONS = 4, 2
+
+
+class Stopped(BaseException):
+    """What ends a run on the way, as a kill does: nothing more is written."""
+
+
+class Monitor:
+    """Ends the run in the step after `last`, before its checkpoint."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def start(self, kind: str, first: int, total: int) -> None: ...
+
+    def phase(self, name: str) -> None: ...
+
+    def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self.last:
+            raise Stopped
+
+
+def config(folder: Path, streamed: bool) -> Config:
+    streaming = {"streaming": ["train"], "window": 3} if streamed else {}
+    return parse_config({
+        "task": {"name": "data", "path": f"{folder}/train-*.parquet", **streaming,
+                 "columns": {"question": "asked.text", "answer": "truth", "images": "image"}},
+        "rollout": {"max_turns": 2, "max_turn_tokens": 16, "max_tokens": 64},
+        "algorithm": {"name": "grpo", "rollouts": 4},
+        "rl": {"steps": STEPS, "questions": QUESTIONS, "updates": 1},
+        "run": {"checkpoint_every": 1, "trees_every": 1},
+    })  # fmt: skip
+
+
+def asked(out: Path) -> list[str]:
+    files = [out / "trees" / f"step-{step:06d}.parquet" for step in range(STEPS)]
+    return [group.example for file in files for group in load_groups(file)]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_resumed_run_is_the_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lab = LabTask()
+    for part in range(2):  # seven questions, so that the fourth step begins a new epoch
+        rows = []
+        for index in range(4 * part, 4 + 3 * part):
+            example, out = lab.example("train", index), io.BytesIO()
+            example.images[0].save(out, "PNG")
+            rows.append({"asked": {"text": example.question}, "truth": [example.answer],
+                         "image": {"bytes": out.getvalue(), "path": None}})  # fmt: skip
+        write_parquet(tmp_path / f"train-{part}.parquet", rows)
+    settings = config(tmp_path, streamed)
+    whole = train_rl(settings, BASE, tmp_path / "whole", Monitor(-1))
+    with pytest.raises(Stopped):
+        train_rl(settings, BASE, tmp_path / "broken", Monitor(2))
+    resumed = train_rl(settings, BASE, tmp_path / "broken", Monitor(-1))
+    questions = asked(tmp_path / "whole")
+    assert len(set(questions[:7])) == 7 and questions[7] in questions[:7]
+    assert questions == asked(tmp_path / "broken")
+    first, second = (load_file(path / "model" / "model.safetensors") for path in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestOtherData:
+    """A run that goes on with other rows: the order would change, or only their content."""
+
+    def state(self, folder: Path, kind: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+        made = parse_config({"task": {"name": "data", "path": f"{folder}/train.{kind}"}})
+        if kind == "parquet":
+            write_parquet(folder / "train.parquet", rows)
+        elif kind == "json":
+            (folder / "train.json").write_text(json.dumps(rows))
+        else:
+            write_jsonl(folder / "train.jsonl", *rows)
+        return json.loads(json.dumps(data_state(made.task, "train", tool_files(made))))
+
+    @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+    def test_what_is_refused_and_what_is_told(
+        self, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        rows = [{"question": f"Question {i}?", "answer": "7"} for i in range(11)]
+        noted = self.state(tmp_path, kind, rows)
+        check_data(noted, self.state(tmp_path, kind, rows), tmp_path)
+        corrected = self.state(tmp_path, kind, [*rows[:5], rows[5] | {"answer": "8"}, *rows[6:]])
+        with pytest.warns(DataWarning, match="other contents of train split"):
+            check_data(noted, corrected, tmp_path)
+        fewer = self.state(tmp_path, kind, rows[1:])
+        with pytest.raises(ConfigError, match="on 11 train examples, there are now 10"):
+            check_data(noted, fewer, tmp_path)
+
+    def test_own_tools_and_indexes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        tools, index = tmp_path / "folder_tools.py", tmp_path / "corpus.db"
+        tools.write_text("a = 1")
+        index.write_bytes(b"one")
+        made = parse_config({"rollout": {"tools": ["folder_tools:a", "image_zoom_in_tool"]},
+                             "tools": {"search": {"corpus": str(index)}}})  # fmt: skip
+        noted = data_state(LabTask(), "train", tool_files(made))
+        assert set(noted["tools"]) == {"folder_tools.py", "corpus.db"}
+        tools.write_text("a = 2")
+        index.write_bytes(b"two")
+        with pytest.warns(DataWarning, match=r"other contents of corpus\.db, folder_tools\.py"):
+            check_data(noted, data_state(LabTask(), "train", tool_files(made)), tmp_path)

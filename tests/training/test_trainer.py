@@ -1,0 +1,341 @@
+"""The optimizer step: the oracle's gradient, whatever the micro-batches, and its guards."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from axpo.algorithms.losses import TokenBatch, clipped_loss, likelihood_loss
+from axpo.config import OptimizerSettings
+from axpo.models.loading import Checkpoint
+from axpo.models.vision import encode_pictures
+from axpo.training.batches import micro_batches, prepare
+from axpo.training.items import Aggregation
+from axpo.training.trainer import NonFiniteError, Trainer, learning_rate
+from axpo.tree import Group, TreeError
+from tests.support.padded_oracle import (
+    Builder,
+    branching_group,
+    credit_all,
+    demonstration_group,
+    gradients,
+    oracle_loss,
+)
+from tests.support.saved_bytes import SavedBytes
+from tests.support.tiny import tiny_checkpoint
+
+CLIP = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
+CLIP_KL = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.05)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    return tiny_checkpoint(0)
+
+
+@pytest.fixture
+def groups(checkpoint: Checkpoint) -> list[Group]:
+    return [branching_group(checkpoint, seed, f"g{seed}") for seed in range(3)]
+
+
+def trainer(
+    checkpoint: Checkpoint, reference: Checkpoint | None = None, total: int = 10, **values
+) -> Trainer:
+    settings = {"learning_rate": 1e-3, "max_grad_norm": 1e9} | values
+    return Trainer(checkpoint, reference, OptimizerSettings.model_validate(settings), total)
+
+
+def flat(checkpoint: Checkpoint) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in checkpoint.model.parameters()])
+
+
+def caught_gradient(some: Trainer, *args, **kwargs) -> tuple[torch.Tensor, dict[str, float]]:
+    """The gradient that reaches the optimizer in one update; the weights stay."""
+    caught = []
+
+    def step() -> None:
+        parameters = some.checkpoint.model.parameters()
+        caught.append(
+            torch.cat(
+                [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+            )
+        )
+
+    some.optimizer.step = step  # pyright: ignore
+    metrics = some.update(*args, **kwargs)
+    return caught[0].clone(), metrics
+
+
+@pytest.mark.parametrize("aggregation", ["question_mean", "token_mean"])
+def test_gradient_with_kl_equals_rows(
+    checkpoint: Checkpoint, groups: list[Group], aggregation: Aggregation
+):
+    reference = tiny_checkpoint(1)
+    some = trainer(checkpoint, reference)
+    ours, metrics = caught_gradient(some, groups, CLIP_KL, aggregation, kl=True)
+    loss = oracle_loss(checkpoint, groups, CLIP_KL, aggregation, reference)
+    rows = gradients(checkpoint, loss)
+    error = ((ours - rows).norm() / rows.norm()).item()
+    print(f"{aggregation}: gradient rel-L2 {error:.1e}, KL {metrics['kl']:.2f}")
+    assert error < 1e-5
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(rows.norm().item(), rel=1e-5)
+    assert metrics["kl"] > 0.1
+
+
+def test_demonstrations_and_rollouts_through_one_path(checkpoint: Checkpoint):
+    groups = [demonstration_group(checkpoint, seed, f"d{seed}") for seed in range(3)]
+    ours, metrics = caught_gradient(
+        trainer(checkpoint), groups, likelihood_loss, "token_mean", kl=False
+    )
+    rows = gradients(checkpoint, oracle_loss(checkpoint, groups, likelihood_loss, "token_mean"))
+    assert (ours - rows).norm() / rows.norm() < 1e-5
+    assert metrics["nll"] == pytest.approx(metrics["loss"], rel=1e-5)
+    assert metrics["tokens_packed"] == metrics["tokens_path"]
+
+
+@pytest.mark.parametrize("aggregation", ["question_mean", "token_mean"])
+def test_micro_batches_change_nothing(
+    checkpoint: Checkpoint, groups: list[Group], aggregation: Aggregation
+):
+    found = []
+    for budget, expected in ((10_000, 1), (700, 2), (400, 3)):
+        some = trainer(checkpoint, tiny_checkpoint(1), max_tokens_per_micro_batch=budget)
+        gradient, metrics = caught_gradient(some, groups, CLIP_KL, aggregation, kl=True)
+        assert metrics["micro_batches"] == expected
+        found.append((gradient, metrics))
+    whole, figures = found[0]
+    for gradient, metrics in found[1:]:
+        error = ((gradient - whole).norm() / whole.norm()).item()
+        print(f"{metrics['micro_batches']:.0f} micro-batches: rel-L2 {error:.1e}")
+        assert error < 1e-6
+        for name in ("loss", "kl", "clip_fraction", "ratio_max", "tokens_packed"):
+            assert metrics[name] == pytest.approx(figures[name], rel=1e-5), name
+
+
+def test_metrics(checkpoint: Checkpoint, groups: list[Group]):
+    before = flat(checkpoint)
+    some = trainer(checkpoint, tiny_checkpoint(1))
+    began = time.perf_counter()
+    metrics = some.update(groups, CLIP_KL, "question_mean", kl=True)
+    wall = time.perf_counter() - began
+    assert all(isinstance(v, float) and math.isfinite(v) for v in metrics.values())
+    assert metrics["chunks"] == metrics["micro_batches"] == 1
+    assert metrics["tokens_trained"] < metrics["tokens_packed"] < metrics["tokens_path"]
+    assert 0 < metrics["clip_fraction"] < 1 < metrics["ratio_max"]
+    assert metrics["learning_rate"] == 1e-3
+    phases = ("pack", "reference", "forward", "backward", "optimizer")
+    seconds = [metrics[f"seconds_{phase}"] for phase in phases]
+    assert all(value > 0 for value in seconds)
+    assert 0.9 * wall < sum(seconds) <= wall
+    assert not torch.equal(flat(checkpoint), before)
+    assert all(p.grad is None for p in checkpoint.model.parameters())
+
+
+def test_skipped_groups_count_in_the_denominators(checkpoint: Checkpoint, groups: list[Group]):
+    build = Builder(checkpoint, 9)
+    flat_group = build.group("flat", [1])
+    flat_group.rollouts = [build.rollout(f"r{i}", 6) for i in range(2)]
+    for rollout in flat_group.rollouts:
+        credit_all(rollout, 0, 0.0, 0.5)
+    empty = build.group("empty", [1])
+    some = trainer(checkpoint)
+    for aggregation in ("question_mean", "token_mean"):
+        all_groups = [groups[0], flat_group, empty]
+        ours, metrics = caught_gradient(some, all_groups, CLIP, aggregation, kl=False)
+        rows = gradients(checkpoint, oracle_loss(checkpoint, all_groups, CLIP, aggregation))
+        assert metrics["groups_trained"] == 1
+        assert (ours - rows).norm() / rows.norm() < 1e-5
+    # With a KL term every rollout has something to say.
+    some = trainer(checkpoint, tiny_checkpoint(1))
+    _, metrics = caught_gradient(some, all_groups, CLIP_KL, "question_mean", kl=True)
+    assert metrics["groups_trained"] == 2
+
+
+def test_an_update_without_any_signal_leaves_the_weights(checkpoint: Checkpoint):
+    group = Builder(checkpoint, 0).group("g", [1])
+    some = trainer(checkpoint)
+    before = flat(checkpoint)
+    metrics = some.update([group], CLIP, "token_mean", kl=False)
+    assert metrics["grad_norm"] == metrics["loss"] == metrics["micro_batches"] == 0.0
+    assert torch.equal(flat(checkpoint), before)
+    assert some.updates == 1
+
+
+def test_trees_share_micro_batches_by_size(checkpoint: Checkpoint, groups: list[Group]):
+    small = [demonstration_group(checkpoint, seed, f"d{seed}") for seed in range(2)]
+    prepared = prepare(
+        checkpoint, [small[0], groups[0], small[1], groups[1]], "token_mean", False, None
+    )
+    sizes = {work.group.id: len(work.tree) for work in prepared}
+    assert sizes["d0"] < sizes["g0"] == sizes["g1"]
+
+    def ids(budget: int) -> list[list[str]]:
+        return [[w.group.id for w in batch] for batch in micro_batches(prepared, budget)]
+
+    assert ids(10_000) == [["g0", "g1", "d0", "d1"]]
+    assert ids(sizes["g0"] + sizes["d0"]) == [["g0", "d0"], ["g1", "d1"]]
+    assert ids(sizes["g0"]) == [["g0"], ["g1"], ["d0", "d1"]]
+    assert ids(sizes["d0"]) == [["g0"], ["g1"], ["d0"], ["d1"]]
+
+
+def test_non_finite_names_the_group_and_spares_the_weights(
+    checkpoint: Checkpoint, groups: list[Group]
+):
+    some = trainer(checkpoint, max_tokens_per_micro_batch=400)
+    some.update(groups, CLIP, "question_mean", kl=False)
+    before, state = flat(checkpoint), some.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    credit_all(groups[1].rollouts[0], 0, float("inf"), 0.25)
+    with pytest.raises(NonFiniteError, match="loss of group g1 is"):
+        some.update(groups, CLIP, "question_mean", kl=False)
+
+    calls = []
+
+    def steep(batch: TokenBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """In the second micro-batch: a finite value with an infinite slope (sqrt at 0)."""
+        loss, stats = CLIP(batch)
+        calls.append(loss)
+        if len(calls) == 2:
+            loss = loss + (batch.logprobs.sum() * 0.0).abs().sqrt()
+        return loss, stats
+
+    credit_all(groups[1].rollouts[0], 0, 1.0, 0.25)
+    with pytest.raises(NonFiniteError, match="gradient of group g1 is not finite"):
+        some.update(groups, steep, "question_mean", kl=False)
+    assert torch.equal(flat(checkpoint), before)
+    assert torch.equal(some.optimizer.state_dict()["state"][0]["exp_avg"], state)
+    assert all(p.grad is None for p in checkpoint.model.parameters())
+    assert some.updates == 1
+
+
+def test_recomputed_logprobs_start_the_ratio_at_one(checkpoint: Checkpoint, groups: list[Group]):
+    some = trainer(checkpoint)
+    old = some.recompute_logprobs(groups, kl=False)
+    recorded = groups[0].rollouts[0].segments[0].logprobs
+    first = some.update(groups[:2], CLIP, "question_mean", kl=False, old=old)
+    assert first["ratio_max"] == pytest.approx(1.0, abs=1e-5)
+    assert first["clip_fraction"] == 0.0
+    second = some.update(groups[2:], CLIP, "question_mean", kl=False, old=old)
+    assert second["ratio_max"] > 1.001
+    assert groups[0].rollouts[0].segments[0].logprobs == recorded
+    with pytest.raises(TreeError, match=r"group d, trajectory d/teacher: .* lack trained tokens"):
+        some.update([demonstration_group(checkpoint, 1)], CLIP, "token_mean", kl=False, old=old)
+
+
+def test_a_correction_weighs_tokens_by_both_logprobs(checkpoint: Checkpoint, groups: list[Group]):
+    some = trainer(checkpoint, learning_rate=0.0)
+    old = some.recompute_logprobs(groups, kl=False)
+    seen: list[tuple[list[float], list[float]]] = []
+
+    def double(trained: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+        seen.append((trained.tolist(), sampled.tolist()))
+        return torch.full_like(trained, 2.0)
+
+    plain = some.update(groups, CLIP, "question_mean", kl=False, old=old)
+    twice = some.update(groups, CLIP, "question_mean", kl=False, old=old, correction=double)
+    assert twice["loss"] == pytest.approx(2 * plain["loss"], rel=1e-5)
+    assert twice["grad_norm"] == pytest.approx(2 * plain["grad_norm"], rel=1e-5)
+    recorded = {p for g in groups for t in g.trajectories() for s in t.segments for p in s.logprobs}
+    fresh = {p for own in old.values() for p in own.tolist()}
+    for trained, sampled in seen:
+        assert set(sampled) <= recorded and set(trained) <= fresh
+
+
+def test_a_correction_leaves_the_kl_term_alone(checkpoint: Checkpoint, groups: list[Group]):
+    """Doubling the surrogate, a KL term of beta 1 stays what it is, loss and gradient."""
+    some = trainer(checkpoint, tiny_checkpoint(1), learning_rate=0.0)
+    loss = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=1.0)
+    old = some.recompute_logprobs(groups, kl=True)
+    found: dict[float, tuple[torch.Tensor, dict[str, float]]] = {}
+    for factor in (0.0, 1.0, 2.0):
+        weigh = partial(_times, factor)
+        found[factor] = caught_gradient(
+            some, groups, loss, "question_mean", kl=True, old=old, correction=weigh
+        )
+    (kl_slope, kl), (slope, plain), (twice_slope, twice) = found.values()
+    assert kl["loss"] > 0.1  # a KL term alone
+    assert twice["loss"] - kl["loss"] == pytest.approx(2 * (plain["loss"] - kl["loss"]), rel=1e-4)
+    expected = kl_slope + 2 * (slope - kl_slope)
+    assert float((twice_slope - expected).norm() / expected.norm()) < 1e-5
+
+
+def _times(factor: float, trained: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(trained, factor)
+
+
+def test_missing_picture_is_named(checkpoint: Checkpoint, groups: list[Group]):
+    digest = groups[0].prompt.images[0].digest
+    del groups[0].pictures[digest]
+    with pytest.raises(TreeError, match=f"group g0: .*{digest}"):
+        trainer(checkpoint).update(groups, CLIP, "question_mean", kl=False)
+
+
+def test_frozen_vision_stays(checkpoint: Checkpoint, groups: list[Group]):
+    visual = {n: p.clone() for n, p in checkpoint.model.model.visual.named_parameters()}
+    text = checkpoint.model.model.language_model.norm.weight.clone()
+    some = trainer(checkpoint, freeze_vision=True)
+    some.update(groups, CLIP, "question_mean", kl=False)
+    for name, parameter in checkpoint.model.model.visual.named_parameters():
+        assert torch.equal(parameter, visual[name]), name
+    trained = len(list(checkpoint.model.parameters())) - len(visual)
+    assert len(some.optimizer.state_dict()["state"]) == trained
+    group = groups[0]
+    with SavedBytes(()) as saved:  # no graph goes through the tower
+        pixels = [checkpoint.pixels(d, image) for d, image in group.pictures.items()]
+        features = encode_pictures(checkpoint.model, pixels)
+    assert saved.peak == 0 and not any(f.embeds.requires_grad for f in features)
+    assert not torch.equal(checkpoint.model.model.language_model.norm.weight, text)
+
+
+def test_reference_is_frozen_and_separate(checkpoint: Checkpoint, groups: list[Group]):
+    with pytest.raises(ValueError, match="must be a copy"):
+        trainer(checkpoint, checkpoint)
+    with pytest.raises(ValueError, match="kl needs a reference"):
+        trainer(checkpoint).update(groups, CLIP_KL, "question_mean", kl=True)
+    reference = tiny_checkpoint(0)
+    before = flat(reference)
+    some = trainer(checkpoint, reference)
+    first = some.update(groups, CLIP_KL, "question_mean", kl=True)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert some.update(groups, CLIP_KL, "question_mean", kl=True)["kl"] > 1e-6
+    assert torch.equal(flat(reference), before)
+
+
+def test_norms_and_biases_are_not_decayed(checkpoint: Checkpoint):
+    decayed, spared = trainer(checkpoint, weight_decay=0.1).optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert spared["weight_decay"] == 0.0
+    assert {p.ndim for p in spared["params"]} == {1}
+    assert min(p.ndim for p in decayed["params"]) == 2
+
+
+def test_gradient_is_clipped(checkpoint: Checkpoint, groups: list[Group]):
+    free, figures = caught_gradient(trainer(checkpoint), groups, CLIP, "question_mean", kl=False)
+    some = trainer(checkpoint, max_grad_norm=0.5)
+    cut, metrics = caught_gradient(some, groups, CLIP, "question_mean", kl=False)
+    assert metrics["grad_norm"] == figures["grad_norm"] > 0.5
+    torch.testing.assert_close(cut, free * 0.5 / free.norm(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [0.25, 0.5, 0.75, 1, 0.85355339, 0.5, 0.14644661, 0]),
+    ],
+)
+def test_schedule_by_hand(decay: str, expected: list[float]):
+    settings = OptimizerSettings(learning_rate=0.5, warmup_steps=3, decay=decay)  # pyright: ignore
+    rates = [learning_rate(settings, update, total=7) for update in range(8)]
+    assert rates == pytest.approx([0.5 * e for e in expected])
+    assert learning_rate(settings, 50, total=7) == pytest.approx(rates[-1])
