@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from axpo.search.gallery import CAPTIONS, build_gallery
@@ -21,7 +20,7 @@ def documents() -> Iterator[Document]:
     for place in facts.ALL_PLACES:
         for digit in range(10):
             entry = facts.entry(place, digit)
-            yield Document(entry.title, f"{place}/{digit}", entry.text)
+            yield Document(title=entry.title, url=f"{place}/{digit}", text=entry.text)
 
 
 def build(corpus: Path, gallery: Path) -> None:
@@ -29,7 +28,7 @@ def build(corpus: Path, gallery: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lines = folder / "facts.jsonl"
-        lines.write_text("".join(json.dumps(asdict(it)) + "\n" for it in documents()))
+        lines.write_text("".join(json.dumps(it.model_dump()) + "\n" for it in documents()))
         build_index(lines, corpus)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

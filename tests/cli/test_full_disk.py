@@ -129,9 +129,9 @@ def test_an_index_and_what_is_recorded(small_disk: Callable[[float], Path]) -> N
     folder = small_disk(1)
     rows = [("x" * 1000,)] * 2000
     refused = pytest.raises(DiskError, match=r"texts\.db cannot be written")
-    with refused, new_index(folder / "texts.db", "corpus") as file:
-        file.execute("CREATE TABLE a (text TEXT)")
-        file.executemany("INSERT INTO a VALUES (?)", rows)
+    with refused, new_index(folder / "texts.db", "corpus") as index:
+        index.connection.execute("CREATE TABLE a (text TEXT)")
+        index.connection.executemany("INSERT INTO a VALUES (?)", rows)
     assert list(folder.iterdir()) == []
     path = folder / "answers.db"
     database = Database(

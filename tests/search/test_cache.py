@@ -18,7 +18,7 @@ from axpo.config import UserError
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group, sample_group
 from axpo.search import cache as cache_module
-from axpo.search.base import Backend, Hit, Page, Results, SearchFault
+from axpo.search.base import Hit, PageText, Results, SearchFault, TextSource
 from axpo.search.cache import AnswerCache, BudgetSpent, Mode
 from axpo.search.recorded import RecordedSearch
 from axpo.tools.base import ToolContext
@@ -30,7 +30,7 @@ from axpo.tree import CallStatus, StopReason, Trajectory
 from tests.support.rollouts import FakeEngine, decode, example, make_agent
 
 
-class Counting(Backend):
+class Counting(TextSource):
     """A paid backend that counts its calls and answers when `gate` is open."""
 
     identity = "counting"
@@ -53,9 +53,9 @@ class Counting(Backend):
             raise self.fault
         return Results([Hit(f"{query} {len(self.asked)}", "u", "s")][:results])
 
-    async def page(self, url: str) -> Page | None:
+    async def page(self, url: str) -> PageText | None:
         self.asked.append(url)
-        return Page("title", url, "text") if url == "known" else None
+        return PageText("title", url, "text") if url == "known" else None
 
     async def close(self) -> None:
         pass
@@ -86,7 +86,7 @@ def test_an_answer_is_asked_once_and_replayed_without_the_backend(tmp_path: Path
         assert first == Results([Hit(" Two  words 1", "u", "s")], cached=False)
         assert await search.search("two words", 5) == Results(first.items, cached=True)
         assert (await search.search("two words", 3)).cached is False
-        assert await search.page("known") == Page("title", "known", "text")
+        assert await search.page("known") == PageText("title", "known", "text")
         assert await search.page("KNOWN") is None
         assert backend.asked == [" Two  words", "two words", "known", "KNOWN"]
         stats = cache.stats
@@ -98,7 +98,7 @@ def test_an_answer_is_asked_once_and_replayed_without_the_backend(tmp_path: Path
         search, cache = recorded(path, backend, "replay")
         await search.start()
         assert (await search.search("TWO words ", 5)).items == [Hit(" Two  words 1", "u", "s")]
-        assert await search.page("known") == Page("title", "known", "text", cached=True)
+        assert await search.page("known") == PageText("title", "known", "text", cached=True)
         assert await search.page("KNOWN") is None
         assert await search.search("other", 5) == Results([])
         assert await search.page("elsewhere") is None

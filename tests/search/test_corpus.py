@@ -248,7 +248,7 @@ def test_a_killed_build_leaves_the_old_index_and_the_next_one_works(
         "def slow(source):\n"
         "    for i in range(100000):\n"
         "        if i == 5000: print('half', flush=True); sys.stdin.read()\n"
-        "        yield index.Document('t', f'u{i}', 'word ' * 50)\n"
+        "        yield index.Document(title='t', url=f'u{i}', text='word ' * 50)\n"
         "index.read_documents = slow\n"
         "index.build_index(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from axpo.config import UserError
-from axpo.search.base import Hit, Page, SearchFault
+from axpo.search.base import Hit, PageText, SearchFault
 from axpo.search.cache import AnswerCache
 from axpo.search.recorded import RecordedSearch
 from axpo.search.tavily import KEY, Tavily
@@ -141,7 +141,7 @@ def test_a_page_is_extracted() -> None:
     async def work(tavily: Tavily, server: Server) -> None:
         server.body = json.dumps({"results": [{"url": "u", "raw_content": "# Text"}]}).encode()
         await tavily.start()
-        assert await tavily.page("u") == Page("", "u", "# Text")
+        assert await tavily.page("u") == PageText("", "u", "# Text")
         path, _, body = server.requests[-1]
         assert (path, body["urls"]) == ("/extract", ["u"])
 

@@ -8,26 +8,20 @@ from collections.abc import Sequence
 from axpo.tree import Origin, Segment, TreeError
 
 
-def span_logprobs(segments: Sequence[Segment], start: int, end: int) -> list[float]:
-    """Logprobs of the sampled tokens at path offsets [start, end) of `segments`.
+def span_confidence(segments: Sequence[Segment], start: int, end: int) -> float:
+    """Mean probability that the sampling policy gave the tokens at path offsets [start, end).
 
     Raises `TreeError` where the span holds a token that was not sampled.
     """
-    found: list[float] = []
+    logprobs: list[float] = []
     position = 0
     for segment in segments:
         low, high = max(start, position), min(end, position + len(segment))
         if low < high:
             if segment.origin is not Origin.POLICY or not segment.logprobs:
                 raise TreeError(f"segment {segment.id}: no sampled tokens at offsets {low}..{high}")
-            found += segment.logprobs[low - position : high - position]
+            logprobs += segment.logprobs[low - position : high - position]
         position += len(segment)
-    if len(found) != end - start:
+    if len(logprobs) != end - start:
         raise TreeError(f"span {start}..{end} reaches beyond the path's {position} tokens")
-    return found
-
-
-def span_confidence(segments: Sequence[Segment], start: int, end: int) -> float:
-    """Mean probability that the sampling policy gave the span's tokens (arXiv 2605.28774)."""
-    logprobs = span_logprobs(segments, start, end)
     return math.fsum(math.exp(p) for p in logprobs) / len(logprobs)

@@ -1,7 +1,7 @@
 """What a source of answers is: ranked results for a query, the text of a page, and its faults.
 
-Sources (`corpus`, `tavily`, `gallery`) and what stands in front of them (`recorded`) share these
-types, so that whoever asks does not know which one answers.
+Sources (`corpus`, `tavily`, `gallery`) and the records in front of them (`recorded`) share these
+types, so that a caller need not know which one answers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PageText:
     """The text behind a result's `url`; `cached` where it was recorded before."""
 
     title: str
@@ -53,8 +53,8 @@ class Results(Generic[Item]):
     cached: bool = False
 
 
-class Source(ABC):
-    """Where answers come from.
+class AnswerSource(ABC):
+    """What answers come from.
 
     `identity` names everything besides the query that an answer depends on and is part of a
     recorded answer's key; `paid` says whether each call is billed.
@@ -64,7 +64,7 @@ class Source(ABC):
     paid: bool = False
 
     async def start(self) -> None:  # noqa: B027
-        """Raises `UserError` for what whoever started the run can put right; may come twice."""
+        """Get ready; may be called twice. Raises `UserError` where the user has to act first."""
 
     def figures(self, kind: str) -> Mapping[str, float]:
         """Counts of one kind of calls ("search", "page", "picture"), where answers are recorded."""
@@ -72,10 +72,10 @@ class Source(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Free threads, files and sockets; may come twice."""
+        """Free threads, files and sockets; may be called twice."""
 
 
-class Backend(Source):
+class TextSource(AnswerSource):
     """A source of texts."""
 
     @abstractmethod
@@ -83,8 +83,8 @@ class Backend(Source):
         """At most `results` hits; raises `SearchFault`."""
 
     @abstractmethod
-    async def page(self, url: str) -> Page | None:
-        """None where `url` leads to nothing; raises `SearchFault`."""
+    async def page(self, url: str) -> PageText | None:
+        """The page at `url`, or None where it leads to nothing; raises `SearchFault`."""
 
 
 def shortened(text: str, characters: int) -> str:

@@ -1,9 +1,9 @@
 """Search over a local corpus: an index file of `index`, ranked by BM25 with stemming.
 
-A query is words and nothing else: no operator of the search language in it means anything. A
-document needs only one of them to be found; a word in the title counts for more. Stemming is
-English, and words are what stands between spaces and punctuation: text without spaces (Chinese,
-Japanese) is found only by whole runs of it.
+A query is words and nothing else: no operator of the search language has a meaning in it. A
+document needs only one of the words to be found; a word in the title counts for more. Stemming is
+English, and spaces and punctuation separate words: text without spaces (Chinese, Japanese) is found
+only by whole runs of it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import sqlite3
 from functools import partial
 from pathlib import Path
 
-from axpo.search.base import Backend, Hit, Page, Results, shortened
+from axpo.search.base import Hit, PageText, Results, TextSource, shortened
 from axpo.search.database import Database, open_index, read_facts
 from axpo.search.index import words
 
 TITLE_WEIGHT = 2.0
-"""A match in the title against one in the text."""
+"""The weight of a match in the title against one in the text."""
 MAX_WORDS = 32
-"""Distinct words of a query that are looked for."""
+"""How many distinct words of a query are looked for."""
 THREADS = 2
 MARK = "**"
-"""Around the query's words in a snippet."""
+"""This stands around the query's words in a snippet."""
 _OPEN, _CLOSE = "\x02", "\x03"
-"""Stand for `MARK` while a snippet is cut: texts have asterisks of their own."""
+"""They stand for `MARK` while a snippet is cut: texts have asterisks of their own."""
 _WORD_CHARACTERS = 7
-"""A word with its space, roughly: how many words make a snippet."""
+"""A word with its space, roughly; it decides how many words make a snippet."""
 _SNIPPET_WORDS = (4, 64)
 """FTS5 cuts snippets of at most 64 words."""
 
@@ -41,8 +41,8 @@ WHERE words MATCH ? AND words.rowid = ?
 """
 
 
-class Corpus(Backend):
-    """Backend over the index file `path`; snippets have at most `snippet` characters."""
+class Corpus(TextSource):
+    """The texts of the index file `path`; snippets have at most `snippet` characters."""
 
     def __init__(self, path: Path, snippet: int) -> None:
         self.identity = f"corpus:{read_facts(path, 'corpus').digest}:{snippet}"
@@ -53,7 +53,7 @@ class Corpus(Backend):
         find = partial(self._find, query=query, results=results)
         return Results(await self._database.run(find))
 
-    async def page(self, url: str) -> Page | None:
+    async def page(self, url: str) -> PageText | None:
         return await self._database.run(lambda connection: _page(connection, url))
 
     async def close(self) -> None:
@@ -74,10 +74,8 @@ class Corpus(Backend):
 
 
 def _match(connection: sqlite3.Connection, query: str) -> str:
-    """The query in FTS5's language: its words, quoted, without common ones where others are left.
-
-    Empty where there is no word in it.
-    """
+    """The query in FTS5's language: its words, quoted, without common ones where others are left;
+    empty where it has no word."""
     terms = dict(list({word.lower(): word for word in words(query)}.items())[:MAX_WORDS])
     marks = ", ".join("?" * len(terms))
     rows = connection.execute(f"SELECT word FROM common WHERE word IN ({marks})", [*terms])
@@ -86,10 +84,10 @@ def _match(connection: sqlite3.Connection, query: str) -> str:
     return " OR ".join(f'"{word}"' for word in rare or terms.values())
 
 
-def _page(connection: sqlite3.Connection, url: str) -> Page | None:
+def _page(connection: sqlite3.Connection, url: str) -> PageText | None:
     query = "SELECT title, text FROM documents WHERE url = ? ORDER BY id"
     rows = connection.execute(query, (url,)).fetchall()
-    return Page(rows[0][0], url, "\n\n".join(text for _, text in rows)) if rows else None
+    return PageText(rows[0][0], url, "\n\n".join(text for _, text in rows)) if rows else None
 
 
 def _cut(snippet: str, characters: int) -> str:

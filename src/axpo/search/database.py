@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
+import json
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,12 +26,13 @@ from axpo.search.base import SearchFault
 FORMAT = 1
 """Version of the index files' tables; another one has to be built again."""
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`kind` is "corpus" or "gallery"; `digest` (32 hex digits) names the indexed content."""
+    """What an index holds: `kind` is "corpus" or "gallery", `digest` (32 hex digits) names the
+    content."""
 
     kind: str
     digest: str
@@ -38,17 +40,40 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """A finished index: what it holds, the file's size in bytes, the seconds it took."""
+class BuiltIndex:
+    """A finished index: what it holds, the size of its file in bytes, and the seconds it took."""
 
     facts: Facts
     size: int
     seconds: float
 
 
+class NewIndex:
+    """An index that is being built on `connection`: its entries are numbered and digested."""
+
+    def __init__(self, kind: str, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.entries = 0
+        self._kind = kind
+        self._digest = hashlib.sha256()
+
+    def add(self, table: str, *row: str | bytes | None) -> None:
+        """Insert an entry into `table`, its number first."""
+        self.entries += 1
+        said = [part.hex() if isinstance(part, bytes) else part for part in row]
+        self._digest.update(json.dumps(said).encode())
+        marks = ", ".join("?" * (1 + len(row)))
+        self.connection.execute(f"INSERT INTO {table} VALUES ({marks})", (self.entries, *row))
+
+    @property
+    def facts(self) -> Facts:
+        """What the index holds so far."""
+        return Facts(self._kind, self._digest.hexdigest()[:32], self.entries)
+
+
 @contextmanager
-def new_index(out: Path, kind: str) -> Iterator[sqlite3.Connection]:
-    """A connection to an empty file that replaces `out` when the block ends without an error.
+def new_index(out: Path, kind: str) -> Iterator[NewIndex]:
+    """An empty index that replaces the file `out` when the block ends without an error.
 
     Raises `UserError` where `out` is something else than such an index, or is being built. What
     a killed build left behind is overwritten by the next one.
@@ -72,19 +97,15 @@ def new_index(out: Path, kind: str) -> Iterator[sqlite3.Connection]:
                     "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
                     "CREATE TABLE facts (kind TEXT, digest TEXT, entries INTEGER);"
                 )
-                yield connection
+                index = NewIndex(kind, connection)
+                yield index
+                connection.execute("INSERT INTO facts VALUES (?, ?, ?)", astuple(index.facts))
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
                 connection.commit()
             os.fsync(claim.fileno())
             part.replace(out)
         finally:
             part.unlink(missing_ok=True)
-
-
-def write_facts(connection: sqlite3.Connection, facts: Facts) -> None:
-    """Say what the index holds."""
-    row = (facts.kind, facts.digest, facts.entries)
-    connection.execute("INSERT INTO facts VALUES (?, ?, ?)", row)
 
 
 def open_index(path: Path) -> sqlite3.Connection:
@@ -115,9 +136,9 @@ def read_facts(path: Path, kind: str, any_format: bool = False) -> Facts:
 
 
 class Database:
-    """Runs queries of one file in `threads` threads, each with a connection of its own.
+    """Runs queries of one file in `threads` threads, each query on a connection of its own.
 
-    Threads and connections come with the first query, also after a `close`.
+    Threads and connections are made by the first query, also after a `close`.
     """
 
     def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection], threads: int) -> None:
@@ -125,12 +146,11 @@ class Database:
         self._connect = connect
         self._count = threads
         self._threads: ThreadPoolExecutor | None = None
-        self._own = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
 
-    async def run(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """`work`'s answer; raises `SearchFault` for an error of the database, and `DiskError` where
-        there is no room for what it would keep."""
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """The answer of `work`; raises `SearchFault` for an error of the database, and `DiskError`
+        where there is no room for what it would keep."""
         if self._threads is None:
             name = f"search-{self._path.name}"
             self._threads = ThreadPoolExecutor(self._count, thread_name_prefix=name)
@@ -146,13 +166,15 @@ class Database:
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(cancel_futures=True)
-        self._own = threading.local()
-        while self._connections:
-            self._connections.pop().close()
+        while self._idle:
+            self._idle.pop().close()
 
-    def _work(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        connection: sqlite3.Connection | None = getattr(self._own, "connection", None)
-        if connection is None:
-            connection = self._own.connection = self._connect()
-            self._connections.append(connection)
-        return work(connection)
+    def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            return work(connection)
+        finally:
+            self._idle.append(connection)

@@ -1,16 +1,14 @@
 """Reverse search over a gallery: pictures that look the same as one, by perceptual hash.
 
-A hash of 64 bits (`imagehash.phash`) stands for a whole picture. Found are copies of a gallery
-picture: resized, squeezed, compressed, blurred, brighter, cropped by some 5 %. Not found are
-narrower crops, turned or mirrored copies, and other pictures of the same thing: the index knows
-how a picture looks, not what it shows. Hashes of windows of the pictures were tried and left out:
-a crop is found by them only where it is off by less than 3 %.
+A hash of 64 bits (`imagehash.phash`) stands for a whole picture. It finds copies of a gallery
+picture that are resized, squeezed, compressed, blurred, brighter, or cropped by some 5 %. It does
+not find narrower crops, turned or mirrored copies, or other pictures of the same thing: the index
+knows how a picture looks, not what it shows. Hashes of windows of the pictures were tried and left
+out: they find a crop only where it is off by less than 3 %.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
 import time
 from abc import abstractmethod
@@ -25,26 +23,18 @@ from pydantic import BaseModel, ConfigDict
 from axpo.config.extras import require
 from axpo.errors import UserError
 from axpo.pictures import PictureError, as_rgb, read_picture
-from axpo.search.base import Results, Source
-from axpo.search.database import (
-    Database,
-    Facts,
-    Summary,
-    new_index,
-    open_index,
-    read_facts,
-    write_facts,
-)
-from axpo.search.index import parse_line
+from axpo.search.base import AnswerSource, Results
+from axpo.search.database import BuiltIndex, Database, new_index, open_index, read_facts
+from axpo.search.index import read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 CAPTIONS = "captions.jsonl"
-"""In the gallery's folder: lines with file, and title, url and caption where there are any."""
+"""A file in the gallery's folder; its lines have a file, and a title, url and caption if any."""
 BITS = 64
 CUTOFF = 10
-"""Bits of 64 in which a match may differ; the nearest of 400 unrelated ones differs in 18."""
+"""Bits of 64 in which a match may differ; the nearest of 400 unrelated pictures differs in 18."""
 FLAT = 4.0
-"""Standard deviation of grey levels (of 255) below which a picture has nothing to be known by."""
+"""Standard deviation of grey levels (of 255) below which a picture is too plain to be found."""
 THREADS = 2
 
 _TABLE = """
@@ -62,7 +52,7 @@ class Match:
     distance: int
 
 
-class Pictures(Source):
+class PictureSource(AnswerSource):
     """A source of pictures."""
 
     @abstractmethod
@@ -91,7 +81,7 @@ def perceptual_hash(picture: Image.Image) -> bytes | None:
     return np.packbits(phash(grey).hash).tobytes()
 
 
-def build_gallery(source: Path, out: Path) -> Summary:
+def build_gallery(source: Path, out: Path) -> BuiltIndex:
     """Index the pictures in folder `source` at `out`, whole or not at all.
 
     A picture without a caption line has its file's name for a title and the path inside the
@@ -103,26 +93,20 @@ def build_gallery(source: Path, out: Path) -> Summary:
     if not files:
         raise UserError(f"{source}: no picture in it; expected a folder of {', '.join(SUFFIXES)}")
     captions = _captions(source)
-    digest = hashlib.sha256()
-    with new_index(out, "gallery") as connection:
-        connection.execute(_TABLE)
-        for number, file in enumerate(files, 1):
+    with new_index(out, "gallery") as index:
+        index.connection.execute(_TABLE)
+        for file in files:
             name = file.relative_to(source).as_posix()
             known = captions.pop(name, Caption(file=name))
-            row = (known.title or file.stem, known.url or name, known.caption)
-            hash = _file_hash(file)
-            digest.update(json.dumps([*row, hash and hash.hex()]).encode())
-            values = (number, *row, hash)
-            connection.execute("INSERT INTO pictures VALUES (?, ?, ?, ?, ?)", values)
+            texts = (known.title or file.stem, known.url or name, known.caption)
+            index.add("pictures", *texts, _file_hash(file))
         if captions:
             raise UserError(f"{source / CAPTIONS}: no picture {next(iter(captions))}")
-        facts = Facts("gallery", digest.hexdigest()[:32], len(files))
-        write_facts(connection, facts)
-    return Summary(facts, out.stat().st_size, time.perf_counter() - start)
+    return BuiltIndex(index.facts, out.stat().st_size, time.perf_counter() - start)
 
 
-class Gallery(Pictures):
-    """`Pictures` over the index file `path`, whose hashes are kept in memory."""
+class Gallery(PictureSource):
+    """`PictureSource` over the index file `path`, whose hashes are kept in memory."""
 
     def __init__(self, path: Path) -> None:
         self.identity = f"gallery:{read_facts(path, 'gallery').digest}:{CUTOFF}"
@@ -139,7 +123,8 @@ class Gallery(Pictures):
         self._hashes = np.frombuffer(joined, np.uint8).reshape(-1, BITS // 8)
 
     async def find(self, picture: Image.Image, results: int) -> Results[Match]:
-        """At most `results` pictures within the cutoff, nearest first; equals by their order."""
+        """At most `results` pictures within the cutoff, nearest first; pictures that are equally
+        near keep the index's order."""
         find = partial(self._find, picture=picture, results=results)
         return Results(await self._database.run(find))
 
@@ -152,12 +137,10 @@ class Gallery(Pictures):
             return []
         different = self._hashes ^ np.frombuffer(hash, np.uint8)
         distances = np.unpackbits(different, axis=1).sum(axis=1)
-        near = [
-            place for place in np.argsort(distances, kind="stable") if distances[place] <= CUTOFF
-        ]
+        order = np.argsort(distances, kind="stable")
         query = "SELECT title, url, caption FROM pictures WHERE id = ?"
         matches: list[Match] = []
-        for place in near[:results]:
+        for place in order[distances[order] <= CUTOFF][:results]:
             title, url, caption = file.execute(query, (self._numbers[place],)).fetchone()
             matches.append(Match(title, url, caption, int(distances[place])))
         return matches
@@ -173,17 +156,10 @@ def _file_hash(file: Path) -> bytes | None:
 def _captions(source: Path) -> dict[str, Caption]:
     """The folder's caption lines by file."""
     path = source / CAPTIONS
-    if not path.is_file():
-        return {}
-    found: dict[str, Caption] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if line.strip():
-            caption = parse_line(Caption, line, path, number)
-            found[caption.file] = caption
-    return found
+    lines = read_lines(Caption, path) if path.is_file() else ()
+    return {caption.file: caption for caption in lines}
 
 
 def _read_hashes(file: sqlite3.Connection) -> list[tuple[int, bytes]]:
-    return file.execute(
-        "SELECT id, hash FROM pictures WHERE hash IS NOT NULL ORDER BY id"
-    ).fetchall()
+    query = "SELECT id, hash FROM pictures WHERE hash IS NOT NULL ORDER BY id"
+    return file.execute(query).fetchall()

@@ -1,4 +1,4 @@
-"""Building a corpus index: texts of a folder or lines of a JSONL file into one SQLite file.
+"""Building a corpus index: one SQLite file of the texts in a folder or a JSONL file.
 
 SQLite's FTS5 was measured against bm25s on 1,000 to 100,000 short documents: it found known items
 more often (a title's matches weigh more), builds in half the time, holds nothing in memory, lets
@@ -8,32 +8,29 @@ words that most documents share; those are listed in the index and left out of q
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import sqlite3
 import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from axpo.errors import UserError
-from axpo.search.database import Facts, Summary, new_index, write_facts
+from axpo.search.database import BuiltIndex, new_index
 
 SUFFIXES = (".md", ".markdown", ".txt")
-"""Files of a folder that are indexed."""
+"""Endings of the files of a folder that are indexed."""
 COMMON_SHARE = 1 / 3
-"""Words in more than this share of the documents are common; FTS5's BM25 gives a word in half of
+"""A word in more than this share of the documents is common; FTS5's BM25 gives a word in half of
 them no weight at all."""
 COMMON_FROM = 1000
 """A corpus with fewer documents has no common words: searching it takes under 2 ms anyway."""
 COMMON_SAMPLE = 5000
-"""Documents, evenly spread, that shares are counted on."""
+"""How many documents, evenly spread, the shares are counted on."""
 Parsed = TypeVar("Parsed", bound=BaseModel)
 WORD = re.compile(r"[^\W_]+")
 
@@ -47,17 +44,11 @@ CREATE VIRTUAL TABLE words USING fts5(
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One text of a corpus; several may share a `url` and are then one page."""
+class Document(BaseModel):
+    """One text of a corpus, or a line of a JSONL corpus, whose other fields are ignored.
 
-    title: str
-    url: str
-    text: str
-
-
-class Line(BaseModel):
-    """A line of a JSONL corpus; other fields are ignored."""
+    Several documents may share a `url` and are then one page.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -67,32 +58,26 @@ class Line(BaseModel):
 
 
 def words(text: str) -> list[str]:
-    """The words of `text` in order, accents not written apart."""
+    """The words of `text` in order; an accent and its letter are one character."""
     return WORD.findall(unicodedata.normalize("NFC", text))
 
 
-def build_index(source: Path, out: Path) -> Summary:
+def build_index(source: Path, out: Path) -> BuiltIndex:
     """Index folder or JSONL file `source` at `out`, whole or not at all.
 
-    A folder gives one document a text file, its url the path inside the folder; a line of JSONL
-    has title, url and text. Raises `UserError` naming the file and line that cannot be read.
+    A folder gives one document per text file, whose url is the path inside the folder; a line of
+    JSONL has title, url and text. Raises `UserError` naming the file and line that cannot be read.
     """
     start = time.perf_counter()
-    digest = hashlib.sha256()
-    with new_index(out, "corpus") as connection:
-        connection.executescript(_TABLES)
-        entries = 0
+    with new_index(out, "corpus") as index:
+        index.connection.executescript(_TABLES)
         for document in read_documents(source):
-            entries += 1
-            row = [unicodedata.normalize("NFC", text) for text in _fields(document)]
-            digest.update(json.dumps(row).encode())
-            connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?)", (entries, *row))
-        if not entries:
+            texts = (document.title, document.url, document.text)
+            index.add("documents", *(unicodedata.normalize("NFC", text) for text in texts))
+        if not index.entries:
             raise UserError(f"{source}: no document in it; expected {_EXPECTED}")
-        _finish(connection, entries)
-        facts = Facts("corpus", digest.hexdigest()[:32], entries)
-        write_facts(connection, facts)
-    return Summary(facts, out.stat().st_size, time.perf_counter() - start)
+        _finish(index.connection, index.entries)
+    return BuiltIndex(index.facts, out.stat().st_size, time.perf_counter() - start)
 
 
 _EXPECTED = f"a folder of {', '.join(SUFFIXES)} files or a .jsonl file with title, url and text"
@@ -105,29 +90,25 @@ def read_documents(source: Path) -> Iterator[Document]:
         for file in sorted(file for file in files if file.is_file()):
             text = _read(file)
             url = file.relative_to(source).as_posix()
-            yield Document(_title(text) or file.stem, url, text)
+            yield Document(title=_title(text) or file.stem, url=url, text=text)
     elif source.is_file() and source.suffix == ".jsonl":
-        yield from _read_lines(source)
+        yield from read_lines(Document, source)
     else:
         raise UserError(f"{source}: expected {_EXPECTED}")
 
 
-def _read_lines(source: Path) -> Iterator[Document]:
-    with source.open("rb") as lines:
+def read_lines(model: type[Parsed], file: Path) -> Iterator[Parsed]:
+    """The lines of a JSONL file as `model`s; raises `UserError` with the file, the line and the
+    field."""
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                found = parse_line(Line, line, source, number)
-                yield Document(found.title, found.url, found.text)
-
-
-def parse_line(model: type[Parsed], line: bytes, file: Path, number: int) -> Parsed:
-    """A line of JSON as `model`; raises `UserError` with the file, the line and the field."""
-    try:
-        return model.model_validate_json(line)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "line"
-        raise UserError(f"{file}:{number}: {field}: {problem['msg']}") from None
+            try:
+                if line.strip():
+                    yield model.model_validate_json(line)
+            except ValidationError as error:
+                problem = error.errors(include_url=False, include_context=False)[0]
+                field = ".".join(str(part) for part in problem["loc"]) or "line"
+                raise UserError(f"{file}:{number}: {field}: {problem['msg']}") from None
 
 
 def _read(file: Path) -> str:
@@ -141,10 +122,6 @@ def _title(text: str) -> str:
     """The first Markdown heading, without its marks."""
     heading = re.search(r"^#+[ \t]+(.*\S)", text, re.MULTILINE)
     return heading[1].rstrip("# ") if heading else ""
-
-
-def _fields(document: Document) -> tuple[str, str, str]:
-    return document.title, document.url, document.text
 
 
 def _finish(connection: sqlite3.Connection, entries: int) -> None:

@@ -1,6 +1,6 @@
-"""Backends whose answers are recorded and replayed: `cache` in front of a search or a gallery.
+"""Sources whose answers are recorded and replayed: `cache` in front of a search or a gallery.
 
-In replay nothing but the file is needed: the backend behind it is never started.
+A replay needs nothing but the file: the source behind it is never started.
 """
 
 from __future__ import annotations
@@ -8,98 +8,94 @@ from __future__ import annotations
 import asyncio
 import json
 import unicodedata
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 from pydantic import TypeAdapter
 
 from axpo.pictures import picture_digest
-from axpo.search.base import Backend, Hit, Page, Results
+from axpo.search.base import AnswerSource, Hit, Item, PageText, Results, TextSource
 from axpo.search.cache import AnswerCache, Key, NotRecordedError
-from axpo.search.gallery import Match, Pictures
+from axpo.search.gallery import Match, PictureSource
+
+Asked = TypeVar("Asked", bound=AnswerSource)
 
 _HITS = TypeAdapter(list[Hit])
 _PAGE = TypeAdapter(tuple[str, str, str] | None)
 _MATCHES = TypeAdapter(list[Match])
 
 
-class RecordedSearch(Backend):
-    """A `Backend` that asks `backend` only for what `cache` does not hold.
+class _Recorded(AnswerSource, Generic[Asked]):
+    """Asks `source` only for what `cache` does not hold."""
+
+    def __init__(self, source: Asked, cache: AnswerCache) -> None:
+        self.identity = source.identity
+        self.cache = cache
+        self._source = source
+
+    async def start(self) -> None:
+        if self.cache.mode == "record":
+            await self._source.start()
+
+    def figures(self, kind: str) -> dict[str, float]:
+        """What the cache counts of one kind of calls."""
+        return self.cache.figures(kind)
+
+    async def close(self) -> None:
+        await self.cache.close()
+        await self._source.close()
+
+    async def _listed(
+        self,
+        kind: str,
+        question: str,
+        results: int,
+        ask: Callable[[], Awaitable[Results[Item]]],
+        form: TypeAdapter[list[Item]],
+    ) -> Results[Item]:
+        """At most `results` recorded or asked answers; none where a replay has none."""
+
+        async def asked() -> list[Any]:
+            return form.dump_python((await ask()).items)
+
+        key = Key(self.identity, kind, question, json.dumps({"results": results}))
+        try:
+            found = await self.cache.answer(key, asked, self._source.paid, form)
+        except NotRecordedError:
+            return Results([])
+        return Results(found.value, found.cached)
+
+
+class RecordedSearch(_Recorded[TextSource], TextSource):
+    """A `TextSource` that asks another only for what `cache` does not hold.
 
     Queries that differ in case and spaces alone have one answer (choice).
     """
 
-    def __init__(self, backend: Backend, cache: AnswerCache) -> None:
-        self.identity = backend.identity
-        self._backend = backend
-        self.cache = cache
-
-    async def start(self) -> None:
-        if self.cache.mode == "record":
-            await self._backend.start()
-
-    def figures(self, kind: str) -> dict[str, float]:
-        """What the cache counts of "search" or "page" calls."""
-        return self.cache.figures(kind)
-
     async def search(self, query: str, results: int) -> Results[Hit]:
-        async def ask() -> list[dict[str, Any]]:
-            return [asdict(hit) for hit in (await self._backend.search(query, results)).items]
-
         question = " ".join(unicodedata.normalize("NFC", query).casefold().split())
-        key = Key(self.identity, "search", question, json.dumps({"results": results}))
-        try:
-            found = await self.cache.answer(key, ask, self._backend.paid, _HITS)
-        except NotRecordedError:
-            return Results([])
-        return Results(found.value, found.cached)
+        ask = partial(self._source.search, query, results)
+        return await self._listed("search", question, results, ask, _HITS)
 
-    async def page(self, url: str) -> Page | None:
+    async def page(self, url: str) -> PageText | None:
         async def ask() -> list[str] | None:
-            page = await self._backend.page(url)
+            page = await self._source.page(url)
             return None if page is None else [page.title, page.url, page.text]
 
         key = Key(self.identity, "page", url, "{}")
         try:
-            found = await self.cache.answer(key, ask, self._backend.paid, _PAGE)
+            found = await self.cache.answer(key, ask, self._source.paid, _PAGE)
         except NotRecordedError:
             return None
-        return None if found.value is None else Page(*found.value, cached=found.cached)
-
-    async def close(self) -> None:
-        await self.cache.close()
-        await self._backend.close()
+        return None if found.value is None else PageText(*found.value, cached=found.cached)
 
 
-class RecordedPictures(Pictures):
-    """`Pictures` that asks `pictures` only for what `cache` does not hold, by a picture's hash."""
-
-    def __init__(self, pictures: Pictures, cache: AnswerCache) -> None:
-        self.identity = pictures.identity
-        self._pictures = pictures
-        self.cache = cache
-
-    async def start(self) -> None:
-        if self.cache.mode == "record":
-            await self._pictures.start()
-
-    def figures(self, kind: str) -> dict[str, float]:
-        """What the cache counts of "picture" calls."""
-        return self.cache.figures(kind)
+class RecordedPictures(_Recorded[PictureSource], PictureSource):
+    """A `PictureSource` that asks another only for pictures whose hash `cache` does not hold."""
 
     async def find(self, picture: Image.Image, results: int) -> Results[Match]:
-        async def ask() -> list[dict[str, Any]]:
-            return [asdict(match) for match in (await self._pictures.find(picture, results)).items]
-
         digest = await asyncio.to_thread(picture_digest, picture)
-        key = Key(self.identity, "picture", digest, json.dumps({"results": results}))
-        try:
-            found = await self.cache.answer(key, ask, self._pictures.paid, _MATCHES)
-        except NotRecordedError:
-            return Results([])
-        return Results(found.value, found.cached)
-
-    async def close(self) -> None:
-        await self.cache.close()
-        await self._pictures.close()
+        ask = partial(self._source.find, picture, results)
+        return await self._listed("picture", digest, results, ask, _MATCHES)

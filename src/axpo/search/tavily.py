@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from axpo.config.base import MissingError
 from axpo.config.extras import require
 from axpo.errors import UserError
-from axpo.search.base import Backend, Hit, Page, Results, SearchFault, shortened
+from axpo.search.base import Hit, PageText, Results, SearchFault, TextSource, shortened
 
 if TYPE_CHECKING:
     from tavily import AsyncTavilyClient
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KEY = "TAVILY_API_KEY"
 URL = "https://api.tavily.com"
 DEPTH = "basic"
-"""One credit a search; "advanced" takes two."""
+"""A search costs one credit; "advanced" would cost two."""
 MAX_SNIPPET, MAX_PAGE = 2_000, 100_000
 """Characters that are kept: recorded answers serve tools that show more or less of them."""
 CONNECTIONS = 32
@@ -55,11 +55,11 @@ class _Extraction(BaseModel):
     results: list[_Extracted]
 
 
-Answer = TypeVar("Answer", bound=BaseModel)
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
-class Tavily(Backend):
-    """Backend over Tavily's API at `url`; a request is given up after `timeout` seconds."""
+class Tavily(TextSource):
+    """Texts from Tavily's API at `url`; a request is given up after `timeout` seconds."""
 
     paid = True
     identity = f"tavily:{DEPTH}"
@@ -110,14 +110,14 @@ class Tavily(Backend):
         )
         return Results([self._hit(hit) for hit in found.results[:results]])
 
-    async def page(self, url: str) -> Page | None:
+    async def page(self, url: str) -> PageText | None:
         found = await self._ask(
             lambda client: client.extract([url], timeout=self._timeout), _Extraction
         )
         if not found.results or not found.results[0].raw_content:
             return None
         text = self._without_key(found.results[0].raw_content)
-        return Page("", url, shortened(text, MAX_PAGE))
+        return PageText("", url, shortened(text, MAX_PAGE))
 
     async def close(self) -> None:
         http, self._http, self._client = self._http, None, None
@@ -125,8 +125,8 @@ class Tavily(Backend):
             await http.aclose()
 
     async def _ask(
-        self, call: Callable[[AsyncTavilyClient], Awaitable[dict[str, Any]]], model: type[Answer]
-    ) -> Answer:
+        self, call: Callable[[AsyncTavilyClient], Awaitable[dict[str, Any]]], model: type[Parsed]
+    ) -> Parsed:
         """The checked answer of one request; whatever goes wrong is a `SearchFault`."""
         if self._client is None:
             raise SearchFault("the Tavily client is not started")

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from axpo.config import SearchSettings, ToolsSettings, UserError
-from axpo.search.base import Backend
+from axpo.search.base import TextSource
 from axpo.search.cache import AnswerCache
 from axpo.search.corpus import Corpus
-from axpo.search.gallery import Gallery, Pictures
+from axpo.search.gallery import Gallery, PictureSource
 from axpo.search.recorded import RecordedPictures, RecordedSearch
 from axpo.search.tavily import Tavily
 from axpo.tools.base import Tool
@@ -26,7 +26,7 @@ TOOLS = tuple(
 
 
 def built_in(
-    name: str, settings: ToolsSettings, max_seconds: float, web: Callable[[], Backend]
+    name: str, settings: ToolsSettings, max_seconds: float, web: Callable[[], TextSource]
 ) -> Tool:
     """The built-in tool `name`; `web` gives the backend that its web tools share.
 
@@ -50,9 +50,9 @@ def built_in(
     )
 
 
-def web_backend(settings: SearchSettings) -> Backend:
+def web_backend(settings: SearchSettings) -> TextSource:
     """What answers `web_search` and `web_extractor`; raises `UserError` for what is missing."""
-    backend: Backend
+    backend: TextSource
     if settings.backend == "tavily":
         backend = Tavily()
     elif settings.corpus is None:
@@ -62,7 +62,7 @@ def web_backend(settings: SearchSettings) -> Backend:
     return backend if settings.cache is None else RecordedSearch(backend, _cache(settings))
 
 
-def _pictures(settings: SearchSettings) -> Pictures:
+def _pictures(settings: SearchSettings) -> PictureSource:
     if settings.gallery is None:
         raise UserError("search.gallery: image_search needs one; `axpo index FOLDER --pictures`")
     pictures = Gallery(Path(settings.gallery))

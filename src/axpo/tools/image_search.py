@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, StrictInt
 
 from axpo.search.base import shortened
-from axpo.search.gallery import Pictures
+from axpo.search.gallery import PictureSource
 from axpo.tools.arguments import Arguments, function, parse_arguments, shorten
 from axpo.tools.base import ModelError, Observation, ToolContext
 from axpo.tools.searching import SearchTool, numbered
@@ -25,7 +25,7 @@ class ImageArguments(Arguments):
     img_idx: StrictInt = Field(description="an integer")
 
 
-class ImageSearchTool(SearchTool[Pictures]):
+class ImageSearchTool(SearchTool[PictureSource]):
     """`image_search(img_idx)`: numbered titles, urls and captions of pictures that look the same.
 
     A caption is cut to `caption` characters.
@@ -38,7 +38,7 @@ class ImageSearchTool(SearchTool[Pictures]):
     )  # fmt: skip
     kind = "picture"
 
-    def __init__(self, pictures: Pictures, results: int, caption: int) -> None:
+    def __init__(self, pictures: PictureSource, results: int, caption: int) -> None:
         super().__init__(pictures)
         self._results, self._caption = results, caption
 

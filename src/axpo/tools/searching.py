@@ -6,13 +6,13 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from axpo.search.base import SearchFault, Source, shortened
+from axpo.search.base import AnswerSource, SearchFault, shortened
 from axpo.tools.base import InfraError, Observation, Tool, ToolContext
 
 MAX_TITLE = 200
 NOTHING = "No results."
 
-Answers = TypeVar("Answers", bound=Source)
+Answers = TypeVar("Answers", bound=AnswerSource)
 
 
 class SearchTool(Tool, Generic[Answers]):

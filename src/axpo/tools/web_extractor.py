@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, StrictStr
 
 from axpo.config import LimitSettings
-from axpo.search.base import Backend, shortened
+from axpo.search.base import TextSource, shortened
 from axpo.tools.arguments import Arguments, function, parse_arguments, shorten, text_argument
 from axpo.tools.base import ModelError, Observation, ToolContext
 from axpo.tools.searching import MAX_TITLE, SearchTool
@@ -25,7 +25,7 @@ class PageArguments(Arguments):
     url: StrictStr = Field(description="a string")
 
 
-class WebExtractorTool(SearchTool[Backend]):
+class WebExtractorTool(SearchTool[TextSource]):
     """`web_extractor(url)`: the beginning of a result's page, `characters` at most."""
 
     name = "web_extractor"
@@ -33,7 +33,7 @@ class WebExtractorTool(SearchTool[Backend]):
     limits = LimitSettings(retries=2)
     kind = "page"
 
-    def __init__(self, backend: Backend, characters: int) -> None:
+    def __init__(self, backend: TextSource, characters: int) -> None:
         super().__init__(backend)
         self._characters = characters
 

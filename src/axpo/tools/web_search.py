@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, StrictStr
 
 from axpo.config import LimitSettings
-from axpo.search.base import Backend, shortened
+from axpo.search.base import TextSource, shortened
 from axpo.tools.arguments import Arguments, function, parse_arguments, text_argument
 from axpo.tools.base import Observation, ToolContext
 from axpo.tools.searching import SearchTool, numbered
@@ -27,7 +27,7 @@ class SearchArguments(Arguments):
     query: StrictStr = Field(description="a string")
 
 
-class WebSearchTool(SearchTool[Backend]):
+class WebSearchTool(SearchTool[TextSource]):
     """`web_search(query)`: at most `results` numbered results with title, url and snippet.
 
     A snippet is cut to `snippet` characters.
@@ -38,7 +38,7 @@ class WebSearchTool(SearchTool[Backend]):
     limits = LimitSettings(retries=2)
     kind = "search"
 
-    def __init__(self, backend: Backend, results: int, snippet: int) -> None:
+    def __init__(self, backend: TextSource, results: int, snippet: int) -> None:
         super().__init__(backend)
         self._results, self._snippet = results, snippet
 
