@@ -1,7 +1,7 @@
 """What bfloat16 and the block attention bring on a GPU: seconds and memory of an update, decoding.
 
 `python -m benchmarks.gpu_update` prints a line a case, and whether an update in pieces takes the
-memory that `axpo.training.memory` says. The model is random, 2,048 wide like Qwen3-VL-2B with
+memory that `axpo.costs.memory` says. The model is random, 2,048 wide like Qwen3-VL-2B with
 fewer layers; the trees are AXPO's (`models`). Compilation falls into the warm-up.
 """
 
@@ -20,15 +20,16 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from axpo.algorithms.losses import clipped_loss
 from axpo.config import OptimizerSettings
+from axpo.costs import memory
 from axpo.engines.base import Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.attention import use_fast_vision
+from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.loading import Checkpoint
-from axpo.training import attention, memory
+from axpo.training import attention
 from axpo.training.batches import prepare
 from axpo.training.packing import PackedTree
 from axpo.training.pieces import Piece, cut
-from axpo.training.policy import LOGITS_AT_ONCE
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
 from benchmarks.gpu import MARK
@@ -100,7 +101,9 @@ def pieces_memory(checkpoint: Checkpoint, group: Group, budget: int) -> dict:
     size = checkpoint.model.dtype.itemsize
     predicted = (
         memory.keys_values(text, 2 * (above + own) + budget, size)
-        + memory.text_activations(text, budget, above + budget, 0, size)
+        + memory.text_activations(
+            text, tokens=budget, keys=above + budget, mask=0, size=size, recompute=False
+        )
         + memory.logits(text, budget, LOGITS_AT_ONCE)
         + sum(p.numel() for p in trainer.parameters) * memory.FLOAT32
     )

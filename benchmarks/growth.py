@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from axpo.config import RolloutSettings
+from axpo.costs.flops import Dimensions, forward_flops
 from axpo.engines.transformers import TransformersEngine
-from axpo.models.flops import TRAINING, Sizes, forward_flops
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
@@ -28,7 +28,7 @@ from axpo.tools import make_tools
 from axpo.tree import Group
 from benchmarks import rollouts
 from benchmarks.chain import chain_checkpoint, chain_examples
-from benchmarks.flops import rollout_work
+from benchmarks.flops import TRAINING, rollout_work
 from benchmarks.harness import Row, Timing, interleave, matmul_peak, means, ratio
 from benchmarks.models import Shape, training_checkpoint
 from benchmarks.training_step import PACKED, PADDED, bench
@@ -60,7 +60,7 @@ def training(axis: str, shape: Shape, rounds: int, device: str, peak: float) -> 
     made = bench(shape, device)
     sides = made.sides()
     timings = interleave({name: sides[name] for name in (PACKED, PADDED)}, rounds, warmup=0)
-    sizes = Sizes.of(made.packed.checkpoint.model.config)
+    sizes = Dimensions.of(made.packed.checkpoint.model.config)
     work = made.work()
     figures = {
         name: _figures(timings[name], TRAINING * forward_flops(sizes, work[name]), peak, device)
@@ -91,7 +91,7 @@ def sampling(axis: str, shape: Shape, rounds: int, device: str, peak: float) -> 
             max_tokens=shape.response,
             max_seconds=3600,
         )
-    sizes = Sizes.of(checkpoint.model.config)
+    sizes = Dimensions.of(checkpoint.model.config)
     work: list[int] = []
 
     def side() -> Mapping[str, float]:

@@ -19,12 +19,12 @@ import torch
 
 from axpo.algorithms.losses import clipped_loss
 from axpo.config import OptimizerSettings
-from axpo.models.flops import TRAINING, Sizes, Work, forward_flops
+from axpo.costs.flops import Dimensions, ForwardPass, forward_flops
 from axpo.training.items import items
 from axpo.training.packing import PackedTree, pack
 from axpo.training.trainer import Trainer
 from axpo.tree import Group
-from benchmarks.flops import QWEN3_VL_8B, packed_work, padded_work
+from benchmarks.flops import QWEN3_VL_8B, TRAINING, packed_work, padded_work
 from benchmarks.harness import Row, Side, Timing, interleave, means, peak_bytes, ratio
 from benchmarks.models import Shape, training_checkpoint, training_group, with_logprobs
 from benchmarks.padded import PaddedTrainer, Rows, padded_rows
@@ -64,7 +64,7 @@ class Bench:
             ONCE: lambda: self.padded.update(self.rows, LOSS, vision_once=True),
         }
 
-    def work(self) -> dict[str, Work]:
+    def work(self) -> dict[str, ForwardPass]:
         """What each side computes."""
         checkpoint, rows = self.packed.checkpoint, self.rows
         tokens = {d: checkpoint.pixels(d, i).tokens(checkpoint.merge_size)
@@ -156,13 +156,13 @@ def row(
     against: str,
     timings: Mapping[str, Timing],
     memory: Mapping[str, int],
-    work: Mapping[str, Work],
+    work: Mapping[str, ForwardPass],
     difference: Mapping[str, float],
     config: Any,
 ) -> Row:
     """The comparison as plain data; time and FLOP ratios are theirs over ours, memory ours over
     theirs. `flops` are of forward and backward."""
-    sizes = Sizes.of(config)
+    sizes = Dimensions.of(config)
     count = {name: forward_flops(sizes, done) for name, done in work.items()}
     large = {name: forward_flops(QWEN3_VL_8B, done) for name, done in work.items()}
 

@@ -4,7 +4,7 @@ Cheap things first: `check_names` looks at paths, packages and the device, `chec
 data's rows and at the tools. `check_folder` compares a run's folder with the settings;
 `note_settings` writes them there, which a run does no sooner than when its first step begins.
 Nothing here imports torch, unless the recipe names a device; what needs the model's shapes (memory,
-positions) is `axpo.training.preflight`'s.
+positions) is `axpo.build.preflight`'s.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from types import TracebackType
+from typing import Any
 
 _innermost: ContextVar[Clock | None] = ContextVar("clock", default=None)
 
@@ -41,31 +41,17 @@ class Clock:
         self._turn(0)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: Any) -> None:
         self._turn(0)
         self._lap = None  # a wait of a task that outlives the block changes nothing
         assert self._token is not None
         _innermost.reset(self._token)
-        await self._timeout.__aexit__(kind, error, trace)
+        await self._timeout.__aexit__(*error)
 
     @property
     def expired(self) -> bool:
         """Whether the seconds were used up."""
         return self._timeout.expired()
-
-    @contextmanager
-    def waiting(self) -> Iterator[Wait]:
-        """As `waiting`, for whoever lets what is under this clock wait."""
-        wait = Wait(self)
-        try:
-            yield wait
-        finally:
-            wait.over()
 
     def chain(self) -> Iterator[Clock]:
         """This clock and those around it."""
@@ -106,9 +92,12 @@ class Wait:
 
 
 @contextmanager
-def waiting() -> Iterator[Wait]:
-    """The block waits for others; clocks around it stand still until its end or `Wait.over`."""
-    wait = Wait(_innermost.get())
+def waiting(clock: Clock | None = None) -> Iterator[Wait]:
+    """The block waits for others; clocks around it stand still until its end or `Wait.over`.
+
+    Whoever lets what is under another `clock` wait names it.
+    """
+    wait = Wait(clock or _innermost.get())
     try:
         yield wait
     finally:

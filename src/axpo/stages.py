@@ -25,10 +25,11 @@ from rich.live import Live
 from rich.text import Text
 
 from axpo.folder import RunFolder, read_json, write_whole
-from axpo.report.live import ECHO, INTERVAL, duration, output_console, redraws
+from axpo.report.live import ECHO, INTERVAL, output_console, redraws
 from axpo.report.metrics import MetricsError, read_metrics
 from axpo.report.provenance import usable_cores
 from axpo.stopping import Stopped, check, held, last_act
+from axpo.wording import duration
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SAVE_SECONDS = 600.0

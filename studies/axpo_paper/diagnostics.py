@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from axpo.report.numbers import signed_text
 from axpo.study.diagnostics import in_training
 from axpo.study.markup import Json, Pick, cell_text, picker, rows, signed_picker, table
+from axpo.wording import signed_text
 from studies.axpo_paper import paper
 
 QUARTERS = ("least confident quarter", "second", "third", "most confident")

@@ -14,14 +14,15 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.losses import ClipLoss
+from axpo.build.preflight import longest_prompt
 from axpo.build.tools import recipe_tools
 from axpo.config import Config, load_config
+from axpo.costs.estimate import estimate
+from axpo.costs.sizes import Loop
 from axpo.models.tiny import write_tiny
 from axpo.recipes import names
 from axpo.rollout.rendering import Rendering
 from axpo.store import load_groups
-from axpo.training.estimate import estimate
-from axpo.training.preflight import longest_prompt
 from tests.cli.test_pipeline import Lines
 from tests.support.runs import train_rl, train_sft
 from tests.support.tiny import tiny_picture
@@ -93,7 +94,7 @@ def test_every_recipe_loads_and_dry_runs(recipe: str, data: Path, standin: Path)
     prompt = longest_prompt(config, kind, task, Rendering(checkpoint, tools))
     # 640 x 96 becomes 672 x 128 pixels by the lower limit of 64 tokens, 500 x 333 is 160 tokens.
     assert sum(span.length for span in prompt.images) in {84, 160}
-    assert estimate(config, kind, checkpoint, prompt, gpu=True).total > 0
+    assert estimate(Loop(config, kind, checkpoint.model), prompt, gpu=True).total > 0
 
 
 SMALL = [

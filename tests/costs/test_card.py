@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from axpo.build import preflight
+from axpo.build.preflight import MemoryWarning, check_sampling
 from axpo.config import Config, ConfigError, load_config, parse_config
+from axpo.costs.account import Account, account
+from axpo.costs.estimate import estimate
+from axpo.costs.operations import REFERENCE, step_operations
+from axpo.costs.sizes import Loop, assumed_prompt, check_positions
 from axpo.engines.vllm.share import Servers
 from axpo.models import card
 from axpo.models.card import Card, recipe_card
 from axpo.models.loading import CheckpointError
-from axpo.models.shapes import Shapes, find_shapes
+from axpo.models.shapes import find_shapes
 from axpo.models.tiny import write_tiny
 from axpo.recipes import names
 from axpo.report.costs import memory_lines, servers_text
 from axpo.tasks.lab import BASE
-from axpo.training import preflight
-from axpo.training.account import Account, account
-from axpo.training.estimate import Kind, estimate
-from axpo.training.operations import REFERENCE, step_operations
-from axpo.training.preflight import MemoryWarning, assumed_prompt, check_positions, check_sampling
 from axpo.tree import ImageSpan, Origin, Segment
 
 PAGE = Path(__file__).parents[2] / "docs" / "vllm.md"
@@ -47,15 +49,15 @@ def by_hand(name: str) -> tuple[int, int]:
     return text, depth * block + mergers + patches
 
 
-def real(name: str, stage: str = "axpo", *overrides: str) -> tuple[Config, Kind, Shapes]:
+def real(name: str, stage: str = "axpo", *overrides: str) -> Loop:
     """A shipped recipe with its model's shapes, as a machine without either has them."""
     config = load_config(f"qwen3-vl-{name}/{stage}", overrides)
-    return config, "sft" if stage == "sft" else "rl", find_shapes(config.model.path)
+    return Loop(config, "sft" if stage == "sft" else "rl", find_shapes(config.model.path).model)
 
 
 def reckon(name: str, stage: str = "axpo", *overrides: str) -> Account:
-    config, kind, found = real(name, stage, *overrides)
-    return account(config, kind, found, assumed_prompt(config, kind, found), "cpu")
+    loop = real(name, stage, *overrides)
+    return account(loop, assumed_prompt(loop), "cpu")
 
 
 # ------------------------------------------------------------------ shapes
@@ -63,7 +65,8 @@ def reckon(name: str, stage: str = "axpo", *overrides: str) -> Account:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_shipped_shapes_are_the_published_ones(name: str):
-    config, _, found = real(name)
+    path = real(name).config.model.path
+    found = find_shapes(path)
     h, i, layers, heads, tied, depth, w, m, deep, parameters = PUBLISHED[name]
     text, vision = found.model.config.text_config, found.model.config.vision_config
     assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (h, i, layers)
@@ -78,7 +81,7 @@ def test_the_shipped_shapes_are_the_published_ones(name: str):
     counted = reckon(name).found.counts
     assert (counted.text, counted.vision) == by_hand(name)
     assert found.checkpoint is None
-    assert config.model.path in found.missing and f"published qwen3-vl-{name}" in found.missing
+    assert path in found.missing and f"published qwen3-vl-{name}" in found.missing
 
 
 def test_a_checkpoint_that_is_there_has_its_own_shapes(tmp_path: Path):
@@ -158,7 +161,7 @@ def test_the_sum_of_the_2b_recipe_by_hand():
     tower = tokens * 4 * 2 * (1536 + 24 * 1024 + (11 * 1024 + 2 * 4096) + 4 * 4 * 1024)
     assert told.found.pictures == tower
     assert tower < keys_values + layer + copies + inputs + norm + told.found.logits
-    lines = dict(memory_lines(real("2b")[0], told))
+    lines = dict(memory_lines(told))
     assert lines["state"] == "42.6 GB" and lines["weights"] == "4.3 GB"
     assert lines["share of the vLLM server started beside"] == "19.2 GB"
     assert lines["in all"] == f"{told.total / 1e9:.1f} GB"
@@ -189,7 +192,7 @@ def test_what_fitted_before_and_cannot_fit_is_refused():
     assert "AdamW's moments 35.5 GB" in told.refusal
     assert "there are 80.0 GB (model.memory_gb), of which servers take 48.0 GB" in told.refusal
     assert "train adapters (model.lora)" in told.refusal
-    lines = dict(memory_lines(real("4b", "axpo", whole)[0], told))
+    lines = dict(memory_lines(told))
     assert lines["there are 80.0 GB (model.memory_gb)"] == "cannot fit"
     alone = reckon("4b", "axpo", whole, "engine.arguments=['--gpu-memory-utilization=0.2']")
     assert "88.8 GB" in alone.refusal
@@ -215,10 +218,8 @@ def test_the_servers_share_is_subtracted():
     # Servers that run elsewhere take nothing, and SFT starts none.
     urls = "engine={name='vllm',urls=['http://127.0.0.1:1']}"
     assert reckon("2b", "axpo", urls).servers is None
-    config, _, found = real("2b")
-    assert (
-        account(config, "sft", found, assumed_prompt(config, "sft", found), "cpu").servers is None
-    )
+    sft = replace(real("2b"), kind="sft")
+    assert account(sft, assumed_prompt(sft), "cpu").servers is None
 
 
 # ------------------------------------------------------------------ servers
@@ -299,12 +300,12 @@ def test_how_many_rollouts_run_at_once_is_said():
     assert told.servers is not None
     # 0.44 of the card less the weights, at 147,456 bytes a token: 3 paths of 32,768.
     room = (round(0.44 * 80e9) - 2 * 8_767_123_696) // 147_456
-    assert told.servers.room == room and told.at_once(256) == room // 32_768 == 3
-    text = servers_text(told, told.servers, 16)
+    assert told.servers.room == room and told.at_once == room // 32_768 == 3
+    text = servers_text(reckon("8b", "axpo", "engine.slots=16"))
     assert f"at most {room:,} tokens of KV cache" in text
     assert "3 rollouts of 32,768 tokens fit at once" in text
     assert "16 are let in (engine.slots), the others of a step's 1,280 wait" in text
-    assert reckon("8b", "axpo", "engine={}").at_once(256) == 256
+    assert reckon("8b", "axpo", "engine={slots=200}").at_once == 200
 
 
 # ------------------------------------------------------------------ which card
@@ -323,13 +324,13 @@ def test_a_named_card_is_priced_on_every_machine(monkeypatch: pytest.MonkeyPatch
 
 def test_a_smaller_card_than_the_recipes_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (39 * 10**9, 40 * 10**9))
-    config, told = real("2b")[0], reckon("2b")
+    told = reckon("2b")
     with pytest.warns(MemoryWarning, match=r"a card of 80\.0 GB \(model\.memory_gb\), 39\.0 GB"):
-        preflight._warn(config, "rl", told, "cuda:0")
+        preflight._warn(told, "cuda:0")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (84 * 10**9, 85 * 10**9))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        preflight._warn(config, "rl", told, "cuda:0")
+        preflight._warn(told, "cuda:0")
 
 
 def test_sampling_alone_is_checked_as_well(tmp_path: Path):
@@ -350,27 +351,27 @@ def test_sampling_alone_is_checked_as_well(tmp_path: Path):
 
 
 def test_prompts_that_nobody_has_seen():
-    config, _, found = real("2b")
-    prompt = assumed_prompt(config, "rl", found)
+    loop = real("2b")
+    prompt = assumed_prompt(loop)
     assert (len(prompt), prompt.images[0].length) == (32768 - 16384, 15_360)
-    check_positions(config, "rl", found, prompt)
-    assert len(assumed_prompt(config, "sft", found)) == 17_408
-    short = load_config("qwen3-vl-2b/axpo", ["engine.max_length=16900"])
-    prompt = assumed_prompt(short, "rl", found)
+    check_positions(loop, prompt)
+    assert len(assumed_prompt(replace(loop, kind="sft"))) == 17_408
+    prompt = assumed_prompt(real("2b", "axpo", "engine.max_length=16900"))
     assert (len(prompt), prompt.images) == (516, ())
     # The lab's model knows 4,096 positions.
     lab = load_config("lab")
-    prompt = assumed_prompt(lab, "rl", find_shapes(str(BASE)))
+    prompt = assumed_prompt(Loop(lab, "rl", find_shapes(str(BASE)).model))
     assert len(prompt) == 4096 - lab.rollout.max_tokens
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_operations_of_the_real_models(name: str):
-    config, kind, found = real(name)
+    loop = real(name)
+    config = loop.config
     spans = (ImageSpan("d", 1, 1024),)
     prompt = Segment("p", Origin.PROMPT, (1,) * 1500, images=spans)
-    told = estimate(config, kind, found, prompt, gpu=True)
-    work = step_operations(config, kind, found, told, 256)
+    told = estimate(loop, prompt, gpu=True)
+    work = step_operations(loop, told, 256)
     sampling, training = work.seconds(REFERENCE)
     print(f"{name}: {sampling / 3600:.1f} h + {training / 3600:.1f} h")
     # 2 operations a parameter of the layers and the head, without attention, is the known floor.
@@ -380,7 +381,7 @@ def test_operations_of_the_real_models(name: str):
     # Forward, backward (half of it with adapters), recomputed, reference, old logprobs.
     assert work.training == pytest.approx(work.sampling * (6 if name == "2b" else 5), rel=0.01)
     # A quarter of the places takes four times the reading of weights.
-    few = step_operations(config, kind, found, told, 64)
+    few = step_operations(loop, told, 64)
     weights = 2 * told.counts.text * config.rollout.max_tokens
     assert few.read - work.read == (20 - 5) * weights
 

@@ -12,24 +12,26 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from axpo.build import models
+from axpo.build import models, preflight
+from axpo.build.preflight import MemoryWarning
 from axpo.build.runs import rl_run
 from axpo.build.tools import recipe_tools
 from axpo.config import Config, ConfigError, LoraSettings, parse_config
+from axpo.costs import memory
+from axpo.costs.estimate import estimate
+from axpo.costs.sizes import Kind, Loop, Sizes, check_positions, counts, sizes
 from axpo.engines.kv import SlotMemory
 from axpo.models import card
-from axpo.models.card import in_units
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, add_adapters
 from axpo.models.vision import encode_pictures
 from axpo.tasks.lab import BASE
-from axpo.training import memory, pieces, preflight
+from axpo.training import pieces
 from axpo.training.attention import tree_layout
-from axpo.training.estimate import Sizes, counts, estimate, sizes
 from axpo.training.policy import hidden_states, policy_logprobs, show, token_logprobs
-from axpo.training.preflight import MemoryWarning, check_positions
 from axpo.training.recomputation import recompute_layers
 from axpo.tree import ImageSpan, Origin, Segment
+from axpo.wording import in_units
 from tests.cli.test_pipeline import Lines
 from tests.support.padded_oracle import branching_group
 from tests.support.runs import starting_at, train_sft
@@ -76,8 +78,17 @@ def test_estimates_are_what_autograd_keeps(made, dtype: torch.dtype):
     mask = sum(run.mask.numel() for run in layout.runs if run.mask is not None)
     patches = sum(len(pixels[d].values) for d in pictures)
     estimates = {
-        "text": memory.text_activations(text, len(forest), sum(seen), mask, dtype.itemsize),
-        "vision": memory.vision_activations(vision, patches, dtype.itemsize),
+        "text": memory.text_activations(
+            text,
+            tokens=len(forest),
+            keys=sum(seen),
+            mask=mask,
+            size=dtype.itemsize,
+            recompute=False,
+        ),
+        "vision": memory.vision_activations(
+            vision, patches=patches, size=dtype.itemsize, recompute=False
+        ),
     }
     for name, kept in {"text": text_kept, "vision": vision_kept}.items():
         print(f"{name}: estimated {estimates[name]:,}, kept {kept:,}: {estimates[name] / kept:.3f}")
@@ -118,8 +129,10 @@ def test_the_peak_of_a_training_step(made, recompute: bool):
     predicted = len(forest.previous[forest.index].unique())
     found = sum(
         (
-            memory.text_activations(text, len(forest), sum(runs), mask, 4, recompute),
-            memory.vision_activations(vision, patches, 4, recompute),
+            memory.text_activations(
+                text, tokens=len(forest), keys=sum(runs), mask=mask, size=4, recompute=recompute
+            ),
+            memory.vision_activations(vision, patches=patches, size=4, recompute=recompute),
             memory.logits(text, predicted, 2**26),
             4 * sum(p.numel() for p in model.parameters()),
         )
@@ -172,9 +185,11 @@ def test_the_peak_of_a_tree_in_pieces(made, recompute: bool, monkeypatch: pytest
     call = min(max(budget, *shown), sum(shown)) * checkpoint.merge_size**2
     graphs = (
         memory.keys_values(text, 2 * max(held) + budget, 4)
-        + memory.text_activations(text, budget, max(keys), max(masks), 4, recompute)
+        + memory.text_activations(
+            text, tokens=budget, keys=max(keys), mask=max(masks), size=4, recompute=recompute
+        )
         + memory.logits(text, budget, 2**26),
-        memory.vision_activations(vision, call, 4, recompute),
+        memory.vision_activations(vision, patches=call, size=4, recompute=recompute),
     )
     found = max(graphs) + 2 * memory.features(text, vision, sum(shown), 4)
     found += 4 * sum(p.numel() for p in model.parameters())
@@ -185,14 +200,13 @@ def test_the_peak_of_a_tree_in_pieces(made, recompute: bool, monkeypatch: pytest
 def test_adapters_are_counted_as_they_are_made():
     settings = {"rank": 4, "targets": ["q_proj", "gate_proj", "down_proj"], "vision": True}
     checkpoint = tiny_checkpoint()
-    found = counts(recipe(model={"lora": settings}), "rl", checkpoint.model)
+    found = counts(Loop(recipe(model={"lora": settings}), "rl", checkpoint.model))
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
     add_adapters(checkpoint.model, LoraSettings.model_validate(settings), "tiny", 0)
     assert found.trained == sum(p.numel() for p in adapter_parameters(checkpoint.model))
     assert found.text + found.vision == parameters
-    split = estimate(
-        recipe(model={"lora": settings}), "rl", tiny_checkpoint(), prompt(50, 20), gpu=False
-    )
+    loop = Loop(recipe(model={"lora": settings}), "rl", tiny_checkpoint().model)
+    split = estimate(loop, prompt(50, 20), gpu=False)
     assert split.parts["reference"] == 0
     assert split.weights == parameters * 4 + found.trained * 16
 
@@ -208,27 +222,30 @@ def recipe(**values: object) -> Config:
 
 
 def test_sizes_by_hand():
+    def found(kind: Kind, **algorithm: object) -> Sizes:
+        config = recipe(algorithm=algorithm) if algorithm else recipe()
+        return sizes(Loop(config, kind, None), prompt(50, 20))
+
+    shown = {"prompt": 50, "pictures": 20}
     # 8 rollouts and all of the batch's 32 continuations could meet in one tree.
-    assert sizes(recipe(), "rl", prompt(50, 20)) == Sizes(50, 20, 150, 40, 4050, 8, 160)
-    plain = recipe(algorithm={"name": "grpo"})
-    assert sizes(plain, "rl", prompt(50, 20)) == Sizes(50, 20, 150, 8, 850, 8, 128)
+    assert found("rl") == Sizes(path=150, paths=40, tree=4050, trees=8, rows=160, **shown)
+    plain = Sizes(path=150, paths=8, tree=850, trees=8, rows=128, **shown)
+    assert found("rl", name="grpo") == plain
     # RLTF samples a second attempt of 100 tokens behind each first one.
-    second = recipe(algorithm={"name": "rltf"})
-    assert sizes(second, "rl", prompt(50, 20)) == Sizes(50, 20, 250, 16, 1650, 8, 256)
+    second = Sizes(path=250, paths=16, tree=1650, trees=8, rows=256, **shown)
+    assert found("rl", name="rltf") == second
     # ARPO's branches are among its 8.
-    within = recipe(algorithm={"name": "arpo"})
-    assert sizes(within, "rl", prompt(50, 20)) == sizes(plain, "rl", prompt(50, 20))
-    assert sizes(recipe(), "sft", prompt(50, 20)) == Sizes(50, 20, 150, 1, 150, 48, 0)
+    assert found("rl", name="arpo") == plain
+    assert found("sft") == Sizes(path=150, paths=1, tree=150, trees=48, rows=0, **shown)
 
 
 def test_estimate_says_whether_the_tree_is_split():
-    checkpoint = tiny_checkpoint()
-    split = estimate(recipe(), "rl", checkpoint, prompt(50, 20), gpu=False)
+    model = tiny_checkpoint().model
+    split = estimate(Loop(recipe(), "rl", model), prompt(50, 20), gpu=False)
     assert (split.pass_tokens, split.pieces) == (4000, 2)
     assert split.verdict == "the largest tree will be split into about 2 pieces"
-    whole = estimate(
-        recipe(algorithm={"name": "grpo"}), "rl", checkpoint, prompt(50, 20), gpu=False
-    )
+    plain = Loop(recipe(algorithm={"name": "grpo"}), "rl", model)
+    whole = estimate(plain, prompt(50, 20), gpu=False)
     assert (whole.pass_tokens, whole.pieces, whole.verdict) == (4000, 1, "fits")
     parts = (whole.weights, whole.kv, whole.activations, whole.logits, whole.pictures)
     assert whole.total == sum(parts)
@@ -236,28 +253,30 @@ def test_estimate_says_whether_the_tree_is_split():
         split.trunk + split.activations + split.logits, split.pictures
     )
     # One attention call keeps no masks and no copies.
-    gpu = estimate(recipe(), "rl", checkpoint, prompt(50, 20), gpu=True)
+    gpu = estimate(Loop(recipe(), "rl", model), prompt(50, 20), gpu=True)
     assert gpu.activations < split.activations
 
 
 def test_weights_by_hand():
-    assert memory.weights(100, 10, 110, size=4) == 100 * 16 + 120 * 4
-    assert memory.weights(100, 10, 110, size=2) == 100 * 18 + 120 * 2
-    checkpoint = tiny_checkpoint()
-    parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    vision = sum(p.numel() for p in checkpoint.model.model.visual.parameters())
+    parts = {"trained": 100, "frozen": 10, "reference": 110}
+    assert sum(memory.state(**parts, size=4).values()) == 100 * 16 + 120 * 4
+    assert sum(memory.state(**parts, size=2).values()) == 100 * 18 + 120 * 2
+    model = tiny_checkpoint().model
+    parameters = sum(p.numel() for p in model.parameters())
+    vision = sum(p.numel() for p in model.model.visual.parameters())
     frozen = recipe(rl={"optimizer": {"freeze_vision": True}}, algorithm={"kl": 0.0})
-    found = estimate(frozen, "rl", checkpoint, prompt(50, 20), gpu=False)
+    found = estimate(Loop(frozen, "rl", model), prompt(50, 20), gpu=False)
     assert found.weights == (parameters - vision) * 16 + vision * 4
     assert found.pictures == 0
-    assert estimate(recipe(), "rl", checkpoint, prompt(50, 20), False).weights == parameters * 20
+    whole = estimate(Loop(recipe(), "rl", model), prompt(50, 20), gpu=False)
+    assert whole.weights == parameters * 20
 
 
 @pytest.mark.parametrize(("slots", "limit"), [(256, 100), (256, 1000), (40, 20)])
 def test_kv_is_what_the_engine_reserves(slots: int, limit: int):
     checkpoint = tiny_checkpoint()
     config = recipe(engine={"slots": slots}, rollout={"max_tokens": limit})
-    found = estimate(config, "rl", checkpoint, prompt(50, 0), gpu=False)
+    found = estimate(Loop(config, "rl", checkpoint.model), prompt(50, 0), gpu=False)
     text = checkpoint.model.config.text_config
     slot_memory = SlotMemory(text, slots, torch.float32, torch.device("meta"))
     for row in range(1, min(slots, 160) + 1):
@@ -345,10 +364,10 @@ def test_free_memory_is_this_machines():
 
 
 def test_paths_fit_the_servers_that_are_started():
-    checkpoint = tiny_checkpoint()
+    model = tiny_checkpoint().model
     vllm = {"python": "p", "max_length": 149}
     config = recipe(engine={"name": "vllm", **vllm})
     with pytest.raises(ConfigError, match=r"engine\.max_length: 149.*at least 150"):
-        check_positions(config, "rl", checkpoint, prompt(50, 0))
-    check_positions(config, "sft", checkpoint, prompt(50, 0))
-    assert estimate(config, "rl", checkpoint, prompt(50, 0), gpu=False).kv == 0
+        check_positions(Loop(config, "rl", model), prompt(50, 0))
+    check_positions(Loop(config, "sft", model), prompt(50, 0))
+    assert estimate(Loop(config, "rl", model), prompt(50, 0), gpu=False).kv == 0

@@ -17,15 +17,14 @@ from axpo.report.anatomy import (
     REST,
     bands,
     dissect,
-    number_text,
     phase_seconds,
-    seconds_text,
     sentence,
 )
 from axpo.report.live import LiveView
 from axpo.report.profile import measure
 from axpo.report.runs import RunView
 from axpo.report.timing import timing_view
+from axpo.wording import count_text, seconds_text
 
 STEP = {
     "kind": "rl", "step": 0, "seconds_step": 10.0,
@@ -124,7 +123,7 @@ def test_numbers_for_readers() -> None:
     assert [seconds_text(s) for s in (123.4, 1.234, 0.25, 0.045, 0.0012)] == [
         "123 s", "1.23 s", "0.250 s", "45 ms", "1.2 ms",
     ]  # fmt: skip
-    assert [number_text(n) for n in (None, 0.0, 3.25, 12345.6, 2.5e6)] == [
+    assert [count_text(n) for n in (None, 0.0, 3.25, 12345.6, 2.5e6)] == [
         "–", "0", "3.2", "12,346", "2.50 M",
     ]  # fmt: skip
 

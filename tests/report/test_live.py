@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from axpo.report import live
-from axpo.report.live import LiveView, duration, sparkline
+from axpo.report.live import LiveView, sparkline
+from axpo.wording import duration
 
 METRICS = {"tool_rate": 0.34, "all_wrong_tool": 0.42, "accuracy": 0.5, "recovery_rate": 0.13}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from axpo.algorithms.losses import TokenBatch
+from axpo.costs.memory import keys_values
 from axpo.models.loading import Checkpoint
 from axpo.training import pieces
-from axpo.training.memory import keys_values
 from axpo.training.packing import PackedTree
 from axpo.training.pieces import cut, plain_logprobs, training_passes
 from axpo.training.policy import policy_logprobs

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from axpo.build.models import load_policy, load_reference, load_trained
+from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
 from axpo.build.tools import recipe_tools, tool_files
 from axpo.config import Config, ConfigError
 from axpo.engines.base import Start
@@ -23,7 +24,6 @@ from axpo.tasks.grading import grade
 from axpo.tools.base import Tool
 from axpo.training import rl, sft
 from axpo.training.parity import limit
-from axpo.training.preflight import check_policy_sampling, check_sampling, preflight
 from axpo.training.probe import WeightProbe
 from axpo.training.trainer import Trainer
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import torch
 
 from axpo.algorithms.subgroups import subgroup
+from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training.attention import tree_layout
 from axpo.training.batches import Work, prepare
 from axpo.training.policy import (
-    LOGITS_AT_ONCE,
     distinct_pictures,
     hidden_states,
     sampled_logits,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from axpo.config import ModelSettings
+from axpo.wording import in_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,3 @@ def main_memory() -> int | None:
         return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no such file, or "max"
         return free
-
-
-def in_units(count: float) -> str:
-    """Bytes as a reader says them."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} PB"

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+LOGITS_AT_ONCE = 2**26
+"""Logits (tokens x vocabulary) that may be kept for backward; beyond it they are recomputed."""
+
 
 def head_dtype(model: Any) -> torch.dtype:
     """In which dtype the logits of `model`'s output layer are summed and kept."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from axpo.wording import percent
+
 SAMPLING, LEARNING = "sampling", "learning"
 PREFIX = "seconds_"
 BAND = 0.02  # share of a step
@@ -213,27 +215,6 @@ def _inside(anatomy: Anatomy, family: str, whole: float) -> str:
     shares = sorted(((row.share / everything, row.part.label) for row in rows), reverse=True)
     named = [f"{label} {percent(share)}" for share, label in shares if share >= 0.005]
     return f"of {of} {', '.join(named[:4])}" if whole >= LARGE and len(named) > 1 else ""
-
-
-def percent(share: float) -> str:
-    """0.237 is 24 %."""
-    return f"{100 * share:.0f} %"
-
-
-def seconds_text(seconds: float) -> str:
-    """Three digits with a unit: 12.3 s, 45 ms."""
-    if seconds < 0.1:
-        return f"{1000 * seconds:.1f} ms" if seconds < 0.01 else f"{1000 * seconds:.0f} ms"
-    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:#.3g} s"
-
-
-def number_text(value: float | None) -> str:
-    """12,345 and 1.23 M; a dash where there is no number."""
-    if value is None:
-        return "–"
-    if value >= 1e6:
-        return f"{value / 1e6:.2f} M"
-    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
 
 
 def _rows(

@@ -13,61 +13,52 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from axpo.config import Config, ConfigError
-from axpo.engines.base import Servers
-from axpo.models.card import in_units
-from axpo.report.live import duration
-from axpo.training.account import Account, account
-from axpo.training.estimate import Counts, Estimate, Kind, Shaped
-from axpo.training.operations import (
-    DEVICES,
-    REFERENCE,
-    UTILISATION,
-    Operations,
-    step_operations,
-)
-from axpo.training.preflight import ASSUMED, check_positions
+from axpo.config import ConfigError
+from axpo.costs.account import Account, account
+from axpo.costs.operations import DEVICES, REFERENCE, UTILISATION, Operations, step_operations
+from axpo.costs.sizes import ASSUMED, Kind, Loop, check_positions
 from axpo.tree import Segment
+from axpo.wording import duration, in_units
 
 CERTAIN = "bold"
 TITLES: Mapping[Kind, str] = {"sft": "an SFT step", "rl": "an RL step"}
 
 
-def print_costs(
-    console: Console, config: Config, kind: Kind, shaped: Shaped, prompt: Segment, device: str
-) -> None:
+def print_costs(console: Console, loop: Loop, prompt: Segment, device: str) -> None:
     """Print both tables; raises `ConfigError` where the recipe cannot run on its card."""
-    told = account(config, kind, shaped, prompt, device)
-    table = Table("what", "estimate", title=f"Costs of {TITLES[kind]}", title_justify="left")
-    for name, value in step_costs(config, kind, shaped, told, prompt.id == ASSUMED, device).items():
+    told = account(loop, prompt, device)
+    title = TITLES[loop.kind]
+    table = Table("what", "estimate", title=f"Costs of {title}", title_justify="left")
+    for name, value in step_costs(told, prompt.id == ASSUMED, device).items():
         table.add_row(name, value)
     console.print(table)
-    table = Table("what", title=f"Memory of {TITLES[kind]}", title_justify="left")
+    table = Table("what", title=f"Memory of {title}", title_justify="left")
     table.add_column("at most", justify="right")
-    for name, value in memory_lines(config, told):
+    for name, value in memory_lines(told):
         style = CERTAIN if name in {"state", "in all"} or name.startswith("there are") else ""
         table.add_row(Text(name, style), Text(value, style))
     console.print(table)
     if told.servers is not None:
-        console.print(servers_text(told, told.servers, config.engine.slots))
+        console.print(servers_text(told))
     if told.refusal:
         raise ConfigError(told.refusal)
-    check_positions(config, kind, shaped, prompt)
+    check_positions(loop, prompt)
 
 
-def memory_lines(config: Config, told: Account) -> list[tuple[str, str]]:
+def memory_lines(told: Account) -> list[tuple[str, str]]:
     """(what, bytes) of the sum against the card, line by line."""
     found = told.found
-    other = "without" if config.model.gradient_checkpointing else "with"
+    other = "without" if told.loop.config.model.gradient_checkpointing else "with"
+    apart = ", not beside the tokens'" if found.pieces > 1 else ""
     state = [(name, size) for name, size in found.parts.items() if size]
     bounds = [
         (f"trunk of {found.trunk_tokens:,} tokens: keys, values, gradients", found.trunk),
         ("features of the pictures that pieces share", found.features),
         (f"activations of {found.pass_tokens:,} tokens", found.activations),
         ("their logits", found.logits),
-        (_pictures(found), found.pictures),
+        (f"activations of pictures{apart}", found.pictures),
         ("KV cache of the engine in this process", found.kv),
-        (_share(told), told.taken),
+        (f"share of the {told.servers.what if told.servers else ''} started beside", told.taken),
     ]
     lines = [(name, in_units(size)) for name, size in state]
     lines.append(("state", in_units(found.weights)))
@@ -82,19 +73,11 @@ def memory_lines(config: Config, told: Account) -> list[tuple[str, str]]:
     return lines
 
 
-def _pictures(found: Estimate) -> str:
-    return "activations of pictures" + (", not beside the tokens'" if found.pieces > 1 else "")
-
-
-def _share(told: Account) -> str:
-    if (servers := told.servers) is None:
-        return ""
-    return f"share of the {servers.what} started beside"
-
-
-def servers_text(told: Account, servers: Servers, slots: int) -> str:
+def servers_text(told: Account) -> str:
     """What a server's share holds, and how many rollouts are sampled at once."""
-    sizes, places = told.found.sizes, servers.count * slots
+    servers, sizes = told.servers, told.found.sizes
+    assert servers is not None
+    places = servers.count * told.loop.config.engine.slots
     fit = servers.count * (servers.room // sizes.path)
     return (
         f"A server's {in_units(servers.share)} are {in_units(servers.weights)} of weights and, "
@@ -105,40 +88,36 @@ def servers_text(told: Account, servers: Servers, slots: int) -> str:
     )
 
 
-def step_costs(
-    config: Config, kind: Kind, shaped: Shaped, told: Account, assumed: bool, device: str
-) -> dict[str, str]:
+def step_costs(told: Account, assumed: bool, device: str) -> dict[str, str]:
     """Counts, tokens, and what a GPU makes of a step's operations."""
     found, sizes = told.found, told.found.sizes
-    prompt = f"{sizes.prompt:,} tokens, {sizes.pictures:,} of them pictures"
-    work = step_operations(config, kind, shaped, found, told.at_once(config.engine.slots))
-    return {
-        **_parameters(found.counts),
-        "samples a step": _samples(config, kind, found),
-        f"longest prompt {'assumed' if assumed else 'seen'}": prompt,
-        "longest possible path": f"{sizes.path:,} tokens",
-        "largest possible tree": f"{sizes.tree:,} tokens",
-        "max_tokens_per_micro_batch": f"{found.budget:,}: {found.verdict}",
-        **_work(work, kind, device),
-    }
-
-
-def _samples(config: Config, kind: Kind, found: Estimate) -> str:
-    if kind == "sft":
-        return f"{config.sft.batch} demonstrations"
-    bounds = config.algorithm.bounds(config.rl.questions)
-    samples = f"{config.rl.questions * config.algorithm.rollouts} rollouts"
-    return f"{samples} + at most {bounds.extra} {bounds.extra_name}" if bounds.extra else samples
-
-
-def _parameters(counts: Counts) -> dict[str, str]:
-    millions = {
+    counts = found.counts
+    parameters = {
         "parameters": counts.text + counts.vision,
         "text model": counts.text,
         "vision tower": counts.vision,
         "trained": counts.trained,
     }
-    return {name: f"{count / 1e6:,.1f} M" for name, count in millions.items()}
+    prompt = f"{sizes.prompt:,} tokens, {sizes.pictures:,} of them pictures"
+    work = step_operations(told.loop, found, told.at_once)
+    return {
+        **{name: f"{count / 1e6:,.1f} M" for name, count in parameters.items()},
+        "samples a step": _samples(told.loop),
+        f"longest prompt {'assumed' if assumed else 'seen'}": prompt,
+        "longest possible path": f"{sizes.path:,} tokens",
+        "largest possible tree": f"{sizes.tree:,} tokens",
+        "max_tokens_per_micro_batch": f"{found.budget:,}: {found.verdict}",
+        **_work(work, told.loop.kind, device),
+    }
+
+
+def _samples(loop: Loop) -> str:
+    config = loop.config
+    if loop.kind == "sft":
+        return f"{config.sft.batch} demonstrations"
+    bounds = config.algorithm.bounds(config.rl.questions)
+    samples = f"{config.rl.questions * config.algorithm.rollouts} rollouts"
+    return f"{samples} + at most {bounds.extra} {bounds.extra_name}" if bounds.extra else samples
 
 
 def _operations(count: int) -> str:

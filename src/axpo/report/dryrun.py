@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
 
+from axpo.build.preflight import longest_prompt
 from axpo.build.tools import recipe_tools
 from axpo.checks import missing_packages
 from axpo.config import Config, MissingError, UserError
+from axpo.costs.sizes import Kind, Loop, assumed_prompt
 from axpo.models.device import torch_device
 from axpo.models.paths import show_path
 from axpo.models.shapes import Shapes, find_shapes
@@ -34,8 +38,6 @@ from axpo.tasks.grading import grade
 from axpo.tasks.grading.text import final_answer
 from axpo.tools.python import NAME as PYTHON
 from axpo.tools.toolbox import Toolbox
-from axpo.training.estimate import Kind
-from axpo.training.preflight import assumed_prompt, longest_prompt
 from axpo.tree import Group, Origin, Segment
 
 LOOK_AT = 100
@@ -45,84 +47,66 @@ COMMANDS: dict[Kind, str] = {"sft": "sft", "rl": "train"}
 COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan"}
 
 
-class Missing:
-    """What is not on this machine, each with how to get it."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, what: str, why: object) -> None:
-        self.lines.append(f"{what}: {why}")
-
-    def print(self, console: Console) -> None:
-        if self.lines:
-            console.print(Text("\nNot on this machine:", "bold yellow"))
-        for line in self.lines:
-            console.print(Text(f"- {line}", "yellow"), soft_wrap=True)
-
-
 def show(config: Config, everything: bool = False) -> None:
     """Print the dry run of `config`; with `everything` all of its settings.
 
     Raises `UserError` for what is wrong with the recipe, at the end where it cannot fit its card.
     """
-    missing, console = Missing(), output_console()
-    task, tools = _task(config, missing), _tools(config, missing)
+    missing: list[str] = []
+    console, task, tools, device = output_console(), None, None, "cpu"
+    with _noted(missing, "The data, and so an example and the real prompts' lengths"):
+        config.task.check()
+        task = config.task
+    missing += _tools_lack(config)
+    with _noted(missing, "Tools, and so a rendered example"):
+        tools = recipe_tools(config)
     shapes = find_shapes(show_path(config.model.path), config.rollout.banned)
     if shapes.checkpoint is None:
-        missing.add("The model's tokenizer, and so a rendered example", shapes.missing)
+        missing.append(f"The model's tokenizer, and so a rendered example: {shapes.missing}")
     priced: list[Kind] = [k for k in STAGES if k in config.model_fields_set] or [STAGES[-1]]
-    for line in missing_packages(config, {COMMANDS[kind] for kind in priced}):
-        missing.lines.append(line)
-    device = _device(config, missing)
+    missing += missing_packages(config, {COMMANDS[kind] for kind in priced})
+    with _noted(missing, "The device"):
+        device = torch_device(config.model)
     print_settings(console, config, everything)
     if runs_unsafe(config.model_dump()):
         console.print(Text(f"\n{UNSAFE}", "bold red"))
     prompts = _print_example(console, config, task, tools, shapes, priced, missing)
-    missing.print(console)
+    if missing:
+        console.print(Text("\nNot on this machine:", "bold yellow"))
+    for line in missing:
+        console.print(Text(f"- {line}", "yellow"), soft_wrap=True)
     for kind, prompt in prompts.items():
         console.print()
-        print_costs(console, config, kind, shapes, prompt, device)
+        print_costs(console, Loop(config, kind, shapes.model), prompt, device)
 
 
-def _task(config: Config, missing: Missing) -> Task | None:
+@contextmanager
+def _noted(missing: list[str], what: str) -> Iterator[None]:
+    """Adds `what` to what is missing where the block finds that it is, and how to get it."""
     try:
-        config.task.check()
-        return config.task
+        yield
     except MissingError as error:
-        missing.add("The data, and so an example and the real prompts' lengths", error)
-        return None
+        missing.append(f"{what}: {error}")
 
 
-def _tools(config: Config, missing: Missing) -> Toolbox | None:
-    """The tools; None where they cannot even be described."""
+def _tools_lack(config: Config) -> Iterator[str]:
+    """What the tools need to run."""
     reason = lack(config.tools.python.level) if PYTHON in config.rollout.tools else None
     if reason is not None:
-        missing.add(f"A sandbox for the tool {PYTHON!r}", reason)
+        yield f"A sandbox for the tool {PYTHON!r}: {reason}"
     if config.tools.search.backend == "tavily" and KEY not in os.environ:
-        missing.add("The search tool's key", f"export {KEY}=... (https://tavily.com)")
-    try:
-        return recipe_tools(config)
-    except MissingError as error:
-        missing.add("Tools, and so a rendered example", error)
-        return None
-
-
-def _device(config: Config, missing: Missing) -> str:
-    try:
-        return torch_device(config.model)
-    except MissingError as error:
-        missing.add("The device", error)
-        return "cpu"
+        yield f"The search tool's key: export {KEY}=... (https://tavily.com)"
 
 
 def _print_example(
     console: Console, config: Config, task: Task | None, tools: Toolbox | None, shapes: Shapes,
-    priced: list[Kind], missing: Missing,
+    priced: list[Kind], missing: list[str],
 ) -> dict[Kind, Segment]:  # fmt: skip
     """Print an example as far as it can be shown; returns the prompt that each stage is priced
     with."""
-    prompts: dict[Kind, Segment] = {k: assumed_prompt(config, k, shapes) for k in priced}
+    prompts: dict[Kind, Segment] = {
+        kind: assumed_prompt(Loop(config, kind, shapes.model)) for kind in priced
+    }
     if task is None:
         return prompts
     if tools is None or shapes.checkpoint is None:
@@ -150,7 +134,7 @@ def _print_row(console: Console, task: Task) -> None:
 
 
 def _show_example(
-    console: Console, config: Config, task: Task, rendering: Rendering, missing: Missing
+    console: Console, config: Config, task: Task, rendering: Rendering, missing: list[str]
 ) -> Segment:
     """Print an example as the model is shown it; returns its prompt."""
     split, example = _example(task)
@@ -161,7 +145,7 @@ def _show_example(
         except DemonstrationError:
             raise
         except UserError as error:  # a tool that does not start
-            missing.add("What the example's demonstration needs", error)
+            missing.append(f"What the example's demonstration needs: {error}")
     _print_group(console, rendering, group, split)
     console.print(Text(_right(example)), soft_wrap=True)
     if said:

@@ -42,8 +42,8 @@ from axpo.report.finding_parts import (
     parts_of,
 )
 from axpo.report.names import START, capital, evaluation_order, label
-from axpo.report.numbers import Estimate, interval_text, listed, number_text, signed_text
 from axpo.report.study_figures import one_seed
+from axpo.wording import Estimate, interval_text, listed, number_text, signed_text
 
 Evaluations = Mapping[str, Mapping[str, Any]]
 Comparison = Mapping[str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 from axpo.algorithms.subgroups import FAMILY
 from axpo.evaluation.bootstrap import FEWEST
 from axpo.report.names import TOOL_NAMES, capital, evaluation_order, label
-from axpo.report.numbers import Estimate, interval_text, number_text, signed_text
+from axpo.wording import Estimate, interval_text, number_text, signed_text
 
 ALL = ""
 """The part of all questions."""

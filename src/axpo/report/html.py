@@ -19,7 +19,6 @@ from markupsafe import Markup
 
 from axpo.folder import whole_file
 from axpo.report import summary
-from axpo.report.anatomy import number_text, percent, seconds_text
 from axpo.report.finding import Finding
 from axpo.report.names import (
     MAIN_CHARTS,
@@ -33,6 +32,7 @@ from axpo.report.runs import RunView, distinct_names, main_kind
 from axpo.report.timing import timing_view
 from axpo.report.trees import CATEGORIES, HELD_OUT, Decode, TreePayload, collect
 from axpo.report.where import in_a_line, where_from
+from axpo.wording import count_text, percent, seconds_text
 
 MAX_BYTES = 8_000_000
 RESERVED_BYTES = 150_000
@@ -133,7 +133,7 @@ def _render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"seconds": seconds_text, "percent": percent, "number": number_text}
+    environment.filters |= {"seconds": seconds_text, "percent": percent, "number": count_text}
     script = "\n".join(
         _asset(name) for name in ("page.js", "charts.js", "timing.js", "trees.js", "picker.js")
     )

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -27,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from axpo.report.cell import Cell
+from axpo.wording import duration
 
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDE, WIDEST = 110, 140
@@ -122,12 +122,7 @@ class LiveView:
             self._live.start(refresh=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._done.set()
         if self._thread is not None:
             self._thread.join()  # its last line must not be a second "done"
@@ -296,11 +291,3 @@ def sparkline(values: list[float], width: int) -> str:
     if span <= 1e-12 * max(abs(high), 1.0):
         return SPARKS[0] * len(values)
     return "".join(SPARKS[round((v - low) / span * (len(SPARKS) - 1))] for v in values)
-
-
-def duration(seconds: float) -> str:
-    """75 seconds is 1:15, 4000 is 1:06:40."""
-    total = round(seconds)
-    hours, rest = divmod(total, 3600)
-    minutes, secs = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"

@@ -22,13 +22,11 @@ from axpo.report.anatomy import (
     Anatomy,
     Row,
     dissect,
-    number_text,
-    percent,
-    seconds_text,
     sentence,
 )
 from axpo.report.live import LiveView, output_console
 from axpo.training import rl, sft
+from axpo.wording import count_text, percent, seconds_text
 
 NEVER = 10**9
 BAR = 12  # cells
@@ -126,8 +124,8 @@ def _table(first: str, rows: Sequence[Row]) -> Table:
             Text(_spread(row.low, row.high), "bright_black"),
             percent(row.share),
             Text("█" * round(BAR * row.share), row.part.colour),
-            number_text(row.tokens),
-            number_text(row.rate),
+            count_text(row.tokens),
+            count_text(row.rate),
         )
     return table
 
@@ -138,7 +136,7 @@ def _counts(anatomy: Anatomy) -> Table:
     table.add_column()
     for count, value, share in anatomy.counts:
         part = "" if share is None else f" ({percent(share)} of {count.whole})"
-        table.add_row(number_text(value), count.label + part)
+        table.add_row(count_text(value), count.label + part)
     return table
 
 

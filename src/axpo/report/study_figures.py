@@ -6,7 +6,7 @@ does not ship with the package; a test holds them together.
 
 from __future__ import annotations
 
-from axpo.report.numbers import Estimate, interval_text, signed_text
+from axpo.wording import Estimate, interval_text, signed_text
 
 SEEDS, STEPS, QUESTIONS = 5, 200, 300
 PASS: Estimate = {"value": 0.080, "low": 0.020, "high": 0.140}

@@ -16,10 +16,10 @@ from axpo import plugins
 from axpo.algorithms.subgroups import FAMILY
 from axpo.config import RunSettings
 from axpo.report.names import TOOL_FIGURES, evaluation_order, label
-from axpo.report.numbers import interval_text, number_text, share_text, signed_text
 from axpo.report.runs import RunView
 from axpo.sandbox.levels import UNSAFE
 from axpo.tools.python import NAME as PYTHON
+from axpo.wording import interval_text, listed, number_text, share_text, signed_text
 
 Estimate = Mapping[str, Any]
 Comparisons = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -74,7 +74,7 @@ def what_was_run(runs: Sequence[RunView], names: Sequence[str], kind: str) -> st
     for run, name in zip(runs, names, strict=True):
         steps = len({line["step"] for line in run.lines(kind)})
         parts.append(f"{name} ({steps} steps)" if steps else name)
-    sentence = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    sentence = listed(parts)
     questions = _common(runs, "rl", "questions")
     rollouts = _common(runs, "algorithm", "rollouts")
     if kind == "rl" and questions and rollouts:

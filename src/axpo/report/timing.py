@@ -16,13 +16,11 @@ from axpo.report.anatomy import (
     aligned,
     bands,
     dissect,
-    number_text,
-    percent,
     phase_seconds,
-    seconds_text,
     sentence,
 )
 from axpo.report.runs import RunView
+from axpo.wording import count_text, percent, seconds_text
 
 MIN_STEPS = 3
 LABELLED = 0.07
@@ -123,7 +121,7 @@ def _counts(tables: Sequence[Anatomy]) -> list[tuple[str, str, list[tuple[str, s
     for count in COUNTS:
         cells = [run.get(count, (None, None)) for run in found]
         if any(value for value, _ in cells):
-            texts = [(number_text(v), "" if s is None else percent(s)) for v, s in cells]
+            texts = [(count_text(v), "" if s is None else percent(s)) for v, s in cells]
             rows.append((count.label, count.whole, texts))
     return rows
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from axpo.report.live import duration
 from axpo.report.names import capital
 from axpo.report.provenance import PACKAGES
 from axpo.report.runs import RunView
+from axpo.wording import duration
 
 NOT_RECORDED = "not recorded"
 

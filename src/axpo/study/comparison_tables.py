@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from axpo.report.names import label
-from axpo.report.numbers import number_text
 from axpo.study.comparisons import MARGIN
 from axpo.study.markup import Json, cell_text, p_text, rows
+from axpo.wording import number_text
 
 _NOTE = (
     "## Comparisons\n\nEach on the seeds that both have, means of those seeds first. *p* is of the "

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from axpo.evaluation.seeds import FEWEST
 from axpo.report.names import evaluation_order, label
-from axpo.report.numbers import number_text
 from axpo.report.plots import picture
 from axpo.study.comparison_tables import comparison_tables
 from axpo.study.costs import BUDGETS
 from axpo.study.markup import Json, cell_text, picker, rows, table
+from axpo.wording import number_text
 
 COMPUTE_LABELS = {
     "trajectories": "sampled trajectories",

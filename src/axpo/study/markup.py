@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from axpo.report.numbers import interval_text, number_text, signed_text
+from axpo.wording import interval_text, number_text, signed_text
 
 Json = Mapping[str, Any]
 Pick = Callable[[Json], Any]

@@ -13,7 +13,6 @@ import asyncio
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 from axpo.algorithms.base import Plan
 from axpo.algorithms.unscored import (
@@ -49,12 +48,7 @@ class Collector:
     async def __aenter__(self) -> Collector:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for batch in self._sampling.values():
             batch.cancel()
         await asyncio.gather(*self._sampling.values(), return_exceptions=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ Correction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(old, recorded) logprobs [n] of an item's tokens -> a factor [n] for each token's surrogate."""
 
 
+_OF_TRAINED = ("advantages", "weights", "importance", "old", "likelihood", "distilled")
+"""Arrays with a value for each trained token."""
 LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
 """Streams whose tokens have no ratio."""
 
@@ -263,12 +266,9 @@ def _logprobs(group: Group, item: Item, given: OldLogprobs) -> torch.Tensor:
 
 def join(trees: Sequence[PackedTree]) -> PackedTree:
     """Several trees side by side; none sees another."""
-    starts = [0]
-    firsts = [0]
-    for tree in trees:
-        starts.append(starts[-1] + len(tree))
-        firsts.append(firsts[-1] + len(tree.nodes))
-    pairs = list(zip(trees, starts[:-1], strict=True))
+    starts = accumulate((len(tree) for tree in trees[:-1]), initial=0)
+    firsts = accumulate((len(tree.nodes) for tree in trees[:-1]), initial=0)
+    pairs = list(zip(trees, starts, strict=True))
     return PackedTree(
         tokens=torch.cat([t.tokens for t in trees]),
         positions=torch.cat([t.positions for t in trees], dim=1),
@@ -276,17 +276,12 @@ def join(trees: Sequence[PackedTree]) -> PackedTree:
         subtree_end=torch.cat([t.subtree_end + s for t, s in pairs]),
         nodes=tuple(
             PackedNode(n.start + s, n.end + s, n.parent + f if n.parent >= 0 else -1)
-            for (t, s), f in zip(pairs, firsts[:-1], strict=True)
+            for (t, s), f in zip(pairs, firsts, strict=True)
             for n in t.nodes
         ),
         pictures=tuple(p for t in trees for p in t.pictures),
         index=torch.cat([t.index + s for t, s in pairs]),
-        advantages=torch.cat([t.advantages for t in trees]),
-        weights=torch.cat([t.weights for t in trees]),
-        importance=torch.cat([t.importance for t in trees]),
-        old=torch.cat([t.old for t in trees]),
-        likelihood=torch.cat([t.likelihood for t in trees]),
-        distilled=torch.cat([t.distilled for t in trees]),
+        **{name: torch.cat([getattr(t, name) for t in trees]) for name in _OF_TRAINED},
         groups=tuple(g for t in trees for g in t.groups),
         path_tokens=sum(t.path_tokens for t in trees),
     )

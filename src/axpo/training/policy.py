@@ -15,15 +15,12 @@ from functools import cache
 import torch
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from axpo.models.head import head_logits
+from axpo.models.head import LOGITS_AT_ONCE, head_logits
 from axpo.models.loading import Checkpoint
 from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
 from axpo.training.attention import TreeLayout, tree_layout, use_tree_attention
 from axpo.training.packing import PackedTree
-
-LOGITS_AT_ONCE = 2**26
-"""Logits (tokens x vocabulary) that may be kept for backward; beyond it they are recomputed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from axpo.clock import Clock
+from axpo.clock import Clock, waiting
 from axpo.engines.base import EngineError
 from axpo.engines.vllm.wire import NONSENSE, AnswerFault, joined, shown
 
@@ -75,7 +75,7 @@ class Client:
         try:
             async with clock, self._connection() as http:
                 self._clocks.add(clock)
-                with clock.waiting() as wait:
+                with waiting(clock) as wait:
                     stream = http.stream("POST", GENERATE, timeout=timeout, json=body)
                     async with stream as response:
                         if response.status_code != 200:
@@ -155,7 +155,7 @@ class Client:
         seconds, mode = CONTROL_SECONDS, "keep" if keep else "abort"
         with ExitStack() as standing:
             for clock in self._clocks:
-                standing.enter_context(clock.waiting())
+                standing.enter_context(waiting(clock))
             self._heard = math.inf
             standing.callback(self._hear)
             await self._call("POST", "/pause", seconds, params={"mode": mode})

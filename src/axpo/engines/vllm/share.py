@@ -17,7 +17,8 @@ import torch
 from axpo.config import ConfigError
 from axpo.engines.base import Servers
 from axpo.engines.vllm.settings import Vllm
-from axpo.models.card import Card, in_units
+from axpo.models.card import Card
+from axpo.wording import in_units
 
 UTILIZATION = 0.92
 """vLLM 0.32's own --gpu-memory-utilization, where a recipe gives none."""

@@ -19,6 +19,7 @@ from axpo.tasks.data.pictures import flat
 from axpo.tasks.grading import GradingError, check_truth
 from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import final_answer, normalise
+from axpo.wording import in_short
 
 Row = Mapping[str, Any]
 REQUIRED = ("question", "answer")
@@ -133,7 +134,7 @@ class Fields:
             if inner is _ABSENT:
                 if depth == 0 or value is None:
                     return None
-                there = list(value) if isinstance(value, Mapping) else _short(value)
+                there = list(value) if isinstance(value, Mapping) else in_short(value)
                 raise DataError(f"{place}: no {part!r} of {path!r}; there is {there}")
             value = inner
         return value
@@ -183,12 +184,12 @@ def _text(value: Any, what: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{what}: got {_short(value)}, expected a text that is not empty")
+        raise DataError(f"{what}: got {in_short(value)}, expected a text that is not empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{what}: character {error.start} of {_short(value)} is half of one (a surrogate "
+            f"{what}: character {error.start} of {in_short(value)} is half of one (a surrogate "
             "without the other); write it whole or leave it out"
         ) from None
     return value
@@ -222,7 +223,7 @@ def _options(value: Any, what: str) -> tuple[str, ...]:
     while values and values[-1] is None:
         values = values[:-1]
     if len(values) == 1 or len(values) > len(LETTERS):
-        raise DataError(f"{what}: got {_short(value)}, expected a list of 2 to 26 texts")
+        raise DataError(f"{what}: got {in_short(value)}, expected a list of 2 to 26 texts")
     return tuple(_text(one, what) for one in values)
 
 
@@ -231,7 +232,9 @@ def _answers(value: Any, options: Sequence[str], what: str) -> tuple[str, ...]:
     values = [one for column in _as_list(value) for one in _as_list(column) if one is not None]
     found = tuple(dict.fromkeys(_answer(one, options, what) for one in values))
     if not found:
-        raise DataError(f"{what}: got {_short(value)}, expected a text, a number or a list of them")
+        raise DataError(
+            f"{what}: got {in_short(value)}, expected a text, a number or a list of them"
+        )
     return found
 
 
@@ -250,8 +253,8 @@ def _answer(value: Any, options: Sequence[str], what: str) -> str:
         letters = {letter}
     if len(letters) != 1:
         raise DataError(
-            f"{what}: got {_short(value)}, expected a letter up to {LETTERS[len(options) - 1]}, an "
-            f"option's text or its number from 0, and no doubt which: {_short(list(options))}"
+            f"{what}: got {in_short(value)}, expected a letter up to {LETTERS[len(options) - 1]}, "
+            f"an option's text or its number from 0, and no doubt which: {in_short(list(options))}"
         )
     return letters.pop()
 
@@ -277,8 +280,3 @@ def _turns(value: Any, what: str) -> tuple[str, ...]:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"

@@ -17,6 +17,7 @@ from PIL import Image
 
 from axpo.pictures import PictureError, check_shape, read_picture
 from axpo.tasks.base import DataError
+from axpo.wording import in_short
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
@@ -68,22 +69,22 @@ def _source(value: Any, folder: Path, place: str, foreign: bool) -> Path | bytes
         return value
     if not isinstance(value, str) or not value:
         raise DataError(
-            f"{place}: images: got {_short(value)}, expected a path, bytes, base64 or "
+            f"{place}: images: got {in_short(value)}, expected a path, bytes, base64 or "
             "{bytes, path}"
         )
     if found := _DATA.match(value):
         return _decode(value[found.end() :], place)
     if _URL.match(value) and not value.startswith("file://"):
         raise DataError(
-            f"{place}: images: {_short(value)}: pictures are not fetched from addresses, so that a "
-            "run does not depend on them; download them and give paths"
+            f"{place}: images: {in_short(value)}: pictures are not fetched from addresses, so that "
+            "a run does not depend on them; download them and give paths"
         )
     if len(value) >= _SHORTEST and value.startswith(_BASE64):
         return _decode(value, place)
     file = folder / value.removeprefix("file://")
     if foreign and not file.resolve().is_relative_to(folder.resolve()):
         raise DataError(
-            f"{place}: images: {_short(value)} lies outside {folder}; rows of a data set of the "
+            f"{place}: images: {in_short(value)} lies outside {folder}; rows of a data set of the "
             "Hub may name files below task.image_folder only"
         )
     return file
@@ -93,7 +94,7 @@ def _decode(text: str, place: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except binascii.Error as error:
-        raise DataError(f"{place}: images: base64 {_short(text)}: {error}") from None
+        raise DataError(f"{place}: images: base64 {in_short(text)}: {error}") from None
 
 
 def _open(source: Path | bytes, place: str) -> Image.Image:
@@ -104,8 +105,3 @@ def _open(source: Path | bytes, place: str) -> Image.Image:
         return image
     except PictureError as error:
         raise DataError(f"{place}: images: {name}: {error}") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

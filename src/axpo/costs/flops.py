@@ -12,12 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-TRAINING = 3
-"""Forward and backward, in forward passes."""
 
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dimensions:
     """Widths and depths; `query` and `key` are heads times head size of the text model."""
 
     hidden: int
@@ -34,7 +31,7 @@ class Sizes:
     deepstack: int
 
     @classmethod
-    def of(cls, config: Any) -> Sizes:
+    def of(cls, config: Any) -> Dimensions:
         """From a Qwen3VLConfig."""
         text, vision = config.text_config, config.vision_config
         return cls(
@@ -53,10 +50,13 @@ class Sizes:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a pass computes: text `tokens`, attended `pairs`, LM head `rows`, image tokens of each
-    picture that goes through the vision tower."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardPass:
+    """What a forward pass computes.
+
+    It is over `tokens` text tokens with `pairs` attended pairs and `rows` rows of the LM head;
+    `pictures` are the image tokens of each picture that goes through the vision tower.
+    """
 
     tokens: int
     pairs: int
@@ -64,24 +64,22 @@ class Work:
     pictures: tuple[int, ...]
 
 
-def forward_flops(sizes: Sizes, work: Work) -> int:
+def forward_flops(of: Dimensions, work: ForwardPass) -> int:
     """Operations of the forward pass that does `work`."""
-    s = sizes
-    linear = s.hidden * (2 * s.query + 2 * s.key + 3 * s.mlp)
-    text = s.layers * (2 * work.tokens * linear + 4 * work.pairs * s.query)
-    head = 2 * work.rows * s.hidden * s.vocabulary
-    return text + head + sum(vision_flops(sizes, tokens) for tokens in work.pictures)
+    linear = of.hidden * (2 * of.query + 2 * of.key + 3 * of.mlp)
+    text = of.layers * (2 * work.tokens * linear + 4 * work.pairs * of.query)
+    head = 2 * work.rows * of.hidden * of.vocabulary
+    return text + head + sum(vision_flops(of, tokens) for tokens in work.pictures)
 
 
-def vision_flops(sizes: Sizes, tokens: int) -> int:
+def vision_flops(of: Dimensions, tokens: int) -> int:
     """Operations of the vision tower on a picture of `tokens` image tokens."""
-    s = sizes
-    patches, merged = tokens * s.merge**2, s.vision_hidden * s.merge**2
-    layer = 2 * patches * s.vision_hidden * (4 * s.vision_hidden + 2 * s.vision_mlp)
-    attention = 4 * patches**2 * s.vision_hidden
-    merger = 2 * tokens * merged * (merged + s.hidden)
-    embed = 2 * patches * s.patch * s.vision_hidden
-    return embed + s.vision_layers * (layer + attention) + (1 + s.deepstack) * merger
+    patches, merged = tokens * of.merge**2, of.vision_hidden * of.merge**2
+    layer = 2 * patches * of.vision_hidden * (4 * of.vision_hidden + 2 * of.vision_mlp)
+    attention = 4 * patches**2 * of.vision_hidden
+    merger = 2 * tokens * merged * (merged + of.hidden)
+    embed = 2 * patches * of.patch * of.vision_hidden
+    return embed + of.vision_layers * (layer + attention) + (1 + of.deepstack) * merger
 
 
 def causal_pairs(pieces: Iterable[tuple[int, int]]) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from axpo.config import Config
-from axpo.models.flops import Sizes, Work, causal_pairs, forward_flops, vision_flops
-from axpo.training import memory
-from axpo.training.estimate import Estimate, Kind, Shaped
+from axpo.costs import memory
+from axpo.costs.estimate import MemoryEstimate
+from axpo.costs.flops import Dimensions, ForwardPass, causal_pairs, forward_flops, vision_flops
+from axpo.costs.sizes import Loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ UTILISATION = 0.4
 """Share of a device's peak at which times are stated; what is reached depends on the shapes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
     """`sampling` and `training` in floating-point operations; `read`, bytes that decoding reads."""
 
@@ -50,39 +50,41 @@ class Operations:
         return sampling / UTILISATION, self.training / device.operations / UTILISATION
 
 
-def step_operations(
-    config: Config, kind: Kind, shaped: Shaped, found: Estimate, at_once: int
-) -> Operations:
-    """Of one step of `config`, whose sizes are `found`, with `at_once` rollouts sampled at once."""
-    some, text = found.sizes, shaped.model.config.text_config
-    sizes = Sizes.of(shaped.model.config)
-    groups, answer = config.sft.batch, some.path - some.prompt
+def step_operations(loop: Loop, found: MemoryEstimate, at_once: int) -> Operations:
+    """Of one step of the loop that `found` is of; `at_once` rollouts are sampled at once."""
+    config, sizes = loop.config, found.sizes
+    dimensions = Dimensions.of(loop.model.config)
+    groups, answer = config.sft.batch, sizes.path - sizes.prompt
     paths = config.sft.batch
-    if kind == "rl":
-        groups, paths = config.rl.questions, some.rows
-    pieces = [(0, some.prompt)] * groups + [(some.prompt, answer)] * paths
-    tokens = groups * some.prompt + paths * answer
-    forward = forward_flops(sizes, Work(tokens, causal_pairs(pieces), paths * answer, ()))
-    pictures = groups * vision_flops(sizes, some.pictures)
-    training = _passes(config, kind, True) * forward
-    training += _passes(config, kind, found.pictures > 0) * pictures
-    if kind == "sft":
-        return Operations(0, training, 0)
-    size = 4 if config.model.dtype == "float32" else 2
+    if loop.kind == "rl":
+        groups, paths = config.rl.questions, sizes.rows
+    answers = [(sizes.prompt, answer)] * paths
+    work = ForwardPass(
+        tokens=groups * sizes.prompt + paths * answer,
+        pairs=causal_pairs([(0, sizes.prompt)] * groups + answers),
+        rows=paths * answer,
+        pictures=(),
+    )
+    forward = forward_flops(dimensions, work)
+    pictures = groups * vision_flops(dimensions, sizes.pictures)
+    training = _passes(loop, True) * forward + _passes(loop, found.pictures > 0) * pictures
+    if loop.kind == "sft":
+        return Operations(sampling=0, training=training, read=0)
+    size, text = loop.value_size, loop.model.config.text_config
     waves = -(-paths // min(paths, at_once))
-    seen = paths * causal_pairs([(some.prompt, answer)])
-    read = waves * answer * (found.counts.text * size) + memory.keys_values(text, seen, size)
-    return Operations(forward + pictures, training, read)
+    read = waves * answer * found.counts.text * size
+    read += memory.keys_values(text, causal_pairs(answers), size)
+    return Operations(sampling=forward + pictures, training=training, read=read)
 
 
-def _passes(config: Config, kind: Kind, trained: bool) -> int:
+def _passes(loop: Loop, trained: bool) -> int:
     """Forward passes that one token's training is worth: backward to the inputs is one more, to
     weights another."""
-    passes = 1
+    config, passes = loop.config, 1
     if trained:
         passes += 1 if config.model.lora is not None else 2
         passes += config.model.gradient_checkpointing
-    if kind == "rl":
+    if loop.kind == "rl":
         passes += config.algorithm.kl > 0
         passes += config.rl.old_logprobs == "recompute"
     return passes

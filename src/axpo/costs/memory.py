@@ -14,7 +14,7 @@ FLOAT32 = 4
 
 
 def text_activations(
-    text: Any, tokens: int, keys: int, mask: int, size: int, recompute: bool = False
+    text: Any, *, tokens: int, keys: int, mask: int, size: int, recompute: bool
 ) -> int:
     """Kept for backward by the text model (`text` is its config) for a pass over `tokens`.
 
@@ -42,7 +42,7 @@ def _layers(count: int, layer: int, entry: int, recompute: bool) -> int:
     return count * entry + layer if recompute else count * layer
 
 
-def vision_activations(vision: Any, patches: int, size: int, recompute: bool = False) -> int:
+def vision_activations(vision: Any, *, patches: int, size: int, recompute: bool) -> int:
     """Kept for backward by the vision tower (`vision` is its config), one call over `patches`.
 
     With `recompute` blocks keep their input, and one at a time the rest.
@@ -55,11 +55,6 @@ def vision_activations(vision: Any, patches: int, size: int, recompute: bool = F
     # A merger works on patches side by side, as wide as they are together.
     blocks = _layers(vision.depth, block, hidden, recompute)
     return patches * size * (pixels + blocks + mergers * 4 * hidden)
-
-
-def adapter_activations(rank: int, adapters: int, tokens: int, size: int) -> int:
-    """Kept by `adapters` low-rank adapters: what A makes; its input is the layer's own."""
-    return adapters * rank * tokens * size
 
 
 def logits(text: Any, tokens: int, at_once: int) -> int:
@@ -81,16 +76,11 @@ def features(text: Any, vision: Any, tokens: int, size: int) -> int:
     return (1 + len(vision.deepstack_visual_indexes)) * text.hidden_size * tokens * size
 
 
-def weights(trained: int, frozen: int, reference: int, size: int) -> int:
-    """Parameters with gradients and AdamW's two moments; those of the reference bare.
+def state(*, trained: int, frozen: int, reference: int, size: int) -> dict[str, int]:
+    """What every update holds, part by part: parameters, AdamW's two moments, a bare reference.
 
-    Below float32 a trained parameter has a float32 master as well.
+    Below float32 a trained parameter has a float32 master as well. Gradients are float32.
     """
-    return sum(weights_by_use(trained, frozen, reference, size).values())
-
-
-def weights_by_use(trained: int, frozen: int, reference: int, size: int) -> dict[str, int]:
-    """The same, part by part. Gradients of masters are float32."""
     masters = 0 if size == FLOAT32 else FLOAT32
     return {
         "weights": (trained + frozen) * size,

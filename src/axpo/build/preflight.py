@@ -1,8 +1,8 @@
 """Before any weights are loaded: whether a recipe can work, and whether its card holds it.
 
-What it can come to is `axpo.training.estimate`'s, its card `axpo.training.card`'s. Refused are
-paths beyond the model's positions or the servers' limit, servers that cannot serve it, and what
-cannot fit whatever is sampled. Upper bounds above the card's memory are a warning.
+What it can come to is `axpo.costs`', its card `axpo.models.card`'s. Refused are paths beyond the
+model's positions or the servers' limit, servers that cannot serve it, and what cannot fit whatever
+is sampled. Upper bounds above the card's memory are a warning.
 """
 
 from __future__ import annotations
@@ -14,28 +14,23 @@ from pathlib import Path
 import torch
 
 from axpo.config import Config, ConfigError, RolloutSettings
-from axpo.models.card import in_units, recipe_card
+from axpo.costs.account import Account, account
+from axpo.costs.sizes import Kind, Loop, check_positions
+from axpo.models.card import recipe_card
 from axpo.models.device import torch_device
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.demonstrations import check_demonstration
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
 from axpo.tools.base import Tool
-from axpo.training.account import Account, account
 from axpo.training.data import training_example
-from axpo.training.estimate import Kind, Shaped, sizes
-from axpo.tree import ImageSpan, Origin, Segment
+from axpo.tree import Segment
+from axpo.wording import in_units
 
 PROMPTS = 4
 """Training examples whose prompts are rendered; the longest stands for all."""
 DEMONSTRATIONS = 16
 """Demonstrations of the first batch that are looked at."""
-ASSUMED = "assumed"
-"""Id of a prompt that nobody has seen."""
-ASSUMED_TEXT = 1024
-"""Tokens of text (system, tools, question) of such a prompt (choice)."""
-ASSUMED_PICTURES = 16_384
-"""Its picture tokens: one picture at the family's upper limit of pixels (choice)."""
 
 
 class MemoryWarning(UserWarning):
@@ -49,42 +44,6 @@ def longest_prompt(config: Config, kind: Kind, task: Task, rendering: Rendering)
     count = PROMPTS if size is None else min(PROMPTS, size)
     examples = (training_example(task, split, i, config.run.seed) for i in range(count))
     return max((rendering.prompt(example, "prompt")[0] for example in examples), key=len)
-
-
-def assumed_prompt(config: Config, kind: Kind, shaped: Shaped) -> Segment:
-    """A prompt as long as there may be, where data or tokenizer are not there to render one.
-
-    The model's positions and in RL the servers' `max_length` hold a path with it; a longer one is
-    refused.
-    """
-    room = shaped.model.config.text_config.max_position_embeddings
-    if kind == "rl" and config.engine.longest_path is not None:
-        room = min(room, config.engine.longest_path)
-    after = sizes(config, kind, Segment(ASSUMED, Origin.PROMPT, (0,))).path - 1
-    tokens = max(1, min(ASSUMED_TEXT + ASSUMED_PICTURES, room - after))
-    pictures = max(0, tokens - ASSUMED_TEXT)
-    spans = (ImageSpan(ASSUMED, 0, pictures),) if pictures else ()
-    return Segment(ASSUMED, Origin.PROMPT, (0,) * tokens, images=spans)
-
-
-def check_positions(config: Config, kind: Kind, shaped: Shaped, prompt: Segment) -> None:
-    """Raise `ConfigError` where a path can grow beyond the positions that the model knows."""
-    path = sizes(config, kind, prompt).path
-    limit = shaped.model.config.text_config.max_position_embeddings
-    if path > limit:
-        attempts = (path - len(prompt)) // config.rollout.max_tokens
-        raise ConfigError(
-            f"rollout.max_tokens: {config.rollout.max_tokens} after a prompt of {len(prompt)} "
-            f"tokens make paths of {path}, above the model's {limit} positions: set it to at most "
-            f"{(limit - len(prompt)) // attempts}, or show smaller pictures"
-        )
-    longest = config.engine.longest_path
-    if kind == "rl" and longest is not None and path > longest:
-        raise ConfigError(
-            f"engine.max_length: {longest}, but rollout.max_tokens = "
-            f"{config.rollout.max_tokens} after a prompt of {len(prompt)} tokens make paths of "
-            f"{path}: set it to at least {path}, or lower rollout.max_tokens"
-        )
 
 
 def preflight(
@@ -102,18 +61,19 @@ def preflight(
         for position in range(min(config.sft.batch, DEMONSTRATIONS)):
             example = training_example(task, "sft", position, config.run.seed)
             check_demonstration(rendering, config.rollout, example)
-    check_positions(config, kind, checkpoint, prompt)
+    loop = Loop(config, kind, checkpoint.model)
+    check_positions(loop, prompt)
     if kind == "rl":
         config.engine.check(checkpoint.model.config, config.model.dtype, device)
-    told = account(config, kind, checkpoint, prompt, device)
+    told = account(loop, prompt, device)
     if told.refusal:
         raise ConfigError(told.refusal)
-    _warn(config, kind, told, device)
+    _warn(told, device)
 
 
-def _warn(config: Config, kind: Kind, told: Account, device: str) -> None:
+def _warn(told: Account, device: str) -> None:
     """Warn of what need not come true, and of another card than the recipe's."""
-    card, found = told.card, told.found
+    card, found, kind = told.card, told.found, told.loop.kind
     if told.exceeds:
         beside = f", {in_units(told.taken)} of it by servers" if told.taken else ""
         warnings.warn(

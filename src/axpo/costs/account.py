@@ -1,0 +1,80 @@
+"""The sum of a recipe's memory against its card: certain parts, upper bounds, the servers' share.
+
+Servers are started after this sum is made, so their share is not yet missing from what is free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from axpo.costs.estimate import MemoryEstimate, estimate
+from axpo.costs.sizes import Loop
+from axpo.engines.base import Servers
+from axpo.models.card import Card, recipe_card
+from axpo.tree import Segment
+from axpo.wording import in_units, listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What `loop` needs (`found`) and `servers` take of `card`."""
+
+    loop: Loop
+    found: MemoryEstimate
+    card: Card
+    servers: Servers | None
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the card that servers take."""
+        return self.servers.taken if self.servers else 0
+
+    @property
+    def total(self) -> int:
+        """Bytes of the card that may be needed at the worst moment."""
+        return self.found.total + self.taken
+
+    @property
+    def at_once(self) -> int:
+        """Rollouts of the longest path that are sampled at once."""
+        slots = self.loop.config.engine.slots
+        if self.servers is None:
+            return slots
+        return self.servers.count * max(1, min(slots, self.servers.room // self.found.sizes.path))
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the upper bound is above what the card has."""
+        return self.card.memory is not None and self.total > self.card.memory
+
+    @property
+    def refusal(self) -> str:
+        """Why what every update holds does not fit beside the servers; empty where it does."""
+        found, card, taken = self.found, self.card, self.taken
+        if card.memory is None or found.weights <= card.memory - taken:
+            return ""
+        ways = ["name a larger card" if card.named else "free some memory"]
+        if taken:
+            ways.append("lower the servers' --gpu-memory-utilization (engine.arguments)")
+        if self.loop.config.model.lora is None:
+            ways.append("train adapters (model.lora)")
+            if self.loop.trains_vision:
+                ways.append(f"set {self.loop.kind}.optimizer.freeze_vision")
+        parts = ", ".join(f"{name} {in_units(size)}" for name, size in found.parts.items() if size)
+        beside = f", of which servers take {in_units(taken)}" if taken else ""
+        return (
+            f"model: every update needs {in_units(found.weights)} whatever is sampled ({parts}); "
+            f"there are {card.what}{beside}: {listed(ways, 'or')}"
+        )
+
+
+def account(loop: Loop, prompt: Segment, device: str) -> Account:
+    """Add up what the loop needs on its card with a longest prompt such as `prompt`.
+
+    Raises `ConfigError` where servers have too small a share of it for themselves.
+    """
+    config, card = loop.config, recipe_card(loop.config.model, device)
+    servers = None
+    if loop.kind == "rl":
+        servers = config.engine.taken(loop.model, config.model.dtype, card, device)
+    return Account(loop=loop, found=estimate(loop, prompt, card.gpu), card=card, servers=servers)

@@ -1,0 +1,150 @@
+"""What a step of a recipe can come to, in tokens, and a model's parameters.
+
+Sizes follow from the recipe and one prompt. They are upper bounds of what the recipe allows: every
+rollout at its token limit, every continuation that one question could get.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from axpo.config import Config, ConfigError, OptimizerSettings
+from axpo.models.lora import targeted_layers
+from axpo.tree import ImageSpan, Origin, Segment
+
+Kind = Literal["sft", "rl"]
+ASSUMED = "assumed"
+"""Id of a prompt that nobody has seen."""
+ASSUMED_TEXT = 1024
+"""Tokens of text (system, tools, question) of such a prompt (choice)."""
+ASSUMED_PICTURES = 16_384
+"""Its picture tokens: one picture at the family's upper limit of pixels (choice)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """The SFT or the RL loop of a recipe.
+
+    `model` is a Qwen3VLForConditionalGeneration, of which shapes are enough.
+    """
+
+    config: Config
+    kind: Kind
+    model: Any
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """The loop's own."""
+        return self.config.sft.optimizer if self.kind == "sft" else self.config.rl.optimizer
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision tower or adapters in it are trained."""
+        lora = self.config.model.lora
+        return lora.vision if lora is not None else not self.optimizer.freeze_vision
+
+    @property
+    def value_size(self) -> int:
+        """Bytes of a value of the model's dtype."""
+        return getattr(torch, self.config.model.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Tokens that an update can come to.
+
+    The prompt has `prompt` tokens, `pictures` of them picture tokens; `path` is the longest path
+    and `tree` the largest tree, which has `paths` paths. An update trains `trees` trees; the
+    engine holds `rows` sequences at once.
+    """
+
+    prompt: int
+    pictures: int
+    path: int
+    paths: int
+    tree: int
+    trees: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Parameters of the model, its adapters apart, and how many of them all are trained."""
+
+    text: int
+    vision: int
+    adapters: int
+    trained: int
+
+
+def sizes(loop: Loop, prompt: Segment) -> Sizes:
+    """What the recipe allows from `prompt` on."""
+    config = loop.config
+    attempts, paths, trees, rows = 1, 1, config.sft.batch, 0
+    if loop.kind == "rl":
+        questions = config.rl.questions
+        bounds = config.algorithm.bounds(questions)
+        attempts, paths = bounds.attempts, bounds.paths
+        trees = questions // config.rl.updates
+        rows = questions * config.algorithm.rollouts + bounds.extra
+    return Sizes(
+        prompt=len(prompt),
+        pictures=sum(span.length for span in prompt.images),
+        path=len(prompt) + attempts * config.rollout.max_tokens,
+        paths=paths,
+        tree=len(prompt) + paths * config.rollout.max_tokens,
+        trees=trees,
+        rows=rows,
+    )
+
+
+def counts(loop: Loop) -> Counts:
+    """Parameters as the loop trains them."""
+    model, lora = loop.model, loop.config.model.lora
+    vision = sum(p.numel() for p in model.model.visual.parameters())
+    text = sum(p.numel() for p in model.parameters()) - vision
+    if lora is not None:
+        layers = targeted_layers(model, lora)
+        added = lora.rank * sum(x.in_features + x.out_features for x in layers)
+        return Counts(text=text, vision=vision, adapters=added, trained=added)
+    trained = text + vision if loop.trains_vision else text
+    return Counts(text=text, vision=vision, adapters=0, trained=trained)
+
+
+def assumed_prompt(loop: Loop) -> Segment:
+    """A prompt as long as there may be, where data or tokenizer are not there to render one.
+
+    The model's positions and in RL the servers' `max_length` hold a path with it; a longer one is
+    refused.
+    """
+    config, room = loop.config, loop.model.config.text_config.max_position_embeddings
+    if loop.kind == "rl" and config.engine.longest_path is not None:
+        room = min(room, config.engine.longest_path)
+    after = sizes(loop, Segment(ASSUMED, Origin.PROMPT, (0,))).path - 1
+    tokens = max(1, min(ASSUMED_TEXT + ASSUMED_PICTURES, room - after))
+    pictures = max(0, tokens - ASSUMED_TEXT)
+    spans = (ImageSpan(ASSUMED, 0, pictures),) if pictures else ()
+    return Segment(ASSUMED, Origin.PROMPT, (0,) * tokens, images=spans)
+
+
+def check_positions(loop: Loop, prompt: Segment) -> None:
+    """Raise `ConfigError` where a path can grow beyond what the model or an engine takes."""
+    config, path = loop.config, sizes(loop, prompt).path
+    limit = loop.model.config.text_config.max_position_embeddings
+    if path > limit:
+        attempts = (path - len(prompt)) // config.rollout.max_tokens
+        raise ConfigError(
+            f"rollout.max_tokens: {config.rollout.max_tokens} after a prompt of {len(prompt)} "
+            f"tokens make paths of {path}, above the model's {limit} positions: set it to at most "
+            f"{(limit - len(prompt)) // attempts}, or show smaller pictures"
+        )
+    longest = config.engine.longest_path
+    if loop.kind == "rl" and longest is not None and path > longest:
+        raise ConfigError(
+            f"engine.max_length: {longest}, but rollout.max_tokens = "
+            f"{config.rollout.max_tokens} after a prompt of {len(prompt)} tokens make paths of "
+            f"{path}: set it to at least {path}, or lower rollout.max_tokens"
+        )

@@ -1,0 +1,79 @@
+"""Numbers as a reader sees them: estimates and intervals, shares, times, bytes, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Estimate = Mapping[str, Any]
+"""A value with `low` and `high`."""
+
+
+def share_text(value: float) -> str:
+    """Two digits; what 10,000 resamples cannot tell from certain as a bound."""
+    return "> 0.99" if value > 0.995 else "< 0.01" if value < 0.005 else f"{value:.2f}"
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def signed_text(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """a; a and b; a, b and c."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def interval_text(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is None or high is None:
+        return ""
+    form = signed_text if signed else number_text
+    return f"[{form(low, digits)}, {form(high, digits)}]"
+
+
+def percent(share: float) -> str:
+    """0.237 is 24 %."""
+    return f"{100 * share:.0f} %"
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits with a unit: 12.3 s, 45 ms."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.1f} ms" if seconds < 0.01 else f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:#.3g} s"
+
+
+def count_text(value: float | None) -> str:
+    """12,345 and 1.23 M; a dash where there is no number."""
+    if value is None:
+        return "–"
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} M"
+    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """75 seconds is 1:15, 4000 is 1:06:40."""
+    total = round(seconds)
+    hours, rest = divmod(total, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def in_units(count: float) -> str:
+    """Bytes as a reader says them."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} PB"
+
+
+def in_short(value: object) -> str:
+    """A value as an error message shows it; of a long one the beginning and how long it is."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
