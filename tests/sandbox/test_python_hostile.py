@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from axpo.sandbox import LEVELS, Bounds
+from axpo.sandbox import LEVELS, SessionBounds
 from axpo.sandbox.levels import obstacle
 from axpo.tools.base import Observation, ToolContext
 from axpo.tools.python import PythonTool
 from tests.sandbox.hostile import PRELUDE, SNIPPETS, Snippet
 
-BOUNDS = Bounds(seconds=1.0, grace=0.4)
+BOUNDS = SessionBounds(seconds=1.0, grace=0.4)
 HIGHEST = 8.0
 """Seconds that a call may take on a busy machine: both stages and the cleaning up."""
 NOTE_TEXT = "the neighbour's own"

@@ -22,7 +22,7 @@ from axpo.config import LimitSettings
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
-from axpo.sandbox import Bounds, levels
+from axpo.sandbox import SessionBounds, levels
 from axpo.search.tavily import KEY, Tavily
 from axpo.tasks.grading import grade
 from axpo.tools import toolbox as toolbox_module
@@ -123,7 +123,7 @@ SUM = call("python", code="import time; time.sleep(0.4); 6 * 7")
 
 
 def notebook(level: str) -> PythonTool:
-    return PythonTool(level, packages="current", bounds=Bounds(seconds=5.0, grace=0.5))
+    return PythonTool(level, packages="current", bounds=SessionBounds(seconds=5.0, grace=0.5))
 
 
 async def session_of(tool: PythonTool, trajectory: str) -> Any:

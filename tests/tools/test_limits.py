@@ -17,7 +17,7 @@ from axpo.tools import toolbox
 from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
 from axpo.tools.limits import cut_characters, cut_tokens, shown
 from axpo.tools.runner import CallResult, run_call
-from axpo.tools.stats import Outcome, ToolStats
+from axpo.tools.stats import CallOutcome, ToolStats
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import CallStatus
 from tests.support.rollouts import FakeTool
@@ -166,7 +166,7 @@ def test_nothing_is_tried_again_by_default() -> None:
 def test_attempts_end_with_the_deadline() -> None:
     tools = box(Failing(10**9, InfraError("down")), retries=10**6, timeout=0.2)
     assert calls(tools)[0].error == "look: no result after 0.2 s"
-    assert tools.stats["look"].outcomes == {Outcome.TIMEOUT: 1}
+    assert tools.stats["look"].outcomes == {CallOutcome.TIMEOUT: 1}
 
 
 def test_a_recipes_limit_overrides_the_tools_own_one_by_one() -> None:
@@ -227,7 +227,7 @@ def test_cancellation_reaches_the_tool_before_it_goes_on() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert seen == ["cleared up"]
-        assert tools.stats["look"].outcomes == {Outcome.CANCELLED: 1}
+        assert tools.stats["look"].outcomes == {CallOutcome.CANCELLED: 1}
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(scenario())

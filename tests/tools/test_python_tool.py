@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from axpo.sandbox import Bounds, canaries, folders, levels
+from axpo.sandbox import SessionBounds, canaries, folders, levels
 from axpo.sandbox.errors import SandboxFault
 from axpo.sandbox.inside import landlock, seccomp
 from axpo.tools.base import EarlierCall, InfraError, ModelError, Observation, ToolContext, View
 from axpo.tools.python import PythonTool
 
 LEVELS = [level for level in ("landlock", "bubblewrap") if levels.obstacle(level) is None]
-BOUNDS = Bounds(seconds=2.0, grace=0.5)
+BOUNDS = SessionBounds(seconds=2.0, grace=0.5)
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no level of the sandbox works here")
 

@@ -1,4 +1,4 @@
-"""Python in a sandbox that is proven at every start: knows of axpo only how a picture is shown.
+"""Python in a sandbox that is proven at every start. It knows of axpo only how a picture is shown.
 
 `sandbox.Sandbox` opens sessions: each is a notebook whose state lasts until it ends. `session` is
 one of them, `server` the fork server that makes them, `levels` what contains them, `environment`
@@ -7,7 +7,7 @@ the other side.
 """
 
 from axpo.sandbox.levels import LEVELS
-from axpo.sandbox.limits import Bounds
+from axpo.sandbox.limits import SessionBounds
 from axpo.sandbox.sandbox import Sandbox
 
-__all__ = ["LEVELS", "Bounds", "Sandbox"]
+__all__ = ["LEVELS", "Sandbox", "SessionBounds"]

@@ -1,8 +1,8 @@
-"""Proof at every start that the sandbox holds: a real session tries to get out.
+"""The proof at every start that the sandbox holds: a real session tries to get out.
 
 Each canary is something that no level but "unsafe" allows. They run through the same path as
-the model's code; the host's side (was the listener reached, is the file unchanged) is looked at
-from here. One that is not denied, or a session that cannot compute, refuses the start.
+the model's code; this side looks at the host (was the listener reached, is the file unchanged).
+A canary that is not denied, or a session that cannot compute, refuses the start.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ with open("own", "w") as file:
 print(json.dumps({name: denied(attempt) for name, attempt in attempts.items()}))
 """
 NUMBER = len([line for line in CODE.splitlines() if line.startswith('    "')])
-"""Canaries in `CODE`; all must answer."""
+"""How many canaries `CODE` holds; all must answer."""
 CHECK = """
 import importlib.util, numpy
 from PIL import Image

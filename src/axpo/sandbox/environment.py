@@ -1,4 +1,4 @@
-"""The sandbox-only Python: which interpreter, which packages, which paths a session may read.
+"""The sandbox's own Python: its interpreter, its packages, and the paths a session may read.
 
 The interpreter is the running one's base, started without `site`, so nothing installed on the
 host is importable. The packages come from one folder, made in one of three ways:
@@ -30,7 +30,7 @@ BELOW_THEM = (
     *("contourpy", "cycler", "fonttools", "kiwisolver", "mpmath"),
     *("packaging", "pyparsing", "python-dateutil", "six"),
 )
-"""What these requirements install, for "current"; which of the latter depends on versions."""
+"""Packages that these requirements install; which of them depends on versions. For "current"."""
 
 IMPORTS = (
     *("numpy", "numpy.random", "numpy.linalg"),
@@ -50,7 +50,7 @@ FLAGS = ("-I", "-S", "-B")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What a fork server is started with."""
+    """The interpreter, packages and variables that a fork server is started with."""
 
     python: Path
     packages: Path
@@ -60,7 +60,7 @@ class Environment:
 
 
 def cache_folder() -> Path:
-    """Where what is made once is kept."""
+    """The folder of what is made once and kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "axpo" / "python"
 
@@ -71,7 +71,7 @@ def named_in(code: str) -> list[str]:
 
 
 async def prepare(packages: str | Path, scratch: Path) -> Environment:
-    """Find or make the packages; `scratch` is a folder of ours that outlives the server."""
+    """Find or make the packages; `scratch` is a folder that outlives the server."""
     if packages == "own":
         folder = await _install(cache_folder())
         roots = [folder]
@@ -123,7 +123,7 @@ async def _install(cache: Path) -> Path:
 
 
 def _link_current(folder: Path) -> list[Path]:
-    """Link the running environment's packages into `folder`; answers with where they lie."""
+    """Link the running environment's packages into `folder`; returns where they lie."""
     folder.mkdir()
     targets: list[Path] = []
     for name in (*DISTRIBUTIONS, *BELOW_THEM):
@@ -144,13 +144,10 @@ def _link_current(folder: Path) -> list[Path]:
 
 def _standard_library() -> list[Path]:
     """The standard library without the packages installed beside it."""
-    paths = [Path(sysconfig.get_path(name, vars=_base())) for name in ("stdlib", "platstdlib")]
+    base = {"base": sys.base_prefix, "installed_base": sys.base_prefix}
+    paths = [Path(sysconfig.get_path(name, vars=base)) for name in ("stdlib", "platstdlib")]
     hidden = {"site-packages", "dist-packages", "test"}
     return [entry for path in paths for entry in path.iterdir() if entry.name not in hidden]
-
-
-def _base() -> dict[str, str]:
-    return {"base": sys.base_prefix, "installed_base": sys.base_prefix}
 
 
 def _system() -> list[Path]:

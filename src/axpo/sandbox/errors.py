@@ -1,4 +1,4 @@
-"""Whose fault: what the code does wrong is an answer, what the sandbox does wrong this error."""
+"""The sandbox's own fault; a mistake of the code that runs in it is an answer, not an error."""
 
 from __future__ import annotations
 

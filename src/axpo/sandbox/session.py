@@ -1,8 +1,8 @@
 """A session as the parent sees it: a cell in, a checked answer out.
 
-The other side is the model's to tamper with, so every length, field and picture of an answer
-is checked before it is used, and whatever is wrong ends the session. Between cells the child is
-stopped: nothing that a cell left behind runs on.
+The model's code can tamper with the other side, so every length, field and picture of an answer is
+checked before it is used, and anything wrong ends the session. Between cells the child is stopped:
+nothing that a cell left behind runs on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from axpo.sandbox import folders
 from axpo.sandbox.environment import named_in
 from axpo.sandbox.errors import SandboxFault
 from axpo.sandbox.inside import wire
-from axpo.sandbox.limits import Bounds
+from axpo.sandbox.limits import SessionBounds
 from axpo.sandbox.server import Child, End, ForkServer
 
 WATCH = 0.1
@@ -78,7 +78,7 @@ class BadAnswer(Exception):
 class Session:
     """A child process, its folder and its connection; made by `open`."""
 
-    def __init__(self, child: Child, folder: Path, bounds: Bounds) -> None:
+    def __init__(self, child: Child, folder: Path, bounds: SessionBounds) -> None:
         self.child, self.folder, self.bounds = child, folder, bounds
         self.sent = 0  # pictures that the child has
         self.cells = 0
@@ -128,7 +128,7 @@ class Session:
         """
         finished = False
         self.cells += 1
-        exchange = asyncio.ensure_future(self._exchange(_request(self, code, pictures)))
+        exchange = asyncio.ensure_future(self._exchange(self._request(code, pictures)))
         watch = asyncio.ensure_future(self._watch())
         self.child.signal(signal.SIGCONT)
         try:
@@ -144,6 +144,14 @@ class Session:
                 self.child.signal(signal.SIGSTOP)
             else:
                 self.kill()
+
+    def _request(self, code: str, pictures: Sequence[Image.Image]) -> bytes:
+        """A cell with the pictures that the child has not got yet."""
+        images = [as_rgb(picture) for picture in pictures]
+        headers = [{"width": image.width, "height": image.height} for image in images]
+        message = {"id": self.cells, "code": code, "first": self.sent, "pictures": headers}
+        self.sent += len(images)
+        return wire.pack(message, b"".join(image.tobytes() for image in images))
 
     async def _outcome(
         self, exchange: asyncio.Future[Result], watch: asyncio.Future[None], seconds: float
@@ -166,7 +174,7 @@ class Session:
         return Result(stop=Stop.FOLDER) if self._look() else result
 
     async def _watch(self) -> None:
-        """Ends when the folder holds too much."""
+        """Return when the folder holds too much."""
         while True:
             await asyncio.sleep(WATCH)
             look = asyncio.ensure_future(asyncio.to_thread(self._look))
@@ -179,8 +187,8 @@ class Session:
                 return
 
     def _look(self) -> bool:
-        """Whether the folder holds too much. The child is stopped meanwhile: code that moves its
-        files about could else keep them where the look has been, or is not yet."""
+        """Whether the folder holds too much. The child is stopped meanwhile: otherwise code could
+        move its files to where the look has been, or has not come yet."""
         self.child.signal(signal.SIGSTOP)
         try:
             return folders.overfull(self.folder, self.bounds.folder, self.bounds.entries)
@@ -205,7 +213,7 @@ class Session:
         return Result(answer.text[: bounds.characters + 200], images, answer.interrupted)
 
     async def _cause(self) -> str:
-        """How the child ended by the code's own doing; raises `SandboxFault` if it was not."""
+        """How the code itself ended the child; raises `SandboxFault` if something else did."""
         try:
             async with asyncio.timeout(self.bounds.grace):
                 end: End = await asyncio.shield(self.child.end)
@@ -223,7 +231,7 @@ class Session:
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
     def kill(self) -> None:
-        """End the child; what it had is lost."""
+        """End the child; its variables and files are lost."""
         self.lost = True
         if self._writer is not None:
             self._writer.transport.abort()
@@ -238,15 +246,6 @@ class Session:
         await asyncio.to_thread(folders.remove, self.folder)
 
 
-def _request(session: Session, code: str, pictures: Sequence[Image.Image]) -> bytes:
-    """A cell with the pictures that the child has not got yet."""
-    images = [as_rgb(picture) for picture in pictures]
-    headers = [{"width": image.width, "height": image.height} for image in images]
-    message = {"id": session.cells, "code": code, "first": session.sent, "pictures": headers}
-    session.sent += len(images)
-    return wire.pack(message, b"".join(image.tobytes() for image in images))
-
-
 def _parse(text: bytes) -> _Answer:
     try:
         return _Answer.model_validate_json(text)
@@ -255,7 +254,9 @@ def _parse(text: bytes) -> _Answer:
         raise BadAnswer(f"{problem['loc']}: {problem['msg']}") from None
 
 
-def _images(headers: list[_Header], pixels: bytes, bounds: Bounds) -> tuple[Image.Image, ...]:
+def _images(
+    headers: list[_Header], pixels: bytes, bounds: SessionBounds
+) -> tuple[Image.Image, ...]:
     """The pictures of an answer; nothing is decoded, sizes must fit the bytes exactly."""
     if len(headers) > bounds.pictures:
         raise BadAnswer(f"{len(headers)} pictures")

@@ -1,4 +1,4 @@
-"""What arguments a tool takes, and checking them with pydantic: the first problem becomes one short
+"""The arguments that a tool takes, and their check by pydantic: the first problem becomes one short
 line."""
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from axpo.tools.base import ModelError
+from axpo.tools.base import ModelError, ToolContext, View
 
 SHOWN = 40
 """Characters of a wrong value that an error message repeats."""
 
-Model = TypeVar("Model", bound=BaseModel)
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class Arguments(BaseModel):
@@ -48,11 +48,9 @@ def shorten(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def parse_arguments(model: type[Model], arguments: Any) -> Model:
-    """`arguments` as `model`; raises `ModelError` with the field, its value and what is expected.
-
-    What is expected is the `description` of the model's field.
-    """
+def parse_arguments(model: type[Parsed], arguments: Any) -> Parsed:
+    """`arguments` as `model`; raises `ModelError` with the field, its value and what is expected,
+    which is the `description` of the model's field."""
     try:
         return model.model_validate(arguments)
     except ValidationError as error:
@@ -62,9 +60,12 @@ def parse_arguments(model: type[Model], arguments: Any) -> Model:
     raise ModelError(f"{field} is {shorten(arguments[field])}: expected {expected}")
 
 
-def parse_json_arguments(model: type[Model], arguments: Any) -> Model:
-    """As `parse_arguments`, by pydantic's rules for JSON (a tuple is a list there, a date text),
-    in pydantic's words: for models whose descriptions do not say what is expected."""
+def parse_json_arguments(model: type[Parsed], arguments: Any) -> Parsed:
+    """`arguments` as `model` by pydantic's rules for JSON (a tuple is a list, a date is text).
+
+    Raises `ModelError` in pydantic's words, for models whose descriptions do not say what is
+    expected.
+    """
     try:
         text = json.dumps(arguments)
     except ValueError as error:  # an integer with more digits than Python prints
@@ -80,8 +81,10 @@ def parse_json_arguments(model: type[Model], arguments: Any) -> Model:
 
 
 def text_argument(field: str, value: str, characters: int) -> str:
-    """A model's string without what is no character; raises `ModelError` where nothing is left or
-    more than `characters`."""
+    """The string `value` of an argument without anything that is no character.
+
+    Raises `ModelError` where nothing is left, or more than `characters`.
+    """
     text = value.encode("utf-8", "ignore").decode().strip()
     if not text:
         raise ModelError(f"{field} is {shorten(value)}: expected some text")
@@ -90,12 +93,21 @@ def text_argument(field: str, value: str, characters: int) -> str:
     return text
 
 
+def chosen_view(context: ToolContext, index: int) -> View:
+    """The picture that the argument `img_idx` means; raises `ModelError` where there is none."""
+    if not context.views:
+        raise ModelError(f"img_idx is {shorten(index)}: there is no image")
+    if not 0 <= index < len(context.views):
+        raise ModelError(f"img_idx is {shorten(index)}: expected 0 to {len(context.views) - 1}")
+    return context.views[index]
+
+
 def _first(error: ValidationError) -> ErrorDetails:
     return error.errors(include_url=False, include_context=False)[0]
 
 
 def _field(model: type[BaseModel], arguments: Any, problem: ErrorDetails) -> str:
-    """The model's field that a problem lies in; raises where it is in none of them."""
+    """The model's field that a problem lies in; raises `ModelError` where it is in none of them."""
     path = [str(part) for part in problem["loc"]]
     names = ", ".join(model.model_fields) or "none"
     if not path:

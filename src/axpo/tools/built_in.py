@@ -1,4 +1,4 @@
-"""From settings to the built-in tools."""
+"""Makes the built-in tools from the settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from axpo.tools.zoom import ZoomTool
 TOOLS = tuple(
     made.name for made in (ZoomTool, PythonTool, WebSearchTool, WebExtractorTool, ImageSearchTool)
 )
-"""Their names."""
+"""The names of the built-in tools."""
 
 
 def built_in(
@@ -51,7 +51,7 @@ def built_in(
 
 
 def web_backend(settings: SearchSettings) -> TextSource:
-    """What answers `web_search` and `web_extractor`; raises `UserError` for what is missing."""
+    """The source of `web_search` and `web_extractor`; raises `UserError` for what is missing."""
     backend: TextSource
     if settings.backend == "tavily":
         backend = Tavily()

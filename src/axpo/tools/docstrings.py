@@ -1,4 +1,4 @@
-"""What a docstring in Google's style says: what a function does, and each argument."""
+"""Reads a docstring in Google's style: the function's description and those of its arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
 
 def parse_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """The description (all before the first section) and the arguments' descriptions by name."""
+    """The description (all before the first section) and each argument's description by name."""
     description: list[str] = []
     arguments: dict[str, list[str]] = {}
     section: str | None = None

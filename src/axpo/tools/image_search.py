@@ -1,9 +1,9 @@
 """`image_search`: where a picture of the trajectory is known from.
 
-Name and argument are those of Qwen-Agent's tool; unlike it, an index past the last picture is an
-error that a model can learn from. A crop that nothing is known of is looked up by the picture it
-was cut from (choice). Recipes that train leave this tool out by default: it is the
-unseen one of an evaluation.
+Name and argument are those of Qwen-Agent's tool; unlike there, an index past the last picture is an
+error that a model can learn from. If nothing is known of a crop, the picture it was cut from is
+looked up (choice). Recipes that train leave this tool out by default: it is the unseen one of an
+evaluation.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pydantic import Field, StrictInt
 
 from axpo.search.base import shortened
 from axpo.search.gallery import PictureSource
-from axpo.tools.arguments import Arguments, function, parse_arguments, shorten
-from axpo.tools.base import ModelError, Observation, ToolContext
+from axpo.tools.arguments import Arguments, chosen_view, function, parse_arguments
+from axpo.tools.base import Observation, ToolContext
 from axpo.tools.searching import SearchTool, numbered
 
 
@@ -43,13 +43,7 @@ class ImageSearchTool(SearchTool[PictureSource]):
         self._results, self._caption = results, caption
 
     async def _answer(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
-        index = parse_arguments(ImageArguments, arguments).img_idx
-        if not context.views:
-            raise ModelError(f"img_idx is {shorten(index)}: there is no image")
-        if not 0 <= index < len(context.views):
-            last = len(context.views) - 1
-            raise ModelError(f"img_idx is {shorten(index)}: expected 0 to {last}")
-        view = context.views[index]
+        view = chosen_view(context, parse_arguments(ImageArguments, arguments).img_idx)
         found = await self.source.find(view.image, self._results)
         if not found.items and view.image is not view.original:
             found = await self.source.find(view.original, self._results)

@@ -16,7 +16,7 @@ from axpo.tools.base import InfraError, ModelError, Observation, View
 
 
 class Tokens(Protocol):
-    """Between text and token ids, to count a result's text as the model does."""
+    """What turns text into token ids and back, to count a result's text as the model does."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -24,10 +24,10 @@ class Tokens(Protocol):
 
 
 class Gate:
-    """Places for calls that run at once, and a pace; belongs to one event loop.
+    """Limits how many calls run at once and how often; belongs to one event loop.
 
-    Whoever holds a place gives it back at its deadline, so every call gets one: that may take long,
-    but a limit on it would fail those alone who use tools.
+    A call gives its place back at its deadline at the latest, so every call gets one. That may take
+    long, but a limit on the wait would fail only the trajectories that use tools.
     """
 
     def __init__(self, limits: LimitSettings) -> None:
@@ -40,16 +40,17 @@ class Gate:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold a place, taken at the pace; what both let the call wait is `waiting`."""
+        """Hold a place, which is taken at the pace; the wait for both is `waiting`."""
         with waiting():
-            await self._enter()
+            await self._places.acquire()
         try:
+            await self.pace()
             yield
         finally:
             self._places.release()
 
     async def pace(self) -> None:
-        """Wait for this attempt's turn in the limit of calls a second (a token bucket)."""
+        """Wait for this attempt's turn under the limit of calls per second (a token bucket)."""
         if self._rate is None:
             return
         with waiting():
@@ -57,14 +58,6 @@ class Gate:
                 while (short := 1 - self._fill(self._rate)) > 0:
                     await asyncio.sleep(short / self._rate)
                 self._tokens -= 1
-
-    async def _enter(self) -> None:
-        await self._places.acquire()
-        try:
-            await self.pace()
-        except BaseException:
-            self._places.release()
-            raise
 
     def _fill(self, rate: float) -> float:
         now = time.monotonic()
@@ -78,8 +71,8 @@ async def capped(
 ) -> Observation:
     """`observation` within the limits; without `tokens` its text is measured in characters only.
 
-    Raises `ModelError` for a picture whose shape no model takes, as the call's arguments decide
-    what shape it gets (choice), and `InfraError` for one that cannot be shown.
+    Raises `ModelError` for a picture whose shape no model takes, because the call's arguments
+    decide its shape (choice), and `InfraError` for one that cannot be shown.
     """
     text = readable(observation.text, limits, tokens)
     views: list[View] = []
@@ -125,7 +118,8 @@ def _is_ready(view: View, max_pixels: int) -> bool:
 
 
 def cut_characters(text: str, limit: int) -> str:
-    """`text` in at most `limit` characters: its beginning and end, and how much was left out."""
+    """The beginning and the end of `text`, at most `limit` characters with a note between them of
+    how much was left out."""
     if len(text) <= limit:
         return text
     keep = max(0, limit - len(_left_out(len(text), "characters")))
@@ -135,7 +129,7 @@ def cut_characters(text: str, limit: int) -> str:
 
 
 def cut_tokens(text: str, limit: int, tokens: Tokens) -> str:
-    """As `cut_characters`, in tokens; a character that the cut splits is left out."""
+    """`text` cut as by `cut_characters`, but to `limit` tokens; a split character is left out."""
     ids = tokens.encode(text)
     if len(ids) <= limit:
         return text

@@ -1,12 +1,13 @@
-"""Tools of an MCP server, over the official SDK: a process of ours (stdio) or an address (HTTP).
+"""Tools of an MCP server, over the official SDK: a process that is started (stdio) or an address
+(HTTP).
 
-Owns the connection. A task of its own holds it, as the SDK wants it opened and closed by the same
-one. Where the server died, the calls in flight are faults of ours and the next call starts it
-again; one that keeps dying is waited for longer and longer, and meanwhile every call fails at
-once. A call is never repeated by itself: it may have done something before the server died.
+A task of its own holds the connection, because the SDK wants the same task to open and to close it.
+When the server dies, the calls in flight fail as infrastructure and the next call starts it again;
+the more often it dies in a row, the longer it is left alone, and meanwhile every call fails at
+once. A call is never repeated: it may have done something before the server died.
 
-What the server calls an error of the tool is shown to the model: the protocol does not say whose
-fault it is (choice). The server checks the arguments.
+An error that the server reports of a tool is shown to the model, because the protocol does not say
+whose fault it is (choice). The server checks the arguments.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import binascii
 import json
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ from mcp.types import (
 )
 from mcp.types import Tool as ServerTool
 
+from axpo import stopping
 from axpo.config import McpSettings, UserError
 from axpo.pictures import PictureError, read_picture
 from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext, View
@@ -41,11 +42,11 @@ from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolConte
 STOP_SECONDS = 8.0
 """Seconds that a server may take to stop; the SDK kills it before."""
 BACKOFF, BACKOFF_MAX = 1.0, 60.0
-"""Seconds without a new attempt after the second failure in a row, doubled up to the latter."""
+"""Seconds without a new attempt after the second failure in a row, and how far they double."""
 ALIVE_SECONDS = 2.0
 """Seconds after which a server that was asked for a sign of life counts as lost."""
 ANSWERED = (INTERNAL_ERROR, METHOD_NOT_FOUND)
-"""Errors after which a connection is good for other calls."""
+"""Codes of errors after which the connection still serves other calls."""
 
 
 class McpTool(Tool):
@@ -85,7 +86,7 @@ class McpTool(Tool):
 
 
 class McpServer:
-    """A connection that is made again where it was lost; all calls share it."""
+    """A connection that all calls share and that is made again when it was lost."""
 
     def __init__(self, settings: McpSettings) -> None:
         self.settings = settings
@@ -96,7 +97,8 @@ class McpServer:
         self._not_before = 0.0
 
     async def call(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
-        """Raises `InfraError` where the server is down, answers nonsense or dies meanwhile."""
+        """Call the server's tool `name`; raises `InfraError` where the server is down, answers
+        nonsense or dies meanwhile."""
         client = await self.connected()
         try:
             result = await client.call_tool(name, arguments)
@@ -107,7 +109,7 @@ class McpServer:
                 self._lost(client)
             raise InfraError(f"{self._who} failed: {error}") from error
         except Exception as error:
-            # One answer that is nonsense is no reason to end the other calls under way.
+            # One nonsensical answer is no reason to end the other calls under way.
             if not await _answers(client):
                 self._lost(client)
             raise InfraError(f"{self._who} failed: {_reason(error)}") from error
@@ -115,7 +117,7 @@ class McpServer:
         return result
 
     async def connected(self) -> Client:
-        """The connection, made where there is none; raises `InfraError`."""
+        """The connection, which is made if there is none; raises `InfraError`."""
         connection = self._connection
         if connection is None or not _usable(connection):
             if (wait := self._not_before - time.monotonic()) > 0:
@@ -151,7 +153,7 @@ class McpServer:
             raise InfraError(f"{self._who} does not start: {str(error) or 'no answer'}") from error
 
     async def _hold(self, ready: asyncio.Future[Client], stop: asyncio.Event) -> None:
-        """Be the task that opens the connection, keeps it until `stop`, and closes it."""
+        """Open the connection, keep it until `stop` is set, and close it."""
         try:
             with Path(os.devnull).open("w") as nowhere:
                 async with _client(self.settings, nowhere) as client:
@@ -198,14 +200,14 @@ async def _answers(client: Client) -> bool:
 
 
 def _usable(connection: asyncio.Task[Client]) -> bool:
-    """Whether it may still come to something: not failed, not of a loop that is gone."""
+    """Whether it is made or may still be: it has not failed, and its event loop runs."""
     if connection.get_loop() is not asyncio.get_running_loop():
         return False
     return not connection.done() or not (connection.cancelled() or connection.exception())
 
 
 def server_tools(settings: McpSettings) -> list[McpTool]:
-    """The tools that a server says it has; connects for that, and leaves again.
+    """The tools that a server lists; the connection is closed again.
 
     Raises `UserError` where the server does not answer or lacks one of `settings.tools`.
     """
@@ -218,9 +220,9 @@ def server_tools(settings: McpSettings) -> list[McpTool]:
 
 
 def as_observation(result: CallToolResult) -> Observation:
-    """Texts, a line between, and pictures; the structured content where there is nothing else.
+    """The result's texts, one per line, and its pictures; without either its structured content.
 
-    Raises `InfraError` for a picture that is none.
+    Raises `InfraError` for a picture that cannot be read.
     """
     parts = [_part(block) for block in result.content]
     if not parts and result.structured_content is not None:
@@ -262,25 +264,15 @@ def _client(settings: McpSettings, errors: IO[str]) -> Client:
 
 
 def _listed(settings: McpSettings) -> list[ServerTool]:
-    """Ask in a thread, as the caller's own loop may be running."""
-    found: list[ServerTool] = []
-    failed: list[str] = []
-
-    def work() -> None:
-        with tempfile.TemporaryFile("w+") as said:
-            try:
-                found.extend(asyncio.run(_ask(settings, said)))
-            except Exception as error:
-                said.seek(0)
-                last = said.read().strip().splitlines()[-1:]
-                failed.append("; it says: ".join([_reason(error), *last]))
-
-    thread = threading.Thread(target=work, name="MCP tools")
-    thread.start()
-    thread.join()
-    if failed:
-        raise UserError(f"no tools from {settings.address}: {failed[0]}")
-    return found
+    """Every tool of the server; raises `UserError` with the last line of its own output."""
+    with tempfile.TemporaryFile("w+") as said:
+        try:
+            return stopping.run(_ask(settings, said))
+        except Exception as error:
+            said.seek(0)
+            last = said.read().strip().splitlines()[-1:]
+            reason = "; it says: ".join([_reason(error), *last])
+            raise UserError(f"no tools from {settings.address}: {reason}") from error
 
 
 async def _ask(settings: McpSettings, errors: IO[str]) -> list[ServerTool]:

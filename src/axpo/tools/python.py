@@ -1,7 +1,7 @@
 """The Python tool: one notebook per trajectory, in a sandbox that is checked before it is used.
 
-What the model's code does wrong, taking too long included, is an observation; only what is the
-sandbox's fault is an `InfraError`.
+A mistake of the model's code, taking too long included, is an observation; only a fault of the
+sandbox is an `InfraError`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import Field, StrictStr
 
 from axpo.clock import waiting
 from axpo.config import LimitSettings
-from axpo.sandbox import Bounds, Sandbox
+from axpo.sandbox import Sandbox, SessionBounds
 from axpo.sandbox.errors import SandboxFault
 from axpo.sandbox.session import Result, Session, Stop
 from axpo.tools.arguments import Arguments, function, parse_arguments
@@ -37,13 +37,13 @@ SPEC = function(
     meaning="The code to run.",
 )
 TOTAL = 60.0
-"""Seconds that a trajectory's code may run, all cells together; a recipe's tool gets half of
-`rollout.max_seconds` where that is less, so that code which sleeps cannot end its trajectory by
+"""Seconds that all cells of a trajectory together may run. A recipe's tool gets half of
+`rollout.max_seconds` where that is less: otherwise code that sleeps could end its trajectory by
 wall time, unscored (choice)."""
 MAX_CODE = 50_000
 """Characters of a cell's code (choice)."""
 RESTARTED = "(The session was restarted; earlier variables and files are lost.)"
-"""Told once after a fault of ours, as the code may rely on what is gone."""
+"""The model is told this once after a fault of the sandbox: its code may rely on what is lost."""
 
 
 class PythonArguments(Arguments):
@@ -53,7 +53,7 @@ class PythonArguments(Arguments):
 
 
 class PythonTool(Tool):
-    """`python(code)`, in a `Sandbox` of `level`, with `packages`, which its docstring explains.
+    """`python(code)` in a `Sandbox` of this `level` with these `packages` (see `Sandbox`).
 
     The cells of a trajectory, those before its cut included, may run for `total` seconds.
     """
@@ -61,18 +61,18 @@ class PythonTool(Tool):
     name = NAME
     spec = SPEC
     limits = LimitSettings(retries=0)
-    """No retries: in a new session the same code would miss the lost one's variables."""
+    """There are no retries: in a new session the same code would miss its variables."""
 
     def __init__(
         self,
         level: str | None = None,
         packages: str | Path = "own",
-        bounds: Bounds | None = None,
+        bounds: SessionBounds | None = None,
         total: float = TOTAL,
     ) -> None:
-        self.bounds = bounds or Bounds()
+        self.bounds = bounds or SessionBounds()
         self.total = total
-        # Longer than the two stages, a lost session's removal and a new one's start together.
+        # Longer than a cell's two stages, the removal of a lost session and a new start together.
         self.timeout = self.bounds.seconds + 3 * self.bounds.grace + self.bounds.start
         self._sandbox = Sandbox(level, packages, self.bounds)
         self._sessions: dict[str, Session] = {}
@@ -95,7 +95,7 @@ class PythonTool(Tool):
             return await self._cell(call.code, context)
 
     async def _cell(self, code: str, context: ToolContext, again: bool = False) -> Observation:
-        """Run a cell; one that runs `again` counts, but has a cell's whole time."""
+        """Run a cell; one that runs `again` counts in the total, but has a cell's whole time."""
         lock = self._locks.setdefault(context.trajectory, asyncio.Lock())
         async with lock:
             seconds = self.bounds.seconds if again else self._seconds(context.trajectory)
@@ -128,7 +128,7 @@ class PythonTool(Tool):
         return min(self.bounds.seconds, left)
 
     async def resume(self, context: ToolContext) -> None:
-        """Run the cells of a prefix again, in a new session; what they show is known already."""
+        """Run the cells of a prefix again, in a new session; the model has seen their results."""
         with _faults_are_ours():
             for call in context.earlier:
                 seen = replace(context, views=context.views[: call.pictures])
@@ -137,14 +137,14 @@ class PythonTool(Tool):
     async def _session(self, trajectory: str, code: str) -> Session:
         session = self._sessions.get(trajectory)
         if session is None:
-            with waiting():  # for whoever starts a new one
+            with waiting():  # for another trajectory that starts a new server
                 server = await self._sandbox.ready()
             session = await self._sandbox.open(server, code)
             self._sessions[trajectory] = session
         return session
 
     def _observation(self, result: Result, seconds: float) -> Observation:
-        """The result of a cell that had `seconds`, as the model reads it."""
+        """The result of a cell that could take `seconds`, as the model reads it."""
         views = tuple(View.whole(image) for image in result.images)
         text = result.text.rstrip("\n")
         if result.interrupted:
@@ -186,7 +186,7 @@ class PythonTool(Tool):
 
 @contextmanager
 def _faults_are_ours() -> Iterator[None]:
-    """What the sandbox does wrong is no fault of the model."""
+    """Turn a fault of the sandbox into one of the tool."""
     try:
         yield
     except SandboxFault as fault:

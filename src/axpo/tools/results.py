@@ -1,8 +1,8 @@
-"""What a tool's function may return, as far as its annotation says.
+"""Which return types of a tool's function are refused, as far as its annotation says.
 
 A type that can never be shown to a model is refused where the tool is defined. Otherwise each of
-its calls would fail, through no fault of the model, and every trajectory that calls it would be
-lost to the training.
+its calls would fail, through no fault of the model, and training would lose every trajectory that
+calls it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from PIL import Image
 from axpo.tools.base import Observation, View
 
 PARTS: tuple[type, ...] = (str, Image.Image, View)
-"""What a result is made of."""
+"""The types of the parts of a result."""
 
 
 def refused_result(hint: Any) -> str | None:
-    """Why what `hint` allows is no result, and what to return instead; None where it may be one."""
+    """Why a `hint` is no result, and what to return instead; None where it may be one."""
     wrong = _impossible(hint, (*PARTS, Observation), lists=True)
     if wrong is None:
         return None
@@ -41,7 +41,7 @@ def _advice(wrong: Any) -> str:
 
 
 def _impossible(hint: Any, kinds: tuple[type, ...], lists: bool) -> Any | None:
-    """The first part of `hint` that is none of `kinds`, nor with `lists` a list of parts."""
+    """The first part of `hint` that is none of `kinds` and, with `lists`, no list of parts."""
     hint = getattr(hint, "__supertype__", hint)  # a NewType's
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -66,7 +66,7 @@ def _first(hints: Iterable[Any], kinds: tuple[type, ...], lists: bool) -> Any | 
 
 
 def _holds(wide: type, kind: type) -> bool:
-    """Whether a `kind` is a `wide`; a protocol that cannot be asked says too little."""
+    """Whether a `kind` is a `wide`; True for a protocol, which cannot be asked."""
     try:
         return issubclass(kind, wide)
     except TypeError:

@@ -1,8 +1,8 @@
 """Running one call: whatever happens becomes a status, an observation and perhaps an error.
 
-The one place that decides whose fault a failed call is. The caller's mistakes (malformed,
-unknown tool, wrong arguments) become an observation that the model reads; a tool past its
-deadline or with any other exception is a fault of ours.
+This is the one place that decides whose fault a failed call is. The caller's mistakes (malformed,
+unknown tool, wrong arguments) become an observation that the model reads; a missed deadline or any
+other exception of a tool is a fault of the infrastructure.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from axpo.config import UserError
 from axpo.tools.arguments import shorten
 from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
 from axpo.tools.limits import Tokens, readable
-from axpo.tools.stats import Outcome
+from axpo.tools.stats import CallOutcome
 from axpo.tools.toolbox import Lane, LateError, Toolbox
 from axpo.tree import CallStatus
 
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """`error` is what the model reads, or what failed where the status is infra_error."""
+    """What came of a call; `error` is what the model reads, or what failed where the status is
+    infra_error."""
 
     status: CallStatus
     observation: Observation
@@ -43,8 +44,7 @@ async def run_call(
 ) -> CallResult:
     """Run tool `name` within the limits of its toolbox (the defaults for a plain mapping).
 
-    Only cancellation and a `UserError` (a tool that does not start, a spent budget) get out as an
-    exception.
+    It raises nothing but cancellation and `UserError` (a tool that does not start, a spent budget).
     """
     toolbox = Toolbox.of(tools)
     lane = toolbox.lanes.get(name)
@@ -52,12 +52,12 @@ async def run_call(
         error = f"unknown tool {shorten(name)}: expected {' or '.join(tools)}"
         return refuse(CallStatus.MODEL_ERROR, error)
     await toolbox.start()
-    outcome = Outcome.CANCELLED
+    outcome = CallOutcome.CANCELLED
     try:
         outcome, result = await _outcome(lane, name, arguments, context, tokens)
         return result
     except UserError:
-        outcome = Outcome.FAULT
+        outcome = CallOutcome.FAULT
         raise
     finally:
         lane.stats.outcomes[outcome] += 1
@@ -65,21 +65,23 @@ async def run_call(
 
 async def _outcome(
     lane: Lane, name: str, arguments: Any, context: ToolContext, tokens: Tokens | None
-) -> tuple[Outcome, CallResult]:
+) -> tuple[CallOutcome, CallResult]:
     try:
         if not isinstance(arguments, dict):
             raise ModelError(f"arguments are {shorten(arguments)}: expected an object")
-        return Outcome.OK, CallResult(CallStatus.OK, await lane.call(arguments, context, tokens))
+        return CallOutcome.OK, CallResult(
+            CallStatus.OK, await lane.call(arguments, context, tokens)
+        )
     except ModelError as error:
         said = readable(str(error), lane.limits, tokens)
-        return Outcome.MODEL_ERROR, refuse(CallStatus.MODEL_ERROR, said)
+        return CallOutcome.MODEL_ERROR, refuse(CallStatus.MODEL_ERROR, said)
     except LateError as error:
-        outcome, fault = Outcome.TIMEOUT, str(error)
+        outcome, fault = CallOutcome.TIMEOUT, str(error)
     except UserError:
         raise
     except InfraError as error:
-        outcome, fault = Outcome.FAULT, str(error)
+        outcome, fault = CallOutcome.FAULT, str(error)
     except Exception as error:
-        outcome, fault = Outcome.CRASH, f"{type(error).__name__}: {error}"
+        outcome, fault = CallOutcome.CRASH, f"{type(error).__name__}: {error}"
     fault = readable(f"{name}: {fault}", lane.limits, None)
     return outcome, CallResult(CallStatus.INFRA_ERROR, Observation(), fault)

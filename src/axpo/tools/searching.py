@@ -1,4 +1,4 @@
-"""What the search tools share: their source, whose fault a failure is, and how results read."""
+"""The base of the search tools: their source, whose fault a failure is, and how results read."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Answers = TypeVar("Answers", bound=AnswerSource)
 
 
 class SearchTool(Tool, Generic[Answers]):
-    """A tool in front of `source`, which starts and closes with it."""
+    """A tool that asks `source`, which starts and closes with it."""
 
     timeout = 30.0
     kind: str
-    """What a source that records answers calls this tool's calls."""
+    """The name under which a source that records answers counts this tool's calls."""
 
     def __init__(self, source: Answers) -> None:
         self.source = source
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """What the record of answers counts of this tool's calls."""
+        """The counts that the record of answers keeps of this tool's calls."""
         return self.source.figures(self.kind)
 
     async def start(self) -> None:
@@ -41,14 +41,14 @@ class SearchTool(Tool, Generic[Answers]):
 
     @abstractmethod
     async def _answer(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
-        """As `__call__`; may raise `SearchFault`."""
+        """Answer a call; may raise `SearchFault`."""
 
     async def close(self) -> None:
         await self.source.close()
 
 
 def numbered(results: list[tuple[str, str, str]]) -> str:
-    """Title, url and text of each result as a model reads them, best first."""
+    """The title, url and text of each result as a model reads them, best first."""
     shown: list[str] = []
     for rank, (title, url, text) in enumerate(results, 1):
         head = f"[{rank}] {shortened(title, MAX_TITLE)}".rstrip()

@@ -1,4 +1,4 @@
-"""What became of a tool's calls, counted for the metrics of a run."""
+"""Counts of what became of a tool's calls, for the metrics of a run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 KEPT = 1024
-"""Latest latencies that the percentiles are taken over."""
+"""How many of the latest latencies the percentiles are taken over."""
 
 
-class Outcome(StrEnum):
+class CallOutcome(StrEnum):
     """How a call ended; all but the first two are no fault of the model."""
 
     OK = "ok"
@@ -27,9 +27,10 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class ToolStats:
-    """Figures of one tool since the start; `latencies` are seconds from place to result."""
+    """Figures of one tool since the start; `latencies` are the seconds from getting a place to the
+    result."""
 
-    outcomes: Counter[Outcome] = field(default_factory=Counter[Outcome])
+    outcomes: Counter[CallOutcome] = field(default_factory=Counter[CallOutcome])
     retries: int = 0
     cache_hits: int = 0
     given_up: int = 0
@@ -40,10 +41,10 @@ class ToolStats:
     latencies: deque[float] = field(default_factory=lambda: deque[float](maxlen=KEPT))
 
     def counters(self) -> dict[str, float]:
-        """Figures that only grow; a step's are the difference."""
+        """The figures that only grow; a step's figures are their difference."""
         return {
             "calls": float(self.outcomes.total()),
-            **{str(outcome): float(self.outcomes[outcome]) for outcome in Outcome},
+            **{str(outcome): float(self.outcomes[outcome]) for outcome in CallOutcome},
             "retries": float(self.retries),
             "cache_hits": float(self.cache_hits),
             "given_up": float(self.given_up),
@@ -52,7 +53,7 @@ class ToolStats:
         }
 
     def percentiles(self) -> dict[str, float]:
-        """Median and 95th percentile of the latest calls' seconds; nothing without calls."""
+        """The median and the 95th percentile of the latest calls' seconds; empty without calls."""
         if not self.latencies:
             return {}
         ordered = sorted(self.latencies)

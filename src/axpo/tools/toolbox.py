@@ -1,12 +1,12 @@
-"""An agent's tools with what lies around each: places, deadline, retries, figures, its life.
+"""An agent's tools, each with its places, deadline, retries, figures and life.
 
-Owns how one call is carried out (`Lane`) and when tools start, end a trajectory and close
-(`Toolbox`); whose fault a failure is, is decided in `runner`.
+A `Lane` carries out the calls of one tool; a `Toolbox` starts the tools, tells them when a
+trajectory ends, and closes them. `runner` decides whose fault a failure is.
 
-Nothing here waits for a tool that does not listen. A call past its deadline, or whose trajectory
-ended, is cancelled; where it goes on for all that (a thread, a tool that swallows cancellation)
-it is given up: its place is free again, and it counts as stuck until it ends. A tool with
-`max_stuck` such calls is refused.
+Nothing here waits for a tool that does not listen. A call is cancelled at its deadline or when its
+trajectory ends. If it goes on all the same (a thread, a tool that swallows cancellation), it is
+given up: its place is free again, and it counts as stuck until it ends. A tool with `max_stuck`
+such calls is refused.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ GRACE = 1.0
 END_SECONDS = 10.0
 """Seconds that a tool has to clear up after a trajectory, and to close."""
 RETRY_WAIT, RETRY_WAIT_MAX = 0.1, 5.0
-"""Seconds before the first further attempt (plus up to a second, drawn); it doubles up to the
-second number."""
+"""Seconds before the second attempt (plus up to one second, drawn), and how far they double."""
 
 Result = TypeVar("Result")
 
@@ -45,7 +44,7 @@ class LateError(InfraError):
 
 
 class Lane:
-    """One tool and what its calls share."""
+    """One tool, with the limits, figures and places that its calls share."""
 
     def __init__(self, tool: Tool, settings: LimitSettings | None = None) -> None:
         self.tool = tool
@@ -59,11 +58,11 @@ class Lane:
 
     @property
     def stuck(self) -> int:
-        """Calls that were given up and still run."""
+        """How many calls were given up and still run."""
         return len(self._given_up) + self.tool.stuck
 
     def counters(self) -> dict[str, float]:
-        """Figures that only grow: those of the calls, and the tool's own."""
+        """The figures that only grow: those of the calls, and the tool's own."""
         return {**self.tool.figures, **self.stats.counters()}
 
     async def call(
@@ -90,8 +89,8 @@ class Lane:
         await self.tool.end(trajectory)
 
     async def _resume(self, context: ToolContext) -> None:
-        """Once per trajectory, let the tool catch up with the calls before the cut, each with a
-        call's deadline; a failure is ours."""
+        """Once per trajectory, let the tool make the calls before the cut again, each with a call's
+        deadline; a failure is the infrastructure's."""
         if not context.earlier or context.trajectory in self._resumed:
             return
         try:
@@ -158,7 +157,7 @@ Step = Callable[[Lane], Awaitable[None]]
 
 
 class Toolbox(Mapping[str, Tool]):
-    """Tools by name, with their limits (defaults where none are given), figures and lives.
+    """Tools by name, with their limits (defaults where none are given) and figures.
 
     Agents may share one. It belongs to one event loop at a time: on another it starts anew.
     """
@@ -175,7 +174,7 @@ class Toolbox(Mapping[str, Tool]):
 
     @classmethod
     def of(cls, tools: Mapping[str, Tool]) -> Toolbox:
-        """`tools` itself where it is a toolbox."""
+        """`tools` as a toolbox: itself where it is one."""
         return tools if isinstance(tools, Toolbox) else cls(tools)
 
     def __getitem__(self, name: str) -> Tool:
@@ -189,11 +188,11 @@ class Toolbox(Mapping[str, Tool]):
 
     @property
     def stats(self) -> dict[str, ToolStats]:
-        """Figures by tool name."""
+        """The figures of each tool by its name."""
         return {name: lane.stats for name, lane in self.lanes.items()}
 
     async def start(self) -> None:
-        """Start every tool, once; raises `UserError` where one does not, again at each call."""
+        """Start every tool, once; raises `UserError` where one does not start, at each call."""
         loop = asyncio.get_running_loop()
         if self._starting is None or self._starting.get_loop() is not loop:
             for lane in self.lanes.values():
@@ -202,7 +201,7 @@ class Toolbox(Mapping[str, Tool]):
         await asyncio.shield(self._starting)
 
     async def end(self, trajectory: str) -> None:
-        """Tell every tool that a trajectory is over; goes on where the caller is cancelled."""
+        """Tell every tool that a trajectory is over, even if the caller is cancelled meanwhile."""
         task = asyncio.create_task(self._all("end", lambda lane: lane.end(trajectory)))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -230,19 +229,19 @@ class Toolbox(Mapping[str, Tool]):
                 ) from error
 
     async def _all(self, step: str, call: Step) -> None:
-        """Take the step with every tool; one that fails harms no other."""
+        """Take the step with every tool; a failure harms no other tool."""
         await asyncio.gather(
             *(_forgiven(lane, name, step, call) for name, lane in self.lanes.items())
         )
 
 
 def _worth_another(error: Exception) -> bool:
-    """Whether a further attempt may go better: a fault of ours that does not say otherwise."""
+    """Whether another attempt may succeed: the tool failed, and does not say otherwise."""
     return isinstance(error, InfraError) and error.retryable
 
 
 async def _forgiven(lane: Lane, name: str, step: str, call: Step) -> None:
-    """Clearing up that fails or takes too long is counted, the first time also logged."""
+    """Clear up; a failure or a timeout is counted, and the first one is logged."""
     try:
         async with asyncio.timeout(END_SECONDS):
             await call(lane)

@@ -16,7 +16,7 @@ from axpo.tools.base import ModelError, Observation, ToolContext
 from axpo.tools.searching import MAX_TITLE, SearchTool
 
 MAX_URL = 2000
-"""Characters of a url."""
+"""Characters of a url, at most."""
 
 
 class PageArguments(Arguments):
@@ -26,7 +26,7 @@ class PageArguments(Arguments):
 
 
 class WebExtractorTool(SearchTool[TextSource]):
-    """`web_extractor(url)`: the beginning of a result's page, `characters` at most."""
+    """`web_extractor(url)`: the first `characters` of a result's page."""
 
     name = "web_extractor"
     spec = function(name, "Read the page of a search result.", "url", "string", "The page's url.")

@@ -1,8 +1,8 @@
-"""`web_search`: what a model may ask of a search backend, and what it reads.
+"""`web_search`: the model asks a search backend, and reads its results.
 
-Name and argument are those of Qwen-Agent's tool, which the family knows: one string. A page is
-opened by a tool of its own (`web_extractor`) and not by an argument of the search, so that each has
-one required argument and no call can be half of both.
+Name and argument (one string) are those of Qwen-Agent's tool, which the family knows. A tool of its
+own (`web_extractor`) opens a page, not an argument of the search: each tool has one required
+argument, and no call can be half of both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from axpo.tools.base import Observation, ToolContext
 from axpo.tools.searching import SearchTool, numbered
 
 MAX_QUERY = 400
-"""Characters of a query; Tavily takes no more."""
+"""Characters of a query, at most; Tavily takes no more."""
 
 
 class SearchArguments(Arguments):

@@ -13,15 +13,15 @@ from PIL import Image
 from pydantic import Field, StrictInt, StrictStr
 
 from axpo.pictures import MAX_ASPECT
-from axpo.tools.arguments import Arguments, parse_arguments, shorten
+from axpo.tools.arguments import Arguments, chosen_view, parse_arguments, shorten
 from axpo.tools.base import Box, ModelError, Observation, Tool, ToolContext, View
 
 NAME = "image_zoom_in_tool"
 SCALE = 1000
 """Relative coordinates run from 0 to this (Qwen3-VL's grounding convention)."""
 MIN_SIDE = 32
-"""Shorter side of a returned crop in pixels: Qwen-Agent's zoom tool for Qwen3-VL has the same
-minimum, one image token's side (patch 16 x merge 2)."""
+"""Shorter side of a returned crop in pixels, at least: the side of one image token (patch 16 x
+merge 2), as in Qwen-Agent's zoom tool for Qwen3-VL."""
 
 Coordinate = StrictInt | Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -65,8 +65,8 @@ class ZoomArguments(Arguments):
 def pixel_box(view: View, bbox: tuple[float, float, float, float]) -> Box:
     """The original's pixels that relative `bbox` of `view` covers, rounded outwards.
 
-    Inverted corners are swapped and what lies outside the picture is left out; raises
-    `ModelError` where nothing is left or the region is too thin.
+    Inverted corners are swapped and the region is cut to the picture. Raises `ModelError` where
+    nothing is left or the region is too thin.
     """
     left, top, right, bottom = view.box
     x1, x2 = sorted(min(max(x, 0), SCALE) for x in (bbox[0], bbox[2]))
@@ -108,9 +108,4 @@ class ZoomTool(Tool):
 
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         call = parse_arguments(ZoomArguments, arguments)
-        if not context.views:
-            raise ModelError(f"img_idx is {shorten(call.img_idx)}: there is no image")
-        if not 0 <= call.img_idx < len(context.views):
-            last = len(context.views) - 1
-            raise ModelError(f"img_idx is {shorten(call.img_idx)}: expected 0 to {last}")
-        return Observation(views=(crop(context.views[call.img_idx], call.bbox_2d),))
+        return Observation(views=(crop(chosen_view(context, call.img_idx), call.bbox_2d),))

@@ -1,8 +1,8 @@
-"""What a forked child gives up before it runs a line of the model's: everything it can.
+"""A forked child gives up everything it can before it runs a line of the model's code.
 
-In this order: its session and terminal, its life after the server's, descriptors, resources,
-capabilities, new privileges, files and network (Landlock), system calls (seccomp, which must
-come last as it takes away the calls used here).
+It gives up, in this order: its session and terminal, a life after the server's, descriptors,
+resources, capabilities, new privileges, files and network (Landlock), and system calls (seccomp,
+which must come last because it takes away the calls used here).
 """
 
 from __future__ import annotations

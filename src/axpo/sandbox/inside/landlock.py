@@ -2,7 +2,7 @@
 
 Access is granted, never denied: a path without a rule cannot be read, written, listed or
 executed. ABI 6 (Linux 6.12) is the first that also keeps signals and abstract unix sockets
-inside. `stat`, `chmod` and `utime` are not Landlock's to decide: seccomp has the last two.
+inside. Landlock does not decide over `stat`, `chmod` and `utime`; seccomp denies the last two.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def abi() -> int:
 
 
 def _handled(version: int) -> tuple[int, int, int]:
-    """Every right of `version` over files, TCP and what a process reaches."""
+    """Every right that `version` of the ABI knows over files, over TCP and over other processes."""
     files = (1 << 13) - 1
     files |= (version >= 2) << 13 | (version >= 3) << 14 | (version >= 5) << 15
     return files, 0b11 if version >= 4 else 0, 0b11 if version >= SCOPED_ABI else 0
 
 
 def restrict(readable: Iterable[int], writable: Iterable[int], version: int) -> None:
-    """Lock this process in for good: only what is below these open paths stays in reach."""
+    """Lock this process in for good: only files below these open paths stay within its reach."""
     files, net, scoped = _handled(version)
     attributes = struct.pack("QQQ", files, net, scoped)
     ruleset = _call(

@@ -1,9 +1,9 @@
 """The fork server: imports packages once, then forks one confined child per session.
 
-It never runs the model's code, reads no environment and holds no secret. On its control socket
-it is told {"id", "folder", "imports"} with one end of a connection as descriptor; it imports
-what it lacks of these, answers {"id"} with the child's pidfd, and later {"id", "status", "cpu"}
-when the child has ended. The children die with it, and it ends when its control socket closes.
+It never runs the model's code, reads no environment and holds no secret. An order on its control
+socket is {"id", "folder", "imports"} with one end of a connection as descriptor. It imports those
+of the modules that it lacks, answers {"id"} with the child's pidfd and, when the child has ended,
+{"id", "status", "cpu"}. The children die with it, and it ends when its control socket closes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MESSAGE = 1 << 16
 """Bytes of the longest control message."""
 
 
-class Server:
-    """One control socket and the children that are alive."""
+class Forker:
+    """Forks children on order; it knows its control socket and the children that are alive."""
 
     def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
         self.control = control
@@ -43,13 +43,13 @@ class Server:
         to_show = _module(settings["pictures_code"]).to_show
         self.pictures: dict[str, Any] = {"to_show": to_show, **settings["pictures"]}
         self.characters: int = settings["characters"]
-        self.readable = tuple(_open_path(path) for path in settings["readable"])
+        self.readable = tuple(os.open(path, os.O_PATH) for path in settings["readable"])
         self.process = os.getpid()
         self.poll = select.poll()
         self.children: dict[int, tuple[int, int]] = {}  # pidfd: (session, process)
 
     def serve(self) -> None:
-        """Until the parent closes the control socket."""
+        """Take orders until the parent closes the control socket."""
         self.poll.register(self.control, select.POLLIN)
         while True:
             for fd, _ in self.poll.poll():
@@ -84,7 +84,7 @@ class Server:
         self.control.send(json.dumps({"id": session, "status": status, "cpu": cpu}).encode())
 
     def _child(self, connection: int, folder: Path) -> None:
-        """Never returns: whatever happens, the child must not come back as a second server."""
+        """Be the child, and never return: it must not come back as a second server."""
         code = 1
         try:
             confine(connection, folder, self.readable, self.limits, self.level, self.process)
@@ -100,10 +100,6 @@ class Server:
             wire.write(connection, wire.pack({"error": reason}))
         finally:
             os._exit(code)
-
-
-def _open_path(path: str) -> int:
-    return os.open(path, os.O_PATH)
 
 
 def _module(file: str) -> types.ModuleType:
@@ -132,6 +128,6 @@ def main() -> None:
     sys.meta_path.insert(0, ReadOnlyFolder())
     _load(settings["imports"])
     control = socket.socket(fileno=settings["control"])
-    server = Server(control, settings)
+    forker = Forker(control, settings)
     control.send(json.dumps({"ready": True}).encode())
-    server.serve()
+    forker.serve()

@@ -1,7 +1,7 @@
 """matplotlib takes its folder, which a session can only read, as it is.
 
-It would else make another one among the session's files, list all fonts anew and print four lines
-about it, with paths of the host, whenever a later cell is the first to import it.
+Otherwise, whenever a later cell is the first to import it, it would make another folder among the
+session's files, list all fonts anew, and print four lines about that with paths of the host.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType
 
 
 class ReadOnlyFolder(importlib.abc.MetaPathFinder):
-    """Finds matplotlib, once, as the import system does, and changes how it is loaded."""
+    """Finds matplotlib once, as the import system does, and changes how it is loaded."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

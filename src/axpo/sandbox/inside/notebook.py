@@ -24,9 +24,10 @@ from . import wire
 from .output import Pictures, Text, is_figure, is_picture
 
 RESERVE = 16 << 20
-"""Bytes of address space given back after a cell, so that one that ran out can be answered."""
+"""Bytes of address space that are given back after a cell, so that a cell which ran out of memory
+can be answered."""
 FRAMES = 6
-"""Lines of the model's own code that a traceback shows, the innermost last."""
+"""How many lines of the model's own code a traceback shows, the innermost last."""
 
 
 class Notebook:
@@ -52,7 +53,7 @@ class Notebook:
         self._prepare_packages()
 
     def _prepare_packages(self) -> None:
-        """The same random numbers in every session; nothing opens a window."""
+        """Give every session the same random numbers, and let nothing open a window."""
         random.seed(0)
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed(0)
@@ -152,7 +153,7 @@ class Notebook:
 
 
 def trim(error: BaseException) -> str:
-    """A traceback with the model's own lines alone, then the error."""
+    """The traceback of `error`, of which only the model's own lines are left."""
     report = traceback.TracebackException.from_exception(error, compact=True)
     link: traceback.TracebackException | None = report
     while link is not None:

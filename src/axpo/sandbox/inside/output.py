@@ -1,4 +1,4 @@
-"""What a cell shows: text kept from both ends of a flood, and pictures made small enough."""
+"""A cell's output: text, of which both ends of a flood are kept, and pictures made small enough."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Text(io.TextIOBase):
         return True
 
     def write(self, text: str, /) -> int:
-        """Everything is accepted; what is between the two halves is only counted."""
+        """Accept everything; characters between the two halves are only counted."""
         self.written += len(text)
         room = self.half - len(self.head)
         self.head += text[:room]
@@ -84,7 +84,7 @@ class Pictures:
                 pyplot.close("all")
 
     def packed(self) -> tuple[list[dict[str, Any]], bytes]:
-        """Headers and pixels, as a frame carries them."""
+        """The pictures' headers and pixels, as a frame carries them."""
         headers = [{"width": image.width, "height": image.height} for image in self.shown]
         return headers, b"".join(image.tobytes() for image in self.shown)
 

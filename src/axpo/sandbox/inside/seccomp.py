@@ -1,10 +1,11 @@
-"""A seccomp filter built by hand: the few system calls that computing needs; the rest fail.
+"""A seccomp filter built by hand: it allows the few system calls that computing needs.
 
-An allow-list, as new system calls appear every release. What is not in it fails with EPERM
-rather than killing, so that the model's code sees a `PermissionError` and can go on. Absent on
-purpose: fork, vfork, clone (no process, no thread), execve, every socket call, memfd_create,
-ptrace, process_vm_*, kill and its kin (a child signals nobody; the parent does), chmod, chown,
-utime, links, mount, io_uring, bpf, keyctl, shm*, userfaultfd, prctl, seccomp, timers and splice.
+It is an allow-list because new system calls appear in every release. A call that is not in it fails
+with EPERM and does not kill, so that the model's code sees a `PermissionError` and can go on.
+Absent on purpose: fork, vfork, clone (no process, no thread), execve, every socket call,
+memfd_create, ptrace, process_vm_*, kill and its kin (a child signals nobody; the parent does),
+chmod, chown, utime, links, mount, io_uring, bpf, keyctl, shm*, userfaultfd, prctl, seccomp, timers
+and splice.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ CALLS: dict[str, tuple[int, int]] = {  # name: (x86-64, aarch64); the frequent o
 IOCTL, FCNTL, PRLIMIT, CLONE3 = (16, 29), (72, 25), (302, 261), (435, 435)
 
 IOCTLS = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)
-"""TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX: what `isatty` and `open` ask."""
+"""TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX, which `isatty` and `open` ask."""
 FCNTLS = (0, 1, 2, 3, 4, 1030)
 """Duplicates and flags; not F_SETOWN or F_SETSIG, which send signals, and no file locks: they
 belong to the file, so that sessions which can open the same one could talk by them."""

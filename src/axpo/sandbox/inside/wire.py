@@ -13,14 +13,14 @@ import struct
 from typing import Any
 
 LENGTHS = struct.Struct("!II")
-"""Bytes of JSON, then bytes of pixels."""
+"""The number of bytes of JSON, then that of pixels."""
 
 CHANNELS = 3
 """Bytes of a pixel: RGB."""
 
 
 def pack(message: dict[str, Any], pixels: bytes = b"") -> bytes:
-    """One frame."""
+    """`message` and `pixels` as one frame."""
     text = json.dumps(message).encode("ascii")
     return b"".join((LENGTHS.pack(len(text), len(pixels)), text, pixels))
 
