@@ -13,7 +13,7 @@ c on; offsets below c belong to its source. `Call` and `Credit` use path offsets
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -265,6 +265,26 @@ class Node:
 
     def __len__(self) -> int:
         return sum(len(s) for s in self.segments)
+
+
+def joined_images(segments: Sequence[Segment]) -> list[ImageSpan]:
+    """The pictures of `segments` on end, their starts counted from the first one's first token."""
+    spans: list[ImageSpan] = []
+    done = 0
+    for segment in segments:
+        spans += [replace(span, start=span.start + done) for span in segment.images]
+        done += len(segment)
+    return spans
+
+
+def collapse(tokens: Sequence[int], spans: Sequence[ImageSpan]) -> list[int]:
+    """`tokens` with one placeholder per picture, whose placeholders are at `spans`."""
+    short: list[int] = []
+    done = 0
+    for span in spans:
+        short += tokens[done : span.start + 1]
+        done = span.start + span.length
+    return [*short, *tokens[done:]]
 
 
 def cut_segments(segments: Sequence[Segment], at: int) -> tuple[list[Segment], list[Segment]]:

@@ -21,9 +21,8 @@ from axpo.engines.vllm.broadcast import in_buckets
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
-from axpo.engines.vllm.wire import collapse
 from axpo.models.loading import Checkpoint
-from axpo.tree import ImageSpan
+from axpo.tree import ImageSpan, collapse
 from tests.support.engine_contract import (
     EngineBehaviour,
     EngineParity,

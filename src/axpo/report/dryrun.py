@@ -38,7 +38,7 @@ from axpo.tasks.grading import grade
 from axpo.tasks.grading.text import final_answer
 from axpo.tools.python import NAME as PYTHON
 from axpo.tools.toolbox import Toolbox
-from axpo.tree import Group, Origin, Segment
+from axpo.tree import Group, Origin, Segment, collapse
 
 LOOK_AT = 100
 STAGES: tuple[Kind, ...] = ("sft", "rl")
@@ -197,17 +197,9 @@ def _print_group(console: Console, rendering: Rendering, group: Group, split: st
         segments = group.path(group.rollouts[0])
     text = Text()
     for segment in segments:
-        text.append(rendering.decode(_folded(segment)), COLOURS[segment.origin])
+        tokens = collapse(segment.tokens, segment.images)
+        text.append(rendering.decode(tokens), COLOURS[segment.origin])
     console.print(text, soft_wrap=True)
     counts = ", ".join(f"{s.origin} {len(s)}" for s in segments)
     pictures = sum(i.length for s in segments for i in s.images)
     console.print(f"\nTokens: {counts}; {pictures} of them are picture tokens")
-
-
-def _folded(segment: Segment) -> list[int]:
-    """The segment's tokens with each picture's placeholders shown as one."""
-    tokens, done = [], 0
-    for span in segment.images:
-        tokens += segment.tokens[done : span.start + 1]
-        done = span.start + span.length
-    return [*tokens, *segment.tokens[done:]]

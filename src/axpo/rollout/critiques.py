@@ -9,7 +9,7 @@ from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import together
 from axpo.tasks.base import Critic
-from axpo.tree import Branch, Group, ImageSpan, Origin, Segment, Trajectory
+from axpo.tree import Branch, Group, Origin, Segment, Trajectory, joined_images
 
 
 async def add_second_attempts(agent: Agent, group: Group, critic: Critic, seed: int) -> None:
@@ -46,10 +46,5 @@ def _criticised(agent: Agent, group: Group, first: Trajectory, critic: Critic) -
 
 def _joined(id: str, path: Sequence[Segment]) -> Segment:
     """A whole path as a prompt, its pictures where they are."""
-    images: list[ImageSpan] = []
-    position = 0
-    for segment in path:
-        images += [replace(span, start=span.start + position) for span in segment.images]
-        position += len(segment)
     tokens = tuple(token for segment in path for token in segment.tokens)
-    return Segment(id, Origin.PROMPT, tokens, images=tuple(images))
+    return Segment(id, Origin.PROMPT, tokens, images=tuple(joined_images(path)))

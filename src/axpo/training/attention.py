@@ -38,7 +38,7 @@ NodeStates = dict[tuple[int, int], KeysValues]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class NodeRun:
     """Queries of the pass's nodes [first, last), which see their path and themselves.
 
     The path is `given`, nodes of the forest that another pass computed, then `above`, nodes of
@@ -69,7 +69,7 @@ class TreeLayout:
     """
 
     sizes: tuple[int, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[NodeRun, ...]
     given: Mapping[tuple[int, int], KeysValues] = field(default_factory=NodeStates)
     keep: tuple[tuple[int, int], ...] = ()
     kept: NodeStates = field(default_factory=NodeStates)
@@ -117,11 +117,11 @@ def _runs(
     place: Mapping[int, int],
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[Run, ...]:
+) -> tuple[NodeRun, ...]:
     """The runs of the nodes in `place`, which maps each to its place in the pass."""
     chosen = list(place)
     sizes = [node.end - node.start for node in nodes]
-    runs: list[Run] = []
+    runs: list[NodeRun] = []
     first = 0
     for i in range(1, len(chosen) + 1):
         if i < len(chosen) and nodes[chosen[i]].parent == chosen[i - 1]:
@@ -136,7 +136,7 @@ def _runs(
             mask.masked_fill_(hidden.triu_(path + 1), float("-inf"))
         outside = tuple(node for node in above if node not in place)
         inside = tuple(place[node] for node in above if node in place)
-        runs.append(Run(first, i, outside, inside, mask))
+        runs.append(NodeRun(first, i, outside, inside, mask))
         first = i
     return tuple(runs)
 

@@ -15,14 +15,14 @@ Aggregation = Literal["question_mean", "token_mean"]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TokenRun:
     """Policy tokens at the path offsets [start, end), all stored by `owner`."""
 
     owner: Trajectory
     start: int
     end: int
 
-    def within(self, start: int, end: int) -> Run:
+    def within(self, start: int, end: int) -> TokenRun:
         """What lies in [start, end)."""
         return replace(self, start=max(self.start, start), end=min(self.end, end))
 
@@ -36,7 +36,7 @@ class Item:
 
     trajectory: Trajectory
     credit: Credit
-    runs: tuple[Run, ...]
+    runs: tuple[TokenRun, ...]
 
     def __len__(self) -> int:
         """How many tokens it trains."""
@@ -61,7 +61,7 @@ def items(group: Group) -> list[Item]:
             continue
         path = _policy_runs(group, trajectory)
         own = group.offset(trajectory)
-        taken: list[Run] = []
+        taken: list[TokenRun] = []
         for credit in trajectory.credit:
             name = (
                 f"group {group.id}, trajectory {trajectory.id}: {credit.stream} credit "
@@ -75,8 +75,8 @@ def items(group: Group) -> list[Item]:
             runs = tuple(run for run, _ in parts)
             if not runs:
                 raise TreeError(f"{name} holds no policy token; leave an empty item out")
-            both = [max(a.start, b.start) for a in taken for b in runs if _overlap(a, b)]
-            if both:
+            shared = [(max(a.start, b.start), min(a.end, b.end)) for a in taken for b in runs]
+            if both := [start for start, end in shared if start < end]:
                 raise TreeError(
                     f"{name} overlaps another credit at offset {min(both)}; "
                     "a token belongs to one stream"
@@ -88,22 +88,18 @@ def items(group: Group) -> list[Item]:
     return found
 
 
-def _policy_runs(group: Group, trajectory: Trajectory) -> list[tuple[Run, bool]]:
+def _policy_runs(group: Group, trajectory: Trajectory) -> list[tuple[TokenRun, bool]]:
     """The path's policy segments as runs, each with whether its logprobs were recorded."""
-    runs: list[tuple[Run, bool]] = []
+    runs: list[tuple[TokenRun, bool]] = []
     start = 0
     # A path's segments are cut where its trajectories are: each has one owner.
     for segment in group.after_prompt(trajectory):
         end = start + len(segment)
         if segment.origin is Origin.POLICY:
-            run = Run(group.owner(trajectory, start), start, end)
+            run = TokenRun(group.owner(trajectory, start), start, end)
             runs.append((run, bool(segment.logprobs)))
         start = end
     return runs
-
-
-def _overlap(a: Run, b: Run) -> bool:
-    return a.start < b.end and b.start < a.end
 
 
 def item_weights(groups: Sequence[Sequence[Item]], aggregation: Aggregation) -> list[list[float]]:

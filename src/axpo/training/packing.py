@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from axpo.models.positions import Grid, rope_positions
-from axpo.training.items import Item, Run
-from axpo.tree import Group, ImageSpan, Node, Segment, Stream, Trajectory, TreeError
+from axpo.training.items import Item, TokenRun
+from axpo.tree import Group, Node, Stream, Trajectory, TreeError, joined_images
 
 OldLogprobs = Mapping[tuple[str, str], torch.Tensor]
 """(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none;
@@ -151,7 +151,7 @@ class _Layout:
     pictures: list[str]
     parts: dict[str, list[tuple[int, int, int]]]
 
-    def places(self, run: Run) -> list[torch.Tensor]:
+    def places(self, run: TokenRun) -> list[torch.Tensor]:
         """Where the run's tokens lie; in one piece within a node."""
         return [
             torch.arange(max(run.start, first), min(run.end, end)) + (place - first)
@@ -162,7 +162,7 @@ class _Layout:
 
 def _needed(nodes: Sequence[Node], chosen: Sequence[Item]) -> list[Node]:
     """The nodes with a trained token and their ancestors, parents renumbered."""
-    trained: dict[str, list[Run]] = {}
+    trained: dict[str, list[TokenRun]] = {}
     for run in (run for item in chosen for run in item.runs):
         trained.setdefault(run.owner.id, []).append(run)
     keep = [False] * len(nodes)
@@ -183,7 +183,7 @@ def _lay_out(nodes: Sequence[Node], grids: Callable[[str], Grid], merge_size: in
     start = 0
     for node in nodes:
         length = len(node)
-        spans = _spans(node.segments)
+        spans = joined_images(node.segments)
         positions, after = rope_positions(
             length,
             [(span, grids(span.digest)) for span in spans],
@@ -212,16 +212,6 @@ def _previous(nodes: Sequence[PackedNode]) -> torch.Tensor:
     for node in nodes:
         previous[node.start] = nodes[node.parent].end - 1 if node.parent >= 0 else -1
     return previous
-
-
-def _spans(segments: Sequence[Segment]) -> list[ImageSpan]:
-    """The node's pictures, their starts counted from the node's first token."""
-    spans: list[ImageSpan] = []
-    done = 0
-    for segment in segments:
-        spans += [replace(span, start=span.start + done) for span in segment.images]
-        done += len(segment)
-    return spans
 
 
 def _subtree_ends(nodes: Sequence[PackedNode]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from axpo.engines.base import Completion, EngineError, Finish, Request
-from axpo.tree import ImageSpan
+from axpo.tree import ImageSpan, collapse
 
 BAN = -1e9
 """Added to the logits of banned ids, which leaves them no probability in float32."""
@@ -47,16 +47,6 @@ def picture_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def collapse(tokens: Sequence[int], spans: Sequence[ImageSpan]) -> list[int]:
-    """`tokens` with one placeholder a picture."""
-    short: list[int] = []
-    end = 0
-    for span in spans:
-        short += tokens[end : span.start + 1]
-        end = span.start + span.length
-    return [*short, *tokens[end:]]
 
 
 def request_body(
