@@ -232,10 +232,6 @@ class TestGroup:
         assert not Trajectory("a").uses_tool
         assert Trajectory("a", reward=0.0).scored
         assert not Trajectory("a").scored
-        assert {s for s in StopReason if s.is_fault} == {
-            StopReason.TOOL_FAULT,
-            StopReason.ENGINE_FAULT,
-        }
 
 
 def test_picture_digest_is_of_content_and_size() -> None:

@@ -45,11 +45,6 @@ class StopReason(StrEnum):
     TOOL_FAULT = "tool_fault"
     ENGINE_FAULT = "engine_fault"
 
-    @property
-    def is_fault(self) -> bool:
-        """True where infrastructure failed: the trajectory is not scored."""
-        return self in (StopReason.TOOL_FAULT, StopReason.ENGINE_FAULT)
-
 
 class CallStatus(StrEnum):
     """What became of a tool call."""
