@@ -15,11 +15,11 @@ import torch
 from torch.utils.data import Dataset
 
 from axpo.tasks.lab import teacher
-from axpo.tasks.lab.pictures import COLOURS, SIDE, Box, Scene, Split, make_scene, to_pixels
+from axpo.tasks.lab.pictures import COLOURS, SIDE, Scene, SceneBox, Split, make_scene, to_pixels
 from lab_base.model import IMAGE_TOKENS, TOKENS_PER_SIDE, VIEW, view
 
 COLOUR_NAMES = tuple(COLOURS)
-WHOLE_PICTURE: Box = (0, 0, SIDE, SIDE)
+WHOLE_PICTURE: SceneBox = (0, 0, SIDE, SIDE)
 READABLE_PX = 8
 
 
@@ -47,7 +47,7 @@ def _covered(start: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(np.minimum(high, start + _CELL) - np.maximum(low, start), 0, None)
 
 
-def token_targets(scene: Scene, box: Box) -> np.ndarray:
+def token_targets(scene: Scene, box: SceneBox) -> np.ndarray:
     """Targets [16, 6] of a view on `box`: colour, digit, weight, dx, dy, size."""
     out = np.zeros((IMAGE_TOKENS, 6), np.float32)
     out[:, 1] = -1
@@ -73,7 +73,7 @@ def token_targets(scene: Scene, box: Box) -> np.ndarray:
     return out
 
 
-def _nudged(window: teacher.Window, rng: random.Random) -> teacher.Window:
+def _nudged(window: teacher.ZoomWindow, rng: random.Random) -> teacher.ZoomWindow:
     """The window a grid step away in x, in y or in both: digits cut by its edge."""
     width = window[2] - window[0]
     while True:
@@ -86,7 +86,7 @@ def _nudged(window: teacher.Window, rng: random.Random) -> teacher.Window:
             return x, y, x + width, y + width
 
 
-def random_crop(scene: Scene, rng: random.Random, zoom: float) -> Box:
+def random_crop(scene: Scene, rng: random.Random, zoom: float) -> SceneBox:
     """A square box in pixels: with chance `zoom` on a card at a zoom's distances, else around one
     at any scale.
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from axpo.tasks.lab import calculate, facts, look_up, teacher, words
-from axpo.tasks.lab.pictures import Box, Card, Scene, Split, make_scene, to_pixels
+from axpo.tasks.lab.pictures import Scene, SceneBox, SceneCard, Split, make_scene, to_pixels
 from axpo.tools.searching import numbered
 from lab_base.dense import WHOLE_PICTURE
 from lab_base.model import IMAGE_TOKENS, text_positions, view
@@ -43,11 +43,11 @@ def prompt_text(question: str, pictures: int, header: str) -> str:
     )
 
 
-Lesson = tuple[str, list[Box], str, str]
+Lesson = tuple[str, list[SceneBox], str, str]
 """Question, boxes of the pictures, given beginning of the answer, trained rest."""
 
 
-def _asked_and_named(scene: Scene, rng: random.Random) -> tuple[Card, Card]:
+def _asked_and_named(scene: Scene, rng: random.Random) -> tuple[SceneCard, SceneCard]:
     """The card that a question asks for and the one whose cell the thinking names.
 
     Mostly the red one; where they differ the named cell is given and decides.
@@ -80,11 +80,19 @@ def read_lesson(scene: Scene, rng: random.Random) -> Lesson:
     return question, [WHOLE_PICTURE], given, answer[len(given) :]
 
 
+def shifted(window: teacher.ZoomWindow, rng: random.Random) -> teacher.ZoomWindow:
+    """The window moved in x, in y or in both: a miss, unless the picture's edge stops it."""
+    while True:
+        other = teacher.moved(window, rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1)))
+        if other != window:
+            return other
+
+
 def crop_lesson(scene: Scene, rng: random.Random) -> Lesson:
     """The digit in a crop, alone or after the scene it was cut from; a guess where it is cut."""
     window = teacher.window_of(rng.choice(scene.cards))
     if rng.random() < 0.35:
-        window = teacher.shifted(window, rng)
+        window = shifted(window, rng)
     answer = teacher.reading_turn(scene, window, rng)
     boxes = [WHOLE_PICTURE, to_pixels(window)] if rng.random() < 0.6 else [to_pixels(window)]
     return words.ASK_SHOWN, boxes, "", answer
@@ -119,7 +127,7 @@ def calculate_lesson(scene: Scene, rng: random.Random) -> Lesson:
         operator = rng.choice((words.TIMES, words.TIMES, words.PLUS))
         code = words.code_phrase(calculate.formula(digit, number, operator))
         answer = thinking + words.CALCULATE + written(code, rng)
-    return calculate.question(number), [WHOLE_PICTURE], given, answer[len(given) :]
+    return calculate.product_question(number), [WHOLE_PICTURE], given, answer[len(given) :]
 
 
 def look_up_lesson(scene: Scene, rng: random.Random) -> Lesson:
@@ -131,7 +139,7 @@ def look_up_lesson(scene: Scene, rng: random.Random) -> Lesson:
     else:
         query = words.query_phrase(facts.key(place, digit))
         answer = thinking + words.LOOK_UP + written(query, rng)
-    return look_up.question(place), [WHOLE_PICTURE], given, answer[len(given) :]
+    return look_up.code_question(place), [WHOLE_PICTURE], given, answer[len(given) :]
 
 
 def text_lesson(scene: Scene, rng: random.Random) -> Lesson:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from axpo.tasks.lab import calculate, facts, look_up, teacher, words
-from axpo.tasks.lab.pictures import Box, Scene, Split, is_hit, make_scene, to_pixels
+from axpo.tasks.lab.pictures import Scene, SceneBox, Split, make_scene, shows, to_pixels
 from lab_base.dense import WHOLE_PICTURE
-from lab_base.lessons import Lesson, collate, prompt_text, text_lesson
+from lab_base.lessons import Lesson, collate, prompt_text, shifted, text_lesson
 from lab_base.model import forward, view
 
 
@@ -40,7 +40,7 @@ def _digit_ids(tokenizer: Any) -> list[int]:
 def reading_accuracy(
     model: Any, tokenizer: Any, header: str, scenes: list[Scene], question: str,
     thinking: list[str],
-    boxes: list[list[Box]],
+    boxes: list[list[SceneBox]],
 ) -> float:  # fmt: skip
     """Share of scenes whose target digit is the most probable of the ten."""
     items = [
@@ -115,13 +115,13 @@ def writing(model: Any, tokenizer: Any, header: str, scenes: list[Scene]) -> dic
         seen = teacher.seeing(teacher.cell_of(scene.target), digit)
         number = calculate.make_number(True, digit, rng)
         answer = teacher.recalling_turn(seen, digit * number)
-        add("products_by_heart", calculate.question(number), seen + words.BY_HEART, answer)
+        add("products_by_heart", calculate.product_question(number), seen + words.BY_HEART, answer)
         place = look_up.make_place(True, "test", digit, rng)
         answer = teacher.recalling_turn(seen, facts.code(place, digit))
-        add("codes_by_heart", look_up.question(place), seen + words.BY_HEART, answer)
+        add("codes_by_heart", look_up.code_question(place), seen + words.BY_HEART, answer)
         query = words.CLOSE_THINKING + words.query_phrase(facts.key(place, digit))
         opening = seen + words.LOOK_UP + words.CLOSE_THINKING + words.QUERY_OPEN
-        add("writes_queries", look_up.question(place), opening, seen + words.LOOK_UP + query)
+        add("writes_queries", look_up.code_question(place), opening, seen + words.LOOK_UP + query)
         kinds.setdefault("finds_in_text", []).append(text_lesson(scene, rng))
     return {
         name: right_share(model, tokenizer, header, found, scenes) for name, found in kinds.items()
@@ -133,7 +133,7 @@ def _hit(scene: Scene, text: str) -> bool:
         x1, y1, x2, y2 = (float(v) for v in text.removesuffix("]").split(", "))
     except ValueError:
         return False
-    return is_hit(scene, (x1, y1, x2, y2))
+    return shows(scene.target, (x1, y1, x2, y2))
 
 
 def measure(
@@ -150,9 +150,11 @@ def measure(
     for name, scenes in (("easy", easy), ("hard", hard)):
         whole = [[WHOLE_PICTURE]] * count
         crops = [to_pixels(teacher.window_of(s.target)) for s in scenes]
-        off = [to_pixels(teacher.shifted(teacher.window_of(s.target), rng)) for s in scenes]
+        off = [to_pixels(shifted(teacher.window_of(s.target), rng)) for s in scenes]
 
-        def read(question: str, thinking: str, boxes: list[list[Box]], s: list[Scene] = scenes):
+        def read(
+            question: str, thinking: str, boxes: list[list[SceneBox]], s: list[Scene] = scenes
+        ):
             thoughts = [thinking] * len(s)
             return reading_accuracy(model, tokenizer, header, s, question, thoughts, boxes)
 

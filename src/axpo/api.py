@@ -1,7 +1,7 @@
 """axpo from Python: what the commands do, as functions that return what came out.
 
-From a notebook's cell too: a running event loop is no obstacle, progress is drawn into the cell,
-and an interrupt ends a run as Ctrl-C ends the command, with what was done kept.
+They work from a notebook's cell too: a running event loop is no obstacle, progress is drawn into
+the cell, and an interrupt ends a run as Ctrl-C ends the command, with what was done kept.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from axpo.config import Config
 from axpo.folder import RunFolder
 from axpo.report.monitor import PYTORCH, RunMonitor, run_monitor
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
     """A run that was trained: its `folder` and its last `checkpoint`.
 
-    Either can be `model.path` of another run.
+    Either can be the `model.path` of another run.
     """
 
     folder: Path
@@ -35,104 +35,90 @@ class Trained:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was measured, one dict per step, as in `metrics.jsonl` (docs/report.md)."""
+        """The figures of the run, one dict per step, as in `metrics.jsonl` (docs/report.md)."""
         lines = RunFolder(self.folder).metrics.read_text().splitlines()
         return [json.loads(line) for line in lines]
 
 
 def load_config(recipe: str | Path | None = None, *overrides: str) -> Config:
-    """The checked settings of a recipe (a TOML file, or the name of a shipped one) with
-    "section.key=value" overrides on top; everything has a default. Raises `UserError`."""
+    """The checked settings of a recipe (a TOML file, or the name of a shipped one).
+
+    "section.key=value" overrides go on top; every setting has a default. Raises `UserError`.
+    """
     return settings.load_config(recipe, overrides)
 
 
 def sft(config: Config, out: str | Path) -> Trained:
     """Cold-start `model.path` on the task's demonstrations, in the folder `out`.
 
-    A run in `out` goes on; one with other settings is refused. Raises `UserError` that says what to
-    do, and `KeyboardInterrupt` where it is stopped: the same call goes on.
+    A run in `out` goes on; one with other settings is refused. Raises `UserError`, which says what
+    to do, and `KeyboardInterrupt` if it is stopped: the same call goes on.
     """
-    folder = Path(out)
 
     def work(monitor: RunMonitor) -> Path:
         from axpo.build.runs import sft_run
-        from axpo.training import sft
+        from axpo.training.sft import train
 
-        return sft.train(sft_run(config, folder, monitor.phase), monitor)
+        return train(sft_run(config, Path(out), monitor.phase), monitor)
 
-    return Trained(folder, _trained("sft", f"SFT {folder.name}", config, folder, work))
+    return Trained(Path(out), _run("sft", "SFT", config, Path(out), work))
 
 
 def train(config: Config, out: str | Path) -> Trained:
     """Train `model.path`, which is start and KL reference, in the folder `out`; see `sft`."""
-    folder = Path(out)
 
     def work(monitor: RunMonitor) -> Path:
         from axpo.build.runs import rl_run
-        from axpo.training import rl
+        from axpo.training.rl import train
 
-        return rl.train(rl_run(config, folder, monitor.phase), monitor)
+        return train(rl_run(config, Path(out), monitor.phase), monitor)
 
-    title = f"{config.algorithm.name.upper()} {folder.name}"
-    return Trained(folder, _trained("train", title, config, folder, work))
+    name = config.algorithm.name.upper()
+    return Trained(Path(out), _run("train", name, config, Path(out), work))
 
 
 def evaluate(config: Config, out: str | Path) -> dict[str, Any]:
     """Pass@1, Pass@k and the gap's rates of `model.path`, with intervals: `out/evaluation.json`.
 
-    Where some of it is in `out`, the rest is made. Raises as `sft`.
+    What `out` already has of it is not made again. Raises as `sft` does.
     """
-    folder = Path(out)
 
     def work(monitor: RunMonitor) -> dict[str, Any]:
         from axpo.build.runs import evaluation_run
         from axpo.evaluation.run import evaluate
 
-        return evaluate(evaluation_run(config, folder), monitor)
+        return evaluate(evaluation_run(config, Path(out)), monitor)
 
-    return _run("eval", f"evaluate {folder.name}", config, folder, work)
+    return _run("eval", "evaluate", config, Path(out), work)
 
 
 def diagnose(config: Config, out: str | Path) -> dict[str, Any]:
     """The Thinking-Acting Gap of `model.path`: `out/diagnosis.json`; see `evaluate`."""
-    folder = Path(out)
 
     def work(monitor: RunMonitor) -> dict[str, Any]:
         from axpo.build.runs import evaluation_run
         from axpo.evaluation.run import diagnose
 
-        return diagnose(evaluation_run(config, folder), monitor)
+        return diagnose(evaluation_run(config, Path(out)), monitor)
 
-    return _run("diagnose", f"diagnose {folder.name}", config, folder, work)
-
-
-def _trained(
-    command: str, title: str, config: Config, out: Path, work: Callable[[RunMonitor], Path]
-) -> Path:
-    """A run that claims its folder for these settings."""
-    claim = partial(note_settings, out, config)
-    return _run(command, title, config, out, work, (command,), config.run.tensorboard, claim)
+    return _run("diagnose", "diagnose", config, Path(out), work)
 
 
 def _run(
-    command: str,
-    title: str,
-    config: Config,
-    out: Path,
-    work: Callable[[RunMonitor], Result],
-    bound: tuple[str, ...] = (),
-    tensorboard: bool = False,
-    claim: Callable[[], None] = lambda: None,
-) -> Result:
-    """Check what can be checked, then work in the folder `out`, which is held alone meanwhile.
+    command: str, title: str, config: Config, out: Path, work: Callable[[RunMonitor], Returned]
+) -> Returned:
+    """Check what can be checked, then do the `work` while this process has the folder `out` alone.
 
-    What the commands `bound` made there must have been made with these settings.
+    A run that trains claims its folder: what was trained there before must have these settings.
     """
     check_names(config, command)
+    trains = command in ("sft", "train")
     with stopping.listening(), RunFolder(out).alone():
-        if bound:
-            check_folder(out, config, bound)
-        with run_monitor(out, title, tensorboard, claim) as monitor:
+        if trains:
+            check_folder(out, config, (command,))
+        claim = partial(note_settings, out, config) if trains else None
+        tensorboard = trains and config.run.tensorboard
+        with run_monitor(out, f"{title} {out.name}", tensorboard, claim) as monitor:
             check_parts(config, command)
             monitor.phase(PYTORCH)
             return work(monitor)

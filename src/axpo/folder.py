@@ -13,6 +13,8 @@ as a whole. What is in the files is others' business.
     vllm/                          the servers' logs, and weights on their way to them
     NAME.done.json, NAME.settings.json, logs/NAME.log, report.html
                                    of the stages of a quickstart or a study
+    study.md, study.json, outcomes.csv, recipe.toml
+                                   what a study found, and the recipe that its cells read
 """
 
 from __future__ import annotations
@@ -60,6 +62,10 @@ class RunFolder:
         self.vllm = path / "vllm"
         self.logs = path / "logs"
         self.report = path / "report.html"
+        self.study_page = path / "study.md"
+        self.study_values = path / "study.json"
+        self.outcomes = path / "outcomes.csv"
+        self.recipe = path / "recipe.toml"
 
     def trees(self, step: int) -> Path:
         """The file of the trees that a training step sampled."""

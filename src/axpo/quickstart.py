@@ -1,7 +1,7 @@
-"""The whole pipeline as one command: SFT, then GRPO and AXPO beside each other, then the report.
+"""The whole pipeline as one command: SFT, then GRPO and AXPO side by side, then the report.
 
-Every stage is an `axpo` command (`axpo.stages` runs them), so the command itself can be killed and
-repeated at any time. Stages that need nothing of each other share the machine's cores.
+Every stage is an `axpo` command (`axpo.stages` runs them), so the quickstart can be killed and
+repeated at any time. Stages that do not need each other share the machine's cores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from axpo.checks import (
     undo_start,
 )
 from axpo.config import Config, ConfigError, UserError, load_config
-from axpo.folder import RunFolder
+from axpo.folder import RunFolder, read_json
 from axpo.report.finding import finding_file
 from axpo.report.monitor import working
 from axpo.sandbox import levels
@@ -32,7 +32,7 @@ from axpo.tasks.lab.reduced import FAMILY, PYTHON, without_python
 
 COMMANDS = ("sft", "train", "eval", "diagnose")
 REPORT = "report"
-"""The last stage's name."""
+"""The name of the last stage."""
 
 
 class StageError(UserError):
@@ -40,10 +40,10 @@ class StageError(UserError):
 
 
 def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
-    """Run every stage that `out` lacks; returns the report's path.
+    """Run every stage that `out` lacks; returns the path of the report.
 
-    `config` is what `recipe` and `overrides` say. Raises `UserError` for what can be told before
-    anything runs, and `StageError`.
+    `config` holds the settings of `recipe` and `overrides`. Raises `UserError` for what is wrong
+    before anything runs, and `StageError`.
     """
     folder = RunFolder(out)
     page, logs = folder.report, folder.logs
@@ -66,17 +66,18 @@ def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path
 def without_sandbox(
     config: Config, recipe: Path, overrides: Sequence[str], out: Path
 ) -> tuple[str, ...]:
-    """Overrides for every stage where this machine has no sandbox for the tool `python`: they leave
-    it out with its family of questions, and note why. Printed first, before anything is made.
+    """Overrides for every stage if this machine has no sandbox for the tool `python`.
 
-    Empty where there is a sandbox, where none is needed, and where the recipe names its level. A
-    run in `out` goes on as it was begun, so without the tool also where there is a sandbox by now;
-    raises `ConfigError` where it was begun with the tool and there is none.
+    They leave the tool out with its family of questions, and note the reason, which is printed
+    before anything is made. There are none if there is a sandbox, if none is needed, or if the
+    recipe names its level. A run in `out` goes on as it was begun: without the tool even if there
+    is a sandbox by now. Raises `ConfigError` if it was begun with the tool and there is no sandbox.
     """
     reduced = without_python(config)
     if not reduced or config.tools.python.level is not None:
         return ()
-    lack, noted = levels.lack(None), _noted(out)
+    lack, file = levels.lack(None), RunFolder(out).settings
+    noted: dict[str, Any] = read_json(file) if file.is_file() else {}
     offered = noted.get("rollout", {}).get("tools", [])
     goes_on = offered == list(load_config(recipe, [*overrides, *reduced]).rollout.tools)
     if lack is not None and PYTHON in offered:
@@ -99,14 +100,6 @@ def without_sandbox(
     return (*reduced, f"run.note={json.dumps(note)}")
 
 
-def _noted(out: Path) -> dict[str, Any]:
-    """The settings that the run in `out` was begun with; empty where there is none."""
-    try:
-        return json.loads(RunFolder(out).settings.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> list[Stage]:
     sizes = {
         "sft": config.sft.steps,
@@ -122,31 +115,19 @@ def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -
         parts = [command, str(recipe), *overrides, *args, "--out", str(folder)]
         return Stage(name, parts, folder, kind, sizes[kind], guess, after)
 
-    grpo, start = "algorithm.name=grpo", f"model.path={out / 'sft'}"
+    start = f"model.path={out / 'sft'}"
     stages = [
         stage("sft", "sft", "sft", 180, after=()),
-        stage("grpo", "train", "rl", 240, grpo, start, after=("sft",)),
+        stage("grpo", "train", "rl", 240, "algorithm.name=grpo", start, after=("sft",)),
         stage("axpo", "train", "rl", 330, start, after=("sft",)),
     ]
     runs = [s.name for s in stages]
-    for name in runs:
-        model = f"model.path={out / name}"
-        stages.append(stage(f"evaluate {name}", "eval", "eval", 60, model, after=(name,)))
-    for name in runs:
-        model = f"model.path={out / name}"
-        stages.append(
-            stage(
-                f"diagnose {name}", "diagnose", "diagnose", 30, model, after=(f"evaluate {name}",)
-            )
-        )
-    folders = [str(out / name) for name in runs]
-    report = Stage(
-        REPORT,
-        ["report", *folders, "--out", str(RunFolder(out).report)],
-        out,
-        "report",
-        1,
-        15,
-        tuple(s.name for s in stages),
-    )
-    return [*stages, report]
+    needed = {name: name for name in runs}
+    for command, title, guess in (("eval", "evaluate", 60), ("diagnose", "diagnose", 30)):
+        for run in runs:
+            name, model = f"{title} {run}", f"model.path={out / run}"
+            stages.append(stage(name, command, command, guess, model, after=(needed[run],)))
+            needed[run] = name
+    args = ["report", *(str(out / name) for name in runs), "--out", str(RunFolder(out).report)]
+    every = tuple(s.name for s in stages)
+    return [*stages, Stage(REPORT, args, out, "report", 1, 15, every)]

@@ -1,14 +1,14 @@
 """`axpo` commands as child processes: side by side over the cores, resumable, with a live view.
 
-Each stage is an `axpo` command in a process of its own, with its log in one folder; a stage that
-has finished is not run again and one that was stopped or killed goes on from its last checkpoint,
-so whoever runs stages can be stopped and repeated at any time: a stop is passed on to the stages
-and waits until they have saved. A stage that fails stops only those after it.
+Each stage is an `axpo` command in a process of its own; the logs of all stages lie in one folder.
+A finished stage is not run again, and a stage that was stopped or killed goes on from its last
+checkpoint, so a command that runs stages can be stopped and repeated at any time: it passes the
+stop on to its stages and waits until they have saved. A stage that fails stops only the stages
+that need it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -16,16 +16,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.text import Text
 
 from axpo.folder import RunFolder, read_json, write_whole
-from axpo.report.live import ECHO, INTERVAL, output_console, redraws
+from axpo.report.live import ECHO, FIGURES, INTERVAL, ScreenView, figures_of
 from axpo.report.metrics import MetricsError, read_metrics
 from axpo.report.provenance import usable_cores
 from axpo.stopping import Stopped, check, held, last_act
@@ -33,20 +34,25 @@ from axpo.wording import duration
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SAVE_SECONDS = 600.0
-"""So long stages have, when a stop is asked for, to end their step and save it."""
+"""How long stages may take to end their step and save it when a stop is asked for."""
 STOPPED = 128 + signal.SIGTERM
-"""Exit code of a command that was asked to stop and has saved."""
+"""The exit code of a command that was asked to stop and has saved."""
 TAIL = 15
-"""Lines of a failed stage's log that are shown."""
-WIDE = 90
-"""Columns from which on a bar is as long as it can be."""
+"""How many lines of a failed stage's log are shown."""
+BAR = 12
+"""Cells of a stage's bar."""
 FEW = 20
-"""Up to so many stages all are listed; of more, those that run or failed."""
+"""Up to this many stages are all listed; of more, only those that run or failed."""
+RECENT = 10
+"""Steps that a stage's figures are the means of."""
 
 
 @dataclass(slots=True)
 class Stage:
-    """One `axpo` command. `guess` is its expected seconds before it has reported any progress."""
+    """One `axpo` command.
+
+    `guess` is how many seconds it is expected to take while it has not reported any progress.
+    """
 
     name: str
     args: list[str]
@@ -60,36 +66,39 @@ class Stage:
     finished: bool = False
     failure: str | None = None
     stopping: bool = False
-    """Whether it was asked to stop, and has, as `stopped` says, done so."""
+    """Whether it was asked to stop; `stopped` says whether it has."""
     stopped: bool = False
     seconds: float = 0.0
-    """Of a finished one; where it went on from an earlier try, as long as a whole one takes."""
+    """How long it took once it is finished; of one that went on from an earlier try, how long a
+    whole one would take."""
     first: int = 0
-    """Steps that were there when its process started."""
+    """How many steps were done when its process started."""
     steps: int = 0
     metrics_size: int = -1
     figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def done(self) -> Path:
-        """The file that says that it has finished."""
+        """The file that says that the stage has finished."""
         return RunFolder(self.folder).done(self.name)
 
     @property
     def running(self) -> bool:
+        """Whether its process is at work."""
         return self.process is not None and not self.over and not self.stopped
 
     @property
     def over(self) -> bool:
+        """Whether it has finished or failed."""
         return self.finished or self.failure is not None
 
     @property
     def share(self) -> float:
-        """Of its steps, those that are done."""
+        """The share of its steps that are done."""
         return self.steps / self.total if self.total else float(self.finished)
 
     def left(self) -> float:
-        """Seconds that it still needs, by its own pace once there is one."""
+        """How many seconds it still needs, by its own pace once there is one."""
         if self.over:
             return 0.0
         if self.process is None:
@@ -109,11 +118,12 @@ def run_stages(
     keep_going: bool = False,
     starting: Callable[[Stage], None] | None = None,
 ) -> list[Stage]:
-    """Run what has not finished, `jobs` at once (a core each by default); returns what failed.
+    """Run what has not finished, `jobs` stages at once (by default one per core); return what
+    failed.
 
-    With `keep_going` a failure stops only the stages after it; else the first one stops all.
-    `starting` is told of a stage just before its process starts. Raises `Stopped` where a stop is
-    asked for, once the stages that ran have saved what they did.
+    With `keep_going` a failure stops only the stages that need the failed one; without it the
+    first failure stops all. `starting` is called with each stage just before its process starts.
+    If a stop is asked for, the stages that run save what they did, and then `Stopped` is raised.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for stage in stages:
@@ -123,13 +133,12 @@ def run_stages(
         else:
             _read_progress(stage)
     jobs = jobs or usable_cores()
-    view = _StageView(output_console(stderr=True), stages, title, jobs)
-    with view as refresh, last_act(lambda: _kill(stages)):
+    with StagesView(stages, title, jobs) as view, last_act(lambda: _kill(stages)):
         try:
             while not all(stage.over for stage in stages):
                 with held():  # a process that has started is known to be there
                     _advance(stages, logs, jobs, starting)
-                    refresh()
+                    view.tick()
                 check()
                 if not keep_going and any(stage.failure for stage in stages):
                     break
@@ -139,7 +148,7 @@ def run_stages(
             stop.where = f"{done}; the same command goes on from there"
             raise
         finally:
-            _stop(stages, logs, refresh)
+            _stop(stages, logs, view)
             _kill(stages)
     return [stage for stage in stages if stage.failure is not None]
 
@@ -147,7 +156,7 @@ def run_stages(
 def _advance(
     stages: Sequence[Stage], logs: Path, jobs: int, starting: Callable[[Stage], None] | None
 ) -> None:
-    """Collect what has ended, start what may start, read how far the running ones are."""
+    """Collect what has ended, start what may start, and read how far the running stages are."""
     for stage in [s for s in stages if s.running]:
         _poll(stage, logs)
     failed = {s.name for s in stages if s.failure is not None}
@@ -166,8 +175,8 @@ def _advance(
         _start(stage, logs)
 
 
-def _stop(stages: Sequence[Stage], logs: Path, refresh: Callable[[], None]) -> None:
-    """Have the stages that run end their step and save it."""
+def _stop(stages: Sequence[Stage], logs: Path, view: StagesView) -> None:
+    """Let the stages that run end their step and save it."""
     running = [stage for stage in stages if stage.running]
     for stage in running:
         assert stage.process is not None
@@ -178,12 +187,12 @@ def _stop(stages: Sequence[Stage], logs: Path, refresh: Callable[[], None]) -> N
         for stage in running:
             if stage.running:
                 _poll(stage, logs)
-        refresh()
+        view.tick()
         time.sleep(0.1)
 
 
 def _kill(stages: Sequence[Stage]) -> None:
-    """End what still runs."""
+    """Kill the stages that still run."""
     for stage in stages:
         if stage.running and stage.process is not None:
             stage.process.kill()
@@ -208,7 +217,7 @@ def _start(stage: Stage, logs: Path) -> None:
 
 
 def _poll(stage: Stage, logs: Path) -> None:
-    """How far a running stage is, or how it ended."""
+    """Note how far a running stage is, or how it ended."""
     assert stage.process is not None
     code = stage.process.poll()
     if code is None:
@@ -228,19 +237,19 @@ def _poll(stage: Stage, logs: Path) -> None:
 
 
 def begun(stages: Sequence[Stage]) -> bool:
-    """Whether any of them has made anything: a step, or all of it."""
+    """Whether any stage has made anything: a step, or all of them."""
     for stage in stages:
         _read_progress(stage)
     return any(stage.steps or stage.done.is_file() for stage in stages)
 
 
 def log_file(stage: Stage, logs: Path) -> Path:
-    """What the stage's process says, in the folder `logs`."""
+    """The file in the folder `logs` that holds what the stage's process says."""
     return logs / f"{stage.name.replace(' ', '-')}.log"
 
 
 def _learn_guess(stage: Stage, stages: Sequence[Stage]) -> None:
-    """Stages of a kind that have finished tell how long the others will take."""
+    """Guess how long stages of this kind take from those that have finished."""
     known = [s.seconds for s in stages if s.kind == stage.kind and s.finished and s.seconds > 0]
     if known:
         mean = sum(known) / len(known)
@@ -250,7 +259,7 @@ def _learn_guess(stage: Stage, stages: Sequence[Stage]) -> None:
 
 
 def _die_with_parent() -> None:
-    """A stage must not outlive whoever runs it: the next one works in the same folders."""
+    """Kill this process with its parent: the next command works in the same folders."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -268,48 +277,41 @@ def _read_progress(stage: Stage) -> None:
         stage.steps = min(int(lines[-1]["step"]) + 1, stage.total)
         if stage.steps < stage.first:  # it goes on from a checkpoint before the last line
             stage.first, stage.began = stage.steps, time.monotonic()
-        recent = lines[-10:]
-        for name in ("tool_rate", "accuracy", "all_wrong_tool", "loss", "unscored_share"):
-            values = [line[name] for line in recent if name in line]
-            if values:
-                stage.figures[name] = sum(values) / len(values)
+        recent = lines[-RECENT:]
+        for figure in FIGURES:
+            for name in figure.keys:
+                if values := [line[name] for line in recent if name in line]:
+                    stage.figures[name] = fmean(values)
 
 
-class _StageView:
-    """A table of stages that redraws itself on a terminal, and plain lines elsewhere."""
+class StagesView(ScreenView):
+    """The stages with a bar each, and how long all of them will take."""
 
-    def __init__(self, console: Console, stages: Sequence[Stage], title: str, jobs: int) -> None:
-        self._console, self._stages, self._title, self._jobs = console, stages, title, jobs
-        self._began, self._last = time.monotonic(), 0.0
-        self._live = Live(console=console, refresh_per_second=4) if redraws(console) else None
+    def __init__(
+        self, stages: Sequence[Stage], title: str, jobs: int, console: Console | None = None
+    ) -> None:
+        super().__init__(console)
+        self._stages, self._title, self._jobs = stages, title, jobs
+        self._began = self._last = time.monotonic()
 
-    def __enter__(self) -> Callable[[], None]:
-        if self._live is not None:
-            self._live.start()
-        return self._refresh
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            self._refresh(force=True)
-            if self._live is not None:
-                self._live.stop()
-
-    def _refresh(self, force: bool = False) -> None:
-        if self._live is not None:
-            width = self._console.width - ECHO
-            lines = [self._total(), "", *(stage_line(s, width) for s in self._shown())]
-            self._live.update(
-                Group(*[Text(_cut(line, width), no_wrap=True, overflow="crop") for line in lines])
-            )
-        elif force or time.monotonic() - self._last > INTERVAL:
+    def tick(self) -> None:
+        """Where lines are printed, print them again after each `INTERVAL`."""
+        if self.plain and time.monotonic() - self._last > INTERVAL:
             self._last = time.monotonic()
-            for line in [self._total(), *(stage_line(s) for s in self._stages if s.running)]:
-                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.show()
 
-    def _shown(self) -> list[Stage]:
-        if len(self._stages) <= FEW:
-            return list(self._stages)
-        return [s for s in self._stages if s.running or s.failure is not None][:FEW]
+    def render(self) -> RenderableType:
+        """The total, then the stages: all of a few, of many those that run or failed."""
+        shown = self._stages
+        if len(shown) > FEW:
+            shown = [s for s in shown if s.running or s.failure is not None][:FEW]
+        lines = [self._total(), "", *map(stage_line, shown)]
+        text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        return Constrain(text, self.console.width - ECHO)
+
+    def lines(self) -> list[str]:
+        """The total and the stages that run."""
+        return [self._total(), *(stage_line(s) for s in self._stages if s.running)]
 
     def _total(self) -> str:
         stages = self._stages
@@ -323,11 +325,10 @@ class _StageView:
         return text
 
 
-def stage_line(stage: Stage, width: int | None = None) -> str:
-    """A stage's progress bar, ETA and latest figures in a line, as many as `width` columns hold."""
-    cells = 16 if width is None or width >= WIDE else 8
-    full = round(cells * stage.share)
-    bar = "█" * full + "░" * (cells - full)
+def stage_line(stage: Stage) -> str:
+    """A stage's progress bar, ETA and latest figures in one line."""
+    full = round(BAR * stage.share)
+    bar = "█" * full + "░" * (BAR - full)
     if stage.finished:
         return f"  ✓ {stage.name:<14} {bar}  {duration(stage.seconds)}"
     if stage.failure is not None:
@@ -336,24 +337,7 @@ def stage_line(stage: Stage, width: int | None = None) -> str:
         return f"    {stage.name:<14} {bar}"
     if stage.stopped:
         return f"  ■ {stage.name:<14} {bar}  stopped at {stage.steps}/{stage.total}"
-    text = f"  ▸ {stage.name:<14} {bar}  {stage.steps}/{stage.total}, "
-    text += "saving" if stage.stopping else f"ETA {duration(stage.left())}"
-    for part in _figures(stage):
-        if width is not None and len(text) + len(part) > width:
-            break
-        text += part
-    return text
-
-
-def _figures(stage: Stage) -> Iterator[str]:
-    labels = {"accuracy": "accuracy", "tool_rate": "tool rate", "loss": "loss"}
-    if stage.figures.get("unscored_share"):
-        labels["unscored_share"] = "not scored"
-    for name, label in labels.items():
-        if name in stage.figures and not (name == "loss" and len(stage.figures) > 1):
-            value = stage.figures[name]
-            yield f", {label} {value:.2f}" if name == "loss" else f", {label} {value:.0%}"
-
-
-def _cut(line: str, width: int) -> str:
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+    doing = "saving" if stage.stopping else f"ETA {duration(stage.left())}"
+    figures = [f"{f.label} {f.text(stage.figures[key])}" for f, key in figures_of(stage.figures)]
+    said = ", ".join([f"{stage.steps}/{stage.total}", doing, *figures])
+    return f"  ▸ {stage.name:<14} {bar}  {said}"

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Estimate = Mapping[str, Any]
-"""A value with `low` and `high`."""
+Bounded = Mapping[str, Any]
+"""An estimate as JSON: `value`, and `low` and `high` if it has an interval."""
+NONE = "–"
+"""What stands where there is no number."""
 
 
 def share_text(value: float) -> str:
-    """Two digits; what 10,000 resamples cannot tell from certain as a bound."""
+    """Two digits; a bound where 10,000 resamples cannot tell a share from certainty."""
     return "> 0.99" if value > 0.995 else "< 0.01" if value < 0.005 else f"{value:.2f}"
 
 
-def number_text(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+def number_text(value: float | None, digits: int = 3) -> str:
+    """The value with this many decimals; a dash where there is no number."""
+    return NONE if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed_text(value: float, digits: int) -> str:
+    """The value with its sign and this many decimals."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
@@ -27,12 +31,25 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def interval_text(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
+def interval_text(estimate: Bounded, digits: int = 3, signed: bool = False) -> str:
+    """The interval in brackets; empty if there is none."""
     low, high = estimate.get("low"), estimate.get("high")
     if low is None or high is None:
         return ""
     form = signed_text if signed else number_text
     return f"[{form(low, digits)}, {form(high, digits)}]"
+
+
+def difference_text(difference: Bounded, digits: int) -> str:
+    """The signed difference and its interval."""
+    interval = interval_text(difference, digits, signed=True)
+    return f"{signed_text(difference['value'], digits)} {interval}"
+
+
+def direction(difference: Bounded) -> int:
+    """1 if the interval is above 0, -1 if it is below, and 0 if it holds 0 or is not known."""
+    low, high = difference.get("low"), difference.get("high")
+    return 0 if low is None or high is None else (low > 0) - (high < 0)
 
 
 def percent(share: float) -> str:
@@ -50,7 +67,7 @@ def seconds_text(seconds: float) -> str:
 def count_text(value: float | None) -> str:
     """12,345 and 1.23 M; a dash where there is no number."""
     if value is None:
-        return "–"
+        return NONE
     if value >= 1e6:
         return f"{value / 1e6:.2f} M"
     return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
@@ -65,7 +82,7 @@ def duration(seconds: float) -> str:
 
 
 def in_units(count: float) -> str:
-    """Bytes as a reader says them."""
+    """The bytes in the largest unit that fits."""
     for unit in ("B", "KB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.1f} {unit}"
@@ -74,6 +91,6 @@ def in_units(count: float) -> str:
 
 
 def in_short(value: object) -> str:
-    """A value as an error message shows it; of a long one the beginning and how long it is."""
+    """The value in an error message; a long one is cut, with its length."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"

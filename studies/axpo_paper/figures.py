@@ -17,7 +17,7 @@ from axpo.report.names import NEUTRAL, Chart, colours
 from axpo.report.plots import LINE, SOFT, label_ends, legend_above, new_figure, save, style_axis
 from axpo.study.figures import Curve, draw_curve, part_name, parts_of, step_curve
 from axpo.study.markup import Json
-from axpo.study.read import Model
+from axpo.study.read import StudyModel
 from axpo.study.settings import START
 from studies.axpo_paper import paper
 
@@ -31,7 +31,7 @@ QUARTERS = ("least\nconfident", "2nd\nquarter", "3rd\nquarter", "most\nconfident
 
 
 def write_gap_curves(
-    models: Mapping[str, Model], baseline: str, out: Path
+    models: Mapping[str, StudyModel], baseline: str, out: Path
 ) -> list[tuple[str, str]]:
     """Write the gap through training where there are numbers for it; returns (title, file name)."""
     main = [m for m in models.values() if m.training and m.group == models[baseline].group]
@@ -57,7 +57,7 @@ def write_diagnostic_figures(found: Json, out: Path) -> list[tuple[str, str]]:
     return written
 
 
-def gap_curves(models: Sequence[Model], path: Path) -> None:
+def gap_curves(models: Sequence[StudyModel], path: Path) -> None:
     """A panel a chart; mean over seeds, the band from the lowest seed to the highest."""
     palette = colours([model.label for model in models])
     curves = {

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from axpo.study.cells import Cell
-from axpo.study.estimates import Json, cut_off, over_seeds
-from axpo.study.page import Figure, Page
-from axpo.study.read import Model, resamples
+from axpo.study.estimates import cut_off, over_seeds
+from axpo.study.markup import Json
+from axpo.study.page import Figure, StudyPage
+from axpo.study.read import StudyModel, resamples
 from axpo.study.settings import START, Study, StudyError
 from studies.axpo_paper.credit import call_credit, recovered, saved_groups
 from studies.axpo_paper.diagnostics import beside_the_paper, diagnostics
@@ -22,10 +23,10 @@ BOUNDS = {"tag_advantage": (-math.inf, math.inf)}
 """What a figure that is no share cannot leave."""
 
 
-class PaperPage(Page):
+class PaperPage(StudyPage):
     """The gap, its diagnostics and AXPO's ablations, each beside the paper's figure."""
 
-    def model_figures(self, study: Study, model: Model, out: Path) -> Json:
+    def model_figures(self, study: Study, model: StudyModel, out: Path) -> Json:
         """`call_credit` and `recovered` by part, and the `paper`'s differences to the baseline."""
         cells = {seed: Cell(model.name, seed) for seed in model.training}
         groups = {seed: saved_groups(cell.folder(out)) for seed, cell in cells.items()}
@@ -37,7 +38,7 @@ class PaperPage(Page):
         }
 
     def training_figures(
-        self, study: Study, models: Mapping[str, Model], out: Path
+        self, study: Study, models: Mapping[str, StudyModel], out: Path
     ) -> list[Figure]:
         """The gap through training."""
         return write_gap_curves(models, study.settings.baseline, out)

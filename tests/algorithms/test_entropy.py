@@ -104,7 +104,7 @@ def test_correlation_is_over_first_calls_and_negative() -> None:
         group("c", [tool_rollout("c/0", 0.0, 0.9)]),
     ]
     entropies = {"a/0": 2.0, "b/0": 0.7, "c/0": 0.4}
-    calls, found = entropy_correlation(groups, entropies, seed=0, resamples=200)
+    calls, found = entropy_correlation(groups, entropies, seed=0)
     expected = np.corrcoef([0.2, 0.5, 0.9], [2.0, 0.7, 0.4])[0, 1]
     assert calls == 3 and found is not None
     assert found.value == pytest.approx(expected) and expected < -0.9

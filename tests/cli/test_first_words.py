@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from axpo.report import live
 from axpo.report.live import LiveView
 from axpo.report.monitor import working
 from tests.support.terminal import RECIPE, Terminal, environment, screen
@@ -113,7 +114,8 @@ def test_lines_come_while_an_import_blocks(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "blocks_for_a_while.py").write_text("import time\ntime.sleep(0.5)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     console = Console(file=io.StringIO(), width=80)
-    with LiveView("SFT", "loading PyTorch", console=console, interval=0.05):
+    monkeypatch.setattr(live, "INTERVAL", 0.05)
+    with LiveView("SFT", "loading PyTorch", console=console):
         __import__("blocks_for_a_while")
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()

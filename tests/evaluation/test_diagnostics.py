@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -15,14 +16,17 @@ from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.resampling import Candidate
 from axpo.evaluation import driver
 from axpo.evaluation.calls import count_kinds, iou, same_call, same_place
-from axpo.evaluation.diagnostics import choose_prefixes, diagnose
-from axpo.evaluation.driver import Shelf, ShelfError
+from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
+from axpo.evaluation.driver import GroupSampler, Shelf, ShelfError
 from axpo.evaluation.passk import pass_at_k
-from axpo.evaluation.prefixes import Fresh, Outcome, outcome, prefix_figures, quartiles
+from axpo.evaluation.prefixes import Fresh, Recovery, prefix_figures, quartiles, recovery_of
 from axpo.folder import GroupsFolder
 from axpo.tasks.base import Example
 from axpo.tree import Branch, Call, CallStatus, Crop, Group, Trajectory
 from tests.support.groups import CUT, group, grow, policy, tool_rollout, tools_and_plain
+
+if TYPE_CHECKING:
+    from axpo.rollout.agent import Agent
 
 AXPO = Axpo()
 
@@ -147,12 +151,12 @@ class TestFigures:
             continuation("c3", zoom(50), None),
             continuation("c4", None, 0.0),
         ]
-        assert outcome(g, branch) == Outcome(
+        assert recovery_of(g, branch) == Recovery(
             ("question", "q"), "q/t0", 0.3, 4, 1, distinct=4, merged=3
         )
         # Right without a tool counts for nothing, unscored rollouts are no samples.
         again = tools_and_plain("again/q", [1, 0, None], [1, 1])
-        found = outcome(g, branch, quartile=2, fresh=again)
+        found = recovery_of(g, branch, quartile=2, fresh=again)
         assert (found.quartile, found.fresh) == (2, Fresh(samples=4, right=1))
 
     def test_quartiles_are_ranks_among_all_failed_prefixes(self) -> None:
@@ -165,13 +169,13 @@ class TestFigures:
 
     def test_recovery_by_quartile_and_proposition_1_by_hand(self) -> None:
         outcomes = [
-            Outcome("a", "a/0", 0.1, 16, 8, 5, 5, quartile=1, fresh=Fresh(16, 2)),
-            Outcome("a", "a/1", 0.2, 16, 2, 5, 5, quartile=1, fresh=Fresh(16, 2)),
-            Outcome("b", "b/0", 0.8, 16, 0, 5, 5, quartile=4, fresh=Fresh(8, 1)),
-            Outcome(
+            Recovery("a", "a/0", 0.1, 16, 8, 5, 5, quartile=1, fresh=Fresh(16, 2)),
+            Recovery("a", "a/1", 0.2, 16, 2, 5, 5, quartile=1, fresh=Fresh(16, 2)),
+            Recovery("b", "b/0", 0.8, 16, 0, 5, 5, quartile=4, fresh=Fresh(8, 1)),
+            Recovery(
                 ("question", "c"), "c/0", 0.9, 16, 4, 5, 5, quartile=4, fresh=Fresh(3, 0)
             ),  # too few
-            Outcome("d", "d/0", 0.9, 8, 1, 5, 5, quartile=4, fresh=Fresh(16, 2)),
+            Recovery("d", "d/0", 0.9, 8, 1, 5, 5, quartile=4, fresh=Fresh(16, 2)),
         ]
         metrics = prefix_figures(outcomes, 5, k=4, seed=0).metrics
         values = {name: e.value for name, e in metrics.items()}
@@ -192,10 +196,10 @@ class TestFigures:
 
     def test_by_hand(self) -> None:
         outcomes = [
-            Outcome("a", "a/0", 0.2, 16, 1, 5, 3),
-            Outcome("a", "a/1", 0.4, 16, 0, 1, 1),
-            Outcome("b", "b/0", 0.9, 16, 4, 2, 1),
-            Outcome("c", "c/0", 0.5, 3, 3, 2, 2),
+            Recovery("a", "a/0", 0.2, 16, 1, 5, 3),
+            Recovery("a", "a/1", 0.4, 16, 0, 1, 1),
+            Recovery("b", "b/0", 0.9, 16, 4, 2, 1),
+            Recovery("c", "c/0", 0.5, 3, 3, 2, 2),
         ]
         figures = prefix_figures(outcomes, 5, k=4, seed=0)
         assert (figures.prefixes, figures.dropped) == (3, 2)
@@ -218,12 +222,12 @@ class TestFigures:
 
     def test_no_spread_no_correlation(self) -> None:
         outcomes = [
-            Outcome("a", "a/0", 0.5, 16, 1, 2, 2),
-            Outcome("b", "b/0", 0.5, 16, 0, 2, 2),
+            Recovery("a", "a/0", 0.5, 16, 1, 2, 2),
+            Recovery("b", "b/0", 0.5, 16, 0, 2, 2),
         ]
         metrics = prefix_figures(outcomes, 2, k=4, seed=0).metrics
         assert "confidence_correlation" not in metrics
-        assert prefix_figures([], 3, k=4, seed=0).to_dict() == {
+        assert asdict(prefix_figures([], 3, k=4, seed=0)) == {
             "prefixes": 0,
             "dropped": 3,
             "metrics": {},
@@ -241,15 +245,15 @@ class TestFigures:
         grow(c, "c/t0", [None] * 4)
         fresh = {"a": tools_and_plain("again/a", [1, 0], [1, 1, 0, 0])}
         entropies = {"a/t0": 1.0, "a/t1": 1.0, "b/t0": 2.0, "b/t1": 1.0, "c/t0": 1.0}
-        diagnosis = diagnose(
+        found = diagnosis(
             groups, probes, groups, fresh, entropies, AXPO, 0, model="m", split="test"
         )
-        assert diagnosis.calls == 5
-        assert "entropy_correlation" not in diagnosis.metrics  # all are as confident
-        assert (diagnosis.triggered, diagnosis.candidates, diagnosis.prefix_samples) == (2, 3, 4)
-        assert diagnosis.metrics["all_wrong_tool"].value == pytest.approx(2 / 3)
-        assert diagnosis.metrics["tool_rate"].value == pytest.approx(5 / 12)
-        every = diagnosis.prefixes["all"]
+        assert found.calls == 5
+        assert "entropy_correlation" not in found.metrics  # all are as confident
+        assert (found.triggered, found.candidates, found.prefix_samples) == (2, 3, 4)
+        assert found.metrics["all_wrong_tool"].value == pytest.approx(2 / 3)
+        assert found.metrics["tool_rate"].value == pytest.approx(5 / 12)
+        every = found.prefixes["all"]
         assert (every.prefixes, every.dropped) == (2, 1)
         assert every.metrics["recovery_rate"].value == 0.5
         # Of six fresh rollouts one used a tool and was right: 1 - C(5,4)/C(6,4).
@@ -258,9 +262,9 @@ class TestFigures:
         assert every.metrics["recovery_quartile_1"].value == 1.0
         assert every.metrics["recovery_quartile_2"].value == 0.0
         # floor(0.25 * 3 * 8 / 4) = 1 prefix: a/t0, by its name, as all are as confident.
-        selected = diagnosis.prefixes["selected"]
+        selected = found.prefixes["selected"]
         assert (selected.prefixes, selected.metrics["recovery_rate"].value) == (1, 1.0)
-        plain = diagnosis.to_dict()
+        plain = asdict(found)
         assert json.loads(json.dumps(plain)) == plain
 
 
@@ -277,17 +281,27 @@ class FakeModel:
         self.released: list[str] = []
         self.fail = fail
 
-    async def sample(self, example: Example, n: int, seed: int, id: str) -> Group:
-        self.asked.append(id)
+    def sampler(self, samples: int = 2, slots: int = 8) -> GroupSampler:
+        """A `GroupSampler` with this model as its agent."""
+        return GroupSampler(cast("Agent", self), samples, 0, slots)
+
+    @property
+    def engine(self) -> FakeModel:
+        return self
+
+    @property
+    def rendering(self) -> None:
+        return None
+
+    async def sample(self, group: Group, n: int) -> None:
+        self.asked.append(group.id)
         self.running += 1
         self.most = max(self.most, self.running)
         await asyncio.sleep(0.001)
         self.running -= 1
-        if example.id == self.fail:
-            raise RuntimeError(f"no power for {id}")
-        made = tools_and_plain(id, [0.0] * (n - 1), [1.0])
-        made.example = example.id
-        return made
+        if group.example == self.fail:
+            raise RuntimeError(f"no power for {group.id}")
+        group.rollouts = tools_and_plain(group.id, [0.0] * (n - 1), [1.0]).rollouts
 
     async def resample(self, group: Group, branch: Branch, k: int, seed: int) -> None:
         self.asked.append(branch.source)
@@ -301,14 +315,31 @@ class FakeModel:
         self.released.append(id)
 
 
+@pytest.fixture(autouse=True)
+def _fabricated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What samples with an agent asks a `FakeModel` instead."""
+
+    def new_group(_: None, example: Example, id: str) -> Group:
+        return replace(tools_and_plain(id, [], []), example=example.id)
+
+    async def sample_group(model: FakeModel, group: Group, n: int, seed: int) -> Group:
+        await model.sample(group, n)
+        return group
+
+    async def resample(model: FakeModel, group: Group, branch: Branch, k: int, seed: int) -> None:
+        await model.resample(group, branch, k, seed)
+
+    for name, fake in (("new_group", new_group), ("sample_group", sample_group)):
+        monkeypatch.setattr(driver, name, fake)
+    monkeypatch.setattr(driver, "resample", resample)
+
+
 def run(
-    model: FakeModel, count: int, folder: Path, in_flight: int = 4, identity: str = "m", **more
+    model: FakeModel, count: int, folder: Path, slots: int = 8, identity: str = "m", **more
 ) -> list[Group]:
     examples = (Example(f"e{i}", "?", (), "7") for i in range(count))
     shelf = shelf_in(folder, {"model": identity}, chunk=3)
-    return asyncio.run(
-        driver.evaluate(examples, count, model.sample, 2, 0, shelf, in_flight=in_flight, **more)
-    )
+    return asyncio.run(driver.sample_examples(model.sampler(slots=slots), examples, shelf, **more))
 
 
 class TestDriver:
@@ -318,16 +349,17 @@ class TestDriver:
             model,
             10,
             tmp_path / "eval",
-            progress=lambda done, total: seen.append((len(done), total)),
+            progress=lambda done: seen.append(len(done)),
         )
         assert [g.id for g in groups] == [f"eval/e{i}" for i in range(10)]
         assert model.most == 4
-        assert seen == [(i + 1, 10) for i in range(10)]
+        assert seen == [i + 1 for i in range(10)]
+        assert sorted(model.released) == sorted(g.id for g in groups)
 
     def test_goes_on_where_it_was_stopped(self, tmp_path: Path) -> None:
         broken = FakeModel(fail="e7")
         with pytest.raises(RuntimeError, match="no power for eval/e7"):
-            run(broken, 10, tmp_path / "eval", in_flight=1)
+            run(broken, 10, tmp_path / "eval", slots=2)
         again = FakeModel()
         groups = run(again, 10, tmp_path / "eval")
         assert sorted(again.asked) == ["eval/e7", "eval/e8", "eval/e9"]
@@ -355,12 +387,12 @@ class TestDriver:
             shelf = shelf_in(tmp_path / "eval", {}, chunk=100)
             stop = asyncio.Event()
 
-            def progress(done: Sequence[Group], total: int) -> None:
+            def progress(done: Sequence[Group]) -> None:
                 if len(done) == 10:
                     stop.set()
 
             task = asyncio.create_task(
-                driver.evaluate(examples, 50, model.sample, 2, 0, shelf, progress=progress)
+                driver.sample_examples(model.sampler(slots=32), examples, shelf, progress)
             )
             await stop.wait()
             task.cancel()
@@ -388,17 +420,12 @@ class TestDriver:
 
     def test_sampling_again(self, tmp_path: Path) -> None:
         groups = run(FakeModel(), 2, tmp_path / "eval")
-        asked: list[str] = []
-
-        async def more(group: Group, n: int, seed: int) -> Group:
-            asked.append(group.id)
-            assert not group.rollouts and not group.branches
-            group.rollouts = tools_and_plain(group.id, [1.0], [0.0] * (n - 1)).rollouts
-            return group
+        model = FakeModel()
+        asked = model.asked
 
         def sample_all() -> dict[str, Group]:
             shelf = shelf_in(tmp_path / "again", {})
-            return asyncio.run(driver.sample_again(groups, more, 5, 0, shelf))
+            return asyncio.run(driver.sample_again(model.sampler(5), groups, shelf))
 
         found = sample_all()
         assert sorted(asked) == ["again/e0", "again/e1"]
@@ -412,27 +439,26 @@ class TestDriver:
         twice = [Example("e", "?", (), "7")] * 2
         shelf = shelf_in(tmp_path / "eval", {})
         with pytest.raises(ValueError, match="two examples have the id e"):
-            asyncio.run(driver.evaluate(twice, 2, FakeModel().sample, 2, 0, shelf))
+            asyncio.run(driver.sample_examples(FakeModel().sampler(), twice, shelf))
 
-    def test_a_group_under_another_id(self, tmp_path: Path) -> None:
-        async def sample(example: Example, n: int, seed: int, id: str) -> Group:
-            return tools_and_plain("x", [1.0], [])
-
-        shelf = shelf_in(tmp_path / "eval", {})
+    def test_a_group_under_another_id(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "new_group", lambda *_: tools_and_plain("x", [1.0], []))
+        shelf, example = shelf_in(tmp_path / "eval", {}), Example("e", "?", (), "7")
         with pytest.raises(ValueError, match="expected id eval/e, got x"):
-            asyncio.run(driver.evaluate([Example("e", "?", (), "7")], 1, sample, 2, 0, shelf))
+            asyncio.run(driver.sample_examples(FakeModel().sampler(), [example], shelf))
 
     def test_resampling(self, tmp_path: Path) -> None:
         model = FakeModel()
         groups = run(model, 4, tmp_path / "eval")
         probes = choose_prefixes(groups, AXPO, 3, seed=0)
         model.asked.clear()
+        model.released.clear()
 
         def grow_all() -> list[Group]:
             shelf = shelf_in(tmp_path / "diagnosis", {})
-            work = driver.resample_prefixes(
-                groups, probes, model.resample, 16, 0, shelf, release=model.release
-            )
+            work = driver.resample_prefixes(model.sampler(16), groups, probes, shelf)
             return asyncio.run(work)
 
         grown = grow_all()
@@ -445,7 +471,7 @@ class TestDriver:
         assert grow_all() == grown
         assert len(model.asked) == 3
         entropies = {r.id: 1.0 for g in groups for r in g.rollouts}
-        every = diagnose(groups, probes, grown, {}, entropies, AXPO, 0).prefixes["all"]
+        every = diagnosis(groups, probes, grown, {}, entropies, AXPO, 0).prefixes["all"]
         assert every.metrics["recovery_rate"].value == pytest.approx(0.25)
         assert every.metrics["distinct_calls"].value == 16
         # Boxes at 0..15 of width 10: kinds begin at 0, 4, 8 and 12.

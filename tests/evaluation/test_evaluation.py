@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axpo.algorithms.subgroups import gap
+from axpo.evaluation import bootstrap
 from axpo.evaluation.bootstrap import (
     Estimate,
     interval,
@@ -21,7 +22,7 @@ from axpo.evaluation.bootstrap import (
     share_above,
 )
 from axpo.evaluation.diagnostics import GAP
-from axpo.evaluation.passk import mean_pass_at_k, pass_at_k, question_pass_at_k
+from axpo.evaluation.passk import pass_at_k, question_pass_at_k
 from axpo.evaluation.summary import AlignmentError, compare, summarize
 from axpo.tree import Group, StopReason
 from tests.support.groups import tools_and_plain
@@ -60,11 +61,9 @@ class TestPassAtK:
         assert question_pass_at_k(question("a", [1, None], [0, None]), 2) == 1.0
         assert question_pass_at_k(question("a", [1, None], [0, 0, 0]), 2) == 0.5
 
-    def test_questions_with_too_few_are_dropped_and_counted(self) -> None:
+    def test_questions_with_too_few_have_no_estimate(self) -> None:
         groups = [question("a", [1], [0]), question("b", [1, None], []), question("c", [], [0, 0])]
-        result = mean_pass_at_k(groups, 2)
-        assert (result.value, result.questions, result.dropped) == (0.5, 2, 1)
-        assert mean_pass_at_k(groups[1:2], 2).value is None
+        assert [question_pass_at_k(g, 2) for g in groups] == [1.0, None, 0.0]
 
 
 class TestBootstrap:
@@ -77,18 +76,20 @@ class TestBootstrap:
         for total, chance in ((0, 0.25), (1, 0.5), (2, 0.25)):
             assert np.mean(drawn == total) == pytest.approx(chance, abs=0.025)
 
-    def test_seeded_and_independent_of_other_columns(self) -> None:
+    def test_seeded_and_independent_of_other_columns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bootstrap, "RESAMPLES", 9_000)
         columns = np.random.default_rng(0).random((300, 3))
-        all_three = resampled_sums(columns, seed=5, resamples=9_000)
-        alone = resampled_sums(columns[:, 1:2], seed=5, resamples=9_000)
+        all_three = resampled_sums(columns, seed=5)
+        alone = resampled_sums(columns[:, 1:2], seed=5)
         assert all_three.shape == (9_000, 3)
         np.testing.assert_allclose(all_three[:, 1:2], alone)
-        assert not np.allclose(alone, resampled_sums(columns[:, 1:2], seed=6, resamples=9_000))
+        assert not np.allclose(alone, resampled_sums(columns[:, 1:2], seed=6))
 
-    def test_coverage_of_a_mean_and_of_a_ratio(self) -> None:
+    def test_coverage_of_a_mean_and_of_a_ratio(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """400 simulated evaluations of 80 questions: the 95 % interval holds the truth in 95 % of
         them. Bound: four standard errors of the share, 4 sqrt(0.95 0.05 / 400) = 0.044; that
         includes the known shortfall of percentile intervals at this size, about 0.01."""
+        monkeypatch.setattr(bootstrap, "RESAMPLES", 1_000)
         generator = np.random.default_rng(7)
         hits = np.zeros(2)
         for trial in range(400):
@@ -100,7 +101,7 @@ class TestBootstrap:
                 [generator.binomial(8, right) / 8, generator.binomial(tools, right)]
             )
             denominators = np.stack([np.ones(80), tools])
-            found = ratios(numerators.T, denominators.T.astype(float), seed=trial, resamples=1_000)
+            found = ratios(numerators.T, denominators.T.astype(float), seed=trial)
             # E[use] = 1/3; E[use right] / E[use] = 0.2 + 0.6 E[use^2] / E[use], E[use^2] = 1/7.
             truth = (0.2 + 0.6 / 3, 0.2 + 0.6 * (1 / 7) / (1 / 3))
             for m, estimate in enumerate(found):
@@ -135,16 +136,17 @@ class TestBootstrap:
         assert shift.estimate.high - shift.estimate.low == pytest.approx(0.0, abs=1e-12)
         assert shift.estimate.value == pytest.approx(0.1)
 
-    def test_coverage_of_a_paired_difference(self) -> None:
+    def test_coverage_of_a_paired_difference(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """300 simulated pairs of models on 80 questions, bound as above: 4 SE = 0.050. Under no
         difference the share of the resamples above 0 is as often above 1/2 as below."""
+        monkeypatch.setattr(bootstrap, "RESAMPLES", 1_000)
         generator = np.random.default_rng(11)
         ones = np.ones((80, 1))
         hits, better = 0, 0
         for trial in range(300):
             chance = generator.beta(1, 1, size=(80, 1))
             first, second = (generator.binomial(8, chance) / 8 for _ in range(2))
-            (found,) = paired_differences((first, ones), (second, ones), trial, resamples=1_000)
+            (found,) = paired_differences((first, ones), (second, ones), trial)
             assert found is not None
             hits += found.estimate.low <= 0 <= found.estimate.high
             better += found.share_above > 0.5
@@ -245,7 +247,7 @@ class TestSummary:
     )
     def test_agrees_with_trainings_figures(self, rewards: list[tuple[Rewards, Rewards]]) -> None:
         groups = [question(str(i), *pair) for i, pair in enumerate(rewards)]
-        summary = summarize(groups, 2, seed=0, resamples=20)
+        summary = summarize(groups, 2, seed=0)
         metrics = summary.metrics
         figures = gap(groups)
         expected = {name: v for name, v in figures.items() if name in GAP}

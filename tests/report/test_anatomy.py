@@ -109,10 +109,10 @@ def test_small_phases_share_a_band_and_every_step_keeps_its_height(tmp_path: Pat
     view, data = timing_view(runs, "rl")
     assert view is not None and len(data["bands"]) == 6
     assert all(sum(values) == pytest.approx(10) for values in data["runs"][0]["values"])
-    assert sum(piece.share for piece in view.bars[0].pieces) == pytest.approx(1)
+    assert sum(piece["share"] for piece in view["bars"][0]["pieces"]) == pytest.approx(1)
     slow = [line | {"seconds_step": 99.0, "seconds_sample": 94.0}, line, line]
     warm, data = timing_view({"a": RunView("a", tmp_path, metrics=slow)}, "rl")
-    assert warm is not None and (warm.steps, warm.bars[0].seconds) == ("2", "10.0 s")
+    assert warm is not None and (warm["steps"], warm["bars"][0]["seconds"]) == ("2", "10.0 s")
     assert len(data["runs"][0]["steps"]) == 3
     few = {"a": RunView("a", tmp_path, metrics=[line])}
     assert timing_view(few, "rl")[1]["runs"] == []

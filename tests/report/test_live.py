@@ -26,7 +26,7 @@ def output(console: Console) -> str:
 
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_panel_fits_and_shows_the_key_figures(width: int) -> None:
-    view = LiveView("AXPO", plain=False, console=screen(width, True))
+    view = LiveView("AXPO", console=screen(width, True))
     view.begin(0, 60)
     for step in range(1, 31):
         view.update(step, METRICS | {"rollouts": 128, "loss": 0.01, "tool_rate": step / 60})
@@ -39,16 +39,16 @@ def test_panel_fits_and_shows_the_key_figures(width: int) -> None:
     for part in ("step 30/60", "ETA", "resampling", "tool rate", "50 %", "recovery", "13 %"):
         assert part in text
     if width >= 80:
-        assert len(lines) == 4 + (3 if width >= live.WIDE else 6)
+        assert len(lines) == 4 + live.SHOWN
 
 
 def test_what_was_not_scored_is_shown_while_there_is_any() -> None:
     view = LiveView("AXPO", console=screen(80, False))
     view.begin(0, 9)
     view.update(1, METRICS | {"unscored_share": 0.0})
-    assert "not scored" not in view.line()
+    assert "not scored" not in view.lines()[0]
     view.update(2, METRICS | {"unscored_share": 0.28})
-    assert "not scored 28 %" in view.line()
+    assert "not scored 28 %" in view.lines()[0]
 
 
 def test_terminal_session_draws_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,9 +62,10 @@ def test_terminal_session_draws_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "done" in output(console) and "step 2/2" in output(console)
 
 
-def test_plain_lines_come_at_once_and_every_few_seconds() -> None:
+def test_plain_lines_come_at_once_and_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "INTERVAL", 0.05)
     console = screen(80, False)
-    with LiveView("AXPO", console=console, interval=0.05) as view:
+    with LiveView("AXPO", console=console) as view:
         assert "AXPO: starting | 0:00" in output(console)
         view.begin(0, 10)
         assert "step 0/10 (0 %)" in output(console)
@@ -89,7 +90,7 @@ def test_a_failure_ends_as_stopped() -> None:
 def test_eta_follows_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    view = LiveView("AXPO", plain=True, interval=1e6, console=screen(80, False))
+    view = LiveView("AXPO", console=screen(80, False))
     with view:
         view.begin(30, 60)
         assert view.eta() is None
@@ -103,11 +104,11 @@ def test_eta_follows_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> No
 def test_rates_are_counts_over_the_time_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    view = LiveView("SFT", plain=True, console=screen(80, False))
+    view = LiveView("SFT", console=screen(80, False))
     view.begin(0, 5)
     now[0] = 4.0
     view.update(1, {"tokens_sampled": 1000.0, "rollouts": 32.0, "extra_samples": 0.25})
-    assert "samples/s 10 | tokens/s 250" in view.line()
+    assert "samples/s 10 | tokens/s 250" in view.lines()[0]
 
 
 def test_sparkline_and_duration() -> None:

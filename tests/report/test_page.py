@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from axpo.config import parse_config
+from axpo.report import html as page_builder
 from axpo.report.finding import finding
 from axpo.report.html import build_report, script_json
 from axpo.report.runs import RunView
@@ -117,7 +118,7 @@ def chromium(page: Path, profile: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def build(folder: Path, hostile: bool = True, **options) -> Path:
+def build(folder: Path, hostile: bool = True) -> Path:
     runs = [
         RunView.load(make_run(folder, name, steps=12, groups=3, hostile=hostile, held_out=2))
         for name in ("grpo", "axpo")
@@ -127,7 +128,7 @@ def build(folder: Path, hostile: bool = True, **options) -> Path:
     comparisons = dict.fromkeys(pairs, AHEAD | {"share_better": {"pass@1": 0.999}})
     return build_report(
         folder / "report.html", runs, evaluations, decode, finding(evaluations, comparisons),
-        comparisons=comparisons, **options
+        comparisons=comparisons,
     )  # fmt: skip
 
 
@@ -221,8 +222,11 @@ def test_pictures_are_embedded_once_and_tokens_once(page: Path) -> None:
 BYTES = 330_000
 
 
-def test_size_is_capped_and_the_instructive_groups_stay(tmp_path: Path) -> None:
-    page = build(tmp_path, max_bytes=BYTES)
+def test_size_is_capped_and_the_instructive_groups_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_builder, "MAX_BYTES", BYTES)
+    page = build(tmp_path)
     text = page.read_text()
     groups = data_of(text)["groups"]
     assert page.stat().st_size < BYTES

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from axpo.config import UserError
 from axpo.evaluation.seeds import Crossed, holm, seed_differences
 from axpo.evaluation.summary import measures
-from axpo.study.comparison_tables import difference_text
 from axpo.study.comparisons import comparisons
 from axpo.study.held_out import HeldOut, paired
 from axpo.study.markup import cell_text, p_text
@@ -49,6 +48,11 @@ group = "ablations"
 overrides = ["algorithm.ranking=random"]
 seeds = [1, 2]
 """
+
+
+def difference_text(row: dict[str, Any]) -> str:
+    """The difference with its interval, as the tables have it."""
+    return cell_text({key: row[key] for key in ("value", "low", "high") if key in row}, signed=True)
 
 
 @given(REWARDS, REWARDS, st.sampled_from([2, 4]))

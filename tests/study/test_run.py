@@ -301,8 +301,8 @@ def test_a_line_says_what_could_not_be_scored_while_there_is_any(folder: Path) -
     for share, said in (("0.0", False), ("0.125", True)):
         (folder / "metrics.jsonl").write_text(line % share)
         _read_progress(stage)
-        assert "tool rate 25%" in stage_line(stage)
-        assert ("not scored 12%" in stage_line(stage)) is said
+        assert "tool rate 25 %" in stage_line(stage)
+        assert ("not scored 12 %" in stage_line(stage)) is said
 
 
 def command(folder: Path, i: int) -> list[str]:

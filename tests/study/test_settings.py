@@ -44,7 +44,7 @@ def write(folder: Path, text: str) -> Path:
         (HEAD + GRPO + "seeds = [3]\n", ["variants.grpo.seeds: [3]", "[1, 2]"]),
         (HEAD + GRPO + "seeds = [1]\n", ["variants.grpo.seeds", "[2] are missing"]),
         (HEAD + 'page = "nowhere.mine:Page"\n' + GRPO, ["page: 'nowhere.mine:Page'", "'nowhere'"]),
-        (HEAD + 'page = "json:dumps"\n' + GRPO, ["page: 'json:dumps'", "axpo.study.page.Page"]),
+        (HEAD + 'page = "json:dumps"\n' + GRPO, ["page: 'json:dumps'", "study.page.StudyPage"]),
         (HEAD + GRPO + "[variants.start]\n", ["variants.start", "other than 'start'"]),
         (HEAD + GRPO + '[variants."a/b"]\n', ["variants.a/b"]),
         (

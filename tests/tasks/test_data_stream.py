@@ -14,7 +14,7 @@ import pytest
 from axpo.checks import check_evaluation
 from axpo.config import ConfigError, load_config
 from axpo.tasks.base import DataError
-from axpo.tasks.data.stream import Shard, Stream
+from axpo.tasks.data.stream import RowStream, Shard
 from axpo.training.data import training_example
 from tests.support.data_sets import task_of, write_jsonl, write_parquet
 
@@ -48,26 +48,26 @@ class Counted:
 ALL = {*(f"a{i}" for i in range(7)), *(f"c{i}" for i in range(5))}
 
 
-def ids(stream: Stream, positions: Any, seed: int = 0) -> list[str]:
+def ids(stream: RowStream, positions: Any, seed: int = 0) -> list[str]:
     return [stream.row(position, seed)[0]["id"] for position in positions]
 
 
 def test_the_order_is_a_function_of_seed_and_position() -> None:
     source = Counted()
-    stream = Stream(source.shards(), 3)
+    stream = RowStream(source.shards(), 3)
     whole = ids(stream, range(36))
     for epoch in range(3):
         assert set(whole[12 * epoch : 12 * epoch + 12]) == ALL
     assert whole[:12] != whole[12:24] != whole[24:]
-    fresh = Stream(Counted().shards(), 3)
+    fresh = RowStream(Counted().shards(), 3)
     assert ids(fresh, [29, 5, 6, 30, 0]) == [whole[i] for i in (29, 5, 6, 30, 0)]
-    other = ids(Stream(Counted().shards(), 3), range(12), seed=1)
+    other = ids(RowStream(Counted().shards(), 3), range(12), seed=1)
     assert other != whole[:12] and set(other) == ALL
     assert ids(stream, [3], seed=1) == other[3:4] and ids(stream, [3]) == whole[3:4]
 
 
 def test_rows_move_within_their_window_and_keep_their_place() -> None:
-    stream = Stream(Counted().shards(), 3)
+    stream = RowStream(Counted().shards(), 3)
     for first in range(0, 12, 12):
         for position in range(first, first + 12):
             row, place, folder = stream.row(position, 4)
@@ -80,7 +80,7 @@ def test_rows_move_within_their_window_and_keep_their_place() -> None:
 
 def test_no_more_is_read_than_a_window() -> None:
     source = Counted()
-    stream = Stream(source.shards(), 3)
+    stream = RowStream(source.shards(), 3)
     assert source.read == 0
     stream.row(0, 0)
     assert source.read == 4  # two batches make a window
@@ -89,7 +89,7 @@ def test_no_more_is_read_than_a_window() -> None:
 
 
 def test_a_stream_without_rows() -> None:
-    empty = Stream([Shard("b", lambda: iter(()), Path())], 3)
+    empty = RowStream([Shard("b", lambda: iter(()), Path())], 3)
     with pytest.raises(DataError, match="b: no rows"):
         empty.row(0, 0)
 
@@ -97,7 +97,7 @@ def test_a_stream_without_rows() -> None:
 LEFT_OPEN = """
 import pathlib, sys
 import pyarrow as pa
-from axpo.tasks.data.stream import Shard, Stream
+from axpo.tasks.data.stream import Shard, RowStream
 
 def rows():
     try:
@@ -106,7 +106,7 @@ def rows():
     finally:
         print("closed", "too late" if sys.is_finalizing() else "in time")
 
-stream = Stream([Shard("a", rows, pathlib.Path())], 2)
+stream = RowStream([Shard("a", rows, pathlib.Path())], 2)
 stream.row(5, 0)
 """
 

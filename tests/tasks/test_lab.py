@@ -112,10 +112,10 @@ def test_scenes_hold_one_red_card_and_other_distractors(split):
 def test_a_hit_shows_the_digit_whole_and_readably():
     scene = pictures.make_scene("train", 3, easy=False)
     a, b, c, d = pictures.to_relative(scene.target.digit_box)
-    assert pictures.is_hit(scene, (a - 5, b - 5, c + 5, d + 5))
+    assert pictures.shows(scene.target, (a - 5, b - 5, c + 5, d + 5))
     third = (c - a) / 3
-    assert not pictures.is_hit(scene, (a + third, b - 5, c + third, d + 5))
-    assert not pictures.is_hit(scene, (0, 0, 1000, 1000))
+    assert not pictures.shows(scene.target, (a + third, b - 5, c + third, d + 5))
+    assert not pictures.shows(scene.target, (0, 0, 1000, 1000))
 
 
 # Task and teacher
@@ -138,8 +138,8 @@ def test_precise_teacher_always_hits_and_answers_right():
     settings = teacher.TeacherSettings(tool_easy=1.0, tool_hard=1.0)
     for seed in range(200):
         scene = pictures.make_scene("train", seed)
-        turns = teacher.demonstration(scene, random.Random(seed), settings)
-        assert pictures.is_hit(scene, _bbox(turns[0]))
+        turns = teacher.find_demonstration(scene, random.Random(seed), settings)
+        assert pictures.shows(scene.target, _bbox(turns[0]))
         assert turns[1].endswith(f"Answer: {scene.target.digit}")
 
 
@@ -148,8 +148,8 @@ def test_a_missing_teacher_is_near_chance():
     right = misses = 0
     for seed in range(600):
         scene = pictures.make_scene("train", seed)
-        turns = teacher.demonstration(scene, random.Random(seed), settings)
-        if not pictures.is_hit(scene, _bbox(turns[0])):
+        turns = teacher.find_demonstration(scene, random.Random(seed), settings)
+        if not pictures.shows(scene.target, _bbox(turns[0])):
             misses += 1
             right += turns[1].endswith(f"Answer: {scene.target.digit}")
     assert misses > 450 and right / misses < 0.16
@@ -229,11 +229,11 @@ def test_a_precise_teacher_of_each_family_ends_in_the_answer():
         rng, scene = random.Random(index), pictures.make_scene("train", index, easy=True)
         digit = scene.target.digit
         number = calculate.make_number(False, digit, rng)
-        turns = calculate.demonstration(scene, number, rng, precise)
+        turns = calculate.product_demonstration(scene, number, rng, precise)
         assert turns[-1].endswith(f"Answer: {digit * number}") and len(turns) == 2
         assert digit * number == eval(calculate.formula(digit, number))
         place = look_up.make_place(False, "train", digit, rng)
-        turns = look_up.demonstration(scene, place, rng, precise)
+        turns = look_up.code_demonstration(scene, place, rng, precise)
         path = facts.path(place, digit)
         assert turns[-1].endswith(f"Answer: {path[-1].code}") and len(turns) == len(path) + 1
 

@@ -14,7 +14,8 @@ from axpo.config import load_config
 from axpo.tasks.data.task import DataTask
 from axpo.tasks.grading import grade_text
 from axpo.tasks.grading.text import final_answer
-from axpo.tasks.sample import FILES, build
+from axpo.tasks.sample import FILES
+from lab_base import sample
 
 FOLDER = Path(FILES).parent
 SIZES = {"train": 8, "sft": 6, "test": 6}
@@ -40,12 +41,12 @@ def rows(split: str) -> list[dict[str, Sequence[str]]]:
 
 
 def test_they_are_what_the_script_draws(tmp_path: Path) -> None:
-    build.build(tmp_path)
+    sample.build(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in FOLDER.iterdir()}
     for split in SIZES:
         assert (tmp_path / f"{split}.jsonl").read_text() == (FOLDER / f"{split}.jsonl").read_text()
     for file in FOLDER.glob("*.png"):  # fonts and anti-aliasing differ between versions of Pillow
-        assert Image.open(file).size == Image.open(tmp_path / file.name).size == build.SIZE
+        assert Image.open(file).size == Image.open(tmp_path / file.name).size == sample.SIZE
 
 
 def test_demonstrations_are_right_and_zoom_where_it_helps(task: DataTask) -> None:

@@ -12,8 +12,7 @@ from axpo.build.preflight import check_policy_sampling, check_sampling, prefligh
 from axpo.build.tools import recipe_tools, tool_files
 from axpo.config import Config, ConfigError
 from axpo.engines.base import Start
-from axpo.evaluation.run import Run as EvaluationRun
-from axpo.evaluation.run import Sampler
+from axpo.evaluation.run import Loaded, Measurement
 from axpo.folder import RunFolder
 from axpo.models.loading import Checkpoint
 from axpo.models.paths import model_path
@@ -88,21 +87,21 @@ def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.Run:
     return sft.Run(config, out, task, rendering, trainer, tool_files(config))
 
 
-def evaluation_run(config: Config, out: Path) -> EvaluationRun:
+def evaluation_run(config: Config, out: Path) -> Measurement:
     """What `axpo eval` and `axpo diagnose` measure `model.path` with; loads it when they sample."""
     path = model_path(config.model.path)
     config.task.check()
 
-    def load(say: Say) -> Sampler:
+    def load(say: Say) -> Loaded:
         say(CHECKING)
         tools = recipe_tools(config)
         check_sampling(config, path)
         say(LOADING)
         checkpoint = load_trained(config, path)
         say(config.engine.starting)
-        return Sampler(build_agent(config, checkpoint, tools, out), checkpoint)
+        return Loaded(build_agent(config, checkpoint, tools, out), checkpoint)
 
-    return EvaluationRun(config, out, path, tool_files(config), load)
+    return Measurement(config, out, path, tool_files(config), load)
 
 
 def build_agent(

@@ -1,5 +1,5 @@
-"""Measuring a model: Pass@k and tool use with intervals, and the Thinking-Acting Gap's diagnostics.
+"""Measures a model: Pass@k and tool use with intervals, and the Thinking-Acting Gap's diagnostics.
 
-Everything is a pure function over lists of `Group`, however those were sampled; `driver` samples
-them, and can be killed and started again.
+`run` has the two commands. `driver` samples the groups and can be killed and started again; the
+figures are pure functions over lists of `Group`, whoever sampled them.
 """

@@ -1,7 +1,7 @@
-"""When two tool calls are the same one: how many different calls grow from one prefix.
+"""When two tool calls are the same: how many different calls grow from one prefix.
 
 A call's kind is its parsed name and arguments; all malformed calls are one kind, and so is making
-no call at all. The merged count takes boxes that mostly overlap for one call as well.
+no call at all. The merged count also takes calls whose boxes mostly overlap for one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 from axpo.tree import Call, CallStatus
 
 MERGE_IOU = 0.5
-"""Boxes that overlap by more than this (intersection over union) are the same place."""
+"""Two boxes with a larger intersection over union than this are the same place."""
 FREE_TEXT = frozenset({"label"})
 """Arguments that only describe a call with a box: the zoom tool's `label`."""
 
-Box = tuple[float, float, float, float]
+Corners = tuple[float, float, float, float]
 Same = Callable[[Call | None, Call | None], bool]
 
 
 def count_kinds(calls: Iterable[Call | None], same: Same) -> int:
-    """Number of different calls: each joins the first earlier kind that it is the `same` as."""
+    """How many kinds of calls there are; a call joins the first kind that it is the `same` as."""
     kinds: list[Call | None] = []
     for call in calls:
         if not any(same(kind, call) for kind in kinds):
@@ -31,7 +31,7 @@ def count_kinds(calls: Iterable[Call | None], same: Same) -> int:
 
 
 def same_call(a: Call | None, b: Call | None) -> bool:
-    """Equal name and arguments; two malformed calls, or two times no call."""
+    """Whether name and arguments are equal, both are malformed, or neither is a call."""
     if a is None or b is None:
         return a is b
     if _malformed(a) or _malformed(b):
@@ -40,7 +40,7 @@ def same_call(a: Call | None, b: Call | None) -> bool:
 
 
 def same_place(a: Call | None, b: Call | None) -> bool:
-    """`same_call`, or one tool on overlapping boxes with its other arguments equal."""
+    """Whether both are the `same_call`, or one tool on overlapping boxes, all else being equal."""
     if same_call(a, b):
         return True
     if a is None or b is None or _malformed(a) or _malformed(b) or a.name != b.name:
@@ -55,8 +55,8 @@ def same_place(a: Call | None, b: Call | None) -> bool:
     return rest == other_rest and iou(box, other_box) > MERGE_IOU
 
 
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union; 0 where either box is empty or turned over."""
+def iou(a: Corners, b: Corners) -> float:
+    """Intersection over union; 0 if either box is empty or its corners are swapped."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b) if x1 > x0 and y1 > y0]
@@ -69,8 +69,8 @@ def _malformed(call: Call) -> bool:
     return call.status is CallStatus.MALFORMED or call.name is None
 
 
-def _box(arguments: Any) -> tuple[str, Box | None]:
-    """The first argument that is a list of four finite numbers; it may be anything at all."""
+def _box(arguments: Any) -> tuple[str, Corners | None]:
+    """The first of the arguments, which may be anything, that is a list of four finite numbers."""
     if isinstance(arguments, Mapping):
         for key, value in arguments.items():
             if (box := _as_box(value)) is not None:
@@ -78,7 +78,7 @@ def _box(arguments: Any) -> tuple[str, Box | None]:
     return "", None
 
 
-def _as_box(value: Any) -> Box | None:
+def _as_box(value: Any) -> Corners | None:
     if not isinstance(value, list | tuple) or len(value) != 4:
         return None
     if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):

@@ -1,15 +1,15 @@
 """The Thinking-Acting Gap of any model: what its failed tool prefixes could still have led to.
 
-Prefixes of triggered questions (every tool-using rollout wrong: `algorithms.resampling`) are
-resampled `prefix_samples` times each. Two sets are reported: `selected`, those that AXPO would
-resample first, least confident call of each question, if the evaluated questions were one batch
-(its `plan`); and `all`, a uniform draw from every failed prefix. Half of the limit
-goes to each; a prefix that is in both is resampled once. Their figures, and those of new rollouts
-of the same questions, are `prefixes`' to compute.
+Prefixes of triggered questions (every tool-using rollout is wrong: `algorithms.resampling`) are
+resampled `prefix_samples` times each. Two sets are reported. `selected` holds the prefixes that
+AXPO would resample first if the evaluated questions were one batch (its `plan`): the least
+confident call of each question. `all` is a uniform draw from every failed prefix. Each set gets
+half of the limit; a prefix that is in both is resampled once. `prefixes` computes their figures
+and those of new rollouts of the same questions.
 
-Unscored continuations leave a prefix's statistics; a prefix with fewer than K scored ones is
-dropped, and counted. Intervals resample questions, or clusters of them, each with its prefixes (see
-`bootstrap`).
+Unscored continuations are left out of a prefix's statistics; a prefix with fewer than K scored
+continuations is dropped, and counted. Intervals resample questions, or clusters of them, each with
+its prefixes (see `bootstrap`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from axpo.algorithms.confidence import span_confidence
 from axpo.algorithms.resampling import Candidate, Resampling
 from axpo.algorithms.subgroups import subgroup
-from axpo.evaluation.bootstrap import RESAMPLES, Estimate, correlation
-from axpo.evaluation.prefixes import PrefixFigures, outcome, prefix_figures, quartiles
+from axpo.evaluation.bootstrap import Estimate, correlation
+from axpo.evaluation.prefixes import PrefixFigures, prefix_figures, quartiles, recovery_of
 from axpo.evaluation.summary import resampling_unit, summarize
 from axpo.tree import Group
 
@@ -34,7 +33,7 @@ GAP = ("tool_rate", "accuracy_tool", "accuracy_no_tool", "all_wrong_tool", "all_
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A prefix to resample: `selected` as AXPO would, `drawn` for the uniform draw, or both."""
+    """A prefix to resample: `selected` as AXPO would, `drawn` uniformly, or both."""
 
     prefix: Candidate
     selected: bool
@@ -43,23 +42,24 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The gap's figures (`metrics`, as in `Summary`) and those of the resampled prefixes.
+    """The gap's figures (`metrics`, as in `Summary`) and the figures of the resampled prefixes.
 
     `entropy_correlation`, in `metrics`, is Pearson's r over the first calls of the `calls` scored
     tool-using rollouts, between the call's confidence (mean probability of its sampled tokens) and
-    the policy's mean exact entropy over the same tokens: negative where low confidence stands for
-    high entropy.
+    the policy's mean exact entropy over the same tokens. It is negative where low confidence stands
+    for high entropy.
 
-    Of a set of prefixes: `recovery_rate` is the expected chance that any of K continuations is
-    right (unbiased from all samples), `recovery_any` the share with any right at all,
-    `never_recovered` the rest; `recovery_quartile_1` to `_4` are the recovery rates of those that
-    rank in each quarter of all failed prefixes, the least confident first; `distinct_calls` and
-    `distinct_calls_merged` are means a prefix, `single_call` the share whose samples are all one
-    call; `confidence_correlation` is Pearson's between the rank's confidence and recovery.
-    Proposition 1 (`prefixes`): `fresh_recovery_rate` is the chance that any of K fresh rollouts
-    of the prefix's question uses a tool and is right, `recovery_gain` what the prefix's recovery
-    rate has over it, `premise_holds` the share of prefixes with p(t) >= q p_tool,
-    `premise_holds_strictly` with p(t) > q p_tool.
+    A set of prefixes has these figures. `recovery_rate` is the expected chance that any of K
+    continuations is right (unbiased from all samples), `recovery_any` the share of prefixes with
+    any right continuation, `never_recovered` the share with none. `recovery_quartile_1` to `_4` are
+    the recovery rates of the prefixes in each quarter of all failed prefixes, the least confident
+    first. `distinct_calls` and `distinct_calls_merged` are means per prefix, and `single_call` is
+    the share of prefixes whose samples are all one call. `confidence_correlation` is Pearson's r
+    between the rank's confidence and recovery. For Proposition 1 (`prefixes`),
+    `fresh_recovery_rate` is the chance that any of K fresh rollouts of the prefix's question uses
+    a tool and is right, `recovery_gain` is the prefix's recovery rate minus that, `premise_holds`
+    the share of prefixes with p(t) >= q p_tool, and `premise_holds_strictly` the share with
+    p(t) > q p_tool.
     """
 
     model: str
@@ -75,26 +75,14 @@ class Diagnosis:
     metrics: Mapping[str, Estimate]
     prefixes: Mapping[str, PrefixFigures]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        names = (
-            "model", "step", "split", "questions", "samples", "calls", "triggered", "candidates",
-            "k", "prefix_samples",
-        )  # fmt: skip
-        return {
-            **{name: getattr(self, name) for name in names},
-            "metrics": {name: e.to_dict() for name, e in self.metrics.items()},
-            "prefixes": {name: part.to_dict() for name, part in self.prefixes.items()},
-        }
-
 
 def choose_prefixes(
     groups: Sequence[Group], resampling: Resampling, limit: int, seed: int
 ) -> list[Probe]:
     """At most `limit` failed prefixes: half drawn from all, the rest from AXPO's selection.
 
-    Either side that has too few leaves its room to the other. Depends on rollouts only, so that
-    an interrupted diagnosis chooses the same again.
+    If one half has too few prefixes, the other gets its places. The choice depends on rollouts
+    only, so an interrupted diagnosis chooses the same again.
     """
     failed = [c for group in groups for c in resampling.candidates(group)]
     failed.sort(key=lambda c: c.source)
@@ -111,7 +99,7 @@ def choose_prefixes(
     return [Probe(c, c in chosen, c in drawn) for c in [*drawn, *extra]]
 
 
-def diagnose(
+def diagnosis(
     groups: Sequence[Group],
     probes: Sequence[Probe],
     resampled: Sequence[Group],
@@ -123,18 +111,17 @@ def diagnose(
     model: str = "",
     step: int | None = None,
     split: str = "",
-    resamples: int = RESAMPLES,
 ) -> Diagnosis:
-    """The figures: `groups` as evaluated, `resampled` the probed ones with their branches.
+    """The figures of the evaluated `groups`; `resampled` are the probed ones, with their branches.
 
-    `fresh` holds new rollouts of the probed questions by the group's id, `entropies` the exact
+    `fresh` holds new rollouts of the probed questions by the group's id, and `entropies` the exact
     entropy of first calls by rollout id (`entropy.call_entropies`).
     """
-    summary = summarize(groups, 1, seed, resamples=resamples)
+    summary = summarize(groups, 1, seed)
     failed = [found for g in groups if (found := resampling.candidates(g))]
     quartile = quartiles([c for found in failed for c in found])
     outcomes = {
-        (group.id, branch.source): outcome(
+        (group.id, branch.source): recovery_of(
             group, branch, quartile[branch.source], fresh.get(group.id)
         )
         for group in resampled
@@ -145,9 +132,9 @@ def diagnose(
     for name in ("selected", "all"):
         members = [p.prefix for p in probes if (p.selected if name == "selected" else p.drawn)]
         grown = [o for c in members if (o := outcomes.get((c.group, c.source))) is not None]
-        sets[name] = prefix_figures(grown, len(members), k, seed, resamples)
+        sets[name] = prefix_figures(grown, len(members), k, seed)
     metrics = {name: summary.metrics[name] for name in GAP if name in summary.metrics}
-    calls, found = entropy_correlation(groups, entropies, seed, resamples)
+    calls, found = entropy_correlation(groups, entropies, seed)
     if found is not None:
         metrics["entropy_correlation"] = found
     return Diagnosis(
@@ -167,9 +154,9 @@ def diagnose(
 
 
 def entropy_correlation(
-    groups: Sequence[Group], entropies: Mapping[str, float], seed: int, resamples: int = RESAMPLES
+    groups: Sequence[Group], entropies: Mapping[str, float], seed: int
 ) -> tuple[int, Estimate | None]:
-    """Number of first calls, and Pearson's r of their confidence with their entropy."""
+    """The number of first calls, and Pearson's r of their confidence with their entropy."""
     rows = [
         (unit, span_confidence(r.segments, r.calls[0].start, r.calls[0].end), entropies[r.id])
         for group in groups
@@ -179,5 +166,5 @@ def entropy_correlation(
     if not rows:
         return 0, None
     units, confidence, entropy = zip(*rows, strict=True)
-    found = correlation(units, np.array(confidence), np.array(entropy), seed, resamples)
+    found = correlation(units, np.array(confidence), np.array(entropy), seed)
     return len(rows), found

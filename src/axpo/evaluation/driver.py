@@ -1,9 +1,9 @@
-"""Samples the groups that evaluation measures: bounded in flight, and resumable.
+"""Samples the groups that an evaluation measures: a bounded number at once, and resumable.
 
-How a group is sampled is the caller's (`Sample`, `Resample`). Finished groups go to a `Shelf` on
-disk a chunk at a time; a killed evaluation that is started again on the same shelf samples only
-what is missing. Seeds belong to trajectories (the engine's contract), so a resumed evaluation
-gives what an unbroken one gives, and two models on the same questions share their draws.
+Finished groups go to a `Shelf` on disk in chunks; a killed evaluation that is started again on the
+same shelf samples only what is missing. Seeds belong to trajectories (the engine's contract), so a
+resumed evaluation gives what an unbroken one gives, and two models on the same questions share
+their draws.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,33 @@ from axpo.config import UserError
 from axpo.evaluation.diagnostics import Probe
 from axpo.evaluation.identity import changed_settings
 from axpo.folder import GroupsFolder, read_json, write_whole
+from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import as_picture
+from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
-from axpo.tree import Branch, Group
+from axpo.tree import Group
 
-Sample = Callable[[Example, int, int, str], Awaitable[Group]]
-"""(example, rollouts, seed, group id) -> group, after which the engine keeps nothing of it."""
-Resample = Callable[[Group, Branch, int, int], Awaitable[None]]
-"""(group, branch, continuations, seed): fill the branch's continuations."""
-SampleMore = Callable[[Group, int, int], Awaitable[Group]]
-"""(group without rollouts, rollouts, seed) -> the group with them, forgotten by the engine."""
-Release = Callable[[str], Awaitable[None]]
-"""(group id): the group is done with."""
-Progress = Callable[[Sequence[Group], int], None]
-"""(groups finished so far, groups in all), after each."""
-Job = tuple[str, Callable[[], Awaitable[Group]]]
+Progress = Callable[[Sequence[Group]], None]
+"""Hears of the groups that are finished so far, after each."""
+GroupJob = tuple[str, Callable[[], Awaitable[Group]]]
+"""A group's id, and what samples it."""
 
 CHUNK = 8
-"""Groups a file: what a kill can cost at most, besides those in flight."""
+"""Groups per file: what a kill can cost at most, besides the groups in flight."""
 
 
 class ShelfError(UserError):
-    """A folder that holds another evaluation's groups."""
+    """The folder holds another evaluation's groups."""
 
 
 class Shelf:
     """Finished groups in `folder`, under one `identity`.
 
     `identity` says what made the groups (model, split, sampling settings, seed) in plain JSON
-    values; a folder that holds groups of another one is refused, never mixed. It is written with
-    the first groups. A folder may be older than a setting: what its identity lacks, or has as null,
-    was made as `defaults` say.
+    values and is written with the first groups; a folder with groups of another identity is
+    refused. If the folder was written before a setting existed, the setting's value in `defaults`
+    is assumed.
     """
 
     def __init__(
@@ -72,7 +67,7 @@ class Shelf:
             self._next = int(file.stem) + 1
 
     def add(self, group: Group) -> None:
-        """Keep a finished group; written with the chunk it completes."""
+        """Keep a finished group; it is written with the chunk that it completes."""
         self.groups[group.id] = group
         self._pending.append(group)
         if len(self._pending) >= self._chunk:
@@ -89,7 +84,7 @@ class Shelf:
             self._pending = []
 
     def _check(self, defaults: dict[str, Any]) -> None:
-        """Refuse another evaluation's groups."""
+        """Raise `ShelfError` where the folder holds another evaluation's groups."""
         if not self.folder.identity.is_file() or not self.folder.files():
             return
         noted = read_json(self.folder.identity)
@@ -104,24 +99,39 @@ class Shelf:
             )
 
 
-async def evaluate(
+@dataclass(frozen=True, slots=True)
+class GroupSampler:
+    """How groups are sampled: `samples` trajectories of each question or prefix, by `agent`.
+
+    As many groups are sampled at once as `slots` trajectories allow, and at least one.
+    """
+
+    agent: Agent
+    samples: int
+    seed: int
+    slots: int
+
+    async def grow(self, group: Group) -> Group:
+        """Give the group its rollouts, after which the engine keeps nothing of it."""
+        await sample_group(self.agent, group, self.samples, self.seed)
+        await self.agent.engine.release(group.id)
+        return group
+
+
+async def sample_examples(
+    sampler: GroupSampler,
     examples: Iterable[Example],
-    total: int,
-    sample: Sample,
-    samples: int,
-    seed: int,
     shelf: Shelf,
-    *,
-    in_flight: int = 16,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """`samples` rollouts of each of `total` examples, in order, as groups `eval/{example id}`.
+    """Rollouts of each example, in order, as groups `eval/{example id}`.
 
     `examples` is read lazily, as questions start.
     """
     order: dict[str, None] = {}
+    rendering = sampler.agent.rendering
 
-    def jobs() -> Iterable[Job]:
+    def jobs() -> Iterable[GroupJob]:
         for example in examples:
             id = f"eval/{example.id}"
             if id in order:
@@ -129,9 +139,9 @@ async def evaluate(
             order[id] = None
             if id in shelf.groups:
                 _check_same(shelf.groups[id], example, shelf.folder.path)
-            yield id, lambda id=id, example=example: sample(example, samples, seed, id)
+            yield id, lambda e=example, id=id: sampler.grow(new_group(rendering, e, id))
 
-    await _collect(jobs(), total, shelf, in_flight, progress)
+    await _collect(sampler, jobs(), shelf, progress)
     return [shelf.groups[id] for id in order]
 
 
@@ -156,18 +166,13 @@ def _check_same(group: Group, example: Example, folder: Path) -> None:
 
 
 async def resample_prefixes(
+    sampler: GroupSampler,
     groups: Sequence[Group],
     probes: Sequence[Probe],
-    resample: Resample,
-    samples: int,
-    seed: int,
     shelf: Shelf,
-    *,
-    release: Release | None = None,
-    in_flight: int = 16,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """Copies of the probed groups, each probe a branch with `samples` continuations."""
+    """Copies of the probed groups, in which each probe is a branch with continuations."""
     by_id = {group.id: group for group in groups}
     wanted: dict[str, list[Probe]] = {}
     for probe in probes:
@@ -175,53 +180,48 @@ async def resample_prefixes(
 
     async def grow(id: str) -> Group:
         group = _copied(by_id[id], branches=[])
+        agent = sampler.agent
         try:
             for prefix in (probe.prefix for probe in wanted[id]):
                 branch = group.fork(group.trajectory(prefix.source), prefix.cut, prefix.confidence)
-                await resample(group, branch, samples, seed)
+                await resample(agent, group, branch, sampler.samples, sampler.seed)
         finally:
-            if release is not None:
-                await release(id)
+            await agent.engine.release(id)
         return group
 
     jobs = ((id, lambda id=id: grow(id)) for id in wanted)
-    await _collect(jobs, len(wanted), shelf, in_flight, progress)
+    await _collect(sampler, jobs, shelf, progress)
     return [shelf.groups[id] for id in wanted]
 
 
 async def sample_again(
-    groups: Sequence[Group],
-    sample: SampleMore,
-    samples: int,
-    seed: int,
-    shelf: Shelf,
-    *,
-    in_flight: int = 16,
+    sampler: GroupSampler, groups: Sequence[Group], shelf: Shelf
 ) -> dict[str, Group]:
-    """`samples` new rollouts of each group's question, as groups `again/{example id}`; by the id
-    of the group. The id makes their draws others than the group's own."""
+    """Group id -> new rollouts of its question, as a group `again/{example id}`.
+
+    The new group's id makes its draws differ from the old group's.
+    """
     ids = {f"again/{group.example}": group for group in groups}
-
-    async def again(id: str) -> Group:
-        return await sample(_copied(ids[id], id=id, rollouts=[], branches=[]), samples, seed)
-
-    jobs = ((id, lambda id=id: again(id)) for id in ids)
-    await _collect(jobs, len(ids), shelf, in_flight, None)
+    jobs = (
+        (id, lambda id=id: sampler.grow(_copied(ids[id], id=id, rollouts=[], branches=[])))
+        for id in ids
+    )
+    await _collect(sampler, jobs, shelf, None)
     return {group.id: shelf.groups[id] for id, group in ids.items()}
 
 
 def _copied(group: Group, **changes: Any) -> Group:
-    """The group with `changes`, in which more can be sampled while `group` stays as it is."""
+    """A copy of the group with `changes`; what is sampled in it leaves `group` as it is."""
     own = {"pictures": dict(group.pictures), "views": dict(group.views)}
     return replace(group, **own, entropies=dict(group.entropies), **changes)
 
 
 async def _collect(
-    jobs: Iterable[Job], total: int, shelf: Shelf, in_flight: int, progress: Progress | None
+    sampler: GroupSampler, jobs: Iterable[GroupJob], shelf: Shelf, progress: Progress | None
 ) -> None:
-    """Run the jobs whose groups the shelf lacks, at most `in_flight` at once.
+    """Run the jobs whose groups the shelf lacks.
 
-    The first error cancels the others and is raised as it is; what was finished stays.
+    The first error cancels the others and is raised as it is; finished groups stay on the shelf.
     """
     done: list[Group] = []
     queue = iter(jobs)
@@ -229,7 +229,7 @@ async def _collect(
     def finished(group: Group) -> None:
         done.append(group)
         if progress is not None:
-            progress(done, total)
+            progress(done)
 
     async def work() -> None:
         for id, job in queue:
@@ -242,7 +242,7 @@ async def _collect(
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(in_flight):
+            for _ in range(max(1, sampler.slots // sampler.samples)):
                 tasks.create_task(work())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors

@@ -1,4 +1,4 @@
-"""What something on disk was made with, against what it would be made with now."""
+"""The settings that something on disk was made with, compared with those of today."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ OUTCOME = {
     "eval": ("model", "task", "rollout", "tools", "eval"),
     "diagnose": ("model", "task", "rollout", "tools", "eval"),
 }
-"""Command -> the sections of the settings that its outcome depends on. `engine` is in none: it says
-where tokens are sampled, and how fast, and may change when a run goes on."""
+"""Command -> the sections of the settings that its outcome depends on. `engine` is none of them:
+it says where tokens are sampled, and how fast, and may change when a run goes on."""
 _MAY_CHANGE = re.compile(
     r"tools\.search\.budget"
     r"|tools\.limits\..*\.(timeout|concurrency|calls_per_second|retries|max_stuck)"
@@ -24,8 +24,8 @@ _MAY_CHANGE = re.compile(
     r"|rollout\.max_seconds"
     r"|(rl|sft)\.optimizer\.max_tokens_per_micro_batch"
 )
-"""What a run may be given anew when it goes on: more paid calls, more time, less memory, another
-card. None of them changes what is meant to be computed; sums may round otherwise."""
+"""Settings that may change when a run goes on: more paid calls, more time, less memory, another
+card. None of them changes what is meant to be computed, although sums may round differently."""
 _LIMITS = LimitSettings().model_dump(mode="json")
 
 
@@ -33,11 +33,11 @@ def outcome_settings(values: Mapping[str, Any], sections: Sequence[str]) -> dict
     """Flat "section.key" -> plain JSON value of these sections, and `run.seed`.
 
     `values` are a config's, dumped as JSON; sections that it lacks are left out. Secrets are
-    masked, and of limits only those are there that somebody set.
+    masked, and of the limits only those are included that somebody set.
     """
     found: dict[str, Any] = {"run.seed": values.get("run", {}).get("seed")}
     for section in sections:
-        found |= _flat(masked(values.get(section, {})), f"{section}.")
+        found |= flattened(masked(values.get(section, {})), f"{section}.")
     found.pop("tools.limits", None)
     for key in [key for key in found if key.startswith("tools.limits.")]:
         if found[key] == _LIMITS[key.rpartition(".")[2]]:
@@ -48,10 +48,10 @@ def outcome_settings(values: Mapping[str, Any], sections: Sequence[str]) -> dict
 def changed_settings(
     noted: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
-    """(key, value noted, value now) where they differ, all plain JSON values.
+    """(key, value noted, value now) of the settings that differ, all plain JSON values.
 
-    What was noted may be older than a setting: a key that it lacks, or has as null, stands for
-    the default.
+    If the values were noted before a setting existed (the key is missing or null), the setting's
+    default is assumed.
     """
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*noted, *now}):
@@ -63,16 +63,17 @@ def changed_settings(
 
 
 def changes(noted: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """`changed_settings` as text: "key: was -> now; ..."; empty where nothing differs."""
+    """`changed_settings` as text: "key: was -> now; ..."; empty if nothing differs."""
     changed = changed_settings(noted, now, defaults)
     return "; ".join(f"{key}: {was!r} -> {wanted!r}" for key, was, wanted in changed)
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one mapping from "section.key" to a value; an empty one stays a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

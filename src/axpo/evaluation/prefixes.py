@@ -3,27 +3,27 @@
 Proposition 1 (arXiv 2605.28774) says that K continuations of a prefix t with success p(t) hold a
 right one at least as often as K fresh rollouts hold a right tool-using one wherever
 p(t) >= q p_tool: 1-(1-p(t))^K >= 1-(1-q p_tool)^K, with q the question's tool-attempt probability
-and p_tool the accuracy of its tool-using rollouts. The rollouts that a prefix was chosen by are
-all wrong by that choice, so they say nothing of p_tool; both sides come from samples drawn after
-it. The left one is unbiased from the prefix's continuations, the right one from fresh rollouts of
-its question, q p_tool being the chance that a rollout tries a tool and is right. They are figures
-of the questions that AXPO resamples, which are harder than the others. Whether the premise holds
-is judged with estimates in place of p(t) and q p_tool: where the two are close, their noise
-pulls the share towards a half, and with few samples both are often 0, which counts as holding
-but not as strictly so.
+and p_tool the accuracy of its tool-using rollouts.
+
+A prefix is chosen because those rollouts failed, so they cannot estimate p_tool. Both sides of the
+inequality use new samples: the left side is unbiased from the prefix's continuations, the right
+side from fresh rollouts of its question, where q p_tool is the chance that a rollout tries a tool
+and is right. The figures are of the questions that AXPO resamples, which are harder than the
+others. Whether the premise holds is judged with estimates of p(t) and q p_tool. Where the two are
+close, noise pulls the share towards a half; with few samples both are often 0, which counts as
+holding but not as holding strictly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from axpo.algorithms.resampling import Candidate
 from axpo.algorithms.subgroups import scored
-from axpo.evaluation.bootstrap import RESAMPLES, Estimate, by_unit, correlation, ratios
+from axpo.evaluation.bootstrap import Estimate, by_unit, correlation, ratios
 from axpo.evaluation.calls import count_kinds, same_call, same_place
 from axpo.evaluation.passk import pass_at_k, tally
 from axpo.evaluation.summary import resampling_unit
@@ -34,20 +34,20 @@ QUARTILES = 4
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """New rollouts of a prefix's question: of `samples` scored ones `right` used a tool and were
-    right."""
+    """New rollouts of a prefix's question: how many are scored (`samples`), and how many of those
+    used a tool and were right."""
 
     samples: int
     right: int
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Recovery:
     """What resampling a prefix showed: of `samples` scored continuations `right` were right.
 
-    `distinct` counts different calls, `merged` takes overlapping boxes for one call. `quartile`
-    (1: least confident) is its rank among all failed prefixes, see `quartiles`. `unit` is what is
-    resampled with it as a whole (`summary.resampling_unit`).
+    `distinct` counts different calls, and `merged` counts calls with overlapping boxes as one.
+    `quartile` (1: least confident) is its rank among all failed prefixes, see `quartiles`. `unit`
+    is what a resample draws it with (`summary.resampling_unit`).
     """
 
     unit: Hashable
@@ -63,38 +63,34 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class PrefixFigures:
-    """Figures of a set of prefixes; `dropped` ones had too few scored continuations."""
+    """Figures of a set of prefixes; `dropped` prefixes had too few scored continuations."""
 
     prefixes: int
     dropped: int
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        metrics = {name: e.to_dict() for name, e in self.metrics.items()}
-        return {"prefixes": self.prefixes, "dropped": self.dropped, "metrics": metrics}
-
 
 def quartiles(failed: Sequence[Candidate]) -> dict[str, int]:
-    """Source -> quarter of `failed` that it ranks in, 1 the least confident, ties by source.
+    """Source -> the quarter of `failed` that it ranks in, 1 the least confident, ties by source.
 
-    The quarters are those of every failed prefix, so that which of them were resampled does not
-    move their borders.
+    The quarters are those of every failed prefix, so their borders do not depend on which prefixes
+    were resampled.
     """
     ranked = sorted(failed, key=lambda c: (c.confidence, c.source))
     return {c.source: QUARTILES * place // len(ranked) + 1 for place, c in enumerate(ranked)}
 
 
-def outcome(
+def recovery_of(
     group: Group, branch: Branch, quartile: int | None = None, fresh: Group | None = None
-) -> Outcome:
-    """What the branch's scored continuations show; their first call is the one resampled.
+) -> Recovery:
+    """What the branch's scored continuations show; their first call is the resampled one.
 
     `fresh` holds new rollouts of the question.
     """
     members = scored(branch.continuations)
     calls = [c.calls[0] if c.calls else None for c in members]
     samples, right = tally(members)
-    return Outcome(
+    return Recovery(
         resampling_unit(group),
         branch.source,
         branch.confidence,
@@ -108,13 +104,12 @@ def outcome(
 
 
 def prefix_figures(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[Recovery],
     prefixes: int,
     k: int,
     seed: int,
-    resamples: int = RESAMPLES,
 ) -> PrefixFigures:
-    """Means over the prefixes, `prefixes` of which were to be resampled; see `Diagnosis`."""
+    """Means over the prefixes of `outcomes`; `prefixes` were to be resampled. See `Diagnosis`."""
     kept = [o for o in outcomes if o.samples >= k]
     if not kept:
         return PrefixFigures(0, prefixes)
@@ -123,11 +118,11 @@ def prefix_figures(
     values = np.array([[row.get(name, 0.0) for name in names] for row in rows])
     known = np.array([[float(name in row) for name in names] for row in rows])
     units = [o.unit for o in kept]
-    estimates = ratios(by_unit(units, values), by_unit(units, known), seed, resamples)
+    estimates = ratios(by_unit(units, values), by_unit(units, known), seed)
     metrics = {name: e for name, e in zip(names, estimates, strict=True) if e is not None}
     confidence = np.array([o.confidence for o in kept])
     recovery = values[:, names.index("recovery_rate")]
-    found = correlation(units, confidence, recovery, seed, resamples)
+    found = correlation(units, confidence, recovery, seed)
     if found is not None:
         metrics["confidence_correlation"] = found
     return PrefixFigures(len(kept), prefixes - len(kept), metrics)
@@ -139,25 +134,25 @@ def _fresh(group: Group) -> Fresh:
     return Fresh(samples, right)
 
 
-def _row(outcome: Outcome, k: int) -> dict[str, float]:
-    """The prefix's figures; a figure that it says nothing about is left out."""
-    recovery = pass_at_k(outcome.samples, outcome.right, k)
+def _row(found: Recovery, k: int) -> dict[str, float]:
+    """The prefix's figures, but for those that it says nothing about."""
+    recovery = pass_at_k(found.samples, found.right, k)
     row = {
         "recovery_rate": recovery,
-        "recovery_any": float(outcome.right > 0),
-        "never_recovered": float(outcome.right == 0),
-        "distinct_calls": outcome.distinct,
-        "distinct_calls_merged": outcome.merged,
-        "single_call": float(outcome.distinct == 1),
-        "single_call_merged": float(outcome.merged == 1),
+        "recovery_any": float(found.right > 0),
+        "never_recovered": float(found.right == 0),
+        "distinct_calls": found.distinct,
+        "distinct_calls_merged": found.merged,
+        "single_call": float(found.distinct == 1),
+        "single_call_merged": float(found.merged == 1),
     }
-    if outcome.quartile is not None:
-        row[f"recovery_quartile_{outcome.quartile}"] = recovery
-    fresh = outcome.fresh
+    if found.quartile is not None:
+        row[f"recovery_quartile_{found.quartile}"] = recovery
+    fresh = found.fresh
     if fresh is not None and fresh.samples >= k:
         again = pass_at_k(fresh.samples, fresh.right, k)
         # p(t) against q p_tool, without dividing: equal shares stay equal.
-        surplus = outcome.right * fresh.samples - fresh.right * outcome.samples
+        surplus = found.right * fresh.samples - fresh.right * found.samples
         row |= {
             "fresh_recovery_rate": again,
             "recovery_gain": recovery - again,

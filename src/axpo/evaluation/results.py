@@ -1,4 +1,4 @@
-"""What `eval` left in run folders, and runs beside each other. Needs no model and no torch."""
+"""Reads what `axpo eval` left in run folders, and compares runs. Needs no model and no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from axpo.folder import RunFolder, read_json
 from axpo.store import load_groups
 from axpo.tree import Group
 
+SEED = 0
+"""Of the resamples; one seed, so that a comparison gives the same figures each time."""
+
 
 def evaluated_groups(out: Path) -> list[Group]:
     """The groups that `evaluate` left in a run's folder, without pictures."""
@@ -18,12 +21,12 @@ def evaluated_groups(out: Path) -> list[Group]:
     return [group for file in RunFolder(out).evaluated.files() for group in load_groups(file)]
 
 
-def compare_runs(first: Path, second: Path, seed: int = 0) -> dict[str, Any]:
-    """`summary.compare` of two evaluated run folders, baseline first; k as evaluated."""
+def compare_runs(first: Path, second: Path) -> dict[str, Any]:
+    """`summary.compare` of two evaluated run folders, baseline first, at the evaluations' k."""
     k = {_evaluated(out)["k"] for out in (first, second)}
     if len(k) != 1:
         raise UserError(f"{first} and {second} were evaluated with k = {sorted(k)}; expected one")
-    return compare(evaluated_groups(first), evaluated_groups(second), k.pop(), seed)
+    return compare(evaluated_groups(first), evaluated_groups(second), k.pop(), SEED)
 
 
 def _evaluated(out: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The `eval` and `diagnose` commands: settings and a model to figures in a run's folder.
+"""The `eval` and `diagnose` commands: from settings and a model to figures in a run's folder.
 
-`evaluate` writes `evaluation.json`, `diagnose` `diagnosis.json`; the groups they come from lie in
-`evaluation/`, `diagnosis/` (resampled prefixes) and `again/` (new rollouts of their questions), so
-that either goes on where it was stopped. A diagnosis starts from the evaluation's groups. Only one
-of the two may run in a folder at a time.
+`evaluate` writes `evaluation.json` and `diagnose` writes `diagnosis.json`. The groups that they
+measure lie in `evaluation/`, `diagnosis/` (resampled prefixes) and `again/` (new rollouts of the
+same questions), so that a command goes on where it was stopped. A diagnosis starts from the
+evaluation's groups. Only one of the two commands may run in a folder at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,15 @@ from axpo.algorithms.unscored import (
     unscored_text,
 )
 from axpo.config import Config, default_config
-from axpo.evaluation import driver
-from axpo.evaluation.diagnostics import choose_prefixes
-from axpo.evaluation.diagnostics import diagnose as diagnose_groups
-from axpo.evaluation.driver import Progress, Shelf
+from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
+from axpo.evaluation.driver import (
+    GroupSampler,
+    Progress,
+    Shelf,
+    resample_prefixes,
+    sample_again,
+    sample_examples,
+)
 from axpo.evaluation.entropy import call_entropies
 from axpo.evaluation.identity import outcome_settings
 from axpo.evaluation.summary import summarize
@@ -39,56 +44,58 @@ from axpo.folder import GroupsFolder, RunFolder, files_digest, read_json, write_
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
-from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.tasks.base import Example
+from axpo.rollout.sampling import new_group
 from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
 from axpo.training.parity import QUESTIONS, check_parity, limit
 from axpo.tree import Group
 
 _SAMPLED_WITH = ("task", "rollout", "tools")
-"""Sections of the settings that sampled groups depend on, beside the model."""
+"""Sections of the settings that sampled groups depend on, besides the model."""
 RECENT = 64
-"""Questions that the live figures look back on."""
+"""How many questions the live figures are of, the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sampler:
-    """What samples, and the model that it samples with."""
+class Loaded:
+    """The agent that samples, and the model that it samples with."""
 
     agent: Agent
     checkpoint: Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What a measurement works with (`axpo.build.runs.evaluation_run`).
+class Measurement:
+    """What `evaluate` and `diagnose` work with (`axpo.build.runs.evaluation_run` makes it).
 
-    `out` is its folder, `model` where the weights lie, `tool_files` what the tools depend on beside
-    the settings. `load` makes the sampler, which takes a while; it says what it does meanwhile.
+    `out` is its folder, `model` where the weights lie, and `tool_files` what the tools depend on
+    besides the settings. `load` loads the model and starts the agent, which takes a while; it
+    tells its argument what it is doing.
     """
 
     config: Config
     out: Path
     model: str
     tool_files: Mapping[str, str]
-    load: Callable[[Callable[[str], None]], Sampler]
+    load: Callable[[Callable[[str], None]], Loaded]
 
     @property
     def questions(self) -> int:
-        """How many are evaluated."""
+        """How many questions are evaluated."""
         settings = self.config.eval
         size = self.config.task.size(settings.split)
         return settings.questions if size is None else min(size, settings.questions)
 
     @property
     def folder(self) -> RunFolder:
-        """What lies where in `out`."""
+        """The places of the files in `out`."""
         return RunFolder(self.out)
 
     def shelf(self, folder: GroupsFolder, more: Mapping[str, Any] | None = None) -> Shelf:
-        """The groups in `folder`; what they depend on: the number of questions and the budget may
-        grow."""
+        """The groups in `folder`, for these settings and `more` that they depend on.
+
+        The number of questions and the budget of prefixes are not among them: they may grow.
+        """
         config = self.config
         identity = {
             "model": _fingerprint(self.model),
@@ -103,20 +110,20 @@ class Run:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What a summary says of where it comes from."""
+        """What the written figures say of where they come from."""
         return {"model": self.model, "step": _step(self.model), "split": self.config.eval.split}
 
 
-def evaluate(run: Run, monitor: Monitor) -> dict[str, Any]:
-    """Sample and summarise on the recipe's evaluation split; returns `evaluation.json`."""
+def evaluate(run: Measurement, monitor: Monitor) -> dict[str, Any]:
+    """Sample and summarise the recipe's evaluation split; returns `evaluation.json`."""
     config, folder = run.config, run.folder
     shelf = run.shelf(folder.evaluated)
 
     async def sample() -> list[Group]:
-        async with _sampling(run, monitor) as sampler:
+        async with _loaded(run, monitor) as loaded:
             monitor.start("eval", 0, run.questions)
             monitor.phase("sampling")
-            return await _sample(run, sampler.agent, shelf, _show_questions(monitor))
+            return await _sample(run, loaded.agent, shelf, _show_questions(monitor))
 
     groups = stopping.run(sample())
     monitor.phase("resampling for the intervals")
@@ -125,7 +132,7 @@ def evaluate(run: Run, monitor: Monitor) -> dict[str, Any]:
     return _write(folder.evaluation, summary.to_dict())
 
 
-def diagnose(run: Run, monitor: Monitor) -> dict[str, Any]:
+def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     """Resample the model's failed prefixes; returns `diagnosis.json`.
 
     Prefixes, K and budget are the paper's (`Resampling`'s defaults), whatever the recipe trains
@@ -136,86 +143,63 @@ def diagnose(run: Run, monitor: Monitor) -> dict[str, Any]:
     shelf = run.shelf(folder.evaluated)
 
     async def sample() -> dict[str, Any]:
-        async with _sampling(run, monitor) as sampler:
-            agent = sampler.agent
+        async with _loaded(run, monitor) as loaded:
             monitor.phase("sampling what the evaluation lacks")
-            groups = await _sample(run, agent, shelf, None)
+            groups = await _sample(run, loaded.agent, shelf, None)
             probes = choose_prefixes(groups, resampling, config.eval.prefixes, seed)
             monitor.start("diagnose", 0, max(1, len(probes)))
-            probed = {p.prefix.group for p in probes}
+            sampling = GroupSampler(loaded.agent, samples, seed, config.engine.slots)
             made_with = {"prefix_samples": samples}
             at = [[p.prefix.source, p.prefix.cut] for p in probes]
-            in_flight = max(1, config.engine.slots // samples)
             monitor.phase("resampling prefixes")
-            grown = await driver.resample_prefixes(
-                groups, probes, partial(resample, agent), samples, seed,
-                run.shelf(folder.resampled, {"probes": at} | made_with),
-                release=agent.engine.release, in_flight=in_flight,
-                progress=_show_prefixes(monitor),
-            )  # fmt: skip
+            resampled = run.shelf(folder.resampled, {"probes": at} | made_with)
+            progress = _show_prefixes(monitor)
+            grown = await resample_prefixes(sampling, groups, probes, resampled, progress)
             monitor.phase("sampling the questions again")
-            fresh = await driver.sample_again(
-                [g for g in groups if g.id in probed], partial(_grow, agent), samples, seed,
-                run.shelf(folder.again, made_with), in_flight=in_flight,
-            )  # fmt: skip
+            probed = {p.prefix.group for p in probes}
+            again = run.shelf(folder.again, made_with)
+            fresh = await sample_again(sampling, [g for g in groups if g.id in probed], again)
             monitor.phase("measuring the calls' entropy")
             file = folder.evaluated.entropies
-            entropies = _entropies(config, sampler.checkpoint, groups, file)
+            entropies = _entropies(config, loaded.checkpoint, groups, file)
         for where, sampled in (
             (folder.evaluated, groups), (folder.resampled, grown),
             (folder.again, list(fresh.values())),
         ):  # fmt: skip
             _say_unscored(config, sampled, where)
         monitor.phase("resampling for the intervals")
-        diagnosis = diagnose_groups(
-            groups, probes, grown, fresh, entropies, resampling, seed, **run.told
+        return asdict(
+            diagnosis(groups, probes, grown, fresh, entropies, resampling, seed, **run.told)
         )
-        return diagnosis.to_dict()
 
     return _write(folder.diagnosis, stopping.run(sample()))
 
 
 @asynccontextmanager
-async def _sampling(run: Run, monitor: Monitor) -> AsyncIterator[Sampler]:
-    """The run's sampler, compared with its model, and ended at last."""
-    sampler = run.load(monitor.phase)
+async def _loaded(run: Measurement, monitor: Monitor) -> AsyncIterator[Loaded]:
+    """The run's agent, whose engine was compared with the model; it is closed at the end."""
+    loaded = run.load(monitor.phase)
     try:
-        await _check_engine(run, sampler)
-        yield sampler
+        await _check_engine(run, loaded)
+        yield loaded
     finally:
-        await sampler.agent.close()
+        await loaded.agent.close()
 
 
-async def _sample(run: Run, agent: Agent, shelf: Shelf, progress: Progress | None) -> list[Group]:
-    """The evaluation's groups, from disk as far as they are there."""
-    config, questions = run.config, run.questions
-    settings, task = config.eval, config.task
-
-    async def one(example: Example, n: int, seed: int, id: str) -> Group:
-        return await _grow(agent, new_group(agent.rendering, example, id), n, seed)
-
-    return await driver.evaluate(
-        (task.example(settings.split, i) for i in range(questions)),
-        questions,
-        one,
-        settings.samples,
-        config.run.seed,
-        shelf,
-        in_flight=max(1, config.engine.slots // settings.samples),
-        progress=progress,
-    )
-
-
-async def _grow(agent: Agent, group: Group, n: int, seed: int) -> Group:
-    await sample_group(agent, group, n, seed)
-    await agent.engine.release(group.id)
-    return group
+async def _sample(
+    run: Measurement, agent: Agent, shelf: Shelf, progress: Progress | None
+) -> list[Group]:
+    """The evaluation's groups; those on disk are not sampled again."""
+    config = run.config
+    examples = (config.task.example(config.eval.split, i) for i in range(run.questions))
+    sampling = GroupSampler(agent, config.eval.samples, config.run.seed, config.engine.slots)
+    return await sample_examples(sampling, examples, shelf, progress)
 
 
 def _entropies(
     config: Config, checkpoint: Checkpoint, groups: Sequence[Group], file: Path
 ) -> dict[str, float]:
-    """Rollout id -> mean exact entropy of its first call, from `file` as far as it is there."""
+    """Rollout id -> mean exact entropy of its first call; what `file` has is not computed again."""
     known: dict[str, float] = read_json(file) if file.is_file() else {}
     temperature = config.rollout.temperature or 1.0
     budget = config.rl.optimizer.max_tokens_per_micro_batch
@@ -225,10 +209,12 @@ def _entropies(
     return _write(file, known)
 
 
-async def _check_engine(run: Run, sampler: Sampler) -> None:
-    """Raise `UserError` where an engine outside this process samples from other weights; gives
-    it the model's adapters first, where there are some."""
-    config, agent, checkpoint = run.config, sampler.agent, sampler.checkpoint
+async def _check_engine(run: Measurement, loaded: Loaded) -> None:
+    """Raise `UserError` if an engine outside this process samples from other weights.
+
+    The engine is given the model's adapters first, where there are some.
+    """
+    config, agent, checkpoint = run.config, loaded.agent, loaded.checkpoint
     if not config.engine.external:
         return
     if adapted_layers(checkpoint.model):
@@ -248,7 +234,7 @@ async def _check_engine(run: Run, sampler: Sampler) -> None:
 
 
 def _say_unscored(config: Config, groups: Sequence[Group], folder: GroupsFolder) -> None:
-    """Say where more was left out of the figures than expected, and how to get it."""
+    """Warn if more was left out of the figures than expected, and say how to get it."""
     if unscored_share(groups) > config.run.unscored_warn:
         warnings.warn(
             f"{unscored_text(groups)}. The figures leave them out, but for those named floor; put "
@@ -259,7 +245,7 @@ def _say_unscored(config: Config, groups: Sequence[Group], folder: GroupsFolder)
 
 
 def _show_questions(monitor: Monitor) -> Progress:
-    def progress(done: Sequence[Group], total: int) -> None:
+    def progress(done: Sequence[Group]) -> None:
         recent = done[-RECENT:]
         monitor.step("eval", len(done) - 1, gap(recent) | unscored_figures(recent))
 
@@ -267,7 +253,7 @@ def _show_questions(monitor: Monitor) -> Progress:
 
 
 def _show_prefixes(monitor: Monitor) -> Progress:
-    def progress(done: Sequence[Group], total: int) -> None:
+    def progress(done: Sequence[Group]) -> None:
         found = [b.recovered for group in done for b in group.branches]
         scored = [float(r) for r in found if r is not None]
         figures = {"recovery_any": sum(scored) / len(scored)} if scored else {}
@@ -277,7 +263,7 @@ def _show_prefixes(monitor: Monitor) -> Progress:
 
 
 def _fingerprint(model: str) -> str:
-    """Tells one checkpoint's weights from another's in the same place; a Hub id as it is."""
+    """What tells a checkpoint's weights from others in the same place; a Hub id is its own."""
     files = sorted(Path(model).glob("*.safetensors"))
     if not files:
         return model

@@ -1,33 +1,34 @@
-"""Intervals and p-values over training seeds *and* questions, for means over seeds and paired
+"""Intervals and p-values over training seeds *and* questions, for means over seeds and for paired
 differences.
 
 A figure here is the mean over seeds of each seed's own ratio of sums over questions. Every seed is
 evaluated on the same questions, so seeds and questions are crossed random effects: a seed's value
 on a question is the mean, plus what the seed adds, plus what the question adds (for every seed
-alike), plus a rest (their interaction and the sampling of rollouts). A ratio is put into that form
-by its linearisation: r + (numerator - r denominator) / mean denominator, whose mean over the
-questions is the ratio r itself.
+alike), plus a rest (their interaction and the sampling of rollouts). The linearisation of a ratio
+has this form: r + (numerator - r denominator) / mean denominator, whose mean over the questions is
+the ratio r itself.
 
 The mean squares of the two-way table (Cornfield and Tukey, 1956) then give the variance of the
 mean over S seeds and Q questions as two independent parts:
 
-- MS(seeds) / (S Q), which holds the seeds and the rest, with S - 1 degrees of freedom;
-- (MS(questions) - MS(rest)) / (S Q), 0 where negative, with Q - 1.
+- MS(seeds) / (S Q), which includes the rest, with S - 1 degrees of freedom;
+- (MS(questions) - MS(rest)) / (S Q), taken as 0 if negative, with Q - 1 degrees of freedom.
 
-The half width at level a is sqrt(sum of t(a, degrees of freedom)^2 x part), which covers at least
-as often as it says whatever the two parts are (Banerjee, Sankhya 22, 1960); Satterthwaite's single
-t covers too seldom at 3 and 5 seeds (`benchmarks/coverage.py` has the figures of both). Chance can
-make three seeds agree better than the rest allows; so the first part is never taken for less than
+The half width at level a is sqrt(sum of t(a, degrees of freedom)^2 x part). Whatever the two parts
+are, this covers at least as often as it says (Banerjee, Sankhya 22, 1960); Satterthwaite's single t
+covers too seldom at 3 and 5 seeds (`benchmarks/coverage.py` has the figures of both). By chance
+three seeds may agree better than the rest allows, so the first part is never taken as less than
 MS(rest) / (S Q) with its own (S - 1)(Q - 1) degrees of freedom.
 
-The linearisation needs questions: where a seed has a share in fewer than `FEWEST` of those that
-any seed has one in (rollouts without a tool, on six questions), there is a value and no interval.
+The linearisation needs questions: if a seed has a share in fewer than `FEWEST` of the questions
+that any seed has a share in (rollouts without a tool, on six questions), there is a value but no
+interval.
 
 A p-value is the level at which the interval reaches the null. Everything is in closed form: there
 are no draws, and no generator's seed decides a digit.
 
 Questions that are not independent form a cluster: their shares are added up first (`of_units`), and
-a cluster stands for a question in everything above.
+a cluster then stands for a question in everything above.
 
 Shapes: S seeds, Q questions, M metrics.
 """
@@ -50,15 +51,15 @@ Ratios = tuple[Floats, Floats]
 FEWEST = 10
 POWER = 0.8
 _SMALLEST = 1e-12
-"""The smallest p-value that is told apart from 0."""
+"""The smallest p-value that is distinguished from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Crossed:
     """A mean over seeds and questions, and the mean squares that tell how sure it is.
 
-    Where there is no interval (one seed, or too few questions) they are NaN, and so are the half
-    widths and p-values.
+    If there is no interval (one seed, or too few questions), the mean squares, half widths and
+    p-values are NaN.
     """
 
     value: float
@@ -85,7 +86,7 @@ class Crossed:
         return math.sqrt((seeds + questions) / (self.seeds * self.questions))
 
     def p(self, null: float = 0.0) -> float:
-        """Two-sided p-value of the mean being `null`; NaN where nothing varies."""
+        """The two-sided p-value of the mean being `null`; NaN if nothing varies."""
         distance = abs(self.value - null)
         if not self.half(1.0 - LEVEL) > 1e-9:
             return math.nan
@@ -98,20 +99,20 @@ class Crossed:
         return float(found.root)
 
     def equivalence(self, margin: float) -> float:
-        """p-value of the mean being at least `margin` away from 0: small where it is shown to be
-        within (the larger of two one-sided tests, Schuirmann 1987)."""
+        """The p-value of the mean being at least `margin` away from 0; small if it is shown to be
+        closer (the larger of two one-sided tests, Schuirmann 1987)."""
         inside = margin - abs(self.value)
         nearest = self.p(math.copysign(margin, self.value))
         return nearest / 2.0 if inside > 0 else 1.0 - nearest / 2.0
 
     def detectable(self) -> float:
-        """The true mean that would differ from 0 at the 5 % level in 0.8 of such studies, if the
-        spread is what was measured."""
+        """The true mean that 0.8 of such studies would find to differ from 0 at the 5 % level, if
+        the spread is the measured one."""
         return self.half(1.0 - LEVEL) + self.half(2.0 * (1.0 - POWER))
 
 
 def of_units(parts: Ratios, units: Sequence[Hashable]) -> Ratios:
-    """`parts` with the questions of the same unit (a cluster, or a question alone) added up."""
+    """`parts` with the questions of each unit (a cluster, or a question alone) added up."""
     numerators, denominators = (
         np.stack([by_unit(units, values_QM) for values_QM in part]) for part in parts
     )
@@ -119,10 +120,10 @@ def of_units(parts: Ratios, units: Sequence[Hashable]) -> Ratios:
 
 
 def seed_means(parts: Ratios) -> list[Crossed | None]:
-    """Mean over seeds of each metric's ratio.
+    """The mean over seeds of each metric's ratio.
 
-    A seed without a share in a metric leaves that metric; None where none is left. So does a
-    question that no seed has a share in.
+    A seed that has no share in a metric is left out of it, and so is a question that no seed has a
+    share in; None if nothing is left.
     """
     _check(parts)
     numerators, denominators = parts
@@ -145,9 +146,10 @@ def seed_differences(first: Ratios, second: Ratios) -> list[Crossed | None]:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p-values adjusted for being a family (Holm, 1979), in the order given.
+    """The p-values adjusted for being a family (Holm, 1979), in the order given.
 
-    The i-th smallest of n is multiplied by n - i + 1; none is below a smaller one's, or above 1.
+    The i-th smallest of n is multiplied by n - i + 1; the result is at least that of the next
+    smaller p-value and at most 1.
     """
     found = [0.0] * len(p_values)
     highest = 0.0
@@ -158,10 +160,10 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def student(values: NDArray[np.float64] | list[float]) -> Estimate | None:
-    """Mean of one value a seed with Student's t interval; None below two values.
+    """The mean of one value per seed with Student's t interval; None below two values.
 
-    For figures of training: its questions differ from seed to seed, so that the seeds' spread
-    holds theirs as well.
+    It is for figures of training, whose questions differ from seed to seed: the spread of the
+    seeds includes that of the questions.
     """
     found = np.asarray(values, dtype=np.float64)
     if len(found) < 2 or not np.isfinite(found).all():
@@ -173,12 +175,12 @@ def student(values: NDArray[np.float64] | list[float]) -> Estimate | None:
 
 
 def ratios_by_seed(parts: Ratios) -> Floats:
-    """Each seed's ratios [S, M]; NaN where a seed has no share."""
+    """The ratios [S, M] of each seed; NaN where a seed has no share."""
     return divide(parts[0].sum(axis=1), parts[1].sum(axis=1))
 
 
 def _crossed(sides: list[tuple[Floats, Floats]]) -> Crossed | None:
-    """Of one ratio [S, Q], or of the first minus the second."""
+    """The mean of one ratio [S, Q], or of the first ratio minus the second."""
     seeds = np.all([d.sum(axis=1) > 0 for _, d in sides], axis=0)
     if not seeds.any():
         return None
@@ -197,14 +199,14 @@ def _crossed(sides: list[tuple[Floats, Floats]]) -> Crossed | None:
 
 
 def _linear(numerators_SQ: Floats, denominators_SQ: Floats, ratios_S: Floats) -> Floats:
-    """[S, Q] values whose mean over the questions is each seed's ratio."""
+    """Values [S, Q] whose mean over the questions is each seed's ratio."""
     mean_S = denominators_SQ.mean(axis=1)
     residual_SQ = numerators_SQ - ratios_S[:, None] * denominators_SQ
     return ratios_S[:, None] + residual_SQ / mean_S[:, None]
 
 
 def _mean_squares(values_SQ: Floats) -> tuple[float, float, float]:
-    """Of the seeds, of the questions and of the rest."""
+    """The mean squares of the seeds, of the questions and of the rest."""
     s, q = values_SQ.shape
     mean = values_SQ.mean()
     of_seeds, of_questions = values_SQ.mean(axis=1) - mean, values_SQ.mean(axis=0) - mean

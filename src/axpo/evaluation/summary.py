@@ -1,15 +1,15 @@
-"""What a model scores on a set of questions, and how two models differ on the same ones.
+"""What a model scores on a set of questions, and how two models differ on the same questions.
 
 `summarize` gives each metric with an interval, split by tool use and by what the examples say of
 themselves; `compare` pairs two models question by question. The all-wrong rates depend on the
-number of samples a question: compare them only at equal `samples` (the paper's are at N = 8).
+number of samples per question: compare them only at equal `samples` (the paper's are at N = 8).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from axpo.algorithms.unscored import unscored_figures
 from axpo.config import UserError
 from axpo.evaluation.bootstrap import (
     LEVEL,
-    RESAMPLES,
     Estimate,
     Floats,
     by_unit,
@@ -45,29 +44,33 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     "all_wrong_tool": False,
     "all_wrong_no_tool": False,
 }
-"""Metrics with a direction, besides Pass@k. Tool use and tokens have none."""
+"""Metrics of which more, or less, is better, besides Pass@k. Tool use and tokens are neither."""
 
 
-Shares = Mapping[str, tuple[float, float]]
+QuestionShares = Mapping[str, tuple[float, float]]
 """A question's numerator and denominator in each metric."""
 
 
+PART = ("questions", "clusters", "dropped", "unscored", "metrics", "tools")
+"""What `evaluation.json` says of a part of the questions."""
+
+
 class AlignmentError(UserError):
-    """Two evaluations that are not of the same questions."""
+    """The two evaluations are not of the same questions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """A model's metrics on a split.
 
-    `clusters` counts what the intervals resample: clusters of the `questions`, and those alone that
-    are in none. `dropped` questions have fewer than k scored rollouts (no Pass@k); `unscored`
-    rollouts and `stops` count over all rollouts. Where some are unscored, `pass@k_floor` counts
-    them as wrong and `faults` says what failed (`axpo.algorithms.unscored.unscored_figures`). `by`
-    maps a key of the examples' meta and its value to the metrics of those questions; `tools` maps a
-    tool that was used to its `rate` (share of rollouts that called it), `accuracy` (of those) and
-    `all_wrong` (share of the questions with such rollouts where all of them are wrong). A metric
-    that no question has a share in is left out.
+    `clusters` is how many units the intervals resample: the clusters of the `questions`, and the
+    questions that are in none. `dropped` questions have fewer than k scored rollouts (no Pass@k).
+    `unscored` rollouts and `stops` count over all rollouts. If some are unscored, `pass@k_floor`
+    counts them as wrong and `faults` says what failed (`axpo.algorithms.unscored`). `tools` maps a
+    tool that was used to its `rate` (share of rollouts that called it), `accuracy` (of those
+    rollouts) and `all_wrong` (share of the questions with such rollouts in which all of them are
+    wrong). `by` maps a key of the examples' meta and its value to the summary of those questions. A
+    metric that no question has a share in is left out.
     """
 
     model: str
@@ -77,33 +80,21 @@ class Summary:
     clusters: int
     samples: int
     k: int
+    dropped: int
+    unscored: int
     metrics: Mapping[str, Estimate]
-    dropped: int = 0
-    unscored: int = 0
-    stops: Mapping[str, int] = field(default_factory=dict)
-    faults: Mapping[str, float] = field(default_factory=dict)
-    by: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
-    tools: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    tools: Mapping[str, Mapping[str, Estimate]]
+    stops: Mapping[str, int]
+    faults: Mapping[str, float]
+    by: Mapping[str, Mapping[str, Summary]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        names = ("model", "step", "split", "questions", "clusters", "samples", "k")
-        return {
-            **{name: getattr(self, name) for name in (*names, "dropped", "unscored")},
-            "metrics": _plain(self.metrics),
-            "tools": {tool: _plain(metrics) for tool, metrics in self.tools.items()},
-            "stops": dict(self.stops),
-            "faults": dict(self.faults),
-            "by": {
-                key: {value: part._part() for value, part in parts.items()}
-                for key, parts in self.by.items()
-            },
-        }
-
-    def _part(self) -> dict[str, Any]:
-        names = ("questions", "clusters", "dropped", "unscored", "metrics", "tools")
-        whole = self.to_dict()
-        return {name: whole[name] for name in names}
+        """Plain JSON values; of `by` the names in `PART` alone."""
+        whole = asdict(self)
+        for parts in whole["by"].values():
+            for value, part in parts.items():
+                parts[value] = {name: part[name] for name in PART}
+        return whole
 
 
 def summarize(
@@ -115,43 +106,40 @@ def summarize(
     step: int | None = None,
     split: str = "",
     by: Sequence[str] = (),
-    resamples: int = RESAMPLES,
 ) -> Summary:
-    """Every metric with its interval; again for each value of the meta keys `by` that occur."""
+    """Every metric with its interval, of all questions and for each value of the meta keys `by`."""
     if not groups:
         raise ValueError("no questions to summarize")
     rollouts = [r for group in groups for r in group.rollouts]
     unscored = sum(not r.scored for r in rollouts)
     rows = [measures(group, k, floor=unscored > 0) for group in groups]
     units = [resampling_unit(group) for group in groups]
-    metrics = _estimates(rows, units, seed, resamples)
+    metrics = _estimates(rows, units, seed)
     tools = {
-        tool: _estimates([tool_measures(group, tool) for group in groups], units, seed, resamples)
+        tool: _estimates([tool_measures(group, tool) for group in groups], units, seed)
         for tool in tools_used(groups)
     }
     parts: dict[str, dict[str, Summary]] = {}
     for key in by:
         for value in sorted({str(g.meta[key]) for g in groups if key in g.meta}):
             chosen = [g for g in groups if str(g.meta.get(key)) == value and key in g.meta]
-            part = summarize(
-                chosen, k, seed, model=model, step=step, split=split, resamples=resamples
-            )
+            part = summarize(chosen, k, seed, model=model, step=step, split=split)
             parts.setdefault(key, {})[value] = part
     return Summary(
-        model,
-        step,
-        split,
-        len(groups),
-        len(set(units)),
-        max(len(group.rollouts) for group in groups),
-        k,
-        metrics,
+        model=model,
+        step=step,
+        split=split,
+        questions=len(groups),
+        clusters=len(set(units)),
+        samples=max(len(group.rollouts) for group in groups),
+        k=k,
         dropped=sum(tally(group.rollouts)[0] < k for group in groups),
         unscored=unscored,
+        metrics=metrics,
+        tools=tools,
         stops=dict(Counter(str(r.stop) for r in rollouts).most_common()),
         faults=unscored_figures(groups) if unscored else {},
         by=parts,
-        tools=tools,
     )
 
 
@@ -160,19 +148,17 @@ def compare(
     second: Sequence[Group],
     k: int,
     seed: int,
-    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Second minus first on the same questions, with paired intervals; plain JSON values.
 
-    Questions are matched by `Group.example`; `AlignmentError` where the sets or their clusters
-    differ.
-    `share_better` is the share of the resamples of the questions in which the second is better
-    (lower, for an all-wrong rate), ties half: no p-value, and silent on other training seeds.
-    Metrics without a direction have none. A question that lacks k scored rollouts in either
-    leaves Pass@k of both.
+    Questions are matched by `Group.example`; raises `AlignmentError` if the questions or their
+    clusters differ. `share_better` is the share of the resamples in which the second is better
+    (lower, for an all-wrong rate), where a tie counts half. It is no p-value and says nothing of
+    other training seeds; only the metrics of which more or less is better have it. A question with
+    fewer than k scored rollouts in either evaluation is left out of both sides' Pass@k.
 
-    `by` has the same of each family of questions, with intervals that hold for all families
-    together (`level` is that of each): several are looked at, and one may differ by chance.
+    `by` has the same figures for each family of questions, with intervals that hold for all
+    families together (`level` is the level of each): of several, one may differ by chance.
     """
     pairs = _align(first, second)
     floor = not all(r.scored for pair in pairs for group in pair for r in group.rollouts)
@@ -181,8 +167,8 @@ def compare(
     of_families: dict[str, Any] = {}
     for name in names:
         part = [pair for pair in pairs if family_of(pair[0]) == name]
-        of_families[name] = _paired(part, k, floor, seed, resamples, level)
-    return _paired(pairs, k, floor, seed, resamples, LEVEL) | {"by": {FAMILY: of_families}}
+        of_families[name] = _paired(part, k, floor, seed, level)
+    return _paired(pairs, k, floor, seed, LEVEL) | {"by": {FAMILY: of_families}}
 
 
 def _paired(
@@ -190,10 +176,9 @@ def _paired(
     k: int,
     floor: bool,
     seed: int,
-    resamples: int,
     level: float,
 ) -> dict[str, Any]:
-    """The second minus the first of each pair, with intervals of `level` over their clusters."""
+    """Second minus first of the pairs, with intervals of `level` over their clusters."""
     names, *a = _table([measures(pair[0], k, floor) for pair in pairs])
     _, *b = _table([measures(pair[1], k, floor) for pair in pairs])
     dropped = 0
@@ -205,7 +190,7 @@ def _paired(
                 table[~both, m] = 0.0
     units = [resampling_unit(group) for group, _ in pairs]
     a, b = ([by_unit(units, table) for table in tables] for tables in (a, b))
-    found = paired_differences((a[0], a[1]), (b[0], b[1]), seed, resamples, level)
+    found = paired_differences((a[0], a[1]), (b[0], b[1]), seed, level)
     known = {name: d for name, d in zip(names, found, strict=True) if d is not None}
     better = {name: d.share_above for name, d in known.items()}
     return {
@@ -213,7 +198,7 @@ def _paired(
         "clusters": len(set(units)),
         "dropped": dropped,
         "level": level,
-        "difference": {name: d.estimate.to_dict() for name, d in known.items()},
+        "difference": {name: asdict(d.estimate) for name, d in known.items()},
         "share_better": {
             name: above if HIGHER_IS_BETTER.get(name, True) else 1.0 - above
             for name, above in better.items()
@@ -223,13 +208,15 @@ def _paired(
 
 
 def resampling_unit(group: Group) -> tuple[str, str]:
-    """What a resample draws as a whole: the question's cluster or, without one, the question."""
+    """The unit that a resample draws: the question's cluster or, without one, the question."""
     return ("question", group.id) if group.cluster is None else ("cluster", group.cluster)
 
 
-def measures(group: Group, k: int, floor: bool = False) -> Shares:
-    """The question's share (numerator, denominator) in each metric; with `floor` also in Pass@k
-    with unscored rollouts as wrong ones."""
+def measures(group: Group, k: int, floor: bool = False) -> QuestionShares:
+    """The question's numerator and denominator in each metric.
+
+    With `floor` there is also the Pass@k that counts unscored rollouts as wrong.
+    """
     rollouts = scored(group.rollouts)
     found: dict[str, tuple[float, float]] = {}
     kinds = {"": question_pass_at_k} | ({"_floor": floor_pass_at_k} if floor else {})
@@ -247,8 +234,8 @@ def measures(group: Group, k: int, floor: bool = False) -> Shares:
     return found
 
 
-def tool_measures(group: Group, tool: str) -> Shares:
-    """The question's share (numerator, denominator) in each metric of a tool."""
+def tool_measures(group: Group, tool: str) -> QuestionShares:
+    """The question's numerator and denominator in each metric of a tool."""
     members = callers(group, tool)
     n, right = tally(members)
     return {
@@ -258,20 +245,16 @@ def tool_measures(group: Group, tool: str) -> Shares:
     }
 
 
-def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: e.to_dict() for name, e in metrics.items()}
-
-
 def _estimates(
-    rows: Sequence[Shares], units: Sequence[Hashable], seed: int, resamples: int
+    rows: Sequence[QuestionShares], units: Sequence[Hashable], seed: int
 ) -> dict[str, Estimate]:
     names, *parts = _table(rows)
     numerators, denominators = (by_unit(units, part) for part in parts)
-    found = ratios(numerators, denominators, seed, resamples)
+    found = ratios(numerators, denominators, seed)
     return {name: e for name, e in zip(names, found, strict=True) if e is not None}
 
 
-def _table(rows: Sequence[Shares]) -> tuple[list[str], Floats, Floats]:
+def _table(rows: Sequence[QuestionShares]) -> tuple[list[str], Floats, Floats]:
     """Metric names, numerators [Q, M] and denominators [Q, M] of the questions' rows."""
     values = np.array([list(row.values()) for row in rows], dtype=np.float64)
     return list(rows[0]), values[:, :, 0].copy(), values[:, :, 1].copy()
@@ -296,7 +279,7 @@ def _align(first: Sequence[Group], second: Sequence[Group]) -> list[tuple[Group,
 
 
 def by_example(groups: Sequence[Group]) -> dict[str, Group]:
-    """Example id -> its group; raises `AlignmentError` for a group without one, or a second."""
+    """Example id -> its group; raises `AlignmentError` if an id is missing or there twice."""
     found: dict[str, Group] = {}
     for group in groups:
         if not group.example:

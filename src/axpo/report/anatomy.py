@@ -1,8 +1,8 @@
 """Where a training step's time and tokens go, from the numbers that the loop writes about it.
 
-The phases of a step follow each other and add up to it; what no phase counts is "other". Inside
-sampling the work of many trajectories overlaps, so its parts are shares of the work and not of
-the clock. Any metric may be missing: SFT and older runs write fewer.
+The phases of a step follow each other and add up to the step; what no phase counts is "other".
+Inside sampling the work of many trajectories overlaps, so its parts are shares of the work and not
+of the clock. Any metric may be missing: SFT and older runs write fewer.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from axpo.wording import percent
 
 SAMPLING, LEARNING = "sampling", "learning"
 PREFIX = "seconds_"
-BAND = 0.02  # share of a step
-LARGE = 0.2  # share of a step above which a family's parts are told
-WARM_UP = 1  # first steps, which allocate, compile and open things
+BAND = 0.02
+"""A phase with a smaller share of the step has no band of its own."""
+LARGE = 0.2
+"""A family of phases with a larger share of the step is told in its parts."""
+WARM_UP = 1
+"""How many first steps are not counted, as they allocate, compile and open things."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A kind of work: metric `seconds_<key>`, its name and description, and what it handles.
+class Phase:
+    """A kind of work: its metric `seconds_<key>`, its name and description, and its tokens.
 
-    Its tokens are the metric `tokens` without the metric `less`; `rated` says that they were made
-    in these seconds alone. Phases of one `family` are one answer to "what bounds my step?".
+    Its tokens are the metric `tokens` minus the metric `less`; `rated` says that they were made in
+    these seconds alone. Phases of one `family` are one answer to "what bounds my step?".
     """
 
     key: str
@@ -41,42 +44,42 @@ class Part:
 
 
 PHASES = (
-    Part("demonstrate", "demonstrations", "replayed through the real tools", "#2ba39b",
+    Phase("demonstrate", "demonstrations", "replayed through the real tools", "#2ba39b",
          "replaying demonstrations"),
-    Part("sample", "sampling", "until the last rollout is done", "#2ba39b", SAMPLING,
+    Phase("sample", "sampling", "until the last rollout is done", "#2ba39b", SAMPLING,
          "tokens_sampled", less="tokens_resampled"),
-    Part("resample", "resampling", "from then until the last continuation is done", "#93d8cf",
+    Phase("resample", "resampling", "from then until the last continuation is done", "#93d8cf",
          SAMPLING, "tokens_resampled", rated=False),  # most of them are made while sampling
-    Part("plan", "planning", "which prefixes are grown", "#d8c58a", "bookkeeping"),
-    Part("credit", "credit", "from rewards to advantages", "#b9a765", "bookkeeping"),
-    Part("old_logprobs", "old logprobs", "the sampling policy's, by the trainer", "#f0b6d8",
+    Phase("plan", "planning", "which prefixes are grown", "#d8c58a", "bookkeeping"),
+    Phase("credit", "credit", "from rewards to advantages", "#b9a765", "bookkeeping"),
+    Phase("old_logprobs", "old logprobs", "the sampling policy's, by the trainer", "#f0b6d8",
          LEARNING, "tokens_packed"),
-    Part("pack", "packing", "trees to micro-batches", "#e7c9f5", LEARNING, "tokens_packed"),
-    Part("reference", "reference", "the frozen model's logprobs, for the KL term", "#cdbcf6",
+    Phase("pack", "packing", "trees to micro-batches", "#e7c9f5", LEARNING, "tokens_packed"),
+    Phase("reference", "reference", "the frozen model's logprobs, for the KL term", "#cdbcf6",
          LEARNING, "tokens_packed"),
-    Part("forward", "forward", "logprobs and loss", "#b096f2", LEARNING, "tokens_packed"),
-    Part("backward", "backward", "gradients", "#8d6cea", LEARNING, "tokens_packed"),
-    Part("optimizer", "optimizer", "clipping and the weights' update", "#e08fc4", LEARNING),
-    Part("sync", "weight sync", "new weights to the engine", "#e0b04f", "bookkeeping"),
-    Part("write", "writing", "trees to disk", "#c9b48a", "bookkeeping"),
+    Phase("forward", "forward", "logprobs and loss", "#b096f2", LEARNING, "tokens_packed"),
+    Phase("backward", "backward", "gradients", "#8d6cea", LEARNING, "tokens_packed"),
+    Phase("optimizer", "optimizer", "clipping and the weights' update", "#e08fc4", LEARNING),
+    Phase("sync", "weight sync", "new weights to the engine", "#e0b04f", "bookkeeping"),
+    Phase("write", "writing", "trees to disk", "#c9b48a", "bookkeeping"),
 )  # fmt: skip
-OTHER = Part("other", "other", "what no phase counts", "#aab2bc", "bookkeeping")
-REST = Part("rest", "the rest", "small phases and what no phase counts", OTHER.colour)
+OTHER = Phase("other", "other", "what no phase counts", "#aab2bc", "bookkeeping")
+REST = Phase("rest", "the rest", "small phases and what no phase counts", OTHER.colour)
 INSIDE = (
-    Part("engine_decode", "decoding", "one token a step", "#2ba39b", tokens="tokens_decoded"),
-    Part("engine_prefill", "prefill", "prompts and observations", "#5cbdb3",
+    Phase("engine_decode", "decoding", "one token a step", "#2ba39b", tokens="tokens_decoded"),
+    Phase("engine_prefill", "prefill", "prompts and observations", "#5cbdb3",
          tokens="tokens_prefilled"),
-    Part("engine_vision", "pictures", "the vision tower", "#93d8cf"),
-    Part("tools", "tools", "all calls, overlapping", "#e0b04f"),
-    Part("grade", "grading", "all answers, overlapping", "#d8c58a"),
-    Part("waited", "waiting", "for places and turns, overlapping", "#c9c9c9"),
+    Phase("engine_vision", "pictures", "the vision tower", "#93d8cf"),
+    Phase("tools", "tools", "all calls, overlapping", "#e0b04f"),
+    Phase("grade", "grading", "all answers, overlapping", "#d8c58a"),
+    Phase("waited", "waiting", "for places and turns, overlapping", "#c9c9c9"),
 )  # fmt: skip
 ENGINE = "engine_"
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """A number of tokens or events a step; `of` names the metrics whose sum it is a part of."""
+    """A number of tokens or events per step; `of` names the metrics whose sum it is a part of."""
 
     metric: str
     label: str
@@ -100,10 +103,10 @@ COUNTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One part over the steps: typical, least and most seconds, its share, its tokens a step."""
+class PhaseTime:
+    """A phase over the steps: typical, least and most seconds, its share, its tokens per step."""
 
-    part: Part
+    part: Phase
     seconds: float
     low: float
     high: float
@@ -112,7 +115,7 @@ class Row:
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second."""
+        """Tokens per second; None where they are not known."""
         if not self.part.rated or not self.tokens or self.seconds <= 0:
             return None
         return self.tokens / self.seconds
@@ -120,18 +123,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """A step in its parts, typical of `steps` steps.
+    """The phases of a typical one of `steps` steps.
 
-    `busy` is the share of sampling and resampling during which the engine computed. `counts`
-    are (what, a step, share of its whole).
+    `busy` is the share of sampling and resampling during which the engine computed. `counts` are
+    (what, how many per step, the share of their whole).
     """
 
     steps: int
     seconds: float
     low: float
     high: float
-    phases: list[Row]
-    inside: list[Row]
+    phases: list[PhaseTime]
+    inside: list[PhaseTime]
     busy: float | None
     counts: list[tuple[Count, float, float | None]]
 
@@ -140,10 +143,10 @@ Middle = Callable[[Sequence[float]], float]
 
 
 def dissect(lines: Sequence[Mapping[str, Any]], middle: Middle = fmean) -> Anatomy | None:
-    """The anatomy of the steps whose metrics `lines` are; None where none of them was timed.
+    """The anatomy of the steps whose metrics are `lines`; None if none of them was timed.
 
-    `middle` makes one number of a number a step: the mean keeps sums (a rare phase counts at
-    its rate), the median forgives one slow step.
+    `middle` makes one number of the numbers of the steps: the mean keeps sums (a rare phase counts
+    at its rate), the median forgives one slow step.
     """
     steps = [phase_seconds(line) for line in lines]
     phases = _rows((*PHASES, OTHER), steps, lines, middle)
@@ -168,7 +171,7 @@ def dissect(lines: Sequence[Mapping[str, Any]], middle: Middle = fmean) -> Anato
 
 
 def phase_seconds(line: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of a step's phases by key, with what `seconds_step` has beyond them as "other"."""
+    """Key -> seconds of a step's phases; what `seconds_step` has beyond them is "other"."""
     seconds = _seconds(line, PHASES)
     whole = _number(line, PREFIX + "step")
     if whole is None:
@@ -176,24 +179,24 @@ def phase_seconds(line: Mapping[str, Any]) -> dict[str, float]:
     return seconds | {OTHER.key: max(0.0, whole - math.fsum(seconds.values()))}
 
 
-def aligned(tables: Sequence[Sequence[Row]]) -> list[tuple[Part, list[Row | None]]]:
-    """Rows of several runs beside each other, in the phases' order."""
+def aligned(tables: Sequence[Sequence[PhaseTime]]) -> list[tuple[Phase, list[PhaseTime | None]]]:
+    """The phases of several runs beside each other, in the order of a step."""
     found = [{row.part: row for row in rows} for rows in tables]
     every = (*PHASES, OTHER, *INSIDE)
     used = [part for part in every if any(part in rows for rows in found)]
     return [(part, [rows.get(part) for rows in found]) for part in used]
 
 
-def bands(anatomies: Sequence[Anatomy]) -> list[Part]:
-    """Phases worth a band of their own in a chart of these runs, then `REST` for all others."""
+def bands(anatomies: Sequence[Anatomy]) -> list[Phase]:
+    """The phases with a band of their own in a chart of these runs, then `REST` for all others."""
     rows = aligned([anatomy.phases for anatomy in anatomies])
     large = [part for part, cells in rows if any(row and row.share >= BAND for row in cells)]
     return [*(part for part in large if part is not OTHER), REST]
 
 
 def sentence(anatomy: Anatomy) -> str:
-    """What bounds the step: every family's share, largest first, then what the large ones consist
-    of (of sampling, where much overlaps: its work)."""
+    """What bounds the step: the share of every family, largest first, then the parts of the large
+    families (of sampling, in which much overlaps, the parts of its work)."""
     families: dict[str, float] = {}
     for row in anatomy.phases:
         families[row.part.family] = families.get(row.part.family, 0.0) + row.share
@@ -207,7 +210,7 @@ def sentence(anatomy: Anatomy) -> str:
 
 
 def _inside(anatomy: Anatomy, family: str, whole: float) -> str:
-    """The largest parts of a family; nothing where it is small or of one part."""
+    """The largest parts of a family; empty if the family is small or has one part."""
     rows, of = [row for row in anatomy.phases if row.part.family == family], family
     if family == SAMPLING and anatomy.inside:
         rows, of = anatomy.inside, "sampling's work"
@@ -218,26 +221,26 @@ def _inside(anatomy: Anatomy, family: str, whole: float) -> str:
 
 
 def _rows(
-    parts: Sequence[Part],
+    parts: Sequence[Phase],
     steps: Sequence[Mapping[str, float]],
     lines: Sequence[Mapping[str, Any]],
     middle: Middle,
-) -> list[Row]:
-    """A row for each part that took any time; a step that does not name it spent none on it."""
-    found: list[tuple[Part, list[float]]] = []
+) -> list[PhaseTime]:
+    """The phases that took any time; a step that does not name a phase spent none on it."""
+    found: list[tuple[Phase, list[float]]] = []
     for part in parts:
         values = [step.get(part.key, 0.0) for step in steps]
         if any(values):
             found.append((part, values))
     whole = math.fsum(middle(values) for _, values in found)
     return [
-        Row(part, middle(values), min(values), max(values),
+        PhaseTime(part, middle(values), min(values), max(values),
             middle(values) / whole if whole else 0.0, _tokens(part, lines, middle))
         for part, values in found
     ]  # fmt: skip
 
 
-def _tokens(part: Part, lines: Sequence[Mapping[str, Any]], middle: Middle) -> float | None:
+def _tokens(part: Phase, lines: Sequence[Mapping[str, Any]], middle: Middle) -> float | None:
     if not part.tokens:
         return None
     whole = _typical(lines, part.tokens, middle)
@@ -257,7 +260,7 @@ def _part_of(count: Count, known: Mapping[str, float]) -> float | None:
     return known[count.metric] / whole if whole else None
 
 
-def _seconds(line: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, float]:
+def _seconds(line: Mapping[str, Any], parts: Sequence[Phase]) -> dict[str, float]:
     values = {part.key: _number(line, PREFIX + part.key) for part in parts}
     return {key: value for key, value in values.items() if value is not None}
 

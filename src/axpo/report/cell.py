@@ -16,7 +16,7 @@ FORMAT = '<pre style="white-space: pre; line-height: 1.2; margin: 0">{code}</pre
 
 
 def page(what: RenderableType) -> str:
-    """What a terminal would show, as HTML."""
+    """The HTML of what a terminal would show."""
     console = Console(
         record=True, file=io.StringIO(), width=WIDTH, force_jupyter=False, force_terminal=True
     )
@@ -24,10 +24,10 @@ def page(what: RenderableType) -> str:
     return console.export_html(inline_styles=True, code_format=FORMAT)
 
 
-class Cell:
-    """Draws what `render` gives until it is stopped; used as `rich.live.Live` is.
+class NotebookCell:
+    """Draws what `render` gives until it is stopped; it is used as `rich.live.Live` is.
 
-    `transient` takes the drawing away at the end.
+    With `transient` the drawing goes away at the end.
     """
 
     def __init__(self, render: Callable[[], RenderableType]) -> None:

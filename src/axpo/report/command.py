@@ -1,4 +1,4 @@
-"""`axpo report`: run folders to one page, with every comparison that they allow."""
+"""`axpo report`: one page of run folders, with every comparison that they allow."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ PREFIX_METRICS = ("recovery_rate", "distinct_calls")
 
 
 def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None]) -> Finding:
-    """The page of `folders`; beside it what it finds as JSON, and its main curves as a PNG. `say`
-    hears what is done.
+    """Write the page of `folders` to `out`, the finding beside it as JSON and the main curves as
+    PNG.
 
-    An SFT run among RL runs is shown as their start.
+    An SFT run among RL runs is shown as their start. `say` hears what is being done. Returns the
+    finding.
     """
     say("reading the runs")
     runs = [RunView.load(folder) for folder in folders]
@@ -51,8 +52,8 @@ def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None])
 def _comparisons(
     runs: Mapping[str, RunView],
 ) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
-    """(model, baseline) -> comparison, the last pair first (AXPO against GRPO is what the reader
-    came for), and what could not be compared and why."""
+    """(model, baseline) -> comparison, the last pair first (the reader came for AXPO against GRPO);
+    and what could not be compared, with the reason."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     failed: list[str] = []
     for (baseline, first), (model, second) in combinations(runs.items(), 2):
@@ -64,7 +65,7 @@ def _comparisons(
 
 
 def _evaluation(run: RunView) -> dict[str, Any]:
-    """The run's evaluation, with what its diagnosis says of all failed prefixes."""
+    """The run's evaluation, with its diagnosis' figures of all failed prefixes."""
     result = dict(run.evaluation or {})
     diagnosis = RunFolder(run.folder).diagnosis
     if diagnosis.is_file():
@@ -75,7 +76,7 @@ def _evaluation(run: RunView) -> dict[str, Any]:
 
 
 def _checkpoint(folders: Sequence[Path]) -> Path:
-    """The first checkpoint there is, for its tokenizer."""
+    """The first checkpoint in the folders; the page needs its tokenizer."""
     for folder in folders:
         for checkpoint in saved_checkpoints(RunFolder(folder).checkpoints):
             if checkpoint.model.is_dir():
@@ -86,7 +87,7 @@ def _checkpoint(folders: Sequence[Path]) -> Path:
 
 
 def _decoder(checkpoint: Path) -> Callable[[Sequence[int]], list[str]]:
-    """Token ids to a string a token."""
+    """A function from token ids to one string per token."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)

@@ -3,19 +3,19 @@
 The report page and the quickstart's last screen both say what is made here.
 
 The rule. The last two models are compared question by question, in each family of questions (in
-the lab each has a tool of its own) and over all. In a family their tool rates (the share of the
-rollouts that try a tool) differ where the interval of the paired difference excludes 0; one of
-less than `MARGIN` is left to the table. Several families are looked at, so their intervals hold
-together at 95 % (`bootstrap.simultaneous`); of a family with fewer than `FEWEST` questions nothing
-is claimed. Where the tool rates differ,
+the lab each family has a tool of its own) and over all. In a family, their tool rates (the share of
+the rollouts that try a tool) differ if the interval of the paired difference excludes 0; a
+difference of less than `MARGIN` is left to the table. Several families are looked at, so their
+intervals hold together at 95 % (`bootstrap.simultaneous`); nothing is claimed of a family with
+fewer than `FEWEST` questions. If the tool rates differ,
 
-- a model *gave up* the tool where the upper end of its tool rate is below `MARGIN` and the lower
-  end of the start's is not, and the other *kept* it where the upper end of its own is not. Without
-  a start that used the tool, one *uses* it and the other *does not*;
-- else one uses it *more often* than the other.
+- a model *gave up* the tool if the upper end of its tool rate is below `MARGIN` and the lower end
+  of the start's is not, and the other model *kept* it if the upper end of its own is not. Without
+  a start that used the tool, one model *uses* it and the other *does not*;
+- otherwise one model uses it *more often* than the other.
 
-Its use *pays* where the interval of the difference in Pass@1, again of all families together, is in
-favour of the model that uses the tool more, and *costs* where it is in favour of the other.
+Its use *pays* if the interval of the difference in Pass@1, again of all families together, is in
+favour of the model that uses the tool more, and *costs* if it is in favour of the other.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ from axpo.report.finding_parts import (
     ALL,
     PASS,
     TOOL_RATE,
-    Part,
-    Row,
-    direction,
+    FindingPart,
+    FindingRow,
     family_tools,
     metrics_of,
     paired_of,
@@ -43,12 +42,19 @@ from axpo.report.finding_parts import (
 )
 from axpo.report.names import START, capital, evaluation_order, label
 from axpo.report.study_figures import one_seed
-from axpo.wording import Estimate, interval_text, listed, number_text, signed_text
+from axpo.wording import (
+    Bounded,
+    difference_text,
+    direction,
+    interval_text,
+    listed,
+    number_text,
+)
 
 Evaluations = Mapping[str, Mapping[str, Any]]
 Comparison = Mapping[str, Any]
 MARGIN = 0.1
-"""A tool rate that is next to nothing, and a difference that is."""
+"""A tool rate below this is next to nothing, and so is a difference."""
 SENTENCES = {
     "kept": "{model} kept {tools}, which {other} gave up.",
     "lost": "{model} gave up {tools}, which {other} kept.",
@@ -61,8 +67,8 @@ SENTENCES = {
     "same": "{model} and {other} show no clear difference in the use of {tools}.",
     "few": f"Nothing can be said of {{tools}}: fewer than {FEWEST} questions.",
 }
-"""How the use of tools differs, in order of weight, and what is said of the tools it is so for."""
-NOTHING: Estimate = {"value": 0.0, "low": 0.0, "high": 0.0}
+"""State -> what is said of the tools whose use differs in this way, in order of weight."""
+NOTHING: Bounded = {"value": 0.0, "low": 0.0, "high": 0.0}
 MODEL_MORE, OTHER_MORE = ("kept", "alone", "more"), ("lost", "never", "less")
 
 
@@ -70,36 +76,39 @@ MODEL_MORE, OTHER_MORE = ("kept", "alone", "more"), ("lost", "never", "less")
 class Finding:
     """What the last two of `models` show beside each other; the start, if any, is the first.
 
-    `headline` is a sentence, `said` are the others in order of weight, `notes` what the intervals
-    cover and what they do not.
+    `headline` is a sentence, `said` holds the others in order of weight, and `notes` says what the
+    intervals cover and what they do not.
     """
 
     headline: str
     said: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
+    parts: list[FindingPart] = field(default_factory=list)
 
     @property
     def tools(self) -> dict[str, str]:
-        """Family -> what its tool is called, as the parts are ordered."""
+        """Family -> the name of its tool, in the order of the parts."""
         return {part.family: part.tool for part in self.parts if part.family != ALL}
 
 
 def finding_file(report: Path) -> Path:
-    """Where the finding of the page `report` lies."""
+    """The file that holds the finding of the page `report`."""
     return report.with_suffix(".json")
 
 
 def write_finding(found: Finding, report: Path) -> None:
-    """Write what the page `report` finds beside it."""
+    """Write the finding of the page `report` beside the page."""
     write_whole(finding_file(report), json.dumps(asdict(found), indent=1))
 
 
 def read_finding(report: Path) -> Finding:
-    """What the page `report` finds."""
+    """Read the finding of the page `report`."""
     values = json.loads(finding_file(report).read_text())
-    parts = [Part(**p | {"rows": [Row(**row) for row in p["rows"]]}) for p in values["parts"]]
+    parts = [
+        FindingPart(**p | {"rows": [FindingRow(**row) for row in p["rows"]]})
+        for p in values["parts"]
+    ]
     return Finding(**values | {"parts": parts})
 
 
@@ -111,7 +120,8 @@ def finding(
 ) -> Finding:
     """What the evaluations by name (start first) and their comparisons (model, baseline) show.
 
-    `missing` were trained and not evaluated. Where `task` is the lab, its study is quoted.
+    The models in `missing` were trained but not evaluated. If `task` is the lab, the finding quotes
+    its study.
     """
     names = list(evaluations)
     gaps = [f"{name} is not evaluated on held-out questions." for name in missing]
@@ -147,8 +157,8 @@ def finding(
 
 
 def _state(models: Sequence[Mapping[str, Any]], compared: Comparison, family: str) -> str:
-    """A key of `SENTENCES`; `models` are the start's evaluation (if any), the other's and the
-    model's."""
+    """A key of `SENTENCES`; `models` are the evaluations of the start (if any), of the other model
+    and of the model."""
     paired = paired_of(compared, family)
     difference = paired["difference"].get(TOOL_RATE)
     if difference is None or paired["clusters"] < FEWEST:
@@ -167,7 +177,7 @@ def _state(models: Sequence[Mapping[str, Any]], compared: Comparison, family: st
 
 
 def _sentences(states: Mapping[str, str], pair: tuple[str, str]) -> list[str]:
-    """A sentence for each state that a tool is in."""
+    """One sentence per state that a tool is in."""
     model, other = (_in_sentence(name) for name in pair)
     said: list[str] = []
     for state, text in SENTENCES.items():
@@ -195,7 +205,7 @@ def _earned(
     evaluations: Evaluations,
     compared: Comparison,
 ) -> str:
-    """What the tool earns for the model of the pair that uses it more."""
+    """What the tool earns for the model that uses it more."""
     model, other = pair
     users = (model, other) if state in MODEL_MORE else (other, model)
     paired = paired_of(compared, family)
@@ -240,20 +250,19 @@ def _beside(
     family: str,
     pair: tuple[str, str],
     evaluations: Evaluations,
-    difference: Estimate,
+    difference: Bounded,
 ) -> str:
-    """Both levels, then the difference with its interval."""
+    """The levels of both models, then the difference with its interval."""
     levels = [
         f"{number_text(metrics_of(evaluations[name], family)[metric]['value'], 2)} with "
         f"{_in_sentence(name)}"
         for name in pair
     ]
-    amount = f"{signed_text(difference['value'], 2)} {interval_text(difference, 2, signed=True)}"
-    return f"{label(metric)} is {listed(levels)}, {amount}"
+    return f"{label(metric)} is {listed(levels)}, {difference_text(difference, 2)}"
 
 
 def _levels(names: Sequence[str], evaluations: Evaluations) -> str:
-    """Where nothing can be compared: Pass@1 of each."""
+    """Pass@1 of each model, for when nothing can be compared."""
     levels = [
         f"{_in_sentence(name)} {number_text(found['value'], 2)} {interval_text(found, 2)}"
         for name in names
@@ -265,7 +274,7 @@ def _levels(names: Sequence[str], evaluations: Evaluations) -> str:
 
 
 def _intervals(compared: Comparison) -> str:
-    """What the intervals are of."""
+    """What the intervals cover."""
     whole = f"All differences are paired over questions, with intervals of {100 * LEVEL:.0f} %"
     levels = [part["level"] for part in compared["by"][FAMILY].values()]
     if len(levels) < 2:

@@ -10,21 +10,21 @@ from typing import Any
 from axpo.algorithms.subgroups import FAMILY
 from axpo.evaluation.bootstrap import FEWEST
 from axpo.report.names import TOOL_NAMES, capital, evaluation_order, label
-from axpo.wording import Estimate, interval_text, number_text, signed_text
+from axpo.wording import Bounded, direction, interval_text, number_text, signed_text
 
 ALL = ""
-"""The part of all questions."""
+"""The part that holds all questions."""
 TOOL_RATE, PASS = "tool_rate", "pass@1"
 TOOL_STATES = {1: "more", -1: "less", 0: "none"}
 PASS_STATES = {1: "better", -1: "worse", 0: "none"}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A figure of a part of the questions: one value a model, and the last two's difference.
+class FindingRow:
+    """A figure of a part of the questions: one value per model, and the last two's difference.
 
-    `state` is better, worse or none (no difference shown); of a tool rate, which is neither good
-    nor bad by itself, more, less or none.
+    `state` is better, worse or none (no difference shown). A tool rate is neither good nor bad by
+    itself, so its state is more, less or none.
     """
 
     label: str
@@ -36,22 +36,22 @@ class Row:
 
     @property
     def texts(self) -> list[str]:
-        """The values in hundredths."""
-        return ["–" if value is None else number_text(value, 2) for value in self.values]
+        """The values with two decimals."""
+        return [number_text(value, 2) for value in self.values]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A family of questions (`tool` is what a sentence calls its tool), or all of them."""
+class FindingPart:
+    """A family of questions (`tool` is what a sentence calls its tool), or all questions."""
 
     family: str
     tool: str
     questions: int
-    rows: list[Row]
+    rows: list[FindingRow]
 
     @property
     def heading(self) -> str:
-        """What the rows stand under."""
+        """The line above the rows."""
         if self.family == ALL:
             return f"All {self.questions} questions"
         tool, family = self.tool.partition(" on ")[0], self.family.replace("_", " ")
@@ -60,8 +60,8 @@ class Part:
 
 def parts_of(
     evaluations: Sequence[Mapping[str, Any]], compared: Mapping[str, Any] | None
-) -> list[Part]:
-    """Each family, the one whose tool rates differ most first, then all questions."""
+) -> list[FindingPart]:
+    """The families, those whose tool rates differ most first, then all questions."""
     tools = family_tools(evaluations)
     families = [name for name in tools if name != ALL]
     if compared is not None:
@@ -70,9 +70,9 @@ def parts_of(
 
 
 def family_tools(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Family (and `ALL`) -> what to call the tool that is called most on its questions.
+    """Family (and `ALL`) -> the name of the tool that is called most on its questions.
 
-    Where two families would share a name, or nothing was called, it tells the family too.
+    If two families would share a name, or nothing was called, the name includes the family.
     """
     families = dict.fromkeys(f for e in evaluations for f in e.get("by", {}).get(FAMILY, {}))
     called: dict[str, str] = {}
@@ -91,20 +91,15 @@ def family_tools(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return named | {ALL: "tools"}
 
 
-def metrics_of(evaluation: Mapping[str, Any], family: str) -> Mapping[str, Estimate]:
-    """An evaluation's estimates on a family's questions, or on all."""
+def metrics_of(evaluation: Mapping[str, Any], family: str) -> Mapping[str, Bounded]:
+    """An evaluation's estimates on the questions of a family, or on all."""
     part = evaluation if family == ALL else evaluation["by"][FAMILY].get(family, {})
     return part.get("metrics", {})
 
 
 def paired_of(compared: Mapping[str, Any], family: str) -> Mapping[str, Any]:
-    """A comparison's figures on a family's questions, or on all."""
+    """A comparison's figures on the questions of a family, or on all."""
     return compared if family == ALL else compared["by"][FAMILY][family]
-
-
-def direction(difference: Estimate) -> int:
-    """1 where the interval is above 0, -1 where it is below, 0 where it holds 0."""
-    return (difference["low"] > 0) - (difference["high"] < 0)
 
 
 def _part(
@@ -112,7 +107,7 @@ def _part(
     tool: str,
     evaluations: Sequence[Mapping[str, Any]],
     compared: Mapping[str, Any] | None,
-) -> Part:
+) -> FindingPart:
     found = [metrics_of(evaluation, name) for evaluation in evaluations]
     passes = {m for metrics in found for m in metrics if m.startswith("pass@") and m[5:].isdigit()}
     if name != ALL:
@@ -122,27 +117,29 @@ def _part(
         _row(metric, [metrics.get(metric) for metrics in found], compared, name)
         for metric in (TOOL_RATE, *evaluation_order(list(passes)))
     ]
-    return Part(name, tool, max(q.get("questions", 0) for q in questions), rows)
+    return FindingPart(name, tool, max(q.get("questions", 0) for q in questions), rows)
 
 
 def _row(
     metric: str,
-    found: Sequence[Estimate | None],
+    found: Sequence[Bounded | None],
     compared: Mapping[str, Any] | None,
     family: str,
-) -> Row:
+) -> FindingRow:
     values = [None if estimate is None else estimate["value"] for estimate in found]
     name = "Tool tried" if metric == TOOL_RATE else label(metric)
     paired = None if compared is None else paired_of(compared, family)
     difference = None if paired is None else paired["difference"].get(metric)
     if paired is None or difference is None:
-        return Row(name, metric, values, "", "", "none")
+        return FindingRow(name, metric, values, "", "", "none")
     states = TOOL_STATES if metric == TOOL_RATE else PASS_STATES
     side = direction(difference) if paired["clusters"] >= FEWEST else 0
     interval = interval_text(difference, 2, signed=True)
-    return Row(name, metric, values, signed_text(difference["value"], 2), interval, states[side])
+    return FindingRow(
+        name, metric, values, signed_text(difference["value"], 2), interval, states[side]
+    )
 
 
-def _difference(compared: Mapping[str, Any], family: str, metric: str) -> Estimate:
+def _difference(compared: Mapping[str, Any], family: str, metric: str) -> Bounded:
     none = {"value": 0.0}
     return compared["by"][FAMILY].get(family, {}).get("difference", {}).get(metric, none)

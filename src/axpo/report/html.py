@@ -1,7 +1,7 @@
 """The report page: one self-contained HTML file with curves, tables and the tree browser.
 
-Everything is inlined; the page asks the network for nothing, and its content security policy
-forbids it. Text of a model is untrusted: it reaches the page only as escaped text or as JSON that
+Everything is inlined: the page asks the network for nothing, and its content security policy
+forbids it. A model's text is untrusted: it reaches the page only as escaped text or as JSON that
 the script puts into text nodes, and only the page's own script may run.
 """
 
@@ -30,7 +30,7 @@ from axpo.report.names import (
 )
 from axpo.report.runs import RunView, distinct_names, main_kind
 from axpo.report.timing import timing_view
-from axpo.report.trees import CATEGORIES, HELD_OUT, Decode, TreePayload, collect
+from axpo.report.trees import CATEGORIES, HELD_OUT, Decode, collect
 from axpo.report.where import in_a_line, where_from
 from axpo.wording import count_text, percent, seconds_text
 
@@ -52,15 +52,13 @@ def build_report(
     *,
     comparisons: summary.Comparisons | None = None,
     failed: Sequence[str] = (),
-    title: str = "",
-    max_bytes: int = MAX_BYTES,
 ) -> Path:
     """Write the page to `out` and return it.
 
     `evaluations` maps a shown name ("start", "GRPO", "AXPO") to an evaluation's JSON, and
-    `comparisons` (model, baseline) to a paired comparison's; `found` is what they show, and
-    `failed` what could not be compared. `decode` turns token ids into one string a token. As many
-    trees are embedded as `max_bytes` allows.
+    `comparisons` maps (model, baseline) to a paired comparison's; `found` is what they show, and
+    `failed` says what could not be compared. `decode` turns token ids into one string per token.
+    `MAX_BYTES` limits how many trees are embedded.
     """
     names = distinct_names(runs)
     kind = main_kind(runs)
@@ -79,12 +77,13 @@ def build_report(
     data: dict[str, Any] = {"runs": curves, "timing": bands, "heldOut": HELD_OUT}
     data |= {"families": of_families, "main": main, "more": more}
     spent = len(json.dumps(data)) + RESERVED_BYTES
-    payload = collect(runs, decode, max(0, max_bytes - spent))
-    data |= _tree_data(payload)
+    payload = collect(runs, decode, max(0, MAX_BYTES - spent))
+    data |= {"categories": CATEGORIES, "strings": payload.strings}
+    data |= {"pictures": payload.pictures, "groups": payload.groups}
     differing, shared = summary.settings_table(runs)
     where = where_from(runs, names)
     page = _render(
-        title=title or " and ".join(names) or "Report",
+        title=" and ".join(names) or "Report",
         ran=summary.what_was_run(runs, names, kind),
         place=in_a_line(where),
         where=where,
@@ -118,7 +117,7 @@ def build_report(
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that cannot end or open a tag wherever it stands in the page: no <, > or &."""
+    """JSON that cannot end or open a tag wherever it stands in the page: it has no <, > or &."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -165,12 +164,3 @@ def _present(charts: Sequence[Chart], curves: Sequence[Mapping[str, Any]]) -> li
         for c in charts
         if any(run["series"][c.key] for run in curves)
     ]
-
-
-def _tree_data(payload: TreePayload) -> dict[str, Any]:
-    return {
-        "categories": CATEGORIES,
-        "strings": payload.strings,
-        "pictures": payload.pictures,
-        "groups": payload.groups,
-    }

@@ -1,9 +1,10 @@
-"""The live view of a command in a terminal: progress, ETA, phase and the gap's key figures.
+"""What a command is doing: progress, ETA and key figures, on a terminal, in a notebook or in a log.
 
-On a terminal a small panel redraws itself in place; elsewhere (a log file, CI, two runs side by
-side) plain lines appear every few seconds. It opens before anything heavy is imported, so that
-the screen is never blank: the caller says `phase(name)` from the start, `begin(first, total)` once
-it knows its steps, and then `update(step, metrics)`.
+A `ScreenView` draws itself in place where that is possible; elsewhere (a log file, CI, two runs
+side by side) it prints plain lines every few seconds. `LiveView` is the view of one command. It
+opens before anything heavy is imported, so that the screen is never blank: the caller says
+`phase(name)` from the start, `begin(first, total)` once it knows its steps, and then `update(step,
+metrics)`. `axpo.stages` has the view of several commands.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import contextlib
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,47 +28,62 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from axpo.report.cell import Cell
+from axpo.report.cell import NotebookCell
 from axpo.wording import duration
 
 SPARKS = "▁▂▃▄▅▆▇█"
-WIDE, WIDEST = 110, 140
+CELLS = 40
+"""Most cells of a sparkline."""
+WIDEST = 100
+"""Columns beyond which the panel does not grow."""
 ECHO = 4
-"""Columns that stay free beside the panel: a terminal writes ^C there, and a line that breaks would
-have the panel drawn a second time below itself."""
+"""Columns that stay free beside a view: a terminal writes ^C there, and a line that breaks would
+have the view drawn a second time below itself."""
 INTERVAL = 10.0
 """Seconds between plain lines."""
 UNBROKEN = 10_000
 """Columns of an output that is no terminal."""
 RATES = {"samples_per_second": "samples", "tokens_per_second": "tokens_sampled"}
+UNSCORED = "unscored_share"
+"""A figure that is shown only where it is not 0."""
+RECENT = 20
+"""Steps whose pace the ETA goes by."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A number of the view: the first metric of `keys` that the run reports. An `alarm` is shown
-    while it is not 0."""
+class LiveFigure:
+    """A number of a view: the first metric of `keys` that there is."""
 
     keys: tuple[str, ...]
     label: str
     fraction: bool = True
-    alarm: bool = False
 
     def text(self, value: float) -> str:
+        """The value with its unit, as short as a glance needs."""
         if self.fraction:
             return f"{100 * value:.0f} %"
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 FIGURES = (
-    Figure(("unscored_share",), "not scored", alarm=True),
-    Figure(("tool_rate",), "tool rate"),
-    Figure(("all_wrong_tool",), "all-wrong tool"),
-    Figure(("accuracy", "pass@1"), "accuracy"),
-    Figure(("recovery_rate",), "recovery"),
-    Figure(("samples_per_second",), "samples/s", fraction=False),
-    Figure(("tokens_per_second",), "tokens/s", fraction=False),
-    Figure(("loss",), "loss", fraction=False),
+    LiveFigure((UNSCORED,), "not scored"),
+    LiveFigure(("tool_rate",), "tool rate"),
+    LiveFigure(("all_wrong_tool",), "all-wrong tool"),
+    LiveFigure(("accuracy", "pass@1"), "accuracy"),
+    LiveFigure(("recovery_rate",), "recovery"),
+    LiveFigure(("samples_per_second",), "samples/s", fraction=False),
+    LiveFigure(("tokens_per_second",), "tokens/s", fraction=False),
+    LiveFigure(("loss",), "loss", fraction=False),
 )
+SHOWN = 6
+"""Most figures that a view shows."""
+
+
+def figures_of(values: Mapping[str, float]) -> list[tuple[LiveFigure, str]]:
+    """The figures to show of these metrics, each with the name of its metric."""
+    known = [name for name, value in values.items() if name != UNSCORED or value > 0]
+    found = ((figure, next((k for k in figure.keys if k in known), None)) for figure in FIGURES)
+    return [(figure, key) for figure, key in found if key is not None][:SHOWN]
 
 
 def output_console(stderr: bool = False) -> Console:
@@ -74,71 +92,99 @@ def output_console(stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, width=UNBROKEN)
 
 
-def redraws(console: Console) -> bool:
-    """Whether what is there can be drawn over: not in a file, nor where TERM is "dumb"."""
-    return console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+class ScreenView(ABC):
+    """Shows `render()` where it can be drawn over and `lines()` elsewhere; a context manager.
+
+    With `transient` nothing of it stays on the screen at the end.
+    """
+
+    transient = False
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or output_console(stderr=True)
+        terminal = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.plain = not (terminal or self.console.is_jupyter)
+        """Whether it prints lines, because nothing can be drawn over."""
+        self._live: Live | NotebookCell | None = None
+
+    @abstractmethod
+    def render(self) -> RenderableType:
+        """What is drawn, for the console's present width."""
+
+    @abstractmethod
+    def lines(self) -> list[str]:
+        """The same as plain lines."""
+
+    def show(self) -> None:
+        """Draw or print what is there now."""
+        if self._live is not None:
+            self._live.refresh()
+        elif self.plain:
+            with contextlib.suppress(OSError):  # a full disk or a terminal that is gone ends no run
+                for line in self.lines():
+                    self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        if self.plain:
+            self.show()
+            return self
+        self._live = (
+            NotebookCell(self.render)
+            if self.console.is_jupyter
+            else Live(console=self.console, get_renderable=self.render, refresh_per_second=4)
+        )
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._live is not None:
+            self._live.transient = self.transient
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self._live.stop()
+        elif not self.transient:
+            self.show()
 
 
-class LiveView:
-    """Shows what a command does; a context manager.
+class LiveView(ScreenView):
+    """Shows what one command does.
 
-    `plain` None asks the terminal; True writes a line every `interval` seconds instead. With
-    `passing` nothing of it stays on a terminal: what follows is the command's output.
+    With `passing` nothing of it stays on a terminal: what follows is the command's output.
     """
 
     def __init__(
         self,
         title: str,
         phase: str = "starting",
-        plain: bool | None = None,
         *,
         passing: bool = False,
-        interval: float = INTERVAL,
         console: Console | None = None,
     ) -> None:
+        super().__init__(console)
         self.title = title
-        self.console = console or output_console(stderr=True)
-        self.plain = not redraws(self.console) if plain is None else plain
-        self.interval = interval
         self.unit, self.total, self.step = "step", 0, 0
         self._passing, self.begun = passing, False
         self._phase, self._phase_since = phase, time.monotonic()
         self._history: dict[str, deque[float]] = {}
-        self._ticks: deque[tuple[float, int]] = deque(maxlen=20)
+        self._ticks: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self._started = time.monotonic()
         self._spinner = Spinner("dots")
-        self._live: Live | Cell | None = None
         self._done = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._tick, daemon=True)
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> Self:
         self._started = time.monotonic()
+        super().__enter__()
         if self.plain:
-            self._print()
-            self._thread = threading.Thread(target=self._tick, daemon=True)
             self._thread.start()
-        else:
-            self._live = self._drawing()
-            self._live.start(refresh=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._done.set()
-        if self._thread is not None:
+        if self.plain:
             self._thread.join()  # its last line must not be a second "done"
         self._phase = "done" if kind is None else "stopped"
-        shown = self.begun and not self._passing
-        if self.plain and shown:
-            self._print()
-        if self._live is not None:
-            self._live.transient = not shown
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                self._live.stop()
-
-    def _drawing(self) -> Live | Cell:
-        if self.console.is_jupyter:
-            return Cell(self.render)
-        return Live(console=self.console, get_renderable=self.render, refresh_per_second=4)
+        self.transient = self._passing or not self.begun
+        super().__exit__(kind, *rest)
 
     def begin(self, first: int, total: int, unit: str = "step") -> None:
         """There are `total` steps (or whatever the `unit` is); `first` of them were done before."""
@@ -147,8 +193,7 @@ class LiveView:
         self._ticks.append((time.monotonic(), first))
         self.begun = True
         self.phase("starting")
-        if self.plain:
-            self._print()
+        self.show()
 
     @property
     def place(self) -> str:
@@ -161,10 +206,7 @@ class LiveView:
         """What the run is doing now, in a word or two."""
         self._phase, self._phase_since = name, time.monotonic()
         if not self.begun:  # what comes next may block for long
-            if self._live is not None:
-                self._live.refresh()
-            elif self.plain:
-                self._print()
+            self.show()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """`step` steps are done; the newest metrics, under the names of metrics.jsonl."""
@@ -179,7 +221,7 @@ class LiveView:
             if rate not in values and count in values and seconds > 0:
                 values[rate] = values[count] / seconds
         for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if math.isfinite(value):
                 self._history.setdefault(name, deque(maxlen=200)).append(float(value))
 
     def eta(self) -> float | None:
@@ -191,70 +233,49 @@ class LiveView:
         return max(0.0, pace * (self.total - s1) - (time.monotonic() - t1))
 
     def render(self) -> RenderableType:
-        """The panel for the console's present width."""
+        """The panel: how far the command is, what it is doing, and its figures over time."""
         width = max(20, min(self.console.width - ECHO, WIDEST))
         parts: list[RenderableType] = [self._phase_line()]
         if self.begun:
             parts.insert(0, self._head())
-        if figures := self._figures():
-            parts.append(self._figure_table(figures, width))
+        table = Table.grid(padding=(0, 1))
+        for style in ("bright_black", "bold", "cyan", "bright_black"):
+            table.add_column(
+                style=style, justify="right" if style == "bold" else "left", no_wrap=True
+            )
+        for figure, values in self._figures():
+            since = "" if len(values) < 2 else f"from {figure.text(values[0])}"
+            bars = sparkline(values, min(CELLS, max(8, width - 41)))
+            table.add_row(figure.label, figure.text(values[-1]), bars, since)
         return Panel(
-            Group(*parts), title=Text(self.title, style="bold"), title_align="left",
+            Group(*parts, table) if table.rows else Group(*parts),
+            title=Text(self.title, style="bold"), title_align="left",
             border_style="bright_black", width=width,
         )  # fmt: skip
 
-    def line(self) -> str:
-        """The same as one plain line."""
+    def lines(self) -> list[str]:
+        """One line: how far the command is, its phase and its latest figures."""
         if not self.begun:
-            return f"{self.title}: {self._phase} | {self._clock()}"
-        done = self.step
-        share = f"{100 * done / self.total:.0f} %" if self.total else "-"
-        parts = [f"{self.unit} {done}/{self.total} ({share})", self._clock(), self._phase]
+            return [f"{self.title}: {self._phase} | {self._clock()}"]
+        share = f"{100 * self.step / self.total:.0f} %" if self.total else "-"
+        parts = [f"{self.unit} {self.step}/{self.total} ({share})", self._clock(), self._phase]
         parts += [f"{f.label} {f.text(values[-1])}" for f, values in self._figures()]
-        return f"{self.title}: " + " | ".join(parts)
+        return [f"{self.title}: " + " | ".join(parts)]
 
     def _head(self) -> Table:
         head = Table.grid(padding=(0, 1), expand=True)
-        head.add_column()
+        head.add_column(style="bold")
         head.add_column(ratio=1)
         head.add_column(justify="right")
         done = min(self.step, self.total)
         bar = ProgressBar(total=max(self.total, 1), completed=done, complete_style="cyan")
-        text = Text(f"{self.unit} {done}/{self.total}", style="bold")
-        head.add_row(text, bar, Text(self._clock()))
+        head.add_row(f"{self.unit} {done}/{self.total}", bar, self._clock())
         return head
 
-    def _figures(self) -> list[tuple[Figure, list[float]]]:
+    def _figures(self) -> list[tuple[LiveFigure, list[float]]]:
         history = dict(self._history)
-        chosen = [
-            (figure, list(history[key]))
-            for figure in FIGURES
-            if (key := next((k for k in figure.keys if k in history), None)) is not None
-            and not (figure.alarm and history[key][-1] == 0)
-        ]
-        return chosen[:6]
-
-    def _figure_table(self, figures: list[tuple[Figure, list[float]]], width: int) -> Table:
-        pairs = 2 if width >= WIDE else 1
-        cells = width // pairs - 41
-        table = Table.grid(padding=(0, 1))
-        for _ in range(pairs):
-            table.add_column(style="bright_black", min_width=14)
-            table.add_column(justify="right", min_width=7)
-            table.add_column(style="cyan", min_width=max(8, min(40, cells)))
-            table.add_column(style="bright_black", min_width=10)
-        for at in range(0, len(figures), pairs):
-            row: list[Text] = []
-            for figure, values in figures[at : at + pairs]:
-                since = "" if len(values) < 2 else f"from {figure.text(values[0])}"
-                row += [
-                    Text(figure.label),
-                    Text(figure.text(values[-1]), style="bold"),
-                    Text(sparkline(values, max(8, min(40, cells)))),
-                    Text(since),
-                ]
-            table.add_row(*row)
-        return table
+        found = figures_of({name: values[-1] for name, values in history.items()})
+        return [(figure, list(history[key])) for figure, key in found]
 
     def _phase_line(self) -> RenderableType:
         if self._phase in ("done", "stopped"):
@@ -273,12 +294,8 @@ class LiveView:
         return f"{passed}, ETA {'...' if left is None else duration(left)}"
 
     def _tick(self) -> None:
-        while not self._done.wait(self.interval):
-            self._print()
-
-    def _print(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk or a terminal that is gone ends no run
-            self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)
+        while not self._done.wait(INTERVAL):
+            self.show()
 
 
 def sparkline(values: list[float], width: int) -> str:

@@ -1,8 +1,8 @@
 """A run's numbers: append-only `metrics.jsonl`, TensorBoard beside it when asked for.
 
-One JSON object a line: `kind` ("sft", "rl", ...), `step`, `time` (epoch seconds) and flat numbers.
-Each line is one write, so a killed process or a full disk loses at most the line being written; a
-resumed run drops what it is about to write again. NaN and infinities are written as null.
+Each line is one JSON object: `kind` ("sft", "rl", ...), `step`, `time` (epoch seconds) and numbers.
+Each line is one write, so a killed process or a full disk loses at most the line being written. A
+resumed run first drops the lines that it will write again. NaN and infinities become null.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from axpo.config.extras import require
 from axpo.errors import UserError
@@ -21,14 +21,14 @@ from axpo.folder import RunFolder, write_whole, writing
 
 
 class MetricsError(UserError):
-    """Metrics cannot be written as asked; the message says what to do."""
+    """Metrics cannot be written or read; the message says what to do."""
 
 
 class MetricsWriter:
     """Appends metric lines to `run_dir`; a context manager.
 
-    Call `resume(kind, step)` before the first write of a run that goes on from `step`.
-    Raises `ConfigError` at once when TensorBoard is asked for and not installed.
+    Call `resume(kind, step)` before the first write of a run that goes on from `step`. Raises
+    `ConfigError` at once if TensorBoard is asked for and not installed.
     """
 
     def __init__(self, run_dir: Path, tensorboard: bool = False) -> None:
@@ -43,14 +43,14 @@ class MetricsWriter:
         self._file = self._open()
 
     def resume(self, kind: str, step: int) -> None:
-        """Drop the lines of `kind` at `step` or later: they are written again."""
+        """Drop the lines of `kind` from `step` on: they will be written again."""
         self._file.close()
         _drop(self.path, lambda line: line.get("kind") == kind and line.get("step", -1) >= step)
         self._file = self._open()
         self._purge[kind] = step
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line; each value must be a number."""
+        """Append one line. Each value must be a number."""
         now = time.time()
         line: dict[str, Any] = {"kind": kind, "step": step, "time": round(now, 3)}
         for name, value in metrics.items():
@@ -69,19 +69,16 @@ class MetricsWriter:
                     board.add_scalar(name, float(value), step, walltime=now)
                 board.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         for board in self._boards.values():
             board.close()
 
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _open(self) -> FileIO:
-        """Unbuffered: what a full disk refused must not be tried again when the file is closed."""
+        """The file, unbuffered: what a full disk refused must not be tried again at closing."""
         with writing(self.path):
             return self.path.open("ab", buffering=0)
 
@@ -94,9 +91,9 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The run's metric lines in file order, of one `kind` or all; null reads as NaN.
+    """The run's metric lines in file order, of one `kind` or of all; null is read as NaN.
 
-    A torn last line is left out; a damaged line elsewhere raises `MetricsError` naming it.
+    A torn last line is left out; a damaged line elsewhere raises `MetricsError`, which names it.
     """
     path = RunFolder(run_dir).metrics
     if not path.is_file():
@@ -123,7 +120,7 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 
 def _drop(path: Path, unwanted: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite the file without `unwanted` lines and without a torn last one, if it has any."""
+    """Rewrite the file without `unwanted` lines and without a torn last line, if it has any."""
     if not path.is_file():
         return
     before = path.read_text(encoding="utf-8", errors="replace")

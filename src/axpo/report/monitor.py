@@ -1,4 +1,4 @@
-"""A command's monitor: its live view and a run's metrics file, fed by whoever does the work."""
+"""A command's monitor: its live view and the run's metrics file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from axpo.report.provenance import recorded
 from axpo.stopping import Stopped
 
 PYTORCH = "loading PyTorch"
-"""What a command that needs it does first."""
+"""The first phase of a command that needs PyTorch."""
 UNITS = {"eval": "question", "diagnose": "prefix"}
-"""Of the kinds whose steps are something else than steps."""
+"""Kind -> what its steps are called, where they are not steps."""
 
 
 class RunMonitor:
-    """Writes metrics and shows a live view. Implements `axpo.training.monitor.Monitor`."""
+    """Writes metrics and shows a live view; it is an `axpo.training.monitor.Monitor`."""
 
     def __init__(self, claim: Callable[[], MetricsWriter], view: LiveView) -> None:
         self._claim = claim
@@ -42,17 +42,14 @@ class RunMonitor:
         self._view.update(step + 1, metrics)
 
 
-def _nothing() -> None: ...
-
-
 @contextmanager
 def run_monitor(
-    out: Path, title: str, tensorboard: bool = False, claim: Callable[[], None] = _nothing
+    out: Path, title: str, tensorboard: bool = False, claim: Callable[[], None] | None = None
 ) -> Iterator[RunMonitor]:
-    """A monitor that shows what happens from now on. From `start` on, when `claim` is called, it
-    writes `metrics.jsonl` in `out`, and in `provenance.json` what ran there.
+    """A monitor that shows what happens from now on.
 
-    Raises `ConfigError` at once where TensorBoard is asked for and not installed.
+    When the work starts, it calls `claim` and writes `metrics.jsonl` and `provenance.json` in
+    `out`. Raises `ConfigError` at once if TensorBoard is asked for and not installed.
     """
     if tensorboard:
         require("tensorboard", "run.tensorboard")
@@ -60,7 +57,8 @@ def run_monitor(
         view = stack.enter_context(LiveView(title, CHECKING))
 
         def begin() -> MetricsWriter:
-            claim()
+            if claim is not None:
+                claim()
             stack.enter_context(recorded(out))
             return stack.enter_context(MetricsWriter(out, tensorboard))
 
@@ -74,7 +72,7 @@ def run_monitor(
 
 @contextmanager
 def working(title: str, phase: str) -> Iterator[Callable[[str], None]]:
-    """Shows that a command without a run is at work, first at `phase`; what is yielded says at
-    what next."""
+    """Shows what a command without a run is doing: first `phase`, then what it says to the yielded
+    function."""
     with LiveView(title, phase, passing=True) as view:
         yield view.phase

@@ -1,8 +1,8 @@
-"""The report's vocabulary: metric labels, the order of charts, and one colour per method.
+"""The report's vocabulary: the labels of metrics, the order of charts, and one colour per method.
 
-The live view, the page and the static figures all read from here, so that a metric has one name
-and a method one colour wherever it is shown. Colours keep apart under colour blindness and hold
-on a dark and on a light ground.
+The live view, the page and the static figures all use it, so a metric has one name and a method one
+colour wherever they are shown. The colours can be told apart with colour blindness, on a dark
+ground and on a light one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ OTHER_COLOURS = ("#c2609a", "#12a37a", "#7b5fd0", "#8c5a2b", "#d1343f", "#8f9a00
 START = "start"
 """The name of what the runs started from."""
 START_NAMES = (START, "sft", "base")
+SMOOTHING = 0.8
+"""The share of a smoothed curve that the steps before have, after each step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A curve of the report: metric `key`, its title, and what the reader should know of it.
+    """A curve of the report: the metric `key`, its title, and a note for the reader.
 
-    The axis of a `whole` fraction reaches from 0 to 100 % whatever the values.
+    The axis of a `whole` fraction goes from 0 to 100 % whatever the values.
     """
 
     key: str
@@ -57,7 +59,7 @@ MORE_CHARTS = (
     Chart("tokens_trained", "Tokens trained a step", fraction=False),
 )
 TOOL_FIGURES = {"rate": "attempt rate", "accuracy": "accuracy", "all_wrong": "all wrong"}
-"""Figures of one tool and how they are called."""
+"""The figures of one tool and their names."""
 _FAMILY_CURVE = re.compile("family_(.+)_tool_rate")
 _TOOL_CURVE = re.compile("tool_(.+)_(rate|all_wrong)")
 LABELS: Mapping[str, str] = {
@@ -65,7 +67,7 @@ LABELS: Mapping[str, str] = {
     "distinct_calls": "Distinct calls from one prefix",
 }
 FLOOR = "_floor"
-"""Ends the name of a Pass@k in which what could not be scored counts as wrong."""
+"""The end of the name of a Pass@k that counts unscored rollouts as wrong."""
 EVALUATION_ORDER = (
     "tool_rate", "accuracy_tool", "accuracy_no_tool", "all_wrong_tool", "all_wrong_no_tool",
     "recovery_rate", "distinct_calls",
@@ -78,19 +80,21 @@ TOOL_NAMES: Mapping[str, str] = {
     "web_search": "the search",
     "image_search": "the image search",
 }
-"""What a sentence calls the tools that axpo has; others go by their own name."""
+"""The names of axpo's tools in a sentence; other tools go by their own name."""
 
 
 def label(metric: str) -> str:
-    """A metric as a reader knows it: `pass@4` is Pass@4, `grad_norm` is Gradient norm."""
+    """The metric's name for a reader: `pass@4` is Pass@4, `grad_norm` is Gradient norm."""
     if metric.startswith("pass@"):
         return "P" + metric[1:].replace(FLOOR, ", unscored as wrong")
     return LABELS.get(metric, metric.replace("_", " ").capitalize())
 
 
 def family_charts(metrics: Iterable[str], tools: Mapping[str, str]) -> list[Chart]:
-    """A chart of how often a tool is tried on each family's questions, in the order of `tools`
-    (family to what its tool is called), then the others."""
+    """One chart per family of questions: how often a tool is tried on them.
+
+    The families in `tools`, which maps a family to its tool's name, come first and in its order.
+    """
     found = {match[1] for m in metrics if (match := _FAMILY_CURVE.fullmatch(m))}
     ordered = [name for name in tools if name in found] + sorted(found - set(tools))
     return [
@@ -105,12 +109,12 @@ def family_charts(metrics: Iterable[str], tools: Mapping[str, str]) -> list[Char
 
 
 def capital(text: str) -> str:
-    """With its first letter large."""
+    """The text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def tool_charts(metrics: Iterable[str]) -> list[Chart]:
-    """A chart for each tool's attempt rate and all-wrong rate among the metrics' names."""
+    """One chart for each tool's attempt rate and all-wrong rate that the metrics have."""
     found = (match.groups() for m in set(metrics) if (match := _TOOL_CURVE.fullmatch(m)))
     notes = {"rate": "of all rollouts", "all_wrong": "of the questions where it was called"}
     return [
@@ -120,7 +124,7 @@ def tool_charts(metrics: Iterable[str]) -> list[Chart]:
 
 
 def evaluation_order(metrics: Sequence[str]) -> list[str]:
-    """Pass@k by k, then the gap's diagnostics, then whatever else there is."""
+    """The metrics in order: Pass@k by k, then the gap's diagnostics, then the others."""
 
     def rank(metric: str) -> tuple[int, float, str]:
         if metric.startswith("pass@"):
@@ -134,7 +138,7 @@ def evaluation_order(metrics: Sequence[str]) -> list[str]:
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour a name: AXPO's, GRPO's and the start's own; variants take the others in order."""
+    """Name -> colour: AXPO, GRPO and the start have their own, variants get the others in order."""
     chosen: dict[str, str] = {}
     for name in names:
         if name.upper() in BASE_COLOURS:
@@ -152,13 +156,15 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {name: chosen[name] for name in names}
 
 
-def smooth(steps: Sequence[int], values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """Exponential moving average over steps, without the pull of a zero start; steps without a
-    value age it."""
+def smooth(steps: Sequence[int], values: Sequence[float]) -> list[float]:
+    """The exponential moving average over steps, without a bias towards a start at zero.
+
+    Steps without a value age the average as well.
+    """
     total, mass, out = 0.0, 0.0, []
     for i, value in enumerate(values):
-        kept = weight ** (steps[i] - steps[i - 1]) if i else 0.0
-        total = kept * total + (1 - weight) * value
-        mass = kept * mass + (1 - weight)
+        kept = SMOOTHING ** (steps[i] - steps[i - 1]) if i else 0.0
+        total = kept * total + (1 - SMOOTHING) * value
+        mass = kept * mass + (1 - SMOOTHING)
         out.append(total / mass)
     return out

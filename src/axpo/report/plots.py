@@ -1,9 +1,8 @@
 """Static figures for a README or a paper: how often each tool is tried while runs train, and the
 look that all figures of the project share.
 
-A figure is `WIDTH` inches wide, what a README shows at its full width, so that a point of text is
-as large in one as in another. It is written twice, for a light page and (`-dark` in its name) for a
-dark one.
+A figure is `WIDTH` inches wide, the full width of a README, so that a point of text has the same
+size in all figures. It is written twice, for a light page and (`-dark` in its name) for a dark one.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ INK, SOFT, LINE = "#1b1f24", "#5b6470", "#dfe2e6"
 WIDTH = 8.3
 DPI = 200
 COLOURS = 255
-"""Of a file: a figure is flat colours and their edges."""
+"""The colours of a file; a figure has flat colours and their edges."""
 NIGHT = np.array([0x0D, 0x11, 0x17], np.float64) / 255
-"""A dark page's ground."""
+"""The ground of a dark page."""
 GAP = 0.05
-"""Of all steps: so many without a value break a curve."""
+"""A curve is broken where a larger share of all steps has no value."""
 APART = 0.075
-"""Of a panel's height: labels of two curves' ends are at least so far from each other."""
+"""The least distance of two labels at the ends of curves, as a share of the panel's height."""
 
 
 def comparison_png(
     out: Path, runs: Sequence[RunView], tools: Mapping[str, str] | None = None
 ) -> Path:
-    """Write to `out` how often a tool is tried on each family's questions, run over run; of runs
-    whose questions have no families, the main curves.
+    """Write to `out` how often a tool is tried on each family's questions, run over run.
 
-    `tools` is what a family's tool is called. A panel that no run has numbers for is left out;
-    raises `ValueError` where none has any.
+    If the questions have no families, the figure has the main curves. `tools` maps a family to its
+    tool's name. A panel that no run has numbers for is left out; raises `ValueError` if none is
+    left.
     """
     kind = main_kind(runs)
     metrics = {name for run in runs for name in run.names(kind)}
@@ -74,7 +73,7 @@ def new_figure(rows: int, columns: int, height: float, **options: Any) -> tuple[
 def legend_above(
     figure: Any, axis: Any, palette: Mapping[str, str], dashes: Mapping[str, str] | None = None
 ) -> None:
-    """A line a name above all panels, solid where `dashes` has none for it."""
+    """One line per name above all panels; it is solid unless `dashes` has a style for the name."""
     known = dashes or {}
     handles = [
         axis.plot([], [], known.get(name, "-"), color=colour, lw=2.4, label=name)[0]
@@ -87,7 +86,7 @@ def legend_above(
 
 
 def picture(path: str, description: str) -> str:
-    """Markdown of a figure that `save` wrote: the dark one on a dark page."""
+    """The Markdown of a figure that `save` wrote; a dark page shows the dark one."""
     dark = str(Path(path).with_stem(f"{Path(path).stem}-dark"))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -96,7 +95,7 @@ def picture(path: str, description: str) -> str:
 
 
 def style_axis(axis: Any, title: str, below: str, grid: str = "y", note: str = "") -> None:
-    """The look that all static figures share; `note` is a smaller line under the title."""
+    """Give the axis the look of all static figures; `note` is a smaller line below the title."""
     axis.set_title(title, fontsize=10.5, color=INK, loc="left", pad=20 if note else 7)
     if note:
         axis.annotate(
@@ -113,7 +112,7 @@ def style_axis(axis: Any, title: str, below: str, grid: str = "y", note: str = "
 
 
 def label_ends(axis: Any, ends: Sequence[tuple[float, float, str]]) -> None:
-    """Each curve's last value in per cent at its end (step, value, colour), none over another."""
+    """Write each curve's last value in per cent at its end (step, value, colour)."""
     low, high = axis.get_ylim()
     least, lowest = APART * (high - low), -math.inf
     heights: list[float] = []
@@ -132,8 +131,10 @@ def label_ends(axis: Any, ends: Sequence[tuple[float, float, str]]) -> None:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write a figure as PNG for a light page and for a dark one (`-dark`): the same bytes for the
-    same figure."""
+    """Write a figure as PNG for a light page and for a dark one (`-dark`).
+
+    The same figure gives the same bytes.
+    """
     figure.set_dpi(DPI)
     figure.canvas.draw()
     drawn = np.asarray(figure.canvas.buffer_rgba(), np.float64)[:, :, :3] / 255
@@ -144,14 +145,14 @@ def save(figure: Any, path: Path) -> Path:
 
 
 def at_night(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A picture [height, width, 3] on white as it is on a dark ground: light for dark, each hue its
-    own."""
+    """The picture [height, width, 3], drawn on white, for a dark ground: dark becomes light, and
+    each hue stays."""
     ends = drawn.max(axis=2, keepdims=True) + drawn.min(axis=2, keepdims=True)
     return NIGHT + (drawn + 1.0 - ends) * (1.0 - NIGHT) * 0.92
 
 
 def write_png(drawn: NDArray[np.float64], path: Path) -> None:
-    """Write a picture [height, width, 3] of values from 0 to 1, in few colours."""
+    """Write a picture [height, width, 3] of values from 0 to 1 with few colours."""
     picture = Image.fromarray((255 * drawn.clip(0, 1)).round().astype(np.uint8))
     few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     with whole_file(path) as temporary:
@@ -186,7 +187,7 @@ def _panel(axis: Any, chart: Chart, series: list[tuple[str, list[tuple[int, floa
 def _with_gaps(
     steps: Sequence[int], values: Sequence[float], broken: float
 ) -> tuple[list[float], list[float]]:
-    """The curve with a NaN where more than `broken` steps have no value."""
+    """The curve with a NaN wherever more than `broken` steps have no value."""
     found: tuple[list[float], list[float]] = ([], [])
     for i, (step, value) in enumerate(zip(steps, values, strict=True)):
         if i and step - steps[i - 1] > broken:

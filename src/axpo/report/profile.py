@@ -1,7 +1,7 @@
 """`axpo profile`: a few steps of the training loop itself, and what bounds them.
 
-The loop runs in a temporary folder and is stopped from its monitor after the last measured step,
-before it would save anything. Its first step, which warms up and writes trees, is not measured.
+The loop runs in a temporary folder, and its monitor stops it after the last measured step, before
+it would save anything. The first step, which warms up and writes trees, is not measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from axpo.config import Config, UserError
 from axpo.report.anatomy import (
     WARM_UP,
     Anatomy,
-    Row,
+    PhaseTime,
     dissect,
     sentence,
 )
@@ -33,11 +33,11 @@ BAR = 12  # cells
 
 
 class Enough(Exception):
-    """The last step that is wanted has been measured."""
+    """The last wanted step has been measured."""
 
 
 class Meter:
-    """Keeps the metrics of the first `total` steps, then stops the loop. A `Monitor`."""
+    """A `Monitor` that keeps the metrics of the first `total` steps and then stops the loop."""
 
     def __init__(self, view: LiveView, total: int) -> None:
         self.lines: list[Mapping[str, float]] = []
@@ -57,7 +57,7 @@ class Meter:
 
 
 def print_profile(config: Config, kind: str, lines: Sequence[Mapping[str, float]]) -> None:
-    """Print the anatomy of the steps that `measure` found of the "rl" or "sft" loop."""
+    """Print the anatomy of the steps of the "rl" or "sft" loop that `measure` measured."""
     anatomy = dissect(lines[WARM_UP:], median)
     if anatomy is None:
         raise UserError(f"the {kind} loop timed none of its phases: nothing to show")
@@ -74,8 +74,10 @@ def print_profile(config: Config, kind: str, lines: Sequence[Mapping[str, float]
 
 
 def measure(config: Config, kind: str, steps: int, view: LiveView) -> list[Mapping[str, float]]:
-    """The metrics of the warm-up and of `steps` more steps of the "rl" or "sft" loop, shown in
-    `view`; nothing is left on disk."""
+    """Run the "rl" or "sft" loop for the warm-up and `steps` more steps; returns their metrics.
+
+    `view` shows the steps. Nothing is left on disk.
+    """
     total = WARM_UP + steps
     # One step more than wanted: at its last step the loop saves trees and a checkpoint.
     section = getattr(config, kind).model_copy(update={"steps": total + 1})
@@ -109,7 +111,7 @@ def _header(anatomy: Anatomy) -> str:
     return f"{seconds} a step ({spread}): median of {anatomy.steps}, after one to warm up"
 
 
-def _table(first: str, rows: Sequence[Row]) -> Table:
+def _table(first: str, rows: Sequence[PhaseTime]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column(first, width=15, no_wrap=True)
     for name, width in {"time": 7, "spread": 13, "share": 5}.items():
@@ -141,7 +143,7 @@ def _counts(anatomy: Anatomy) -> Table:
 
 
 def _spread(low: float, high: float) -> str:
-    """Least and most seconds in one unit."""
+    """The least and the most seconds in one unit."""
     scale, unit = (1.0, "s") if high >= 0.1 else (1000.0, "ms")
     digits = 0 if scale * high >= 100 else 1 if scale * high >= 10 else 2
     return f"{scale * low:.{digits}f}–{scale * high:.{digits}f} {unit}"

@@ -1,7 +1,7 @@
-"""Where a run's results come from: `provenance.json`, an entry for each command that worked in the
-folder, with what it was given, the versions and the machine.
+"""Where a run's results come from: `provenance.json` has one entry per command that worked in the
+folder, with its arguments, the versions and the machine.
 
-It stands beside `config.json` and decides nothing: a run goes on whatever is in it.
+It stands beside `config.json` and decides nothing: a run goes on whatever it says.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ PACKAGES = ("torch", "transformers")
 
 @contextmanager
 def recorded(out: Path) -> Iterator[None]:
-    """Adds an entry for this process to the folder's record, and its seconds at the end; of a
-    command that was killed there are none."""
+    """Add an entry for this process to the folder's record, and at the end its seconds.
+
+    The entry of a command that was killed has no seconds.
+    """
     entry = this_process(sys.argv[1:])
     earlier = read_provenance(out)
     began = time.monotonic()
@@ -44,13 +46,13 @@ def recorded(out: Path) -> Iterator[None]:
 
 
 def read_provenance(out: Path) -> list[Mapping[str, Any]]:
-    """The entries of a run's folder, oldest first; none where nothing was recorded."""
+    """The entries of a run's folder, oldest first; empty if nothing was recorded."""
     file = RunFolder(out).provenance
     return read_json(file) if file.is_file() else []
 
 
 def this_process(arguments: Sequence[str]) -> dict[str, Any]:
-    """What is running where, as plain JSON values; `arguments` without their secrets."""
+    """The command, the versions and the machine as plain JSON values, with secrets masked."""
     known = [masked_override(argument) for argument in arguments]
     return {
         "command": shlex.join(["axpo", *known]),
@@ -64,7 +66,7 @@ def this_process(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """System, processor, cores that may be used, memory, GPUs: in words."""
+    """The system, processor, usable cores, memory and GPUs in words."""
     parts = [f"{platform.system()} {platform.release()}", _processor(), _cores()]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         bytes_ = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -73,7 +75,7 @@ def machine() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, where the system tells; else all."""
+    """How many cores this process may use; all, if the system does not say."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -92,7 +94,7 @@ def _processor() -> str:
 
 
 def _gpus(folder: Path) -> list[str]:
-    """The NVIDIA driver's cards, as it names them."""
+    """The cards, as the NVIDIA driver names them."""
     names: list[str] = []
     for file in sorted(folder.glob("*/information")):
         fields = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
@@ -101,7 +103,7 @@ def _gpus(folder: Path) -> list[str]:
 
 
 def _commit(package: Path) -> str | None:
-    """The checkout's commit, with a + where its files differ; None for an installed package."""
+    """The checkout's commit, with a + if its files differ; None for an installed package."""
     if not (package.parents[1] / "pyproject.toml").is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A run's folder as the report sees it: settings, metrics, evaluation and where its trees lie."""
+"""A run's folder as the report reads it: settings, metrics, evaluation and trajectory trees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from axpo.tree import Group
 @dataclass(slots=True)
 class RunView:
     """One run to show. `trees` maps a step to its file, which `groups` reads; `held_out` are the
-    files of its evaluation's groups, which `held_out_groups` reads, without their pictures."""
+    files of the evaluation's groups, which `held_out_groups` reads without their pictures."""
 
     name: str
     folder: Path
@@ -31,7 +31,7 @@ class RunView:
 
     @classmethod
     def load(cls, folder: Path, name: str | None = None) -> RunView:
-        """Read a run's folder; what is not there is left empty. `name` defaults to the method's."""
+        """Read a run's folder; what is missing is left empty. `name` is by default the method's."""
         if not folder.is_dir():
             raise UserError(f"no run at {folder}: expected a folder with metrics.jsonl")
         own = RunFolder(folder)
@@ -45,6 +45,7 @@ class RunView:
         )  # fmt: skip
 
     def kinds(self) -> list[str]:
+        """The kinds of steps that the run has metrics of, in order of appearance."""
         return list(dict.fromkeys(str(line.get("kind", "")) for line in self.metrics))
 
     def lines(self, kind: str) -> list[Mapping[str, Any]]:
@@ -70,20 +71,20 @@ class RunView:
         return load_groups(self.trees[step], RunFolder(self.folder).pictures)
 
     def held_out_groups(self) -> list[Group]:
-        """The groups of its evaluation, without pictures: there are hundreds, and few are shown."""
+        """The groups of the evaluation, without pictures: there are hundreds, and few are shown."""
         from axpo.store import load_groups
 
         return [group for file in self.held_out for group in load_groups(file)]
 
 
 def main_kind(runs: Sequence[RunView]) -> str:
-    """The kind of step that the curves show: RL where any run has it, else the first found."""
+    """The kind of step that the curves show: RL if any run has it, else the first kind found."""
     kinds = [kind for run in runs for kind in run.kinds()]
     return "rl" if "rl" in kinds or not kinds else kinds[0]
 
 
 def distinct_names(runs: Sequence[RunView]) -> list[str]:
-    """The runs' names; where two share one, the folder tells them apart."""
+    """The runs' names; if two runs share a name, the folder is added."""
     names = [run.name for run in runs]
     return [
         name if names.count(name) == 1 else f"{name} ({run.folder.name})"

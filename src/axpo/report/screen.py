@@ -8,12 +8,12 @@ from rich.text import Text
 from axpo.report.finding import Finding
 
 WIDTH = 96
-"""Columns beyond which lines of text are hard to read."""
+"""The most columns of a line of text; longer lines are hard to read."""
 STYLES = {"better": "green", "worse": "red", "more": "bold", "less": "bold", "none": ""}
 
 
 def print_finding(found: Finding, console: Console | None = None) -> None:
-    """The headline, the figures, the other sentences, and what one seed can show."""
+    """Print the headline, the figures, the other sentences, and what one seed can show."""
     console = console or Console()
     width = min(console.width, WIDTH)
 
@@ -36,7 +36,7 @@ def print_finding(found: Finding, console: Console | None = None) -> None:
 
 
 def _table(found: Finding) -> list[Text]:
-    """The figures as lines, columns under each other."""
+    """The figures as lines, with their columns below each other."""
     rows = [row for part in found.parts for row in part.rows]
     first = max((len(row.label) for row in rows), default=0) + 4
     widths = [max(len(name), 4) + 3 for name in found.models]

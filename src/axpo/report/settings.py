@@ -22,7 +22,7 @@ _UNSET = "(unset)"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """`default` is None where the setting's whole section is absent by default."""
+    """A setting as text; `default` is None if its whole section is absent by default."""
 
     name: str
     value: str
@@ -32,7 +32,7 @@ class Setting:
 
 
 def settings(config: Config) -> list[Setting]:
-    """Every setting, secrets masked; of sections that are absent by default what was set."""
+    """Every setting with secrets masked; sections absent by default have only what was set."""
     usual = default_config(config)
     now, defaults = (_flat(masked(c.model_dump(mode="json"))) for c in (config, usual))
     # a part that the recipe chooses is a difference; its settings are compared with its own
@@ -50,7 +50,7 @@ def settings(config: Config) -> list[Setting]:
 
 
 def print_settings(console: Console, config: Config, everything: bool) -> None:
-    """What differs from the defaults; `everything`: all, what differs marked, each explained."""
+    """Print what differs from the defaults, or `everything` with explanations and marks."""
     found = settings(config)
     changed = [setting for setting in found if setting.changed]
     if everything:
@@ -70,7 +70,7 @@ def print_settings(console: Console, config: Config, everything: bool) -> None:
 
 
 def toml(value: Any) -> str:
-    """A plain value as a recipe spells it."""
+    """The plain value as a recipe spells it."""
     if value is None:
         return _UNSET
     if isinstance(value, Mapping):
@@ -82,7 +82,7 @@ def toml(value: Any) -> str:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Full name -> value; sections, also in lists and under names of one's own, are gone into."""
+    """Full name -> value, from sections, lists of sections and sections under a user's names."""
     if isinstance(values, Mapping) and (values or not prefix):
         named: Iterator[tuple[Any, Any]] = iter(values.items())
     elif isinstance(values, list) and values and all(isinstance(v, Mapping) for v in values):
@@ -93,7 +93,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _doc(name: str, config: Config) -> str:
-    """The docstring of the setting; empty for a name of one's own."""
+    """The docstring of the setting; empty for a name that a user chose."""
     found: Any = type(config)
     text: str | None = None
     for part in name.split("."):

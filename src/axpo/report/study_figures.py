@@ -1,22 +1,23 @@
 """What one training seed can show and what it cannot, with the lab's study beside it.
 
-The study's figures are those of `docs/study/study.json` (`axpo study study`), which
-does not ship with the package; a test holds them together.
+The study's figures are those of `docs/study/study.json` (`axpo study study`), which does not ship
+with the package; a test compares them.
 """
 
 from __future__ import annotations
 
-from axpo.wording import Estimate, interval_text, signed_text
+from axpo.wording import Bounded, interval_text, signed_text
 
 SEEDS, STEPS, QUESTIONS = 5, 200, 300
-PASS: Estimate = {"value": 0.080, "low": 0.020, "high": 0.140}
-"""Pass@1, AXPO minus GRPO, mean over the seeds."""
+PASS: Bounded = {"value": 0.080, "low": 0.020, "high": 0.140}
+"""AXPO's Pass@1 minus GRPO's, as the mean over the seeds."""
 BY_SEED = (0.017, 0.127)
-"""The same of the least and of the best seed."""
+"""The same difference of the worst and of the best seed."""
 COMPARISONS, HOLM, WITH_LOOK = 6, 0.06, 0.12
-"""p of that: after Holm's correction for so many comparisons, and with an earlier look counted."""
+"""The number of comparisons, and the p-value after Holm's correction for them, without and with an
+earlier look counted."""
 FIND_RATES = (0.99, 0.00)
-"""Tool rate on *find* of AXPO and of GRPO."""
+"""The tool rates of AXPO and of GRPO on *find*."""
 PAIR = ("AXPO", "GRPO")
 ONE_SEED = (
     "This is one run of each, from one seed. The intervals are over questions: they say how sure "
@@ -25,7 +26,7 @@ ONE_SEED = (
 
 
 def one_seed(pair: tuple[str, str], task: str) -> list[str]:
-    """What one seed can show, then what the study of the lab did where it is of this `pair`."""
+    """What one seed can show, and what the lab's study shows if it compared this `pair`."""
     if pair != PAIR or task != "lab":
         return [f"{ONE_SEED} Only more seeds can show that (axpo study)."]
     value = f"{signed_text(PASS['value'], 3)} {interval_text(PASS, 3, signed=True)}"

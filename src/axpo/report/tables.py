@@ -1,7 +1,7 @@
 """Evaluations, diagnoses and comparisons as tables in a terminal.
 
-A table that is wider than the terminal is told in several, its columns side by side as far as they
-go: an interval is never broken over lines.
+A table that is wider than the terminal is printed as several tables, each with as many columns as
+fit: an interval is never broken over lines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Estimates = Mapping[str, Mapping[str, float]]
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
-    """`evaluation.json` with its parts side by side."""
+    """Print `evaluation.json` with its parts side by side."""
     columns: dict[str, Estimates] = {"all": result["metrics"]}
     for key, parts in result["by"].items():
         columns |= {f"{key} {value}": part["metrics"] for value, part in parts.items()}
@@ -51,7 +51,7 @@ def _unscored(result: Mapping[str, Any]) -> str:
 
 
 def print_diagnostics(result: Mapping[str, Any]) -> None:
-    """`diagnosis.json`: the gap's rates, then what failed prefixes could still have led to."""
+    """Print `diagnosis.json`: the gap's rates, then what failed prefixes could have led to."""
     _print("The Thinking-Acting Gap", {"all questions": result["metrics"]})
     columns = {
         f"{name} ({part['prefixes']})": part["metrics"]
@@ -70,7 +70,7 @@ def compare_all(
 ) -> dict[tuple[Path, Path], dict[str, Any]]:
     """Each pair of evaluated runs, the earlier one as baseline, with its paired comparison.
 
-    Raises `UserError` for fewer than two, and for a folder without an evaluation.
+    Raises `UserError` for fewer than two runs, and for a folder without an evaluation.
     """
     if len(runs) < 2:
         raise UserError(
@@ -85,11 +85,11 @@ def compare_all(
 
 
 def print_comparison(pair: tuple[Path, Path], comparison: Mapping[str, Any]) -> None:
-    """What came of a pair of runs, baseline first."""
+    """Print the comparison of a pair of runs, baseline first."""
     first, second = pair
     said = verdict((second.name, first.name), comparison)
     if said is not None:
-        output_console().print(said.text, markup=False)
+        output_console().print(said, markup=False)
     _print(f"{second.name} - {first.name}", {"difference": comparison["difference"]})
 
 
@@ -105,12 +105,12 @@ def _print(title: str, columns: Mapping[str, Estimates]) -> None:
 
 
 def _width(console: Console, table: Table) -> int:
-    """Columns that it takes where no cell is broken."""
+    """The columns that the table takes if no cell is broken."""
     return console.measure(table, options=console.options.update(max_width=UNBROKEN)).maximum
 
 
 def _table(title: str, columns: Mapping[str, Estimates], names: Sequence[str]) -> Table:
-    """The columns `names`, in the rows that have something in them."""
+    """The columns `names`, with the rows that have something in them."""
     shown = [columns[name] for name in names]
     table = Table("metric", title=Text(title) if title else None, title_justify="left")
     for name in names:

@@ -1,9 +1,9 @@
-"""Trajectory trees as the page's browser reads them: which to show, and their plain JSON form.
+"""Trajectory trees for the page's browser: which groups to show, and their plain JSON form.
 
-Each token stands in the page once (a continuation stores only its own; the browser puts its
-frozen prefix back), each picture once by digest, each token string once in a table. Where not all
-groups fit, the instructive ones go first: recovered, hopeless and mixed questions in turn, spread
-over runs and steps. Of the evaluations the same questions are shown for every run, failures first.
+Each token is in the page once (a continuation stores only its own, and the browser adds its frozen
+prefix), each picture once by digest, and each token string once in a table. If not all groups fit,
+the instructive ones go first: recovered, hopeless and mixed questions in turn, spread over runs and
+steps. Of the evaluations the same questions are shown for every run, failures first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from axpo.store import load_pictures
 from axpo.tree import Call, Group, Segment, Trajectory
 
 Decode = Callable[[Sequence[int]], list[str]]
-Item = tuple[int, int, Group]
+Placed = tuple[int, int, Group]
+"""The index of a run, a step, and a group of that step."""
 T = TypeVar("T")
 CATEGORIES = {
     "recovered": "recovered by resampling",
@@ -38,9 +39,9 @@ CATEGORIES = {
     "all_right": "all right",
 }
 HELD_OUT = -1
-"""The step of a group that is not of training: its model's answers to a held-out question."""
+"""The step of a group that is not of training: the model's answers to a held-out question."""
 HELD_OUT_PART = 3
-"""Held-out groups may take a third of the limit."""
+"""Held-out groups may take one part of this many of the limit."""
 FAILURES_FIRST = ("tool_failed", "mixed", "all_wrong", "all_right")
 STEPS_PER_RUN = 8
 PICTURE_SIDE = 640
@@ -48,7 +49,7 @@ JPEG_FROM_SIDE = 160
 
 
 def category(group: Group) -> str:
-    """What a group teaches: a key of `CATEGORIES`."""
+    """What the group teaches, as a key of `CATEGORIES`."""
     if any(branch.recovered for branch in group.branches):
         return "recovered"
     if any(branch.recovered is False for branch in group.branches):
@@ -65,7 +66,7 @@ def category(group: Group) -> str:
 
 @dataclass(slots=True)
 class TreePayload:
-    """What the page embeds: groups, the string table that they index, pictures by digest."""
+    """What the page embeds: groups, the string table that they index, and pictures by digest."""
 
     decode: Decode
     groups: list[dict[str, Any]] = field(default_factory=list)
@@ -76,7 +77,7 @@ class TreePayload:
     _index: dict[str, int] = field(default_factory=dict)
 
     def add(self, run: int, step: int, group: Group, limit: int) -> bool:
-        """Add a group unless the payload would grow past `limit` bytes; says whether it did."""
+        """Add a group if the payload stays below `limit` bytes; return whether it was added."""
         strings = len(self.strings)
         plain = self._group(run, step, group)
         fresh = {
@@ -146,12 +147,12 @@ class TreePayload:
         }
 
     def _pieces(self, segment: Segment, at: int) -> list[dict[str, Any]]:
-        """A segment as runs of text tokens and pictures; `at` is its path offset."""
+        """A segment as runs of text tokens and pictures; `at` is the segment's path offset."""
         texts = self.decode(segment.tokens)
         if len(texts) != len(segment):
             raise ValueError(
                 f"segment {segment.id}: decode gave {len(texts)} strings for "
-                f"{len(segment)} tokens; expected one a token"
+                f"{len(segment)} tokens; expected one per token"
             )
         pieces: list[dict[str, Any]] = []
         position = 0
@@ -188,7 +189,7 @@ class TreePayload:
 
 
 def collect(runs: Sequence[RunView], decode: Decode, limit: int) -> TreePayload:
-    """The most instructive groups of the runs' saved steps that fit into `limit` bytes."""
+    """The most instructive groups of the runs' saved steps, as many as fit into `limit` bytes."""
     payload = TreePayload(decode)
     _add_held_out(payload, runs, limit // HELD_OUT_PART)
     queues = [
@@ -204,7 +205,7 @@ def collect(runs: Sequence[RunView], decode: Decode, limit: int) -> TreePayload:
 
 
 def _add_held_out(payload: TreePayload, runs: Sequence[RunView], limit: int) -> None:
-    """The same held-out questions of every run that has answered them."""
+    """Add the same held-out questions for every run that has answered them."""
     answered = [{group.id: group for group in run.held_out_groups()} for run in runs]
     queues = [
         [id for id, group in groups.items() if category(group) == name]
@@ -225,23 +226,23 @@ def _add_held_out(payload: TreePayload, runs: Sequence[RunView], limit: int) -> 
 
 
 def spread(steps: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the steps, first and last among them, evenly apart."""
+    """At most `count` of the steps, evenly spread, with the first and the last among them."""
     if len(steps) <= count:
         return list(steps)
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
 
 
 def number(value: float | None) -> float | None:
-    """A short JSON number; None where there is none (NaN and infinities too)."""
+    """The value as a short JSON number; None for None, NaN and infinities."""
     return None if value is None or not math.isfinite(value) else round(value, 4)
 
 
-def _by_category(run: int, step: int, groups: Sequence[Group]) -> list[list[Item]]:
+def _by_category(run: int, step: int, groups: Sequence[Group]) -> list[list[Placed]]:
     return [[(run, step, g) for g in groups if category(g) == name] for name in CATEGORIES]
 
 
 def _in_turn(queues: Sequence[Sequence[T]]) -> list[T]:
-    """One of each queue, then the next of each, until all are empty."""
+    """The first item of each queue, then the second of each, until all are empty."""
     return [item for row in zip_longest(*queues) for item in row if item is not None]
 
 
@@ -252,7 +253,7 @@ def _digests(group: Group) -> Iterator[str]:
 
 
 def _call(call: Call) -> dict[str, Any]:
-    """The call, with its box and picture where the arguments name one as the zoom tool does."""
+    """The call, with its box and picture if the arguments name them as the zoom tool does."""
     arguments = call.arguments if isinstance(call.arguments, dict) else {}
     return {
         "start": call.start,
@@ -266,7 +267,7 @@ def _call(call: Call) -> dict[str, Any]:
 
 
 def _box(value: Any) -> list[float] | None:
-    """Corners on the 0-1000 scale, in order and inside the picture; None if it is no box."""
+    """The corners on the 0-1000 scale, in order and inside the picture; None if it is no box."""
     if not isinstance(value, list | tuple) or len(value) != 4:
         return None
     if not all(type(v) in (int, float) and -1e9 < v < 1e9 for v in value):

@@ -1,4 +1,4 @@
-"""Where the runs were made, for the page: recipe, command, versions, machine, date and duration."""
+"""Where the runs come from, for the page: recipe, command, versions, machine, date, duration."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What is true of the runs: (run's name, text) each, or one with an empty name for all."""
+    """A fact about the runs: a (run's name, text) for each, or one with an empty name for all."""
 
     label: str
     values: list[tuple[str, str]]
 
 
 def where_from(runs: Sequence[RunView], names: Sequence[str]) -> list[Fact]:
-    """The facts that any of the runs has recorded."""
+    """The facts that at least one of the runs has recorded."""
     found = [_facts(run) for run in runs]
     facts: list[Fact] = []
     for label in dict.fromkeys(label for own in found for label in own):
@@ -38,7 +38,7 @@ def where_from(runs: Sequence[RunView], names: Sequence[str]) -> list[Fact]:
 
 
 def in_a_line(facts: Sequence[Fact]) -> str:
-    """Date, seed, version and machine, as far as the runs share them."""
+    """The date, seed, version and machine that all runs share."""
     shared = {fact.label: fact.values[0][1] for fact in facts if not fact.values[0][0]}
     texts = {"Started": "{}", "Seed": "seed {}", "axpo": "axpo {}", "Machine": "{}"}
     return capital(", ".join(t.format(shared[key]) for key, t in texts.items() if key in shared))
@@ -75,12 +75,12 @@ def _version(entry: Mapping[str, Any]) -> str:
 
 
 def _each(entries: Sequence[Mapping[str, Any]], of: Any) -> str:
-    """What all entries agree on, or everything in turn."""
+    """The text of all entries if they agree, or their texts in turn."""
     return ", then ".join(dict.fromkeys(of(entry) for entry in entries))
 
 
 def _durations(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Seconds by command; a command that was killed did not record its own."""
+    """The time of each command; a command that was killed did not record its own."""
     spent: dict[str, float] = {}
     for entry in entries:
         name = shlex.split(entry["command"])[1]

@@ -1,8 +1,8 @@
-"""The cells of a study: which commands make them, where they lie, what they were made with.
+"""The cells of a study: which commands make them, where they lie, and their settings.
 
-Folders of `out`: `start/seed-S` (SFT, and its evaluation) and `VARIANT/seed-S` (training and its
-evaluation); `logs/`; `recipe.toml`, the recipe that the cells read. Beside a stage's `done.json`
-lies the `settings.json` that it was started with; only what the stage depends on is in it.
+The folder `out` holds `start/seed-S` (SFT and its evaluation), `VARIANT/seed-S` (training and its
+evaluation), `logs/`, and `recipe.toml`, the recipe that the cells read. Beside the `done.json` of a
+stage lies the `settings.json` that it was started with, which has only what the stage depends on.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from axpo.stages import Stage, begun
 from axpo.study.settings import START, Study, StudyError
 
 COMMANDS = {"sft": "sft", "rl": "train", "eval": "eval", "diagnose": "diagnose"}
-"""Kind of a stage's metrics -> its command."""
+"""The kind of a stage's metrics -> its command."""
 GUESSES = {"sft": 1.4, "rl": 2.5, "eval": 0.25, "diagnose": 1.0}
-"""Seconds of the lab on one core, of a step, question or prefix, until a stage has finished."""
+"""Seconds per step, question or prefix of the lab on one core, until a stage has finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A model of the study: the start or a variant, of one seed."""
+    """One model of the study: the start or a variant, with one seed."""
 
     variant: str
     seed: int
 
     def folder(self, out: Path) -> Path:
+        """The cell's folder in the study's folder `out`."""
         return out / self.variant / f"seed-{self.seed}"
 
     @property
     def trained(self) -> str:
-        """Name of the stage that makes the model."""
+        """The name of the stage that makes the model."""
         return f"{'sft' if self.variant == START else 'train'} {self.variant} {self.seed}"
 
 
 def cells(study: Study) -> list[Cell]:
-    """Starts first, then variants seed by seed, so that whole comparisons are there early."""
+    """The starts, then the variants seed by seed, so that whole comparisons are there early."""
     starts = [Cell(START, seed) for seed in study.starts]
     return starts + [
         Cell(v.name, seed)
@@ -54,51 +55,40 @@ def cells(study: Study) -> list[Cell]:
 
 def stages(study: Study, out: Path) -> list[Stage]:
     """Every command of the study, each after what it needs."""
-    found: list[Stage] = []
-    for cell in cells(study):
-        config = study.config(cell.variant, cell.seed)
-        found += _cell_stages(study, cell, config, out)
-    return found
+    return [stage for cell in cells(study) for stage in _cell_stages(study, cell, out)]
 
 
-def _cell_stages(study: Study, cell: Cell, config: Config, out: Path) -> Iterator[Stage]:
-    folder = cell.folder(out)
-    sft = study.settings.sft != "none"
+def _cell_stages(study: Study, cell: Cell, out: Path) -> Iterator[Stage]:
+    config, folder = study.config(cell.variant, cell.seed), cell.folder(out)
+    sft, is_start = study.settings.sft != "none", cell.variant == START
     name = f"{cell.variant} {cell.seed}"
-    own = f"model.path={folder}"
 
-    def stage(kind: str, total: int, model: str | None, after: str | None) -> Stage:
+    def stage(kind: str, total: int, model: Path | None, after: str | None) -> Stage:
         command = COMMANDS[kind]
-        args = [command, str(out / "recipe.toml"), *study.overrides(cell.variant, cell.seed)]
-        args += [model] if model else []
+        args = [command, str(RunFolder(out).recipe), *study.overrides(cell.variant, cell.seed)]
+        args += [f"model.path={model}"] if model else []
         return Stage(
             f"{command} {name}", [*args, "--out", str(folder)], folder, kind, total,
             GUESSES[kind] * total, (after,) if after else (),
         )  # fmt: skip
 
-    if cell.variant != START:
+    if not is_start:
         start = Cell(START, study.start_of(cell.seed))
-        model = f"model.path={start.folder(out)}" if sft else None
-        yield stage("rl", config.rl.steps, model, start.trained if sft else None)
+        of = (start.folder(out), start.trained) if sft else (None, None)
+        yield stage("rl", config.rl.steps, *of)
     elif sft:
         yield stage("sft", config.sft.steps, None, None)
-    trained = sft or cell.variant != START
-    yield stage(
-        "eval", config.eval.questions, own if trained else None, cell.trained if trained else None
-    )
-    if cell.variant == START:
-        wanted = any(variant.diagnose for variant in study.variants.values())
-    else:
-        wanted = study.variants[cell.variant].diagnose
-    if wanted:
-        model = own if trained else None
-        yield stage("diagnose", config.eval.prefixes, model, f"eval {name}")
+    own, made = (None, None) if is_start and not sft else (folder, cell.trained)
+    yield stage("eval", config.eval.questions, own, made)
+    variants = study.variants.values() if is_start else [study.variants[cell.variant]]
+    if any(variant.diagnose for variant in variants):
+        yield stage("diagnose", config.eval.prefixes, own, f"eval {name}")
 
 
 def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
-    """Refuse a study whose finished or begun stages were made with other settings.
+    """Raise `StudyError` if finished or begun stages were made with other settings.
 
-    Raises `StudyError` that names the stages, what differs and what to remove.
+    The message names the stages, what differs and what to remove.
     """
     problems: list[str] = []
     defaults = outcome_settings(Config().model_dump(mode="json"), tuple(Config.model_fields))
@@ -121,19 +111,20 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
 
 
 def write_settings(study: Study, stage: Stage) -> None:
-    """Note what a stage is started with, just before it is."""
+    """Write the settings of a stage just before it is started."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     write_whole(settings_file(stage), json.dumps(stage_settings(study, stage), indent=1))
 
 
 def settings_file(stage: Stage) -> Path:
+    """The file of the settings that the stage was started with."""
     return RunFolder(stage.folder).stage_settings(stage.name)
 
 
 def stage_settings(study: Study, stage: Stage) -> dict[str, Any]:
-    """What a stage's outcome depends on, flat: "section.key" -> plain JSON value.
+    """The settings that a stage's outcome depends on: "section.key" -> plain JSON value.
 
-    What is trained or judged after SFT depends on SFT's settings too.
+    A stage after SFT depends on the settings of SFT too.
     """
     _, variant, seed = stage.name.rsplit(" ", 2)
     values = study.config(variant, int(seed)).model_dump(mode="json")

@@ -1,39 +1,41 @@
 """The comparisons that a study was made for, with p-values that know how many they are.
 
-A *family* is what one question is asked with, and Holm's correction is over its comparisons:
+A *family* holds the comparisons of one question, and Holm's correction is over its comparisons:
 
-- the baseline's group, every pair of it, Pass@1 and Pass@k (multiplied by `looks` after that: a
-  run that was looked at before had its chance too); the same pairs, tool rates by family of
-  questions;
-- every variant outside of that group against the baseline, and against each of `references`,
-  again once for Pass@1 and Pass@k and once for tool rates.
+- every pair of the baseline's group, in Pass@1 and Pass@k (the adjusted p-values are multiplied by
+  `looks`, because a run that was looked at before had its chance too); the same pairs, in tool
+  rates by family of questions;
+- every variant outside that group against the baseline, and against each of `references`, again
+  once in Pass@1 and Pass@k and once in tool rates.
 
-Each comparison is on the seeds that both have, whose means are beside it.
+Each comparison is on the seeds that both variants have; their means are beside it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 
 import numpy as np
 
 from axpo.evaluation.seeds import Crossed, holm, ratios_by_seed, seed_differences
-from axpo.study.estimates import Json, bounded
+from axpo.study.estimates import bounded
 from axpo.study.held_out import Column, HeldOut, paired
+from axpo.study.markup import Json
 from axpo.study.settings import Study, Variant
 
 Pair = tuple[Variant, Variant]
-"""Compared with, and compared."""
+"""The variant that is compared with, and the one that is compared."""
 MARGIN = 0.03
-"""A difference of Pass@k that is shown to be smaller counts as none (choice: in the ablations of
-arXiv 2605.28774 a part of AXPO is worth 0.018 to 0.029 of Pass@1)."""
+"""A difference of Pass@k that is shown to be smaller than this counts as none (choice: in the
+ablations of arXiv 2605.28774 a part of AXPO is worth 0.018 to 0.029 of Pass@1)."""
 PASSES, TOOL_RATES = "Pass@1 and Pass@k", "tool rates by family"
 
 
 def comparisons(study: Study, models: Mapping[str, HeldOut]) -> list[Json]:
-    """Families that there are outcomes for: `name`, `outcomes`, `looks` and their `rows`."""
+    """The families that have outcomes, each with its `name`, `outcomes`, `looks` and `rows`."""
     others = [v for v in study.variants.values() if v not in study.main]
     references = [study.variants[n] for n in (study.settings.baseline, *study.settings.references)]
     asked: list[tuple[str, list[Pair], int]] = [
@@ -86,8 +88,8 @@ def _rows(pair: Pair, models: Mapping[str, HeldOut], outcomes: str) -> list[Json
 
 
 def _figures(crossed: Crossed, metric: str) -> Json:
-    """The difference with its interval and, unless nothing varies, how sure it is."""
-    cell = bounded(metric, crossed.estimate.to_dict(), difference=True)
+    """The difference with its interval and, if anything varies, how sure it is."""
+    cell = bounded(metric, asdict(crossed.estimate), difference=True)
     p = crossed.p()
     if math.isnan(p):
         return cell
@@ -98,7 +100,7 @@ def _figures(crossed: Crossed, metric: str) -> Json:
 
 
 def _adjust(rows: Sequence[Json], looks: int) -> None:
-    """Holm's p-values of the rows that have any, times the looks."""
+    """Add Holm's p-values, times the looks, to the rows that have a p-value."""
     known = [row for row in rows if "p" in row]
     for row, adjusted in zip(known, holm([row["p"] for row in known]), strict=True):
         row["adjusted"] = min(1.0, looks * adjusted)

@@ -1,11 +1,11 @@
 """What training cost, and accuracy at equal cost.
 
-Of each finished training run: sampled trajectories and sampled tokens
-(continuations, branches and second attempts among them), trained tokens, and the seconds of its
-steps, as measured beside the other cells and of its process's own CPU time. Training accuracy at
-equal cost is read, for each seed, at the largest amount that both the variant's and the baseline's
-run reached: the share of solved original rollouts over the last 10 steps, taken at the amount
-spent by the end of each step and interpolated linearly between two steps' ends.
+The costs of a finished training run are its sampled trajectories and sampled tokens (with
+continuations, branches and second attempts), its trained tokens, and the seconds of its steps: as
+measured, with other cells beside it, and of its process's own CPU time. Training accuracy at equal
+cost is read, for each seed, at the largest amount that both the variant's and the baseline's run
+reached. It is the share of solved original rollouts over the last 10 steps, taken at the amount
+spent by the end of each step and interpolated linearly between the ends of two steps.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 
 from axpo.evaluation.bootstrap import Floats
-from axpo.study.estimates import Json, bounded, over_seeds
-from axpo.study.read import Model, Training
+from axpo.study.estimates import bounded, over_seeds
+from axpo.study.markup import Json
+from axpo.study.read import StudyModel, Training
 
 BUDGETS = ("trajectories", "tokens")
 ACCURACY = "accuracy"
 
 
-def compute(model: Model, baseline: Model) -> Json:
-    """Totals, and `times` the baseline's over the seeds that both have."""
+def compute(model: StudyModel, baseline: StudyModel) -> Json:
+    """The totals, and `times` the baseline's totals over the seeds that both have."""
     totals = {
         "trajectories": lambda run: run.trajectories()[-1],
         "tokens": lambda run: run.tokens()[-1],
@@ -44,12 +45,12 @@ def compute(model: Model, baseline: Model) -> Json:
 
 
 def spending(run: Training, budget: str) -> Floats:
-    """What the run had spent by the end of each step."""
+    """The amount that the run had spent by the end of each step."""
     return run.trajectories() if budget == "trajectories" else run.tokens()
 
 
-def at_equal(model: Model, baseline: Model, budget: str) -> Json:
-    """Training accuracy at the `amount` that both spent, and its difference, seed by seed."""
+def at_equal(model: StudyModel, baseline: StudyModel, budget: str) -> Json:
+    """Training accuracy at the `amount` that both runs spent, and its difference, seed by seed."""
     amounts: dict[int, float] = {}
     values: dict[int, float] = {}
     differences: dict[int, float] = {}

@@ -17,14 +17,16 @@ TRAINING_LABELS = {
 
 
 def diagnostics(found: Json) -> list[str]:
-    """The section; empty where nothing was trained or diagnosed."""
+    """The section; empty if nothing was trained or diagnosed."""
     sections = [*in_training(found["models"]), *_diagnosis(found)]
     return ["## Diagnostics", *sections] if sections else []
 
 
 def in_training(models: Json, note: str = "", first: Mapping[str, str] | None = None) -> list[str]:
-    """The trained models' last steps; `note` follows the explanation, `first` is a row of text
-    above the models. Empty where nothing was trained."""
+    """The last steps of the trained models; empty if nothing was trained.
+
+    `note` follows the explanation, and `first` is a row of text above the models.
+    """
     trained = {n: m for n, m in models.items() if m["training"]}
     if not trained:
         return []
@@ -34,7 +36,7 @@ def in_training(models: Json, note: str = "", first: Mapping[str, str] | None = 
 
 
 def _diagnosis(found: Json) -> list[str]:
-    """One row for each figure of the diagnoses and a column for each diagnosed model."""
+    """One row per figure of the diagnoses, and one column per diagnosed model."""
     models = [m for m in found["models"].values() if m["diagnosis"]]
     if not models:
         return []

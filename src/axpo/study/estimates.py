@@ -1,15 +1,15 @@
-"""Figures as plain JSON values: a mean with its interval, and each seed's value."""
+"""Figures as plain JSON values: a mean with its interval, and the value of each seed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
 
 from axpo.evaluation.bootstrap import Estimate
 from axpo.evaluation.seeds import student
+from axpo.study.markup import Json
 
-Json = dict[str, Any]
 ENTROPY = "entropy_correlation"
 BOUNDS = {
     ENTROPY: (-1.0, 1.0),
@@ -19,11 +19,12 @@ BOUNDS = {
     "distinct_calls_merged": (1.0, math.inf),
     "tokens": (0.0, math.inf),
 }
-"""What a figure that is no share cannot leave, and so its interval, widened for few seeds."""
+"""Figure that is no share -> its least and largest value, which its interval cannot leave."""
 
 
 def bounded(metric: str, cell: Json, difference: bool = False) -> Json:
-    """The interval cut off where the metric ends, a share at 0 and 1 (see `BOUNDS`)."""
+    """The cell with its interval cut off where the metric ends: a share at 0 and 1, see
+    `BOUNDS`."""
     lowest, highest = BOUNDS.get(metric, (0.0, 1.0))
     if difference:
         lowest, highest = lowest - highest, highest - lowest
@@ -31,10 +32,10 @@ def bounded(metric: str, cell: Json, difference: bool = False) -> Json:
 
 
 def cut_off(cell: Json, lowest: float, highest: float) -> Json:
-    """The interval as far as it lies between `lowest` and `highest`.
+    """The cell with its interval cut off at `lowest` and `highest`.
 
-    It is left out where it is unknown, where both ends are one (outcomes that are all the same do
-    not tell how much others would differ), and where it leaves all that there can be.
+    The interval is left out if it is unknown, if both ends are equal (outcomes that are all the
+    same do not tell how much others would differ), and if it allows every possible value.
     """
     low, high = cell.get("low", math.nan), cell.get("high", math.nan)
     kept = {key: value for key, value in cell.items() if key not in ("low", "high")}
@@ -44,18 +45,18 @@ def cut_off(cell: Json, lowest: float, highest: float) -> Json:
 
 
 def over_seeds(values: Mapping[int, float]) -> Json:
-    """Mean over the seeds that have a value, Student's t interval from two on, and the values,
-    None for a seed without."""
+    """The mean over the seeds that have a value, Student's t interval if there are two or more, and
+    the values (None for a seed without one)."""
     by_seed = sorted(values.items())
     known = [value for _, value in by_seed if math.isfinite(value)]
     if not known:
         return {}
     estimate = student(known) or Estimate(math.fsum(known) / len(known), math.nan, math.nan)
-    cell: Json = {k: v for k, v in estimate.to_dict().items() if math.isfinite(v)}
+    cell: Json = {k: v for k, v in asdict(estimate).items() if math.isfinite(v)}
     return cell | {"values": seed_values([s for s, _ in by_seed], [value for _, value in by_seed])}
 
 
 def seed_values(seeds: Sequence[int], values: Iterable[float]) -> Json:
-    """Seed -> value, None where it is not a number."""
+    """Seed -> value; None if it is not a number."""
     pairs = zip(seeds, map(float, values), strict=True)
     return {str(seed): value if math.isfinite(value) else None for seed, value in pairs}

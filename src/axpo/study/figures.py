@@ -1,8 +1,8 @@
 """A study's figures: learning curves with a band over seeds, and held-out results.
 
-A curve is the mean over seeds of each seed's mean over the last 10 steps; the band reaches from
-the lowest seed to the highest. Over sampled tokens every seed is interpolated on one grid, as far
-as all seeds of the variant reached.
+A curve is the mean over seeds of each seed's mean over the last 10 steps; the band goes from the
+lowest seed to the highest. Over sampled tokens every seed is interpolated on one grid, which ends
+where the first seed of the variant ends.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from axpo.evaluation.bootstrap import Floats
 from axpo.report.names import BASE_COLOURS, MAIN_CHARTS, Chart, colours
 from axpo.report.plots import INK, SOFT, legend_above, new_figure, save, style_axis
 from axpo.study.markup import Json
-from axpo.study.read import Model, Training
+from axpo.study.read import StudyModel, Training
 from axpo.study.settings import START, group_slug
 
 Curve = tuple[Floats, Floats, Floats, Floats]
-"""Where, mean, lowest and highest seed."""
+"""The places, and there the mean, the lowest seed and the highest seed."""
 POINTS = 100
 MAIN = "pass@1"
 FAMILY_ROWS = ((MAIN, "Pass@1"), ("tool_rate", "Tool rate"))
 DASHES = ("-", "--", ":", "-.")
-"""Of the models that have no colour of their own, in turn."""
+"""The line styles of the models without a colour of their own, which take turns."""
 
 
 def step_curve(runs: Sequence[Training], metric: str) -> Curve:
-    """The metric over steps; NaN where no seed has a value yet."""
+    """The metric over steps; NaN as long as no seed has a value."""
     values = np.array([run.recent(metric) for run in runs])
     return (np.arange(1.0, values.shape[1] + 1), *_band(values))
 
 
 def token_curve(runs: Sequence[Training], metric: str) -> Curve:
-    """The metric over sampled tokens, from where all seeds have spent some to where all did.
+    """The metric over the amounts of sampled tokens that all seeds have reached.
 
-    NaN between two steps of which one has no value; empty where no amount is common to all.
+    NaN between two steps of which one has no value; empty if no amount is common to all seeds.
     """
     spent = [run.tokens() for run in runs]
     first, last = max(s[0] for s in spent), min(s[-1] for s in spent)
@@ -60,11 +60,13 @@ def _band(values_SX: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def write_curves(
-    models: Mapping[str, Model], references: Sequence[str], out: Path
+    models: Mapping[str, StudyModel], references: Sequence[str], out: Path
 ) -> list[tuple[str, str]]:
-    """Write the learning curves that there are numbers for: of the main group whole, of another
-    beside the models that it is compared with (`references`, the baseline first); returns (title,
-    file name)."""
+    """Write the learning curves of each group; returns (title, file name).
+
+    Groups other than the main one are drawn beside the models that they are compared with
+    (`references`, the baseline first). What has no numbers is left out.
+    """
     written: list[tuple[str, str]] = []
     trained = [m for m in models.values() if m.training]
     for group in dict.fromkeys(m.group for m in trained):
@@ -76,7 +78,7 @@ def write_curves(
 
 
 def write_held_out_figures(found: Json, out: Path) -> list[tuple[str, str]]:
-    """Write those of `study.json`'s held-out results; returns (title, file name)."""
+    """Write the figures of the held-out results in `study.json`; returns (title, file name)."""
     written: list[tuple[str, str]] = []
     baseline = found["models"][found["baseline"]]
     main = [m for m in found["models"].values() if m["group"] in (START, baseline["group"])]
@@ -91,9 +93,9 @@ def write_held_out_figures(found: Json, out: Path) -> list[tuple[str, str]]:
     return written
 
 
-def _curves(models: Sequence[Model], path: Path) -> None:
-    """The main metrics over steps, then accuracy over sampled tokens; a panel none has numbers for
-    is left out."""
+def _curves(models: Sequence[StudyModel], path: Path) -> None:
+    """The main metrics over steps, then accuracy over sampled tokens; a panel without numbers is
+    left out."""
     palette = colours([model.label for model in models])
     dashes = _dashes(models)
     charts = [
@@ -117,15 +119,16 @@ def _curves(models: Sequence[Model], path: Path) -> None:
     save(figure, path)
 
 
-def _dashes(models: Sequence[Model]) -> dict[str, str]:
-    """Solid lines for GRPO and AXPO; the others take turns, as eight hues are hard to tell."""
+def _dashes(models: Sequence[StudyModel]) -> dict[str, str]:
+    """Solid lines for GRPO and AXPO; the others take turns, as eight hues are hard to tell
+    apart."""
     found = {m.label: "-" for m in models if m.label in BASE_COLOURS}
     others = [m.label for m in models if m.label not in found]
     return found | {name: DASHES[i % len(DASHES)] for i, name in enumerate(others)}
 
 
 def draw_curve(axis: Any, curve: Curve, colour: str, unit: float, dash: str = "-") -> None:
-    """The mean as a line on its band, places divided by `unit`."""
+    """Draw the mean as a line on its band; the places are divided by `unit`."""
     where, mean, low, high = curve
     if np.isfinite(mean).any():
         axis.fill_between(where / unit, low, high, color=colour, alpha=0.12, lw=0)
@@ -141,8 +144,8 @@ def _finish(axis: Any, chart: Chart, below: str) -> None:
 
 
 def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A column for all questions and for each family; a model's mean in figures, its interval and
-    its seeds."""
+    """One column for all questions and for each family, with each model's mean, interval and
+    seeds."""
     from matplotlib.ticker import MultipleLocator, PercentFormatter
 
     palette = colours([cell["label"] for cell in cells])
@@ -166,13 +169,14 @@ def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _reach(cells: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """From the fifth below the lowest end to the highest."""
+    """From the next fifth below the lowest end to the highest end."""
     low = min(cell.get("low", cell["value"]) for cell in cells)
     return np.floor(5 * low) / 5, max(cell.get("high", cell["value"]) for cell in cells)
 
 
 def _with_seeds(axis: Any, place: float, cell: Mapping[str, Any], colour: str) -> None:
-    """An estimate at `place`: interval, seeds as dots beside it, the mean and what it is."""
+    """Draw an estimate at `place`: its interval, the mean with its number, and the seeds as
+    dots."""
     top = cell.get("high", cell["value"])
     if "low" in cell:
         axis.plot([place, place], [cell["low"], top], color=colour, lw=2.2)
@@ -186,10 +190,10 @@ def _with_seeds(axis: Any, place: float, cell: Mapping[str, Any], colour: str) -
 
 
 def _differences(cells: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """A row a variant, a column for all questions and for each family, each with its own axis.
+    """One row per variant, and one column with its own axis for all questions and for each family.
 
-    Each has the difference with its interval, its mark filled where that excludes 0, and each
-    seed's as a dot.
+    A difference has its interval, a mark that is filled if the interval excludes 0, and one dot
+    per seed.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -226,10 +230,10 @@ def _difference(axis: Any, place: float, cell: Mapping[str, Any], colour: str) -
 
 
 def parts_of(cells: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
-    """All questions, then each family."""
+    """The part of all questions, then the families."""
     return ["all", *sorted({p for c in cells for p in c[kind] if p.startswith("family ")})]
 
 
 def part_name(part: str) -> str:
-    """As a panel's title has it."""
+    """The part's name in the title of a panel."""
     return part.removeprefix("family ").replace("_", " ")

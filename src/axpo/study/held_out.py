@@ -1,8 +1,8 @@
 """What a study's models did on held-out questions, as arrays [seeds, questions, columns].
 
-A column is a metric of all questions, of a family's, or of a tool. Two models are compared on the
-seeds that both have. The arrays are made of the stored groups (`read.py`) or of `outcomes.csv`
-(`outcomes.py`).
+A column is a metric of all questions, of a family of questions, or of a tool. Two models are
+compared on the seeds that both have. The arrays are made from the stored groups (`read.py`) or from
+`outcomes.csv` (`outcomes.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from axpo.study.settings import START
 Column = tuple[str, str]
 """("", metric), ("family F", metric) or ("tool T", figure)."""
 Shares = Mapping[Column, tuple[float, float]]
-"""A question's numerator and denominator in each column that concerns it."""
+"""The numerator and denominator of a question in each column that concerns it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """The start's or a variant's held-out questions. Rows of `parts` go with `seeds`; `clusters`
-    has the cluster of each question that is in one."""
+    """The held-out questions of the start or of a variant.
+
+    The rows of `parts` belong to `seeds`; `clusters` has the cluster of each question in one.
+    """
 
     name: str
     seeds: tuple[int, ...]
@@ -38,7 +40,7 @@ class HeldOut:
 
     @property
     def units(self) -> list[tuple[str, str]]:
-        """Of each question what is drawn with it as a whole: its cluster, or itself."""
+        """The unit of each question: its cluster, or the question itself."""
         return [
             ("cluster", self.clusters[q]) if q in self.clusters else ("question", q)
             for q in self.questions
@@ -46,14 +48,15 @@ class HeldOut:
 
     @property
     def one_start(self) -> bool:
-        """Whether it is a single start that all seeds share."""
+        """Whether this is a single start that all seeds share."""
         return self.name == START and len(self.seeds) + len(self.missing) == 1
 
 
 def paired(first: HeldOut, second: HeldOut) -> tuple[tuple[int, ...], Ratios, Ratios] | None:
-    """Seeds that both have, and both models' parts for them, by `units`; None without any.
+    """The seeds that both models have, and the parts of both for them, by `units`; None without
+    any.
 
-    One start for all seeds is repeated. A question that has no Pass@k in either has it in neither.
+    One start for all seeds is repeated. A question without Pass@k in one model has none in both.
     """
     if first.parts is None or second.parts is None:
         return None
@@ -80,8 +83,10 @@ def paired(first: HeldOut, second: HeldOut) -> tuple[tuple[int, ...], Ratios, Ra
 def stack(
     name: str, seeds: Sequence[int], tables: Sequence[Mapping[str, Shares]]
 ) -> tuple[tuple[str, ...], tuple[Column, ...], Ratios | None]:
-    """Questions, columns and [S, Q, M] numerators and denominators of tables question -> shares,
-    one a seed; a column that does not concern a question has no share in it."""
+    """Questions, columns, and numerators and denominators [S, Q, M] of one table per seed.
+
+    A table maps a question to its shares; a column that does not concern the question has none.
+    """
     if not tables:
         return (), (), None
     questions = sorted(tables[0])

@@ -1,4 +1,4 @@
-"""`study.md`: the tables of a study's results, from `study.json`'s values alone."""
+"""`study.md`: the tables of a study's results, from the values of `study.json` alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from axpo.evaluation.seeds import FEWEST
 from axpo.report.names import evaluation_order, label
 from axpo.report.plots import picture
-from axpo.study.comparison_tables import comparison_tables
+from axpo.study.comparisons import MARGIN
 from axpo.study.costs import BUDGETS
-from axpo.study.markup import Json, cell_text, picker, rows, table
+from axpo.study.markup import Json, cell_text, p_text, picker, rows, table
 from axpo.wording import number_text
 
 COMPUTE_LABELS = {
@@ -20,12 +20,20 @@ COMPUTE_LABELS = {
     "cpu_seconds": "CPU seconds",
 }
 _BY_FAMILY = ("tool_rate", "accuracy_tool", "all_wrong_tool", "all_wrong_no_tool")
-"""Figures that have a table by family, beside Pass@k."""
+"""Figures that have a table by family, besides Pass@k."""
+_NOTE = (
+    "## Comparisons\n\nEach on the seeds that both have, means of those seeds first. *p* is of the "
+    "comparison by itself; *Holm* corrects it for its table, and where it says so for the looks at "
+    "earlier runs. *Detectable* is the true difference that 0.8 of such studies would show at the "
+    "5 % level, were the spread what was measured: nothing smaller can be told from none. "
+    f"*Equivalent* is the p-value of a difference of {MARGIN} or more either way (two one-sided "
+    "tests, uncorrected): only where it is small has it been shown that two variants do alike."
+)
 
 
 def page(found: Json, figures: Sequence[tuple[str, str]], sections: Sequence[str]) -> str:
-    """The whole page; `figures` are (title, file name), `sections` stand below the
-    held-out tables."""
+    """The whole page; `figures` are (title, file name), and `sections` follow the held-out
+    tables."""
     models: Json = found["models"]
     parts = [
         _head(found),
@@ -60,7 +68,8 @@ def _head(found: Json) -> str:
 
 
 def _missing(models: Json) -> list[str]:
-    """What is not in the tables: cells that were not evaluated, rollouts that were not scored."""
+    """What is missing in the tables: cells that were not evaluated, rollouts that were not
+    scored."""
     lines: list[str] = []
     for m in models.values():
         if m["missing"]:
@@ -76,7 +85,7 @@ def _missing(models: Json) -> list[str]:
 
 
 def _held_out(found: Json) -> list[str]:
-    """Held-out tables: main figures, families, tools, and the differences to the baseline."""
+    """The held-out tables: main figures, families, tools, and differences to the baseline."""
     models = {n: m for n, m in found["models"].items() if m["evaluation"]}
     if not models:
         return []
@@ -115,8 +124,29 @@ def _held_out(found: Json) -> list[str]:
         sections.append(f"{title}\n\n{note}\n\n" + table(compared, heads, signed=True, seeds=True))
         heads = {label(k): picker("difference", "all", k) for k in metrics if k not in correct}
         sections.append("Tool use:\n\n" + table(compared, heads, signed=True, seeds=True))
-        sections += comparison_tables(found)
+        families = [_comparisons(family) for family in found["comparisons"]]
+        sections += [_NOTE, *families] if families else []
     return sections
+
+
+def _comparisons(family: Json) -> str:
+    """A family of `comparisons.py` as a table."""
+    head = ["", "seeds", "means", "difference", "p", "Holm", "detectable", "equivalent"]
+    if not any("equivalence" in row for row in family["rows"]):
+        head.pop()
+    lines = [head]
+    for row in family["rows"]:
+        part = "" if row["part"] == "all" else f", {row['part'].removeprefix('family ')}"
+        name = f"{row['second']} − {row['first']}: {label(row['metric'])}{part}"
+        means = ", ".join(number_text(mean) for mean in reversed(row["means"]))
+        estimate = {k: row[k] for k in ("value", "low", "high") if k in row}
+        cells = [name, str(len(row["seeds"])), means, cell_text(estimate, signed=True)]
+        for key in ("p", "adjusted", "detectable", "equivalence"):
+            cells.append(p_text(row[key]) if key in row else "–")
+        lines.append(cells[: len(head)])
+    looks = f", times {family['looks']} looks" if family["looks"] > 1 else ""
+    title = f"{family['name']}, {family['outcomes']}"
+    return f"{title} ({len(family['rows'])} comparisons{looks}):\n\n{rows(lines)}"
 
 
 def _costs(found: Json) -> list[str]:
@@ -125,15 +155,10 @@ def _costs(found: Json) -> list[str]:
         return []
     lines = [["", *COMPUTE_LABELS.values()]]
     for model in models.values():
-        cells = [model["label"]]
-        for key in COMPUTE_LABELS:
-            if key not in model["compute"]:
-                cells.append("–")
-                continue
-            cell = model["compute"][key]
-            times = f" ({cell['times']:.2f}x)" if "times" in cell else ""
-            cells.append(f"{cell['value']:,.0f}{times}")
-        lines.append(cells)
+        lines.append([model["label"]])
+        for cell in map(model["compute"].get, COMPUTE_LABELS):
+            times = f" ({cell['times']:.2f}x)" if cell and "times" in cell else ""
+            lines[-1].append(f"{cell['value']:,.0f}{times}" if cell else "–")
     sections = [
         "## Cost of training\n\nMean over seeds; in brackets, of the baseline's in the same seeds. "
         "Seconds are those of the steps as measured, with other cells beside them.\n\n"
@@ -146,7 +171,7 @@ def _costs(found: Json) -> list[str]:
 
 
 def _equal_cost(models: Sequence[Json]) -> str:
-    """Training accuracy where a variant and the baseline have spent the same."""
+    """Training accuracy at the amount that both a variant and the baseline spent."""
     heads = ("{}", "accuracy at equal {}", "difference at equal {}")
     lines = [["", *(head.format(COMPUTE_LABELS[b]) for b in BUDGETS for head in heads)]]
     for model in models:
@@ -164,7 +189,7 @@ def _equal_cost(models: Sequence[Json]) -> str:
 
 
 def _every_seed(models: Json) -> str:
-    """Each seed's held-out figures, a row a seed."""
+    """The held-out figures of each seed, one row per model and seed."""
     lines: list[list[str]] = []
     shown = ("pass@", "tool_rate", "accuracy_tool", "all_wrong_tool", "all_wrong_no_tool")
     evaluated = [m for m in models.values() if m["evaluation"]]
@@ -176,6 +201,5 @@ def _every_seed(models: Json) -> str:
             cells = [model["evaluation"]["all"].get(metric, {}) for metric in metrics]
             values = [cell.get("values", {}).get(str(seed)) for cell in cells]
             trained = model["training"].get("accuracy", {}).get("values", {}).get(str(seed))
-            shown_values = ["–" if v is None else number_text(v) for v in [*values, trained]]
-            lines.append([model["label"], str(seed), *shown_values])
+            lines.append([model["label"], str(seed), *map(number_text, [*values, trained])])
     return rows([["", "seed", *map(label, metrics), "accuracy in training"], *lines])

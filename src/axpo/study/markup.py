@@ -1,4 +1,4 @@
-"""Markdown tables of models: a row a model, a column a figure."""
+"""Markdown tables with one row per model and one column per figure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from axpo.wording import interval_text, number_text, signed_text
 
-Json = Mapping[str, Any]
+Json = dict[str, Any]
 Pick = Callable[[Json], Any]
-"""A model to one of its figures, a mapping with `value`; None where it has none."""
+"""A function from a model to one of its figures, a mapping with `value`; None if it has none."""
 
 
 def picker(*keys: str) -> Pick:
-    """The figure under these keys of the model."""
+    """A function that gives the figure under these keys of a model."""
 
     def pick(model: Json) -> Any:
         found: Any = model
@@ -25,7 +25,7 @@ def picker(*keys: str) -> Pick:
 
 
 def signed_picker(*keys: str) -> Pick:
-    """The same, to be shown with its sign."""
+    """The same for a figure that is shown with its sign."""
     pick = picker(*keys)
     return lambda model: {**cell, "signed": True} if (cell := pick(model)) else None
 
@@ -37,9 +37,9 @@ def table(
     seeds: bool = False,
     first: Mapping[str, str] | None = None,
 ) -> str:
-    """A row a model, a column a head; columns that no model has are left out.
+    """One row per model and one column per head; columns that no model has are left out.
 
-    `first` is a row of text above the models': its name under "", then by head.
+    `first` is a row of text above the models: its name under "", and the other texts by head.
     """
     used = {head: pick for head, pick in heads.items() if any(pick(m) for m in models.values())}
     lines = [["", *(["seeds"] if seeds else []), *used]]
@@ -56,8 +56,8 @@ def table(
 
 
 def cell_text(cell: Json | None, signed: bool = False) -> str:
-    """A value with its interval and, where there is one, its p-value; and how many seeds it is of,
-    where that is not all."""
+    """A value with its interval, its p-value if there is one, and the number of its seeds if some
+    have no value."""
     if not cell:
         return "–"
     signed = signed or cell.get("signed", False)
@@ -73,11 +73,11 @@ def cell_text(cell: Json | None, signed: bool = False) -> str:
 
 
 def p_text(value: float) -> str:
-    """Three decimals."""
+    """The p-value with three decimals."""
     return "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def rows(lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first line is its head."""
+    """A table whose first line is the head."""
     made = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     return "\n".join([made[0], "|" + "---|" * len(lines[0]), *made[1:]])

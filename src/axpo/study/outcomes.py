@@ -1,9 +1,9 @@
-"""`outcomes.csv`: of every held-out question of every cell, how many rollouts used a tool or none,
-right or wrong, and how many were not scored.
+"""`outcomes.csv`: for each held-out question of each cell, how many rollouts used a tool or none
+and were right or wrong, and how many were not scored.
 
-It is all that Pass@k, tool rates, accuracies and all-wrong rates are made of, so that a study's
-held-out figures can be computed again without its runs. Tokens and figures of single tools cannot:
-their counts are not in it.
+Pass@k, tool rates, accuracies and all-wrong rates are made of these counts alone, so a study's
+held-out figures can be computed again without its runs. Tokens and the figures of single tools
+cannot: their counts are not in the file.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from axpo.study.held_out import HeldOut, Shares, stack
 from axpo.study.settings import START, Study, StudyError
 from axpo.tree import Group
 
-Outcome = Mapping[str, str | int]
-"""A row: which model, seed, question, family and cluster, and its counts (`COUNTS`, "unscored")."""
+OutcomeRow = Mapping[str, str | int]
+"""A row: its model, seed, question, family and cluster, and its counts (`COUNTS`, "unscored")."""
 COUNTS = {
     "tool_right": (True, True),
     "tool_wrong": (True, False),
     "plain_right": (False, True),
     "plain_wrong": (False, False),
 }
-"""Column -> whether a tool was used, whether the answer is right."""
+"""Column -> whether a tool was used, and whether the answer is right."""
 _HEAD = ("variant", "seed", "question", FAMILY, *COUNTS, "unscored")
 CLUSTER = "cluster"
-"""A column more, where any question is in a cluster."""
+"""A further column, if any question is in a cluster."""
 
 
-def outcome(variant: str, seed: int, question: str, group: Group) -> Outcome:
+def outcome(variant: str, seed: int, question: str, group: Group) -> OutcomeRow:
     """The row of a question's group."""
     return {
         "variant": variant,
@@ -47,12 +47,12 @@ def outcome(variant: str, seed: int, question: str, group: Group) -> Outcome:
 
 
 def counts(group: Group) -> dict[str, int]:
-    """The question's rollouts, counted: each of `COUNTS`, and `unscored`."""
+    """The numbers of the question's rollouts: each of `COUNTS`, and `unscored`."""
     found = Counter((r.uses_tool, r.solved) if r.scored else None for r in group.rollouts)
     return {name: found[kind] for name, kind in COUNTS.items()} | {"unscored": found[None]}
 
 
-def write_outcomes(rows: Iterable[Outcome], path: Path) -> None:
+def write_outcomes(rows: Iterable[OutcomeRow], path: Path) -> None:
     """One line per question, seed and model."""
     rows = list(rows)
     head = (*_HEAD, CLUSTER) if any(row[CLUSTER] for row in rows) else _HEAD
@@ -63,9 +63,9 @@ def write_outcomes(rows: Iterable[Outcome], path: Path) -> None:
 
 
 def read_outcomes(path: Path, study: Study, k: int) -> dict[str, HeldOut]:
-    """Each model's held-out questions, Pass@k among the figures, models in the file's order.
+    """The held-out questions of each model, in the order of the file; Pass@k is among the figures.
 
-    Raises `StudyError` for a file that is not there, of other columns, or of unknown models.
+    Raises `StudyError` for a missing file, other columns or unknown models.
     """
     if not path.is_file():
         raise StudyError(f"no {path}; expected the outcomes.csv that `axpo study` writes")
@@ -87,8 +87,10 @@ def read_outcomes(path: Path, study: Study, k: int) -> dict[str, HeldOut]:
 
 
 def shares(row: Mapping[str, str | int], k: int) -> Shares:
-    """The question's numerator and denominator in each metric, of all questions and its family's;
-    the same as `evaluation.summary.measures` has them."""
+    """The question's numerator and denominator in each metric, for all questions and its family.
+
+    They are the same as those of `evaluation.summary.measures`.
+    """
     tool_right, tool_wrong, plain_right, plain_wrong = (int(row[name]) for name in COUNTS)
     tool, plain = tool_right + tool_wrong, plain_right + plain_wrong
     scored, right = tool + plain, tool_right + plain_right

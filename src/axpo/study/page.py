@@ -1,7 +1,7 @@
-"""What a study's page has besides the tables and figures of any study.
+"""What the page of a study has besides the tables and figures of every study.
 
-`page = "module:name"` in a study's file names a class that derives from `Page`. What it returns is
-laid into `study.json` and `study.md`; what it leaves out is as here.
+`page = "module:name"` in a study's file names a class that derives from `StudyPage`. What it
+returns goes into `study.json` and `study.md`; the methods that it leaves out are those here.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING
 from axpo.study.diagnostics import diagnostics
 
 if TYPE_CHECKING:
-    from axpo.study.estimates import Json
-    from axpo.study.read import Model
+    from axpo.study.markup import Json
+    from axpo.study.read import StudyModel
     from axpo.study.settings import Study
 
 Figure = tuple[str, str]
 """A figure's title and the name of its file, which lies in the study's folder."""
 
 
-class Page:
-    """Further values, figures and tables of a study; `out` is the study's folder."""
+class StudyPage:
+    """The further values, figures and tables of a study; `out` is the study's folder."""
 
-    def model_figures(self, study: Study, model: Model, out: Path) -> Json:
-        """Further values of a model in `study.json`, from its runs."""
+    def model_figures(self, study: Study, model: StudyModel, out: Path) -> Json:
+        """Further values of a model for `study.json`, from its runs."""
         return {}
 
     def training_figures(
-        self, study: Study, models: Mapping[str, Model], out: Path
+        self, study: Study, models: Mapping[str, StudyModel], out: Path
     ) -> list[Figure]:
-        """Draw what needs the runs; `axpo study --outcomes` keeps these figures."""
+        """Draw the figures that need the runs; `axpo study --outcomes` keeps them."""
         return []
 
     def figures(self, found: Json, out: Path) -> list[Figure]:
-        """Draw what `study.json`'s values, `found`, are enough for."""
+        """Draw the figures that need only the values of `study.json`, `found`."""
         return []
 
     def sections(self, found: Json) -> list[str]:
-        """Markdown between the held-out tables and the costs, from `study.json`'s values."""
+        """Markdown between the held-out tables and the costs, from the values of `study.json`."""
         return diagnostics(found)

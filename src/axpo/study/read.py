@@ -1,4 +1,4 @@
-"""The raw runs of a study as numbers: shares of every question, and the training's lines.
+"""The raw runs of a study as numbers: the shares of every question, and the lines of training.
 
 Everything is computed from the stored groups and `metrics.jsonl`, never from another table.
 """
@@ -21,62 +21,63 @@ from axpo.folder import RunFolder, read_json
 from axpo.report.metrics import read_metrics
 from axpo.study.cells import Cell, cells
 from axpo.study.held_out import Column, HeldOut, Shares, stack
-from axpo.study.outcomes import Outcome, outcome
+from axpo.study.outcomes import OutcomeRow, outcome
 from axpo.study.settings import START, START_LABEL, Study
 from axpo.tree import Group
 
 RECENT = 10
-"""Steps that a point of a training curve is the mean of."""
+"""A point of a training curve is the mean of this many steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model(HeldOut):
-    """The start or a variant: what its seeds gave."""
+class StudyModel(HeldOut):
+    """The start or a variant: the results of its seeds."""
 
     label: str
     group: str
     training: Mapping[int, Training]
     diagnoses: Mapping[int, Mapping[str, Any]]
-    outcomes: Sequence[Outcome]
-    """A row a seed and question."""
+    outcomes: Sequence[OutcomeRow]
+    """One row per seed and question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A finished training run: its metric lines as arrays over steps, NaN where there is none."""
+    """A finished training run: its metrics as arrays over steps, NaN where a step has none."""
 
     lines: Sequence[Mapping[str, Any]]
 
     def series(self, name: str) -> Floats:
+        """A metric over the steps."""
         return np.array([line.get(name, math.nan) for line in self.lines], dtype=np.float64)
 
     def trajectories(self) -> Floats:
-        """Sampled trajectories up to the end of each step, continuations among them."""
+        """How many trajectories were sampled by the end of each step, continuations included."""
         return np.cumsum(self.series("rollouts") * (1.0 + self.series("extra_samples")))
 
     def tokens(self) -> Floats:
-        """Sampled tokens up to the end of each step."""
+        """How many tokens were sampled by the end of each step."""
         return np.cumsum(self.series("tokens_sampled"))
 
     def recent(self, name: str) -> Floats:
-        """At each step, the mean of the last `RECENT` steps that have a value."""
+        """At each step, the mean over those of the last `RECENT` steps that have a value."""
         values = self.series(name)
         windows = [values[max(0, end - RECENT) : end] for end in range(1, len(values) + 1)]
         known = [window[np.isfinite(window)] for window in windows]
         return np.array([part.mean() if len(part) else math.nan for part in known])
 
     def at(self, name: str, spent: Floats, amount: float) -> float:
-        """`recent(name)` where `spent` (growing) is `amount`, linear between two steps' ends.
+        """`recent(name)` where `spent`, which grows, is `amount`; linear between the ends of steps.
 
-        NaN outside of what was spent, from the end of the first step on.
+        NaN for an amount before the end of the first step or after that of the last.
         """
         if not len(spent) or not spent[0] <= amount <= spent[-1]:
             return math.nan
         return float(np.interp(amount, spent, self.recent(name)))
 
 
-def read_study(study: Study, out: Path) -> dict[str, Model]:
-    """The start, then every variant, with the cells that are there."""
+def read_study(study: Study, out: Path) -> dict[str, StudyModel]:
+    """The start, then the variants, with the cells that are there."""
     by_model: dict[str, list[Cell]] = {}
     for cell in cells(study):
         by_model.setdefault(cell.variant, []).append(cell)
@@ -84,10 +85,12 @@ def read_study(study: Study, out: Path) -> dict[str, Model]:
     return {name: _model(study, name, found, out, tools) for name, found in by_model.items()}
 
 
-def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequence[str]) -> Model:
+def _model(
+    study: Study, name: str, found: list[Cell], out: Path, tools: Sequence[str]
+) -> StudyModel:
     evaluated = [c for c in found if RunFolder(c.folder(out)).evaluation.is_file()]
     tables: list[Mapping[str, Shares]] = []
-    outcomes: list[Outcome] = []
+    outcomes: list[OutcomeRow] = []
     clusters: dict[str, str] = {}
     for cell in evaluated:
         groups = by_example(evaluated_groups(cell.folder(out)))
@@ -99,7 +102,7 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
     variant = study.variants.get(name)
     training = {} if variant is None else _training(study, found, out)
     files = {c.seed: RunFolder(c.folder(out)).diagnosis for c in found}
-    return Model(
+    return StudyModel(
         name=name,
         label=START_LABEL if variant is None else variant.label,
         group=START if variant is None else variant.group,
@@ -116,7 +119,7 @@ def _model(study: Study, name: str, found: list[Cell], out: Path, tools: Sequenc
 
 
 def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]:
-    """Seed -> finished run."""
+    """Seed -> its finished run."""
     steps = study.config(found[0].variant, found[0].seed).rl.steps
     other = set[str]() if resamples(study, found[0]) else {"recovery_rate"}
     runs: dict[int, Training] = {}
@@ -129,8 +132,8 @@ def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]
 
 
 def resamples(study: Study, cell: Cell) -> bool:
-    """Whether its branches are resampled failed prefixes: ARPO and RLTF branch from right rollouts
-    too, once each, so that their recovery is another figure."""
+    """Whether the cell's branches are resampled failed prefixes. ARPO and RLTF also branch from
+    right rollouts, once each, so their recovery is another figure."""
     return study.config(cell.variant, cell.seed).algorithm.resamples_failures
 
 

@@ -1,14 +1,15 @@
 """Every figure of a study as plain JSON values: `study.json`.
 
-Held-out figures come with intervals over seeds and questions (`evaluation/seeds.py`), of one seed
-with a bootstrap over questions alone (`evaluation/bootstrap.py`). Figures of training have a value
-a seed and Student's t interval over the seeds: their questions differ from seed to seed.
+Held-out figures have intervals over seeds and questions (`evaluation/seeds.py`); with one seed, a
+bootstrap over questions alone (`evaluation/bootstrap.py`). Figures of training have one value per
+seed and Student's t interval over the seeds, whose questions differ.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,21 @@ from axpo.evaluation.bootstrap import paired_differences, ratios
 from axpo.evaluation.seeds import of_units, ratios_by_seed, seed_differences, seed_means
 from axpo.study.comparisons import comparisons
 from axpo.study.costs import BUDGETS, at_equal, compute
-from axpo.study.estimates import ENTROPY, Json, bounded, over_seeds, seed_values
+from axpo.study.estimates import ENTROPY, bounded, over_seeds, seed_values
 from axpo.study.held_out import Column, HeldOut, paired
+from axpo.study.markup import Json
 from axpo.study.outcomes import COUNTS
-from axpo.study.read import Model, Training
+from axpo.study.read import StudyModel, Training
 from axpo.study.settings import Study, StudyError
 
 TRAINING = ("accuracy", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
-"""Figures of the last steps of training."""
+"""The figures of the last steps of training."""
 _SEED = 0
 
 
-def results(study: Study, models: Mapping[str, Model], out: Path) -> Json:
-    """`study.json` of the study in `out`: what was run, each model's figures, the comparisons."""
+def results(study: Study, models: Mapping[str, StudyModel], out: Path) -> Json:
+    """The study in `out` as `study.json`: what was run, the figures of each model, the
+    comparisons."""
     baseline = models[study.settings.baseline]
     return {
         "recipe": study.settings.recipe,
@@ -47,10 +50,10 @@ def results(study: Study, models: Mapping[str, Model], out: Path) -> Json:
 
 
 def held_out_again(study: Study, found: Json, models: Mapping[str, HeldOut]) -> Json:
-    """`study.json`'s values with every held-out figure that `outcomes.csv` holds made anew.
+    """The values of `study.json` with every held-out figure of `outcomes.csv` computed again.
 
-    What it does not hold (tokens, single tools, and all of training) stays as it was. Raises
-    `StudyError` where the models are not those of `found`.
+    What that file does not hold (tokens, single tools, and all of training) stays as it was. Raises
+    `StudyError` if the models are not those of `found`.
     """
     evaluated = [name for name, m in found["models"].items() if m["evaluation"]]
     if sorted(evaluated) != sorted(models):
@@ -68,12 +71,12 @@ def held_out_again(study: Study, found: Json, models: Mapping[str, HeldOut]) -> 
 
 
 def _merged(old: Json, new: Json) -> Json:
-    """Part -> metric -> cell, those of `new` before those of `old`."""
+    """Part -> metric -> cell; a cell of `new` replaces that of `old`."""
     parts = sorted({*old, *new})
     return {part: dict(sorted((old.get(part, {}) | new.get(part, {})).items())) for part in parts}
 
 
-def _model(study: Study, model: Model, baseline: Model, out: Path) -> Json:
+def _model(study: Study, model: StudyModel, baseline: StudyModel, out: Path) -> Json:
     own = study.variants.get(model.name)
     return {
         "label": model.label,
@@ -93,8 +96,9 @@ def _model(study: Study, model: Model, baseline: Model, out: Path) -> Json:
     }
 
 
-def _unscored(model: Model) -> Json:
-    """Held-out rollouts, how many were not scored, and questions of a seed with none that was."""
+def _unscored(model: StudyModel) -> Json:
+    """The held-out rollouts, how many are unscored, and the questions of a seed with no scored
+    one."""
     counts = [
         (int(row["unscored"]), sum(int(row[column]) for column in COUNTS)) for row in model.outcomes
     ]
@@ -106,7 +110,7 @@ def _unscored(model: Model) -> Json:
 
 
 def evaluation(model: HeldOut) -> Json:
-    """part -> metric -> mean over seeds with interval, and each seed's value."""
+    """Part -> metric -> the mean over seeds with its interval, and the value of each seed."""
     if model.parts is None:
         return {}
     parts = of_units(model.parts, model.units)
@@ -120,7 +124,7 @@ def evaluation(model: HeldOut) -> Json:
         [
             None
             if e is None
-            else bounded(model.columns[m][1], e.to_dict())
+            else bounded(model.columns[m][1], asdict(e))
             | {"values": seed_values(model.seeds, values_SM[:, m])}
             for m, e in enumerate(found)
         ],
@@ -128,8 +132,10 @@ def evaluation(model: HeldOut) -> Json:
 
 
 def difference(first: HeldOut, second: HeldOut) -> Json:
-    """part -> metric -> second minus first over their common seeds, paired, with a p-value of each
-    by itself; of one seed there is none."""
+    """Part -> metric -> second minus first over their common seeds, paired.
+
+    Each difference has a p-value of its own, unless there is one seed only.
+    """
     pair = paired(first, second)
     if pair is None:
         return {}
@@ -146,14 +152,15 @@ def difference(first: HeldOut, second: HeldOut) -> Json:
             cells.append(None)
             continue
         estimate, p = both
-        cell = bounded(first.columns[m][1], estimate.to_dict(), difference=True)
+        cell = bounded(first.columns[m][1], asdict(estimate), difference=True)
         cell |= {"values": seed_values(seeds, values_SM[:, m])}
         cells.append(cell if math.isnan(p) else cell | {"p": p})
     return _by_part(first.columns, cells)
 
 
-def _diagnosis(model: Model) -> Json:
-    """The diagnosed seeds' calls, and what failed prefixes could still have led to."""
+def _diagnosis(model: StudyModel) -> Json:
+    """The figures of the diagnosed seeds: their calls, and what failed prefixes could have led
+    to."""
     metrics = {
         seed: d["prefixes"]["all"]["metrics"]
         | {name: d["metrics"][name] for name in (ENTROPY,) if name in d["metrics"]}
@@ -167,7 +174,7 @@ def _diagnosis(model: Model) -> Json:
     return {name: bounded(name, cell) for name, cell in cells.items()}
 
 
-def _training(model: Model) -> Json:
+def _training(model: StudyModel) -> Json:
     found: Json = {}
     for name in TRAINING:
         last = {seed: float(run.recent(name)[-1]) for seed, run in model.training.items()}
@@ -177,9 +184,9 @@ def _training(model: Model) -> Json:
 
 
 def recovery(run: Training) -> float:
-    """Share of all of the run's resampled failed prefixes that were recovered.
+    """The share of all resampled failed prefixes of the run that were recovered.
 
-    Steps weigh by their branches; NaN where nothing was resampled.
+    A step weighs by its branches; NaN if nothing was resampled.
     """
     rate, branches = run.series("recovery_rate"), run.series("branches")
     known = np.isfinite(rate) & (branches > 0)

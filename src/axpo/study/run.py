@@ -1,4 +1,4 @@
-"""Runs a study: every stage that its folder lacks, then the tables and figures of what is there."""
+"""Runs a study: the stages that its folder lacks, then the tables and figures of all cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from axpo.study.settings import Study, StudyError, load_study
 
 
 class CellError(UserError):
-    """Stages failed; the message holds the end of each one's log."""
+    """Stages failed; the message holds the end of each log."""
 
 
 def run_study(
@@ -26,9 +26,9 @@ def run_study(
 ) -> Path:
     """Run what `out` lacks of the study at `path`, `jobs` stages at once; returns `study.md`.
 
-    `jobs` is by default one a core, and one on a GPU. A stage that fails stops only what needs it;
-    the tables are written of what is there, then `CellError` says what failed. Failed stages are
-    tried again the next time.
+    By default `jobs` is one per core, and one on a GPU. A stage that fails stops only the stages
+    that need it; the tables of what is there are written, then `CellError` says what failed. Failed
+    stages are tried again the next time.
     """
     study = load_study(path, overrides)
     planned = stages(study, out)
@@ -37,8 +37,8 @@ def run_study(
         check_made(study, out, planned)
         if not all(stage.done.is_file() for stage in planned):
             _check_start(study)
-        if study.recipe.resolve() != (out / "recipe.toml").resolve():
-            write_whole(out / "recipe.toml", study.recipe.read_text(encoding="utf-8"))
+        if study.recipe.resolve() != folder.recipe.resolve():
+            write_whole(folder.recipe, study.recipe.read_text(encoding="utf-8"))
         failed = run_stages(
             planned, folder.logs, f"axpo study {out.name}",
             jobs or default_jobs(study.shared.model.device),
@@ -46,12 +46,12 @@ def run_study(
         )  # fmt: skip
         if failed and not begun(planned):
             logs = (log_file(stage, folder.logs) for stage in planned)
-            undo_start([out / "recipe.toml", *logs, *map(settings_file, planned)])
+            undo_start([folder.recipe, *logs, *map(settings_file, planned)])
         evaluated = any(s.finished for s in planned if s.kind == "eval")
         if not failed:
             with working("study", "reading the runs") as say:
                 return _tables(study, out, say)
-        where = f"; what is there is in {out / 'study.md'}" if evaluated else ""
+        where = f"; what is there is in {folder.study_page}" if evaluated else ""
         error = CellError(
             f"{len(failed)} of {len(planned)} stages failed or wait for one that did{where}\n"
             + "\n".join(stage.failure or "" for stage in failed)
@@ -66,7 +66,7 @@ def run_study(
 
 
 def default_jobs(device: str) -> int:
-    """A stage a core; one on a GPU, whose memory each stage plans for itself alone."""
+    """One stage per core, but one on a GPU: each stage plans with the GPU's whole memory."""
     gpu = device.startswith("cuda") or (device == "auto" and find_library("cuda") is not None)
     return 1 if gpu else usable_cores()
 
@@ -74,8 +74,10 @@ def default_jobs(device: str) -> int:
 def study_tables(
     path: Path, out: Path, say: Callable[[str], None], overrides: Iterable[str] = ()
 ) -> Path:
-    """Rebuild `study.md`, `study.json` and the figures from the raw runs in `out`; `say` hears
-    what is done."""
+    """Rebuild `study.md`, `study.json` and the figures from the raw runs in `out`.
+
+    `say` hears what is being done.
+    """
     study = load_study(path, overrides)
     planned = stages(study, out)
     check_made(study, out, planned)
@@ -87,7 +89,7 @@ def study_tables(
 def held_out_tables(
     path: Path, out: Path, say: Callable[[str], None], overrides: Iterable[str] = ()
 ) -> Path:
-    """Make the held-out figures in `out` anew from its `outcomes.csv`, without the runs."""
+    """Rebuild the held-out figures in `out` from its `outcomes.csv`, without the runs."""
     say("loading NumPy and matplotlib")
     from axpo.study.tables import write_held_out
 
@@ -103,7 +105,8 @@ def _tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
 
 
 def _check_start(study: Study) -> None:
-    """What can be told before anything runs: all cells share task, tools and evaluation."""
+    """Check what can be checked before anything runs: all cells share task, tools and
+    evaluation."""
     commands = ("train", "eval") if study.settings.sft == "none" else ("sft", "train", "eval")
     for variant in study.variants.values():
         check_packages(study.config(variant.name, variant.seeds[0]), set(commands))

@@ -1,8 +1,8 @@
 """A study's TOML file, typed and checked as a whole before anything runs.
 
-It names a recipe, the seeds, and a table `[variants.NAME]` for each variant with the overrides
-that make it, written as on the command line. Every variant's settings are loaded here, so that
-one the config refuses is refused at once, by name.
+It names a recipe, the seeds, and one table `[variants.NAME]` per variant with the overrides that
+make it, written as on the command line. The settings of every variant are loaded here, so that a
+variant whose settings are wrong is refused at once, by name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,31 +29,31 @@ from axpo.config import (
     recipe_file,
 )
 from axpo.plugins import PluginError, load
-from axpo.study.page import Page
+from axpo.study.page import StudyPage
 
 START = "start"
 START_LABEL = "Start"
-"""What every variant of a seed is trained from, as a row of the tables."""
+"""The row of the tables for the model that every variant of a seed is trained from."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _SAME = ("sft", "model", "task", "rollout", "tools", "eval")
-"""Sections that no variant may change: all start, act and are judged alike, and only training
-differs."""
+"""Sections that no variant may change: variants start, act and are judged alike, and differ only in
+training."""
 Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 
 
 class StudyError(ConfigError):
-    """A study file that is wrong; the message names the key."""
+    """The study's file is wrong; the message names the key."""
 
 
 class VariantSettings(Section):
     """One way to train."""
 
     label: str | None = None
-    """Its name in tables and figures; the table's own name by default."""
+    """The variant's name in tables and figures; the name of its table by default."""
     group: str = "main"
-    """Variants of a group share a figure of learning curves, with the baseline's group."""
+    """Variants of a group share a figure of learning curves with the baseline's group."""
     overrides: tuple[str, ...] = ()
-    """What differs from the recipe, as "section.key=value"."""
+    """Settings that differ from the recipe, as "section.key=value"."""
     seeds: Seeds | None = None
     """Some of the study's seeds; all of them by default."""
     diagnose: bool | None = None
@@ -69,18 +70,19 @@ class StudySettings(Section):
     references: tuple[str, ...] = ()
     """Variants of the baseline's group that those outside of it are compared with as well."""
     looks: PositiveInt = 1
-    """How often the baseline's group was compared, earlier runs of it among them: its adjusted
-    p-values are multiplied by it."""
+    """How often the baseline's group was compared, earlier runs included; the adjusted p-values of
+    the group are multiplied by this."""
     seeds: Seeds
     """Values of run.seed: one training run each."""
     overrides: tuple[str, ...] = ()
     """Overrides of the recipe for every variant and for SFT."""
     sft: Literal["each_seed", "shared", "none"] = "each_seed"
-    """The start: an SFT run a seed, one (of the first seed) for all, or model.path as it is."""
+    """The start: one SFT run per seed, one (with the first seed) for all, or model.path as it
+    is."""
     diagnose: bool = False
-    """Run `axpo diagnose` on every variant; the start is diagnosed where any variant is."""
+    """Run `axpo diagnose` on every variant; the start is diagnosed if any variant is."""
     page: str | None = None
-    """Class of further tables and figures (`axpo.study.page.Page`), as "module:name"."""
+    """The class of further tables and figures (`axpo.study.page.StudyPage`), as "module:name"."""
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
 
 
@@ -98,24 +100,24 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A checked study. `shared` is what SFT and the start's evaluation run with, `page` what its
-    page has besides the tables of any study."""
+    """A checked study. `shared` are the settings of SFT and of the start's evaluation, and `page`
+    makes what the study's page has besides the tables of every study."""
 
     recipe: Path
     settings: StudySettings
     shared: Config
     variants: Mapping[str, Variant]
-    page: Page
+    page: StudyPage
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Seeds that have a start of their own."""
+        """The seeds that have a start of their own."""
         seeds = self.settings.seeds
         return seeds if self.settings.sft == "each_seed" else seeds[:1]
 
     @property
     def main(self) -> tuple[Variant, ...]:
-        """The baseline's group, in the file's order."""
+        """The variants of the baseline's group, in the order of the file."""
         group = self.variants[self.settings.baseline].group
         return tuple(v for v in self.variants.values() if v.group == group)
 
@@ -124,25 +126,22 @@ class Study:
         return seed if self.settings.sft == "each_seed" else self.settings.seeds[0]
 
     def config(self, variant: str, seed: int) -> Config:
-        """The settings of a cell, but for the model that it starts from."""
+        """The settings of a cell, except for the model that it starts from."""
         return load_config(self.recipe, self.overrides(variant, seed))
 
     def overrides(self, variant: str, seed: int) -> tuple[str, ...]:
-        """Command-line overrides of a cell; `variant` may be the start."""
+        """The command-line overrides of a cell; `variant` may be the start."""
         own = () if variant == START else self.variants[variant].overrides
         return (*self.settings.overrides, *own, f"run.seed={seed}")
 
 
 def load_study(study: str | Path, overrides: Iterable[str] = ()) -> Study:
-    """The checked study of a TOML file, or of the shipped one by name ("study"), with `key=value`
-    overrides of the file's keys on top.
+    """The checked study of a TOML file, or of the shipped one by name ("study").
 
-    Raises `StudyError` naming the key.
+    `key=value` overrides of the file's keys go on top. Raises `StudyError`, which names the key.
     """
-    try:
+    with _refused("STUDY"):
         path = recipe_file(study)
-    except ConfigError as error:
-        raise StudyError(f"STUDY: {error}") from error
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:  # a table given twice among them
@@ -153,8 +152,11 @@ def load_study(study: str | Path, overrides: Iterable[str] = ()) -> Study:
     except ValidationError as error:
         raise StudyError("\n".join(f"{path}: {_explain(p)}" for p in error.errors())) from None
     _check_overrides("overrides", settings.overrides, ())
-    recipe = _recipe(path, settings.recipe)
-    shared = _load("overrides", recipe, settings.overrides)
+    beside = path.parent / settings.recipe
+    with _refused(f"{path}: recipe"):
+        recipe = recipe_file(beside if beside.is_file() else settings.recipe)
+    with _refused("overrides"):
+        shared = load_config(recipe, settings.overrides)
     variants = {name: _variant(name, v, settings) for name, v in settings.variants.items()}
     checked = Study(recipe, settings, shared, variants, _page(settings.page))
     _check_seeds(checked)
@@ -163,7 +165,7 @@ def load_study(study: str | Path, overrides: Iterable[str] = ()) -> Study:
 
 
 def group_slug(group: str) -> str:
-    """The group's part of a figure's file name."""
+    """The group's part in the file name of a figure."""
     return "".join(c if c.isalnum() else "-" for c in group.lower())
 
 
@@ -223,7 +225,8 @@ def _check_seeds(study: Study) -> None:
 
 
 def _check_variants(study: Study) -> None:
-    """Each variant's settings load and differ from the others'; labels and groups tell apart."""
+    """Check that each variant's settings load, and that settings, labels and groups are
+    distinct."""
     labels: dict[str, str] = {START_LABEL: START}
     groups: dict[str, str] = {}
     made: dict[str, str] = {}
@@ -232,7 +235,8 @@ def _check_variants(study: Study) -> None:
         if (other := labels.setdefault(variant.label, variant.name)) != variant.name:
             raise StudyError(f"{where}.label: {variant.label!r} is {other}'s as well")
         overrides = (*study.settings.overrides, *variant.overrides)
-        config = _load(f"{where}.overrides", study.recipe, overrides)
+        with _refused(f"{where}.overrides"):
+            config = load_config(study.recipe, overrides)
         if (other := groups.setdefault(group_slug(variant.group), variant.group)) != variant.group:
             raise StudyError(
                 f"{where}.group: {variant.group!r} and {other!r} would share a file name"
@@ -241,34 +245,26 @@ def _check_variants(study: Study) -> None:
             raise StudyError(f"{where}.overrides: the same settings as variants.{other}")
 
 
-def _recipe(study: Path, recipe: str) -> Path:
-    beside = study.parent / recipe
-    try:
-        return recipe_file(beside if beside.is_file() else recipe)
-    except ConfigError as error:
-        raise StudyError(f"{study}: recipe: {error}") from error
-
-
-def _page(name: str | None) -> Page:
+def _page(name: str | None) -> StudyPage:
     if name is None:
-        return Page()
-    try:
+        return StudyPage()
+    with _refused("page"):
         found = load(name, _is_page, "pages")
-    except PluginError as error:
-        raise StudyError(f"page: {error}") from error
     if not _is_page(found):
-        raise StudyError(f"page: {name!r} is no class that derives from axpo.study.page.Page")
+        raise StudyError(f"page: {name!r} is no class that derives from axpo.study.page.StudyPage")
     return found()
 
 
 def _is_page(found: object) -> bool:
-    return isinstance(found, type) and issubclass(found, Page)
+    return isinstance(found, type) and issubclass(found, StudyPage)
 
 
-def _load(where: str, recipe: Path, overrides: tuple[str, ...]) -> Config:
+@contextmanager
+def _refused(where: str) -> Iterator[None]:
+    """Raise what the block refuses as `StudyError`, with `where` in front."""
     try:
-        return load_config(recipe, overrides)
-    except ConfigError as error:
+        yield
+    except (ConfigError, PluginError) as error:
         raise StudyError(f"{where}: {error}") from error
 
 

@@ -1,5 +1,5 @@
-"""A study's `study.json`, `study.md`, `outcomes.csv` and figures: from the raw runs, or what can be
-made of `outcomes.csv` alone."""
+"""Writes a study's `study.json`, `study.md`, `outcomes.csv` and figures, from the raw runs or as
+far as `outcomes.csv` alone allows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from axpo.folder import write_whole
-from axpo.study.estimates import Json
+from axpo.folder import RunFolder, read_json, write_whole
 from axpo.study.figures import write_curves, write_held_out_figures
 from axpo.study.markdown import page
+from axpo.study.markup import Json
 from axpo.study.outcomes import read_outcomes, write_outcomes
 from axpo.study.read import read_study
 from axpo.study.results import held_out_again, results
@@ -18,13 +18,17 @@ from axpo.study.settings import Study, StudyError
 
 
 def write_tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
-    """Read every run in `out` and write what came of it; returns `study.md`. `say` hears what is
-    done."""
+    """Read every run in `out` and write the results; returns `study.md`.
+
+    `say` hears what is being done.
+    """
     say("reading the runs")
     models = read_study(study, out)
     say("resampling for the intervals")
     found = results(study, models, out)
-    write_outcomes((row for model in models.values() for row in model.outcomes), _outcomes(out))
+    write_outcomes(
+        (row for model in models.values() for row in model.outcomes), RunFolder(out).outcomes
+    )
     say("drawing the figures")
     references = (study.settings.baseline, *study.settings.references)
     curves = write_curves(models, references, out)
@@ -33,29 +37,24 @@ def write_tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
 
 
 def write_held_out(study: Study, out: Path) -> Path:
-    """Make what `outcomes.csv` holds anew, and keep what `study.json` has of the runs; returns
-    `study.md`.
+    """Rebuild what `outcomes.csv` holds, and keep what else `study.json` has; returns `study.md`.
 
-    Raises `StudyError` where either file is missing.
+    Raises `StudyError` if either file is missing.
     """
-    file = out / "study.json"
+    file = RunFolder(out).study_values
     if not file.is_file():
         raise StudyError(f"no {file}; expected the study.json that `axpo study` writes")
-    found = json.loads(file.read_text())
-    models = read_outcomes(_outcomes(out), study, found["eval"]["k"])
+    found = read_json(file)
+    models = read_outcomes(RunFolder(out).outcomes, study, found["eval"]["k"])
     return _write(study, held_out_again(study, found, models), out)
 
 
 def _write(study: Study, found: Json, out: Path) -> Path:
+    folder = RunFolder(out)
     sections = study.page.sections(found)
-    write_whole(out / "study.json", json.dumps(found, indent=1, allow_nan=False))
+    write_whole(folder.study_values, json.dumps(found, indent=1, allow_nan=False))
     figures = [tuple(curve) for curve in found["curves"]]
     figures += write_held_out_figures(found, out)
     figures += study.page.figures(found, out)
-    path = out / "study.md"
-    write_whole(path, page(found, figures, sections))
-    return path
-
-
-def _outcomes(out: Path) -> Path:
-    return out / "outcomes.csv"
+    write_whole(folder.study_page, page(found, figures, sections))
+    return folder.study_page

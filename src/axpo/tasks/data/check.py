@@ -1,4 +1,4 @@
-"""What can be told of a split before anything is trained on it."""
+"""Checks the rows of a split before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from axpo.tasks.data.pictures import check_picture
 from axpo.tasks.data.rows import Rows
 
 CHECKED = 100_000
-"""Rows of a split that are checked when it is opened; later ones when they are read (choice)."""
+"""How many rows of a split are checked when it is opened; later rows are checked when they are read
+(choice)."""
 WHOLE = 100
-"""Rows of a part that are checked with the pictures encoded in them (choice)."""
+"""How many rows of a part are checked with the pictures encoded in them (choice)."""
 
 
 def check_rows(
     parts: Sequence[Rows], fields: Fields, image_folder: Path | None, foreign: bool = False
 ) -> None:
-    """Raise `DataError` for the first row that cannot be used, for a picture that is not there and
-    for an id that is there twice. No picture is decoded. `foreign` as in `check_picture`."""
+    """Raise `DataError` for the first row that cannot be used, a missing picture or a repeated id.
+
+    No picture is decoded. `foreign` is as in `check_picture`.
+    """
     seen: dict[str, str] = {}
     for part, index in _places(parts):
         pictures = index < WHOLE or not part.encoded

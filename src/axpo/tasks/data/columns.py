@@ -1,4 +1,4 @@
-"""Where a row of a data set holds what."""
+"""The settings of which column of a data set holds which field."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ OneOrMore = Annotated[
 
 
 class ColumnSettings(Section):
-    """Which column of the data holds a field; the values of several are put together.
+    """Which column of the data holds a field; the values of several columns are put together.
 
-    `outer.inner` looks inside a column, `list.0` and `list.-1` take one element of a list.
+    `outer.inner` looks inside a column; `list.0` and `list.-1` take one element of a list.
     """
 
     id: str = "id"
-    """Unique name of a question; the row's place where the data has none."""
+    """The unique name of a question; if the data has none, the row's place."""
     question: str = "question"
-    """Text; `<image>` or `<image1>` places a picture, which else stands before it."""
+    """The text; `<image>` or `<image1>` places a picture, which otherwise stands before the
+    text."""
     images: OneOrMore = ("images",)
-    """Picture or list of pictures: path, bytes, base64, or {bytes, path}; may be missing."""
+    """A picture or a list of pictures: path, bytes, base64, or {bytes, path}; may be missing."""
     answer: OneOrMore = ("answer",)
-    """The truth, or a list of truths each of which is right."""
+    """The truth, or a list of truths of which each is right."""
     options: OneOrMore = ("options",)
-    """Options of a multiple choice, listed below the question; may be missing."""
+    """The options of a multiple choice, which are listed below the question; may be missing."""
     grading: str = "grading"
     """The row's grader; may be missing (task.grading)."""
     demonstration: str = "demonstration"
     """A teacher's turns for SFT; may be missing."""
     cluster: str = "cluster"
-    """Name that dependent questions share (several on one picture): intervals resample them
+    """The name that dependent questions share (several on one picture): intervals resample them
     together; may be missing."""
     provenance: str = "provenance"
-    """Where the question comes from; where it is missing, the row's place stands for it."""
+    """Where the question comes from; if it is missing, the row's place stands for it."""
     meta: OneOrMore = ("meta",)
-    """What goes along into the trajectory trees; may be missing."""
+    """Further values that are stored in the trajectory trees; may be missing."""

@@ -1,4 +1,4 @@
-"""From a row of a data set to a question's fields, by the settings' columns.
+"""Reads a question's fields from a row of a data set, by the columns in the settings.
 
 A row is a dict as it was read (JSON, Arrow). A value that cannot be used raises `DataError` with
 the row's place, the setting and the column.
@@ -24,7 +24,7 @@ from axpo.wording import in_short
 Row = Mapping[str, Any]
 REQUIRED = ("question", "answer")
 NOTICED = ("images", "options", "demonstration")
-"""Fields whose loss to a slip in a name would go unnoticed."""
+"""Fields that a misspelt name would lose unnoticed."""
 _PLACEHOLDER = re.compile(r"<image ?(\d*)>")
 _LABEL = r"^\s*\(?{letter}(?:[.:)]|\s*$)"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -33,7 +33,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A row's fields: the question with a `<image>` where each picture stands (or none), its
+    """The fields of a row: the question with a `<image>` where each picture stands (or none), its
     pictures as the row holds them, and all right answers."""
 
     place: str
@@ -50,17 +50,17 @@ class Record:
 
 
 class Fields:
-    """Reads rows by `columns`; `grading` is for rows that name no grader."""
+    """Reads rows by `columns`; `grading` is the grader of rows that name none."""
 
     def __init__(self, columns: ColumnSettings, grading: str | None) -> None:
         self._columns = columns
         self._grading = grading
 
     def top_level(self, there: Sequence[str], source: object) -> list[str]:
-        """The columns of `there`, those of `source`, that are read.
+        """Those of the columns `there`, which `source` has, that are read.
 
-        Raises `DataError` where one is missing, or where one has nearly the name of a field that
-        is missing.
+        Raises `DataError` if a column is missing, or if a column has nearly the name of a missing
+        field.
         """
         read: list[str] = []
         for field, paths in _paths(self._columns).items():
@@ -82,7 +82,7 @@ class Fields:
         return list(dict.fromkeys(read))
 
     def only_pictures(self, column: str) -> bool:
-        """Whether nothing but pictures is read from a column."""
+        """Whether only pictures are read from the column."""
         readers = {
             field
             for field, paths in _paths(self._columns).items()
@@ -91,7 +91,7 @@ class Fields:
         return readers == {"images"}
 
     def read(self, row: Row, place: str, pictures: bool = True) -> Record:
-        """The row's fields; without `pictures` its pictures are left alone.
+        """The fields of the row; without `pictures` its pictures are not looked at.
 
         Raises `DataError` for a value that cannot be used.
         """
@@ -125,7 +125,7 @@ class Fields:
         )
 
     def _one(self, row: Row, path: str, place: str) -> Any:
-        """The value at `path`, None where the row has no such column."""
+        """The value at `path`; None if the row has no such column."""
         if path in row:
             return row[path]
         value: Any = row
@@ -140,12 +140,12 @@ class Fields:
         return value
 
     def _maybe(self, row: Row, path: str, place: str, field: str) -> str | None:
-        """The text at `path`, None where the row has none."""
+        """The text at `path`; None if the row has none."""
         value = self._one(row, path, place)
         return None if value is None else _text(value, f"{place}: {field}")
 
     def _several(self, row: Row, paths: Sequence[str], place: str) -> Any:
-        """The value of a single column, or a list of those of several."""
+        """The value of one column, or the list of the values of several."""
         values = [self._one(row, path, place) for path in paths]
         return values[0] if len(values) == 1 else values
 
@@ -166,7 +166,7 @@ def _paths(columns: ColumnSettings) -> dict[str, tuple[str, ...]]:
 
 
 def _column(path: str, there: Sequence[str]) -> str | None:
-    """The column that `path` begins with; a column's own name may have dots in it."""
+    """The column that `path` begins with; the name of a column may itself have dots."""
     return next((name for name in (path, path.partition(".")[0]) if name in there), None)
 
 
@@ -180,7 +180,7 @@ def _step(value: Any, part: str) -> Any:
 
 
 def _text(value: Any, what: str) -> str:
-    """A text, or a number as text; never empty."""
+    """The value as a text that is not empty; a number becomes text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
@@ -198,7 +198,7 @@ def _text(value: Any, what: str) -> str:
 def _place_pictures(
     question: str, images: tuple[Any, ...], what: str
 ) -> tuple[str, tuple[Any, ...]]:
-    """`question` with plain placeholders, and the pictures in the order of their places."""
+    """The question with plain placeholders, and the pictures in the order of their places."""
     marks = _PLACEHOLDER.findall(question)
     if not marks:
         return question, images
@@ -213,7 +213,7 @@ def _place_pictures(
 
 
 def _options(value: Any, what: str) -> tuple[str, ...]:
-    """The options' texts in the order of their letters."""
+    """The texts of the options in the order of their letters."""
     if isinstance(value, Mapping):
         value = {letter: text for letter, text in value.items() if text is not None}
         if list(value) != list(LETTERS[: len(value)]):
@@ -228,7 +228,7 @@ def _options(value: Any, what: str) -> tuple[str, ...]:
 
 
 def _answers(value: Any, options: Sequence[str], what: str) -> tuple[str, ...]:
-    """All right answers, as letters where there are options."""
+    """All right answers, as letters if there are options."""
     values = [one for column in _as_list(value) for one in _as_list(column) if one is not None]
     found = tuple(dict.fromkeys(_answer(one, options, what) for one in values))
     if not found:
@@ -260,17 +260,13 @@ def _answer(value: Any, options: Sequence[str], what: str) -> str:
 
 
 def _listed(question: str, options: Sequence[str]) -> str:
-    """The options below the question, each after its letter unless it says it itself."""
+    """The question with its options below it, each after its letter unless the option begins with
+    it."""
     if all(option.strip() == letter for letter, option in zip(LETTERS, options, strict=False)):
         return question  # they are in the picture
-    labelled = all(
-        re.match(_LABEL.format(letter=letter), option)
-        for letter, option in zip(LETTERS, options, strict=False)
-    )
-    lines = [
-        option if labelled else f"{letter}. {option}"
-        for letter, option in zip(LETTERS, options, strict=False)
-    ]
+    lettered = list(zip(LETTERS, options, strict=False))
+    labelled = all(re.match(_LABEL.format(letter=letter), option) for letter, option in lettered)
+    lines = options if labelled else [f"{letter}. {option}" for letter, option in lettered]
     return "\n".join([question, *lines])
 
 

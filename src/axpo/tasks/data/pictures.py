@@ -1,7 +1,7 @@
-"""From what a row holds for a picture to the file or bytes that it is read from.
+"""Finds the file or the bytes of a picture from what a row holds for it.
 
-A row's pictures are foreign input, which `axpo.pictures` reads with care. Nothing is fetched from
-a network.
+The pictures of a row are foreign input, which `axpo.pictures` reads with care. Nothing is fetched
+from a network.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from axpo.wording import in_short
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
 _BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
-"""How base64 of JPEG, PNG, WEBP, GIF, BMP and TIFF begins."""
+"""The beginnings of JPEG, PNG, WEBP, GIF, BMP and TIFF in base64."""
 _SHORTEST = 64
-"""Characters below which a text is a path even if it begins like base64."""
+"""A text with fewer characters is a path even if it begins like base64."""
 
 
 def flat(value: Any) -> list[Any]:
-    """The pictures in a cell: one, a list of them or none; empty places are left out."""
+    """The pictures in a cell: one, a list or none; empty places are left out."""
     values = value if isinstance(value, list | tuple) else [value]
     return [one for one in values if one is not None and one != ""]
 
 
 def check_picture(value: Any, folder: Path, place: str, foreign: bool = False) -> None:
-    """Raise `DataError` for what can be told without reading the picture: no file, an address.
+    """Raise `DataError` for what is wrong before the picture is read: no such file, or an address.
 
-    Rows of a `foreign` data set may name files below `folder` only: any other would bring the
-    user's own pictures into the run.
+    The rows of a `foreign` data set may name only files below `folder`: any other file would bring
+    the user's own pictures into the run.
     """
     source = _source(value, folder, place, foreign)
     if isinstance(source, Path) and not _is_file(source):
@@ -49,8 +49,8 @@ def check_picture(value: Any, folder: Path, place: str, foreign: bool = False) -
 def open_pictures(
     values: Sequence[Any], folder: Path, place: str, foreign: bool = False
 ) -> tuple[Image.Image, ...]:
-    """Decode all, as `check_picture` allows; raises `DataError` that names `place` and the
-    picture."""
+    """Decode all pictures; raises `DataError` as `check_picture` does, and for unreadable
+    pictures."""
     return tuple(_open(_source(value, folder, place, foreign), place) for value in values)
 
 

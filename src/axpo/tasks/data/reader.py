@@ -1,4 +1,4 @@
-"""Reads the data set that a recipe names: a split's rows as examples."""
+"""Reads the data set that a recipe names: the rows of a split as examples."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from axpo.tasks.data.check import check_rows
 from axpo.tasks.data.fields import Fields, Row
 from axpo.tasks.data.pictures import open_pictures
 from axpo.tasks.data.rows import Rows
-from axpo.tasks.data.sources import Files, Hub, Source
-from axpo.tasks.data.stream import Stream
+from axpo.tasks.data.sources import Files, Hub
+from axpo.tasks.data.stream import RowStream
 from axpo.tasks.data.task import DataTask
 
 
@@ -28,16 +28,16 @@ class Reader:
         self._fields = Fields(settings.columns, settings.grading)
         self._pictures = Path(settings.image_folder) if settings.image_folder else None
         self._foreign = settings.hub is not None
-        self._source: Source
+        self._source: Files | Hub
         if settings.hub is not None:
             self._source = Hub(settings.hub, settings.subset, settings.revision, self._fields)
         else:
             self._source = Files(settings.path, self._fields)
         self._parts: dict[str, list[Rows]] = {}
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, RowStream] = {}
 
     def size(self, split: str) -> int | None:
-        """Number of examples, None where the split is streamed."""
+        """The number of examples; None if the split is streamed."""
         if split in self._settings.streaming:
             return None
         return sum(len(part) for part in self._split(split))
@@ -45,7 +45,7 @@ class Reader:
     def example(self, split: str, index: int) -> Example:
         """The `index`-th row; raises `IndexError` past the end.
 
-        Of a streamed split the row that stands at `index % EPOCH` in the order of seed
+        In a streamed split it is the row at position `index % EPOCH` in the order of seed
         `index // EPOCH`.
         """
         if split in self._settings.streaming:
@@ -60,7 +60,7 @@ class Reader:
         return self._example(part.row(inner), part.place(inner), part.folder)
 
     def fingerprint(self, split: str) -> str:
-        """Of the rows' files, in order; empty where the split is streamed."""
+        """A digest of the rows' files in order; empty if the split is streamed."""
         if split in self._settings.streaming:
             return ""
         parts = "/".join(part.fingerprint for part in self._split(split))
@@ -83,7 +83,7 @@ class Reader:
         )
 
     def _place(self, place: str) -> str:
-        """A row's place as its provenance: of the Hub with the revision that the settings name."""
+        """A row's place as its provenance, with the settings' revision of a data set of the Hub."""
         revision = self._settings.revision
         return place if revision is None else f"{place}, revision {revision}"
 
@@ -94,10 +94,10 @@ class Reader:
             self._parts[split] = parts
         return self._parts[split]
 
-    def _stream(self, split: str) -> Stream:
+    def _stream(self, split: str) -> RowStream:
         if split not in self._streams:
             shards = self._source.shards(self._name_of(split))
-            self._streams[split] = Stream(shards, self._settings.window)
+            self._streams[split] = RowStream(shards, self._settings.window)
         return self._streams[split]
 
     def _name_of(self, split: str) -> str:

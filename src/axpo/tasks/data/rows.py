@@ -1,9 +1,9 @@
 """A split's rows by number, from files or from the Hub, whatever their size.
 
-Nothing is held in memory whole. A JSONL file is an index of where its lines begin. A Parquet file
-cannot be read by row (a row group may be the whole file), so the columns that are used are copied
-once, a few rows at a time, to an Arrow file in the cache folder, which is memory-mapped; `datasets`
-does the same with what it loads from the Hub.
+No file but a .json array is held in memory as a whole. A JSONL file is an index of where its lines
+begin. A Parquet file cannot be read by row (a row group may be the whole file), so the columns that
+are used are copied once, a few rows at a time, to an Arrow file in the cache folder, which is
+memory-mapped; `datasets` does the same with what it loads from the Hub.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,42 +25,51 @@ from axpo.tasks.base import DataError
 from axpo.tasks.data.fields import Fields, Row
 
 BATCH = 64
-"""Rows of a batch in the Arrow copy, and rows that are copied at a time."""
+"""How many rows a batch of the Arrow copy has, and how many rows are copied at a time."""
 BUFFER = 1 << 20
 Batches = Iterable[pa.RecordBatch | pa.Table]
 
 
-class Rows(Protocol):
-    """Rows by number, from 0."""
+class Rows(ABC):
+    """Rows by number, from 0.
 
-    name: str
-    folder: Path
-    """Where relative paths of pictures start."""
-    encoded: bool
-    """Whether there are encoded pictures, which `texts` leaves out."""
+    Relative paths of pictures start at `folder`. `encoded` says whether there are encoded pictures,
+    which `texts` leaves out. `fingerprint` tells one content of the rows from another (the files of
+    pictures that they name are not part of it).
+    """
+
+    encoded = False
     fingerprint: str
-    """Tells one content of the rows from another (files of pictures that they name left out)."""
 
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def row(self, index: int) -> Row: ...
+    @abstractmethod
+    def row(self, index: int) -> Row:
+        """The row with this number."""
 
     def texts(self, index: int) -> Row:
-        """As `row` without encoded pictures, which is much less to read."""
-        ...
+        """The row without encoded pictures, which is much less to read."""
+        return self.row(index)
 
     def place(self, index: int) -> str:
         """Where the row stands, for a reader."""
-        ...
+        return f"{self.name} row {index}"
+
+    def check(self) -> None:
+        """Raise `DataError` if there are no rows."""
+        if not len(self):
+            raise DataError(f"{self.name}: no rows; expected at least one")
 
 
-class JsonLines:
+class JsonLines(Rows):
     """The lines of a .jsonl file."""
 
-    encoded = False
-
     def __init__(self, path: Path, fields: Fields) -> None:
-        self.name, self.folder = str(path), path.parent
+        super().__init__(str(path), path.parent)
         self._path = path
         self._starts = array("q")
         self._numbers = array("q")
@@ -72,7 +82,7 @@ class JsonLines:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: {error}") from error
         self.fingerprint = digest.hexdigest()
-        check_some(self)
+        self.check()
         fields.top_level(list(names), path)
 
     def __len__(self) -> int:
@@ -83,14 +93,11 @@ class JsonLines:
             file.seek(self._starts[index])
             return json.loads(file.readline())
 
-    def texts(self, index: int) -> Row:
-        return self.row(index)
-
     def place(self, index: int) -> str:
         return f"{self._path}:{self._numbers[index]}"
 
     def _index(self) -> Iterator[tuple[Row, bytes]]:
-        """Note where each line begins; gives them parsed and as they are, one after another."""
+        """Note where each line begins; yields each line parsed and as it is."""
         start = 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -102,13 +109,11 @@ class JsonLines:
                 start += len(line)
 
 
-class JsonArray:
+class JsonArray(Rows):
     """The elements of the array in a .json file, which is read whole."""
 
-    encoded = False
-
     def __init__(self, path: Path, fields: Fields) -> None:
-        self.name, self.folder = str(path), path.parent
+        super().__init__(str(path), path.parent)
         try:
             content = path.read_bytes()
             rows = _parse(content, self.name)
@@ -118,7 +123,7 @@ class JsonArray:
         if not isinstance(rows, list):
             raise DataError(f"{path}: got {type(rows).__name__}, expected an array of objects")
         self._rows = [_object(row, self.place(index)) for index, row in enumerate(rows)]
-        check_some(self)
+        self.check()
         fields.top_level(list(dict.fromkeys(name for row in self._rows for name in row)), path)
 
     def __len__(self) -> int:
@@ -127,25 +132,19 @@ class JsonArray:
     def row(self, index: int) -> Row:
         return self._rows[index]
 
-    def texts(self, index: int) -> Row:
-        return self.row(index)
 
-    def place(self, index: int) -> str:
-        return f"{self.name} row {index}"
-
-
-class ArrowRows:
-    """Rows of Arrow batches that are memory-mapped: a Parquet file's copy."""
+class ArrowRows(Rows):
+    """Rows of memory-mapped Arrow batches: the copy of a Parquet file."""
 
     def __init__(self, path: Path, fields: Fields) -> None:
-        self.name, self.folder = str(path), path.parent
+        super().__init__(str(path), path.parent)
         columns = parquet_columns(path, fields)
         self._file = pa.ipc.open_file(pa.memory_map(str(arrow_copy(path, columns))))
         self._size = pq.read_metadata(path).num_rows
         self.fingerprint = _footer(path)
         self._texts = _texts(self._file.schema, fields)
         self.encoded = len(self._texts) < len(columns)
-        check_some(self)
+        self.check()
 
     def __len__(self) -> int:
         return self._size
@@ -158,15 +157,12 @@ class ArrowRows:
         batch, place = divmod(index, BATCH)
         return self._file.get_batch(batch).select(self._texts).slice(place, 1).to_pylist()[0]
 
-    def place(self, index: int) -> str:
-        return f"{self.name} row {index}"
 
-
-class HubRows:
+class HubRows(Rows):
     """A split that `datasets` has prepared on this machine (`datasets.Dataset`)."""
 
     def __init__(self, data: Any, name: str, folder: Path, fields: Fields) -> None:
-        self.name, self.folder = name, folder
+        super().__init__(name, folder)
         columns = fields.top_level(data.column_names, name)
         # As Arrow: pictures stay encoded, to be decoded as those of every other source.
         self._data = data.select_columns(columns).with_format("arrow")
@@ -174,7 +170,7 @@ class HubRows:
         texts = _texts(self._data.features.arrow_schema, fields)
         self.encoded = len(texts) < len(columns)
         self._texts = self._data.select_columns(texts)
-        check_some(self)
+        self.check()
 
     def __len__(self) -> int:
         return len(self._data)
@@ -184,15 +180,6 @@ class HubRows:
 
     def texts(self, index: int) -> Row:
         return self._texts[index].to_pylist()[0]
-
-    def place(self, index: int) -> str:
-        return f"{self.name} row {index}"
-
-
-def check_some(rows: Rows) -> None:
-    """Raise `DataError` where there are no rows."""
-    if not len(rows):
-        raise DataError(f"{rows.name}: no rows; expected at least one")
 
 
 def parquet_columns(path: Path, fields: Fields) -> list[str]:
@@ -204,8 +191,8 @@ def parquet_columns(path: Path, fields: Fields) -> list[str]:
 
 
 def _footer(path: Path) -> str:
-    """A digest of a Parquet file's size and footer, which says where every column chunk lies, how
-    long it is and between which values: hashing pictures of many gigabytes would take minutes."""
+    """A digest of a Parquet file's size and footer. The footer says where every column chunk lies,
+    how long it is and which values it spans; hashing gigabytes of pictures would take minutes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - 8))
@@ -215,13 +202,14 @@ def _footer(path: Path) -> str:
 
 
 def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """A Parquet file from beginning to end, `BATCH` rows at a time, a page a column in memory."""
+    """A Parquet file from beginning to end, `BATCH` rows at a time, with one page per column in
+    memory."""
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
         yield from file.iter_batches(BATCH, columns=list(columns), use_threads=False)
 
 
 def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
-    """The Arrow copy of a Parquet file's `columns`, made where there is none of this version."""
+    """The Arrow copy of a Parquet file's `columns`, made if there is none of this version."""
     about = path.stat()
     key = [str(path.resolve()), about.st_size, about.st_mtime_ns, list(columns), BATCH]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
@@ -246,7 +234,7 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
 
 
 def chunks(batches: Batches, size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size`; the last may be smaller."""
+    """The same rows in tables of `size` rows; the last may be smaller."""
     held: list[pa.Table] = []
     count = 0
     for batch in batches:
@@ -267,7 +255,7 @@ def _plain(column: pa.Field) -> pa.Field:
 
 
 def _texts(schema: pa.Schema, fields: Fields) -> list[str]:
-    """Names of the columns that are read for more than encoded pictures."""
+    """The names of the columns that are read for more than encoded pictures."""
     return [
         column.name
         for column in schema

@@ -1,4 +1,7 @@
-"""Where a split's rows come from: files that a pattern names, or `datasets` and the Hub."""
+"""The sources of a split's rows: files that a pattern names, or `datasets` and the Hub.
+
+A split is named as the data names it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import glob
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from axpo.config import ConfigError
 from axpo.config.extras import require
@@ -33,21 +36,9 @@ SUFFIXES: dict[str, Callable[[Path, Fields], Rows]] = {
 }
 
 
-class Source(Protocol):
-    """A data set; a split is named as the data names it."""
-
-    def rows(self, split: str) -> list[Rows]:
-        """The split's parts, by number."""
-        ...
-
-    def shards(self, split: str) -> list[Shard]:
-        """The split's parts, as they arrive."""
-        ...
-
-
 class Files:
-    """The files that `task.path` names; `{split}` in a name is replaced, `*` is a pattern, and
-    "sample" stands for the rows that ship."""
+    """The files that `task.path` names: `{split}` in a name is replaced, `*` is a pattern, and
+    "sample" stands for the shipped rows."""
 
     def __init__(self, patterns: Sequence[str], fields: Fields) -> None:
         self._patterns = [FILES if pattern == NAME else pattern for pattern in patterns]
@@ -59,16 +50,18 @@ class Files:
                     f"task.path: {pattern!r}, expected a file's name with {names}, or {NAME!r}"
                 )
             if not _matches(pattern, "*"):
-                names = " (a file a split: train, sft, test)" if "{split}" in pattern else ""
+                names = " (one file per split: train, sft, test)" if "{split}" in pattern else ""
                 raise NoDataError(
                     f"{pattern}: no such file{names}; docs/data.md says what rows are, and "
                     f"task.path={NAME} takes 20 that ship"
                 )
 
     def rows(self, split: str) -> list[Rows]:
+        """The split's parts, by number."""
         return [SUFFIXES[path.suffix](path, self._fields) for path in self._files(split)]
 
     def shards(self, split: str) -> list[Shard]:
+        """The split's parts, as they arrive."""
         return [self._shard(path) for path in self._files(split)]
 
     def _shard(self, path: Path) -> Shard:
@@ -94,7 +87,7 @@ class Files:
 
 
 def _matches(pattern: str, split: str) -> list[Path]:
-    """The files of a pattern in order; brackets stand for themselves."""
+    """The files of a pattern, sorted; brackets stand for themselves."""
     plain = glob.escape(pattern).replace("[*]", "*").replace("[?]", "?").replace("{split}", split)
     return [Path(name) for name in sorted(glob.glob(plain))]  # noqa: PTH207 (absolute patterns)
 
@@ -114,10 +107,12 @@ class Hub:
         self._errors = (OSError, ValueError, DatasetsError)
 
     def rows(self, split: str) -> list[Rows]:
+        """The split's only part, by number."""
         data = self._load(split, streaming=False)
         return [HubRows(data, f"{self._id} {split}", self._folder, self._fields)]
 
     def shards(self, split: str) -> list[Shard]:
+        """The split's parts, as they arrive."""
         name = f"{self._id} {split}"
         data = self._load(split, streaming=True)
         names = data.column_names or list(next(iter(data), {}))  # JSON tells with its first row

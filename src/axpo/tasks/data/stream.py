@@ -1,11 +1,11 @@
 """A split's rows as they arrive, in an order that depends on nothing but the seed.
 
-Shards (files, or what `datasets` calls so) come in a new seeded order each epoch, and their rows
-pass through a window: so many rows are held, shuffled by the seed and given out before the next
-ones are read. Which row stands at a position is then a pure function of data, window, seed and
-position. A run that goes on reads past what it has had (no picture is decoded, no row becomes
+Shards (files, or what `datasets` calls shards) come in a new seeded order each epoch, and their
+rows pass through a window: a number of rows is held, shuffled by the seed and given out before the
+next ones are read. So the row at a position is a pure function of data, window, seed and position.
+A run that goes on reads past the rows that it has had (no picture is decoded, no row becomes
 Python's) and needs no state in its checkpoints. A shuffle buffer, which draws a row and replaces
-it, mixes as far and could not be resumed so: its contents are the state.
+it, mixes as far but could not be resumed in this way: its contents are the state.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from axpo.tasks.data.rows import Batches, chunks
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of a split: its `name` for a reader and in ids, its rows from the beginning, and the
-    folder that relative paths of pictures start from."""
+    """A part of a split: its `name` for a reader and in ids, a function that reads its rows from
+    the beginning, and the folder where relative paths of pictures start."""
 
     name: str
     open: Callable[[], Batches]
@@ -35,8 +35,8 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows of a shard from number `start` on, the order they are given out in, and the position
-    of the first of them."""
+    """Rows of a shard from number `start` on, the order in which they are given out, and the
+    position of the first of them."""
 
     shard: Shard
     start: int
@@ -46,12 +46,13 @@ class Window:
 
     @property
     def end(self) -> int:
-        """The position after the last of them."""
+        """The position after the last row."""
         return self.position + len(self.order)
 
 
-class Stream:
-    """Rows by position in a seed's endless order; forward is cheap, back starts again."""
+class RowStream:
+    """Rows by position in a seed's endless order; going forward is cheap, going back starts
+    again."""
 
     def __init__(self, shards: Sequence[Shard], size: int) -> None:
         self._shards = shards
@@ -63,7 +64,7 @@ class Stream:
         self._window: Window | None = None
 
     def row(self, position: int, seed: int) -> tuple[Row, str, Path]:
-        """The row at `position` (from 0) of the seed's order, its place, and its shard's folder."""
+        """The row at `position` (from 0) in the seed's order, its place, and its shard's folder."""
         window = self._window
         if window is None or seed != self._seed or position < window.position:
             self._seed, self._reader[:] = seed, [_read(self._shards, self._size, seed)]
@@ -77,7 +78,7 @@ class Stream:
 
 
 def _read(shards: Sequence[Shard], size: int, seed: int) -> Iterator[Window]:
-    """One window after another, for ever."""
+    """One window after another, endlessly."""
     epoch, position = 0, 0
     while True:
         before = position

@@ -1,4 +1,4 @@
-"""The "data" task: a user's data set as examples."""
+"""The "data" task: the examples of a user's data set."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ if TYPE_CHECKING:
 
 
 class DataTask(Task):
-    """Questions of the data set at `path` or `hub`."""
+    """The questions of the data set at `path` or `hub`."""
 
     path: OneOrMore = ()
-    """Files of a data set, .jsonl, .json or .parquet: one or several, `*` allowed; `{split}` in a
-    name is replaced. "sample" stands for 20 rows that ship, to try a recipe with."""
+    """The files of a data set, .jsonl, .json or .parquet: one or several, with `*` as a pattern;
+    `{split}` in a name is replaced. "sample" stands for 20 shipped rows, to try a recipe with."""
     hub: str | None = None
-    """A data set's Hub id, or a folder laid out like one (extra "data")."""
+    """The Hub id of a data set, or a folder laid out like one (extra "data")."""
     subset: str | None = None
-    """Configuration of the data set at `hub`, where it has several."""
+    """The configuration of the data set at `hub`, if it has several."""
     revision: str | None = None
-    """Commit, tag or branch of the data set at `hub`; a commit makes a run repeatable."""
+    """The commit, tag or branch of the data set at `hub`; a commit makes a run repeatable."""
     splits: dict[str, str] = Field(default_factory=dict)
     """A split's name here ("train", "sft", "test") -> its name in the data, at `hub` also a slice
     such as "train[:500]"; the same name by default."""
     streaming: tuple[str, ...] = ()
-    """Splits that are read as they arrive, not copied to this machine first (Parquet and Hub)."""
+    """The splits that are read as they arrive, without a copy on this machine (Parquet and Hub)."""
     window: PositiveInt = 1000
-    """Rows of a streamed split that are held and shuffled at once."""
+    """How many rows of a streamed split are held and shuffled at once."""
     columns: ColumnSettings = ColumnSettings()
-    """Where a row of the data holds what."""
+    """Which column of the data holds which field."""
     grading: str | None = None
-    """Grader of rows that name none; by default "choice" for rows with options, else "exact"."""
+    """The grader of rows that name none; by default "choice" for rows with options, else
+    "exact"."""
     image_folder: str | None = None
-    """Folder that the data's image paths start from; its file's own by default."""
+    """The folder where the data's image paths start; by default the folder of its file."""
 
     @model_validator(mode="after")
     def _effective(self) -> DataTask:
@@ -60,16 +61,16 @@ class DataTask(Task):
         return self
 
     def check(self) -> None:
-        """Open the data set; raise `MissingError` where it or what reads it is not here."""
+        """Open the data set; raise `MissingError` if it, or a package that reads it, is missing."""
         _ = self._reader
 
     @property
     def streamed(self) -> tuple[str, ...]:
-        """The setting."""
+        """The splits that the settings stream."""
         return self.streaming
 
     def size(self, split: str) -> int | None:
-        """Number of rows, None where the split is streamed."""
+        """The number of rows; None if the split is streamed."""
         return self._reader.size(split)
 
     def example(self, split: str, index: int) -> Example:
@@ -77,7 +78,7 @@ class DataTask(Task):
         return self._reader.example(split, index)
 
     def fingerprint(self, split: str) -> str:
-        """Of the rows' files, in order; empty where the split is streamed."""
+        """A digest of the rows' files in order; empty if the split is streamed."""
         return self._reader.fingerprint(split)
 
     @cached_property

@@ -25,7 +25,7 @@ NUMBERS = range(12, 32)
 
 
 def is_known_product(digit: int, number: int) -> bool:
-    """Whether the base model knows it by heart."""
+    """Whether the base model knows the product by heart."""
     return is_known(f"{digit} x {number}")
 
 
@@ -34,12 +34,13 @@ def make_number(easy: bool, digit: int, rng: random.Random) -> int:
     return rng.choice([n for n in NUMBERS if is_known_product(digit, n) is easy])
 
 
-def question(number: int) -> str:
+def product_question(number: int) -> str:
+    """The question for the product of the digit and `number`."""
     return f"{words.ASK_VALUE}{TARGET}{words.ASK_TIMES}{number}?"
 
 
 def formula(digit: int, number: int, operator: str = words.TIMES) -> str:
-    """As code."""
+    """The product, or what another operator makes, as code."""
     return f"{digit}{operator}{number}"
 
 
@@ -49,11 +50,14 @@ def python_turn(thinking: str, code: str) -> str:
     return call_turn(thinking + words.CALCULATE, call)
 
 
-def demonstration(
+def product_demonstration(
     scene: Scene, number: int, rng: random.Random, settings: TeacherSettings
 ) -> list[str]:
-    """The policy turns of one trajectory. The wrong call adds where it should multiply; a product
-    that is not known by heart is taken for the next one."""
+    """The policy turns of one trajectory.
+
+    A wrong call adds where it should multiply; a product that is not known by heart is mistaken for
+    the next one.
+    """
     digit = scene.target.digit
     easy = is_known_product(digit, number)
     if not settings.calls(easy, rng):

@@ -1,6 +1,6 @@
 """The lab's scripted critic: what a judge who sees the scene would say of an attempt.
 
-It never tells the answer: only whether the attempt was right and, if not, where to look.
+It never gives the answer away: it says whether the attempt was right and, if not, where to look.
 """
 
 from __future__ import annotations

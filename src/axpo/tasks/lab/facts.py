@@ -1,10 +1,10 @@
-"""The lab's facts: a code for each digit in each place, as the corpus in `data/` tells them.
+"""The lab's facts: a code for each digit in each place, which the corpus in `data/` holds.
 
-Owns what can be looked up, and what is common knowledge: of the codes and of the products with a
-digit the base model has learned most by heart (`is_known`), as a model knows what its pretraining
-held; which ones cannot be told from the question. Places are split like pictures: what has to be
-looked up in "val" and "test" is answered by documents that no training question needed. A third of
-the facts take two hops: the document names another place and digit to look up.
+Owns what can be looked up, and what is common knowledge. The base model has learned most of the
+codes and of the products by heart (`is_known`), as a model knows what its pretraining held; the
+question does not show which. Places are split like pictures: the lookups of "val" and "test" are
+answered by documents that no training question needed. A third of the facts take two hops: their
+document names another place and digit to look up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from axpo.tasks.lab.pictures import SPLITS, Split
 
 KNOWN_SHARE = 0.62
-"""Of the questions, those that need no tool: so many that some no-tool rollout succeeds on three
+"""The share of questions that need no tool. With it some no-tool rollout succeeds on three
 questions of four, as in the paper's gap."""
 PLACES: dict[Split, tuple[str, ...]] = {
     "train": (
@@ -35,7 +35,7 @@ ALL_PLACES = tuple(place for split in SPLITS for place in PLACES[split])
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the corpus has about a digit in a place: a two-digit `code`, or where to look next."""
+    """The corpus's entry for a digit in a place: a two-digit `code`, or where to look next."""
 
     place: str
     digit: int
@@ -44,10 +44,12 @@ class Entry:
 
     @property
     def title(self) -> str:
+        """The title of the document."""
         return key(self.place, self.digit)
 
     @property
     def text(self) -> str:
+        """The text of the document."""
         if self.next is not None:
             return f"{self.title} is {key(*self.next)}."
         return f"{self.title} has code {self.code}."
@@ -59,7 +61,7 @@ def key(place: str, digit: int) -> str:
 
 
 def is_known(fact: str) -> bool:
-    """Whether a fact, by its name, is one of those that the base model knows by heart."""
+    """Whether the base model knows the fact of this name by heart."""
     return zlib.crc32(f"known/{fact}".encode()) % 1000 < 1000 * KNOWN_SHARE
 
 
@@ -69,7 +71,7 @@ def is_direct(place: str, digit: int) -> bool:
 
 
 def entry(place: str, digit: int) -> Entry:
-    """The corpus's entry; where it sends on, the next one tells the code."""
+    """The entry of a digit in a place; if it names a next entry, that one tells the code."""
     rng = random.Random(f"lab-fact/{place}/{digit}")
     if is_direct(place, digit):
         return Entry(place, digit, rng.randrange(10, 100), None)
@@ -79,7 +81,7 @@ def entry(place: str, digit: int) -> Entry:
 
 
 def path(place: str, digit: int) -> list[Entry]:
-    """The entries that lead to the code, the one that tells it last."""
+    """The entries that lead to the code; the last one tells it."""
     found = [entry(place, digit)]
     while found[-1].next is not None:
         found.append(entry(*found[-1].next))
@@ -87,7 +89,7 @@ def path(place: str, digit: int) -> list[Entry]:
 
 
 def code(place: str, digit: int) -> int:
-    """What `path` leads to."""
+    """The code that `path` leads to."""
     found = path(place, digit)[-1].code
     assert found is not None
     return found

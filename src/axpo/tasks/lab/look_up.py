@@ -1,7 +1,7 @@
-"""*Look up*: a digit of the picture and a place of the question have a code that a corpus tells.
+"""*Look up*: the code that a corpus has for a digit in the picture and a place in the question.
 
 Owns its questions and demonstrations. Some codes are known by heart, the others need the
-`web_search` tool, once or, where the document sends on, twice.
+`web_search` tool: once or, if the document names another place, twice.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from axpo.tasks.lab.teacher import (
 
 
 def is_known_code(place: str, digit: int) -> bool:
-    """Whether the base model knows it by heart."""
+    """Whether the base model knows the code by heart."""
     return facts.is_known(facts.key(place, digit))
 
 
 def make_place(easy: bool, split: Split, digit: int, rng: random.Random) -> str:
-    """Any place where the digit's code is known by heart (easy), or one of the split's own where it
-    is not."""
+    """Any place where the digit's code is known by heart (easy), or one of the split's own places
+    where it is not."""
     places = facts.ALL_PLACES if easy else facts.PLACES[split]
     return rng.choice([place for place in places if is_known_code(place, digit) is easy])
 
 
-def question(place: str) -> str:
+def code_question(place: str) -> str:
+    """The question for the code of the digit in `place`."""
     return f"{words.ASK_CODE}{TARGET}{words.ASK_WHERE}{place}?"
 
 
@@ -50,11 +51,14 @@ def following(found: facts.Entry) -> str:
     return words.REFERS + facts.key(*found.next)
 
 
-def demonstration(
+def code_demonstration(
     scene: Scene, place: str, rng: random.Random, settings: TeacherSettings
 ) -> list[str]:
-    """The policy turns of one trajectory. The wrong call asks for the next digit, up or down; the
-    code that is not known by heart is taken for the next digit's."""
+    """The policy turns of one trajectory.
+
+    A wrong call asks for a digit one higher or lower; a code that is not known by heart is mistaken
+    for the next digit's.
+    """
     digit = scene.target.digit
     easy = is_known_code(place, digit)
     if not settings.calls(easy, rng):

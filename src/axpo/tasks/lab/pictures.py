@@ -1,7 +1,7 @@
-"""Scenes: a piece of a real photo with cards on it, each card a real handwritten digit.
+"""Scenes: a piece of a real photo with cards on it, each card with a real handwritten digit.
 
-Owns what a scene looks like, which digits and which photo regions belong to which split, and the
-definition of a hit. Photos and digits are scikit-learn's (in its wheel, no download). A scene is a
+Owns what a scene looks like, which digits and which photo regions belong to which split, and when a
+zoom shows a digit. Photos and digits are scikit-learn's (in its wheel, no download). A scene is a
 pure function of `(split, seed)`: the same numbers give the same pixels.
 
 One card has a red frame (the target), the others another colour and another digit. A card is
@@ -34,19 +34,20 @@ HARD_DIGIT_PX = (27, 31)
 GRID_COLUMNS, GRID_ROWS = 3, 2
 HELD_OUT_REGIONS = 2
 INK_MARGIN = 1
-Box = tuple[float, float, float, float]
+SceneBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Card:
-    """A card: `box` is its outer frame, `digit_box` the digit's ink, pixels (x1, y1, x2, y2)."""
+class SceneCard:
+    """A card: `box` is its outer frame and `digit_box` the digit's ink, in pixels (x1, y1, x2,
+    y2)."""
 
     colour: str
     digit: int
     digit_id: int
     easy: bool
-    box: Box
-    digit_box: Box
+    box: SceneBox
+    digit_box: SceneBox
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +55,12 @@ class Scene:
     """A picture, its cards (the target first), and where its background was cut from."""
 
     picture: Image.Image
-    cards: tuple[Card, ...]
+    cards: tuple[SceneCard, ...]
     region: int
 
     @property
-    def target(self) -> Card:
+    def target(self) -> SceneCard:
+        """The card that the question is about."""
         return self.cards[0]
 
 
@@ -78,14 +80,14 @@ def _photos() -> tuple[Image.Image, ...]:
 
 
 def split_of_digit(image: np.ndarray) -> Split:
-    """15 % test, 10 % val, 75 % train, by the hash of the digit's own pixels."""
+    """The split of a digit, by the hash of its pixels: 15 % test, 10 % val, 75 % train."""
     bucket = hashlib.sha256(np.asarray(image * 16, dtype=np.uint8).tobytes()).digest()[0] / 256
     return "test" if bucket < 0.15 else "val" if bucket < 0.25 else "train"
 
 
 @functools.cache
 def digit_ids(split: Split) -> tuple[tuple[int, ...], ...]:
-    """Ids of a split's handwritten digits, one tuple for each of the ten classes."""
+    """The ids of a split's handwritten digits, one tuple per class."""
     images, labels = _digits()
     ids: list[list[int]] = [[] for _ in range(10)]
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -95,9 +97,10 @@ def digit_ids(split: Split) -> tuple[tuple[int, ...], ...]:
 
 
 @functools.cache
-def regions() -> tuple[tuple[int, Box], ...]:
-    """Tiles of the two photos, `(photo, box)`: disjoint, so that splits share no background."""
-    tiles: list[tuple[int, Box]] = []
+def regions() -> tuple[tuple[int, SceneBox], ...]:
+    """The tiles of the two photos, `(photo, box)`, which are disjoint: splits share no
+    background."""
+    tiles: list[tuple[int, SceneBox]] = []
     for index, photo in enumerate(_photos()):
         width, height = photo.width // GRID_COLUMNS, photo.height // GRID_ROWS
         for column in range(GRID_COLUMNS):
@@ -109,7 +112,7 @@ def regions() -> tuple[tuple[int, Box], ...]:
 
 @functools.cache
 def region_ids(split: Split) -> tuple[int, ...]:
-    """A split's tiles: ordered by hash, two for test, two for val, the others for train."""
+    """The tiles of a split: ordered by hash, two for test, two for val, the others for train."""
     order = sorted(
         range(len(regions())), key=lambda i: hashlib.sha256(f"region-{i}".encode()).digest()
     )
@@ -122,7 +125,7 @@ def region_ids(split: Split) -> tuple[int, ...]:
 
 
 def photo_tile(region: int) -> Image.Image:
-    """A tile of the photos as it is."""
+    """A tile of the photos, unchanged."""
     photo, (left, top, right, bottom) = regions()[region]
     return _photos()[photo].crop((round(left), round(top), round(right), round(bottom)))
 
@@ -139,8 +142,8 @@ def _background(region: int, rng: random.Random) -> Image.Image:
     return picture
 
 
-def _ink(digit_id: int, size: int, rng: random.Random) -> tuple[Image.Image, Box]:
-    """The digit's ink as a mask of `size` pixels, tilted a little, and the box of its ink."""
+def _ink(digit_id: int, size: int, rng: random.Random) -> tuple[Image.Image, SceneBox]:
+    """The digit as a mask of `size` pixels, tilted a little, and the box of its ink."""
     image = Image.fromarray((_digits()[0][digit_id] * 255).astype(np.uint8))
     mask = image.resize((size, size), Image.Resampling.BICUBIC)
     mask = mask.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
@@ -149,7 +152,7 @@ def _ink(digit_id: int, size: int, rng: random.Random) -> tuple[Image.Image, Box
 
 
 def _place(sizes: list[int], rng: random.Random) -> list[tuple[int, int]]:
-    """Corners of cards of the given sizes that neither overlap nor touch."""
+    """Corners for cards of these sizes, which neither overlap nor touch."""
     while True:
         corners: list[tuple[int, int]] = []
         for size in sizes:
@@ -169,7 +172,7 @@ def _place(sizes: list[int], rng: random.Random) -> list[tuple[int, int]]:
 def _draw_card(
     picture: Image.Image, colour: str, digit: int, easy: bool, size: int, corner: tuple[int, int],
     split: Split, rng: random.Random,
-) -> Card:  # fmt: skip
+) -> SceneCard:  # fmt: skip
     x, y = corner
     digit_id = rng.choice(digit_ids(split)[digit])
     frame, pad = _frame(size)
@@ -184,16 +187,16 @@ def _draw_card(
     left, top = x + frame + pad, y + frame + pad
     picture.paste(tuple(rng.randint(0, 60) for _ in range(3)), (left, top), mask)
     digit_box = (left + ink[0], top + ink[1], left + ink[2], top + ink[3])
-    return Card(colour, digit, digit_id, easy, (x, y, x + outer, y + outer), digit_box)
+    return SceneCard(colour, digit, digit_id, easy, (x, y, x + outer, y + outer), digit_box)
 
 
 def _frame(size: int) -> tuple[int, int]:
-    """Width of a card's frame and of its white margin, for a digit of `size` pixels."""
+    """The widths of a card's frame and of its white margin for a digit of `size` pixels."""
     return max(5, size // 7), 2
 
 
 def make_scene(split: Split, seed: int, *, easy: bool | None = None) -> Scene:
-    """The scene of a seed: 2-3 cards of distinct colours and digits, each easy or hard."""
+    """The scene of a seed: 2 or 3 cards of distinct colours and digits, each easy or hard."""
     rng = random.Random(f"lab-scene/{split}/{seed}")
     region = rng.choice(region_ids(split))
     picture = _background(region, rng)
@@ -212,19 +215,19 @@ def make_scene(split: Split, seed: int, *, easy: bool | None = None) -> Scene:
     return Scene(picture, cards, region)
 
 
-def to_relative(box: Box) -> Box:
-    """Pixels of the picture to the 0-1000 scale of a zoom call."""
+def to_relative(box: SceneBox) -> SceneBox:
+    """A box in pixels, on the 0-1000 scale of a zoom call."""
     x1, y1, x2, y2 = (1000 * v / SIDE for v in box)
     return x1, y1, x2, y2
 
 
-def to_pixels(bbox: Box) -> Box:
-    """A zoom call's 0-1000 scale to pixels of the picture."""
+def to_pixels(bbox: SceneBox) -> SceneBox:
+    """A zoom call's box, which is on the 0-1000 scale, in pixels."""
     x1, y1, x2, y2 = (v * SIDE / 1000 for v in bbox)
     return x1, y1, x2, y2
 
 
-def shows(card: Card, bbox: Box) -> bool:
+def shows(card: SceneCard, bbox: SceneBox) -> bool:
     """Whether a zoom on `bbox` (0-1000) shows the card's digit: all its ink, at a readable size."""
     x1, y1, x2, y2 = to_pixels(bbox)
     a, b, c, d = card.digit_box
@@ -233,11 +236,6 @@ def shows(card: Card, bbox: Box) -> bool:
     return whole and max(x2 - x1, y2 - y1) <= 4 * max(c - a, d - b)
 
 
-def shown_card(scene: Scene, bbox: Box) -> Card | None:
-    """The card whose digit a zoom shows (the target before others), or None."""
+def shown_card(scene: Scene, bbox: SceneBox) -> SceneCard | None:
+    """The card whose digit a zoom shows (the target before others); None if it shows none."""
     return next((card for card in scene.cards if shows(card, bbox)), None)
-
-
-def is_hit(scene: Scene, bbox: Box) -> bool:
-    """A zoom hits when it shows the target's digit whole; anything less is a miss."""
-    return shows(scene.target, bbox)

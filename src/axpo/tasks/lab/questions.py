@@ -20,9 +20,9 @@ SFT_OFFSET = 2**40
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where an example stands: `pixels` is the split of its digits, photos and places; an `easy`
-    one needs no tool."""
+class Position:
+    """The position of an example. `pixels` is the split of its digits, photos and places; an `easy`
+    example needs no tool."""
 
     split: str
     index: int
@@ -32,55 +32,58 @@ class Place:
 
     @property
     def id(self) -> str:
+        """The example's id."""
         return f"lab-{self.split}-{self.index}"
 
     def random(self, of: str) -> random.Random:
+        """The example's own generator for one purpose."""
         return random.Random(f"lab-{of}/{self.split}/{self.seed}")
 
 
 def make(family: Family, split: str, index: int) -> Example:
-    """The `index`-th example of a split, of this family; the same numbers give the same example."""
+    """The `index`-th example of a split, from this family; the same numbers give the same
+    example."""
     pixels: Split = split if split == "val" or split == "test" else "train"
     seed = index + SFT_OFFSET * (split == "sft")
     easy = random.Random(f"lab-easy/{split}/{seed}").random() < facts.KNOWN_SHARE
-    example = MAKERS[family](Place(split, index, pixels, seed, easy))
+    example = MAKERS[family](Position(split, index, pixels, seed, easy))
     return replace(example, meta={**example.meta, "family": family})
 
 
-def _find(place: Place) -> Example:
+def _find(place: Position) -> Example:
     scene = make_scene(place.pixels, place.seed, easy=place.easy)
     rng = place.random("teacher")
     return _on_scene(
         place, scene, QUESTION, scene.target.digit,
-        lambda: teacher.demonstration(scene, rng, teacher.NOISY),
+        lambda: teacher.find_demonstration(scene, rng, teacher.NOISY),
     )  # fmt: skip
 
 
-def _calculate(place: Place) -> Example:
+def _calculate(place: Position) -> Example:
     scene = make_scene(place.pixels, place.seed, easy=True)
     digit = scene.target.digit
     number = calculate.make_number(place.easy, digit, place.random("number"))
     rng = place.random("teacher")
     return _on_scene(
-        place, scene, calculate.question(number), digit * number,
-        lambda: calculate.demonstration(scene, number, rng, teacher.NOISY_WRITING),
+        place, scene, calculate.product_question(number), digit * number,
+        lambda: calculate.product_demonstration(scene, number, rng, teacher.NOISY_WRITING),
     )  # fmt: skip
 
 
-def _look_up(place: Place) -> Example:
+def _look_up(place: Position) -> Example:
     scene = make_scene(place.pixels, place.seed, easy=True)
     digit = scene.target.digit
     where = look_up.make_place(place.easy, place.pixels, digit, place.random("place"))
     rng = place.random("teacher")
     example = _on_scene(
-        place, scene, look_up.question(where), facts.code(where, digit),
-        lambda: look_up.demonstration(scene, where, rng, teacher.NOISY_WRITING),
+        place, scene, look_up.code_question(where), facts.code(where, digit),
+        lambda: look_up.code_demonstration(scene, where, rng, teacher.NOISY_WRITING),
     )  # fmt: skip
     hops = len(facts.path(where, digit))
     return replace(example, meta={**example.meta, "hops": hops})
 
 
-def _recognise(place: Place) -> Example:
+def _recognise(place: Position) -> Example:
     rng = place.random("photo")
     where = rng.choice(recognise.shown_places())
     picture = recognise.picture(where, rng)
@@ -88,7 +91,7 @@ def _recognise(place: Place) -> Example:
 
 
 def _on_scene(
-    place: Place, scene: Scene, question: str, answer: int,
+    place: Position, scene: Scene, question: str, answer: int,
     demonstrate: Callable[[], list[str]],
 ) -> Example:  # fmt: skip
     return Example(
@@ -105,7 +108,7 @@ def _on_scene(
     )
 
 
-MAKERS: dict[Family, Callable[[Place], Example]] = {
+MAKERS: dict[Family, Callable[[Position], Example]] = {
     "find": _find,
     "calculate": _calculate,
     "look_up": _look_up,

@@ -1,7 +1,7 @@
 """*Recognise*: which place does a photo show? Only a gallery knows; its tool is `image_search`.
 
-Owns the photos of the places, which the gallery in `data/` holds, and the questions. For evaluation
-only: no training question and no demonstration needs the tool, so that an agent meets it unseen.
+Owns the photos of the places, which the gallery in `data/` holds, and the questions. They are for
+evaluation only: no training question and no demonstration needs the tool, so it is new to an agent.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from axpo.tasks.lab.pictures import SIDE, photo_tile, regions
 
 QUESTION = "Which place does the picture show?"
 JITTER = 0.01
-"""Share of a side that a question's picture lacks at most of the gallery's, at each edge."""
+"""The largest share of a side that is cut off the gallery's picture, at each edge."""
 CONTRAST = 8.0
-"""Least standard deviation of grey levels, of 255."""
+"""The least standard deviation of the grey levels (0 to 255)."""
 
 
 def photo(place: str) -> Image.Image:
@@ -41,5 +41,5 @@ def picture(place: str, rng: random.Random) -> Image.Image:
 
 @functools.cache
 def shown_places() -> tuple[str, ...]:
-    """The places whose photo shows more than a piece of sky."""
+    """The places whose photos show more than a piece of sky."""
     return tuple(p for p in ALL_PLACES if np.asarray(photo(p).convert("L")).std() >= CONTRAST)

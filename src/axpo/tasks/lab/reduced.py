@@ -1,4 +1,5 @@
-"""The lab where no Python can be run for it: without that tool and the family that needs it."""
+"""The lab on a machine without a sandbox: without the tool `python` and the family that needs
+it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The lab as a task.
 
 Owns the families and the splits: "train" and "sft" are endless, "val" and "test" are fixed sets.
-Families take turns from one example to the next.
+The families take turns from one example to the next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Family = Literal["find", "calculate", "look_up", "recognise"]
 
 
 class LabTask(Task):
-    """Questions of `families` in turn."""
+    """The questions of `families` in turn."""
 
     teacher: ClassVar[str] = "the lab's teacher errs on purpose"
 
@@ -36,14 +36,15 @@ class LabTask(Task):
         return self
 
     def check(self) -> None:
-        """Raise `MissingError` where scikit-learn, which has its digits and photos, is not here."""
+        """Raise `MissingError` if scikit-learn, which has the digits and photos, is not
+        installed."""
         require("sklearn", 'task.name = "lab"')
 
     def size(self, split: str) -> int | None:
-        """Number of examples; None where they never end.
+        """The number of examples; None if the split is endless.
 
-        Raises `UserError` for a split that is not there, and for one to train on with a family that
-        is for evaluation.
+        Raises `UserError` for an unknown split, and for a split to train on with a family that is
+        for evaluation only.
         """
         if split not in SIZES:
             raise UserError(f"the lab has no split {split!r}; expected one of {', '.join(SIZES)}")
@@ -64,7 +65,7 @@ class LabTask(Task):
         return make(self.families[index % len(self.families)], split, index)
 
     def critique(self, group: Group, attempt: Trajectory) -> str:
-        """What the scripted critic says of a scored attempt (`axpo.tasks.base.Critic`)."""
+        """The scripted critic's words on a scored attempt (`axpo.tasks.base.Critic`)."""
         from axpo.tasks.lab.critic import critique
 
         return critique(group, attempt)

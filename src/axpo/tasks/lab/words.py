@@ -1,8 +1,8 @@
-"""The lab's words: how its questions, its thinking and its calls are written.
+"""The lab's words: the phrases of its questions, its thinking and its calls.
 
-The base model's tokenizer has each of these phrases as one token, so that a lab prompt is some 40
-tokens in the real Qwen3-VL wire format. A change here needs a new base (`lab_base/`, in axpo's
-repository).
+The base model's tokenizer has each of these phrases as one token, so a lab prompt has about 40
+tokens in the real Qwen3-VL wire format. A change here needs a new base model (`lab_base/`, in
+axpo's repository).
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ FACT_NEXT = "** is "
 
 
 def code_phrase(code: str) -> str:
-    """Code as the `python` tool's arguments."""
+    """The arguments of a call of the `python` tool."""
     return CODE_OPEN + code + TEXT_CLOSE
 
 
 def query_phrase(query: str) -> str:
-    """A query as the `web_search` tool's arguments."""
+    """The arguments of a call of the `web_search` tool."""
     return QUERY_OPEN + query + TEXT_CLOSE
 
 
 def cell_phrase(row: int, column: int) -> str:
-    """How the thinking names a cell of the coarse `CELLS` x `CELLS` grid."""
+    """The thinking's name for a cell of the coarse `CELLS` x `CELLS` grid."""
     return f"row {row + 1}, column {column + 1}"
 
 
 def box_phrase(bbox: tuple[int, int, int, int]) -> str:
-    """A box as a call writes it, with the closing bracket."""
+    """A box as a call has it, with the closing bracket."""
     return ", ".join(str(v) for v in bbox) + "]"

@@ -1,6 +1,6 @@
-"""Draw the sample rows: `python -m axpo.tasks.sample.build`.
+"""Draws the sample rows of `src/axpo/tasks/sample/`: `python -m lab_base.sample`.
 
-Every picture is drawn here, with Pillow's own font, from a seed that is its row's name.
+Every picture is drawn with Pillow's own font, from a seed that is the name of its row.
 """
 
 from __future__ import annotations
