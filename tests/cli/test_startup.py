@@ -78,7 +78,7 @@ CHEAP = [
     (ALL, ["model.path=."], ["no checkpoint in it"]),
     (RUNS, ["rollout.tools=['zoom']", FIND[0]], ["unknown tool 'zoom'", "image_zoom_in_tool"]),
     (("sft",), ["task={name='data',path='no.jsonl'}"], ["no.jsonl: no such file", "=sample"]),
-    (("sft", "quickstart"), [*DATA, "task.path='{split}x.jsonl'"], ["a file a split"]),
+    (("sft", "quickstart"), [*DATA, "task.path='{split}x.jsonl'"], ["one file per split"]),
     (("eval",), [*DATA, "eval.split=val"], ["no file for split 'val'"]),
     (("eval",), [*FIND, "eval.split=valid"], ["'valid'", "train, sft, val, test"]),
     (("eval", "diagnose", "quickstart"), ["eval.samples=2"], ["eval.k: Pass@4", "eval.samples"]),

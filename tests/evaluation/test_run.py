@@ -95,7 +95,7 @@ def config(*changes: str) -> Config:
     return load_config(
         None,
         [
-            "task.name=test_evaluation_run:FiveQuestions",
+            "task.name=tests.evaluation.test_run:FiveQuestions",
             "eval.samples=4",
             "eval.k=2",
             "eval.prefix_samples=8",
