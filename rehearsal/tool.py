@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from PIL import Image
 
+from axpo.errors import ModelError
 from axpo.tools import tool
-from axpo.tools.base import ModelError, ToolContext
+from axpo.tools.base import ToolContext
 
 
 @tool

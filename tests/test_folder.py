@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from axpo.config import UserError
+from axpo.errors import UserError
 from axpo.evaluation.results import evaluated_groups
 from axpo.folder import VERSION, RunFolder, files_digest, read_json, whole_folder, write_whole
 from axpo.report.runs import RunView

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from axpo.errors import TreeError
 from axpo.pictures import picture_digest
 from axpo.store import load_groups, save_groups
 from axpo.tree import (
@@ -24,7 +25,6 @@ from axpo.tree import (
     StopReason,
     Stream,
     Trajectory,
-    TreeError,
 )
 from tests.support.groups import group as plain_group
 from tests.support.groups import grow, tools_and_plain

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from axpo.errors import TreeError
 from axpo.pictures import picture_digest
 from axpo.tree import (
     Branch,
@@ -21,7 +22,6 @@ from axpo.tree import (
     Segment,
     StopReason,
     Trajectory,
-    TreeError,
     cut_segments,
 )
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axpo import stopping
-from axpo.config import Config, ConfigError, MissingError, default_config
-from axpo.config.extras import require
+from axpo.config import Config, default_config
 from axpo.config.secrets import masked
+from axpo.errors import ConfigError, MissingError
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
+from axpo.extras import require
 from axpo.folder import RunFolder, read_json, write_whole
 from axpo.models.paths import model_path, show_path
 

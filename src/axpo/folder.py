@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from axpo.errors import UserError
+from axpo.errors import DiskError, UserError
 
 VERSION = 2
 """Of the folder's layout and of what its files hold; 1 are those that do not say so."""
@@ -214,10 +214,6 @@ def _lock(file: int, out: Path) -> None:
         ) from None
     os.ftruncate(file, 0)
     os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-
-
-class DiskError(UserError):
-    """A file could not be written; the message names it, the reason and what to do."""
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

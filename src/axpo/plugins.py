@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from axpo.errors import PluginError
+
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "algorithm": {
         "axpo": "axpo.algorithms.axpo:Axpo",
@@ -32,10 +34,6 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Section of a recipe -> the names that it takes beside "module:name"; the first is the default."""
-
-
-class PluginError(ValueError):
-    """A name that stands for nothing; the message says which part of it is wrong."""
 
 
 def default(kind: str) -> str:

@@ -22,7 +22,8 @@ from axpo.checks import (
     note_settings,
     undo_start,
 )
-from axpo.config import Config, ConfigError, UserError, load_config
+from axpo.config import Config, load_config
+from axpo.errors import ConfigError, StageError
 from axpo.folder import RunFolder, read_json
 from axpo.report.finding import finding_file
 from axpo.report.monitor import working
@@ -33,10 +34,6 @@ from axpo.tasks.lab.reduced import FAMILY, PYTHON, without_python
 COMMANDS = ("sft", "train", "eval", "diagnose")
 REPORT = "report"
 """The name of the last stage."""
-
-
-class StageError(UserError):
-    """A stage's process failed; the message holds the end of its log."""
 
 
 def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:

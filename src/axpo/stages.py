@@ -25,11 +25,12 @@ from rich.console import Console, RenderableType
 from rich.constrain import Constrain
 from rich.text import Text
 
+from axpo.errors import MetricsError, Stopped
 from axpo.folder import RunFolder, read_json, write_whole
 from axpo.report.live import ECHO, FIGURES, INTERVAL, ScreenView, figures_of
-from axpo.report.metrics import MetricsError, read_metrics
+from axpo.report.metrics import read_metrics
 from axpo.report.provenance import usable_cores
-from axpo.stopping import Stopped, check, held, last_act
+from axpo.stopping import check, held, last_act
 from axpo.wording import duration
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -19,6 +19,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from axpo.errors import Stopped
+
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")
 TOGETHER = 0.5
 """Seconds in which several signals are one request: `timeout` sends two, a terminal and whoever
@@ -26,23 +28,6 @@ started the command may send one each."""
 SHOW_CURSOR = b"\x1b[?25h"
 
 Result = TypeVar("Result")
-
-
-class Stopped(BaseException):
-    """The command was asked to end; what was done is kept. `where` says how far it had come."""
-
-    def __init__(self, number: int, where: str = "") -> None:
-        super().__init__(number)
-        self.number = number
-        self.where = where
-
-    @property
-    def code(self) -> int:
-        """The exit code: 130 for Ctrl-C, 143 for SIGTERM, as shells report them."""
-        return 128 + self.number
-
-    def __str__(self) -> str:
-        return f"stopped {self.where}".strip()
 
 
 class _Request:

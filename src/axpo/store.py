@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from axpo.errors import TreeError
 from axpo.folder import whole_file
 from axpo.pictures import as_rgb
 from axpo.tree import (
@@ -34,7 +35,6 @@ from axpo.tree import (
     StopReason,
     Stream,
     Trajectory,
-    TreeError,
 )
 
 _SPAN = pa.struct([("digest", pa.string()), ("start", pa.int32()), ("length", pa.int32())])

@@ -18,12 +18,10 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from axpo.errors import TreeError
+
 if TYPE_CHECKING:
     from PIL import Image
-
-
-class TreeError(ValueError):
-    """A segment, cut or span that cannot be part of a trajectory tree."""
 
 
 class Origin(StrEnum):

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from axpo.errors import StudyError
 from axpo.study.cells import Cell
 from axpo.study.estimates import cut_off, over_seeds
 from axpo.study.markup import Json
 from axpo.study.page import Figure, StudyPage
 from axpo.study.read import StudyModel, resamples
-from axpo.study.settings import START, Study, StudyError
+from axpo.study.settings import START, Study
 from studies.axpo_paper.credit import call_credit, recovered, saved_groups
 from studies.axpo_paper.diagnostics import beside_the_paper, diagnostics
 from studies.axpo_paper.figures import write_diagnostic_figures, write_gap_curves

@@ -18,8 +18,9 @@ from axpo.algorithms.confidence import span_confidence
 from axpo.algorithms.credit import advantage
 from axpo.algorithms.grpo import Grpo
 from axpo.algorithms.subgroups import all_wrong, gap, subgroup
+from axpo.errors import TreeError
 from axpo.training.items import items
-from axpo.tree import CallStatus, Group, Origin, Segment, StopReason, Stream, TreeError
+from axpo.tree import CallStatus, Group, Origin, Segment, StopReason, Stream
 from tests.support.groups import (
     CUT,
     group,

@@ -20,6 +20,7 @@ from axpo.algorithms.losses import clipped_loss
 from axpo.algorithms.subgroups import gap
 from axpo.config import OptimizerSettings
 from axpo.engines.base import Request
+from axpo.errors import TreeError
 from axpo.models.loading import Checkpoint
 from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group
@@ -27,7 +28,7 @@ from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
 from axpo.training.items import items
 from axpo.training.trainer import Trainer
-from axpo.tree import Group, Stream, Trajectory, TreeError
+from axpo.tree import Group, Stream, Trajectory
 from tests.support.data_sets import picture, task_of, write_jsonl
 from tests.support.groups import group, grow, plain_rollout, two_calls
 from tests.support.padded_oracle import Builder, gradients, oracle_loss

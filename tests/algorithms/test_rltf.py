@@ -14,8 +14,8 @@ from axpo.algorithms.losses import TokenBatch
 from axpo.algorithms.rltf import Rltf, critique_span
 from axpo.algorithms.subgroups import gap
 from axpo.build.runs import rl_run
-from axpo.config import ConfigError, OptimizerSettings, load_config
-from axpo.engines.base import EngineError
+from axpo.config import OptimizerSettings, load_config
+from axpo.errors import ConfigError, EngineError
 from axpo.models.loading import Checkpoint
 from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group

@@ -12,7 +12,8 @@ from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.grpo import Grpo
 from axpo.algorithms.subgroups import gap
 from axpo.build.runs import build_agent
-from axpo.config import ConfigError, parse_config
+from axpo.config import parse_config
+from axpo.errors import ConfigError, TreeError
 from axpo.evaluation.passk import question_pass_at_k
 from axpo.evaluation.prefixes import outcome
 from axpo.evaluation.summary import measures, tool_measures
@@ -20,7 +21,7 @@ from axpo.report.trees import TreePayload, category
 from axpo.store import load_groups, save_groups
 from axpo.study.outcomes import counts
 from axpo.tasks.lab.critic import RIGHT, critique
-from axpo.tree import Group, Trajectory, TreeError
+from axpo.tree import Group, Trajectory
 from studies.axpo_paper.credit import recovered
 from tests.rollout.test_agent import ANSWER, run, says
 from tests.support.groups import grow, tools_and_plain

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from axpo.checks import check_folder, note_settings
-from axpo.config import Config, ConfigError, load_config
+from axpo.config import Config, load_config
+from axpo.errors import ConfigError
 from axpo.folder import VERSION
 from axpo.recipes import shipped
 

@@ -12,12 +12,12 @@ import pytest
 
 import axpo
 from axpo.algorithms.base import Algorithm
-from axpo.config import ConfigError
 from axpo.engines.base import Engine
+from axpo.errors import ConfigError, GradingError
 from axpo.models.loading import Checkpoint
 from axpo.plugins import load
 from axpo.rollout.sampling import new_group, sample_group
-from axpo.tasks.grading import GradingError, grade
+from axpo.tasks.grading import grade
 from axpo.tasks.lab import BASE
 from axpo.tree import Call, CallStatus
 from tests.support.engine_contract import EngineBehaviour

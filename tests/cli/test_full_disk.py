@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from axpo.engines.weights import save_weights
+from axpo.errors import DiskError
 from axpo.evaluation.driver import Shelf
-from axpo.folder import DiskError, RunFolder, saved_checkpoints, whole_file, write_whole, writing
+from axpo.folder import RunFolder, saved_checkpoints, whole_file, write_whole, writing
 from axpo.report.metrics import MetricsWriter, read_metrics
 from axpo.search.database import Database, new_index
 from axpo.training import checkpoints

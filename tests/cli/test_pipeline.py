@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from axpo.config import Config, ConfigError, UserError, parse_config
+from axpo.config import Config, parse_config
+from axpo.errors import BudgetSpent, ConfigError, UserError
 from axpo.evaluation.results import compare_runs
 from axpo.folder import RunFolder
 from axpo.report.command import write_report
-from axpo.search.cache import BudgetSpent
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
 from axpo.tools.zoom import ZoomTool

@@ -9,7 +9,7 @@ import pytest
 
 from axpo import quickstart, stages
 from axpo.config import Config
-from axpo.quickstart import StageError
+from axpo.errors import StageError
 from axpo.stages import Stage
 
 RECIPE = Path("recipe.toml")

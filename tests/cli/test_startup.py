@@ -20,7 +20,8 @@ from PIL import Image
 
 from axpo import checks
 from axpo.cli.commands import app
-from axpo.config import UserError, load_config
+from axpo.config import load_config
+from axpo.errors import UserError
 from axpo.models.tiny import write_tiny
 from axpo.recipes import shipped
 from tests.support.data_sets import write_jsonl
@@ -102,7 +103,7 @@ def test_what_is_wrong_is_said_and_nothing_is_left(
 SCRIPT = """
 import json, sys, time
 from axpo.cli.commands import app
-from axpo.config import UserError
+from axpo.errors import UserError
 for args in json.loads(sys.argv[1]):
     began = time.perf_counter()
     try:

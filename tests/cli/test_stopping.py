@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from axpo import stopping
+from axpo.errors import Stopped
 from axpo.stages import Stage, run_stages
-from axpo.stopping import Stopped
 from tests.support.terminal import RECIPE, Terminal, environment, metrics, start
 
 SMALL = (

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from axpo import quickstart
 from axpo.cli import commands
-from axpo.config import Config, ConfigError, load_config
+from axpo.config import Config, load_config
+from axpo.errors import ConfigError
 from axpo.report import finding, screen
 from axpo.report.finding import Finding, write_finding
 from axpo.report.runs import RunView

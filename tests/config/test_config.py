@@ -11,7 +11,8 @@ import pytest
 
 from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.losses import ClipLoss
-from axpo.config import Config, ConfigError, load_config
+from axpo.config import Config, load_config
+from axpo.errors import ConfigError
 
 
 def test_calls_need_a_turn_after_them() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from axpo.checks import check_folder, note_settings
-from axpo.config import ConfigError, McpSettings, parse_config
+from axpo.config import McpSettings, parse_config
 from axpo.config.secrets import masked, masked_text
+from axpo.errors import ConfigError
 from axpo.evaluation.identity import outcome_settings
 
 

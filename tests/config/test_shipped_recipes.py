@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from axpo import recipes
 from axpo.cli import commands
-from axpo.config import Config, ConfigError, UserError, load_config
+from axpo.config import Config, load_config
+from axpo.errors import ConfigError, UserError
 from axpo.study.settings import load_study
 
 

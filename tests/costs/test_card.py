@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from axpo.build import preflight
-from axpo.build.preflight import MemoryWarning, check_sampling
-from axpo.config import Config, ConfigError, load_config, parse_config
+from axpo.build.preflight import check_sampling
+from axpo.config import Config, load_config, parse_config
 from axpo.costs.account import Account, account
 from axpo.costs.estimate import estimate
 from axpo.costs.operations import REFERENCE, step_operations
 from axpo.costs.sizes import Loop, assumed_prompt, check_positions
 from axpo.engines.vllm.share import Servers
+from axpo.errors import CheckpointError, ConfigError, MemoryWarning
 from axpo.models import card
 from axpo.models.card import Card, recipe_card
-from axpo.models.loading import CheckpointError
 from axpo.models.shapes import find_shapes
 from axpo.models.tiny import write_tiny
 from axpo.recipes import names

@@ -13,14 +13,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from axpo.build import models, preflight
-from axpo.build.preflight import MemoryWarning
 from axpo.build.runs import rl_run
 from axpo.build.tools import recipe_tools
-from axpo.config import Config, ConfigError, LoraSettings, parse_config
+from axpo.config import Config, LoraSettings, parse_config
 from axpo.costs import memory
 from axpo.costs.estimate import estimate
 from axpo.costs.sizes import Kind, Loop, Sizes, check_positions, counts, sizes
 from axpo.engines.kv import SlotMemory
+from axpo.errors import ConfigError, MemoryWarning
 from axpo.models import card
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, add_adapters

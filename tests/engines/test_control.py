@@ -17,12 +17,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from axpo.build.models import load_model
-from axpo.config import ConfigError, load_config
+from axpo.config import load_config
 from axpo.engines.transformers import TransformersEngine
-from axpo.models.loading import VISION_TOKENS, Checkpoint, CheckpointError, load_checkpoint
+from axpo.errors import CheckpointError, ConfigError, DemonstrationError
+from axpo.models.loading import VISION_TOKENS, Checkpoint, load_checkpoint
 from axpo.models.tiny import write_tiny
 from axpo.rollout.control import FAMILY, ControlText
-from axpo.rollout.demonstrations import DemonstrationError, demonstrate
+from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.lab import BASE
 from axpo.tools.base import Observation, View

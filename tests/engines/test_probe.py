@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import nn
 
-from axpo.config import UserError
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
+from axpo.errors import UserError
 from axpo.models.loading import Checkpoint
 from axpo.rollout.rendering import Rendering
 from axpo.training.batches import recompute_logprobs

@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from axpo.engines.base import EngineError, Finish, Picture, Request, RequestError
+from axpo.engines.base import Finish, Picture, Request
 from axpo.engines.scripted import ScriptedEngine
+from axpo.errors import EngineError, RequestError
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import PixelCache
 from tests.support.engine_contract import WORDS, EngineBehaviour, Writer, ask, run

@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from axpo.engines.base import Completion, EngineError, Request
+from axpo.engines.base import Completion, Request
 from axpo.engines.jobs import prefill_batches
 from axpo.engines.kv import SlotMemory
 from axpo.engines.sampling import Sampler
 from axpo.engines.slots import Slot, common_prefix, reusable
 from axpo.engines.transformers import TransformersEngine
+from axpo.errors import EngineError
 from axpo.models.loading import Checkpoint
 from axpo.tree import ImageSpan
 from tests.support.engine_contract import EngineParity, Writer, ask, difference, fresh_logprobs, run

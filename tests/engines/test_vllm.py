@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from axpo.clock import Clock
-from axpo.config import ConfigError
-from axpo.engines.base import Completion, EngineError, Picture, Request, RequestError
+from axpo.engines.base import Completion, Picture, Request
 from axpo.engines.vllm.broadcast import in_buckets
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
+from axpo.errors import ConfigError, EngineError, RequestError
 from axpo.models.loading import Checkpoint
 from axpo.tree import ImageSpan, collapse
 from tests.support.engine_contract import (

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from axpo.config import ConfigError, LoraSettings, load_config
+from axpo.config import LoraSettings, load_config
 from axpo.engines.base import Completion
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
@@ -28,6 +28,7 @@ from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import Installation, ServerProcess, arguments, start_servers
 from axpo.engines.vllm.settings import Vllm
+from axpo.errors import ConfigError
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, adapter_weights, merged_weights, served_share
 from axpo.tasks.lab import BASE

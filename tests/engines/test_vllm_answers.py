@@ -14,8 +14,9 @@ import pytest
 
 from axpo.engines.base import Picture, Request, Sampling
 from axpo.engines.vllm import client as client_module
-from axpo.engines.vllm.client import Client, ServerLost
-from axpo.engines.vllm.wire import AnswerFault, joined, read_answer
+from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.wire import joined, read_answer
+from axpo.errors import AnswerFault, ServerLost
 from axpo.models.loading import Checkpoint
 from tests.engines.test_vllm import Setting, checkpoint, setting, writer
 from tests.support.engine_contract import Writer, run

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from axpo.build.runs import rl_run
-from axpo.config import ConfigError, UserError, load_config, parse_config
+from axpo.config import load_config, parse_config
 from axpo.engines.base import Completion, Request
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
@@ -39,6 +39,7 @@ from axpo.engines.vllm.server import (
     start_servers,
 )
 from axpo.engines.vllm.settings import Vllm
+from axpo.errors import ConfigError, UserError
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.sampling import new_group
 from axpo.store import load_groups

@@ -14,10 +14,11 @@ import pytest
 
 from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.resampling import Candidate
+from axpo.errors import ShelfError
 from axpo.evaluation import driver
 from axpo.evaluation.calls import count_kinds, iou, same_call, same_place
 from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
-from axpo.evaluation.driver import GroupSampler, Shelf, ShelfError
+from axpo.evaluation.driver import GroupSampler, Shelf
 from axpo.evaluation.passk import pass_at_k
 from axpo.evaluation.prefixes import Fresh, Recovery, prefix_figures, quartiles, recovery_of
 from axpo.folder import GroupsFolder

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axpo.algorithms.subgroups import gap
+from axpo.errors import AlignmentError
 from axpo.evaluation import bootstrap
 from axpo.evaluation.bootstrap import (
     Estimate,
@@ -23,7 +24,7 @@ from axpo.evaluation.bootstrap import (
 )
 from axpo.evaluation.diagnostics import GAP
 from axpo.evaluation.passk import pass_at_k, question_pass_at_k
-from axpo.evaluation.summary import AlignmentError, compare, summarize
+from axpo.evaluation.summary import compare, summarize
 from axpo.tree import Group, StopReason
 from tests.support.groups import tools_and_plain
 

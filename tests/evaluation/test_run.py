@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from axpo.algorithms.unscored import UnscoredWarning
 from axpo.build import runs
-from axpo.config import Config, UserError, load_config
-from axpo.engines.base import EngineError, Request
+from axpo.config import Config, load_config
+from axpo.engines.base import Request
+from axpo.errors import EngineError, ShelfError, UnscoredWarning, UserError
 from axpo.evaluation import run
-from axpo.evaluation.driver import ShelfError
 from axpo.evaluation.results import compare_runs
 from axpo.report.tables import print_evaluation
 from axpo.tasks.base import Example, Task

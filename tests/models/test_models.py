@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
-from axpo.models.loading import Checkpoint, CheckpointError, load_checkpoint
+from axpo.errors import CheckpointError
+from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.models.positions import Grid, rope_positions
 from axpo.models.tiny import tiny_processor
 from axpo.models.vision import (

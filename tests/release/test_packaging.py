@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import axpo
-from axpo.config import ConfigError, extras
+from axpo import extras
+from axpo.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

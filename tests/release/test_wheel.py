@@ -36,7 +36,8 @@ SCRIPT = """
 import asyncio, sys
 from pathlib import Path
 from axpo.checks import check_names
-from axpo.config import UserError, load_config
+from axpo.config import load_config
+from axpo.errors import UserError
 
 def lab():
     task = load_config("lab").task

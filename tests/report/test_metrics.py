@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from axpo.config import ConfigError
-from axpo.report.metrics import MetricsError, MetricsWriter, read_metrics
+from axpo.errors import ConfigError, MetricsError
+from axpo.report.metrics import MetricsWriter, read_metrics
 from axpo.report.monitor import run_monitor
 
 

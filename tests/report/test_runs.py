@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from axpo.config import UserError, parse_config
+from axpo.config import parse_config
+from axpo.errors import UserError
 from axpo.folder import RunFolder
 from axpo.pictures import picture_digest
 from axpo.report.names import BASE_COLOURS, colours, smooth

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from axpo.engines.base import EngineError, Request
+from axpo.engines.base import Request
+from axpo.errors import EngineError, InfraError, ModelError
 from axpo.pictures import picture_digest
 from axpo.rollout.agent import MAX_CALLS, Agent, request_seed
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
 from axpo.store import save_groups
-from axpo.tools.base import InfraError, ModelError, Observation, ToolContext
+from axpo.tools.base import Observation, ToolContext
 from axpo.tree import CallStatus, Crop, Group, Origin, StopReason, Trajectory
 from tests.support.rollouts import (
     LIMITS,

@@ -8,21 +8,12 @@ from typing import Any
 
 import pytest
 
-from axpo.engines.base import EngineError, Request, RequestError
+from axpo.engines.base import Request
+from axpo.errors import DemonstrationError, EngineError, RequestError, TreeError
 from axpo.rollout.agent import Agent
-from axpo.rollout.demonstrations import DemonstrationError, demonstrate
+from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.tree import (
-    Branch,
-    CallStatus,
-    Credit,
-    Group,
-    Origin,
-    StopReason,
-    Stream,
-    TreeError,
-    cut_segments,
-)
+from axpo.tree import Branch, CallStatus, Credit, Group, Origin, StopReason, Stream, cut_segments
 from tests.support.rollouts import (
     LIMITS,
     FakeEngine,

@@ -14,12 +14,12 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from axpo.config import UserError
+from axpo.errors import BudgetSpent, SearchFault, UserError
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group, sample_group
 from axpo.search import cache as cache_module
-from axpo.search.base import Hit, PageText, Results, SearchFault, TextSource
-from axpo.search.cache import AnswerCache, BudgetSpent, Mode
+from axpo.search.base import Hit, PageText, Results, TextSource
+from axpo.search.cache import AnswerCache, Mode
 from axpo.search.recorded import RecordedSearch
 from axpo.tools.base import ToolContext
 from axpo.tools.runner import run_call
@@ -343,7 +343,8 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from pydantic import TypeAdapter
-from axpo.search.cache import AnswerCache, BudgetSpent, Key
+from axpo.search.cache import AnswerCache, Key
+from axpo.errors import BudgetSpent
 
 async def run(path, name, count):
     print("ready", flush=True); sys.stdin.readline()

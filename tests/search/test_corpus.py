@@ -15,12 +15,12 @@ from random import Random
 
 import pytest
 
-from axpo.config import UserError
+from axpo.errors import ModelError, UserError
 from axpo.search.base import Hit
 from axpo.search.corpus import Corpus
 from axpo.search.database import read_facts
 from axpo.search.index import build_index
-from axpo.tools.base import ModelError, Observation, ToolContext
+from axpo.tools.base import Observation, ToolContext
 from axpo.tools.web_extractor import WebExtractorTool
 from axpo.tools.web_search import MAX_QUERY, WebSearchTool
 

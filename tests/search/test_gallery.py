@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from axpo.config import UserError
+from axpo.errors import ModelError, UserError
 from axpo.search.cache import AnswerCache
 from axpo.search.gallery import CUTOFF, Gallery, Match, build_gallery
 from axpo.search.recorded import RecordedPictures
 from axpo.tasks.data.pictures import open_pictures
-from axpo.tools.base import ModelError, Observation, ToolContext, View
+from axpo.tools.base import Observation, ToolContext, View
 from axpo.tools.image_search import ImageSearchTool
 from axpo.tools.zoom import crop
 

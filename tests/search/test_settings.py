@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from axpo.config import SearchSettings, ToolsSettings, UserError
+from axpo.config import SearchSettings, ToolsSettings
+from axpo.errors import UserError
 from axpo.search.index import build_index
 from axpo.tools import make_tools
 from axpo.tools.base import Tool, ToolContext

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from axpo.config import UserError
-from axpo.search.base import Hit, PageText, SearchFault
+from axpo.errors import SearchFault, UserError
+from axpo.search.base import Hit, PageText
 from axpo.search.cache import AnswerCache
 from axpo.search.recorded import RecordedSearch
 from axpo.search.tavily import KEY, Tavily

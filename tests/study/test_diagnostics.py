@@ -13,11 +13,12 @@ from PIL import Image
 
 from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.grpo import Grpo
+from axpo.errors import StudyError
 from axpo.evaluation.identity import changed_settings
 from axpo.folder import RunFolder
 from axpo.store import save_groups
 from axpo.study.run import study_tables
-from axpo.study.settings import StudyError, load_study
+from axpo.study.settings import load_study
 from axpo.study.tables import write_held_out, write_tables
 from axpo.tree import Credit, Stream
 from studies.axpo_paper.paper import PASS, counterpart, differences

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axpo.config import UserError
+from axpo.errors import StudyError, UserError
 from axpo.evaluation.seeds import Crossed, holm, seed_differences
 from axpo.evaluation.summary import measures
 from axpo.study.comparisons import comparisons
@@ -23,7 +23,7 @@ from axpo.study.held_out import HeldOut, paired
 from axpo.study.markup import cell_text, p_text
 from axpo.study.outcomes import COUNTS, outcome, read_outcomes, shares, write_outcomes
 from axpo.study.results import evaluation, held_out_again
-from axpo.study.settings import Study, StudyError, load_study
+from axpo.study.settings import Study, load_study
 from axpo.study.tables import write_held_out
 from benchmarks.coverage import DATA, satterthwaite
 from tests.support.groups import tools_and_plain

@@ -18,12 +18,11 @@ from pathlib import Path
 import pytest
 
 from axpo.cli.commands import app
-from axpo.config import UserError
+from axpo.errors import StageError, StudyError, UserError
 from axpo.folder import VERSION, RunFolder
 from axpo.stages import Stage, _read_progress, run_stages, stage_line
 from axpo.study import run
-from axpo.study.run import CellError, run_study
-from axpo.study.settings import StudyError
+from axpo.study.run import run_study
 
 STEPS = 5
 STUDY = """
@@ -129,7 +128,7 @@ def test_a_failed_cell_stops_only_what_needs_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BREAK", "1")
-    with pytest.raises(CellError) as error:
+    with pytest.raises(StageError) as error:
         start(folder)
     text = str(error.value)
     assert "2 of 12 stages failed" in text and "study.md" in text

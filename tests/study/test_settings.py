@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from axpo.algorithms.losses import CispoLoss
+from axpo.errors import StudyError
 from axpo.recipes import shipped
 from axpo.study.cells import stages
-from axpo.study.settings import StudyError, load_study
+from axpo.study.settings import load_study
 
 SHIPPED = shipped("study")
 HEAD = 'recipe = "r.toml"\nbaseline = "grpo"\nseeds = [1, 2]\n'

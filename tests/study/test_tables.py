@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy.stats import t
 
-from axpo.config import UserError
+from axpo.errors import UserError
 from axpo.folder import RunFolder
 from axpo.store import save_groups
 from axpo.study.figures import step_curve, token_curve

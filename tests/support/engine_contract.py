@@ -19,16 +19,8 @@ import pytest
 import torch
 
 from axpo.clock import Clock
-from axpo.engines.base import (
-    Completion,
-    Engine,
-    EngineError,
-    Finish,
-    Picture,
-    Request,
-    RequestError,
-    Sampling,
-)
+from axpo.engines.base import Completion, Engine, Finish, Picture, Request, Sampling
+from axpo.errors import EngineError, RequestError
 from axpo.models.loading import Checkpoint
 from axpo.pictures import picture_digest
 from tests.support.tiny import tiny_checkpoint, tiny_picture

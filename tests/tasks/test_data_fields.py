@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from axpo.tasks.base import DataError
+from axpo.errors import DataError
 from axpo.tasks.data.columns import ColumnSettings
 from axpo.tasks.data.fields import Fields, Record
 from tests.support.data_sets import colour, picture, task_of, write_jsonl, write_parquet

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from axpo.config import ConfigError
-from axpo.tasks.base import DataError
+from axpo.errors import ConfigError, DataError
 from axpo.tasks.data import check, rows
 from tests.support.data_sets import colour, picture, task_of, write_jsonl, write_parquet
 

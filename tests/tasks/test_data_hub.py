@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from axpo.config import ConfigError
-from axpo.tasks.base import DataError
+from axpo.errors import ConfigError, DataError
 from tests.support.data_sets import colour, picture, task_of, write_jsonl
 
 CARD = """---

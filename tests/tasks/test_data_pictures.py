@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from axpo import pictures
-from axpo.tasks.base import DataError
+from axpo.errors import DataError
 from axpo.tasks.data.pictures import check_picture, open_pictures
 from tests.support.data_sets import picture
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from axpo.checks import check_evaluation
-from axpo.config import ConfigError, load_config
-from axpo.tasks.base import DataError
+from axpo.config import load_config
+from axpo.errors import ConfigError, DataError
 from axpo.tasks.data.stream import RowStream, Shard
 from axpo.training.data import training_example
 from tests.support.data_sets import task_of, write_jsonl, write_parquet

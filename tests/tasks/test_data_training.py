@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from axpo.build.tools import tool_files
-from axpo.config import Config, ConfigError, parse_config
+from axpo.config import Config, parse_config
+from axpo.errors import ConfigError, DataWarning
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
 from axpo.tasks.lab.task import LabTask
-from axpo.training.data import DataWarning, check_data, data_state
+from axpo.training.data import check_data, data_state
 from tests.support.data_sets import write_jsonl, write_parquet
 from tests.support.runs import train_rl
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from axpo.tasks.grading import GradingError, grade_text
+from axpo.errors import GradingError
+from axpo.tasks.grading import grade_text
 from axpo.tasks.grading.maths import MathWorker, anchored
 from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import chosen_letter, final_answer, normalise

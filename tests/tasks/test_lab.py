@@ -14,7 +14,8 @@ from renderers.qwen3_vl import Qwen3VLRenderer
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from axpo.build.tools import recipe_tools
-from axpo.config import UserError, load_config
+from axpo.config import load_config
+from axpo.errors import UserError
 from axpo.models.loading import load_checkpoint
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering

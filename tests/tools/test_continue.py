@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from axpo.errors import InfraError, ModelError
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.sandbox import levels
-from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
+from axpo.tools.base import Observation, Tool, ToolContext
 from axpo.tools.python import PythonTool
 from axpo.tools.zoom import ZoomTool
 from axpo.tree import CallStatus, Group, StopReason, Trajectory

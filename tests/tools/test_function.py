@@ -16,17 +16,10 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from axpo.config import LimitSettings
+from axpo.errors import InfraError, ModelError, ToolDefinitionError
 from axpo.tools import make_tools, tool
-from axpo.tools.base import (
-    EarlierCall,
-    InfraError,
-    ModelError,
-    Observation,
-    Tool,
-    ToolContext,
-    View,
-)
-from axpo.tools.function import FunctionTool, ToolDefinitionError
+from axpo.tools.base import EarlierCall, Observation, Tool, ToolContext, View
+from axpo.tools.function import FunctionTool
 from axpo.tools.runner import CallResult, run_call
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import CallStatus

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from axpo.config import LimitSettings, UserError
-from axpo.engines.base import EngineError
+from axpo.config import LimitSettings
+from axpo.errors import EngineError, InfraError, UserError
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
 from axpo.tasks.grading import grade
 from axpo.tools import toolbox
-from axpo.tools.base import InfraError, Observation, ToolContext
+from axpo.tools.base import Observation, ToolContext
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import StopReason, Trajectory
 from tests.support.rollouts import LIMITS, FakeEngine, FakeTool, example, make_agent, make_rendering

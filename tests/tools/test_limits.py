@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from axpo.config import LimitSettings
+from axpo.errors import InfraError, ModelError
 from axpo.pictures import MAX_ASPECT
 from axpo.tools import toolbox
-from axpo.tools.base import InfraError, ModelError, Observation, ToolContext, View
+from axpo.tools.base import Observation, ToolContext, View
 from axpo.tools.limits import cut_characters, cut_tokens, shown
 from axpo.tools.runner import CallResult, run_call
 from axpo.tools.stats import CallOutcome, ToolStats

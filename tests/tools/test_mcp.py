@@ -18,7 +18,8 @@ import pytest
 pytest.importorskip("mcp")
 
 from axpo.build.tools import recipe_tools
-from axpo.config import ConfigError, McpSettings, UserError, parse_config
+from axpo.config import McpSettings, parse_config
+from axpo.errors import ConfigError, UserError
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
 from axpo.tools import mcp

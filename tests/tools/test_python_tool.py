@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from axpo.errors import InfraError, ModelError
 from axpo.sandbox import SessionBounds, canaries, folders, levels
 from axpo.sandbox.errors import SandboxFault
 from axpo.sandbox.inside import landlock, seccomp
-from axpo.tools.base import EarlierCall, InfraError, ModelError, Observation, ToolContext, View
+from axpo.tools.base import EarlierCall, Observation, ToolContext, View
 from axpo.tools.python import PythonTool
 
 LEVELS = [level for level in ("landlock", "bubblewrap") if levels.obstacle(level) is None]

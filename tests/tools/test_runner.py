@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from axpo.tools.base import InfraError, ModelError, Observation, ToolContext
+from axpo.errors import InfraError, ModelError
+from axpo.tools.base import Observation, ToolContext
 from axpo.tools.runner import CallResult, run_call
 from axpo.tree import CallStatus
 from tests.support.rollouts import FakeTool

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from axpo.build.tools import recipe_tools
-from axpo.config import ConfigError, parse_config
+from axpo.config import parse_config
+from axpo.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from axpo.errors import ModelError
 from axpo.tools import TOOLS, make_tools
-from axpo.tools.base import ModelError, Observation, ToolContext, View
+from axpo.tools.base import Observation, ToolContext, View
 from axpo.tools.zoom import MIN_SIDE, ZoomTool, crop
 
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from axpo.algorithms.losses import clipped_loss
 from axpo.config import OptimizerSettings
-from axpo.errors import UserError
+from axpo.errors import NonFiniteError, UserError
 from axpo.folder import saved_checkpoints
 from axpo.training import checkpoints
-from axpo.training.trainer import NonFiniteError, Trainer
+from axpo.training.trainer import Trainer
 from tests.support.padded_oracle import branching_group
 from tests.support.tiny import tiny_checkpoint
 

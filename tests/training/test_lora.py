@@ -14,11 +14,12 @@ from transformers import AutoModelForImageTextToText
 
 from axpo.algorithms.losses import clipped_loss
 from axpo.build.models import load_trained
-from axpo.config import ConfigError, LoraSettings, OptimizerSettings, parse_config
+from axpo.config import LoraSettings, OptimizerSettings, parse_config
 from axpo.engines.base import Completion, Engine
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.weights import copy_weights
-from axpo.models.loading import Checkpoint, CheckpointError, load_checkpoint
+from axpo.errors import CheckpointError, ConfigError
+from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.models.lora import (
     adapted_layers,
     adapter_parameters,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from axpo.config import ConfigError, parse_config
+from axpo.config import parse_config
+from axpo.errors import ConfigError
 from axpo.models.loading import load_checkpoint
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE

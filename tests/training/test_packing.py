@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from axpo.algorithms.losses import TokenBatch, clipped_loss
+from axpo.errors import TreeError
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import PixelCache
 from axpo.training import attention, policy
 from axpo.training.items import item_weights, items
 from axpo.training.packing import PackedNode, PackedTree, join, pack
 from axpo.training.policy import policy_logprobs
-from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory, TreeError
+from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory
 from tests.support.padded_oracle import (
     branching_group,
     credit_all,

@@ -19,10 +19,11 @@ import pytest
 import torch
 from PIL import Image
 
-from axpo.config import RolloutSettings, UserError
-from axpo.engines.base import Completion, Engine, EngineError, Picture, Request
+from axpo.config import RolloutSettings
+from axpo.engines.base import Completion, Engine, Picture, Request
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.settings import Vllm
+from axpo.errors import EngineError, UserError
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering

@@ -9,12 +9,12 @@ import torch
 
 from axpo.algorithms.losses import TokenBatch
 from axpo.costs.memory import keys_values
+from axpo.errors import NonFiniteError
 from axpo.models.loading import Checkpoint
 from axpo.training import pieces
 from axpo.training.packing import PackedTree
 from axpo.training.pieces import cut, plain_logprobs, training_passes
 from axpo.training.policy import policy_logprobs
-from axpo.training.trainer import NonFiniteError
 from axpo.tree import Group
 from tests.support.padded_oracle import Builder, branching_group, credit_all, demonstration_group
 from tests.support.saved_bytes import SavedBytes

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from axpo.algorithms.unscored import UnscoredWarning, unscored_figures
-from axpo.config import Config, UserError, parse_config
-from axpo.engines.base import EngineError, Request
+from axpo.algorithms.unscored import unscored_figures
+from axpo.config import Config, parse_config
+from axpo.engines.base import Request
+from axpo.errors import EngineError, UnscoredWarning, UserError
 from axpo.tasks.base import Example, Task
 from axpo.tools.base import Observation, ToolContext
 from axpo.training.collection import Collector

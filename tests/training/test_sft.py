@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from axpo.config import UserError
+from axpo.errors import UserError
 from axpo.tasks.lab import BASE
 from axpo.tools.zoom import ZoomTool
 from tests.cli.test_pipeline import Lines, config

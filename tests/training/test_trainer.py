@@ -11,12 +11,13 @@ import torch
 
 from axpo.algorithms.losses import TokenBatch, clipped_loss, likelihood_loss
 from axpo.config import OptimizerSettings
+from axpo.errors import NonFiniteError, TreeError
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training.batches import micro_batches, prepare
 from axpo.training.items import Aggregation
-from axpo.training.trainer import NonFiniteError, Trainer, learning_rate
-from axpo.tree import Group, TreeError
+from axpo.training.trainer import Trainer, learning_rate
+from axpo.tree import Group
 from tests.support.padded_oracle import (
     Builder,
     branching_group,

@@ -26,7 +26,8 @@ from axpo.algorithms.credit import advantage, rollout_credit
 from axpo.algorithms.entropy import TOP_LOGPROBS
 from axpo.algorithms.subgroups import rewards
 from axpo.config.base import Fraction
-from axpo.tree import Credit, Group, Origin, Stream, Trajectory, TreeError
+from axpo.errors import TreeError
+from axpo.tree import Credit, Group, Origin, Stream, Trajectory
 
 
 class Arpo(Algorithm):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from axpo.tree import Origin, Segment, TreeError
+from axpo.errors import TreeError
+from axpo.tree import Origin, Segment
 
 
 def span_confidence(segments: Sequence[Segment], start: int, end: int) -> float:

@@ -11,16 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from axpo.config import UserError
+from axpo.errors import UserError
 from axpo.tree import CallStatus, Group, Origin, StopReason, Trajectory
 
 SHOWN = 3
 """Causes that a message names, the most frequent first."""
 _NUMBER = re.compile(r"\d+(\.\d+)?")
-
-
-class UnscoredWarning(UserWarning):
-    """More trajectories than expected could not be scored."""
 
 
 def unscored(groups: Sequence[Group]) -> list[tuple[Group, Trajectory]]:

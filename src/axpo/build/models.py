@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from axpo.config import Config
+from axpo.errors import CheckpointError
 from axpo.folder import CheckpointFolder
 from axpo.models.device import torch_device
-from axpo.models.loading import Checkpoint, CheckpointError, load_checkpoint
+from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.models.lora import WEIGHTS, add_adapters, base_of, put_adapters, require_peft
 from axpo.training.recomputation import recompute_layers
 

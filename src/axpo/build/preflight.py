@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from axpo.config import Config, ConfigError, RolloutSettings
+from axpo.config import Config, RolloutSettings
 from axpo.costs.account import Account, account
 from axpo.costs.sizes import Kind, Loop, check_positions
+from axpo.errors import ConfigError, MemoryWarning
 from axpo.models.card import recipe_card
 from axpo.models.device import torch_device
 from axpo.models.loading import load_checkpoint
@@ -31,10 +32,6 @@ PROMPTS = 4
 """Training examples whose prompts are rendered; the longest stands for all."""
 DEMONSTRATIONS = 16
 """Demonstrations of the first batch that are looked at."""
-
-
-class MemoryWarning(UserWarning):
-    """An estimate above the memory that is there."""
 
 
 def longest_prompt(config: Config, kind: Kind, task: Task, rendering: Rendering) -> Segment:

@@ -10,8 +10,9 @@ from pathlib import Path
 from axpo.build.models import load_policy, load_reference, load_trained
 from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
 from axpo.build.tools import recipe_tools, tool_files
-from axpo.config import Config, ConfigError
+from axpo.config import Config
 from axpo.engines.base import Start
+from axpo.errors import ConfigError
 from axpo.evaluation.run import Loaded, Measurement
 from axpo.folder import RunFolder
 from axpo.models.loading import Checkpoint

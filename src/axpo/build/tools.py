@@ -6,15 +6,9 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from axpo.config import (
-    Config,
-    ConfigError,
-    McpSettings,
-    MissingError,
-    ToolsSettings,
-    UserError,
-)
-from axpo.config.extras import require
+from axpo.config import Config, McpSettings, ToolsSettings
+from axpo.errors import ConfigError, MissingError, UserError
+from axpo.extras import require
 from axpo.folder import files_digest
 from axpo.rollout.control import FAMILY
 from axpo.tasks.lab import CORPUS, GALLERY

@@ -8,8 +8,8 @@ import signal
 import sys
 import warnings
 
-from axpo.errors import UserError
-from axpo.stopping import Stopped, let_go, listen
+from axpo.errors import RunWarning, Stopped, UserError
+from axpo.stopping import let_go, listen
 
 
 def main() -> None:
@@ -42,6 +42,6 @@ def _format_warning(
     line: str | None = None,
 ) -> str:  # fmt: skip
     """Our own warnings are for whoever runs the command, not about a line of code."""
-    if category.__module__.startswith("axpo."):
+    if issubclass(category, RunWarning):
         return f"axpo: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"

@@ -74,15 +74,16 @@ def quickstart(
     out: Out = Path("runs/quickstart"),
 ) -> None:
     """SFT, then GRPO and AXPO beside each other, evaluation and report."""
-    from axpo.config import load_config, recipe_file
+    from axpo.config import load_config
     from axpo.folder import RunFolder
     from axpo.quickstart import quickstart as run
     from axpo.quickstart import without_sandbox
+    from axpo.recipes import find
 
     given = overrides or []
     if "=" in recipe:  # no recipe, and settings
         recipe, given = "lab", [recipe, *given]
-    file = recipe_file(recipe)
+    file = find(recipe)
     given += without_sandbox(load_config(file, given), file, given, out)
     config = load_config(file, given)
     with RunFolder(out).alone():
@@ -116,7 +117,7 @@ def study(
     ] = False,
 ) -> None:
     """Variants of training, several seeds each, then their tables and figures."""
-    from axpo.config import ConfigError
+    from axpo.errors import ConfigError
     from axpo.report.monitor import working
     from axpo.study.run import held_out_tables, run_study, study_tables
 
@@ -164,7 +165,8 @@ def profile(
 ) -> None:
     """Where a step of `axpo train` spends its time: a few steps, measured and thrown away."""
     from axpo.checks import CHECKING, check_names, check_parts
-    from axpo.config import ConfigError, load_config
+    from axpo.config import load_config
+    from axpo.errors import ConfigError
     from axpo.report.live import LiveView
     from axpo.report.monitor import PYTORCH
 
@@ -300,8 +302,8 @@ def recipes(
     ] = None,
 ) -> None:
     """The recipes that ship with axpo; with a NAME its text, or a copy of it to change."""
-    from axpo.config import ConfigError
-    from axpo.recipes import UnknownRecipeError, copy, names, purpose, shipped
+    from axpo.errors import ConfigError
+    from axpo.recipes import copy, names, purpose, shipped
 
     if name is None and out is not None:
         raise ConfigError("--out: name the recipe to copy; `axpo recipes` lists them")
@@ -313,7 +315,5 @@ def recipes(
             print(shipped(name).read_text(), end="")
         else:
             print(f"Recipe: {copy(name, out)}")
-    except UnknownRecipeError as error:
-        raise ConfigError(str(error)) from None
     except OSError as error:
         raise UserError(f"--out {error.filename}: {error.strerror}; give another") from error

@@ -19,14 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from axpo import plugins, recipes
-from axpo.config.base import (
-    ConfigError,
-    MissingError,
-    NonNegativeInt,
-    Part,
-    PositiveInt,
-    Section,
-)
+from axpo.config.base import NonNegativeInt, Part, PositiveInt, Section
 from axpo.config.model import LoraSettings, ModelSettings
 from axpo.config.rollout import (
     LimitSettings,
@@ -42,15 +35,13 @@ from axpo.config.training import (
     RunSettings,
     SFTSettings,
 )
-from axpo.errors import UserError
+from axpo.errors import ConfigError, PluginError
 
 __all__ = [
     "Config",
-    "ConfigError",
     "LimitSettings",
     "LoraSettings",
     "McpSettings",
-    "MissingError",
     "ModelSettings",
     "NonNegativeInt",
     "OptimizerSettings",
@@ -60,12 +51,10 @@ __all__ = [
     "SearchSettings",
     "Section",
     "ToolsSettings",
-    "UserError",
     "apply_overrides",
     "default_config",
     "load_config",
     "parse_config",
-    "recipe_file",
 ]
 
 
@@ -146,7 +135,7 @@ def load_config(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Con
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        path = recipe_file(recipe)
+        path = recipes.find(recipe)
         try:
             values = tomllib.loads(path.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -169,17 +158,6 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
         _assign(values, key.strip().split("."), _value(value.strip()), text)
 
 
-def recipe_file(recipe: str | Path) -> Path:
-    """The absolute path of the file `recipe`, or else of the shipped one of that name.
-
-    Raises `ConfigError`.
-    """
-    try:
-        return recipes.find(recipe)
-    except recipes.UnknownRecipeError as error:
-        raise ConfigError(str(error)) from None
-
-
 def parse_config(values: Mapping[str, Any]) -> Config:
     """Check plain values; raises `ConfigError`, one line per problem."""
     kind = config_class(**{section: _part(section, values) for section in plugins.BUILT_IN})
@@ -198,7 +176,7 @@ def _part(section: str, values: Mapping[str, Any]) -> type[Part]:
     name = cast("dict[str, Any]", given).get("name") if isinstance(given, dict) else None
     try:
         return plugins.find(section, name if isinstance(name, str) else plugins.default(section))
-    except plugins.PluginError as error:
+    except PluginError as error:
         raise ConfigError(f"{section}.name: {error}") from error
 
 

@@ -8,15 +8,6 @@ from typing import Annotated, Any, ClassVar, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from axpo import plugins
-from axpo.errors import UserError
-
-
-class ConfigError(UserError):
-    """A setting that is unknown, ineffective or out of range; the message names the key."""
-
-
-class MissingError(ConfigError):
-    """A setting that needs what is not on this machine; the message says how to get it."""
 
 
 class Section(BaseModel):

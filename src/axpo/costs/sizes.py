@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from axpo.config import Config, ConfigError, OptimizerSettings
+from axpo.config import Config, OptimizerSettings
+from axpo.errors import ConfigError
 from axpo.models.lora import targeted_layers
 from axpo.tree import ImageSpan, Origin, Segment
 

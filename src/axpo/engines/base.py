@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from axpo.config.base import Part, PositiveInt
 from axpo.engines.stats import EngineStats
+from axpo.errors import RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
 
     from axpo.models.card import Card
     from axpo.models.loading import Checkpoint
-
-
-class EngineError(RuntimeError):
-    """The engine failed (infrastructure): never the model's mistake, never scored."""
-
-
-class RequestError(ValueError):
-    """A request that no engine can serve; the message names the request and what is wrong."""
 
 
 class Finish(StrEnum):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import groupby
 
-from axpo.engines.base import Picture, Request, RequestError
+from axpo.engines.base import Picture, Request
+from axpo.errors import RequestError
 from axpo.tree import ImageSpan
 
 

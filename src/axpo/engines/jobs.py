@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import torch
 
 from axpo.clock import Wait
-from axpo.engines.base import Completion, Finish, Picture, Request, RequestError
+from axpo.engines.base import Completion, Finish, Picture, Request
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.runner import Piece
 from axpo.engines.slots import Slot
+from axpo.errors import RequestError
 from axpo.models.loading import Checkpoint
 from axpo.models.positions import rope_positions
 from axpo.models.vision import PixelCache, Pixels

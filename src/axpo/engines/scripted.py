@@ -10,18 +10,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from axpo.engines.base import (
-    Completion,
-    Engine,
-    EngineError,
-    Finish,
-    Picture,
-    Request,
-    RequestError,
-)
+from axpo.engines.base import Completion, Engine, Finish, Picture, Request
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
+from axpo.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from axpo.clock import waiting
-from axpo.engines.base import Completion, Engine, EngineError, Request, Sampling
+from axpo.engines.base import Completion, Engine, Request, Sampling
 from axpo.engines.jobs import Job, accept, prefill_batches
 from axpo.engines.kv import SlotMemory
 from axpo.engines.runner import Runner
@@ -25,6 +25,7 @@ from axpo.engines.sampling import Sampler
 from axpo.engines.slots import SlotPool
 from axpo.engines.stats import EngineStats
 from axpo.engines.weights import copy_weights
+from axpo.errors import EngineError
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 

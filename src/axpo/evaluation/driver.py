@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from axpo.config import UserError
+from axpo.errors import ShelfError
 from axpo.evaluation.diagnostics import Probe
 from axpo.evaluation.identity import changed_settings
 from axpo.folder import GroupsFolder, read_json, write_whole
@@ -33,10 +33,6 @@ GroupJob = tuple[str, Callable[[], Awaitable[Group]]]
 
 CHUNK = 8
 """Groups per file: what a kill can cost at most, besides the groups in flight."""
-
-
-class ShelfError(UserError):
-    """The folder holds another evaluation's groups."""
 
 
 class Shelf:

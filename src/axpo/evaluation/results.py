@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from axpo.config import UserError
+from axpo.errors import UserError
 from axpo.evaluation.summary import compare
 from axpo.folder import RunFolder, read_json
 from axpo.store import load_groups

@@ -21,13 +21,9 @@ from typing import Any
 from axpo import stopping
 from axpo.algorithms.resampling import Resampling
 from axpo.algorithms.subgroups import gap, subgroup
-from axpo.algorithms.unscored import (
-    UnscoredWarning,
-    unscored_figures,
-    unscored_share,
-    unscored_text,
-)
+from axpo.algorithms.unscored import unscored_figures, unscored_share, unscored_text
 from axpo.config import Config, default_config
+from axpo.errors import UnscoredWarning
 from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
 from axpo.evaluation.driver import (
     GroupSampler,

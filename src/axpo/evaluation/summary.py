@@ -25,7 +25,7 @@ from axpo.algorithms.subgroups import (
     tools_used,
 )
 from axpo.algorithms.unscored import unscored_figures
-from axpo.config import UserError
+from axpo.errors import AlignmentError
 from axpo.evaluation.bootstrap import (
     LEVEL,
     Estimate,
@@ -53,10 +53,6 @@ QuestionShares = Mapping[str, tuple[float, float]]
 
 PART = ("questions", "clusters", "dropped", "unscored", "metrics", "tools")
 """What `evaluation.json` says of a part of the questions."""
-
-
-class AlignmentError(UserError):
-    """The two evaluations are not of the same questions."""
 
 
 @dataclass(frozen=True, slots=True)

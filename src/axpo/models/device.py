@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from axpo.config import ConfigError, MissingError, ModelSettings
+from axpo.config import ModelSettings
+from axpo.errors import ConfigError, MissingError
 
 
 def torch_device(settings: ModelSettings) -> str:

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from axpo.config import UserError
+from axpo.errors import CheckpointError, NoCheckpointError
 from axpo.models.attention import use_fast_vision
 from axpo.models.lora import CONFIG as ADAPTER_CONFIG
 from axpo.models.lora import merged_weights
@@ -43,14 +43,6 @@ TEMPLATE = "chat_template.json"
 """Where older checkpoints have their chat template; their tokenizer does not read it."""
 PASSED_ON = ("video_preprocessor_config.json", TEMPLATE)
 """Files of a checkpoint that go along with it: AutoProcessor and vLLM look for them."""
-
-
-class CheckpointError(UserError):
-    """A folder or Hub id that does not hold a usable Qwen3-VL checkpoint."""
-
-
-class NoCheckpointError(CheckpointError):
-    """Nothing, or not all of it, is there."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from axpo.config import LoraSettings
-from axpo.config.extras import require
+from axpo.extras import require
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """PEFT's file names."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from axpo.config import ConfigError
+from axpo.errors import ConfigError
 from axpo.folder import CheckpointFolder, RunFolder, saved_checkpoints
 from axpo.tasks.lab import BASE
 

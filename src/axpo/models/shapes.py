@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from axpo.models.loading import Checkpoint, NoCheckpointError, load_checkpoint, read_config
+from axpo.errors import NoCheckpointError
+from axpo.models.loading import Checkpoint, load_checkpoint, read_config
 
 CONFIGS = Path(__file__).parent / "configs"
 _NAME = re.compile(r"(?<!\w)qwen3-vl-\d+b(?!\w)", re.IGNORECASE)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from axpo.errors import ConfigError
+
 FOLDER = Path(__file__).parent
-
-
-class UnknownRecipeError(LookupError):
-    """Nothing of that name ships with the package; the message says what comes near it."""
 
 
 def names() -> list[str]:
@@ -21,24 +19,24 @@ def names() -> list[str]:
 
 
 def shipped(name: str) -> Path:
-    """The absolute path of a shipped recipe; raises `UnknownRecipeError`."""
+    """The absolute path of a shipped recipe; raises `ConfigError`."""
     if name not in names():
-        raise UnknownRecipeError(f"no recipe {name} ships with axpo; {_hint(name)}")
+        raise ConfigError(f"no recipe {name} ships with axpo; {_hint(name)}")
     return FOLDER / f"{name}.toml"
 
 
 def find(given: str | Path) -> Path:
     """The absolute path of the file `given`, or else of the shipped recipe of that name.
 
-    Raises `UnknownRecipeError`.
+    Raises `ConfigError`.
     """
     path = Path(given)
     if path.is_file():
         return path.absolute()
     try:
         return shipped(path.as_posix())
-    except UnknownRecipeError as error:
-        raise UnknownRecipeError(f"no file at {path}, and {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"no file at {path}, and {error}") from None
 
 
 def purpose(name: str) -> str:
@@ -51,7 +49,7 @@ def copy(name: str, out: Path) -> Path:
     """Copy a shipped recipe; returns where to: the file `out`, or one in the folder `out` where
     that is one or does not end in ".toml".
 
-    Folders are made. Raises `FileExistsError` where a file is there, and `UnknownRecipeError`.
+    Folders are made. Raises `FileExistsError` where a file is there, and `ConfigError`.
     """
     source = shipped(name)
     target = out if out.suffix == ".toml" and not out.is_dir() else out / source.name

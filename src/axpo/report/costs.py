@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from axpo.config import ConfigError
 from axpo.costs.account import Account, account
 from axpo.costs.operations import DEVICES, REFERENCE, UTILISATION, Operations, step_operations
 from axpo.costs.sizes import ASSUMED, Kind, Loop, check_positions
+from axpo.errors import ConfigError
 from axpo.tree import Segment
 from axpo.wording import duration, in_units
 

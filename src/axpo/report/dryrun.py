@@ -19,8 +19,9 @@ from rich.text import Text
 from axpo.build.preflight import longest_prompt
 from axpo.build.tools import recipe_tools
 from axpo.checks import missing_packages
-from axpo.config import Config, MissingError, UserError
+from axpo.config import Config
 from axpo.costs.sizes import Kind, Loop, assumed_prompt
+from axpo.errors import DemonstrationError, MissingError, UserError
 from axpo.models.device import torch_device
 from axpo.models.paths import show_path
 from axpo.models.shapes import Shapes, find_shapes
@@ -28,7 +29,7 @@ from axpo.report.costs import print_costs
 from axpo.report.live import output_console
 from axpo.report.settings import print_settings
 from axpo.report.summary import runs_unsafe
-from axpo.rollout.demonstrations import DemonstrationError, demonstrate
+from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.sandbox.levels import UNSAFE, lack

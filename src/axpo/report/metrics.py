@@ -15,13 +15,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
-from axpo.config.extras import require
-from axpo.errors import UserError
+from axpo.errors import MetricsError
+from axpo.extras import require
 from axpo.folder import RunFolder, write_whole, writing
-
-
-class MetricsError(UserError):
-    """Metrics cannot be written or read; the message says what to do."""
 
 
 class MetricsWriter:

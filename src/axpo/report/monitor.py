@@ -7,11 +7,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from axpo.checks import CHECKING
-from axpo.config.extras import require
+from axpo.errors import Stopped
+from axpo.extras import require
 from axpo.report.live import LiveView
 from axpo.report.metrics import MetricsWriter
 from axpo.report.provenance import recorded
-from axpo.stopping import Stopped
 
 PYTORCH = "loading PyTorch"
 """The first phase of a command that needs PyTorch."""

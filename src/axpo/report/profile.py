@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from axpo.build.runs import rl_run, sft_run
-from axpo.config import Config, UserError
+from axpo.config import Config
+from axpo.errors import UserError
 from axpo.report.anatomy import (
     WARM_UP,
     Anatomy,

@@ -22,7 +22,8 @@ from typing import Any
 
 import axpo
 from axpo.config.secrets import masked_override
-from axpo.folder import DiskError, RunFolder, read_json, write_whole
+from axpo.errors import DiskError
+from axpo.folder import RunFolder, read_json, write_whole
 
 PACKAGES = ("torch", "transformers")
 

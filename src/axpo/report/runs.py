@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from axpo.config import UserError
+from axpo.errors import UserError
 from axpo.folder import RunFolder, read_json
 from axpo.report.metrics import read_metrics
 from axpo.report.provenance import read_provenance

@@ -30,7 +30,8 @@ from itertools import pairwise
 from axpo.algorithms.entropy import opening_entropy
 from axpo.clock import Clock
 from axpo.config import RolloutSettings
-from axpo.engines.base import Completion, Engine, EngineError, Finish, Request, Sampling
+from axpo.engines.base import Completion, Engine, Finish, Request, Sampling
+from axpo.errors import EngineError
 from axpo.rollout.parsing import ParsedCall
 from axpo.rollout.paths import Path, remember_views
 from axpo.rollout.rendering import Rendering

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from axpo.config import RolloutSettings, UserError
+from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, Finish, Request
 from axpo.engines.stats import EngineStats
+from axpo.errors import DemonstrationError
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.rendering import Rendering
@@ -23,10 +24,6 @@ from axpo.tree import CallStatus, Credit, Group, Origin, StopReason, Stream, Tra
 
 if TYPE_CHECKING:
     import torch
-
-
-class DemonstrationError(UserError):
-    """A demonstration that cannot be learned from; names the example and what is wrong."""
 
 
 class _Teacher(Engine):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from axpo.engines.base import Picture
+from axpo.errors import TreeError
 from axpo.rollout.rendering import as_picture
 from axpo.tools.base import EarlierCall, View
 from axpo.tree import (
@@ -22,7 +23,6 @@ from axpo.tree import (
     Origin,
     Segment,
     Trajectory,
-    TreeError,
     cut_segments,
 )
 

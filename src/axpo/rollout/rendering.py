@@ -23,19 +23,15 @@ from typing import Any
 from renderers import Qwen3VLRendererConfig
 from renderers.qwen3_vl import Qwen3VLRenderer
 
-from axpo.config import ConfigError
 from axpo.engines.base import Picture
-from axpo.models.loading import Checkpoint, CheckpointError
+from axpo.errors import CheckpointError, ConfigError, RenderingError
+from axpo.models.loading import Checkpoint
 from axpo.pictures import as_rgb, picture_digest
 from axpo.rollout.control import ControlText
 from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
 from axpo.tasks.base import IMAGE, Example
 from axpo.tools.base import Observation, Tool
 from axpo.tree import ImageSpan, Origin, Segment
-
-
-class RenderingError(RuntimeError):
-    """Rendered tokens that are not what the rollout needs; names the segment."""
 
 
 def as_picture(image: Any) -> Picture:

@@ -14,18 +14,6 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class SearchFault(Exception):
-    """A search failed through no fault of the caller.
-
-    `retryable`: the same call may work a moment later. `charged`: the call may have been billed.
-    """
-
-    def __init__(self, message: str, *, retryable: bool = False, charged: bool = False) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-        self.charged = charged
-
-
 @dataclass(frozen=True, slots=True)
 class Hit:
     """One result of a search."""

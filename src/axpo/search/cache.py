@@ -30,8 +30,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from axpo.errors import UserError
-from axpo.search.base import SearchFault
+from axpo.errors import BudgetSpent, NotRecordedError, SearchFault, UserError
 from axpo.search.database import Database, open_index
 
 FORMAT = 1
@@ -61,14 +60,6 @@ UPDATE answers SET answer = ?
 WHERE backend = ? AND kind = ? AND question = ? AND options = ? AND answer = ?
 """
 _SPEND = "UPDATE spent SET calls = calls + 1 WHERE ? IS NULL OR calls < ?"
-
-
-class NotRecordedError(Exception):
-    """In replay: the file has no answer to this question."""
-
-
-class BudgetSpent(UserError):
-    """No paid call is left: what is recorded is answered, everything else stops the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +180,7 @@ class AnswerCache:
         stats.misses += 1
         if self.mode == "replay":
             await self._check_settings(key)
-            raise NotRecordedError
+            raise NotRecordedError(f"{key.question!r} is not recorded")
         self._check_file()
         if paid:
             await self._query(self._spend)

@@ -18,10 +18,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from axpo.config.base import MissingError
-from axpo.errors import UserError
+from axpo.errors import MissingError, SearchFault, UserError
 from axpo.folder import writing
-from axpo.search.base import SearchFault
 
 FORMAT = 1
 """Version of the index files' tables; another one has to be built again."""

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from axpo.config.extras import require
 from axpo.errors import UserError
+from axpo.extras import require
 from axpo.pictures import PictureError, as_rgb, read_picture
 from axpo.search.base import AnswerSource, Results
 from axpo.search.database import BuiltIndex, Database, new_index, open_index, read_facts

@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar
 from PIL import Image
 from pydantic import TypeAdapter
 
+from axpo.errors import NotRecordedError
 from axpo.pictures import picture_digest
 from axpo.search.base import AnswerSource, Hit, Item, PageText, Results, TextSource
-from axpo.search.cache import AnswerCache, Key, NotRecordedError
+from axpo.search.cache import AnswerCache, Key
 from axpo.search.gallery import Match, PictureSource
 
 Asked = TypeVar("Asked", bound=AnswerSource)

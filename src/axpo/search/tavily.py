@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from axpo.config.base import MissingError
-from axpo.config.extras import require
-from axpo.errors import UserError
-from axpo.search.base import Hit, PageText, Results, SearchFault, TextSource, shortened
+from axpo.errors import MissingError, SearchFault, UserError
+from axpo.extras import require
+from axpo.search.base import Hit, PageText, Results, TextSource, shortened
 
 if TYPE_CHECKING:
     from tavily import AsyncTavilyClient

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from axpo.config import Config
+from axpo.errors import StudyError
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 from axpo.folder import RunFolder, read_json, write_whole
 from axpo.stages import Stage, begun
-from axpo.study.settings import START, Study, StudyError
+from axpo.study.settings import START, Study
 
 COMMANDS = {"sft": "sft", "rl": "train", "eval": "eval", "diagnose": "diagnose"}
 """The kind of a stage's metrics -> its command."""

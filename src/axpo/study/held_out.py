@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from axpo.config import UserError
+from axpo.errors import UserError
 from axpo.evaluation.seeds import Ratios, of_units
 from axpo.study.settings import START
 

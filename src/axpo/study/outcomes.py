@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from axpo.algorithms.subgroups import FAMILY, family_of
+from axpo.errors import StudyError
 from axpo.evaluation.passk import pass_at_k
 from axpo.folder import whole_file
 from axpo.study.held_out import HeldOut, Shares, stack
-from axpo.study.settings import START, Study, StudyError
+from axpo.study.settings import START, Study
 from axpo.tree import Group
 
 OutcomeRow = Mapping[str, str | int]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from axpo.errors import StudyError
 from axpo.evaluation.bootstrap import paired_differences, ratios
 from axpo.evaluation.seeds import of_units, ratios_by_seed, seed_differences, seed_means
 from axpo.study.comparisons import comparisons
@@ -23,7 +24,7 @@ from axpo.study.held_out import Column, HeldOut, paired
 from axpo.study.markup import Json
 from axpo.study.outcomes import COUNTS
 from axpo.study.read import StudyModel, Training
-from axpo.study.settings import Study, StudyError
+from axpo.study.settings import Study
 
 TRAINING = ("accuracy", "tool_rate", "all_wrong_tool", "all_wrong_no_tool")
 """The figures of the last steps of training."""

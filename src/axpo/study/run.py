@@ -8,17 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from axpo.checks import CHECKING, check_names, check_packages, check_parts, undo_start
-from axpo.errors import UserError
+from axpo.errors import StageError, StudyError
 from axpo.folder import RunFolder, write_whole
 from axpo.report.monitor import working
 from axpo.report.provenance import usable_cores
 from axpo.stages import begun, log_file, run_stages
 from axpo.study.cells import check_made, settings_file, stages, write_settings
-from axpo.study.settings import Study, StudyError, load_study
-
-
-class CellError(UserError):
-    """Stages failed; the message holds the end of each log."""
+from axpo.study.settings import Study, load_study
 
 
 def run_study(
@@ -27,8 +23,8 @@ def run_study(
     """Run what `out` lacks of the study at `path`, `jobs` stages at once; returns `study.md`.
 
     By default `jobs` is one per core, and one on a GPU. A stage that fails stops only the stages
-    that need it; the tables of what is there are written, then `CellError` says what failed. Failed
-    stages are tried again the next time.
+    that need it; the tables of what is there are written, then `StageError` says what failed.
+    Failed stages are tried again the next time.
     """
     study = load_study(path, overrides)
     planned = stages(study, out)
@@ -52,7 +48,7 @@ def run_study(
             with working("study", "reading the runs") as say:
                 return _tables(study, out, say)
         where = f"; what is there is in {folder.study_page}" if evaluated else ""
-        error = CellError(
+        error = StageError(
             f"{len(failed)} of {len(planned)} stages failed or wait for one that did{where}\n"
             + "\n".join(stage.failure or "" for stage in failed)
         )

@@ -18,17 +18,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from axpo import recipes
 from axpo.config import (
     Config,
-    ConfigError,
     NonNegativeInt,
     PositiveInt,
     Section,
     apply_overrides,
     load_config,
-    recipe_file,
 )
-from axpo.plugins import PluginError, load
+from axpo.errors import ConfigError, PluginError, StudyError
+from axpo.plugins import load
 from axpo.study.page import StudyPage
 
 START = "start"
@@ -39,10 +39,6 @@ _SAME = ("sft", "model", "task", "rollout", "tools", "eval")
 """Sections that no variant may change: variants start, act and are judged alike, and differ only in
 training."""
 Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-
-
-class StudyError(ConfigError):
-    """The study's file is wrong; the message names the key."""
 
 
 class VariantSettings(Section):
@@ -141,7 +137,7 @@ def load_study(study: str | Path, overrides: Iterable[str] = ()) -> Study:
     `key=value` overrides of the file's keys go on top. Raises `StudyError`, which names the key.
     """
     with _refused("STUDY"):
-        path = recipe_file(study)
+        path = recipes.find(study)
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:  # a table given twice among them
@@ -154,7 +150,7 @@ def load_study(study: str | Path, overrides: Iterable[str] = ()) -> Study:
     _check_overrides("overrides", settings.overrides, ())
     beside = path.parent / settings.recipe
     with _refused(f"{path}: recipe"):
-        recipe = recipe_file(beside if beside.is_file() else settings.recipe)
+        recipe = recipes.find(beside if beside.is_file() else settings.recipe)
     with _refused("overrides"):
         shared = load_config(recipe, settings.overrides)
     variants = {name: _variant(name, v, settings) for name, v in settings.variants.items()}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from axpo.errors import StudyError
 from axpo.folder import RunFolder, read_json, write_whole
 from axpo.study.figures import write_curves, write_held_out_figures
 from axpo.study.markdown import page
@@ -14,7 +15,7 @@ from axpo.study.markup import Json
 from axpo.study.outcomes import read_outcomes, write_outcomes
 from axpo.study.read import read_study
 from axpo.study.results import held_out_again, results
-from axpo.study.settings import Study, StudyError
+from axpo.study.settings import Study
 
 
 def write_tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:

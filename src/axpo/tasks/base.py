@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_ch
 
 from pydantic import Field
 
-from axpo.config.base import MissingError, Part
-from axpo.errors import UserError
+from axpo.config.base import Part
 from axpo.tree import Group, Trajectory
 
 if TYPE_CHECKING:
@@ -19,14 +18,6 @@ EPOCH = 1_000_000
 """Positions that a seed owns in an endless split, so that seeds never share a question."""
 IMAGE = "<image>"
 """Where a picture stands in a question."""
-
-
-class DataError(UserError):
-    """A data set that cannot be used; the message names file, row and field."""
-
-
-class NoDataError(DataError, MissingError):
-    """A data set that is not there at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from axpo.tools.base import ModelError, ToolContext, View
+from axpo.errors import ModelError
+from axpo.tools.base import ToolContext, View
 
 SHOWN = 40
 """Characters of a wrong value that an error message repeats."""

@@ -23,21 +23,6 @@ from axpo.pictures import as_rgb
 Box = tuple[int, int, int, int]
 
 
-class ModelError(Exception):
-    """The call itself is wrong; the message is shown to the model and names the field."""
-
-
-class InfraError(Exception):
-    """The tool failed through no fault of the caller.
-
-    `retryable`: the same call may work later, so that a tool with `retries` makes it again.
-    """
-
-    def __init__(self, message: str, *, retryable: bool = True) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-
-
 @dataclass(frozen=True, slots=True)
 class View:
     """A picture as the model sees it: `box` (left, top, right, bottom) pixels of `original`.

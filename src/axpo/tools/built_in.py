@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from axpo.config import SearchSettings, ToolsSettings, UserError
+from axpo.config import SearchSettings, ToolsSettings
+from axpo.errors import UserError
 from axpo.search.base import TextSource
 from axpo.search.cache import AnswerCache
 from axpo.search.corpus import Corpus

@@ -26,6 +26,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
 from axpo.config import LimitSettings
+from axpo.errors import ToolDefinitionError
 from axpo.tools.arguments import parse_json_arguments
 from axpo.tools.base import Observation, Tool, ToolContext, View
 from axpo.tools.docstrings import parse_docstring
@@ -36,10 +37,6 @@ TIMEOUT = 10.0
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-class ToolDefinitionError(TypeError):
-    """A function that cannot be a tool; names the function and the parameter."""
 
 
 class FunctionTool(Tool):

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from axpo.clock import waiting
 from axpo.config import LimitSettings
+from axpo.errors import InfraError, ModelError
 from axpo.pictures import PictureError, as_rgb, check_shape, is_turned, shrunk
-from axpo.tools.base import InfraError, ModelError, Observation, View
+from axpo.tools.base import Observation, View
 
 
 class Tokens(Protocol):

@@ -35,9 +35,10 @@ from mcp.types import (
 from mcp.types import Tool as ServerTool
 
 from axpo import stopping
-from axpo.config import McpSettings, UserError
+from axpo.config import McpSettings
+from axpo.errors import InfraError, ModelError, UserError
 from axpo.pictures import PictureError, read_picture
-from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext, View
+from axpo.tools.base import Observation, Tool, ToolContext, View
 
 STOP_SECONDS = 8.0
 """Seconds that a server may take to stop; the SDK kills it before."""

@@ -19,11 +19,12 @@ from pydantic import Field, StrictStr
 
 from axpo.clock import waiting
 from axpo.config import LimitSettings
+from axpo.errors import InfraError, ModelError
 from axpo.sandbox import Sandbox, SessionBounds
 from axpo.sandbox.errors import SandboxFault
 from axpo.sandbox.session import Result, Session, Stop
 from axpo.tools.arguments import Arguments, function, parse_arguments
-from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext, View
+from axpo.tools.base import Observation, Tool, ToolContext, View
 
 NAME = "python"
 SPEC = function(

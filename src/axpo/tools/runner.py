@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from axpo.config import UserError
+from axpo.errors import InfraError, LateError, ModelError, UserError
 from axpo.tools.arguments import shorten
-from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
+from axpo.tools.base import Observation, Tool, ToolContext
 from axpo.tools.limits import Tokens, readable
 from axpo.tools.stats import CallOutcome
-from axpo.tools.toolbox import Lane, LateError, Toolbox
+from axpo.tools.toolbox import Lane, Toolbox
 from axpo.tree import CallStatus
 
 

@@ -6,8 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from axpo.search.base import AnswerSource, SearchFault, shortened
-from axpo.tools.base import InfraError, Observation, Tool, ToolContext
+from axpo.errors import InfraError, SearchFault
+from axpo.search.base import AnswerSource, shortened
+from axpo.tools.base import Observation, Tool, ToolContext
 
 MAX_TITLE = 200
 NOTHING = "No results."

@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 import stamina
 
 from axpo.clock import Clock
-from axpo.config import LimitSettings, UserError
-from axpo.tools.base import InfraError, ModelError, Observation, Tool, ToolContext
+from axpo.config import LimitSettings
+from axpo.errors import InfraError, LateError, ModelError, UserError
+from axpo.tools.base import Observation, Tool, ToolContext
 from axpo.tools.limits import Gate, Tokens, capped
 from axpo.tools.stats import ToolStats
 
@@ -37,10 +38,6 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 # Retries are counted in `ToolStats`; without a handler each would be printed.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
-
-
-class LateError(InfraError):
-    """The deadline passed without a result."""
 
 
 class Lane:

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import Field, StrictStr
 
 from axpo.config import LimitSettings
+from axpo.errors import ModelError
 from axpo.search.base import TextSource, shortened
 from axpo.tools.arguments import Arguments, function, parse_arguments, shorten, text_argument
-from axpo.tools.base import ModelError, Observation, ToolContext
+from axpo.tools.base import Observation, ToolContext
 from axpo.tools.searching import MAX_TITLE, SearchTool
 
 MAX_URL = 2000

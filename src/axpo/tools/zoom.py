@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import Field, StrictInt, StrictStr
 
+from axpo.errors import ModelError
 from axpo.pictures import MAX_ASPECT
 from axpo.tools.arguments import Arguments, chosen_view, parse_arguments, shorten
-from axpo.tools.base import Box, ModelError, Observation, Tool, ToolContext, View
+from axpo.tools.base import Box, Observation, Tool, ToolContext, View
 
 NAME = "image_zoom_in_tool"
 SCALE = 1000

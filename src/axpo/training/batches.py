@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from axpo.errors import TreeError
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 from axpo.training.items import Aggregation, Item, item_weights, items
 from axpo.training.packing import Correction, OldLogprobs, PackedTree, pack
 from axpo.training.pieces import plain_logprobs
-from axpo.tree import Group, TreeError
+from axpo.tree import Group
 
 
 @dataclass(frozen=True, slots=True)

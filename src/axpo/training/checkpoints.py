@@ -24,28 +24,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from axpo.engines.weights import copy_weights
-from axpo.errors import UserError
+from axpo.errors import DamagedError, DamagedWarning, DiskError, Stopped, UserError
 from axpo.folder import (
     CheckpointFolder,
-    DiskError,
     checkpoint_of,
     remove_folder,
     saved_checkpoints,
     whole_folder,
 )
 from axpo.models.lora import adapted_layers, load_adapters, save_adapters
-from axpo.stopping import Stopped, held
+from axpo.stopping import held
 from axpo.training.data import check_data
 from axpo.training.trainer import Trainer
-
-
-class DamagedError(UserError):
-    """A checkpoint that cannot be read; the message names the file and says what is wrong."""
-
-
-class DamagedWarning(UserWarning):
-    """A run that goes on from an older checkpoint, for the newest cannot be read."""
-
 
 _DAMAGE = (
     OSError, EOFError, pickle.UnpicklingError, SafetensorError,

@@ -15,13 +15,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from axpo.algorithms.base import Plan
-from axpo.algorithms.unscored import (
-    UnscoredWarning,
-    check_scored,
-    unscored_share,
-    unscored_text,
-)
+from axpo.algorithms.unscored import check_scored, unscored_share, unscored_text
 from axpo.config import Config
+from axpo.errors import UnscoredWarning
 from axpo.rollout.agent import Agent
 from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group, resample, together

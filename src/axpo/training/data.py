@@ -12,12 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from axpo.config import ConfigError
+from axpo.errors import ConfigError, DataWarning
 from axpo.tasks.base import EPOCH, Example, Task
-
-
-class DataWarning(UserWarning):
-    """Data or tools that are not those that a run was started with."""
 
 
 def training_example(task: Task, split: str, position: int, seed: int) -> Example:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from axpo.tree import Credit, Group, Origin, Stream, Trajectory, TreeError
+from axpo.errors import TreeError
+from axpo.tree import Credit, Group, Origin, Stream, Trajectory
 
 Aggregation = Literal["question_mean", "token_mean"]
 

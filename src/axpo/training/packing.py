@@ -16,9 +16,10 @@ from itertools import accumulate
 import numpy as np
 import torch
 
+from axpo.errors import TreeError
 from axpo.models.positions import Grid, rope_positions
 from axpo.training.items import Item, TokenRun
-from axpo.tree import Group, Node, Stream, Trajectory, TreeError, joined_images
+from axpo.tree import Group, Node, Stream, Trajectory, joined_images
 
 OldLogprobs = Mapping[tuple[str, str], torch.Tensor]
 """(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none;

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from axpo.config import UserError
+from axpo.errors import UserError
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import sample_group, together
 from axpo.training.packing import OldLogprobs, sampled_logprobs

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from axpo.config import UserError
 from axpo.engines.base import Completion, Engine, Picture, Request, Sampling
+from axpo.errors import UserError
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.tasks.base import Example

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from axpo.algorithms.losses import TokenBatch
-from axpo.config import OptimizerSettings, UserError
+from axpo.config import OptimizerSettings
+from axpo.errors import NonFiniteError
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
 from axpo.models.transfer import to_device
@@ -28,10 +29,6 @@ from axpo.training.pieces import plain_logprobs, training_passes
 from axpo.tree import Group
 
 LossFunction = Callable[[TokenBatch], tuple[torch.Tensor, dict[str, float]]]
-
-
-class NonFiniteError(UserError):
-    """A loss, gradient or weight that is not finite; the message says what was changed by it."""
 
 
 class _Laps:

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import distributed
 
-from axpo.engines.vllm.client import CONTROL_SECONDS, Client, ServerLost
+from axpo.engines.vllm.client import CONTROL_SECONDS, Client
+from axpo.errors import Fault, ServerLost
 
 BUCKET = 2**28
 """Bytes of a bucket; a larger tensor has one of its own."""
@@ -115,7 +116,7 @@ async def _both(asking: Any, here: Any) -> Any:
         if posted.done():
             posted.result()
         return beside.result()
-    except (RuntimeError, distributed.DistError) as error:
+    except (Fault, RuntimeError, distributed.DistError) as error:
         raise ServerLost(f"the group with its workers broke: {error}") from error
     finally:
         posted.cancel()

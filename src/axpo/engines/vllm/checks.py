@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 
-from axpo.config import ConfigError
-from axpo.engines.base import EngineError
-from axpo.engines.vllm.client import Client, Refused, ServerLost
-from axpo.engines.vllm.wire import AnswerFault
+from axpo.engines.vllm.client import Client
+from axpo.errors import AnswerFault, ConfigError, EngineError, Refused, ServerLost
 from axpo.models.head import head_dtype
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, rank_and_alpha

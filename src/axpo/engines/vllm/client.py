@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import httpx
 
 from axpo.clock import Clock, waiting
-from axpo.engines.base import EngineError
-from axpo.engines.vllm.wire import NONSENSE, AnswerFault, joined, shown
+from axpo.engines.vllm.wire import NONSENSE, joined, shown
+from axpo.errors import AnswerFault, EngineError, Refused, ServerLost
 
 KEPT_SECONDS = 3.0
 """An idle connection is given up before the server closes it, which it does after 5."""
@@ -32,14 +32,6 @@ ANSWER_BYTES = 2**26
 GENERATE = "/inference/v1/generate"
 
 T = TypeVar("T")
-
-
-class ServerLost(RuntimeError):
-    """The server did not answer, or cannot go on."""
-
-
-class Refused(RuntimeError):
-    """The server cannot serve what was asked; the message is its own."""
 
 
 class Client:

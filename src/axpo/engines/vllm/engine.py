@@ -21,18 +21,25 @@ from typing import Any, Literal
 import torch
 
 from axpo.clock import waiting
-from axpo.config import ConfigError
-from axpo.engines.base import Completion, Engine, EngineError, Picture, Request, RequestError
+from axpo.engines.base import Completion, Engine, Picture, Request
 from axpo.engines.checking import check_tokens, image_spans
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.checks import check_server
-from axpo.engines.vllm.client import Refused, ServerLost
 from axpo.engines.vllm.handover import HandOver, Weights
-from axpo.engines.vllm.pool import Interrupted, Pool, Server
-from axpo.engines.vllm.wire import UNNAMED, AnswerFault, picture_url, read_answer, request_body
+from axpo.engines.vllm.pool import Pool, Server
+from axpo.engines.vllm.wire import UNNAMED, picture_url, read_answer, request_body
 from axpo.engines.weights import distinct_weights
+from axpo.errors import (
+    AnswerFault,
+    ConfigError,
+    EngineError,
+    Interrupted,
+    Refused,
+    RequestError,
+    ServerLost,
+)
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, adapter_weights, rank_and_alpha, served_share
 from axpo.models.vision import as_seen

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from axpo.config import ConfigError
 from axpo.engines.vllm.broadcast import Backend, Broadcast
 from axpo.engines.vllm.pool import Server
 from axpo.engines.weights import save_weights
+from axpo.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

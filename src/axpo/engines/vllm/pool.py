@@ -13,19 +13,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from axpo.config import UserError
-from axpo.engines.base import EngineError
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.broadcast import Broadcast
-from axpo.engines.vllm.client import Client, ServerLost
+from axpo.engines.vllm.client import Client
+from axpo.errors import EngineError, Fault, Interrupted, ServerLost, UserError
 
 MISSES = 2
 """Health checks in a row that a server misses before it is lost."""
-
-
-class Interrupted(RuntimeError):
-    """The request was taken back from a server that is well (`Pool.interrupt`)."""
 
 
 class Process(Protocol):
@@ -218,5 +213,5 @@ class Pool:
                 await asyncio.sleep(min(1.0, self._health_every))
             await self._prepare(server)
             server.up, server.reason = True, ""
-        except (EngineError, UserError, RuntimeError, OSError) as error:
+        except (Fault, UserError, RuntimeError, OSError) as error:
             server.reason = f"{lost}; then {error}"

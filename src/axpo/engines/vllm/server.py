@@ -26,10 +26,11 @@ from typing import Any
 import httpx
 import torch
 
-from axpo.config import ConfigError, LoraSettings, UserError
+from axpo.config import LoraSettings
 from axpo.engines.vllm.checks import lora_arguments, refused_heads
 from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
 from axpo.engines.vllm.share import CPU_CACHE
+from axpo.errors import ConfigError, UserError
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import seen_limits
 

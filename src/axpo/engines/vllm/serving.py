@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from axpo.config import Config, ConfigError, UserError
+from axpo.config import Config
 from axpo.engines.vllm.server import ServerProcess, start_servers
 from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
+from axpo.errors import ConfigError, Stopped, UserError
 from axpo.models.card import recipe_card
 from axpo.models.device import torch_device
 from axpo.models.loading import load_checkpoint
-from axpo.stopping import Stopped
 
 LOOK_SECONDS = 1.0
 """Time between looks at whether the servers still run."""

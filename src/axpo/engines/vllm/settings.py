@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from axpo.config.base import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt
+from axpo.config.base import NonNegativeInt, PositiveFloat, PositiveInt
 from axpo.engines.base import Engine, EngineSettings, Servers, Start
+from axpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from axpo.models.card import Card

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from axpo.config import ConfigError
 from axpo.engines.base import Servers
 from axpo.engines.vllm.settings import Vllm
+from axpo.errors import ConfigError
 from axpo.models.card import Card
 from axpo.wording import in_units
 

@@ -16,17 +16,14 @@ from typing import Any
 
 from PIL import Image
 
-from axpo.engines.base import Completion, EngineError, Finish, Request
+from axpo.engines.base import Completion, Finish, Request
+from axpo.errors import AnswerFault, EngineError
 from axpo.tree import ImageSpan, collapse
 
 BAN = -1e9
 """Added to the logits of banned ids, which leaves them no probability in float32."""
 UNNAMED = "default"
 """What a server calls the weights that it was started with."""
-
-
-class AnswerFault(RuntimeError):
-    """An answer that another server, or the same a moment later, may give better."""
 
 
 NONSENSE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError,

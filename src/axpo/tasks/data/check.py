@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from axpo.tasks.base import DataError
+from axpo.errors import DataError
 from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.pictures import check_picture
 from axpo.tasks.data.rows import Rows

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from axpo.tasks.base import IMAGE, DataError
+from axpo.errors import DataError, GradingError
+from axpo.tasks.base import IMAGE
 from axpo.tasks.data.columns import ColumnSettings
 from axpo.tasks.data.pictures import flat
-from axpo.tasks.grading import GradingError, check_truth
+from axpo.tasks.grading import check_truth
 from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import final_answer, normalise
 from axpo.wording import in_short

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from axpo.errors import DataError
 from axpo.pictures import PictureError, check_shape, read_picture
-from axpo.tasks.base import DataError
 from axpo.wording import in_short
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)

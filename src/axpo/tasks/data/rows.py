@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from axpo.errors import DataError
 from axpo.folder import whole_file
-from axpo.tasks.base import DataError
 from axpo.tasks.data.fields import Fields, Row
 
 BATCH = 64

@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from axpo.config import ConfigError
-from axpo.config.extras import require
-from axpo.tasks.base import DataError, NoDataError
+from axpo.errors import ConfigError, DataError, NoDataError
+from axpo.extras import require
 from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.rows import (
     BATCH,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from axpo.tasks.base import DataError
+from axpo.errors import DataError
 from axpo.tasks.data.fields import Row
 from axpo.tasks.data.rows import Batches, chunks
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from axpo.config.base import PositiveInt
+from axpo.errors import GradingError
 from axpo.tasks.base import Example, Task
 from axpo.tasks.data.columns import ColumnSettings, OneOrMore
-from axpo.tasks.grading import GradingError, check_grader
+from axpo.tasks.grading import check_grader
 
 if TYPE_CHECKING:
     from axpo.tasks.data.reader import Reader

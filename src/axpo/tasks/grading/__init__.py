@@ -12,15 +12,15 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-from axpo.plugins import PluginError, load
+from axpo.errors import GradingError, PluginError
+from axpo.plugins import load
 from axpo.tasks.grading.maths import math
-from axpo.tasks.grading.text import GradingError, choice, exact, normalise, true_letter
+from axpo.tasks.grading.text import choice, exact, normalise, true_letter
 from axpo.tree import Group, Trajectory
 
 __all__ = [
     "GRADERS",
     "Grader",
-    "GradingError",
     "check_grader",
     "check_truth",
     "grade",

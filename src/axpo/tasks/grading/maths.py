@@ -18,7 +18,8 @@ import threading
 from collections.abc import Sequence
 from typing import IO, Any
 
-from axpo.tasks.grading.text import GradingError, final_answer, normalise
+from axpo.errors import GradingError
+from axpo.tasks.grading.text import final_answer, normalise
 
 CHECK_SECONDS = 10.0
 """Deadline of one comparison; nearly all take a few milliseconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from axpo.errors import GradingError
 from axpo.tasks.grading.tags import tagged_answer
 
 _ANSWER_LINE = re.compile(r"^[\s*#]*(?:final\s+)?answer\s*:[\s*]*(\S.*)$", re.I | re.M)
@@ -14,10 +15,6 @@ _LETTER = re.compile(r"\(?([a-z])\)?", re.I)
 _LEADING = re.compile(r"\(?([A-Z])(?:[.:),]|\s*$|\s*\n)")
 _NAMED = re.compile(r"\b(?:option|choice|answer\s+is)\s*:?\s*[*(]*([A-Z])\b")
 _BRACKETED = re.compile(r"\(([A-Z])\)")
-
-
-class GradingError(RuntimeError):
-    """An answer that could not be checked: never scored against the model."""
 
 
 def final_answer(text: str) -> str:

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from axpo.config.extras import require
 from axpo.errors import UserError
+from axpo.extras import require
 from axpo.tasks.base import Example, Task
 from axpo.tree import Group, Trajectory
 

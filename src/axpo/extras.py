@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from axpo.config.base import MissingError
+from axpo.errors import MissingError
 
 PACKAGES = {
     "datasets": ("datasets", "data"),
