@@ -8,10 +8,12 @@ needs no tools. So they are counted with their cause, and bounded.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
-from axpo.errors import UserError
+from axpo.config import RunSettings
+from axpo.errors import UnscoredWarning, UserError
 from axpo.tree import CallStatus, Group, Origin, StopReason, Trajectory
 
 SHOWN = 3
@@ -81,14 +83,20 @@ def unscored_text(groups: Sequence[Group]) -> str:
     )
 
 
-def check_scored(groups: Sequence[Group], stop: float) -> None:
-    """Raise `UserError` where a larger share than `stop` could not be scored, or nothing was."""
+def check_scored(groups: Sequence[Group], run: RunSettings) -> None:
+    """Warn where more than `run.unscored_warn` of the trajectories could not be scored.
+
+    Raises `UserError` where learning from the others would mislead: where more than
+    `run.unscored_stop` could not be scored, or nothing was.
+    """
     share = unscored_share(groups)
-    if share > stop:
+    if share > run.unscored_stop:
         raise UserError(
-            f"{unscored_text(groups)}. That is more than run.unscored_stop = {stop:g}: what is "
-            "left is not what the policy does. Put right what fails and give the same command "
-            "again, or raise run.unscored_stop"
+            f"{unscored_text(groups)}. That is more than run.unscored_stop = "
+            f"{run.unscored_stop:g}: what is left is not what the policy does. Put right what "
+            "fails and give the same command again, or raise run.unscored_stop"
         )
     if share == 1:
         raise UserError(f"{unscored_text(groups)}. Nothing can be learned")
+    if share > run.unscored_warn:
+        warnings.warn(unscored_text(groups), UnscoredWarning, stacklevel=2)

@@ -10,14 +10,12 @@ never waits for a batch's slowest rollout.
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from axpo.algorithms.base import Plan
-from axpo.algorithms.unscored import check_scored, unscored_share, unscored_text
+from axpo.algorithms.unscored import check_scored
 from axpo.config import Config
-from axpo.errors import UnscoredWarning
 from axpo.rollout.agent import Agent
 from axpo.rollout.branching import sample_question
 from axpo.rollout.sampling import new_group, resample, together
@@ -60,7 +58,7 @@ class Collector:
         watch("sample")
         for due in range(step, min(step + ahead + 1, self._config.rl.steps)):
             if due not in self._sampling:
-                phases = _unheard if ahead else watch
+                phases = (lambda _: None) if ahead else watch
                 self._sampling[due] = asyncio.create_task(self._batch(due, phases))
         groups = await self._sampling[step]
         del self._sampling[step]
@@ -118,24 +116,12 @@ class Collector:
 
         watch("sample")
         await together([one(group) for group in groups])
-        self._check_scored(groups)
+        check_scored(groups, self._config.run)
         for group in groups:
             order = [trajectory.id for trajectory in group.trajectories()]
             group.branches.sort(key=lambda branch: order.index(branch.source))
-
-    def _check_scored(self, groups: Sequence[Group]) -> None:
-        """Say that infrastructure failed too many trajectories; raise `UserError` where learning
-        from the others would mislead."""
-        run = self._config.run
-        check_scored(groups, run.unscored_stop)
-        if unscored_share(groups) > run.unscored_warn:
-            warnings.warn(unscored_text(groups), UnscoredWarning, stacklevel=2)
 
     async def _grow(self, group: Group, plan: Plan) -> None:
         """Cut the plan's source and sample its continuations."""
         branch = group.fork(group.trajectory(plan.source), plan.cut, plan.confidence)
         await resample(self._agent, group, branch, plan.continuations, self._config.run.seed)
-
-
-def _unheard(phase: str) -> None:
-    """The phases of a batch that is sampled beside another step's."""
