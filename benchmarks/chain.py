@@ -28,7 +28,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from axpo.models.attention import use_fast_vision
-from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
+from axpo.models.loading import Checkpoint, Processor
 from axpo.tasks.base import Example
 from axpo.tasks.lab.words import ZOOM_CLOSE, ZOOM_OPEN
 from axpo.tools.zoom import SPEC
@@ -63,24 +63,18 @@ def chain_checkpoint(seed: int = 0) -> Checkpoint:
 def walker(tokenizer: Any, chain: Mapping[int, tuple[int, ...]], seed: int = 0) -> Checkpoint:
     """A model in memory that walks `chain` (token id -> ids that may follow, `HIDDEN` at most)."""
     side = int(CROP_TOKENS**0.5) * TOKEN_SIDE
-    stop = tuple(token_id(tokenizer, t, "chain") for t in ("<|im_end|>", "<|endoftext|>"))
     model = _model(tokenizer, chain, seed)
-    model.generation_config.eos_token_id = list(stop)
-    return Checkpoint(
-        path=f"chain-{seed}",
-        model=model,
-        tokenizer=tokenizer,
-        image_processor=Qwen2VLImageProcessorPil(
-            patch_size=16,
-            merge_size=2,
-            temporal_patch_size=2,
-            size={"shortest_edge": side**2, "longest_edge": 2048**2},
-            image_mean=[0.5] * 3,
-            image_std=[0.5] * 3,
-        ),
-        banned=tuple(token_id(tokenizer, t, "chain") for t in VISION_TOKENS),
-        stop=stop,
+    images = Qwen2VLImageProcessorPil(
+        patch_size=16,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": side**2, "longest_edge": 2048**2},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
+    processor = Processor.of(f"chain-{seed}", model.config, tokenizer, images)
+    model.generation_config.eos_token_id = list(processor.stop)
+    return Checkpoint(processor, model)
 
 
 def chain_examples(count: int, image_tokens: int, seed: int = 0) -> list[Example]:

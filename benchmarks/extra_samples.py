@@ -50,7 +50,7 @@ class Loop:
 
     @property
     def weights(self) -> Mapping[str, torch.Tensor]:
-        return self.run.checkpoint.model.state_dict()
+        return self.run.learner.checkpoint.model.state_dict()
 
     def __call__(self) -> Mapping[str, float]:
         return asyncio.run(self._step())
@@ -58,7 +58,7 @@ class Loop:
     async def _step(self) -> dict[str, float]:
         run, number = self.run, self.number
         self.number += 1
-        await run.engine.load_weights(self.weights, number)
+        await run.learner.publish(number)
         watch = Stopwatch(Silent())
         groups = self.collector.new_groups(number)
         await self.collector.sample(groups, watch)
@@ -96,7 +96,7 @@ def along_training(start: Path, settings: list[str], steps: int) -> Row:
         return axpo()
 
     def follow() -> Mapping[str, float]:
-        grpo.run.checkpoint.model.load_state_dict(remember(grpo.number))
+        grpo.run.learner.checkpoint.model.load_state_dict(remember(grpo.number))
         return grpo()
 
     timings = interleave({AXPO: train, GRPO: follow}, steps, warmup=0)

@@ -28,14 +28,15 @@ from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.loading import Checkpoint
 from axpo.training import attention
 from axpo.training.batches import prepare
+from axpo.training.learner import Learner
+from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
 from axpo.training.pieces import Piece, cut
-from axpo.training.trainer import Trainer
 from axpo.tree import Group
 from benchmarks.gpu import MARK
 from benchmarks.models import Shape, training_checkpoint, training_group
 
-LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
+OBJECTIVE = Objective(partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0), "question_mean")
 
 
 def wide_checkpoint(device: str, dtype: torch.dtype, width: int, layers: int) -> Checkpoint:
@@ -59,7 +60,7 @@ def updates(checkpoint: Checkpoint, groups: Sequence[Group], blocks: bool, round
     """Median seconds of an update and the most memory it took."""
     cuda = checkpoint.model.device.type == "cuda"
     settings = OptimizerSettings(learning_rate=1e-6, max_tokens_per_micro_batch=32768)
-    trainer = Trainer(checkpoint, None, settings, rounds)
+    learner = Learner(checkpoint, None, settings, rounds)
     seconds = []
     with mock.patch.object(attention, "in_blocks", lambda device: blocks and cuda):
         for _ in range(rounds + 2):
@@ -67,7 +68,7 @@ def updates(checkpoint: Checkpoint, groups: Sequence[Group], blocks: bool, round
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
             began = time.perf_counter()
-            metrics = trainer.update(groups, LOSS, "question_mean", kl=False)
+            metrics = learner.update(groups, OBJECTIVE)
             if cuda:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
@@ -88,15 +89,15 @@ def pieces_memory(checkpoint: Checkpoint, group: Group, budget: int) -> dict:
     settings = OptimizerSettings(
         learning_rate=1e-6, max_tokens_per_micro_batch=budget, freeze_vision=True
     )
-    trainer = Trainer(checkpoint, None, settings, 3)
-    trainer.update([group], LOSS, "question_mean", kl=False)
+    learner = Learner(checkpoint, None, settings, 3)
+    learner.update([group], OBJECTIVE)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-    metrics = trainer.update([group], LOSS, "question_mean", kl=False)
+    metrics = learner.update([group], OBJECTIVE)
     measured = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
     tokens = int(metrics["tokens_packed"])
-    forest = prepare(checkpoint, [group], "question_mean", False, None)[0].tree
+    forest = prepare(checkpoint.processor, [group], OBJECTIVE)[0].tree
     above, own = held(*cut(forest, budget))
     size = checkpoint.model.dtype.itemsize
     predicted = (
@@ -105,7 +106,7 @@ def pieces_memory(checkpoint: Checkpoint, group: Group, budget: int) -> dict:
             text, tokens=budget, keys=above + budget, mask=0, size=size, recompute=False
         )
         + memory.logits(text, budget, LOGITS_AT_ONCE)
-        + sum(p.numel() for p in trainer.parameters) * memory.FLOAT32
+        + sum(p.numel() for p in learner.parameters) * memory.FLOAT32
     )
     return {"tokens": tokens, "trunk": above, "measured": measured, "predicted": predicted}
 
@@ -137,7 +138,7 @@ def decoding(checkpoint: Checkpoint, group: Group, rows: int, tokens: int) -> di
                     f"g{number}",
                     group.prompt.tokens,
                     pictures,
-                    Sampling(tokens, i, (), checkpoint.banned),
+                    Sampling(tokens, i, (), checkpoint.processor.banned),
                 )
                 for i in range(rows)
             ]

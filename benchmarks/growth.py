@@ -30,7 +30,7 @@ from benchmarks import rollouts
 from benchmarks.chain import chain_checkpoint, chain_examples
 from benchmarks.flops import TRAINING, rollout_work
 from benchmarks.harness import Row, Timing, interleave, matmul_peak, means, ratio
-from benchmarks.models import Shape, training_checkpoint
+from benchmarks.models import Shape, cold, training_checkpoint
 from benchmarks.training_step import PACKED, PADDED, bench
 
 TRAINING_STEP, ROLLOUTS = "training step", "rollouts"
@@ -95,7 +95,7 @@ def sampling(axis: str, shape: Shape, rounds: int, device: str, peak: float) -> 
     work: list[int] = []
 
     def side() -> Mapping[str, float]:
-        groups = _sample(replace(checkpoint), settings, shape)
+        groups = _sample(cold(checkpoint), settings, shape)
         work.append(sum(forward_flops(sizes, rollout_work(group)) for group in groups))
         return rollouts.work(groups)
 
@@ -113,7 +113,7 @@ def sampling(axis: str, shape: Shape, rounds: int, device: str, peak: float) -> 
 def _sample(checkpoint: Checkpoint, settings: RolloutSettings, shape: Shape) -> list[Group]:
     tools = make_tools(["image_zoom_in_tool"])
     engine = TransformersEngine(checkpoint)
-    agent = Agent(engine, Rendering(checkpoint, tools), tools, settings, grade)
+    agent = Agent(engine, Rendering(checkpoint.processor, tools), tools, settings, grade)
     examples = chain_examples(QUESTIONS, shape.image_tokens)
 
     async def groups() -> list[Group]:

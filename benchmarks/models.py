@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from axpo.models.attention import use_fast_vision
-from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
+from axpo.models.loading import Checkpoint, Processor, token_id
 from axpo.pictures import picture_digest
 from axpo.tools.zoom import SPEC
 from axpo.training.packing import OldLogprobs
@@ -74,21 +74,21 @@ def training_checkpoint(
     model: Any = _model(_config(tokenizer, text or {}, vision or {}), seed)
     if not stock:
         use_fast_vision(model)
-    return Checkpoint(
-        path=f"training-{seed}",
-        model=model.to(device),
-        tokenizer=tokenizer,
-        image_processor=Qwen2VLImageProcessorPil(
-            patch_size=PATCH,
-            merge_size=MERGE,
-            temporal_patch_size=2,
-            size={"shortest_edge": TOKEN_SIDE**2, "longest_edge": 2048**2},
-            image_mean=[0.5] * 3,
-            image_std=[0.5] * 3,
-        ),
-        banned=tuple(token_id(tokenizer, t, "training") for t in VISION_TOKENS),
-        stop=tuple(token_id(tokenizer, t, "training") for t in ("<|im_end|>", "<|endoftext|>")),
+    images = Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=2,
+        size={"shortest_edge": TOKEN_SIDE**2, "longest_edge": 2048**2},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
+    processor = Processor.of(f"training-{seed}", model.config, tokenizer, images)
+    return Checkpoint(processor, model.to(device))
+
+
+def cold(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model, with no picture preprocessed yet."""
+    return replace(checkpoint, processor=replace(checkpoint.processor))
 
 
 def _config(tokenizer: Any, text: Mapping[str, Any], vision: Mapping[str, Any]) -> Qwen3VLConfig:
@@ -155,7 +155,7 @@ def training_group(checkpoint: Checkpoint, shape: Shape, seed: int = 0) -> Group
 
 class _Builder:
     def __init__(self, checkpoint: Checkpoint, shape: Shape, seed: int) -> None:
-        self.checkpoint, self.shape = checkpoint, shape
+        self.processor, self.shape = checkpoint.processor, shape
         self.random = random.Random(seed)
         self.pictures: dict[str, Image.Image] = {}
 
@@ -217,16 +217,16 @@ class _Builder:
         picture = Image.fromarray(pixels)
         digest = picture_digest(picture)
         self.pictures[digest] = picture
-        start, end = self.checkpoint.tokenizer.convert_tokens_to_ids(
+        start, end = self.processor.tokenizer.convert_tokens_to_ids(
             ["<|vision_start|>", "<|vision_end|>"]
         )
-        pads = (self.checkpoint.image_token,) * image_tokens
+        pads = (self.processor.image_token,) * image_tokens
         tokens = (*self.words(words), start, *pads, end, *self.words(words))
         return Segment(id, origin, tokens, (), (ImageSpan(digest, words + 1, image_tokens),))
 
 
 def with_logprobs(group: Group, logprobs: OldLogprobs) -> None:
-    """Record `logprobs` (of `Trainer.recompute_logprobs`) as if their policy had sampled."""
+    """Record `logprobs` (of `Learner.logprobs`) as if their policy had sampled."""
     for trajectory in group.trajectories():
         own = logprobs[group.id, trajectory.id].tolist()
         done = 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,8 +23,10 @@ from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels, encode_pictures, encoder_outputs
 from axpo.training.items import Item, item_weights, items
-from axpo.training.trainer import LossFunction
 from axpo.tree import Group, Trajectory
+
+if TYPE_CHECKING:
+    from axpo.algorithms.losses import Loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def padded_rows(checkpoint: Checkpoint, group: Group) -> Rows:
         for trajectory in trajectories
     ]
     width = max(len(path) for path in paths)
-    pad = checkpoint.tokenizer.pad_token_id
+    pad = checkpoint.processor.tokenizer.pad_token_id
     digests = [
         span.digest for t in trajectories for segment in group.path(t) for span in segment.images
     ]
@@ -77,7 +80,7 @@ def padded_rows(checkpoint: Checkpoint, group: Group) -> Rows:
     return Rows(
         tokens=torch.stack([_padded(path, width, pad) for path in paths]).to(device),
         mask=torch.stack([_padded(torch.ones_like(p), width, 0) for p in paths]).to(device),
-        pixels=tuple(checkpoint.pixels(d, group.pictures[d]) for d in digests),
+        pixels=tuple(checkpoint.processor.pixels(d, group.pictures[d]) for d in digests),
         digests=tuple(digests),
         row=row,
         column=column,
@@ -103,7 +106,7 @@ def _own_logprobs(trajectory: Trajectory) -> list[float]:
 
 
 class PaddedTrainer:
-    """Updates `checkpoint`'s model in place with padded rows; AdamW as in `axpo`'s trainer."""
+    """Updates `checkpoint`'s model in place with padded rows; AdamW as in `axpo`'s learner."""
 
     def __init__(self, checkpoint: Checkpoint, settings: OptimizerSettings) -> None:
         checkpoint.model.requires_grad_(True)
@@ -118,7 +121,7 @@ class PaddedTrainer:
             fused=True,
         )
 
-    def update(self, rows: Rows, loss_fn: LossFunction, *, vision_once: bool) -> dict[str, float]:
+    def update(self, rows: Rows, loss_fn: Loss, *, vision_once: bool) -> dict[str, float]:
         """One optimizer step; returns the loss and the gradient's norm before clipping."""
         loss = self.loss(rows, loss_fn, vision_once=vision_once)
         loss.backward()
@@ -127,7 +130,7 @@ class PaddedTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": loss.item(), "grad_norm": norm.item()}
 
-    def loss(self, rows: Rows, loss_fn: LossFunction, *, vision_once: bool) -> torch.Tensor:
+    def loss(self, rows: Rows, loss_fn: Loss, *, vision_once: bool) -> torch.Tensor:
         """The update's loss, differentiable."""
         logprobs = self.logprobs(rows, vision_once=vision_once)
         batch = TokenBatch(logprobs, rows.old, None, rows.advantages, rows.weights)
@@ -150,12 +153,12 @@ class PaddedTrainer:
             input_ids=rows.tokens,
             attention_mask=rows.mask,
             image_grid_thw=grids,
-            mm_token_type_ids=(rows.tokens == self.checkpoint.image_token).int(),
+            mm_token_type_ids=(rows.tokens == self.checkpoint.processor.image_token).int(),
             use_cache=False,
             **pictures,
         ).last_hidden_state
         logits = model.lm_head(hidden[:, rows.prompt - 1 : -1])
-        banned = torch.tensor(self.checkpoint.banned, device=logits.device)
+        banned = torch.tensor(self.checkpoint.processor.banned, device=logits.device)
         logits = logits.index_fill(2, banned, float("-inf"))
         following = rows.tokens[:, rows.prompt :, None]
         logprobs = logits.gather(2, following)[..., 0] - logits.logsumexp(dim=-1)

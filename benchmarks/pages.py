@@ -51,7 +51,7 @@ lab's base model answers in few tokens, the other is random (text width 512, 8 l
 vLLM: above 1 means that vLLM is faster. Its CPU seconds are the server's and this process's
 together; by wall time it has a core more than the others.""",
     "training_step": """One question: 8 rollouts and 4 continuations of a frozen prefix, as AXPO
-trains them. axpo's `Trainer.update` on the packed tree against one padded row a trajectory with
+trains them. axpo's `Learner.update` on the packed tree against one padded row a trajectory with
 its whole path and pictures (TRL, verl), and against padded rows whose vision tower runs once a
 distinct picture (neither library does this). Padded rows run on transformers' own kernels. Loss
 and gradient are the same on all sides, checked before timing (relative difference at most 1e-5,

@@ -32,6 +32,7 @@ from axpo.tools import make_tools
 from axpo.tree import CallStatus, Group, Origin
 from benchmarks.chain import chain_checkpoint, chain_examples
 from benchmarks.harness import Side, Timing, interleave, ratio
+from benchmarks.models import cold
 from benchmarks.trl_side import missing, trl_rollouts
 
 OURS, CACHED, TRL = "axpo", "generate, vision cached", "trl"
@@ -83,7 +84,7 @@ class GenerateEngine:
     version = 0
 
     def __init__(self, checkpoint: Checkpoint, rows: int) -> None:
-        self._checkpoint = checkpoint
+        self._model, self._processor = checkpoint.model, checkpoint.processor
         self._rows = rows
         self._waiting: list[tuple[Request, asyncio.Future[Completion]]] = []
         self._features: dict[str, Features] = {}
@@ -112,9 +113,9 @@ class GenerateEngine:
             top_k=0,
             suppress_tokens=list(sampling.banned),
             eos_token_id=list(sampling.stop),
-            pad_token_id=self._checkpoint.tokenizer.pad_token_id,
+            pad_token_id=self._processor.tokenizer.pad_token_id,
         )
-        out = self._checkpoint.model.generate(**inputs, generation_config=config)
+        out = self._model.generate(**inputs, generation_config=config)
         sampled = out[:, inputs["input_ids"].shape[1] :].tolist()
         return [
             self._completion(row[: request.sampling.max_tokens], sampling.stop)
@@ -123,17 +124,17 @@ class GenerateEngine:
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
         """What model and `generate` take for these rows, features instead of pixels."""
-        image = self._checkpoint.image_token
+        image = self._processor.image_token
         longest = max(len(request.tokens) for request in requests)
-        tokens = torch.full((len(requests), longest), self._checkpoint.tokenizer.pad_token_id)
+        tokens = torch.full((len(requests), longest), self._processor.tokenizer.pad_token_id)
         mask = torch.zeros_like(tokens)
         for row, request in enumerate(requests):
             tokens[row, longest - len(request.tokens) :] = torch.tensor(request.tokens)
             mask[row, longest - len(request.tokens) :] = 1
         pictures = [picture for request in requests for picture in request.pictures]
-        pixels = {p.digest: self._checkpoint.pixels(p.digest, p.image) for p in pictures}
+        pixels = {p.digest: self._processor.pixels(p.digest, p.image) for p in pictures}
         new = [digest for digest in pixels if digest not in self._features]
-        encoded = encode_pictures(self._checkpoint.model, [pixels[digest] for digest in new])
+        encoded = encode_pictures(self._model, [pixels[digest] for digest in new])
         self._features.update(zip(new, encoded, strict=True))
         return {
             "input_ids": tokens,
@@ -161,7 +162,7 @@ def sample(
 ) -> list[Group]:
     """A group of rollouts for each example, all concurrently."""
     tools = make_tools(["image_zoom_in_tool"])
-    agent = Agent(engine, Rendering(checkpoint, tools), tools, case.settings(), grade)
+    agent = Agent(engine, Rendering(checkpoint.processor, tools), tools, case.settings(), grade)
     seed = int(torch.randint(2**31, ()))  # a new one a run: rounds differ
 
     async def groups() -> list[Group]:
@@ -193,13 +194,13 @@ def sides(checkpoint: Checkpoint, case: Case, with_trl: bool) -> dict[str, Side]
     examples = chain_examples(case.questions, case.image_tokens)
 
     def ours() -> Mapping[str, float]:
-        cold = replace(checkpoint)
-        return work(sample(cold, TransformersEngine(cold), case, examples))
+        fresh = cold(checkpoint)
+        return work(sample(fresh, TransformersEngine(fresh), case, examples))
 
     def cached() -> Mapping[str, float]:
-        cold = replace(checkpoint)
-        engine = GenerateEngine(cold, case.questions * case.rollouts)
-        return work(sample(cold, engine, case, examples))
+        fresh = cold(checkpoint)
+        engine = GenerateEngine(fresh, case.questions * case.rollouts)
+        return work(sample(fresh, engine, case, examples))
 
     found: dict[str, Side] = {OURS: ours, CACHED: cached}
     if with_trl:

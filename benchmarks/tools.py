@@ -49,6 +49,7 @@ from axpo.tools.zoom import ZoomTool
 from axpo.tree import CallStatus, Group
 from benchmarks.chain import chain_examples, tick, turn_chain, walker
 from benchmarks.harness import Row, Side, Timing, interleave, means, ratio
+from benchmarks.models import cold
 from benchmarks.rollouts import calling_turns, work
 from lab_base.tokenizer import build_tokenizer
 
@@ -191,9 +192,9 @@ class Trajectories:
         return self._runner.run(self._sample())
 
     async def _sample(self) -> dict[str, float]:
-        checkpoint = replace(self._checkpoint)  # pictures are preprocessed anew
+        checkpoint = cold(self._checkpoint)  # pictures are preprocessed anew
         engine = WatchedEngine(checkpoint)
-        rendering = Rendering(checkpoint, self.tools)
+        rendering = Rendering(checkpoint.processor, self.tools)
         agent = Agent(engine, rendering, self.tools, self._case.settings(), grade)
         began = time.perf_counter()
         tasks = (

@@ -1,6 +1,6 @@
 """A training step on a packed tree against padded rows, and padded rows with pictures encoded once.
 
-One question's tree (`models`) goes through the real `Trainer.update`: packing, forward, backward,
+One question's tree (`models`) goes through the real `Learner.update`: packing, forward, backward,
 clipping, AdamW. The baselines (`padded`) make the same update. Before anything is timed, all
 sides must have the same loss and the same gradient. The learning rate is 0: everything is
 computed and the weights stay, so that each round repeats the same work.
@@ -21,8 +21,9 @@ from axpo.algorithms.losses import clipped_loss
 from axpo.config import OptimizerSettings
 from axpo.costs.flops import Dimensions, ForwardPass, forward_flops
 from axpo.training.items import items
+from axpo.training.learner import Learner
+from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree, pack
-from axpo.training.trainer import Trainer
 from axpo.tree import Group
 from benchmarks.flops import QWEN3_VL_8B, TRAINING, packed_work, padded_work
 from benchmarks.harness import Row, Side, Timing, interleave, means, peak_bytes, ratio
@@ -51,7 +52,7 @@ class Bench:
     """One tree and what trains it: `packed` on our model, `padded` on transformers' own."""
 
     group: Group
-    packed: Trainer
+    packed: Learner
     padded: PaddedTrainer
     rows: Rows
 
@@ -59,15 +60,15 @@ class Bench:
         """One optimizer step of each side; `loss` and `grad_norm` are among its figures."""
         groups = [self.group]
         return {
-            PACKED: lambda: self.packed.update(groups, LOSS, "question_mean", kl=False),
+            PACKED: lambda: self.packed.update(groups, Objective(LOSS, "question_mean")),
             PADDED: lambda: self.padded.update(self.rows, LOSS, vision_once=False),
             ONCE: lambda: self.padded.update(self.rows, LOSS, vision_once=True),
         }
 
     def work(self) -> dict[str, ForwardPass]:
         """What each side computes."""
-        checkpoint, rows = self.packed.checkpoint, self.rows
-        tokens = {d: checkpoint.pixels(d, i).tokens(checkpoint.merge_size)
+        processor, rows = self.packed.checkpoint.processor, self.rows
+        tokens = {d: processor.pixels(d, i).tokens(processor.merge_size)
                   for d, i in self.group.pictures.items()}  # fmt: skip
         tree, shown = self.tree(), [tokens[d] for d in rows.digests]
         shape = (*rows.tokens.shape, rows.prompt)
@@ -78,23 +79,23 @@ class Bench:
         }
 
     def tree(self) -> PackedTree:
-        """The layout that `Trainer.update` trains."""
-        checkpoint, found = self.packed.checkpoint, items(self.group)
+        """The layout that `Learner.update` trains."""
+        processor, found = self.packed.checkpoint.processor, items(self.group)
         return pack(
             self.group,
             found,
             [1.0] * len(found),
-            lambda digest: checkpoint.pixels(digest, self.group.pictures[digest]).grid,
-            checkpoint.merge_size,
+            lambda digest: processor.pixels(digest, self.group.pictures[digest]).grid,
+            processor.merge_size,
         )
 
 
 def bench(shape: Shape, device: str = "cpu") -> Bench:
     """Models with the same weights, and a tree whose old logprobs are theirs."""
-    packed = Trainer(training_checkpoint(device), None, SETTINGS, total_updates=1)
+    packed = Learner(training_checkpoint(device), None, SETTINGS, total_updates=1)
     padded = PaddedTrainer(training_checkpoint(device, stock=True), SETTINGS)
     group = training_group(packed.checkpoint, shape)
-    with_logprobs(group, packed.recompute_logprobs([group], kl=False))
+    with_logprobs(group, packed.logprobs([group]))
     return Bench(group, packed, padded, padded_rows(padded.checkpoint, group))
 
 

@@ -29,7 +29,7 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Checkpoint, Processor
 from axpo.rollout.control import FAMILY
 from axpo.tasks.base import Example
 from axpo.tasks.grading import grade_text
@@ -137,10 +137,10 @@ def make_trainer(checkpoint: Checkpoint, examples: Sequence[Example], limits: Li
             max_completion_length=limits.max_tokens,
             max_tool_calling_iterations=limits.tool_turns,
             shuffle_dataset=False,
-            generation_kwargs={"suppress_tokens": list(checkpoint.banned)},
+            generation_kwargs={"suppress_tokens": list(checkpoint.processor.banned)},
         ),
         train_dataset=Dataset.from_list([{"prompt": p, "place": i} for i, p in enumerate(prompts)]),
-        processing_class=make_processor(checkpoint),
+        processing_class=make_processor(checkpoint.processor),
         environment_factory=lambda: ZoomEnvironment(examples),
     )
     trainer.remove_callback(PrinterCallback)
@@ -156,15 +156,15 @@ def _plain_copy(model: Any) -> Any:
     return made
 
 
-def make_processor(checkpoint: Checkpoint) -> ImageTextProcessor:
+def make_processor(processor: Processor) -> ImageTextProcessor:
     """TRL's Qwen3-VL chat template, whose generation prompt opens thinking, and its parser."""
     from trl.chat_template_utils import qwen3_template, qwen3_vl_chat_template
 
     before, opening, after = qwen3_vl_chat_template.rpartition(r"<|im_start|>assistant\n")
     template = f"{before}{opening}<think>\\n{after}"
-    tokenizer = copy.deepcopy(checkpoint.tokenizer)
+    tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.response_template = qwen3_template
-    return ImageTextProcessor(checkpoint.image_processor, tokenizer, chat_template=template)
+    return ImageTextProcessor(processor.image_processor, tokenizer, chat_template=template)
 
 
 def _reward(examples: Sequence[Example]) -> Any:

@@ -26,6 +26,7 @@ import torch
 
 from axpo.engines.base import Engine, Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
+from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -39,7 +40,7 @@ from axpo.tasks.lab.task import LabTask
 from axpo.tools import make_tools
 from axpo.tree import Group
 from benchmarks.harness import Row, Side, Timing, interleave, means, ratio
-from benchmarks.models import Shape, training_checkpoint, training_group
+from benchmarks.models import Shape, cold, training_checkpoint, training_group
 from benchmarks.rollouts import GenerateEngine
 
 OURS, IN_PROCESS, GENERATE = "vLLM", "in-process engine", "generate, vision cached"
@@ -90,7 +91,10 @@ def prompts(case: Case, checkpoint: Checkpoint, number: int) -> list[Group]:
     of noise among words."""
     places = range(number * case.prompts, (number + 1) * case.prompts)
     if case.model == LAB:
-        lab, rendering = LabTask(), Rendering(checkpoint, make_tools(["image_zoom_in_tool"]))
+        lab, rendering = (
+            LabTask(),
+            Rendering(checkpoint.processor, make_tools(["image_zoom_in_tool"])),
+        )
         return [new_group(rendering, lab.example("train", i), f"q{i}") for i in places]
     shape = Shape(256, 1, rollouts=1, continuations=0)
     return [replace(training_group(checkpoint, shape, seed=i), id=f"q{i}") for i in places]
@@ -99,11 +103,11 @@ def prompts(case: Case, checkpoint: Checkpoint, number: int) -> list[Group]:
 def requests(case: Case, checkpoint: Checkpoint, number: int) -> list[Request]:
     """What round `number` asks every side for."""
     asked: list[Request] = []
-    banned = tuple(dict.fromkeys((*checkpoint.banned, *checkpoint.stop)))
+    banned = tuple(dict.fromkeys((*checkpoint.processor.banned, *checkpoint.processor.stop)))
     for group in prompts(case, checkpoint, number):
         pictures = tuple(Picture(s.digest, group.pictures[s.digest]) for s in group.prompt.images)
         for i, length in enumerate(case.lengths()):
-            sampling = Sampling(length, i, checkpoint.stop, banned)
+            sampling = Sampling(length, i, checkpoint.processor.stop, banned)
             id = f"{group.id}/r{i}"
             asked.append(Request(id, group.id, group.prompt.tokens, pictures, sampling))
     return asked
@@ -115,9 +119,9 @@ def compare(
     """vLLM against both others; `server_seconds` is the CPU time that the server has used."""
     waves = [requests(case, checkpoint, number) for number in range(case.rounds + 1)]
     engines: dict[str, Engine] = {  # each with a checkpoint of its own, which keeps pixels
-        OURS: VllmEngine(replace(checkpoint), [server], Path(tempfile.gettempdir())),
-        IN_PROCESS: TransformersEngine(replace(checkpoint)),
-        GENERATE: GenerateEngine(replace(checkpoint), len(waves[0])),
+        OURS: VllmEngine(Trained.of(cold(checkpoint)), [server], Path(tempfile.gettempdir())),
+        IN_PROCESS: TransformersEngine(cold(checkpoint)),
+        GENERATE: GenerateEngine(cold(checkpoint), len(waves[0])),
     }
     with asyncio.Runner() as runner:
         try:
@@ -199,7 +203,7 @@ def serving(python: str, checkpoint: Checkpoint, slots: int) -> Iterator[ServerP
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         checkpoint.save(path / "model")
-        served = replace(checkpoint, path=str(path / "model"))
+        served = replace(checkpoint.processor, path=str(path / "model"))
         (process,) = start_servers(settings, served, "float32", path / "logs")
         try:
             yield process

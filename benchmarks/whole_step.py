@@ -122,7 +122,7 @@ def our_step(config: Config, start: Path, questions: Questions) -> Side:
         for group in groups:
             rl.assign_credit(run, group)
         metrics = rl.update(run, groups, watch)
-        await run.engine.load_weights(run.checkpoint.model.state_dict(), number + 1)
+        await run.learner.publish(number + 1)
         for group in groups:
             await run.engine.release(group.id)
         return work(groups) | {"groups_trained": metrics["groups_trained"]}
@@ -156,7 +156,7 @@ def prompts(start: Path) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of the prompts of a few rollouts, ours and TRL's."""
     checkpoint = load_checkpoint(start)
     config, (examples,) = settings(2), batches(1, 2)
-    rendering = Rendering(checkpoint, recipe_tools(config), config.task.system)
+    rendering = Rendering(checkpoint.processor, recipe_tools(config), config.task.system)
     segments = [rendering.prompt(example, example.id)[0] for example in examples]
     limits = Limits(2, 2, MAX_TOKENS, tool_turns=1, micro_batch=4)
     theirs = generate(make_trainer(checkpoint, examples, limits), examples, rollouts=2)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Qwen3VLForConditionalGeneration
 
-from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
+from axpo.models.loading import Checkpoint, Processor
 from axpo.models.shapes import published
 from axpo.models.tiny import tiny_processor
 from rehearsal.vocabulary import true_tokenizer
@@ -32,11 +32,5 @@ def write_model(folder: Path, seed: int = 0) -> None:
                 if isinstance(module, nn.Linear | nn.Conv3d):
                     module.weight.normal_(0, module.weight[0].numel() ** -0.5)
     model.tie_weights()
-    Checkpoint(
-        path=str(folder),
-        model=model,
-        tokenizer=tokenizer,
-        image_processor=tiny_processor(),
-        banned=tuple(token_id(tokenizer, t, "rehearsal") for t in VISION_TOKENS),
-        stop=tuple(token_id(tokenizer, t, "rehearsal") for t in ("<|im_end|>", "<|endoftext|>")),
-    ).save(folder)
+    processor = Processor.of(str(folder), config, tokenizer, tiny_processor())
+    Checkpoint(processor, model).save(folder)

@@ -27,7 +27,8 @@ from axpo.rollout.sampling import new_group
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
 from axpo.training.items import items
-from axpo.training.trainer import Trainer
+from axpo.training.learner import Learner
+from axpo.training.objective import Objective
 from axpo.tree import Group, Stream, Trajectory
 from tests.support.data_sets import picture, task_of, write_jsonl
 from tests.support.groups import group, grow, plain_rollout, two_calls
@@ -273,7 +274,7 @@ def credited(g: Group, algorithm: Algorithm) -> Group:
 def gradient(checkpoint: Checkpoint, g: Group, old: Any = None, **optimizer: Any) -> Any:
     """(gradient, metrics, old logprobs that the trainer recomputes)."""
     settings = OptimizerSettings(learning_rate=1e-3, max_grad_norm=1e9, **optimizer)
-    trainer = Trainer(checkpoint, tiny_checkpoint(1), settings, 1)
+    trainer = Learner(checkpoint, tiny_checkpoint(1), settings, 1)
     caught: list[torch.Tensor] = []
 
     def step() -> None:
@@ -285,7 +286,7 @@ def gradient(checkpoint: Checkpoint, g: Group, old: Any = None, **optimizer: Any
         )
 
     trainer.optimizer.step = step  # pyright: ignore
-    metrics = trainer.update([g], CLIP_KL, "question_mean", True, old)
+    metrics = trainer.update([g], Objective(CLIP_KL, "question_mean", True, old))
     return caught[0].clone(), metrics
 
 
@@ -331,8 +332,8 @@ def test_a_prefix_that_only_its_owner_trains_is_another_gradient(checkpoint: Che
 def test_recomputed_logprobs_reach_shared_prefixes(checkpoint: Checkpoint) -> None:
     g = credited(branched(checkpoint), Arpo())
     rows = credited(apart(g), Grpo())
-    trainer = Trainer(checkpoint, None, OptimizerSettings(), 1)
-    old, plain = (trainer.recompute_logprobs([some], True) for some in (g, rows))
+    trainer = Learner(checkpoint, None, OptimizerSettings(), 1)
+    old, plain = (trainer.logprobs([some], True) for some in (g, rows))
     ours, _ = gradient(checkpoint, g, old)
     theirs, _ = gradient(checkpoint, rows, plain)
     assert distance(ours, theirs) < 1e-5

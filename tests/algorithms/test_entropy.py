@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from axpo.models.loading import Checkpoint
 from axpo.tree import Call, CallStatus, Group
 from tests.support.groups import group, plain_rollout, tool_rollout, two_calls
 from tests.support.padded_oracle import Builder, row_inputs
-from tests.support.tiny import tiny_checkpoint
+from tests.support.tiny import banning, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def oracle(checkpoint: Checkpoint, made: Group, temperature: float) -> dict[str,
         call = rollout.calls[0]
         for offset in range(call.start, call.end):
             row = logits[len(made.prompt) + offset - 1] / temperature
-            allowed = [row[i] for i in range(len(row)) if i not in checkpoint.banned]
+            allowed = [row[i] for i in range(len(row)) if i not in checkpoint.processor.banned]
             p = np.exp(allowed - np.max(allowed))
             p /= p.sum()
             entropies.append(float(-(p[p > 0] * np.log(p[p > 0])).sum()))
@@ -83,7 +81,7 @@ def test_many_tokens_go_through_the_head_in_chunks(
 def test_temperature_and_ban_act_as_at_sampling(checkpoint: Checkpoint) -> None:
     made = called(checkpoint)
     assert max(call_entropies(checkpoint, made, 1e-4, 10**6).values()) < 1e-3  # greedy
-    banned = replace(checkpoint, banned=(*checkpoint.banned, *range(50)))
+    banned = banning(checkpoint, range(50))
     with_ban = call_entropies(banned, made, 1.0, 10**6)
     assert with_ban == pytest.approx(oracle(banned, made, 1.0), abs=1e-5)
     assert with_ban != pytest.approx(call_entropies(checkpoint, made, 1.0, 10**6), abs=1e-3)

@@ -29,6 +29,7 @@ from benchmarks.chain import (
     chain_examples,
     transitions,
 )
+from benchmarks.models import cold
 from benchmarks.rollouts import Case, GenerateEngine, sample, work
 from benchmarks.trl_side import Limits, Rollouts
 
@@ -66,7 +67,7 @@ def turns(trajectory: Trajectory) -> list[tuple[int, ...]]:
 
 def check_turn(turn: list[int] | tuple[int, ...]) -> None:
     """`turn` is a walk of the chain from where the prompt leaves it, of a length it allows."""
-    tokenizer = checkpoint().tokenizer
+    tokenizer = checkpoint().processor.tokenizer
     chain = transitions(tokenizer)
     low, high = THINKING
     assert low + CALL_TOKENS <= len(turn) <= high + CALL_TOKENS
@@ -83,7 +84,7 @@ def whole(group: Group, trajectory: Trajectory) -> Request:
     tokens = tuple(token for segment in segments for token in segment.tokens)
     digests = [span.digest for segment in segments for span in segment.images]
     pictures = tuple(Picture(digest, group.pictures[digest]) for digest in digests)
-    sampling = Sampling(1, 0, checkpoint().stop, checkpoint().banned)
+    sampling = Sampling(1, 0, checkpoint().processor.stop, checkpoint().processor.banned)
     return Request(trajectory.id, group.id, tokens, pictures, sampling)
 
 
@@ -92,7 +93,7 @@ def forced(engine: GenerateEngine, requests: list[Request]) -> list[torch.Tensor
     """Logprobs [tokens - 1] of each request's tokens but the first, all rows in one pass."""
     inputs = engine.inputs(requests)
     logits = checkpoint().model(**inputs).logits
-    logits[:, :, list(checkpoint().banned)] = float("-inf")
+    logits[:, :, list(checkpoint().processor.banned)] = float("-inf")
     logprobs = logits[:, :-1].log_softmax(-1)
     found = logprobs.gather(2, inputs["input_ids"][:, 1:, None])[:, :, 0]
     return [row[-(len(r.tokens) - 1) :] for row, r in zip(found, requests, strict=True)]
@@ -128,9 +129,9 @@ class TestChain:
         (example,) = chain_examples(1, image_tokens)
         (picture,) = example.images
         crops = [crop(View.whole(picture), json.loads(f"[{box}")).image for box in BOXES]
-        cache = replace(checkpoint()).pixels
+        cache = cold(checkpoint()).processor.pixels
         found = [cache(str(i), image) for i, image in enumerate([picture, *crops])]
-        tokens = [pixels.tokens(checkpoint().merge_size) for pixels in found]
+        tokens = [pixels.tokens(checkpoint().processor.merge_size) for pixels in found]
         assert tokens == [image_tokens] + [CROP_TOKENS] * len(BOXES)
 
 
@@ -216,7 +217,7 @@ class TestTRL:
 
     def test_same_wire_format(self) -> None:
         """Sampled runs walk the chain; what stands between them is our observation."""
-        rendering = Rendering(checkpoint(), make_tools(["image_zoom_in_tool"]))
+        rendering = Rendering(checkpoint().processor, make_tools(["image_zoom_in_tool"]))
         theirs = trl_rollouts()
         for i, (ids, mask) in enumerate(zip(theirs.completions, theirs.sampled, strict=True)):
             view = View.whole(examples()[i // CASE.rollouts].images[0])

@@ -102,7 +102,7 @@ def test_vision_formula_equals_torchs_count(tiny: Bench):
     picture = tiny.rows.pixels[0]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         encode_pictures(checkpoint.model, [picture])
-    tokens = picture.tokens(checkpoint.merge_size)
+    tokens = picture.tokens(checkpoint.processor.merge_size)
     assert counter.get_total_flops() == vision_flops(Dimensions.of(checkpoint.model.config), tokens)
 
 

@@ -62,7 +62,7 @@ def test_rounds_ask_for_other_prompts() -> None:
     digests = [{p.digest for r in wave for p in r.pictures} for wave in (first, second)]
     assert len(digests[0]) == len(digests[1]) == 2 and not digests[0] & digests[1]
     assert not {r.group for r in first} & {r.group for r in second}
-    assert set(checkpoint.stop) <= set(first[0].sampling.banned)
+    assert set(checkpoint.processor.stop) <= set(first[0].sampling.banned)
 
 
 def test_group_seconds_counts_the_group_alone() -> None:

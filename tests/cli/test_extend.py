@@ -173,7 +173,7 @@ class TestUniformEngine(EngineBehaviour):
         """The engine's file is importable."""
 
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> Engine:
-        return module("uniform").UniformEngine(checkpoint, slots)
+        return module("uniform").UniformEngine(checkpoint.processor, slots)
 
 
 def test_what_is_no_part_is_refused_by_name(here: Path) -> None:

@@ -86,15 +86,16 @@ def test_every_recipe_loads_and_dry_runs(recipe: str, data: Path, standin: Path)
         assert isinstance(algorithm, Axpo)
         assert (algorithm.continuations, algorithm.extra_budget) == (4, 0.25)
     config = load_config(recipe, overrides(data, standin))
-    from axpo.models.loading import load_checkpoint
+    from axpo.models.shapes import find_shapes
 
-    checkpoint = load_checkpoint(standin, weights=False)
+    shapes = find_shapes(str(standin))
+    assert shapes.processor is not None
     task, tools = config.task, recipe_tools(config)
     kind = "sft" if stage == "sft" else "rl"
-    prompt = longest_prompt(config, kind, task, Rendering(checkpoint, tools))
+    prompt = longest_prompt(config, kind, task, Rendering(shapes.processor, tools))
     # 640 x 96 becomes 672 x 128 pixels by the lower limit of 64 tokens, 500 x 333 is 160 tokens.
     assert sum(span.length for span in prompt.images) in {84, 160}
-    assert estimate(Loop(config, kind, checkpoint.model), prompt, gpu=True).total > 0
+    assert estimate(Loop(config, kind, shapes.model), prompt, gpu=True).total > 0
 
 
 SMALL = [

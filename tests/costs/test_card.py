@@ -80,7 +80,7 @@ def test_the_shipped_shapes_are_the_published_ones(name: str):
     assert all(p.is_meta for p in found.model.parameters())
     counted = reckon(name).found.counts
     assert (counted.text, counted.vision) == by_hand(name)
-    assert found.checkpoint is None
+    assert found.processor is None
     assert path in found.missing and f"published qwen3-vl-{name}" in found.missing
 
 
@@ -89,12 +89,12 @@ def test_a_checkpoint_that_is_there_has_its_own_shapes(tmp_path: Path):
     made = write_tiny(folder)
     count = sum(p.numel() for p in made.model.parameters())
     found = find_shapes(str(folder))
-    assert found.checkpoint is not None and not found.missing
+    assert found.processor is not None and not found.missing
     assert sum(p.numel() for p in found.model.parameters()) == count
     for file in folder.glob("tokenizer*"):
         file.unlink()
     found = find_shapes(str(folder))
-    assert found.checkpoint is None
+    assert found.processor is None
     assert str(folder) in found.missing and "published" not in found.missing
     assert sum(p.numel() for p in found.model.parameters()) == count
 

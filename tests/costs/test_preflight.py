@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def wide_checkpoint() -> Checkpoint:
     text.intermediate_size, text.num_hidden_layers = 384, 5
     vision.hidden_size, vision.depth, vision.out_hidden_size = 24, 6, 96
     vision.intermediate_size, vision.deepstack_visual_indexes = 96, [3]
-    return Checkpoint(**(vars(tiny_checkpoint()) | {"model": tiny_model(config, 0)}))
+    return Checkpoint(replace(tiny_checkpoint().processor, config=config), tiny_model(config, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -181,8 +182,10 @@ def test_the_peak_of_a_tree_in_pieces(made, recompute: bool, monkeypatch: pytest
 
     peak = allocated(step)
     text, vision = model.config.text_config, model.config.vision_config
-    shown = [pixels[d].tokens(checkpoint.merge_size) for d in dict.fromkeys(forest.pictures)]
-    call = min(max(budget, *shown), sum(shown)) * checkpoint.merge_size**2
+    shown = [
+        pixels[d].tokens(checkpoint.processor.merge_size) for d in dict.fromkeys(forest.pictures)
+    ]
+    call = min(max(budget, *shown), sum(shown)) * checkpoint.processor.merge_size**2
     graphs = (
         memory.keys_values(text, 2 * max(held) + budget, 4)
         + memory.text_activations(

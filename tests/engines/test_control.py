@@ -20,7 +20,7 @@ from axpo.build.models import load_model
 from axpo.config import load_config
 from axpo.engines.transformers import TransformersEngine
 from axpo.errors import CheckpointError, ConfigError, DemonstrationError
-from axpo.models.loading import VISION_TOKENS, Checkpoint, load_checkpoint
+from axpo.models.loading import VISION_TOKENS, Processor, load_checkpoint, load_processor
 from axpo.models.tiny import write_tiny
 from axpo.rollout.control import FAMILY, ControlText
 from axpo.rollout.demonstrations import demonstrate
@@ -34,7 +34,14 @@ from tests.support.engine_contract import Writer, difference
 from tests.support.engine_contract import run as finish
 from tests.support.padded_oracle import branching_group
 from tests.support.rollouts import CHECKPOINT, LIMITS, FakeTool, encode, example, make_agent
-from tests.support.tiny import SPECIAL_TOKENS, tiny_checkpoint, tiny_picture, tiny_tokenizer
+from tests.support.tiny import (
+    SPECIAL_TOKENS,
+    banning,
+    tiny_checkpoint,
+    tiny_config,
+    tiny_picture,
+    tiny_tokenizer,
+)
 from tests.training.test_packing import packed
 
 TURNS = ("<|im_start|>", "<tool_response>", "</tool_response>")
@@ -58,14 +65,11 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def with_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Checkpoint:
-    """The tests' checkpoint with the ids of `tokenizer`; its weights are not asked."""
-    model = AsyncMock()
-    model.config.text_config.vocab_size = len(tokenizer)
-    model.config.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    model.config.vision_config.spatial_merge_size = 2
+def with_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Processor:
+    """The tests' processor with the ids of `tokenizer`."""
+    config = tiny_config(tokenizer)
     stop = tuple(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
-    return replace(CHECKPOINT, model=model, tokenizer=tokenizer, stop=stop, banned=())
+    return replace(CHECKPOINT.processor, config=config, tokenizer=tokenizer, stop=stop, banned=())
 
 
 MERGING = Rendering(with_tokenizer(merging_tokenizer()), {})
@@ -209,7 +213,7 @@ def test_no_mixture_becomes_a_control_token(pieces: list[str]) -> None:
 
 def test_words_that_a_tokenizer_adds_stay_whole() -> None:
     """The lab's phrases are tokens of their own, and its tools say them."""
-    tokenizer = load_checkpoint(BASE, weights=False).tokenizer
+    tokenizer = load_processor(BASE).tokenizer
     text = "Answer: red, row 1, [1] ** 20, 40]"
     assert ControlText(tokenizer).plain(text) == text
     assert ControlText(tokenizer).plain("a<think>b") == FAMILY.plain("a<think>b") == "a< think>b"
@@ -257,10 +261,10 @@ def test_a_template_in_json_is_read(tmp_path: Path) -> None:
     written = template.read_text()
     template.unlink()
     with pytest.raises(CheckpointError, match=r"no chat template, .*chat_template\.json"):
-        Rendering(load_checkpoint(tmp_path, weights=False), {})
+        Rendering(load_processor(tmp_path), {})
     for text, thinks in ((written, True), (written.replace("<think>\n", ""), False)):
         (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": text}))
-        assert Rendering(load_checkpoint(tmp_path, weights=False), {}).thinking is thinks
+        assert Rendering(load_processor(tmp_path), {}).thinking is thinks
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"chat_template": 1}'])
@@ -269,15 +273,15 @@ def test_a_damaged_template_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"chat_template\.json"):
-        load_checkpoint(tmp_path, weights=False)
+        load_processor(tmp_path)
 
 
 def test_a_saved_checkpoint_keeps_its_template(tmp_path: Path) -> None:
     write_tiny(tmp_path / "a")
     loaded = load_checkpoint(tmp_path / "a")
     loaded.save(tmp_path / "b")
-    again = load_checkpoint(tmp_path / "b", weights=False)
-    assert again.tokenizer.chat_template == loaded.tokenizer.chat_template
+    again = load_processor(tmp_path / "b")
+    assert again.tokenizer.chat_template == loaded.processor.tokenizer.chat_template
     assert Rendering(again, {}).thinking
 
 
@@ -287,24 +291,24 @@ def test_a_saved_checkpoint_keeps_its_template(tmp_path: Path) -> None:
 def test_by_default_no_other_turn_can_be_written(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     checkpoint = load_model(load_config(None, []), tmp_path)
-    names = [checkpoint.tokenizer.decode([id]) for id in checkpoint.banned]
+    names = [checkpoint.processor.tokenizer.decode([id]) for id in checkpoint.processor.banned]
     assert names == [*VISION_TOKENS, *TURNS]
 
 
 def test_the_labs_recipe_bans_pictures_alone() -> None:
     """Its published figures were sampled so; some 4e-6 of its policy lie on <|im_start|>."""
     checkpoint = load_model(load_config("lab", []), BASE)
-    names = [checkpoint.tokenizer.decode([id]) for id in checkpoint.banned]
+    names = [checkpoint.processor.tokenizer.decode([id]) for id in checkpoint.processor.banned]
     assert names == list(VISION_TOKENS)
 
 
 def test_engine_and_trainer_leave_the_same_tokens_out() -> None:
     plain = tiny_checkpoint()
-    ids = tuple(plain.tokenizer.convert_tokens_to_ids(list(TURNS)))
-    checkpoint = replace(plain, banned=(*plain.banned, *ids))
+    ids = tuple(plain.processor.tokenizer.convert_tokens_to_ids(list(TURNS)))
+    checkpoint = banning(plain, ids)
     request = Writer(checkpoint, 0).request("g", (64,), max_tokens=48, seed=3)
     done = finish(TransformersEngine(checkpoint).generate(request))
-    assert not set(done.tokens) & set(checkpoint.banned)
+    assert not set(done.tokens) & set(checkpoint.processor.banned)
     assert difference(checkpoint, request, done) < 1e-5
     forest, pixels = packed(checkpoint, [branching_group(plain, 1)])
     with torch.no_grad():
@@ -330,8 +334,8 @@ def test_a_banned_name_that_the_tokenizer_lacks_is_named(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["<|image_pad|>", "<tool_response>"])
 def test_a_demonstration_of_what_cannot_be_sampled_is_named(name: str) -> None:
-    ids = tuple(CHECKPOINT.tokenizer.convert_tokens_to_ids(list(TURNS)))
-    rendering = Rendering(replace(CHECKPOINT, banned=(*CHECKPOINT.banned, *ids)), {})
+    ids = tuple(CHECKPOINT.processor.tokenizer.convert_tokens_to_ids(list(TURNS)))
+    rendering = Rendering(banning(CHECKPOINT, ids).processor, {})
     shown = example(demonstration=(f"so {name} </think>7",))
     with pytest.raises(DemonstrationError) as caught:
         asyncio.run(demonstrate(rendering, {}, LIMITS, shown, "d"))

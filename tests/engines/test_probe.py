@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -39,7 +40,7 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
 
 
 @dataclass
-class Trained:
+class RandomTraining:
     """A trainer of `checkpoint` whose updates move weights at random, and its servers.
 
     Masters are float32, what is handed over has the checkpoint's dtype, as in training.
@@ -66,11 +67,10 @@ class Trained:
                 weight.data.copy_(master)
 
         servers = [Server(Client(fake.url, 20.0, 1.0)) for fake in self.fakes]
-        engine = VllmEngine(ours, servers, self.folder)
+        engine = VllmEngine(Trained.of(ours), servers, self.folder)
         recompute = partial(recompute_logprobs, ours, kl=False, temperature=0.7, budget=4096)
         probe = WeightProbe(
-            engine, ours.model, Rendering(ours, {}), recompute, 0.7,
-            partial(limit, ours.model.dtype),
+            engine, Rendering(ours.processor, {}), recompute, 0.7, partial(limit, ours.model.dtype)
         )  # fmt: skip
 
         async def main() -> None:
@@ -86,20 +86,22 @@ class Trained:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., Trained]]:
+def started(tmp_path: Path) -> Iterator[Callable[..., RandomTraining]]:
     """Starts a trainer with servers of its checkpoint."""
     fakes: list[FakeVllm] = []
 
-    def start(checkpoint: Checkpoint, servers: int = 1, **settings: Any) -> Trained:
+    def start(checkpoint: Checkpoint, servers: int = 1, **settings: Any) -> RandomTraining:
         fakes.extend(FakeVllm(checkpoint) for _ in range(servers))
-        return Trained(checkpoint, fakes, tmp_path, **settings)
+        return RandomTraining(checkpoint, fakes, tmp_path, **settings)
 
     yield start
     for fake in fakes:
         fake.stop()
 
 
-def test_updates_that_count_pass(checkpoint: Checkpoint, started: Callable[..., Trained]) -> None:
+def test_updates_that_count_pass(
+    checkpoint: Checkpoint, started: Callable[..., RandomTraining]
+) -> None:
     run = started(checkpoint, servers=2)
     run.run([0.0, 1e-5, 0.0, 0.03, 0.3])
     assert max(run.found) < (1e-5 if checkpoint.model.dtype == torch.float32 else 0.03)
@@ -110,7 +112,7 @@ def test_updates_that_count_pass(checkpoint: Checkpoint, started: Callable[..., 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_updates_below_rounding_pass(started: Callable[..., Trained], seed: int) -> None:
+def test_updates_below_rounding_pass(started: Callable[..., RandomTraining], seed: int) -> None:
     """A thousandth of a deviation, a fifth of bfloat16's step: most weights stay as they are."""
     run = started(in_bfloat16(tiny_checkpoint(seed)))
     run.run([0.0] + [1e-3] * 10, seed)
@@ -125,7 +127,7 @@ def test_updates_below_rounding_pass(started: Callable[..., Trained], seed: int)
     ],
 )
 def test_a_server_that_ignores_an_update_is_caught(
-    checkpoint: Checkpoint, started: Callable[..., Trained], size: float, message: str
+    checkpoint: Checkpoint, started: Callable[..., RandomTraining], size: float, message: str
 ) -> None:
     """However small the update, and though the server names the new version."""
     run = started(checkpoint, servers=2)
@@ -147,7 +149,7 @@ def shaken(fake: FakeVllm) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_right_weights_pass_whatever_rounding_does(
-    started: Callable[..., Trained], seed: int
+    started: Callable[..., RandomTraining], seed: int
 ) -> None:
     """20 updates each, 0.006 to 0.035 nats; the limit is 0.146."""
     run = started(in_bfloat16(tiny_checkpoint(seed)))
@@ -158,7 +160,7 @@ def test_right_weights_pass_whatever_rounding_does(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_weights_from_before_are_caught_whatever_rounding_does(
-    started: Callable[..., Trained], seed: int
+    started: Callable[..., RandomTraining], seed: int
 ) -> None:
     """No answer is the same to the bit; caught after 3 to 10 such updates, where it has passed one
     at least."""
@@ -170,7 +172,7 @@ def test_weights_from_before_are_caught_whatever_rounding_does(
     assert len(run.found) > 1
 
 
-def test_the_vote_catches_what_the_mean_lets_pass(started: Callable[..., Trained]) -> None:
+def test_the_vote_catches_what_the_mean_lets_pass(started: Callable[..., RandomTraining]) -> None:
     """After updates that leave the mean at a third of its limit."""
     run = started(in_bfloat16(tiny_checkpoint(3)))
     run.fakes[0].kept_from = 1
@@ -182,7 +184,7 @@ def test_the_vote_catches_what_the_mean_lets_pass(started: Callable[..., Trained
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_features_from_before_are_caught(
-    checkpoint: Checkpoint, started: Callable[..., Trained], seed: int
+    checkpoint: Checkpoint, started: Callable[..., RandomTraining], seed: int
 ) -> None:
     """The vision tower alone is trained, and the server keeps its encoder cache."""
     run = started(checkpoint, vision_only=True)
@@ -192,7 +194,7 @@ def test_features_from_before_are_caught(
     assert len(run.found) == 1
 
 
-def test_no_answer_is_no_difference(started: Callable[..., Trained]) -> None:
+def test_no_answer_is_no_difference(started: Callable[..., RandomTraining]) -> None:
     run = started(tiny_checkpoint())
     run.fakes[0].faults.extend([(503, "busy")] * 9)
     with pytest.raises(KeyError, match="probe_difference"):

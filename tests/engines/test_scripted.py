@@ -24,17 +24,17 @@ def babble(request: Request) -> list[int]:
 
 class TestScriptedEngine(EngineBehaviour):
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> ScriptedEngine:
-        pixels = PixelCache(checkpoint.image_processor)
+        pixels = PixelCache(checkpoint.processor.image_processor)
 
         def picture_tokens(picture: Picture) -> int:
-            return pixels(picture.digest, picture.image).tokens(checkpoint.merge_size)
+            return pixels(picture.digest, picture.image).tokens(checkpoint.processor.merge_size)
 
         return ScriptedEngine(
             babble,
             delay=lambda request: 30.0 if request.sampling.max_tokens > 1000 else 0.005,
             slots=slots,
             vocabulary=checkpoint.model.config.text_config.vocab_size,
-            image_token=checkpoint.image_token,
+            image_token=checkpoint.processor.image_token,
             picture_tokens=picture_tokens,
         )
 
@@ -91,7 +91,7 @@ def test_script_can_fail(writer: Writer) -> None:
 
 
 def test_script_cannot_sample_what_is_banned(writer: Writer) -> None:
-    engine = ScriptedEngine(lambda request: [1, writer.checkpoint.image_token])
+    engine = ScriptedEngine(lambda request: [1, writer.checkpoint.processor.image_token])
     with pytest.raises(EngineError, match="banned"):
         run(engine.generate(Request("r", "g", (1,), (), writer.sampling())))
     with pytest.raises(EngineError, match="no stop id"):

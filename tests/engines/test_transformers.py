@@ -80,7 +80,10 @@ class TestTopLogprobs:
         self, checkpoint: Checkpoint, writer: Writer
     ) -> None:
         size = checkpoint.model.config.text_config.vocab_size
-        banned = (*checkpoint.banned, *(i for i in range(4, size) if i not in checkpoint.banned))
+        banned = (
+            *checkpoint.processor.banned,
+            *(i for i in range(4, size) if i not in checkpoint.processor.banned),
+        )
         request = writer.request(max_tokens=3, banned=banned, top_logprobs=10, stop=())
         done = run(TransformersEngine(checkpoint).generate(request))
         assert [len(highest) for highest in done.top_logprobs] == [4, 4, 4]
@@ -144,7 +147,7 @@ class TestSharing:
             assert engine.stats.pictures == 1  # features are kept by content
             changed = replace(first, pictures=(writer.picture(64),))
             done = await engine.generate(changed)
-            assert done.reused == first.tokens.index(checkpoint.image_token)
+            assert done.reused == first.tokens.index(checkpoint.processor.image_token)
             assert difference(checkpoint, changed, done) < 1e-5
 
         run(main())
@@ -313,11 +316,11 @@ class TestFaults:
         done = run(TransformersEngine(checkpoint).generate(request))
         assert done.tokens
         model = checkpoint.model
-        pixels = checkpoint.image_processor(
+        pixels = checkpoint.processor.image_processor(
             images=[p.image for p in request.pictures], return_tensors="pt"
         )
         ids = torch.tensor([request.tokens])
-        kinds = (ids == checkpoint.image_token).int()
+        kinds = (ids == checkpoint.processor.image_token).int()
         model(input_ids=ids, mm_token_type_ids=kinds, **pixels).logits.sum().backward()
         assert all(p.grad is not None for p in model.parameters())
         with torch.no_grad():

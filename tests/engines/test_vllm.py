@@ -17,6 +17,7 @@ import torch
 from axpo.clock import Clock
 from axpo.engines.base import Completion, Picture, Request
 from axpo.engines.vllm.broadcast import in_buckets
+from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
@@ -60,7 +61,7 @@ class Setting:
     ) -> VllmEngine:
         servers = [Server(Client(fake.url, 20.0, 1.0), process) for fake in fakes]
         return VllmEngine(
-            checkpoint, servers, self.folder,
+            Trained.of(checkpoint), servers, self.folder,
             room=4096, in_flight=in_flight,
             recovery_seconds=1.0, health_every=0.05, backoff=0.01,
         )  # fmt: skip
@@ -400,7 +401,7 @@ class TestInFlight:
     ) -> None:
         """Neither of what a server may take for one, nor of the trajectory's."""
         servers = [Server(Client(fake.url, 0.6, 5.0))]
-        engine = VllmEngine(checkpoint, servers, setting.folder, in_flight="keep")
+        engine = VllmEngine(Trained.of(checkpoint), servers, setting.folder, in_flight="keep")
         control = FakeVllm._control
 
         async def slow(route: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -503,7 +504,11 @@ class TestLostServers:
         fake, other = setting.serve(checkpoint, 2, 64, 1)
         servers = [Server(Client(f.url, 2.0, 1.0)) for f in (fake, other)]
         engine = VllmEngine(
-            checkpoint, servers, setting.folder, health_every=0.05, recovery_seconds=60.0
+            Trained.of(checkpoint),
+            servers,
+            setting.folder,
+            health_every=0.05,
+            recovery_seconds=60.0,
         )
         fake.delay, other.delay = 60.0, 0.4
         requests = prompts(writer, 2, 8)
@@ -693,8 +698,8 @@ class TestAnswers:
         engine = setting.engine(checkpoint, [fake])
 
         def banned(choice: dict[str, Any]) -> None:
-            choice["token_ids"][0] = checkpoint.image_token
-            choice["logprobs"]["content"][0]["token_id"] = checkpoint.image_token
+            choice["token_ids"][0] = checkpoint.processor.image_token
+            choice["logprobs"]["content"][0]["token_id"] = checkpoint.processor.image_token
 
         fake.faults.append(_choice(banned))
         with pytest.raises(EngineError, match="banned ids"):
@@ -798,7 +803,9 @@ class TestBroadcast:
 
     def engine(self, setting: Setting, checkpoint: Checkpoint, fakes: list[FakeVllm]) -> VllmEngine:
         servers = [Server(Client(fake.url, 20.0, 1.0)) for fake in fakes]
-        return VllmEngine(checkpoint, servers, setting.folder, backend="gloo", health_every=0.05)
+        return VllmEngine(
+            Trained.of(checkpoint), servers, setting.folder, backend="gloo", health_every=0.05
+        )
 
     def test_weights_versions_and_the_order_of_calls(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer

@@ -23,6 +23,7 @@ from axpo.config import LoraSettings, load_config
 from axpo.engines.base import Completion
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
+from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -32,6 +33,7 @@ from axpo.errors import ConfigError
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, adapter_weights, merged_weights, served_share
 from axpo.tasks.lab import BASE
+from axpo.training.objective import Objective
 from tests.cli.test_pipeline import Lines
 from tests.engines import test_vllm as test_engine_vllm
 from tests.engines.test_vllm import Setting, setting, writer
@@ -81,11 +83,11 @@ class TestServedShare:
         """Everything, half of B, a third of A, the other sign, nothing."""
         checkpoint = made(0)
         weights = checkpoint.model.state_dict()
-        handed = adapter_weights(checkpoint.model, weights)
+        handed, scale = adapter_weights(weights), 8 / RANK
 
         def of(up: float, down: float) -> float:
             served = {n: t * (up if "lora_B" in n else down) for n, t in handed.items()}
-            return served_share(checkpoint.model, weights, served)
+            return served_share(handed, served, scale)
 
         found = [of(1, 1), of(0.5, 1), of(1, 1 / 3), of(-1, 1), of(0, 1)]
         assert found == pytest.approx([1, 0.5, 1 / 3, -1, 0], abs=1e-6)
@@ -93,24 +95,23 @@ class TestServedShare:
     def test_against_whole_matrices(self) -> None:
         """Of other adapters, and of a layer that was left out."""
         checkpoint, other = made(0, alpha=3), made(1, alpha=3)
-        weights, trained = checkpoint.model.state_dict(), dense(checkpoint)
-        served = adapter_weights(other.model, other.model.state_dict())
-        found = served_share(checkpoint.model, weights, served)
+        trained = dense(checkpoint)
+        own = adapter_weights(checkpoint.model.state_dict())
+        served = adapter_weights(other.model.state_dict())
+        found = served_share(own, served, 3 / RANK)
         assert found == pytest.approx(share(dense(other), trained), abs=1e-6)
-        own = adapter_weights(checkpoint.model, weights)
         name = next(iter(trained))
         own[f"base_model.model.{name}.lora_B.weight"].zero_()
         left = trained | {name: torch.zeros_like(trained[name])}
         expected = share(left, trained)
-        trained_weights = made(0, alpha=3).model.state_dict()
-        assert served_share(checkpoint.model, trained_weights, own) == pytest.approx(expected)
+        whole = adapter_weights(made(0, alpha=3).model.state_dict())
+        assert served_share(whole, own, 3 / RANK) == pytest.approx(expected)
         assert 0.5 < expected < 0.999
 
     def test_nothing_trained_yet_is_all_served(self) -> None:
         checkpoint = made(0, spread=0.0)
-        weights = checkpoint.model.state_dict()
-        handed = adapter_weights(checkpoint.model, weights)
-        assert served_share(checkpoint.model, weights, handed) == 1.0
+        handed = adapter_weights(checkpoint.model.state_dict())
+        assert served_share(handed, handed, 1.0) == 1.0
 
     @pytest.mark.parametrize("alpha", [4, 3], ids=["scale-1", "scale-0.75"])
     def test_one_update_of_a_bfloat16_model(self, setting: Setting, alpha: int) -> None:
@@ -120,7 +121,7 @@ class TestServedShare:
             0, lambda: in_bfloat16(plain()), spread=0.0, rank=RANK, alpha=alpha, vision=True
         )
         groups = [branching_group(checkpoint, seed, f"g{seed}") for seed in range(2)]
-        trainer(checkpoint, 1e-5).update(groups, LOSS, "question_mean", kl=False)
+        trainer(checkpoint, 1e-5).update(groups, Objective(LOSS, "question_mean"))
         weights, trained = checkpoint.model.state_dict(), dense(checkpoint)
         merged, before = merged_weights(checkpoint.model, weights), in_bfloat16(plain())
         old = before.model.state_dict()
@@ -159,7 +160,7 @@ class TestServers:
         (fake,) = setting.serve(checkpoint)
         client = Client(fake.url, 20.0, 1.0)
         engine = VllmEngine(
-            checkpoint, [Server(client)], setting.folder,
+            Trained.of(checkpoint), [Server(client)], setting.folder,
             recovery_seconds=10.0, health_every=0.05, backoff=0.01, backend=transfer,
         )  # fmt: skip
         writer = Writer(checkpoint, 0)
@@ -223,7 +224,9 @@ class TestServers:
         here, settings = Installation("p", "1", cpu=False), Vllm(python="p")
 
         def of(lora: LoraSettings | None) -> str:
-            return " ".join(arguments(here, settings, tiny_checkpoint(0), "bfloat16", lora))
+            return " ".join(
+                arguments(here, settings, tiny_checkpoint(0).processor, "bfloat16", lora)
+            )
 
         assert "lora" not in of(None)
         assert "--max-loras 1 --max-lora-rank 64 " in of(LoraSettings(rank=33))
@@ -243,7 +246,7 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     lora = LoraSettings(rank=RANK, alpha=8, vision=True)
     began = time.monotonic()
     (process,) = start_servers(
-        settings, replace(start, path=str(folder)), "float32", folder / "logs", lora
+        settings, replace(start.processor, path=str(folder)), "float32", folder / "logs", lora
     )
     print(f"\nserver with adapters ready in {time.monotonic() - began:.0f} s")
     yield process

@@ -27,6 +27,7 @@ from axpo.config import load_config, parse_config
 from axpo.engines.base import Completion, Request
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
+from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Pool, Server
@@ -83,7 +84,7 @@ class TestWithoutServer:
         monkeypatch.setattr("axpo.engines.vllm.server.find_installation", lambda python: here)
         settings = Vllm(python=sys.executable, servers=2)
         with pytest.raises(UserError, match=r"did not start.*No module named 'vllm'"):
-            start_servers(settings, tiny_checkpoint(0, HEAD), "float32", tmp_path)
+            start_servers(settings, tiny_checkpoint(0, HEAD).processor, "float32", tmp_path)
 
     @pytest.mark.parametrize("cpu", [True, False])
     def test_heads_that_a_cpu_has_no_attention_for(
@@ -116,7 +117,7 @@ class TestWithoutServer:
 
     def test_the_recipe_s_arguments_come_last(self) -> None:
         settings = Vllm(python="p", max_length=512, arguments=("--max-model-len=64", "--seed=1"))
-        model = tiny_checkpoint(0)
+        model = tiny_checkpoint(0).processor
         cpu = arguments(Installation("p", "1", cpu=True), settings, model, "float32")
         gpu = arguments(Installation("p", "1", cpu=False), settings, model, "bfloat16")
         short = arguments(Installation("p", "1", cpu=True), settings, model, "bfloat16")
@@ -173,8 +174,8 @@ def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     settings = Vllm(python=PYTHON, slots=64, max_length=4096)
     logs = tmp_path_factory.mktemp("logs")
     began = time.monotonic()
-    checkpoint = replace(tiny_checkpoint(0, HEAD), path=str(saved))
-    (process,) = start_servers(settings, checkpoint, "float32", logs)
+    processor = replace(tiny_checkpoint(0, HEAD).processor, path=str(saved))
+    (process,) = start_servers(settings, processor, "float32", logs)
     print(f"\nserver ready in {time.monotonic() - began:.0f} s")
     yield process
     process.stop()
@@ -185,7 +186,7 @@ def engine_at(
 ) -> VllmEngine:
     """An engine that samples with `checkpoint`'s weights as they are now."""
     client = Client(server.url, 120.0, 10.0)
-    engine = VllmEngine(checkpoint, [Server(client)], folder, room=256, **settings)
+    engine = VllmEngine(Trained.of(checkpoint), [Server(client)], folder, room=256, **settings)
     weights = {name: w.clone() for name, w in checkpoint.model.state_dict().items()}
     with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
         beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()
@@ -431,20 +432,22 @@ def test_bfloat16_passes_and_a_server_of_another_head_is_refused(tmp_path: Path)
     recompute = partial(recompute_logprobs, trained, kl=False, temperature=1.0, budget=8192)
 
     async def parity(server: ServerProcess) -> Parity:
-        engine = VllmEngine(trained, [Server(Client(server.url, 120.0, 10.0))], tmp_path, room=256)
+        engine = VllmEngine(
+            Trained.of(trained), [Server(Client(server.url, 120.0, 10.0))], tmp_path, room=256
+        )
         agent = agent_of(engine, trained, 150)
         asked = [
             new_group(agent.rendering, example(images=(detailed(i),)), f"g{i}") for i in range(4)
         ]
         try:
             limits = partial(limit, torch.bfloat16)
-            return await check_parity(agent, trained.model, recompute, asked, 0, limits)
+            return await check_parity(agent, recompute, asked, 0, limits)
         finally:
             await engine.close()
 
     def served(*arguments: str) -> Parity:
         settings = Vllm(python=PYTHON, slots=16, max_length=4096, arguments=arguments)
-        (process,) = start_servers(settings, trained, "bfloat16", tmp_path / "logs")
+        (process,) = start_servers(settings, trained.processor, "bfloat16", tmp_path / "logs")
         try:
             return asyncio.run(parity(process))
         finally:

@@ -44,9 +44,9 @@ def page(
     spans: list[ImageSpan] = []
     for grid, gap in zip(grids, gaps, strict=False):
         tokens += [1] * gap
-        length = grid[0] * grid[1] * grid[2] // checkpoint.merge_size**2
+        length = grid[0] * grid[1] * grid[2] // checkpoint.processor.merge_size**2
         spans.append(ImageSpan(str(len(spans)), len(tokens), length))
-        tokens += [checkpoint.image_token] * length
+        tokens += [checkpoint.processor.image_token] * length
     return tokens + [1] * gaps[-1], spans
 
 
@@ -59,19 +59,19 @@ def test_positions_are_the_models_own(checkpoint: Checkpoint, seed: int) -> None
     gaps = [draws.randint(1, 7) for _ in range(len(grids) + 1)]
     tokens, spans = page(checkpoint, grids, gaps)
     got, following = rope_positions(
-        len(tokens), zip(spans, grids, strict=True), 0, checkpoint.merge_size
+        len(tokens), zip(spans, grids, strict=True), 0, checkpoint.processor.merge_size
     )
     ids = torch.tensor([tokens])
     expected, _ = checkpoint.model.model.get_rope_index(
         ids,
-        (ids == checkpoint.image_token).int(),
+        (ids == checkpoint.processor.image_token).int(),
         torch.tensor(grids) if grids else None,
     )
     assert torch.equal(got, expected[:, 0])
     assert following == expected.max() + 1
     # A later run starts where the one before it ends, on all axes.
     shifted, end = rope_positions(
-        len(tokens), zip(spans, grids, strict=True), 100, checkpoint.merge_size
+        len(tokens), zip(spans, grids, strict=True), 100, checkpoint.processor.merge_size
     )
     assert torch.equal(shifted, got + 100)
     assert end == following + 100
@@ -94,14 +94,14 @@ def test_positions_name_a_resized_picture() -> None:
 
 
 def features(checkpoint: Checkpoint, sizes: tuple[tuple[int, int], ...]) -> list[Features]:
-    cache = PixelCache(checkpoint.image_processor)
+    cache = PixelCache(checkpoint.processor.image_processor)
     pictures = [tiny_picture(i, size) for i, size in enumerate(sizes)]
     pixels = [cache(picture_digest(picture), picture) for picture in pictures]
     with torch.no_grad():
         together = encode_pictures(checkpoint.model, pixels)
         for i, own in enumerate(pixels):
             (alone,) = encode_pictures(checkpoint.model, [own])
-            assert len(alone.embeds) == own.tokens(checkpoint.merge_size)
+            assert len(alone.embeds) == own.tokens(checkpoint.processor.merge_size)
             for one, other in zip(
                 (together[i].embeds, *together[i].deepstack),
                 (alone.embeds, *alone.deepstack),
@@ -120,12 +120,12 @@ def test_pictures_together_are_pictures_alone(checkpoint: Checkpoint) -> None:
 def test_features_stand_for_pixels(checkpoint: Checkpoint) -> None:
     """Precomputed features give the logits that transformers' own attention gives pixels."""
     pictures = [tiny_picture(i, size) for i, size in enumerate(SIZES[:3])]
-    cache = PixelCache(checkpoint.image_processor)
+    cache = PixelCache(checkpoint.processor.image_processor)
     pixels = [cache(picture_digest(picture), picture) for picture in pictures]
     grids = [p.grid for p in pixels]
     tokens, spans = page(checkpoint, grids, [3, 2, 4, 5])
     positions, _ = rope_positions(
-        len(tokens), zip(spans, grids, strict=True), 0, checkpoint.merge_size
+        len(tokens), zip(spans, grids, strict=True), 0, checkpoint.processor.merge_size
     )
     ids = torch.tensor([tokens])
     vision = checkpoint.model.model.visual.config
@@ -138,8 +138,8 @@ def test_features_stand_for_pixels(checkpoint: Checkpoint) -> None:
         batched, vision._attn_implementation = vision._attn_implementation, "sdpa"
         expected = checkpoint.model(
             input_ids=ids,
-            mm_token_type_ids=(ids == checkpoint.image_token).int(),
-            **checkpoint.image_processor(images=pictures, return_tensors="pt"),
+            mm_token_type_ids=(ids == checkpoint.processor.image_token).int(),
+            **checkpoint.processor.image_processor(images=pictures, return_tensors="pt"),
         ).logits
         vision._attn_implementation = batched
     assert (got - expected).abs().max() < 1e-4
@@ -148,7 +148,7 @@ def test_features_stand_for_pixels(checkpoint: Checkpoint) -> None:
 
 def test_patches_are_embedded_as_by_the_convolution(checkpoint: Checkpoint) -> None:
     embed = checkpoint.model.model.visual.patch_embed
-    patches = PixelCache(checkpoint.image_processor)("a", tiny_picture(1)).values
+    patches = PixelCache(checkpoint.processor.image_processor)("a", tiny_picture(1)).values
     with torch.no_grad():
         assert embed.proj.weight.ndim == 5
         expected = Qwen3VLVisionPatchEmbed.forward(embed, patches)
@@ -157,8 +157,8 @@ def test_patches_are_embedded_as_by_the_convolution(checkpoint: Checkpoint) -> N
 
 def test_pixels_are_kept_by_content_up_to_a_size(checkpoint: Checkpoint) -> None:
     pictures = {name: tiny_picture(i) for i, name in enumerate("abc")}
-    size = PixelCache(checkpoint.image_processor)("a", pictures["a"]).values.nbytes
-    cache = PixelCache(checkpoint.image_processor, capacity=2 * size)
+    size = PixelCache(checkpoint.processor.image_processor)("a", pictures["a"]).values.nbytes
+    cache = PixelCache(checkpoint.processor.image_processor, capacity=2 * size)
     first = {name: cache(name, picture) for name, picture in pictures.items()}
     assert cache("c", pictures["c"]) is first["c"]
     assert cache("a", pictures["a"]) is not first["a"]  # the oldest left
@@ -167,7 +167,7 @@ def test_pixels_are_kept_by_content_up_to_a_size(checkpoint: Checkpoint) -> None
 
 @pytest.mark.parametrize("size", [(384, 384), (300, 77), (17, 40), (64, 64)])
 def test_a_picture_as_seen_needs_no_resizing(size: tuple[int, int]) -> None:
-    processor = tiny_checkpoint().image_processor
+    processor = tiny_checkpoint().processor.image_processor
     image = tiny_picture(0, size).effect_spread(3)
     seen = as_seen(processor, image)
     first, again = (processor(images=[i], return_tensors="pt") for i in (image, seen))

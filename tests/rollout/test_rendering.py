@@ -92,7 +92,7 @@ def test_pictures_stand_where_the_question_says() -> None:
 
 
 def test_system_text_and_no_tools() -> None:
-    rendering = Rendering(CHECKPOINT, {}, system="Be brief.")
+    rendering = Rendering(CHECKPOINT.processor, {}, system="Be brief.")
     prompt, _ = rendering.prompt(example(images=()), "p")
     assert decode(prompt.tokens) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhich digit?<|im_end|>\n" + OPEN
@@ -169,7 +169,7 @@ def test_a_checkpoint_without_thinking_opens_none() -> None:
     assert detect_thinking(tokenizer)
     tokenizer.chat_template = turns + "<|im_start|>assistant\n"
     assert not detect_thinking(tokenizer)
-    rendering = Rendering(replace(CHECKPOINT, tokenizer=tokenizer), {})
+    rendering = Rendering(replace(CHECKPOINT.processor, tokenizer=tokenizer), {})
     prompt, _ = rendering.prompt(example(images=()), "p")
     assert decode(prompt.tokens).endswith("<|im_start|>assistant\n")
     assert rendering.parse(encode("7<|im_end|>")).answer == "7"
@@ -177,7 +177,7 @@ def test_a_checkpoint_without_thinking_opens_none() -> None:
 
 
 def test_placeholders_and_pictures_must_agree() -> None:
-    rendering = Rendering(CHECKPOINT, {}, system="<|image_pad|>")
+    rendering = Rendering(CHECKPOINT.processor, {}, system="<|image_pad|>")
     with pytest.raises(RenderingError, match="segment p: 1 placeholders for 0 pictures"):
         rendering.prompt(example(images=()), "p")
 
@@ -266,7 +266,7 @@ WORDS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>", "<|
 def test_parsing_agrees_with_renderers(words: list[str]) -> None:
     ids = list(encode("".join(words)))
     ours = RENDERING.parse(ids)
-    renderer = Qwen3VLRenderer(CHECKPOINT.tokenizer)
+    renderer = Qwen3VLRenderer(CHECKPOINT.processor.tokenizer)
     theirs = renderer.parse_response(ids, prompt_ids=list(encode(OPEN)))
     assert [(c.start, c.end) for c in ours.calls] == [c.token_span for c in theirs.tool_calls]
     for mine, other in zip(ours.calls, theirs.tool_calls, strict=True):
@@ -286,9 +286,9 @@ def test_pictures_are_preprocessed_once() -> None:
             Counting.made += digest not in self._pixels
             return super().__call__(digest, image)
 
-    checkpoint = replace(CHECKPOINT)
-    vars(checkpoint)["pixels"] = Counting(checkpoint.image_processor)
-    rendering = Rendering(checkpoint, {})
+    processor = replace(CHECKPOINT.processor)
+    vars(processor)["pixels"] = Counting(processor.image_processor)
+    rendering = Rendering(processor, {})
     for _ in range(3):
         rendering.prompt(example(), "p")
     assert Counting.made == 1

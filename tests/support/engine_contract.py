@@ -44,7 +44,7 @@ class Writer:
         self.random = random.Random(seed)
 
     def id(self, token: str) -> int:
-        id = self.checkpoint.tokenizer.convert_tokens_to_ids(token)
+        id = self.checkpoint.processor.tokenizer.convert_tokens_to_ids(token)
         assert isinstance(id, int)
         return id
 
@@ -60,14 +60,14 @@ class Writer:
         tokens = self.words(words)
         for picture in pictures:
             width, height = picture.image.size
-            placeholders = (self.checkpoint.image_token,) * (width // 16 * (height // 16))
+            placeholders = (self.checkpoint.processor.image_token,) * (width // 16 * (height // 16))
             tokens += (self.id("<|vision_start|>"), *placeholders, self.id("<|vision_end|>"))
         return tokens + self.words(words)
 
     def sampling(self, max_tokens: int = 12, **settings: Any) -> Sampling:
         settings.setdefault("seed", self.random.randrange(10**6))
-        settings.setdefault("stop", self.checkpoint.stop)
-        settings.setdefault("banned", self.checkpoint.banned)
+        settings.setdefault("stop", self.checkpoint.processor.stop)
+        settings.setdefault("banned", self.checkpoint.processor.banned)
         return Sampling(max_tokens, **settings)
 
     def request(self, group: str = "g", sizes: Sequence[Any] = (64,), **settings: Any) -> Request:
@@ -116,10 +116,10 @@ def fresh_logprobs(
     `arange` gives every token its index as position, as a text model would.
     """
     model, ids = checkpoint.model, torch.tensor([tokens])
-    inputs: dict[str, Any] = {"mm_token_type_ids": (ids == checkpoint.image_token).int()}
+    inputs: dict[str, Any] = {"mm_token_type_ids": (ids == checkpoint.processor.image_token).int()}
     if pictures:
         images = [picture.image for picture in pictures]
-        inputs |= checkpoint.image_processor(images=images, return_tensors="pt")
+        inputs |= checkpoint.processor.image_processor(images=images, return_tensors="pt")
     grids = inputs.get("image_grid_thw")
     positions, _ = model.model.get_rope_index(ids, inputs["mm_token_type_ids"], grids)
     if arange:
@@ -206,7 +206,7 @@ class EngineBehaviour:
     def test_wrong_placeholders_are_refused(self, checkpoint: Checkpoint, writer: Writer) -> None:
         engine = self.make(checkpoint)
         good = writer.request()
-        at = good.tokens.index(checkpoint.image_token)
+        at = good.tokens.index(checkpoint.processor.image_token)
         fewer = good.tokens[:at] + good.tokens[at + 1 :]
         for tokens, pictures, message in (
             (fewer, good.pictures, "g/0.*15 placeholder.*expected 16"),
@@ -389,7 +389,7 @@ class EngineParity(EngineBehaviour):
         """Rows come and go, each with its own settings; none takes on another's."""
         palette: list[dict[str, Any]] = [
             {"temperature": 0.3},
-            {"temperature": 1.7, "banned": (*checkpoint.banned, *range(0, WORDS, 3))},
+            {"temperature": 1.7, "banned": (*checkpoint.processor.banned, *range(0, WORDS, 3))},
             {"temperature": 0.0},
             {"top_k": 2},
         ]
@@ -509,7 +509,7 @@ class EngineParity(EngineBehaviour):
 
     def test_banned_ids_are_never_sampled(self, checkpoint: Checkpoint, writer: Writer) -> None:
         """Even where the weights are biased to one of them."""
-        banned = checkpoint.image_token
+        banned = checkpoint.processor.image_token
         request = writer.request(sizes=(), max_tokens=20)
         with torch.no_grad():
             hidden = checkpoint.model.model(
@@ -520,7 +520,7 @@ class EngineParity(EngineBehaviour):
         assert fresh_logprobs(checkpoint, request.tokens, (), free)[-1, banned].exp() > 0.9
         requests = writer.again(request, 8, max_tokens=20)
         completions = run(ask(self.make(checkpoint), requests))
-        assert not any(set(done.tokens) & set(checkpoint.banned) for done in completions)
+        assert not any(set(done.tokens) & set(checkpoint.processor.banned) for done in completions)
         self.check(checkpoint, requests, completions)
 
     def test_greedy_takes_the_best(self, checkpoint: Checkpoint, writer: Writer) -> None:

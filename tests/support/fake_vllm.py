@@ -38,7 +38,7 @@ from torch import distributed
 from axpo.engines.base import Completion, Finish, Picture, Request, Sampling
 from axpo.engines.places import Places
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm.checks import ADAPTER, ROUTES, expected_facts
+from axpo.engines.vllm.checks import ADAPTER, ROUTES, Trained, expected_facts
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.models.vision import seen_limits
@@ -52,12 +52,12 @@ class FakeVllm:
 
     def __init__(self, checkpoint: Checkpoint, places: int = 256, slots: int | None = None) -> None:
         self.slots = Places(slots or places)
-        processor = deepcopy(checkpoint.image_processor)
-        processor.size = seen_limits(processor)
+        images = deepcopy(checkpoint.processor.image_processor)
+        images.size = seen_limits(images)
         model = deepcopy(checkpoint.model)
-        self.started = replace(checkpoint, model=model, image_processor=processor)
+        self.started = Checkpoint(replace(checkpoint.processor, image_processor=images), model)
         self.layers = adapted_layers(model)
-        self.facts = expected_facts(checkpoint) | {
+        self.facts = expected_facts(Trained.of(checkpoint)) | {
             "max_model_len": 10**7, "max_num_seqs": places, "device": "cuda",
             "chunked_prefill": False,
             "lora_rank": 8 if self.layers else 0,
@@ -104,7 +104,7 @@ class FakeVllm:
         self.weights, self.updating, self.paused = "default", False, False
         self.updates = 0
         self.pictures: dict[str, Picture] = {}
-        self.checkpoint = replace(self.started, model=deepcopy(self.started.model))
+        self.checkpoint = Checkpoint(replace(self.started.processor), deepcopy(self.started.model))
         self.engine = self.make_engine()
 
     def make_engine(self) -> TransformersEngine:
@@ -393,10 +393,10 @@ class FakeVllm:
         checkpoint = self.checkpoint
         for token in body["token_ids"]:
             count = 1
-            if token == checkpoint.image_token:
+            if token == checkpoint.processor.image_token:
                 picture = next(waiting)
-                pixels = checkpoint.pixels(picture.digest, picture.image)
-                count = pixels.tokens(checkpoint.merge_size)
+                pixels = checkpoint.processor.pixels(picture.digest, picture.image)
+                count = pixels.tokens(checkpoint.processor.merge_size)
             tokens += [token] * count
         said = body["sampling_params"]
         sampling = Sampling(

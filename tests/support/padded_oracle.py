@@ -43,18 +43,20 @@ class Builder:
 
     def shown(self, id: str, origin: Origin, seeds: Sequence[int], words: int) -> Segment:
         """`words` tokens, then each picture in its vision tags, then `words` tokens."""
-        token = partial(token_id, self.checkpoint.tokenizer, path=self.checkpoint.path)
+        token = partial(
+            token_id, self.checkpoint.processor.tokenizer, path=self.checkpoint.processor.path
+        )
         tokens, spans = self.words(words), []
         for seed in seeds:
             picture = tiny_picture(seed, 64 if seed % 2 else 48)
             digest = picture_digest(picture)
             self.pictures[digest] = picture
-            out = self.checkpoint.image_processor(images=[picture], return_tensors="pt")
+            out = self.checkpoint.processor.image_processor(images=[picture], return_tensors="pt")
             t, h, w = out["image_grid_thw"][0].tolist()
-            length = t * h * w // self.checkpoint.merge_size**2
+            length = t * h * w // self.checkpoint.processor.merge_size**2
             tokens.append(token("<|vision_start|>"))
             spans.append(ImageSpan(digest, len(tokens), length))
-            tokens += [self.checkpoint.image_token] * length + [token("<|vision_end|>")]
+            tokens += [self.checkpoint.processor.image_token] * length + [token("<|vision_end|>")]
         return Segment(id, origin, tuple(tokens + self.words(words)), (), tuple(spans))
 
     def group(self, id: str, pictures: Sequence[int], words: int = 6) -> Group:
@@ -139,10 +141,10 @@ def row_inputs(checkpoint: Checkpoint, group: Group, trajectory: Trajectory) -> 
     pictures = [group.pictures[span.digest] for s in path for span in s.images]
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if pictures:
-        out = checkpoint.image_processor(images=pictures, return_tensors="pt")
+        out = checkpoint.processor.image_processor(images=pictures, return_tensors="pt")
         inputs["pixel_values"] = out["pixel_values"]
         inputs["image_grid_thw"] = out["image_grid_thw"]
-        inputs["mm_token_type_ids"] = (tokens == checkpoint.image_token).int()
+        inputs["mm_token_type_ids"] = (tokens == checkpoint.processor.image_token).int()
     return inputs
 
 
@@ -173,7 +175,7 @@ def next_token_logprobs(checkpoint: Checkpoint, inputs: dict) -> torch.Tensor:
     model = checkpoint.model
     model.model.rope_deltas = None
     logits = model(**inputs, use_cache=False).logits.float()
-    logits[..., list(checkpoint.banned)] = float("-inf")
+    logits[..., list(checkpoint.processor.banned)] = float("-inf")
     logprobs = logits.log_softmax(-1)
     following = inputs["input_ids"][:, 1:, None]
     return torch.nn.functional.pad(logprobs[:, :-1].gather(-1, following)[..., 0], (1, 0))

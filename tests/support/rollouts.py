@@ -84,16 +84,16 @@ class FakeTool(Tool):
 
 
 def encode(text: str) -> tuple[int, ...]:
-    return tuple(CHECKPOINT.tokenizer.encode(text, add_special_tokens=False))
+    return tuple(CHECKPOINT.processor.tokenizer.encode(text, add_special_tokens=False))
 
 
 def decode(tokens: Any) -> str:
-    return str(CHECKPOINT.tokenizer.decode(list(tokens)))
+    return str(CHECKPOINT.processor.tokenizer.decode(list(tokens)))
 
 
 def make_rendering(tools: Mapping[str, Tool] | None = None) -> Rendering:
     tools = make_tools([ZOOM]) if tools is None else tools
-    return Rendering(CHECKPOINT, tools)
+    return Rendering(CHECKPOINT.processor, tools)
 
 
 def make_agent(

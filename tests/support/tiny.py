@@ -6,12 +6,15 @@ below 256 are plain words.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
 
 from axpo.models import tiny
-from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
+from axpo.models.loading import Checkpoint, Processor
 from axpo.models.tiny import MERGE, SPECIAL_TOKENS, tiny_model, tiny_processor, tiny_tokenizer
 
 __all__ = ["MERGE", "PATCH", "SPECIAL_TOKENS", "tiny_model", "tiny_tokenizer"]
@@ -26,14 +29,15 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, head_dim: int = 16) -> Qwen3
 def tiny_checkpoint(seed: int = 0, head_dim: int = 16) -> Checkpoint:
     """A complete checkpoint without a file; the same weights for the same `seed`."""
     tokenizer = tiny_tokenizer()
-    return Checkpoint(
-        path=f"tiny-{seed}",
-        model=tiny_model(tiny_config(tokenizer, head_dim), seed),
-        tokenizer=tokenizer,
-        image_processor=tiny_processor(PATCH, 16 * 16, 128 * 128),
-        banned=tuple(token_id(tokenizer, t, "tiny") for t in VISION_TOKENS),
-        stop=tuple(token_id(tokenizer, t, "tiny") for t in ("<|im_end|>", "<|endoftext|>")),
-    )
+    model = tiny_model(tiny_config(tokenizer, head_dim), seed)
+    images = tiny_processor(PATCH, 16 * 16, 128 * 128)
+    return Checkpoint(Processor.of(f"tiny-{seed}", model.config, tokenizer, images), model)
+
+
+def banning(checkpoint: Checkpoint, ids: Iterable[int]) -> Checkpoint:
+    """`checkpoint`, whose policy cannot sample `ids` either."""
+    processor = checkpoint.processor
+    return replace(checkpoint, processor=replace(processor, banned=(*processor.banned, *ids)))
 
 
 def tiny_picture(seed: int, size: int | tuple[int, int] = 64) -> Image.Image:

@@ -244,7 +244,7 @@ def test_demonstrations_say_what_the_real_tools_answer():
     config = load_config("lab")
     checkpoint = load_checkpoint(BASE)
     tools = recipe_tools(config)
-    rendering = Rendering(checkpoint, tools, None)
+    rendering = Rendering(checkpoint.processor, tools, None)
     task = config.task
     called = dict.fromkeys(config.rollout.tools, 0)
 
@@ -260,7 +260,7 @@ def test_demonstrations_say_what_the_real_tools_answer():
                     called[call.name or ""] += 1
                 seen = [s for s in rollout.segments if s.origin is Origin.OBSERVATION]
                 if seen and example.meta["family"] != "find":
-                    text = checkpoint.tokenizer.decode(list(seen[-1].tokens))
+                    text = checkpoint.processor.tokenizer.decode(list(seen[-1].tokens))
                     said = example.demonstration[-1].split("Answer: ")[1]
                     assert re.search(rf"\b{said}\b", text), (text, said)
         finally:

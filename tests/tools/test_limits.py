@@ -318,7 +318,9 @@ def test_a_picture_that_is_shrunk_stays_one_that_a_model_takes(
     assert result.status is CallStatus.OK
     width, height = result.observation.views[0].image.size
     assert width * height <= limit and max(width, height) <= MAX_ASPECT * min(width, height)
-    tiny_checkpoint().pixels("a picture", result.observation.views[0].image)  # raised ValueError
+    tiny_checkpoint().processor.pixels(
+        "a picture", result.observation.views[0].image
+    )  # raised ValueError
 
 
 def test_a_tools_pictures_are_shown_as_a_viewer_shows_them() -> None:

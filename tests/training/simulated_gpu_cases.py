@@ -19,8 +19,9 @@ from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training import attention, checkpoints, policy
+from axpo.training.learner import Learner
+from axpo.training.objective import Objective
 from axpo.training.policy import policy_logprobs
-from axpo.training.trainer import Trainer
 from tests.support.engine_contract import Writer, ask, run
 from tests.support.padded_oracle import branching_group, demonstration_group
 from tests.support.simulated_gpu import Remote, allocated, device, gpu, moved
@@ -142,8 +143,8 @@ def test_update(budget: int, rounded: bool):
             if simulated:
                 moved(some.model)
                 moved(reference.model)
-            trainer = Trainer(some, reference, settings, 10)
-            metrics = trainer.update(groups, LOSS, "question_mean", kl=True)
+            trainer = Learner(some, reference, settings, 10)
+            metrics = trainer.update(groups, Objective(LOSS, "question_mean", kl=True))
             assert all((p.device == device()) is simulated for p in trainer.parameters)
         found.append((metrics, weights(some)))
     (ours, moved_weights), (theirs, expected) = found[1], found[0]
@@ -160,10 +161,10 @@ def test_update(budget: int, rounded: bool):
 def test_resuming_needs_no_second_model_on_the_device(tmp_path: Path, rounded: bool):
     settings = OptimizerSettings(learning_rate=1e-3)
     saved, other = (in_bfloat16(c) if rounded else c for c in map(tiny_checkpoint, (0, 1)))
-    path = checkpoints.save(tmp_path, 1, Trainer(saved, None, settings, 10))
+    path = checkpoints.save(tmp_path, 1, Learner(saved, None, settings, 10))
     with gpu():
         moved(other.model)
-        resumed = Trainer(other, None, settings, 10)
+        resumed = Learner(other, None, settings, 10)
         allocated.clear()
         checkpoints.restore(path, resumed)
         print(f"{sum(allocated)} bytes beside a model of {weights(saved).nbytes}")

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from axpo.algorithms.losses import likelihood_loss
 from axpo.config import OptimizerSettings
 from axpo.engines.base import Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint, load_checkpoint
-from axpo.training import checkpoints, trainer
+from axpo.training import checkpoints, learner
+from axpo.training.learner import Learner
 from axpo.training.masters import MasterWeights
+from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
 from axpo.training.policy import policy_logprobs
-from axpo.training.trainer import Trainer
 from axpo.tree import Group, Origin, Segment, Trajectory
 from tests.support.engine_contract import EngineParity
 from tests.support.padded_oracle import Builder, branching_group, credit_all, demonstration_group
@@ -38,21 +38,21 @@ def rounded(seed: int = 0) -> Checkpoint:
     return in_bfloat16(tiny_checkpoint(seed))
 
 
-def start(checkpoint: Checkpoint, rate: float = RL_RATE) -> Trainer:
-    return Trainer(checkpoint, None, OptimizerSettings(learning_rate=rate), 10)
+def start(checkpoint: Checkpoint, rate: float = RL_RATE) -> Learner:
+    return Learner(checkpoint, None, OptimizerSettings(learning_rate=rate), 10)
 
 
-def train(some: Trainer, steps: range) -> None:
+def train(some: Learner, steps: range) -> None:
     for step in steps:
         group = branching_group(some.checkpoint, step, f"g{step}")
-        some.update([group], likelihood_loss, "token_mean", kl=False)
+        some.update([group], Objective())
 
 
 def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([t.detach().float().flatten() for t in tensors])
 
 
-def weights(some: Trainer) -> torch.Tensor:
+def weights(some: Learner) -> torch.Tensor:
     return flat(list(some.checkpoint.model.parameters()))
 
 
@@ -85,7 +85,7 @@ def test_masters_follow_float32_training_where_bfloat16_stands_still(
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "MasterWeights", Plain)
+        patch.setattr(learner, "MasterWeights", Plain)
         plain = start(rounded())
     begin = weights(exactly)
     assert torch.equal(flat(mastered.parameters), begin)
@@ -178,12 +178,12 @@ def test_a_second_trainer_takes_the_gradients_over():
 def test_norm_and_clip_act_on_masters():
     checkpoint = rounded()
     settings = OptimizerSettings(learning_rate=1e-3, max_grad_norm=0.5)
-    some = Trainer(checkpoint, None, settings, 10)
+    some = Learner(checkpoint, None, settings, 10)
     seen = []
     step = some.optimizer.step
     some.optimizer.step = lambda: seen.append(flat([p.grad for p in some.parameters])) or step()  # pyright: ignore
     group = branching_group(checkpoint, 0)
-    metrics = some.update([group], likelihood_loss, "token_mean", kl=False)
+    metrics = some.update([group], Objective())
     assert metrics["grad_norm"] > 0.5
     assert seen[0].norm().item() == pytest.approx(0.5, rel=1e-4)
     assert all(p.grad is None for p in some.parameters)
@@ -268,7 +268,7 @@ async def rollouts(checkpoint: Checkpoint, seed: int, count: int = 6) -> Group:
             pictures = [
                 Picture(span.digest, group.pictures[span.digest]) for s in path for span in s.images
             ]
-            sampling = Sampling(24, 1000 * seed + 10 * i + turn, (), checkpoint.banned)
+            sampling = Sampling(24, 1000 * seed + 10 * i + turn, (), checkpoint.processor.banned)
             tokens = tuple(t for s in path for t in s.tokens)
             out = await engine.generate(
                 Request(done.id, group.id, tokens, tuple(pictures), sampling)

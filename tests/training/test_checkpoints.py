@@ -24,7 +24,8 @@ from axpo.config import OptimizerSettings
 from axpo.errors import NonFiniteError, UserError
 from axpo.folder import saved_checkpoints
 from axpo.training import checkpoints
-from axpo.training.trainer import Trainer
+from axpo.training.learner import Learner
+from axpo.training.objective import Objective
 from tests.support.padded_oracle import branching_group
 from tests.support.tiny import tiny_checkpoint
 
@@ -32,12 +33,12 @@ STEPS = 8
 LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.01)
 
 
-def start(seed: int = 0) -> Trainer:
+def start(seed: int = 0) -> Learner:
     torch.set_num_threads(1)
     settings = OptimizerSettings(
         learning_rate=1e-3, warmup_steps=2, decay="cosine", weight_decay=0.01
     )
-    return Trainer(tiny_checkpoint(seed), tiny_checkpoint(7), settings, STEPS)
+    return Learner(tiny_checkpoint(seed), tiny_checkpoint(7), settings, STEPS)
 
 
 def run(folder: Path, kill_at: int | None = None) -> None:
@@ -59,7 +60,7 @@ def run(folder: Path, kill_at: int | None = None) -> None:
         seed = random.randrange(50) + int(np.random.randint(50)) + int(torch.randint(50, ()))
         drawn.append(seed)
         group = branching_group(trainer.checkpoint, seed, f"g{step}")
-        trainer.update([group], LOSS, "question_mean", kl=True)
+        trainer.update([group], Objective(LOSS, "question_mean", kl=True))
         step += 1
         checkpoints.save(folder, step, trainer, {"drawn": drawn})
 
@@ -238,7 +239,7 @@ def test_a_saved_model_loads_on_its_own(tmp_path: Path):
     trainer = start()
     path = checkpoints.save(tmp_path, 1, trainer)
     loaded = load_checkpoint(path / "model")
-    assert loaded.banned == trainer.checkpoint.banned
+    assert loaded.processor.banned == trainer.checkpoint.processor.banned
     for name, tensor in trainer.checkpoint.model.state_dict().items():
         assert torch.equal(tensor, loaded.model.state_dict()[name]), name
 
@@ -246,11 +247,11 @@ def test_a_saved_model_loads_on_its_own(tmp_path: Path):
 class TestKeptOnStop:
     """Whatever ends a run, what it has trained is saved once, and never what is broken."""
 
-    def trained(self, updates: int) -> Trainer:
+    def trained(self, updates: int) -> Learner:
         trainer = start()
         group = branching_group(trainer.checkpoint, 0, "g")
         for _ in range(updates):
-            trainer.update([group], LOSS, "question_mean", kl=True)
+            trainer.update([group], Objective(LOSS, "question_mean", kl=True))
         return trainer
 
     @pytest.mark.parametrize("error", [ValueError, OSError, RecursionError])
@@ -282,5 +283,5 @@ class TestKeptOnStop:
             pytest.raises(NonFiniteError, match=r"update 2 made weights .*lower learning_rate"),
             checkpoints.kept_on_stop(tmp_path, trainer, 1),
         ):
-            trainer.update([group], LOSS, "question_mean", kl=False)
+            trainer.update([group], Objective(LOSS, "question_mean"))
         assert [saved.path for saved in saved_checkpoints(tmp_path)] == [good]

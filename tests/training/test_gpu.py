@@ -18,16 +18,18 @@ import torch
 
 from axpo.algorithms.losses import clipped_loss
 from axpo.config import OptimizerSettings
+from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import start_servers
 from axpo.engines.vllm.settings import Vllm
 from axpo.models.head import head_logits
-from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.models.loading import Checkpoint, load_processor
 from axpo.training import attention, checkpoints, flex, policy
 from axpo.training.flex import BLOCK, block_mask, forest_attention
-from axpo.training.trainer import Trainer
+from axpo.training.learner import Learner
+from axpo.training.objective import Objective
 from tests.support import gpu_questions as asked
 from tests.support.engine_contract import Writer, ask, difference, run
 from tests.support.gpu_questions import gradient, relative, verdict
@@ -103,9 +105,9 @@ def test_compilations_are_few():
         for count in (1, 2, 3):
             groups = [branching_group(checkpoint, seed, f"g{seed}") for seed in range(count)]
             settings = OptimizerSettings(max_tokens_per_micro_batch=budget)
-            trainer = Trainer(checkpoint, None, settings, 10)
-            trainer.recompute_logprobs(groups, kl=False)
-            trainer.update(groups, LOSS, "question_mean", kl=False)
+            trainer = Learner(checkpoint, None, settings, 10)
+            trainer.logprobs(groups)
+            trainer.update(groups, Objective(LOSS, "question_mean"))
     compiled = counters["unique_graphs"] - before
     few = compiled <= flex.COMPILATIONS // 2
     answer = f"{compiled} for 36 kinds of passes, torch raises above {flex.COMPILATIONS}"
@@ -197,9 +199,9 @@ def test_engine_and_trainer_agree(rounded: bool, bound: float):
 def test_update_and_resume(tmp_path, rounded: bool):
     """The same weights come back, and no second model with them."""
 
-    def start(seed: int) -> Trainer:
+    def start(seed: int) -> Learner:
         settings = OptimizerSettings(learning_rate=1e-4)
-        return Trainer(on_gpu(seed, rounded), on_gpu(7, rounded), settings, 10)
+        return Learner(on_gpu(seed, rounded), on_gpu(7, rounded), settings, 10)
 
     trainer = start(0)
     path = checkpoints.save(tmp_path, 0, trainer)
@@ -210,7 +212,7 @@ def test_update_and_resume(tmp_path, rounded: bool):
     extra = torch.cuda.max_memory_allocated() - before
     model = sum(p.nbytes for p in resumed.checkpoint.model.parameters())
     groups = [branching_group(trainer.checkpoint, seed, f"g{seed}") for seed in range(2)]
-    assert trainer.update(groups, LOSS, "question_mean", kl=True)["grad_norm"] > 0
+    assert trainer.update(groups, Objective(LOSS, "question_mean", kl=True))["grad_norm"] > 0
     checkpoints.restore(checkpoints.save(tmp_path, 1, trainer), resumed)
     for ours, theirs in zip(resumed.parameters, trainer.parameters, strict=True):
         assert torch.equal(ours, theirs)
@@ -274,12 +276,14 @@ def test_weights_reach_vllm_by_nccl(tmp_path):
         max_length=2048,
         arguments=("--gpu-memory-utilization=0.3", "--enforce-eager"),
     )
-    saved = load_checkpoint(tmp_path / "model")
+    saved = load_processor(tmp_path / "model")
     (server,) = start_servers(settings, saved, "float32", tmp_path)
     worst = 0.0
     try:
         servers = [Server(Client(server.url, 120.0, 10.0))]
-        engine = VllmEngine(checkpoint, servers, tmp_path / "weights", room=64, backend="nccl")
+        engine = VllmEngine(
+            Trained.of(checkpoint), servers, tmp_path / "weights", room=64, backend="nccl"
+        )
         requests = (writer := Writer(checkpoint, 0)).again(writer.request(), 4, max_tokens=16)
 
         async def main() -> None:

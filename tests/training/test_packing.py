@@ -53,11 +53,11 @@ def groups(checkpoint: Checkpoint) -> list[Group]:
 
 
 def packed(checkpoint: Checkpoint, groups: list[Group]) -> tuple[PackedTree, dict]:
-    cache = PixelCache(checkpoint.image_processor)
+    cache = PixelCache(checkpoint.processor.image_processor)
     pixels = {d: cache(d, image) for g in groups for d, image in g.pictures.items()}
     found = [items(g) for g in groups]
     trees = [
-        pack(g, some, weights, lambda d: pixels[d].grid, checkpoint.merge_size)
+        pack(g, some, weights, lambda d: pixels[d].grid, checkpoint.processor.merge_size)
         for g, some, weights in zip(
             groups, found, item_weights(found, "question_mean"), strict=True
         )
@@ -324,7 +324,7 @@ def test_temperature_and_ban_act_as_at_sampling(checkpoint: Checkpoint, groups: 
     logprobs = policy_logprobs(checkpoint, forest, pixels, temperature=0.7)
     row = row_inputs(checkpoint, groups[1], groups[1].rollouts[0])
     logits = checkpoint.model(**row, use_cache=False).logits[0]
-    logits[:, list(checkpoint.banned)] = float("-inf")
+    logits[:, list(checkpoint.processor.banned)] = float("-inf")
     expected = (logits / 0.7).log_softmax(-1)
     offsets = torch.tensor(items(groups[1])[0].offsets) + len(groups[1].prompt)
     tokens = row["input_ids"][0, offsets]

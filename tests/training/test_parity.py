@@ -31,7 +31,7 @@ from axpo.rollout.sampling import new_group
 from axpo.tasks.grading import grade
 from axpo.tools import make_tools
 from axpo.training.batches import recompute_logprobs
-from axpo.training.parity import DECISIVE, Parity, Vote, check_parity, compare, limit, vote
+from axpo.training.parity import DECISIVE, Parity, Vote, check_parity, limit, mismatch, vote
 from axpo.tree import Group
 from tests.support.rollouts import ZOOM, example
 from tests.support.tiny import in_bfloat16, tiny_checkpoint
@@ -57,7 +57,7 @@ def agent_of(engine: Engine, checkpoint: Checkpoint, tokens: int) -> Agent:
     """Rollouts of two turns of at most `tokens` sampled tokens each."""
     tools = make_tools((ZOOM,))
     limits = RolloutSettings(max_turns=2, max_turn_tokens=tokens, max_tokens=1000)
-    return Agent(engine, Rendering(checkpoint, tools, None), tools, limits, grade)
+    return Agent(engine, Rendering(checkpoint.processor, tools, None), tools, limits, grade)
 
 
 def agent(**settings: Any) -> Agent:
@@ -76,7 +76,7 @@ def groups(which: Agent, count: int = 2) -> list[Group]:
 
 def test_the_engine_of_the_model_passes() -> None:
     exact = agent()
-    found = asyncio.run(check_parity(exact, CHECKPOINT.model, RECOMPUTE, groups(exact), 0, FLOAT32))
+    found = asyncio.run(check_parity(exact, RECOMPUTE, groups(exact), 0, FLOAT32))
     assert found.tokens > 20
     assert found.mean <= found.largest < 1e-4
     assert found.ratio == pytest.approx(1.0, abs=1e-4)
@@ -87,9 +87,9 @@ def test_an_engine_of_another_model_is_refused_with_figures() -> None:
     off = agent(off=0.1)
     message = r"by 0\.1 nats a token.*the limit is 0\.02 \(float32 rounds by 1e-6\)"
     with pytest.raises(UserError, match=message):
-        asyncio.run(check_parity(off, CHECKPOINT.model, RECOMPUTE, groups(off), 0, FLOAT32))
+        asyncio.run(check_parity(off, RECOMPUTE, groups(off), 0, FLOAT32))
     wide = partial(limit, torch.float32, setting=1.0)
-    found = asyncio.run(check_parity(off, CHECKPOINT.model, RECOMPUTE, groups(off), 0, wide))
+    found = asyncio.run(check_parity(off, RECOMPUTE, groups(off), 0, wide))
     assert found.mean == pytest.approx(0.1, abs=1e-4)
     assert found.ratio == pytest.approx(math.exp(-0.1), abs=1e-4)
 
@@ -97,11 +97,11 @@ def test_an_engine_of_another_model_is_refused_with_figures() -> None:
 def test_an_engine_that_samples_nothing_says_why() -> None:
     broken = agent(broken=True)
     with pytest.raises(UserError, match=r"nothing to compare.*it is down"):
-        asyncio.run(check_parity(broken, CHECKPOINT.model, RECOMPUTE, groups(broken), 0, FLOAT32))
+        asyncio.run(check_parity(broken, RECOMPUTE, groups(broken), 0, FLOAT32))
 
 
 def test_nothing_sampled_compares_to_nothing() -> None:
-    assert compare(RECOMPUTE, groups(agent())) is None
+    assert mismatch(groups(agent()), {}) is None
 
 
 # ------------------------------------------------------------------ the limit
@@ -187,7 +187,7 @@ def checked(engine: TransformersEngine, trained: Checkpoint) -> Parity:
     which = agent_of(engine, trained, 150)
     recompute = partial(recompute_logprobs, trained, kl=False, temperature=1.0, budget=8192)
     asked = [new_group(which.rendering, example(images=(detailed(i),)), f"g{i}") for i in range(4)]
-    return asyncio.run(check_parity(which, trained.model, recompute, asked, 0, BFLOAT16))
+    return asyncio.run(check_parity(which, recompute, asked, 0, BFLOAT16))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -12,6 +12,7 @@ from axpo.costs.memory import keys_values
 from axpo.errors import NonFiniteError
 from axpo.models.loading import Checkpoint
 from axpo.training import pieces
+from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
 from axpo.training.pieces import cut, plain_logprobs, training_passes
 from axpo.training.policy import policy_logprobs
@@ -123,7 +124,7 @@ def test_logprobs_and_gradient_equal_the_whole_tree(
 def test_the_budgets_cut_where_it_hurts(checkpoint: Checkpoint, tree: tuple[PackedTree, dict]):
     """Some inside a node and inside a picture; all so that a picture stands in several pieces."""
     forest, _ = tree
-    placeholder = forest.tokens == checkpoint.image_token
+    placeholder = forest.tokens == checkpoint.processor.image_token
     starts = (placeholder & ~placeholder.roll(1)).nonzero()[:, 0].tolist()
     for budget in BUDGETS:
         parts, found = cut(forest, budget)
@@ -147,7 +148,9 @@ def test_an_update_in_pieces(checkpoint: Checkpoint, frozen: bool):
     for budget in (WHOLE, *BUDGETS):
         values = {"max_tokens_per_micro_batch": budget, "freeze_vision": frozen}
         some = trainer(checkpoint, reference, **values)
-        gradient, metrics = caught_gradient(some, groups, CLIP_KL, "question_mean", kl=True)
+        gradient, metrics = caught_gradient(
+            some, groups, Objective(CLIP_KL, "question_mean", kl=True)
+        )
         found.append((budget, gradient, metrics))
     checkpoint.model.requires_grad_(True)
     _, whole, figures = found[0]
@@ -163,8 +166,8 @@ def test_an_update_in_pieces(checkpoint: Checkpoint, frozen: bool):
 
 def test_recomputed_logprobs_in_pieces(checkpoint: Checkpoint):
     group = branching_group(checkpoint, 1)
-    whole = trainer(checkpoint).recompute_logprobs([group], kl=False)
-    parts = trainer(checkpoint, max_tokens_per_micro_batch=61).recompute_logprobs([group], False)
+    whole = trainer(checkpoint).logprobs([group])
+    parts = trainer(checkpoint, max_tokens_per_micro_batch=61).logprobs([group], False)
     assert parts.keys() == whole.keys()
     for name, values in whole.items():
         assert parts[name] == pytest.approx(values, abs=1e-5, nan_ok=True)
@@ -178,7 +181,7 @@ def test_adapters_below_which_no_key_has_a_gradient(target: str):
     for budget in (WHOLE, *BUDGETS):
         one = trainer(some, max_tokens_per_micro_batch=budget)
         group = branching_group(some, 1)
-        found.append(caught_gradient(one, [group], CLIP_KL, "question_mean", kl=True)[0])
+        found.append(caught_gradient(one, [group], Objective(CLIP_KL, "question_mean", kl=True))[0])
     for gradient in found[1:]:
         assert distance(gradient, found[0]) < 5e-6
 
@@ -297,10 +300,10 @@ def test_non_finite_spares_the_weights(checkpoint: Checkpoint):
         return loss, stats
 
     with pytest.raises(NonFiniteError, match="gradient of group g is not finite"):
-        some.update([group], steep, "question_mean", kl=False)
+        some.update([group], Objective(steep, "question_mean"))
     credit_all(group.rollouts[0], 0, float("inf"), 0.25)
     with pytest.raises(NonFiniteError, match="loss of group g is"):
-        some.update([group], CLIP, "question_mean", kl=False)
+        some.update([group], Objective(CLIP, "question_mean"))
     assert len(calls) > 2
     assert torch.equal(flat(checkpoint), before)
     assert all(p.grad is None for p in checkpoint.model.parameters())
@@ -315,7 +318,7 @@ def test_pictures_are_encoded_twice_within_the_budget(
     encode = pieces.encode_pictures
 
     def counted(model, some):
-        tokens = sum(p.tokens(checkpoint.merge_size) for p in some)
+        tokens = sum(p.tokens(checkpoint.processor.merge_size) for p in some)
         calls.append((torch.is_grad_enabled(), len(some), tokens))
         return encode(model, some)
 

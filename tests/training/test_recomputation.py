@@ -12,6 +12,7 @@ import torch
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.training import pieces
+from axpo.training.objective import Objective
 from axpo.training.recomputation import recompute_layers
 from tests.support.engine_contract import Writer, difference, run
 from tests.support.padded_oracle import branching_group, demonstration_group
@@ -55,7 +56,7 @@ def test_a_whole_update(frozen: bool, budget: int):
         groups.append(demonstration_group(checkpoint, 5))
         values = {"max_tokens_per_micro_batch": budget, "freeze_vision": frozen}
         some = trainer(checkpoint, tiny_checkpoint(1), **values)
-        found.append(caught_gradient(some, groups, CLIP_KL, "question_mean", kl=True))
+        found.append(caught_gradient(some, groups, Objective(CLIP_KL, "question_mean", kl=True)))
     (slope, figures), (gradient, metrics) = found
     assert distance(gradient, slope) < 1e-6
     for name in ("loss", "kl", "grad_norm", "tokens_packed", "chunks"):

@@ -16,7 +16,8 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training.batches import micro_batches, prepare
 from axpo.training.items import Aggregation
-from axpo.training.trainer import Trainer, learning_rate
+from axpo.training.learner import Learner, learning_rate
+from axpo.training.objective import Objective
 from axpo.tree import Group
 from tests.support.padded_oracle import (
     Builder,
@@ -50,16 +51,18 @@ def groups(checkpoint: Checkpoint) -> list[Group]:
 
 def trainer(
     checkpoint: Checkpoint, reference: Checkpoint | None = None, total: int = 10, **values
-) -> Trainer:
+) -> Learner:
     settings = {"learning_rate": 1e-3, "max_grad_norm": 1e9} | values
-    return Trainer(checkpoint, reference, OptimizerSettings.model_validate(settings), total)
+    return Learner(checkpoint, reference, OptimizerSettings.model_validate(settings), total)
 
 
 def flat(checkpoint: Checkpoint) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in checkpoint.model.parameters()])
 
 
-def caught_gradient(some: Trainer, *args, **kwargs) -> tuple[torch.Tensor, dict[str, float]]:
+def caught_gradient(
+    some: Learner, groups: list[Group], objective: Objective
+) -> tuple[torch.Tensor, dict[str, float]]:
     """The gradient that reaches the optimizer in one update; the weights stay."""
     caught = []
 
@@ -72,7 +75,7 @@ def caught_gradient(some: Trainer, *args, **kwargs) -> tuple[torch.Tensor, dict[
         )
 
     some.optimizer.step = step  # pyright: ignore
-    metrics = some.update(*args, **kwargs)
+    metrics = some.update(groups, objective)
     return caught[0].clone(), metrics
 
 
@@ -82,7 +85,7 @@ def test_gradient_with_kl_equals_rows(
 ):
     reference = tiny_checkpoint(1)
     some = trainer(checkpoint, reference)
-    ours, metrics = caught_gradient(some, groups, CLIP_KL, aggregation, kl=True)
+    ours, metrics = caught_gradient(some, groups, Objective(CLIP_KL, aggregation, kl=True))
     loss = oracle_loss(checkpoint, groups, CLIP_KL, aggregation, reference)
     rows = gradients(checkpoint, loss)
     error = ((ours - rows).norm() / rows.norm()).item()
@@ -95,9 +98,7 @@ def test_gradient_with_kl_equals_rows(
 
 def test_demonstrations_and_rollouts_through_one_path(checkpoint: Checkpoint):
     groups = [demonstration_group(checkpoint, seed, f"d{seed}") for seed in range(3)]
-    ours, metrics = caught_gradient(
-        trainer(checkpoint), groups, likelihood_loss, "token_mean", kl=False
-    )
+    ours, metrics = caught_gradient(trainer(checkpoint), groups, Objective())
     rows = gradients(checkpoint, oracle_loss(checkpoint, groups, likelihood_loss, "token_mean"))
     assert (ours - rows).norm() / rows.norm() < 1e-5
     assert metrics["nll"] == pytest.approx(metrics["loss"], rel=1e-5)
@@ -111,7 +112,7 @@ def test_micro_batches_change_nothing(
     found = []
     for budget, expected in ((10_000, 1), (700, 2), (400, 3)):
         some = trainer(checkpoint, tiny_checkpoint(1), max_tokens_per_micro_batch=budget)
-        gradient, metrics = caught_gradient(some, groups, CLIP_KL, aggregation, kl=True)
+        gradient, metrics = caught_gradient(some, groups, Objective(CLIP_KL, aggregation, kl=True))
         assert metrics["micro_batches"] == expected
         found.append((gradient, metrics))
     whole, figures = found[0]
@@ -127,7 +128,7 @@ def test_metrics(checkpoint: Checkpoint, groups: list[Group]):
     before = flat(checkpoint)
     some = trainer(checkpoint, tiny_checkpoint(1))
     began = time.perf_counter()
-    metrics = some.update(groups, CLIP_KL, "question_mean", kl=True)
+    metrics = some.update(groups, Objective(CLIP_KL, "question_mean", kl=True))
     wall = time.perf_counter() - began
     assert all(isinstance(v, float) and math.isfinite(v) for v in metrics.values())
     assert metrics["chunks"] == metrics["micro_batches"] == 1
@@ -152,13 +153,13 @@ def test_skipped_groups_count_in_the_denominators(checkpoint: Checkpoint, groups
     some = trainer(checkpoint)
     for aggregation in ("question_mean", "token_mean"):
         all_groups = [groups[0], flat_group, empty]
-        ours, metrics = caught_gradient(some, all_groups, CLIP, aggregation, kl=False)
+        ours, metrics = caught_gradient(some, all_groups, Objective(CLIP, aggregation))
         rows = gradients(checkpoint, oracle_loss(checkpoint, all_groups, CLIP, aggregation))
         assert metrics["groups_trained"] == 1
         assert (ours - rows).norm() / rows.norm() < 1e-5
     # With a KL term every rollout has something to say.
     some = trainer(checkpoint, tiny_checkpoint(1))
-    _, metrics = caught_gradient(some, all_groups, CLIP_KL, "question_mean", kl=True)
+    _, metrics = caught_gradient(some, all_groups, Objective(CLIP_KL, "question_mean", kl=True))
     assert metrics["groups_trained"] == 2
 
 
@@ -166,7 +167,7 @@ def test_an_update_without_any_signal_leaves_the_weights(checkpoint: Checkpoint)
     group = Builder(checkpoint, 0).group("g", [1])
     some = trainer(checkpoint)
     before = flat(checkpoint)
-    metrics = some.update([group], CLIP, "token_mean", kl=False)
+    metrics = some.update([group], Objective(CLIP, "token_mean"))
     assert metrics["grad_norm"] == metrics["loss"] == metrics["micro_batches"] == 0.0
     assert torch.equal(flat(checkpoint), before)
     assert some.updates == 1
@@ -174,9 +175,8 @@ def test_an_update_without_any_signal_leaves_the_weights(checkpoint: Checkpoint)
 
 def test_trees_share_micro_batches_by_size(checkpoint: Checkpoint, groups: list[Group]):
     small = [demonstration_group(checkpoint, seed, f"d{seed}") for seed in range(2)]
-    prepared = prepare(
-        checkpoint, [small[0], groups[0], small[1], groups[1]], "token_mean", False, None
-    )
+    four = [small[0], groups[0], small[1], groups[1]]
+    prepared = prepare(checkpoint.processor, four, Objective())
     sizes = {work.group.id: len(work.tree) for work in prepared}
     assert sizes["d0"] < sizes["g0"] == sizes["g1"]
 
@@ -193,11 +193,11 @@ def test_non_finite_names_the_group_and_spares_the_weights(
     checkpoint: Checkpoint, groups: list[Group]
 ):
     some = trainer(checkpoint, max_tokens_per_micro_batch=400)
-    some.update(groups, CLIP, "question_mean", kl=False)
+    some.update(groups, Objective(CLIP, "question_mean"))
     before, state = flat(checkpoint), some.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     credit_all(groups[1].rollouts[0], 0, float("inf"), 0.25)
     with pytest.raises(NonFiniteError, match="loss of group g1 is"):
-        some.update(groups, CLIP, "question_mean", kl=False)
+        some.update(groups, Objective(CLIP, "question_mean"))
 
     calls = []
 
@@ -211,7 +211,7 @@ def test_non_finite_names_the_group_and_spares_the_weights(
 
     credit_all(groups[1].rollouts[0], 0, 1.0, 0.25)
     with pytest.raises(NonFiniteError, match="gradient of group g1 is not finite"):
-        some.update(groups, steep, "question_mean", kl=False)
+        some.update(groups, Objective(steep, "question_mean"))
     assert torch.equal(flat(checkpoint), before)
     assert torch.equal(some.optimizer.state_dict()["state"][0]["exp_avg"], state)
     assert all(p.grad is None for p in checkpoint.model.parameters())
@@ -220,29 +220,29 @@ def test_non_finite_names_the_group_and_spares_the_weights(
 
 def test_recomputed_logprobs_start_the_ratio_at_one(checkpoint: Checkpoint, groups: list[Group]):
     some = trainer(checkpoint)
-    old = some.recompute_logprobs(groups, kl=False)
+    old = some.logprobs(groups)
     recorded = groups[0].rollouts[0].segments[0].logprobs
-    first = some.update(groups[:2], CLIP, "question_mean", kl=False, old=old)
+    first = some.update(groups[:2], Objective(CLIP, "question_mean", old=old))
     assert first["ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert first["clip_fraction"] == 0.0
-    second = some.update(groups[2:], CLIP, "question_mean", kl=False, old=old)
+    second = some.update(groups[2:], Objective(CLIP, "question_mean", old=old))
     assert second["ratio_max"] > 1.001
     assert groups[0].rollouts[0].segments[0].logprobs == recorded
     with pytest.raises(TreeError, match=r"group d, trajectory d/teacher: .* lack trained tokens"):
-        some.update([demonstration_group(checkpoint, 1)], CLIP, "token_mean", kl=False, old=old)
+        some.update([demonstration_group(checkpoint, 1)], Objective(CLIP, "token_mean", old=old))
 
 
 def test_a_correction_weighs_tokens_by_both_logprobs(checkpoint: Checkpoint, groups: list[Group]):
     some = trainer(checkpoint, learning_rate=0.0)
-    old = some.recompute_logprobs(groups, kl=False)
+    old = some.logprobs(groups)
     seen: list[tuple[list[float], list[float]]] = []
 
     def double(trained: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
         seen.append((trained.tolist(), sampled.tolist()))
         return torch.full_like(trained, 2.0)
 
-    plain = some.update(groups, CLIP, "question_mean", kl=False, old=old)
-    twice = some.update(groups, CLIP, "question_mean", kl=False, old=old, correction=double)
+    plain = some.update(groups, Objective(CLIP, "question_mean", old=old))
+    twice = some.update(groups, Objective(CLIP, "question_mean", old=old, correction=double))
     assert twice["loss"] == pytest.approx(2 * plain["loss"], rel=1e-5)
     assert twice["grad_norm"] == pytest.approx(2 * plain["grad_norm"], rel=1e-5)
     recorded = {p for g in groups for t in g.trajectories() for s in t.segments for p in s.logprobs}
@@ -255,12 +255,12 @@ def test_a_correction_leaves_the_kl_term_alone(checkpoint: Checkpoint, groups: l
     """Doubling the surrogate, a KL term of beta 1 stays what it is, loss and gradient."""
     some = trainer(checkpoint, tiny_checkpoint(1), learning_rate=0.0)
     loss = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=1.0)
-    old = some.recompute_logprobs(groups, kl=True)
+    old = some.logprobs(groups, kl=True)
     found: dict[float, tuple[torch.Tensor, dict[str, float]]] = {}
     for factor in (0.0, 1.0, 2.0):
         weigh = partial(_times, factor)
         found[factor] = caught_gradient(
-            some, groups, loss, "question_mean", kl=True, old=old, correction=weigh
+            some, groups, Objective(loss, "question_mean", kl=True, old=old, correction=weigh)
         )
     (kl_slope, kl), (slope, plain), (twice_slope, twice) = found.values()
     assert kl["loss"] > 0.1  # a KL term alone
@@ -277,21 +277,21 @@ def test_missing_picture_is_named(checkpoint: Checkpoint, groups: list[Group]):
     digest = groups[0].prompt.images[0].digest
     del groups[0].pictures[digest]
     with pytest.raises(TreeError, match=f"group g0: .*{digest}"):
-        trainer(checkpoint).update(groups, CLIP, "question_mean", kl=False)
+        trainer(checkpoint).update(groups, Objective(CLIP, "question_mean"))
 
 
 def test_frozen_vision_stays(checkpoint: Checkpoint, groups: list[Group]):
     visual = {n: p.clone() for n, p in checkpoint.model.model.visual.named_parameters()}
     text = checkpoint.model.model.language_model.norm.weight.clone()
     some = trainer(checkpoint, freeze_vision=True)
-    some.update(groups, CLIP, "question_mean", kl=False)
+    some.update(groups, Objective(CLIP, "question_mean"))
     for name, parameter in checkpoint.model.model.visual.named_parameters():
         assert torch.equal(parameter, visual[name]), name
     trained = len(list(checkpoint.model.parameters())) - len(visual)
     assert len(some.optimizer.state_dict()["state"]) == trained
     group = groups[0]
     with SavedBytes(()) as saved:  # no graph goes through the tower
-        pixels = [checkpoint.pixels(d, image) for d, image in group.pictures.items()]
+        pixels = [checkpoint.processor.pixels(d, image) for d, image in group.pictures.items()]
         features = encode_pictures(checkpoint.model, pixels)
     assert saved.peak == 0 and not any(f.embeds.requires_grad for f in features)
     assert not torch.equal(checkpoint.model.model.language_model.norm.weight, text)
@@ -301,13 +301,13 @@ def test_reference_is_frozen_and_separate(checkpoint: Checkpoint, groups: list[G
     with pytest.raises(ValueError, match="must be a copy"):
         trainer(checkpoint, checkpoint)
     with pytest.raises(ValueError, match="kl needs a reference"):
-        trainer(checkpoint).update(groups, CLIP_KL, "question_mean", kl=True)
+        trainer(checkpoint).update(groups, Objective(CLIP_KL, "question_mean", kl=True))
     reference = tiny_checkpoint(0)
     before = flat(reference)
     some = trainer(checkpoint, reference)
-    first = some.update(groups, CLIP_KL, "question_mean", kl=True)
+    first = some.update(groups, Objective(CLIP_KL, "question_mean", kl=True))
     assert first["kl"] == pytest.approx(0.0, abs=1e-6)
-    assert some.update(groups, CLIP_KL, "question_mean", kl=True)["kl"] > 1e-6
+    assert some.update(groups, Objective(CLIP_KL, "question_mean", kl=True))["kl"] > 1e-6
     assert torch.equal(flat(reference), before)
 
 
@@ -320,9 +320,10 @@ def test_norms_and_biases_are_not_decayed(checkpoint: Checkpoint):
 
 
 def test_gradient_is_clipped(checkpoint: Checkpoint, groups: list[Group]):
-    free, figures = caught_gradient(trainer(checkpoint), groups, CLIP, "question_mean", kl=False)
+    objective = Objective(CLIP, "question_mean")
+    free, figures = caught_gradient(trainer(checkpoint), groups, objective)
     some = trainer(checkpoint, max_grad_norm=0.5)
-    cut, metrics = caught_gradient(some, groups, CLIP, "question_mean", kl=False)
+    cut, metrics = caught_gradient(some, groups, objective)
     assert metrics["grad_norm"] == figures["grad_norm"] > 0.5
     torch.testing.assert_close(cut, free * 0.5 / free.norm(), rtol=1e-4, atol=1e-7)
 

@@ -122,7 +122,8 @@ class Algorithm(Part):
         raise NotImplementedError(f"{type(self).__name__} has no credit()")
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a micro-batch's tokens, a scalar with a gradient, and sums for metrics."""
+        """The loss of a micro-batch's tokens, a scalar with a gradient, and its metrics
+        (`axpo.metrics`), in which a mean's parts are sums over tokens."""
         return self.loss.of(batch, self.kl, self.max_k3)
 
     def bounds(self, questions: int) -> Bounds:

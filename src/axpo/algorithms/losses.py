@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from axpo.config.base import PositiveFloat, Section, named
+from axpo.metrics import Max, Mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Outcome = tuple[Tensor, dict[str, float]]
+    """A scalar with a gradient, and its metrics (`axpo.metrics`): a mean's parts are sums over
+    tokens."""
     Loss = Callable[["TokenBatch"], Outcome]
 
 
@@ -126,7 +129,7 @@ def clipped_loss(
     dual_clip: float | None = None,
     max_log_ratio: float | None = None,
     max_k3: float | None = None,
-) -> tuple[Tensor, dict[str, float]]:
+) -> Outcome:
     """- sum w [min(rho A, clip(rho, 1-clip_low, 1+clip_high) A) - beta k3] (arXiv 2605.28774).
 
     rho = exp(logprob - old); k3 = exp(ref - logprob) - (ref - logprob) - 1. Importance factors
@@ -134,9 +137,8 @@ def clipped_loss(
     `dual_clip` c makes the min at least c A where A < 0 (arXiv 1912.09729), `max_log_ratio`
     clamps logprob - old and ref - logprob to its size, `max_k3` caps k3.
 
-    Also returns sums over tokens for metrics: `clipped` (tokens where a clip binds), `kl` (sum
-    of k3), `ratio` and `ratio_max`, `old_kl` (sum of old - logprob), `gap` (sum of its size) and
-    `gap_max`, and `tokens`.
+    Metrics: `clip_fraction` (tokens where a clip binds), `kl` (k3), `ratio` and `ratio_max`,
+    `old_kl` (old - logprob), `gap` (its size) and `gap_max`.
     """
     ratio = _bounded(batch.logprobs - batch.old, max_log_ratio).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
@@ -152,7 +154,7 @@ def clipped_loss(
 
 def cispo_loss(
     batch: TokenBatch, max_ratio: float, kl: float, max_k3: float | None = None
-) -> tuple[Tensor, dict[str, float]]:
+) -> Outcome:
     """- sum w [sg(min(rho, max_ratio)) A logprob - beta k3]: CISPO (arXiv 2506.13585, Eq. 4-5).
 
     The importance weight is capped and constant; the gradient goes through logprob alone, so
@@ -184,31 +186,26 @@ def _loss(
     binds: Tensor,
     kl: float,
     k3: Tensor | None,
-) -> tuple[Tensor, dict[str, float]]:
+) -> Outcome:
     """The surrogate less the KL term, weighted and negated, with its figures."""
     gap = batch.old - batch.logprobs.detach()
-    stats = {
-        "tokens": float(ratio.numel()),
-        "clipped": float(binds.sum()),
-        "ratio": float(ratio.detach().sum()),
-        "ratio_max": float(ratio.detach().max()) if ratio.numel() else 1.0,
-        "old_kl": float(gap.sum()),
-        "gap": float(gap.abs().sum()),
-        "gap_max": float(gap.abs().max()) if gap.numel() else 0.0,
+    stats: dict[str, float] = {
+        "clip_fraction": Mean(binds.sum()),
+        "ratio": Mean(ratio.detach().sum()),
+        "ratio_max": Max(ratio.detach().max() if ratio.numel() else 1.0),
+        "old_kl": Mean(gap.sum()),
+        "gap": Mean(gap.abs().sum()),
+        "gap_max": Max(gap.abs().max() if gap.numel() else 0.0),
     }
     if batch.importance is not None:
         surrogate = surrogate * batch.importance
     if k3 is not None:
         surrogate = surrogate - kl * k3
-        stats["kl"] = float(k3.detach().sum())
+        stats["kl"] = Mean(k3.detach().sum())
     return -(batch.weights * surrogate).sum(), stats
 
 
-def likelihood_loss(batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
-    """- sum w A logprob: cross-entropy of demonstrations (A = 1). Stats: `tokens`, `nll` (sum)."""
+def likelihood_loss(batch: TokenBatch) -> Outcome:
+    """- sum w A logprob: cross-entropy of demonstrations (A = 1), with the metric `nll`."""
     loss = -(batch.weights * batch.advantages * batch.logprobs).sum()
-    stats = {
-        "tokens": float(batch.logprobs.numel()),
-        "nll": float(-batch.logprobs.detach().sum()),
-    }
-    return loss, stats
+    return loss, {"nll": Mean(-batch.logprobs.detach().sum())}

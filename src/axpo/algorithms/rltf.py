@@ -21,6 +21,7 @@ from axpo.algorithms.base import Algorithm, Bounds
 from axpo.algorithms.credit import advantage, scored_pool
 from axpo.algorithms.losses import TokenBatch, likelihood_loss
 from axpo.config.base import NonNegativeFloat
+from axpo.metrics import Mean
 from axpo.tree import Credit, Group, Origin, Stream, Trajectory
 
 if TYPE_CHECKING:
@@ -77,14 +78,13 @@ class Rltf(Algorithm):
         """The ratio's loss on the tokens that have one, - sum w A logprob on the others.
 
         Distilled tokens with a logprob below the floor are dropped; they stay in the denominators.
-        Further figures: `nll` (sum over critiques' and distilled tokens) and `dropped` (tokens).
+        Further metrics: `nll` (of critiques' and distilled tokens) and `dropped` (tokens).
         """
         assert batch.likelihood is not None and batch.distilled is not None
         loss, stats = super().token_loss(batch.part(~batch.likelihood))
         dropped = batch.distilled & (batch.logprobs.detach() < self.distill_floor)
         more, figures = likelihood_loss(batch.part(batch.likelihood & ~dropped))
-        stats["tokens"] += figures["tokens"] + float(dropped.sum())
-        return loss + more, stats | {"nll": figures["nll"], "dropped": float(dropped.sum())}
+        return loss + more, stats | figures | {"dropped": Mean(dropped.sum())}
 
     def bounds(self, questions: int) -> Bounds:
         """A second attempt for each first one, sampled behind it and its critique."""

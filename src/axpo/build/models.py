@@ -9,10 +9,11 @@ import torch
 
 from axpo.config import Config
 from axpo.errors import CheckpointError
+from axpo.extras import require
 from axpo.folder import CheckpointFolder
 from axpo.models.device import torch_device
 from axpo.models.loading import Checkpoint, load_checkpoint
-from axpo.models.lora import WEIGHTS, add_adapters, base_of, put_adapters, require_peft
+from axpo.models.lora import WEIGHTS, add_adapters, base_of, put_adapters
 from axpo.training.recomputation import recompute_layers
 
 
@@ -35,7 +36,7 @@ def load_trained(config: Config, path: str | Path) -> Checkpoint:
         return load_model(config, path)
     if json.loads(merged.read_text()).get("dtype") == "float32":
         return load_model(config, path)
-    require_peft()
+    require("peft", "model.lora")
     try:
         checkpoint = load_model(config, base_of(adapter))
     except CheckpointError as error:
@@ -52,7 +53,7 @@ def load_policy(config: Config, path: str | Path) -> Checkpoint:
     `model.gradient_checkpointing`. Raises `ConfigError` and `CheckpointError`."""
     settings = config.model
     if settings.lora is not None:
-        require_peft()
+        require("peft", "model.lora")
     checkpoint = load_model(config, path)
     if settings.lora is not None:
         add_adapters(checkpoint.model, settings.lora, str(path), config.run.seed)

@@ -19,7 +19,8 @@ from axpo.costs.sizes import Kind, Loop, check_positions
 from axpo.errors import ConfigError, MemoryWarning
 from axpo.models.card import recipe_card
 from axpo.models.device import torch_device
-from axpo.models.loading import load_checkpoint
+from axpo.models.loading import load_processor, read_config
+from axpo.models.shapes import without_weights
 from axpo.rollout.demonstrations import check_demonstration
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
@@ -51,17 +52,17 @@ def preflight(
     Raises `ConfigError` for what cannot work; warns (`MemoryWarning`) of what may not fit.
     """
     device = torch_device(config.model)
-    checkpoint = load_checkpoint(path, weights=False, banned=config.rollout.banned)
-    rendering = Rendering(checkpoint, tools, config.task.system)
+    processor = load_processor(path, banned=config.rollout.banned)
+    rendering = Rendering(processor, tools, config.task.system)
     prompt = longest_prompt(config, kind, task, rendering)
     if kind == "sft":
         for position in range(min(config.sft.batch, DEMONSTRATIONS)):
             example = training_example(task, "sft", position, config.run.seed)
             check_demonstration(rendering, config.rollout, example)
-    loop = Loop(config, kind, checkpoint.model)
+    loop = Loop(config, kind, without_weights(processor.config))
     check_positions(loop, prompt)
     if kind == "rl":
-        config.engine.check(checkpoint.model.config, config.model.dtype, device)
+        config.engine.check(processor.config, config.model.dtype, device)
     told = account(loop, prompt, device)
     if told.refusal:
         raise ConfigError(told.refusal)
@@ -96,7 +97,7 @@ def check_sampling(config: Config, path: str | Path) -> None:
     the servers that sample. Raises `ConfigError`."""
     device = torch_device(config.model)
     card = recipe_card(config.model, device)
-    model = load_checkpoint(path, weights=False).model
+    model = without_weights(read_config(path))
     servers = config.engine.taken(model, config.model.dtype, card, device)
     if servers is None or card.memory is None:
         return

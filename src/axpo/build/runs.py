@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from axpo.build.models import load_policy, load_reference, load_trained
@@ -23,9 +22,9 @@ from axpo.tasks.base import Critic
 from axpo.tasks.grading import grade
 from axpo.tools.base import Tool
 from axpo.training import rl, sft
-from axpo.training.parity import limit
+from axpo.training.learner import Learner
+from axpo.training.parity import limits_of
 from axpo.training.probe import WeightProbe
-from axpo.training.trainer import Trainer
 
 Say = Callable[[str], None]
 """Hears what is being done, where that takes a while."""
@@ -55,24 +54,21 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
     say(config.engine.starting)
     out = Path(tempfile.mkdtemp(prefix="axpo-")) if out is None else out
     agent = build_agent(config, checkpoint, tools, out)
-    trainer = Trainer(
+    temperature = config.rollout.temperature
+    learner = Learner(
         checkpoint,
         reference,
         config.rl.optimizer,
         config.rl.steps * config.rl.updates,
-        config.rollout.temperature,
+        temperature,
+        agent.engine,
     )
     probe = None
     if config.engine.external:
         probe = WeightProbe(
-            agent.engine,
-            checkpoint.model,
-            agent.rendering,
-            partial(trainer.recompute_logprobs, kl=False),
-            config.rollout.temperature,
-            partial(limit, checkpoint.model.dtype, setting=config.engine.max_difference),
+            agent.engine, agent.rendering, learner.logprobs, temperature, limits_of(config)
         )
-    return rl.Run(config, out, task, checkpoint, agent, trainer, tool_files(config), probe)
+    return rl.Run(config, out, task, agent, learner, tool_files(config), probe)
 
 
 def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.Run:
@@ -83,9 +79,9 @@ def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.Run:
     preflight(config, "sft", path, task, tools)
     say(LOADING)
     checkpoint = load_policy(config, path)
-    rendering = Rendering(checkpoint, tools, task.system)
-    trainer = Trainer(checkpoint, None, config.sft.optimizer, config.sft.steps)
-    return sft.Run(config, out, task, rendering, trainer, tool_files(config))
+    rendering = Rendering(checkpoint.processor, tools, task.system)
+    learner = Learner(checkpoint, None, config.sft.optimizer, config.sft.steps)
+    return sft.Run(config, out, task, rendering, learner, tool_files(config))
 
 
 def evaluation_run(config: Config, out: Path) -> Measurement:
@@ -112,7 +108,7 @@ def build_agent(
 
     Starting the engine may take a while; raises `UserError` where it does not start.
     """
-    rendering = Rendering(checkpoint, tools, config.task.system)
+    rendering = Rendering(checkpoint.processor, tools, config.task.system)
     in_flight = config.rl.in_flight if config.rl.max_staleness else None
     dtype, room = config.model.dtype, config.rollout.max_tokens
     engine = config.engine.start(Start(checkpoint, dtype, RunFolder(out).vllm, room, in_flight))

@@ -8,10 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from axpo.engines.base import Picture, Request
 from axpo.errors import RequestError
 from axpo.tree import ImageSpan
+
+if TYPE_CHECKING:
+    from axpo.models.loading import Processor
+    from axpo.models.vision import Pixels
+
+
+def check_request(
+    request: Request, processor: Processor
+) -> tuple[tuple[ImageSpan, ...], tuple[Pixels, ...]]:
+    """Where the request's pictures lie and how a model sees them, both in order.
+
+    Raises `RequestError` where the model of `processor` cannot be asked this.
+    """
+    check_tokens(request, processor.vocabulary)
+    found: list[Pixels] = []
+
+    def length(picture: Picture) -> int:
+        try:
+            found.append(processor.pixels(picture.digest, picture.image))
+        except ValueError as error:
+            raise RequestError(f"request {request.id}: picture {picture.digest}: {error}") from None
+        return found[-1].tokens(processor.merge_size)
+
+    return image_spans(request, processor.image_token, length), tuple(found)
 
 
 def check_tokens(request: Request, vocabulary: int) -> None:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 import torch
 
 from axpo.clock import Wait
-from axpo.engines.base import Completion, Finish, Picture, Request
-from axpo.engines.checking import check_tokens, image_spans
+from axpo.engines.base import Completion, Finish, Request
+from axpo.engines.checking import check_request
 from axpo.engines.runner import Piece
 from axpo.engines.slots import Slot
-from axpo.errors import RequestError
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Processor
 from axpo.models.positions import rope_positions
-from axpo.models.vision import PixelCache, Pixels
+from axpo.models.vision import Pixels
 from axpo.tree import ImageSpan
 
 
@@ -92,30 +91,19 @@ class Job:
 
 def accept(
     request: Request,
-    checkpoint: Checkpoint,
-    cache: PixelCache,
+    processor: Processor,
     future: asyncio.Future[Completion],
     wait: Wait,
 ) -> Job:
-    """Check `request` against the checkpoint and prepare it; raises `RequestError`."""
-    check_tokens(request, checkpoint.model.config.text_config.vocab_size)
-
-    def pixels(picture: Picture) -> Pixels:
-        try:
-            return cache(picture.digest, picture.image)
-        except ValueError as error:
-            raise RequestError(f"request {request.id}: picture {picture.digest}: {error}") from None
-
-    prepared = tuple(pixels(picture) for picture in request.pictures)
-    lengths = iter([p.tokens(checkpoint.merge_size) for p in prepared])
-    spans = image_spans(request, checkpoint.image_token, lambda _: next(lengths))
-    grids = [p.grid for p in prepared]
+    """Check `request` against the model and prepare it; raises `RequestError`."""
+    spans, pixels = check_request(request, processor)
+    grids = [picture.grid for picture in pixels]
     positions, following = rope_positions(
-        len(request.tokens), zip(spans, grids, strict=True), 0, checkpoint.merge_size
+        len(request.tokens), zip(spans, grids, strict=True), 0, processor.merge_size
     )
     draws = random.Random(request.sampling.seed)
     tokens = list(request.tokens)
-    return Job(request, tokens, spans, prepared, positions, following, draws, future, wait)
+    return Job(request, tokens, spans, pixels, positions, following, draws, future, wait)
 
 
 def prefill_batches(jobs: Sequence[Job], max_tokens: int) -> Iterator[tuple[int, list[Job]]]:

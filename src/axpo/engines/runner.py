@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from axpo.engines.kv import SlotMemory
 from axpo.models.head import head_logits
-from axpo.models.loading import Checkpoint
 from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
 
@@ -49,12 +49,12 @@ class View:
 
 
 class Runner:
-    """Runs a checkpoint's model on a `SlotMemory`; call under `torch.inference_mode`."""
+    """Runs `model` on a `SlotMemory`; call under `torch.inference_mode`."""
 
-    def __init__(self, checkpoint: Checkpoint, memory: SlotMemory) -> None:
-        self._model = checkpoint.model
+    def __init__(self, model: Any, memory: SlotMemory) -> None:
+        self._model = model
         self._memory = memory
-        self._padding = 0 if checkpoint.image_token else 1
+        self._padding = 0 if model.config.image_token_id else 1
         self._features: OrderedDict[str, Features] = OrderedDict()
 
     def encode(self, pictures: dict[str, Pixels]) -> int:

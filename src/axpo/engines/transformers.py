@@ -53,14 +53,13 @@ class TransformersEngine(Engine):
         version: int = 0,
     ) -> None:
         model = checkpoint.model
-        self._checkpoint = checkpoint
+        self._processor, self._model = checkpoint.processor, model
         self._slots = slots
         self._max_prefill = max_prefill_tokens
         self._version = version
         self._memory = SlotMemory(model.config.text_config, slots, model.dtype, model.device)
         self._pool = SlotPool(self._memory, slots)
-        self._runner = Runner(checkpoint, self._memory)
-        self._pixels = checkpoint.pixels
+        self._runner = Runner(model, self._memory)
         self._waiting: list[Job] = []  # in the order in which they get a row
         self._running: list[Job] = []  # row i of the memory computes for _running[i]
         self._sampler: Sampler | None = None
@@ -80,7 +79,7 @@ class TransformersEngine(Engine):
             raise EngineError(f"request {request.id}: the engine is closed")
         loop = asyncio.get_running_loop()
         with waiting() as wait:
-            job = accept(request, self._checkpoint, self._pixels, loop.create_future(), wait)
+            job = accept(request, self._processor, loop.create_future(), wait)
             self.stats.requests += 1
             bisect.insort(self._waiting, job, key=lambda job: -job.request.priority)
             if self._task is None or self._task.done() or self._task.get_loop() is not loop:
@@ -106,11 +105,11 @@ class TransformersEngine(Engine):
                 f"weights {version}: {len(self._waiting) + len(self._running)} requests are in "
                 "flight; await or cancel them first"
             )
-        copy_weights(self._checkpoint.model, weights)
+        copy_weights(self._model, weights)
         self._version = version
         self._pool.clear()
         self._runner.forget_features()
-        if self._checkpoint.model.device.type != "cpu":
+        if self._model.device.type != "cpu":
             # To the training step; a CPU keeps it, where new pages are what costs.
             self._memory.free()
 

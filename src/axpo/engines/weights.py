@@ -13,19 +13,24 @@ from axpo.folder import whole_file
 from axpo.models.loading import some_names
 
 
-def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> int:
-    """Copy `weights` (a state dict) into `module`; returns how many tensors were copied.
+def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy `weights` (a state dict) into `module`.
 
     A tensor that already shares its storage with the module's (a trainer in the same process)
     is left alone. Raises `ValueError` as `distinct_weights` does, with nothing changed.
     """
     own = module.state_dict(keep_vars=True)
-    copies = distinct_weights(own, weights)
-    copies = {name: new for name, new in copies.items() if not _shares(new, own[name])}
     with torch.no_grad():
-        for name, new in copies.items():
-            own[name].copy_(new)
-    return len(copies)
+        for name, new in distinct_weights(own, weights).items():
+            if not _shares(new, own[name]):
+                own[name].copy_(new)
+
+
+def placeholders(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict of `module` on the meta device: names, shapes, and what is one tensor."""
+    own = module.state_dict(keep_vars=True)
+    distinct = {id(tensor): tensor.detach().to("meta") for tensor in own.values()}
+    return {name: distinct[id(tensor)] for name, tensor in own.items()}
 
 
 def distinct_weights(
@@ -33,14 +38,14 @@ def distinct_weights(
 ) -> dict[str, torch.Tensor]:
     """`weights` (a state dict) for a model whose own is `own`, each of them once.
 
-    Of names that `own` ties to one storage any will do; the first stands for all. Raises
+    Of names that stand for one tensor in `own` any will do; the first stands for all. Raises
     `ValueError` naming unknown, missing or mis-shaped tensors, or tied ones that differ.
     """
     if unknown := sorted(set(weights) - set(own)):
         raise ValueError(f"weights hold {some_names(unknown)}, which the model does not have")
-    tied: dict[tuple[int, torch.Size], list[str]] = {}
+    tied: dict[int, list[str]] = {}
     for name, tensor in own.items():
-        tied.setdefault((tensor.data_ptr(), tensor.shape), []).append(name)
+        tied.setdefault(id(tensor), []).append(name)
     distinct: dict[str, torch.Tensor] = {}
     missing: list[str] = []
     for names in tied.values():

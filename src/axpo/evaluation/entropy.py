@@ -14,15 +14,9 @@ import torch
 from axpo.algorithms.subgroups import subgroup
 from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import encode_pictures
-from axpo.training.attention import tree_layout
 from axpo.training.batches import Work, prepare
-from axpo.training.policy import (
-    distinct_pictures,
-    hidden_states,
-    sampled_logits,
-    show,
-)
+from axpo.training.objective import Objective
+from axpo.training.policy import sampled_logits, whole_hidden
 from axpo.tree import Credit, Group, Stream, Trajectory, cut_segments
 
 
@@ -38,7 +32,7 @@ def call_entropies(
     """
     found: dict[str, float] = {}
     for part in _within(_first_calls(group), budget):
-        for work in prepare(checkpoint, [part], "token_mean", kl=True, old=None):
+        for work in prepare(checkpoint.processor, [part], Objective(kl=True)):
             entropies = _entropies(checkpoint, work, temperature)
             spans = entropies.split([len(item) for item in work.items])
             for item, span in zip(work.items, spans, strict=True):
@@ -73,14 +67,9 @@ def _within(group: Group, budget: int) -> Iterator[Group]:
 
 def _entropies(checkpoint: Checkpoint, work: Work, temperature: float) -> torch.Tensor:
     """Entropy [T] (nats, float32) of the distributions that the trained tokens were drawn from."""
-    model, tree = checkpoint.model, work.tree
-    pictures = distinct_pictures(tree)
-    features = encode_pictures(model, [work.pixels[digest] for digest in pictures])
-    shown = show(checkpoint, tree, pictures, features)
-    layout = tree_layout(tree.nodes, model.dtype, model.device)
-    hidden = hidden_states(checkpoint, tree, slice(None), shown, layout)
-    rows = tree.previous[tree.index].to(hidden.device)
-    chunk = max(1, LOGITS_AT_ONCE // model.config.text_config.vocab_size)
+    hidden = whole_hidden(checkpoint, work.tree, work.pixels)
+    rows = work.tree.previous[work.tree.index].to(hidden.device)
+    chunk = max(1, LOGITS_AT_ONCE // checkpoint.processor.vocabulary)
     parts: list[torch.Tensor] = []
     for some in rows.split(chunk):
         logits = sampled_logits(checkpoint, hidden[some], temperature)

@@ -43,7 +43,7 @@ from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group
 from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
-from axpo.training.parity import QUESTIONS, check_parity, limit
+from axpo.training.parity import QUESTIONS, check_parity, limits_of
 from axpo.tree import Group
 
 _SAMPLED_WITH = ("task", "rollout", "tools")
@@ -218,15 +218,14 @@ async def _check_engine(run: Measurement, loaded: Loaded) -> None:
     count = min(QUESTIONS, run.questions)
     examples = [config.task.example(config.eval.split, i) for i in range(count)]
     groups = [new_group(agent.rendering, e, f"parity/{i}") for i, e in enumerate(examples)]
-    recompute = partial(
+    logprobs = partial(
         recompute_logprobs,
         checkpoint,
         kl=False,
         temperature=config.rollout.temperature or 1.0,
         budget=config.rl.optimizer.max_tokens_per_micro_batch,
     )
-    limits = partial(limit, checkpoint.model.dtype, setting=config.engine.max_difference)
-    await check_parity(agent, checkpoint.model, recompute, groups, config.run.seed, limits)
+    await check_parity(agent, logprobs, groups, config.run.seed, limits_of(config))
 
 
 def _say_unscored(config: Config, groups: Sequence[Group], folder: GroupsFolder) -> None:

@@ -1,4 +1,4 @@
-"""A Qwen3-VL checkpoint folder (or Hub id): model, tokenizer, image processor, special ids."""
+"""A Qwen3-VL checkpoint folder (or Hub id): its processor, which needs no weights, and model."""
 
 from __future__ import annotations
 
@@ -46,42 +46,83 @@ PASSED_ON = ("video_preprocessor_config.json", TEMPLATE)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration.
+class Processor:
+    """What a checkpoint holds beside its weights: enough to render, to check and to count.
 
-    `banned` are the ids that the policy cannot have sampled, those of `VISION_TOKENS` among them;
-    `stop` the end-of-turn ids, `passed_on` files for other readers of the checkpoint.
+    `config` is its model's (a Qwen3VLConfig). `banned` are the ids that the policy cannot have
+    sampled, those of `VISION_TOKENS` among them; `stop` the end-of-turn ids, `passed_on` files for
+    other readers of the checkpoint.
     """
 
     path: str
-    model: Any  # Qwen3VLForConditionalGeneration, whose annotations refuse its own calls
+    config: Any
     tokenizer: PreTrainedTokenizerBase
     image_processor: Any
     banned: tuple[int, ...]
     stop: tuple[int, ...]
     passed_on: tuple[Path, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        path: str,
+        config: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Any,
+        banned: Sequence[str] = (),
+        passed_on: tuple[Path, ...] = (),
+    ) -> Processor:
+        """From the parts of the checkpoint at `path`; `banned` are tokens beside `VISION_TOKENS`.
+
+        Raises `CheckpointError` where the vocabulary lacks one of these or of the family's.
+        """
+        unsampled = dict.fromkeys((*VISION_TOKENS, *banned))
+        return cls(
+            path,
+            config,
+            tokenizer,
+            image_processor,
+            tuple(token_id(tokenizer, t, path) for t in unsampled),
+            tuple(token_id(tokenizer, t, path) for t in ("<|im_end|>", "<|endoftext|>")),
+            passed_on,
+        )
+
     @cached_property
     def pixels(self) -> PixelCache:
-        """Preprocessed pictures, shared by prompt, engine and trainer."""
+        """Preprocessed pictures, shared by prompt, engine and learner."""
         return PixelCache(self.image_processor)
 
     @property
+    def vocabulary(self) -> int:
+        """How many ids the model's output layer has."""
+        return self.config.text_config.vocab_size
+
+    @property
     def image_token(self) -> int:
-        return self.model.config.image_token_id
+        """The id that stands for a part of a picture."""
+        return self.config.image_token_id
 
     @property
     def merge_size(self) -> int:
-        return self.model.config.vision_config.spatial_merge_size
+        """Patches a side that become one token."""
+        return self.config.vision_config.spatial_merge_size
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration."""
+
+    processor: Processor
+    model: Any  # Qwen3VLForConditionalGeneration, whose annotations refuse its own calls
 
     def save(self, folder: Path) -> None:
         """Write everything that `load_checkpoint` reads; adapters are merged into the weights."""
         with _no_progress_bars():
             weights = merged_weights(self.model, self.model.state_dict())
             self.model.save_pretrained(folder, state_dict=weights)
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-        for file in self.passed_on:
+        self.processor.tokenizer.save_pretrained(folder)
+        self.processor.image_processor.save_pretrained(folder)
+        for file in self.processor.passed_on:
             shutil.copyfile(file, folder / file.name)
 
 
@@ -136,46 +177,16 @@ def _absent(path: str, error: OSError, download: bool) -> str:
     )
 
 
-def load_checkpoint(
-    path: str | Path,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    *,
-    weights: bool = True,
-    download: bool = True,
-    banned: Sequence[str] = (),
-) -> Checkpoint:
-    """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
+def load_processor(
+    path: str | Path, *, download: bool = True, banned: Sequence[str] = ()
+) -> Processor:
+    """What `path` (folder or Hub id) holds beside weights; raises `CheckpointError`.
 
-    Weights are rounded to `dtype` where the folder holds them more exactly. Dropout does not
-    exist in Qwen3-VL; the model is left in eval mode. Without `weights` the model has shapes
-    only (the meta device): enough to render and to count. Without `download` a Hub id must have
-    been downloaded before. `banned` are tokens that the policy cannot sample, beside the
-    placeholders of pictures.
+    Without `download` a Hub id must have been downloaded before. `banned` are tokens that the
+    policy cannot sample, beside the placeholders of pictures.
     """
     path = str(path)
     config = read_config(path, download=download)
-    model: Any
-    if weights:
-        # A local folder loads in a moment; a download keeps its bar.
-        try:
-            with _no_progress_bars() if Path(path).is_dir() else nullcontext():
-                loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
-                    path, dtype=dtype, output_loading_info=True
-                )
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path}: its weights cannot be read ({error}): put the file back as it was, or "
-                "name another checkpoint"
-            ) from error
-        model, info = loaded
-        _check_whole(path, info)
-        model = model.to(device)
-    else:
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration(config)
-    model.eval()
-    use_fast_vision(model)
     local: dict[str, Any] = {"local_files_only": not download}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
@@ -186,16 +197,39 @@ def load_checkpoint(
         raise NoCheckpointError(_absent(path, error, download)) from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = _chat_template(path, download)
-    unsampled = dict.fromkeys((*VISION_TOKENS, *banned))
-    return Checkpoint(
-        path=path,
-        model=model,
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        banned=tuple(token_id(tokenizer, t, path) for t in unsampled),
-        stop=tuple(token_id(tokenizer, t, path) for t in ("<|im_end|>", "<|endoftext|>")),
-        passed_on=_passed_on(path) if weights else (),
-    )
+    passed_on = _passed_on(path, download)
+    return Processor.of(path, config, tokenizer, image_processor, banned, passed_on)
+
+
+def load_checkpoint(
+    path: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    banned: Sequence[str] = (),
+) -> Checkpoint:
+    """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
+
+    Weights are rounded to `dtype` where the folder holds them more exactly. Dropout does not
+    exist in Qwen3-VL; the model is left in eval mode. `banned` as in `load_processor`.
+    """
+    processor = load_processor(path, banned=banned)
+    # A local folder loads in a moment; a download keeps its bar.
+    try:
+        with _no_progress_bars() if Path(path).is_dir() else nullcontext():
+            loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+                str(path), dtype=dtype, output_loading_info=True
+            )
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: its weights cannot be read ({error}): put the file back as it was, or "
+            "name another checkpoint"
+        ) from error
+    model, info = loaded
+    _check_whole(str(path), info)
+    model = model.to(device).eval()
+    use_fast_vision(model)
+    return Checkpoint(processor, model)
 
 
 def _chat_template(path: str, download: bool) -> str | None:
@@ -233,10 +267,11 @@ def some_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _passed_on(path: str) -> tuple[Path, ...]:
-    """Those of `PASSED_ON` that the checkpoint has, downloaded where it is a Hub id."""
+def _passed_on(path: str, download: bool) -> tuple[Path, ...]:
+    """Those of `PASSED_ON` that the checkpoint has."""
     found: list[Path] = []
     for name in PASSED_ON:
         with suppress(OSError):
-            found.append(Path(str(cached_file(path, name))))
+            file = cached_file(path, name, local_files_only=not download)
+            found.append(Path(str(file)))
     return tuple(found)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from axpo.config import LoraSettings
-from axpo.extras import require
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """PEFT's file names."""
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
 """PEFT's files name modules as its own wrapper sees them."""
-
-
-def require_peft() -> None:
-    """Raise `MissingError` where PEFT is not installed."""
-    require("peft", "model.lora")
 
 
 def targets(settings: LoraSettings) -> str:
@@ -131,21 +125,19 @@ def merged_weights(
     return merged
 
 
-def adapter_weights(
-    model: nn.Module, weights: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """A and B of `weights`, a state dict of `model`, by the names of PEFT's files."""
+def adapter_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A and B of `weights`, a model's state dict, by the names of PEFT's files."""
     return {
-        f"{_PREFIX}{name}.{kind}.weight": weights[f"{name}.{kind}.{_ADAPTER}.weight"]
-        for name in adapted_layers(model)
-        for kind in ("lora_A", "lora_B")
+        f"{_PREFIX}{name.replace(f'.{_ADAPTER}.', '.')}": tensor
+        for name, tensor in weights.items()
+        if f".lora_A.{_ADAPTER}." in name or f".lora_B.{_ADAPTER}." in name
     }
 
 
-def rank_and_alpha(model: nn.Module) -> tuple[int, int]:
-    """Of the adapters of `model`, which has some."""
-    config: Any = model.peft_config
-    return config[_ADAPTER].r, config[_ADAPTER].lora_alpha
+def adapted_names(weights: Iterable[str]) -> list[str]:
+    """Names of the layers with adapters, by the names of a state dict."""
+    found = (name.partition(f".lora_A.{_ADAPTER}.") for name in weights)
+    return [layer for layer, sign, _ in found if sign]
 
 
 def adapter_settings(model: nn.Module) -> LoraSettings | None:
@@ -153,7 +145,8 @@ def adapter_settings(model: nn.Module) -> LoraSettings | None:
     layers = list(adapted_layers(model))
     if not layers:
         return None
-    rank, alpha = rank_and_alpha(model)
+    config: Any = model.peft_config
+    rank, alpha = config[_ADAPTER].r, config[_ADAPTER].lora_alpha
     text = sorted({name.rpartition(".")[2] for name in layers if ".visual." not in name})
     vision = any(".visual." in name for name in layers)
     return LoraSettings.model_validate(
@@ -163,24 +156,24 @@ def adapter_settings(model: nn.Module) -> LoraSettings | None:
 
 @torch.no_grad()
 def served_share(
-    model: nn.Module, weights: Mapping[str, torch.Tensor], served: Mapping[str, torch.Tensor]
+    trained: Mapping[str, torch.Tensor], served: Mapping[str, torch.Tensor], scale: float
 ) -> float:
     """How much of the change that the adapters make reaches an engine that was given `served`.
 
-    The trained change of a layer is D = scale B A of `weights` (a state dict of `model`), as the
-    trainer's forward computes it. The served change S is that of `served` (`adapter_weights` as
-    they were handed over), with scale B rounded to B's dtype, as vLLM does. The share is
+    The trained change of a layer is D = scale B A of `trained` (`adapter_weights`), as the
+    learner's forward computes it. The served change S is that of `served` (the same as they were
+    handed over), with scale B rounded to B's dtype, as vLLM does. The share is
     <S, D> / <D, D>, both summed over all adapted layers: 1 where everything is carried, or where
     nothing has changed yet; 0 where the engine samples with the weights below the adapters.
 
     No product of the weights' size is made: <S, D> is the sum of the elements of
     (B_S^T B_D) * (A_S A_D^T), which are rank x rank.
     """
-    trained = adapter_weights(model, weights)
     carried = whole = 0.0
-    for name, layer in adapted_layers(model).items():
-        names = [f"{_PREFIX}{name}.{kind}.weight" for kind in ("lora_A", "lora_B")]
-        scale = layer.scaling[_ADAPTER]
+    for name in trained:
+        if ".lora_A." not in name:
+            continue
+        names = [name, name.replace(".lora_A.", ".lora_B.")]
         down, up = (trained[n].float() for n in names)
         down_served, up_served = (served[n].to(down.device) for n in names)
         up_served, up = (up_served * scale).float(), up * scale
@@ -192,7 +185,7 @@ def served_share(
 def save_adapters(model: nn.Module, folder: Path) -> None:
     """Write the adapters as PEFT's `PeftModel.from_pretrained(base, folder)` reads them."""
     folder.mkdir(parents=True)
-    adapters = adapter_weights(model, model.state_dict())
+    adapters = adapter_weights(model.state_dict())
     found = {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
     save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
     config: Any = model.peft_config
@@ -215,7 +208,7 @@ def put_adapters(model: nn.Module, folder: Path) -> None:
 @torch.no_grad()
 def load_adapters(model: nn.Module, folder: Path) -> None:
     """Take back what `save_adapters` wrote; raises `ValueError` where it does not fit `model`."""
-    own, stored = adapter_weights(model, model.state_dict()), load_file(folder / WEIGHTS)
+    own, stored = adapter_weights(model.state_dict()), load_file(folder / WEIGHTS)
     shapes = {name: tensor.shape for name, tensor in own.items()}
     if {name: tensor.shape for name, tensor in stored.items()} != shapes:
         raise ValueError(

@@ -18,7 +18,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from axpo.errors import NoCheckpointError
-from axpo.models.loading import Checkpoint, load_checkpoint, read_config
+from axpo.models.loading import Processor, load_processor, read_config
 
 CONFIGS = Path(__file__).parent / "configs"
 _NAME = re.compile(r"(?<!\w)qwen3-vl-\d+b(?!\w)", re.IGNORECASE)
@@ -28,12 +28,12 @@ _NAME = re.compile(r"(?<!\w)qwen3-vl-\d+b(?!\w)", re.IGNORECASE)
 class Shapes:
     """`model`: a Qwen3VLForConditionalGeneration on the meta device.
 
-    `checkpoint` is the whole of it, None where its tokenizer or image processor is not on this
-    machine; `missing` then says so, and whose sizes stand in where its config is not either.
+    `processor` is None where the checkpoint's tokenizer or image processor is not on this machine;
+    `missing` then says so, and whose sizes stand in where its config is not either.
     """
 
     model: Any
-    checkpoint: Checkpoint | None = None
+    processor: Processor | None = None
     missing: str = ""
 
 
@@ -50,12 +50,12 @@ def find_shapes(path: str, banned: Sequence[str] = ()) -> Shapes:
     "runs/qwen3-vl-2b/sft"). Raises `CheckpointError` where it names none.
     """
     try:
-        checkpoint = load_checkpoint(path, weights=False, download=False, banned=banned)
-        return Shapes(checkpoint.model, checkpoint)
+        processor = load_processor(path, download=False, banned=banned)
+        return Shapes(without_weights(processor.config), processor)
     except NoCheckpointError as error:
         absent = error
     try:
-        return Shapes(_without_weights(read_config(path, download=False)), missing=str(absent))
+        return Shapes(without_weights(read_config(path, download=False)), missing=str(absent))
     except NoCheckpointError:
         pass
     names = [name.lower() for name in _NAME.findall(path)]
@@ -65,9 +65,10 @@ def find_shapes(path: str, banned: Sequence[str] = ()) -> Shapes:
             f"{absent} Only the sizes of {known} are known without a checkpoint."
         ) from None
     missing = f"{absent} The sizes below are those of the published {names[-1]}."
-    return Shapes(_without_weights(published(names[-1])), missing=missing)
+    return Shapes(without_weights(published(names[-1])), missing=missing)
 
 
-def _without_weights(config: Any) -> Any:
+def without_weights(config: Any) -> Any:
+    """A Qwen3VLForConditionalGeneration of `config` that has shapes only (the meta device)."""
     with torch.device("meta"):
         return Qwen3VLForConditionalGeneration(config)

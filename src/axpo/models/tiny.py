@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from axpo.models.attention import use_fast_vision
-from axpo.models.loading import VISION_TOKENS, Checkpoint, token_id
+from axpo.models.loading import VISION_TOKENS, Checkpoint, Processor, token_id
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS,
@@ -141,14 +141,9 @@ def tiny_processor(
 def write_tiny(folder: Path, seed: int = 0) -> Checkpoint:
     """Write the stand-in into `folder`, as the Hub has the family's; returns it."""
     tokenizer = tiny_tokenizer()
-    checkpoint = Checkpoint(
-        path=str(folder),
-        model=tiny_model(tiny_config(tokenizer), seed),
-        tokenizer=tokenizer,
-        image_processor=tiny_processor(),
-        banned=tuple(token_id(tokenizer, t, "tiny") for t in VISION_TOKENS),
-        stop=tuple(token_id(tokenizer, t, "tiny") for t in ("<|im_end|>", "<|endoftext|>")),
-    )
+    model = tiny_model(tiny_config(tokenizer), seed)
+    processor = Processor.of(str(folder), model.config, tokenizer, tiny_processor())
+    checkpoint = Checkpoint(processor, model)
     checkpoint.save(folder)
     video = {"video_processor_type": "Qwen3VLVideoProcessor", "processor_class": "Qwen3VLProcessor"}
     video |= {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}

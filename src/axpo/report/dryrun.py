@@ -62,7 +62,7 @@ def show(config: Config, everything: bool = False) -> None:
     with _noted(missing, "Tools, and so a rendered example"):
         tools = recipe_tools(config)
     shapes = find_shapes(show_path(config.model.path), config.rollout.banned)
-    if shapes.checkpoint is None:
+    if shapes.processor is None:
         missing.append(f"The model's tokenizer, and so a rendered example: {shapes.missing}")
     priced: list[Kind] = [k for k in STAGES if k in config.model_fields_set] or [STAGES[-1]]
     missing += missing_packages(config, {COMMANDS[kind] for kind in priced})
@@ -110,10 +110,10 @@ def _print_example(
     }
     if task is None:
         return prompts
-    if tools is None or shapes.checkpoint is None:
+    if tools is None or shapes.processor is None:
         _print_row(console, task)
         return prompts
-    rendering = Rendering(shapes.checkpoint, tools, config.task.system)
+    rendering = Rendering(shapes.processor, tools, config.task.system)
     shown = _show_example(console, config, task, rendering, missing)
     for kind in prompts:
         try:

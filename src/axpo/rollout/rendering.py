@@ -25,7 +25,7 @@ from renderers.qwen3_vl import Qwen3VLRenderer
 
 from axpo.engines.base import Picture
 from axpo.errors import CheckpointError, ConfigError, RenderingError
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Processor
 from axpo.pictures import as_rgb, picture_digest
 from axpo.rollout.control import ControlText
 from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
@@ -49,7 +49,7 @@ def detect_thinking(tokenizer: Any) -> bool:
 
 
 class Rendering:
-    """Renders prompts and observations for one checkpoint and one set of tools.
+    """Renders prompts and observations for one processor and one set of tools.
 
     Raises `ConfigError` for a tool whose spec spells a control token, `CheckpointError` for a
     tokenizer without a chat template.
@@ -57,18 +57,18 @@ class Rendering:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        processor: Processor,
         tools: Mapping[str, Tool],
         system: str | None = None,
     ) -> None:
-        self.tokenizer: Any = checkpoint.tokenizer
-        self.vocabulary: int = checkpoint.model.config.text_config.vocab_size
-        self.banned = checkpoint.banned
-        self.stop = checkpoint.stop
+        self.tokenizer: Any = processor.tokenizer
+        self.vocabulary = processor.vocabulary
+        self.banned = processor.banned
+        self.stop = processor.stop
         self.tools = tools
         if not self.tokenizer.chat_template:
             raise CheckpointError(
-                f"{checkpoint.path}: no chat template, so nothing tells whether its turns begin in "
+                f"{processor.path}: no chat template, so nothing tells whether its turns begin in "
                 "thinking; put the model's chat_template.jinja (or chat_template.json) beside its "
                 "tokenizer"
             )
@@ -82,9 +82,9 @@ class Rendering:
                     "change what the prompt says; leave this tool out or change its text"
                 )
         self._system = system
-        self._pixels = checkpoint.pixels
-        self._merge_size = checkpoint.merge_size
-        self._image_token = checkpoint.image_token
+        self._pixels = processor.pixels
+        self._merge_size = processor.merge_size
+        self._image_token = processor.image_token
         self._renderer = Qwen3VLRenderer(self.tokenizer, Qwen3VLRendererConfig())
         self._opening = self.encode("<think>\n") if self.thinking else []
         self._generation_prompt = [*self.encode("<|im_start|>assistant\n"), *self._opening]

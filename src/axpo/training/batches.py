@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from axpo.errors import TreeError
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Checkpoint, Processor
 from axpo.models.vision import Pixels
-from axpo.training.items import Aggregation, Item, item_weights, items
-from axpo.training.packing import Correction, OldLogprobs, PackedTree, pack
+from axpo.training.items import Item, item_weights, items
+from axpo.training.objective import Objective
+from axpo.training.packing import OldLogprobs, PackedTree, pack
 from axpo.training.pieces import plain_logprobs
 from axpo.tree import Group
 
@@ -27,21 +30,14 @@ class Work:
     pixels: Mapping[str, Pixels]
 
 
-def prepare(
-    checkpoint: Checkpoint,
-    groups: Sequence[Group],
-    aggregation: Aggregation,
-    kl: bool,
-    old: OldLogprobs | None,
-    correction: Correction | None = None,
-) -> list[Work]:
+def prepare(processor: Processor, groups: Sequence[Group], objective: Objective) -> list[Work]:
     """What each group with something to learn from needs; raises `TreeError` naming the group."""
     credited = [items(group) for group in groups]
-    weights = item_weights(credited, aggregation)
+    weights = item_weights(credited, objective.aggregation)
     prepared: list[Work] = []
     for group, all_items, all_weights in zip(groups, credited, weights, strict=True):
         # Without a KL term an item without advantage moves no weight.
-        useful = [kl or item.credit.advantage != 0.0 for item in all_items]
+        useful = [objective.kl or item.credit.advantage != 0.0 for item in all_items]
         chosen = [item for item, keep in zip(all_items, useful, strict=True) if keep]
         if not chosen:
             continue
@@ -49,12 +45,12 @@ def prepare(
             group,
             chosen,
             [weight for weight, keep in zip(all_weights, useful, strict=True) if keep],
-            lambda digest, group=group: _picture(checkpoint, group, digest).grid,
-            checkpoint.merge_size,
-            old,
-            correction,
+            lambda digest, group=group: _picture(processor, group, digest).grid,
+            processor.merge_size,
+            objective.old,
+            objective.correction,
         )
-        pixels = {digest: _picture(checkpoint, group, digest) for digest in tree.pictures}
+        pixels = {digest: _picture(processor, group, digest) for digest in tree.pictures}
         prepared.append(Work(group, chosen, tree, pixels))
     return prepared
 
@@ -79,15 +75,22 @@ def micro_batches(prepared: Sequence[Work], budget: int) -> list[list[Work]]:
 
 @torch.no_grad()
 def recompute_logprobs(
-    checkpoint: Checkpoint, groups: Sequence[Group], kl: bool, temperature: float, budget: int
+    checkpoint: Checkpoint,
+    groups: Sequence[Group],
+    kl: bool,
+    temperature: float,
+    budget: int,
+    rounded_otherwise: bool = False,
 ) -> OldLogprobs:
     """`checkpoint`'s logprobs of every token of `groups` with something to learn from it.
 
     NaN stands beside the tokens without; no tree above `budget` tokens is computed at once.
+    `rounded_otherwise`: as another right implementation of the model may round them.
     """
     found: dict[tuple[str, str], torch.Tensor] = {}
-    for work in prepare(checkpoint, groups, "token_mean", kl, None):
-        logprobs = plain_logprobs(checkpoint, work.tree, work.pixels, temperature, budget)
+    for work in prepare(checkpoint.processor, groups, Objective(kl=kl)):
+        with _rounded_otherwise(checkpoint.model) if rounded_otherwise else nullcontext():
+            logprobs = plain_logprobs(checkpoint, work.tree, work.pixels, temperature, budget)
         runs = [run for item in work.items for run in item.runs]
         parts = logprobs.double().cpu().split([run.end - run.start for run in runs])
         for run, values in zip(runs, parts, strict=True):
@@ -98,7 +101,26 @@ def recompute_logprobs(
     return found
 
 
-def _picture(checkpoint: Checkpoint, group: Group, digest: str) -> Pixels:
+@contextmanager
+def _rounded_otherwise(model: Any) -> Iterator[None]:
+    """The model's passes round the embeddings of its tokens once more, up or down at random.
+
+    What follows rounds otherwise from then on, as another right implementation does. Seeded.
+    """
+
+    def shake(_module: Any, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator(out.device).manual_seed(0)
+        signs = torch.randint(0, 2, out.shape, generator=generator, device=out.device) * 2 - 1
+        return out + out * signs.to(out.dtype) * (torch.finfo(out.dtype).eps / 2)
+
+    handle = model.model.language_model.embed_tokens.register_forward_hook(shake)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _picture(processor: Processor, group: Group, digest: str) -> Pixels:
     if digest not in group.pictures:
         raise TreeError(f"group {group.id}: a segment shows picture {digest}, which it lacks")
-    return checkpoint.pixels(digest, group.pictures[digest])
+    return processor.pixels(digest, group.pictures[digest])

@@ -28,8 +28,8 @@ Correction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(old, recorded) logprobs [n] of an item's tokens -> a factor [n] for each token's surrogate."""
 
 
-_OF_TRAINED = ("advantages", "weights", "importance", "old", "likelihood", "distilled")
-"""Arrays with a value for each trained token."""
+PER_TOKEN = ("advantages", "weights", "importance", "old", "likelihood", "distilled")
+"""What a packed tree holds for each trained token, by the names of a `TokenBatch`."""
 LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
 """Streams whose tokens have no ratio."""
 
@@ -272,7 +272,7 @@ def join(trees: Sequence[PackedTree]) -> PackedTree:
         ),
         pictures=tuple(p for t in trees for p in t.pictures),
         index=torch.cat([t.index + s for t, s in pairs]),
-        **{name: torch.cat([getattr(t, name) for t in trees]) for name in _OF_TRAINED},
+        **{name: torch.cat([getattr(t, name) for t in trees]) for name in PER_TOKEN},
         groups=tuple(g for t in trees for g in t.groups),
         path_tokens=sum(t.path_tokens for t in trees),
     )

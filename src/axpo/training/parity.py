@@ -12,14 +12,15 @@ it rounds otherwise (`vote`)?
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Protocol
 
 import torch
 from PIL import Image
 
+from axpo.config import Config
 from axpo.errors import UserError
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import sample_group, together
@@ -36,8 +37,14 @@ the model's own rounding (an engine that rounds twice as much is right at 94 of 
 share that is so much smaller than the model's own is not rounding's."""
 TOKEN_SD, RATIO_SD = 0.08, 0.1
 """In bfloat16: deviations of a token's |engine - trainer| and of its exp(trainer - engine)."""
-Recompute = Callable[[Sequence[Group]], OldLogprobs]
-"""The model's own logprobs of what groups train (`batches.recompute_logprobs`)."""
+
+
+class Logprobs(Protocol):
+    """The model's own logprobs of what groups train (`Learner.logprobs`)."""
+
+    def __call__(
+        self, groups: Sequence[Group], *, rounded_otherwise: bool = False
+    ) -> OldLogprobs: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,13 @@ class Limit:
 
 
 Limits = Callable[[int], Limit]
-"""The limit for so many tokens: `limit` with the run's dtype and setting."""
+"""The limit for so many tokens."""
+
+
+def limits_of(config: Config) -> Limits:
+    """`limit` with the run's dtype and setting."""
+    dtype = getattr(torch, config.model.dtype)
+    return partial(limit, dtype, setting=config.engine.max_difference)
 
 
 def limit(dtype: torch.dtype, tokens: int, setting: float | None = None) -> Limit:
@@ -103,15 +116,10 @@ class Parity:
 
 
 async def check_parity(
-    agent: Agent,
-    model: Any,
-    recompute: Recompute,
-    groups: Sequence[Group],
-    seed: int,
-    limits: Limits,
+    agent: Agent, logprobs: Logprobs, groups: Sequence[Group], seed: int, limits: Limits
 ) -> Parity:
-    """Sample rollouts of `groups` (new ones, which are used up) and compare with `model`, whose
-    logprobs `recompute` gives.
+    """Sample rollouts of `groups` (new ones, which are used up) and compare with the model that
+    `logprobs` are of.
 
     Raises `UserError` with the figures where they are beyond the limit or lose a vote against the
     model with other pictures (`CONTROLS`), and where nothing could be sampled.
@@ -120,7 +128,7 @@ async def check_parity(
     for group in groups:
         await agent.engine.release(group.id)
     sampled = _credited(groups)
-    trained = recompute(sampled)
+    trained = logprobs(sampled)
     found = mismatch(sampled, trained)
     if found is None:
         fault = next((t.fault for g in groups for t in g.rollouts if t.fault), "no token")
@@ -142,21 +150,18 @@ async def check_parity(
             "top-k; engine.max_logprob_difference sets the limit"
         )
     if any(group.pictures for group in sampled):
-        _check_pictures(model, recompute, sampled, trained)
+        _check_pictures(logprobs, sampled, trained)
     return found
 
 
-def _check_pictures(
-    model: Any, recompute: Recompute, groups: Sequence[Group], trained: OldLogprobs
-) -> None:
+def _check_pictures(logprobs: Logprobs, groups: Sequence[Group], trained: OldLogprobs) -> None:
     """Raise `UserError` where the engine computes on other pictures than the model."""
     engine = _joined(groups, lambda group, path: sampled_logprobs(path, missing=math.nan))
     ours = _joined(groups, lambda group, path: trained[group.id, path.id])
-    with rounded_otherwise(model):
-        found = recompute(groups)
+    found = logprobs(groups, rounded_otherwise=True)
     again = _joined(groups, lambda group, path: found[group.id, path.id])
     for name, change in CONTROLS.items():
-        wrong = recompute([_shown(group, name, change) for group in groups])
+        wrong = logprobs([_shown(group, name, change) for group in groups])
         control = _joined(groups, lambda group, path, w=wrong: w[group.id, path.id])
         result = vote(engine, ours, again, control, DECISIVE)
         if result.lost:
@@ -212,7 +217,7 @@ def vote(
 ) -> Vote:
     """Compare logprobs [tokens] of the engine with the model's and the control's.
 
-    `again` are the model's once more, `rounded_otherwise`; tokens count that the control moves by
+    `again` are the model's once more, rounded otherwise; tokens count that the control moves by
     more than `decisive` times the mean of what that does. Those that one of them does not know
     (NaN) are left out.
     """
@@ -225,36 +230,8 @@ def vote(
     return Vote(int(counted.sum()), nearer, expected)
 
 
-@contextmanager
-def rounded_otherwise(model: Any) -> Iterator[None]:
-    """The model's passes round the embeddings of its tokens once more, up or down at random.
-
-    What follows rounds otherwise from then on, as another right implementation does. Seeded.
-    """
-
-    def shake(_module: Any, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator(out.device).manual_seed(0)
-        signs = torch.randint(0, 2, out.shape, generator=generator, device=out.device) * 2 - 1
-        return out + out * signs.to(out.dtype) * (torch.finfo(out.dtype).eps / 2)
-
-    handle = model.model.language_model.embed_tokens.register_forward_hook(shake)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def compare(recompute: Recompute, groups: Sequence[Group]) -> Parity | None:
-    """The differences over all tokens that the rollouts of `groups` sampled; None without any.
-
-    Replaces the rollouts' credit.
-    """
-    sampled = _credited(groups)
-    return mismatch(sampled, recompute(sampled))
-
-
 def _credited(groups: Sequence[Group]) -> list[Group]:
-    """The groups with a sampled token, every one of which `recompute` is to look at."""
+    """The groups with a sampled token, every one of which is to be looked at."""
     for rollout in (t for group in groups for t in group.rollouts):
         rollout.credit = [Credit(0, rollout.tokens, 1.0, Stream.ROLLOUT, 1.0)]
     return [g for g in groups if any(t.tokens for t in g.rollouts)]

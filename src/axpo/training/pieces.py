@@ -179,7 +179,8 @@ class _Split:
         self.temperature = temperature
         self.states: NodeStates = {}
         pictures = distinct_pictures(forest)
-        self.calls = _encoder_calls([pixels[d] for d in pictures], checkpoint.merge_size, budget)
+        merge_size = checkpoint.processor.merge_size
+        self.calls = _encoder_calls([pixels[d] for d in pictures], merge_size, budget)
         with torch.no_grad():
             features = [f for call in self.calls for f in encode_pictures(checkpoint.model, call)]
             self.shown = show(checkpoint, forest, pictures, features)

@@ -46,14 +46,21 @@ def policy_logprobs(
     of them in one call, and placed wherever the forest holds it. `temperature` and the
     checkpoint's banned ids act as they do at sampling.
     """
+    hidden = whole_hidden(checkpoint, forest, pixels)
+    rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
+    return token_logprobs(checkpoint, hidden, rows, tokens, temperature)
+
+
+def whole_hidden(
+    checkpoint: Checkpoint, forest: PackedTree, pixels: Mapping[str, Pixels]
+) -> torch.Tensor:
+    """Last hidden states [L, hidden] of all of `forest`, in one pass."""
     model = checkpoint.model
     pictures = distinct_pictures(forest)
     features = encode_pictures(model, [pixels[digest] for digest in pictures])
     shown = show(checkpoint, forest, pictures, features)
     layout = tree_layout(forest.nodes, model.dtype, model.device)
-    hidden = hidden_states(checkpoint, forest, slice(None), shown, layout)
-    rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
-    return token_logprobs(checkpoint, hidden, rows, tokens, temperature)
+    return hidden_states(checkpoint, forest, slice(None), shown, layout)
 
 
 def distinct_pictures(forest: PackedTree) -> list[str]:
@@ -75,7 +82,8 @@ def show(
     for digest, some in zip(pictures, features, strict=True):
         spans[digest] = torch.arange(first, first := first + len(some.embeds))
     rows = torch.full((len(forest),), -1)
-    rows[forest.tokens == checkpoint.image_token] = torch.cat([spans[d] for d in forest.pictures])
+    placed = forest.tokens == checkpoint.processor.image_token
+    rows[placed] = torch.cat([spans[d] for d in forest.pictures])
     layers = zip(*(some.deepstack for some in features), strict=True)
     table = Features(
         torch.cat([some.embeds for some in features]), tuple(torch.cat(layer) for layer in layers)
@@ -122,7 +130,7 @@ def token_logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; training needs one above 0")
     device = checkpoint.model.device
-    chunk = max(1, LOGITS_AT_ONCE // checkpoint.model.config.text_config.vocab_size)
+    chunk = max(1, LOGITS_AT_ONCE // checkpoint.processor.vocabulary)
     parts: list[torch.Tensor] = []
     for some, following in zip(rows.split(chunk), tokens.split(chunk), strict=True):
         # On the CPU: the size of the result would make the host wait for a GPU.
@@ -140,7 +148,7 @@ def sampled_logits(
 ) -> torch.Tensor:
     """Logits [n, V] (float32) after `hidden` [n, hidden], ban and temperature applied."""
     logits = head_logits(checkpoint.model, hidden)
-    logits = logits.index_fill(1, _index(checkpoint.banned, logits.device), float("-inf"))
+    logits = logits.index_fill(1, _index(checkpoint.processor.banned, logits.device), float("-inf"))
     return logits if temperature == 1.0 else logits / temperature
 
 

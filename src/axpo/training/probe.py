@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,7 +28,7 @@ from axpo.errors import UserError
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.tasks.base import Example
-from axpo.training.parity import Limits, Recompute, rounded_otherwise, vote
+from axpo.training.parity import Limits, Logprobs, vote
 from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory
 
 TEXT = "Describe the picture: which colours are where, and what could it be?"
@@ -57,21 +56,19 @@ class Seen:
 class WeightProbe:
     """Asks every server of `engine` after each update; see above.
 
-    `recompute` gives the logprobs of the trainer's `model`, at `temperature`.
+    `logprobs` are the trainer's, at `temperature`.
     """
 
     def __init__(
         self,
         engine: Engine,
-        model: Any,
         rendering: Rendering,
-        recompute: Recompute,
+        logprobs: Logprobs,
         temperature: float,
         limits: Limits,
     ) -> None:
         self._engine = engine
-        self._model = model
-        self._recompute = recompute
+        self._trained = logprobs
         self._limits = limits
         example = Example("probe", TEXT, (_picture(),), "")
         self._asked = new_group(rendering, example, "probe")
@@ -92,8 +89,7 @@ class WeightProbe:
             return {}
         distinct = {answer.tokens: answer.logprobs for answer in answers.values()}
         ours = self._logprobs(distinct)
-        with rounded_otherwise(self._model):
-            again = self._logprobs(distinct)
+        again = self._logprobs(distinct, rounded_otherwise=True)
         seen = {url: Seen(a, ours[a.tokens], again[a.tokens]) for url, a in answers.items()}
         return {"probe_difference": max(self._check(*one) for one in seen.items())}
 
@@ -130,7 +126,9 @@ class WeightProbe:
         return difference
 
     def _logprobs(
-        self, answers: Mapping[tuple[int, ...], tuple[float, ...]]
+        self,
+        answers: Mapping[tuple[int, ...], tuple[float, ...]],
+        rounded_otherwise: bool = False,
     ) -> dict[tuple[int, ...], torch.Tensor]:
         """The trainer's own of the answers' tokens."""
         paths: dict[tuple[int, ...], Trajectory] = {}
@@ -140,7 +138,7 @@ class WeightProbe:
             paths[tokens].credit = [Credit(0, len(tokens), 1.0, Stream.ROLLOUT, 1.0)]
         asked = self._asked
         group = Group(asked.id, asked.prompt, rollouts=[*paths.values()], pictures=asked.pictures)
-        found = self._recompute([group])
+        found = self._trained([group], rounded_otherwise=rounded_otherwise)
         return {tokens: found[asked.id, path.id] for tokens, path in paths.items()}
 
 

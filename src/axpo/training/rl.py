@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,17 +25,18 @@ from axpo.algorithms.unscored import unscored_figures
 from axpo.config import Config
 from axpo.engines.base import Engine
 from axpo.folder import RunFolder, checkpoint_of
-from axpo.models.loading import Checkpoint
+from axpo.metrics import combined
 from axpo.rollout.agent import Agent
 from axpo.store import save_groups
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.collection import Collector
 from axpo.training.data import data_state
+from axpo.training.learner import Learner
 from axpo.training.monitor import Monitor, Stopwatch
-from axpo.training.parity import QUESTIONS, check_parity, limit, mismatch
+from axpo.training.objective import Objective
+from axpo.training.parity import QUESTIONS, check_parity, limits_of, mismatch
 from axpo.training.probe import WeightProbe
-from axpo.training.trainer import Trainer
 from axpo.tree import Group, Trajectory
 
 Result = TypeVar("Result")
@@ -49,9 +50,8 @@ class Run:
     config: Config
     out: Path
     task: Task
-    checkpoint: Checkpoint
     agent: Agent
-    trainer: Trainer
+    learner: Learner
     tool_files: Mapping[str, str]
     probe: WeightProbe | None = None
 
@@ -70,12 +70,11 @@ def train(run: Run, monitor: Monitor) -> Path:
 
 
 async def _hand_over(run: Run, version: int) -> dict[str, float]:
-    """Let the engine sample with the trainer's weights; figures of how it does, where probed."""
-    engine = run.engine
-    await engine.load_weights(run.checkpoint.model.state_dict(), version)
+    """Let the engine sample with the learner's weights; figures of how it does, where probed."""
+    await run.learner.publish(version)
     figures: dict[str, float] = {}
-    if engine.served_share is not None:
-        figures["served_share"] = engine.served_share
+    if run.engine.served_share is not None:
+        figures["served_share"] = run.engine.served_share
     return figures if run.probe is None else figures | await run.probe.check()
 
 
@@ -93,11 +92,9 @@ async def _compare_engine(
     if not run.config.engine.external:
         return {}
     monitor.phase("parity")
-    model = run.checkpoint.model
-    limits = partial(limit, model.dtype, setting=run.config.engine.max_difference)
-    groups = collector.new_groups(first)[:QUESTIONS]
-    recompute = partial(run.trainer.recompute_logprobs, kl=False)
-    parity = await check_parity(run.agent, model, recompute, groups, run.config.run.seed, limits)
+    groups, seed = collector.new_groups(first)[:QUESTIONS], run.config.run.seed
+    limits = limits_of(run.config)
+    parity = await check_parity(run.agent, run.learner.logprobs, groups, seed, limits)
     return parity.metrics("parity")
 
 
@@ -113,11 +110,11 @@ async def _steps(run: Run, monitor: Monitor) -> Path:
     config = run.config
     folder = RunFolder(run.out).checkpoints
     data = data_state(run.task, "train", run.tool_files)
-    first = checkpoints.resume(folder, run.trainer, data)
+    first = checkpoints.resume(folder, run.learner, data)
     last = checkpoint_of(folder, first).path
     await _hand_over(run, first)
     async with Collector(run.agent, run.task, config) as collector:
-        with checkpoints.kept_on_stop(folder, run.trainer, config.rl.updates, data):
+        with checkpoints.kept_on_stop(folder, run.learner, config.rl.updates, data):
             start = await _compare_engine(run, collector, first, monitor)
             monitor.start("rl", first, config.rl.steps)
             for step in range(first, config.rl.steps):
@@ -139,7 +136,7 @@ async def _steps(run: Run, monitor: Monitor) -> Path:
                         monitor.phase("saving")
                         keep = config.run.keep_checkpoints
                         last = await _beside_sampling(
-                            run, checkpoints.save, folder, step + 1, run.trainer, data, keep
+                            run, checkpoints.save, folder, step + 1, run.learner, data, keep
                         )
     return last
 
@@ -171,41 +168,39 @@ def assign_credit(run: Run, group: Group) -> None:
         group.trajectory(id).credit = list(credit)
 
 
-def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, float]:
-    """The step's optimizer updates, one a mini-batch of questions; metrics averaged over them."""
-    rl, algorithm = run.config.rl, run.config.algorithm
-    kl = algorithm.kl > 0
-    old = None
-    if rl.old_logprobs == "recompute":
-        watch("old_logprobs")
-        old = run.trainer.recompute_logprobs(groups, kl)
+def objective(config: Config) -> Objective:
+    """What the algorithm minimises, with the logprobs that were sampled."""
+    rl, algorithm = config.rl, config.algorithm
     correction = None
     if rl.importance_cap is not None:
         correction = partial(truncated_ratios, cap=rl.importance_cap, level=rl.importance_level)
+    return Objective(
+        algorithm.token_loss, algorithm.aggregation, algorithm.kl > 0, correction=correction
+    )
+
+
+def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, float]:
+    """The step's optimizer updates, one per mini-batch of questions, with their metrics together:
+    sums of the step, means over its updates."""
+    rl, aim = run.config.rl, objective(run.config)
+    if rl.old_logprobs == "recompute":
+        watch("old_logprobs")
+        aim = replace(aim, old=run.learner.logprobs(groups, aim.kl))
     size = len(groups) // rl.updates
     watch("update")
-    settings = algorithm.aggregation, kl, old, correction
     parts = [
-        run.trainer.update(groups[start : start + size], algorithm.token_loss, *settings)
+        run.learner.update(groups[start : start + size], aim)
         for start in range(0, len(groups), size)
     ]
-    drift = [
-        {name: part.pop(name) for name in ("ratio", "gap", "gap_max") if name in part}
-        for part in parts
-    ]
-    total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part)
-    metrics = {
-        name: value if name.startswith(("tokens_", "seconds_")) else value / rl.updates
-        for name, value in total.items()
-    } | {"ratio_max": max(part.get("ratio_max", 1.0) for part in parts)}
-    if old is not None:
-        found = mismatch(groups, old)
-        return metrics if found is None else metrics | found.metrics("mismatch")
+    metrics = combined(parts, over=rl.updates)
     # The first update's ratios are the engine's error alone: no weight has changed yet.
     names = {"gap": "mismatch_mean", "gap_max": "mismatch_max", "ratio": "mismatch_ratio"}
-    return metrics | {names[name]: value for name, value in drift[0].items()}
+    first = {names[name]: value for name, value in parts[0].items() if name in names}
+    metrics = {name: value for name, value in metrics.items() if name not in names}
+    if aim.old is None:
+        return metrics | first
+    found = mismatch(groups, aim.old)
+    return metrics if found is None else metrics | found.metrics("mismatch")
 
 
 def counts(groups: Sequence[Group]) -> dict[str, float]:

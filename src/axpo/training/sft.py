@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrations: trees with one leaf through the same trainer.
+"""Supervised fine-tuning on demonstrations: trees with one leaf through the same learner.
 
 A demonstration is replayed through the agent loop with its real tools, so that its tokens are
 exactly those that the policy will meet in RL; its policy tokens carry advantage 1.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axpo import stopping
-from axpo.algorithms.losses import likelihood_loss
 from axpo.config import Config
 from axpo.folder import RunFolder, checkpoint_of
 from axpo.rollout.demonstrations import demonstrate
@@ -22,8 +21,9 @@ from axpo.tasks.base import Task
 from axpo.tools.toolbox import Toolbox
 from axpo.training import checkpoints
 from axpo.training.data import data_state, training_example
+from axpo.training.learner import Learner
 from axpo.training.monitor import Monitor, Stopwatch
-from axpo.training.trainer import Trainer
+from axpo.training.objective import Objective
 from axpo.tree import Group
 
 
@@ -36,20 +36,20 @@ class Run:
     out: Path
     task: Task
     rendering: Rendering
-    trainer: Trainer
+    learner: Learner
     tool_files: Mapping[str, str]
 
 
 def train(run: Run, monitor: Monitor) -> Path:
     """Train on the "sft" split what is left of the run's steps; returns the last checkpoint."""
-    config, trainer = run.config, run.trainer
+    config, learner = run.config, run.learner
     folder = RunFolder(run.out).checkpoints
     data = data_state(run.task, "sft", run.tool_files)
-    first = checkpoints.resume(folder, trainer, data)
+    first = checkpoints.resume(folder, learner, data)
     last = checkpoint_of(folder, first).path
     with (
         Replays(config, run.task, run.rendering) as replays,
-        checkpoints.kept_on_stop(folder, trainer, 1, data),
+        checkpoints.kept_on_stop(folder, learner, 1, data),
     ):
         # A batch depends on its position alone, so it can be made while the one before is learned.
         upcoming = replays.batch(first)
@@ -65,12 +65,12 @@ def train(run: Run, monitor: Monitor) -> Path:
                 upcoming = replays.batch(step + 1)
             with stopping.held():
                 watch("update")
-                metrics = trainer.update(groups, likelihood_loss, "token_mean", kl=False)
+                metrics = learner.update(groups, Objective())
                 monitor.step("sft", step, metrics | watch.metrics())
                 if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
                     monitor.phase("saving")
                     keep = config.run.keep_checkpoints
-                    last = checkpoints.save(folder, step + 1, trainer, data, keep)
+                    last = checkpoints.save(folder, step + 1, learner, data, keep)
     return last
 
 

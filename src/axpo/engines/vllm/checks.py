@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from axpo.config import LoraSettings
 from axpo.engines.vllm.client import Client
+from axpo.engines.weights import placeholders
 from axpo.errors import AnswerFault, ConfigError, EngineError, Refused, ServerLost
 from axpo.models.head import head_dtype
-from axpo.models.loading import Checkpoint
-from axpo.models.lora import adapted_layers, rank_and_alpha
+from axpo.models.loading import Checkpoint, Processor
+from axpo.models.lora import adapted_names, adapter_settings
 from axpo.models.vision import seen_limits
 
 PROTOCOL = 3
@@ -49,6 +51,30 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """A model without its weights: `tensors` are those of its state dict on the meta device, and
+    `lora` the adapters among them, None where it has none."""
+
+    processor: Processor
+    tensors: Mapping[str, torch.Tensor]
+    dtype: torch.dtype
+    head_dtype: torch.dtype
+    lora: LoraSettings | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Trained:
+        """What is to be known of the model of `checkpoint`."""
+        model = checkpoint.model
+        return cls(
+            checkpoint.processor,
+            placeholders(model),
+            model.dtype,
+            head_dtype(model),
+            adapter_settings(model),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
     """The name that a server serves the `model` under, its adapter included, and how many requests
     it runs at once."""
@@ -57,8 +83,8 @@ class Served:
     places: int
 
 
-async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> Served:
-    """What the server serves: the trainer's model.
+async def check_server(client: Client, trained: Trained, room: int) -> Served:
+    """What the server serves: the model that is `trained`.
 
     Paths hold more than `room` tokens. Raises `ConfigError` where it serves another one, or not
     as training needs it.
@@ -75,13 +101,13 @@ async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> Ser
                 f"{client.url} runs without axpo's worker extension ({error}): start it with "
                 "`axpo serve`, or with --worker-extension-cls as docs/vllm.md says"
             ) from error
-        found = differences(facts, expected_facts(checkpoint))
+        found = differences(facts, expected_facts(trained))
         models = await client.models()
-        adapted = list(adapted_layers(checkpoint.model))
         if facts.get("protocol") != PROTOCOL:
             pass  # it is refused; what else it says may be said otherwise
-        elif adapted:
-            found += await _unadapted(client, checkpoint, adapted, facts["lora_rank"], models)
+        elif trained.lora is not None:
+            layers, rank = adapted_names(trained.tensors), trained.lora.rank
+            found += await _unadapted(client, layers, rank, facts["lora_rank"], models)
         elif facts["lora_rank"]:
             found.append(
                 "it serves adapters, nothing here has any (start it without --enable-lora)"
@@ -97,16 +123,16 @@ async def check_server(client: Client, checkpoint: Checkpoint, room: int) -> Ser
                 f"{client.url} (vLLM {version}, tested with {TESTED}) does not serve what is "
                 f"trained: {'; '.join(found)}"
             )
-        return Served(ADAPTER if adapted else models[0], facts["max_num_seqs"])
+        return Served(ADAPTER if trained.lora else models[0], facts["max_num_seqs"])
     except (ServerLost, AnswerFault, Refused) as error:
         raise EngineError(f"{client.url}: {error}") from error
 
 
 async def _unadapted(
-    client: Client, checkpoint: Checkpoint, layers: list[str], rank: int, models: list[str]
+    client: Client, layers: list[str], needed: int, rank: int, models: list[str]
 ) -> list[str]:
-    """What keeps a server that takes adapters of `rank` (0: none) from serving the model's."""
-    needed, _ = rank_and_alpha(checkpoint.model)
+    """What keeps a server that takes adapters of `rank` (0: none) from serving the `layers`' of the
+    rank `needed`."""
     if not rank:
         return [
             "it takes no adapters (start it with `axpo serve` of this recipe, or with "
@@ -152,16 +178,17 @@ def lora_arguments(rank: int, vision: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def expected_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `Extension.axpo_facts` should say of a server of `checkpoint`."""
-    words = json.dumps(checkpoint.tokenizer.get_vocab(), sort_keys=True)
+def expected_facts(trained: Trained) -> dict[str, Any]:
+    """What `Extension.axpo_facts` should say of a server of the model that is `trained`."""
+    processor = trained.processor
+    words = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True)
     return {
         "protocol": PROTOCOL,
-        "config": checkpoint.model.config.to_dict(),
+        "config": processor.config.to_dict(),
         "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
-        "pixels": seen_limits(checkpoint.image_processor),
-        "dtype": dtype_name(checkpoint.model.dtype),
-        "head_dtype": dtype_name(head_dtype(checkpoint.model)),
+        "pixels": seen_limits(processor.image_processor),
+        "dtype": dtype_name(trained.dtype),
+        "head_dtype": dtype_name(trained.head_dtype),
         "logprobs_mode": "processed_logprobs",
         "scheduling": "priority",
     }

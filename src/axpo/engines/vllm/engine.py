@@ -22,11 +22,11 @@ import torch
 
 from axpo.clock import waiting
 from axpo.engines.base import Completion, Engine, Picture, Request
-from axpo.engines.checking import check_tokens, image_spans
+from axpo.engines.checking import check_request
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.broadcast import Backend
-from axpo.engines.vllm.checks import check_server
+from axpo.engines.vllm.checks import Trained, check_server
 from axpo.engines.vllm.handover import HandOver, Weights
 from axpo.engines.vllm.pool import Pool, Server
 from axpo.engines.vllm.wire import UNNAMED, picture_url, read_answer, request_body
@@ -40,8 +40,7 @@ from axpo.errors import (
     RequestError,
     ServerLost,
 )
-from axpo.models.loading import Checkpoint
-from axpo.models.lora import adapted_layers, adapter_weights, rank_and_alpha, served_share
+from axpo.models.lora import adapter_weights, served_share
 from axpo.models.vision import as_seen
 from axpo.tree import ImageSpan
 
@@ -52,7 +51,7 @@ ENCODED = 512
 
 
 class VllmEngine(Engine):
-    """Samples with `servers` of the model of `checkpoint`.
+    """Samples with `servers` of the model that is `trained`.
 
     Weights (of a model with adapters these alone, for the servers have the rest) are written into
     `folder`, which the servers must see under the same path, or broadcast by a process group of
@@ -65,7 +64,7 @@ class VllmEngine(Engine):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        trained: Trained,
         servers: Sequence[Server],
         folder: Path,
         *,
@@ -76,7 +75,7 @@ class VllmEngine(Engine):
         backoff: float = 0.5,
         backend: Backend | None = None,
     ) -> None:
-        self._checkpoint = checkpoint
+        self._trained, self._processor = trained, trained.processor
         self._room = room
         self._in_flight = in_flight
         self._backoff = backoff
@@ -108,7 +107,7 @@ class VllmEngine(Engine):
         """Sample one completion; raises `RequestError` or `EngineError`."""
         if self._closed:
             raise EngineError(f"request {request.id}: the engine is closed")
-        spans = self._check(request)
+        spans, _ = check_request(request, self._processor)
         work = asyncio.ensure_future(self._serve(request, spans))
         self._pending.add(work)
         try:
@@ -126,7 +125,7 @@ class VllmEngine(Engine):
         One that cannot answer is lost, or left out.
         """
         await self._start()
-        spans = self._check(request)
+        spans, _ = check_request(request, self._processor)
         found: dict[str, Completion] = {}
 
         async def one(server: Server) -> None:
@@ -154,8 +153,7 @@ class VllmEngine(Engine):
                 f"weights {version}: {len(self._pending)} requests are in flight; await or cancel "
                 "them first"
             )
-        model = self._checkpoint.model
-        distinct = distinct_weights(model.state_dict(keep_vars=True), weights)
+        distinct = distinct_weights(self._trained.tensors, weights)
         await self._start()
         name = f"{self._run}/{version}"
         kept = await asyncio.to_thread(self._keep, name, distinct)
@@ -182,13 +180,13 @@ class VllmEngine(Engine):
 
     def _keep(self, name: str, weights: Mapping[str, torch.Tensor]) -> Weights:
         """`weights`, a state dict of the model, where servers can get them."""
-        model = self._checkpoint.model
-        if not adapted_layers(model):
+        lora = self._trained.lora
+        if lora is None:
             return self._hand.keep(name, weights, {})
-        rank, alpha = rank_and_alpha(model)
-        told = {"lora": {"rank": rank, "alpha": alpha}}
-        kept = self._hand.keep(name, adapter_weights(model, weights), told)
-        self.served_share = served_share(model, weights, kept.handed())
+        told = {"lora": {"rank": lora.rank, "alpha": lora.alpha}}
+        adapters = adapter_weights(weights)
+        kept = self._hand.keep(name, adapters, told)
+        self.served_share = served_share(adapters, kept.handed(), lora.alpha / lora.rank)
         return kept
 
     @asynccontextmanager
@@ -206,22 +204,6 @@ class VllmEngine(Engine):
             self._update = None
 
     # ------------------------------------------------------------------ one request
-
-    def _check(self, request: Request) -> tuple[ImageSpan, ...]:
-        """Where the pictures lie; raises `RequestError`."""
-        checkpoint = self._checkpoint
-        check_tokens(request, checkpoint.model.config.text_config.vocab_size)
-
-        def length(picture: Picture) -> int:
-            try:
-                pixels = checkpoint.pixels(picture.digest, picture.image)
-            except ValueError as error:
-                raise RequestError(
-                    f"request {request.id}: picture {picture.digest}: {error}"
-                ) from None
-            return pixels.tokens(checkpoint.merge_size)
-
-        return image_spans(request, checkpoint.image_token, length)
 
     async def _serve(self, request: Request, spans: Sequence[ImageSpan]) -> Completion:
         """Ask servers until one answers."""
@@ -316,8 +298,7 @@ class VllmEngine(Engine):
     def _accept(self, server: Server, request: Request, answer: Any, oldest: int) -> Completion:
         """The completion; raises `ServerLost` where other weights than those handed over from
         place `oldest` on sampled it."""
-        vocabulary = self._checkpoint.model.config.text_config.vocab_size
-        read = read_answer(request, answer, vocabulary)
+        read = read_answer(request, answer, self._processor.vocabulary)
         due = dict(self._handed_over[oldest:])
         if wrong := set(read.weights) - set(due):
             reason = f"it sampled with the weights {min(wrong)!r}, expected {' or '.join(due)!r}"
@@ -329,7 +310,7 @@ class VllmEngine(Engine):
         url = self._encoded.pop(picture.digest, None)
         if url is None:
             # vLLM's processor resamples otherwise than the trainer's.
-            url = picture_url(as_seen(self._checkpoint.image_processor, picture.image))
+            url = picture_url(as_seen(self._processor.image_processor, picture.image))
         self._encoded[picture.digest] = url
         if len(self._encoded) > ENCODED:
             self._encoded.popitem(last=False)
@@ -373,7 +354,7 @@ class VllmEngine(Engine):
 
     async def _prepare(self, server: Server) -> None:
         """Check a server and give it the weights that are due."""
-        served = await check_server(server.client, self._checkpoint, self._room)
+        served = await check_server(server.client, self._trained, self._room)
         self._model, server.places = served.model, Places(served.places)
         server.weights = await server.client.weights()
         while self._weights is not None and server.weights != self._weights.name:

@@ -31,7 +31,7 @@ from axpo.engines.vllm.checks import lora_arguments, refused_heads
 from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
 from axpo.engines.vllm.share import CPU_CACHE
 from axpo.errors import ConfigError, UserError
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Processor
 from axpo.models.vision import seen_limits
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -99,7 +99,7 @@ def fitting_installation(settings: Vllm, model: Any, dtype: str) -> Installation
 def arguments(
     installation: Installation,
     settings: Vllm,
-    checkpoint: Checkpoint,
+    processor: Processor,
     dtype: str,
     lora: LoraSettings | None = None,
 ) -> list[str]:
@@ -107,7 +107,7 @@ def arguments(
     which win. The output layer is as that of a trainer on the same kind of device
     (`axpo.models.head`)."""
     needed = [
-        "--model", checkpoint.path, "--served-model-name", "policy", "--host", "127.0.0.1",
+        "--model", processor.path, "--served-model-name", "policy", "--host", "127.0.0.1",
         "--dtype", dtype, "--max-model-len", str(settings.max_length),
         "--max-num-seqs", str(settings.slots), "--scheduling-policy", "priority",
         "--generation-config", "vllm",
@@ -117,7 +117,7 @@ def arguments(
         "--worker-extension-cls", f"{MODULE}.Extension",
         "--weight-transfer-config", json.dumps({"backend": "axpo"}),
         "--limit-mm-per-prompt", json.dumps({"video": 0}),
-        "--mm-processor-kwargs", json.dumps({"size": seen_limits(checkpoint.image_processor)}),
+        "--mm-processor-kwargs", json.dumps({"size": seen_limits(processor.image_processor)}),
     ]  # fmt: skip
     if installation.cpu:
         # Seeded requests beside a chunked prefill kill the engine on a CPU.
@@ -205,20 +205,20 @@ class ServerProcess:
 
 def start_servers(
     settings: Vllm,
-    checkpoint: Checkpoint,
+    processor: Processor,
     dtype: str,
     logs: Path,
     lora: LoraSettings | None = None,
 ) -> list[ServerProcess]:
-    """Start the recipe's servers of the checkpoint as it is on disk; wait for all.
+    """Start the recipe's servers of the processor's checkpoint as it is on disk; wait for all.
 
     With `lora` they take such adapters.
 
     Raises `ConfigError` where vLLM is missing or cannot serve it, and `UserError` with the end of
     the log where a server does not come up; then none is left running.
     """
-    installation = fitting_installation(settings, checkpoint.model.config, dtype)
-    options = arguments(installation, settings, checkpoint, dtype, lora)
+    installation = fitting_installation(settings, processor.config, dtype)
+    options = arguments(installation, settings, processor, dtype, lora)
     servers: list[ServerProcess] = []
     for i in range(settings.servers):
         port = settings.port + i if settings.port else _free_port()

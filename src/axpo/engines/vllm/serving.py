@@ -12,7 +12,8 @@ from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
 from axpo.errors import ConfigError, Stopped, UserError
 from axpo.models.card import recipe_card
 from axpo.models.device import torch_device
-from axpo.models.loading import load_checkpoint
+from axpo.models.loading import load_processor
+from axpo.models.shapes import without_weights
 
 LOOK_SECONDS = 1.0
 """Time between looks at whether the servers still run."""
@@ -28,11 +29,12 @@ def start(config: Config, model: str, say: Callable[[str], None]) -> list[Server
         )
     logs = Path("runs/vllm")
     say(f"starting {settings.servers} vLLM server(s) of {model}; logs in {logs}")
-    facts = load_checkpoint(model, weights=False)
+    processor = load_processor(model)
     device = torch_device(config.model)
     dtype, lora = config.model.dtype, config.model.lora
-    settings.taken(facts.model, dtype, recipe_card(config.model, device), device)
-    return start_servers(settings, facts, dtype, logs, lora)
+    card = recipe_card(config.model, device)
+    settings.taken(without_weights(processor.config), dtype, card, device)
+    return start_servers(settings, processor, dtype, logs, lora)
 
 
 def serve(servers: Sequence[ServerProcess]) -> None:

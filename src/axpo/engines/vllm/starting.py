@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from axpo.engines.base import Start
+from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
 from axpo.engines.vllm.server import start_servers
 from axpo.engines.vllm.settings import Vllm
-from axpo.models.lora import adapter_settings
 
 
 def start_engine(settings: Vllm, start: Start) -> VllmEngine:
@@ -18,18 +18,19 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
 
     Raises `UserError` where they do not start.
     """
-    checkpoint = start.checkpoint
+    trained = Trained.of(start.checkpoint)
     clients: list[tuple[str, Process | None]] = [(url, None) for url in settings.urls]
     if settings.python is not None:
-        lora = adapter_settings(checkpoint.model)
-        processes = start_servers(settings, checkpoint, start.dtype, start.folder, lora)
+        processes = start_servers(
+            settings, trained.processor, start.dtype, start.folder, trained.lora
+        )
         clients = [(process.url, process) for process in processes]
     servers = [
         Server(Client(url, settings.request_seconds, settings.health_seconds), process)
         for url, process in clients
     ]
     return VllmEngine(
-        checkpoint,
+        trained,
         servers,
         start.folder if settings.folder is None else Path(settings.folder),
         room=start.room,

@@ -1,0 +1,110 @@
+"""A learner's files: the model, its adapters, and what its training goes on with, to the bit.
+
+`axpo.folder.CheckpointFolder` says what lies where.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from axpo.engines.weights import copy_weights
+from axpo.errors import DamagedError
+from axpo.folder import CheckpointFolder
+from axpo.models.loading import Checkpoint
+from axpo.models.lora import adapted_layers, load_adapters, save_adapters
+
+_DAMAGE = (
+    OSError, EOFError, pickle.UnpicklingError, SafetensorError,
+    json.JSONDecodeError, UnicodeDecodeError,
+)  # fmt: skip
+"""What the libraries raise of a file that was cut short, or is no such file. torch's reader raises
+a `RuntimeError` as well."""
+
+
+def write(folder: Path, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+    """Write the model, the learner's `state` and this process's random states into `folder`."""
+    into = CheckpointFolder(folder)
+    checkpoint.save(into.model)
+    if adapted_layers(checkpoint.model):
+        save_adapters(checkpoint.model, into.adapter)
+    torch.save({"trainer": state, "random": _random_state()}, into.trainer)
+
+
+def read(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Put back what `write` wrote, but for the learner's `state`, which is returned.
+
+    Raises `DamagedError` where a file cannot be read, with nothing changed, and `ValueError` that
+    names `folder` where it is another model's.
+    """
+    found, model = CheckpointFolder(folder), checkpoint.model
+    if bool(adapted_layers(model)) != found.adapter.is_dir():
+        raise ValueError(f"{folder}: adapters on one side only; resume with the same model.lora")
+    with reading(found.trainer):
+        stored = torch.load(found.trainer, weights_only=True, map_location="cpu")
+    if adapted_layers(model):
+        with reading(found.adapter):
+            load_adapters(model, found.adapter)
+    else:
+        # Tensor by tensor from the host's memory: a second model may not fit on the device.
+        weights = _read_weights(found.model)
+        try:
+            copy_weights(model, weights)
+        except ValueError as error:
+            raise ValueError(
+                f"{folder}: {error}; resume with the model it was saved from"
+            ) from error
+    _set_random_state(stored["random"])
+    return stored["trainer"]
+
+
+def _read_weights(model: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(model.glob("*.safetensors")):
+        with reading(file):
+            weights |= load_file(file)
+    if not weights:
+        raise DamagedError(f"{model} holds no weights (*.safetensors)")
+    return weights
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """The block reads `file`: what says that it is not what was written is a `DamagedError`."""
+    try:
+        yield
+    except (*_DAMAGE, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        reason = (str(error) or type(error).__name__).split("\n")[0].split(". ")[0]
+        raise DamagedError(f"{file} cannot be read ({reason})") from error
+
+
+def _random_state() -> dict[str, Any]:
+    """Python's, numpy's and torch's generators as tensors and plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
