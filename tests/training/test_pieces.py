@@ -20,9 +20,9 @@ from axpo.tree import Group
 from tests.support.padded_oracle import Builder, branching_group, credit_all, demonstration_group
 from tests.support.saved_bytes import SavedBytes
 from tests.support.tiny import tiny_checkpoint
+from tests.training.test_learner import CLIP_KL, caught_gradient, flat, trainer
 from tests.training.test_lora import adapted
 from tests.training.test_packing import CLIP, pack_text, packed, text_group
-from tests.training.test_trainer import CLIP_KL, caught_gradient, flat, trainer
 
 BUDGETS = (200, 61, 17)
 WHOLE = 10_000

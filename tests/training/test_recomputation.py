@@ -18,10 +18,10 @@ from tests.support.engine_contract import Writer, difference, run
 from tests.support.padded_oracle import branching_group, demonstration_group
 from tests.support.saved_bytes import SavedBytes
 from tests.support.tiny import tiny_checkpoint
+from tests.training.test_learner import CLIP_KL, caught_gradient, trainer
 from tests.training.test_lora import adapted
 from tests.training.test_packing import packed
 from tests.training.test_pieces import distance, through_pieces
-from tests.training.test_trainer import CLIP_KL, caught_gradient, trainer
 
 WHOLE = 10_000
 
