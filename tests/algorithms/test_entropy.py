@@ -58,7 +58,7 @@ def oracle(checkpoint: Checkpoint, made: Group, temperature: float) -> dict[str,
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("budget", [10**6, 60, 1])
 def test_against_rows(checkpoint: Checkpoint, temperature: float, budget: int) -> None:
-    """The budget cuts the group's rollouts into one, several and single parts."""
+    """The budget cuts the group's tree into one, several and many pieces."""
     made = called(checkpoint)
     found = call_entropies(checkpoint, made, temperature, budget)
     expected = oracle(checkpoint, made, temperature)
@@ -74,7 +74,7 @@ def test_many_tokens_go_through_the_head_in_chunks(
     made = called(checkpoint)
     whole = call_entropies(checkpoint, made, 1.0, 10**6)
     vocabulary = checkpoint.model.config.text_config.vocab_size
-    monkeypatch.setattr("axpo.evaluation.entropy.LOGITS_AT_ONCE", 3 * vocabulary)
+    monkeypatch.setattr("axpo.training.policy.LOGITS_AT_ONCE", 3 * vocabulary)
     assert call_entropies(checkpoint, made, 1.0, 10**6) == pytest.approx(whole, abs=1e-6)
 
 

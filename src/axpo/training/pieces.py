@@ -34,8 +34,10 @@ from axpo.models.vision import Features, Pixels, encode_pictures
 from axpo.training.attention import NodeStates, tree_layout
 from axpo.training.packing import PackedNode, PackedTree
 from axpo.training.policy import (
+    Read,
     distinct_pictures,
     hidden_states,
+    log_probability,
     policy_logprobs,
     show,
     token_logprobs,
@@ -145,11 +147,12 @@ def plain_logprobs(
     pixels: Mapping[str, Pixels],
     temperature: float,
     budget: int,
+    read: Read = log_probability,
 ) -> torch.Tensor:
     """`policy_logprobs` without a gradient, in pieces where `forest` exceeds the budget."""
     if len(forest) <= budget:
-        return policy_logprobs(checkpoint, forest, pixels, temperature)
-    split = _Split(checkpoint, forest, pixels, temperature, budget)
+        return policy_logprobs(checkpoint, forest, pixels, temperature, read)
+    split = _Split(checkpoint, forest, pixels, temperature, budget, read)
     out = torch.empty(forest.index.numel(), device=checkpoint.model.device)
     for piece in split.pieces:
         out[to_device(piece.trained, out.device)], kept = split.forward(piece)
@@ -173,10 +176,11 @@ class _Split:
         pixels: Mapping[str, Pixels],
         temperature: float,
         budget: int,
+        read: Read = log_probability,
     ) -> None:
         self.checkpoint = checkpoint
         self.forest, self.pieces = cut(forest, budget)
-        self.temperature = temperature
+        self.temperature, self.read = temperature, read
         self.states: NodeStates = {}
         pictures = distinct_pictures(forest)
         merge_size = checkpoint.processor.merge_size
@@ -227,7 +231,8 @@ class _Split:
         hidden, kept = self._hidden(range(piece.first, piece.last), piece.trunk)
         index = self.forest.index[piece.trained]
         rows, tokens = self.forest.previous[index] - piece.start, self.forest.tokens[index]
-        return token_logprobs(self.checkpoint, hidden, rows, tokens, self.temperature), kept
+        args = hidden, rows, tokens, self.temperature, self.read
+        return token_logprobs(self.checkpoint, *args), kept
 
     def _hidden(
         self, chosen: Sequence[int], keep: Sequence[int]

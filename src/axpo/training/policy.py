@@ -8,7 +8,7 @@ large for that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -34,33 +34,46 @@ class Shown:
     rows: torch.Tensor
 
 
+Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits [n, V], row [t], tokens [t]) -> a figure [t] of the distribution `logits[row[i]]`, from
+which `tokens[i]` was drawn."""
+
+
+def log_probability(logits: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """That of the token (nats).
+
+    logsumexp and a gather instead of a log-softmax: no second array of the logits' size.
+    """
+    return logits[row, tokens] - logits.logsumexp(dim=-1)[row]
+
+
+def entropy(logits: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The distribution's own (nats), whatever was drawn."""
+    return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)[row]
+
+
 def policy_logprobs(
     checkpoint: Checkpoint,
     forest: PackedTree,
     pixels: Mapping[str, Pixels],
     temperature: float = 1.0,
+    read: Read = log_probability,
 ) -> torch.Tensor:
     """Log-probabilities [T] (nats, float32) of `forest`'s trained tokens; differentiable.
 
     `pixels` holds the forest's pictures by digest. Each distinct picture is encoded once, all
     of them in one call, and placed wherever the forest holds it. `temperature` and the
-    checkpoint's banned ids act as they do at sampling.
+    checkpoint's banned ids act as they do at sampling. `read` may take something else from the
+    distributions (`entropy`).
     """
-    hidden = whole_hidden(checkpoint, forest, pixels)
-    rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
-    return token_logprobs(checkpoint, hidden, rows, tokens, temperature)
-
-
-def whole_hidden(
-    checkpoint: Checkpoint, forest: PackedTree, pixels: Mapping[str, Pixels]
-) -> torch.Tensor:
-    """Last hidden states [L, hidden] of all of `forest`, in one pass."""
     model = checkpoint.model
     pictures = distinct_pictures(forest)
     features = encode_pictures(model, [pixels[digest] for digest in pictures])
     shown = show(checkpoint, forest, pictures, features)
     layout = tree_layout(forest.nodes, model.dtype, model.device)
-    return hidden_states(checkpoint, forest, slice(None), shown, layout)
+    hidden = hidden_states(checkpoint, forest, slice(None), shown, layout)
+    rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
+    return token_logprobs(checkpoint, hidden, rows, tokens, temperature, read)
 
 
 def distinct_pictures(forest: PackedTree) -> list[str]:
@@ -125,8 +138,9 @@ def token_logprobs(
     rows: torch.Tensor,
     tokens: torch.Tensor,
     temperature: float,
+    read: Read = log_probability,
 ) -> torch.Tensor:
-    """Log-probability [T] of `tokens[i]` after `hidden[rows[i]]`, in chunks of `LOGITS_AT_ONCE`."""
+    """What `read` says [T] of `tokens[i]` after `hidden[rows[i]]`; `LOGITS_AT_ONCE` in a chunk."""
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; training needs one above 0")
     device = checkpoint.model.device
@@ -135,21 +149,12 @@ def token_logprobs(
     for some, following in zip(rows.split(chunk), tokens.split(chunk), strict=True):
         # On the CPU: the size of the result would make the host wait for a GPU.
         distinct, row = (to_device(x, device) for x in some.unique(return_inverse=True))
-        args = (checkpoint, hidden[distinct], row, to_device(following, device), temperature)
+        args = (checkpoint, hidden[distinct], row, to_device(following, device), temperature, read)
         if rows.numel() > chunk and torch.is_grad_enabled():
-            parts.append(recompute_in_backward(_gather, *args, use_reentrant=False))  # pyright: ignore
+            parts.append(recompute_in_backward(_read, *args, use_reentrant=False))  # pyright: ignore
         else:
-            parts.append(_gather(*args))
+            parts.append(_read(*args))
     return torch.cat(parts)
-
-
-def sampled_logits(
-    checkpoint: Checkpoint, hidden: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """Logits [n, V] (float32) after `hidden` [n, hidden], ban and temperature applied."""
-    logits = head_logits(checkpoint.model, hidden)
-    logits = logits.index_fill(1, _index(checkpoint.processor.banned, logits.device), float("-inf"))
-    return logits if temperature == 1.0 else logits / temperature
 
 
 @cache
@@ -158,16 +163,15 @@ def _index(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return to_device(torch.tensor(ids), device)
 
 
-def _gather(
+def _read(
     checkpoint: Checkpoint,
     hidden: torch.Tensor,
     row: torch.Tensor,
     tokens: torch.Tensor,
     temperature: float,
+    read: Read,
 ) -> torch.Tensor:
-    """Log-probability of `tokens[i]` after `hidden[row[i]]`.
-
-    logsumexp and a gather instead of a log-softmax: no second array of the logits' size.
-    """
-    logits = sampled_logits(checkpoint, hidden, temperature)
-    return logits[row, tokens] - logits.logsumexp(dim=-1)[row]
+    """What `read` says of the distributions after `hidden`, ban and temperature applied."""
+    logits = head_logits(checkpoint.model, hidden)
+    logits = logits.index_fill(1, _index(checkpoint.processor.banned, logits.device), float("-inf"))
+    return read(logits if temperature == 1.0 else logits / temperature, row, tokens)
