@@ -110,7 +110,7 @@ def build_agent(
     """
     rendering = Rendering(checkpoint.processor, tools, config.task.system)
     in_flight = config.rl.in_flight if config.rl.max_staleness else None
-    dtype, room = config.model.dtype, config.rollout.max_tokens
-    engine = config.engine.start(Start(checkpoint, dtype, RunFolder(out).vllm, room, in_flight))
+    start = Start(checkpoint, RunFolder(out).vllm, config.rollout.max_tokens, in_flight)
+    engine = config.engine.start(start)
     top_logprobs, solved_at = config.algorithm.top_logprobs, config.task.solved
     return Agent(engine, rendering, tools, config.rollout, grade, top_logprobs, solved_at)

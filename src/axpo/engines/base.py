@@ -141,13 +141,12 @@ class Servers:
 class Start:
     """What an engine is started with: the model, whose weights are version 0, and the run's limits.
 
-    `dtype` is the model's, `folder` a place for logs and weights, `room` what a path may hold after
-    its prompt (tokens). `in_flight` says what becomes of requests when new weights come
-    (`rl.in_flight`); None where there are none then.
+    `folder` is a place for logs and weights, `room` what a path may hold after its prompt (tokens).
+    `in_flight` says what becomes of requests when new weights come (`rl.in_flight`); None where
+    there are none then.
     """
 
     checkpoint: Checkpoint
-    dtype: str
     folder: Path
     room: int
     in_flight: Literal["keep", "restart", "finish"] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from axpo.engines.base import Start
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import Trained, dtype_name
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Process, Server
@@ -21,9 +21,8 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
     trained = Trained.of(start.checkpoint)
     clients: list[tuple[str, Process | None]] = [(url, None) for url in settings.urls]
     if settings.python is not None:
-        processes = start_servers(
-            settings, trained.processor, start.dtype, start.folder, trained.lora
-        )
+        dtype = dtype_name(trained.dtype)
+        processes = start_servers(settings, trained.processor, dtype, start.folder, trained.lora)
         clients = [(process.url, process) for process in processes]
     servers = [
         Server(Client(url, settings.request_seconds, settings.health_seconds), process)
