@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from axpo.errors import TreeError
 from axpo.models.loading import Checkpoint, Processor
@@ -101,23 +102,16 @@ def recompute_logprobs(
     return found
 
 
-@contextmanager
-def _rounded_otherwise(model: Any) -> Iterator[None]:
-    """The model's passes round the embeddings of its tokens once more, up or down at random.
-
-    What follows rounds otherwise from then on, as another right implementation does. Seeded.
-    """
+def _rounded_otherwise(model: Any) -> RemovableHandle:
+    """Until the context that this is ends, the model's passes round the embeddings of its tokens
+    once more, up or down at random (seeded): what follows rounds otherwise from then on."""
 
     def shake(_module: Any, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator(out.device).manual_seed(0)
         signs = torch.randint(0, 2, out.shape, generator=generator, device=out.device) * 2 - 1
         return out + out * signs.to(out.dtype) * (torch.finfo(out.dtype).eps / 2)
 
-    handle = model.model.language_model.embed_tokens.register_forward_hook(shake)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return model.model.language_model.embed_tokens.register_forward_hook(shake)
 
 
 def _picture(processor: Processor, group: Group, digest: str) -> Pixels:
