@@ -15,8 +15,8 @@ EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,bench,dev
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart --out $(RUN)
 
-test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev  # on every core; a class, or a file's functions, stay on one
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope
 
 bench: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
