@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from axpo.checks import check_folder, note_settings
+from axpo.cli.commands import app
 from axpo.config import Config, load_config
-from axpo.errors import ConfigError
+from axpo.errors import ConfigError, UserError
 from axpo.folder import VERSION
 from axpo.recipes import shipped
 
@@ -37,6 +39,17 @@ def axpo(*args: str, code: int = 0, **environment: str) -> str:
     return run.stdout + run.stderr
 
 
+def show(*args: str, code: int = 0) -> str:
+    """What `axpo show` prints, in this process: it loads PyTorch, which takes a new one 3 s."""
+    found = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke(app, ["show", *args])
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        assert isinstance(found.exception, UserError), found.exception
+        assert code == 1
+        return f"{found.output}axpo: {found.exception}"
+    assert found.exit_code == code, found.output
+    return found.output
+
+
 def test_help_names_every_command_and_imports_no_torch() -> None:
     text = axpo("--help")
     commands = (
@@ -50,7 +63,7 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
 
 
 def test_show_renders_a_masked_demonstration_with_costs() -> None:
-    text = axpo("show", str(RECIPE), "rl.steps=7")
+    text = show(str(RECIPE), "rl.steps=7")
     assert "rl.steps" in text and "7" in text
     assert '<tool_call>\n{"name": "web_search", "arguments": {"query": ' in text
     assert "<tool_response>" in text and "Answer: " in text
@@ -61,24 +74,24 @@ def test_show_renders_a_masked_demonstration_with_costs() -> None:
 def test_show_needs_neither_data_nor_checkpoint() -> None:
     """What is not here is named and left out; the sum of memory is of the recipe's card."""
     recipe = RECIPE.parent / "qwen3-vl-2b" / "axpo.toml"
-    text = axpo("show", str(recipe))
+    text = show(str(recipe))
     said = " ".join(text.split())
     assert "Not on this machine:" in text and "data/{split}.jsonl: no such" in said
     assert "sizes below are those of the published qwen3-vl-2b" in said
     assert "16,384 tokens, 15,360 of them pictures" in text and "An example" not in text
     assert "there are 80.0 GB (model.memory_gb)" in text and "fits" in text
     assert "Costs of an RL step" in text and "SFT step" not in text
-    text = axpo("show", str(recipe.with_name("sft.toml")))
+    text = show(str(recipe.with_name("sft.toml")))
     assert "hf download Qwen/Qwen3-VL-2B-Thinking" in text and "Costs of an SFT step" in text
     # The data alone is missing.
-    text = axpo("show", str(RECIPE), "task={name='data', path='no.jsonl'}")
+    text = show(str(RECIPE), "task={name='data', path='no.jsonl'}")
     assert "no.jsonl: no such file" in text and "tokenizer" not in text and "1.4 M" in text
 
 
 def test_show_refuses_what_cannot_fit_below_its_sum() -> None:
     recipe = RECIPE.parent / "qwen3-vl-4b" / "axpo.toml"
     whole = "model={path='runs/qwen3-vl-4b/sft', dtype='bfloat16', memory_gb=80}"
-    text = axpo("show", str(recipe), whole, code=1)
+    text = show(str(recipe), whole, code=1)
     assert "AdamW's moments" in text and "35.5 GB" in text and "cannot fit" in text
     assert "axpo: model: every update needs 88.8 GB whatever is sampled" in text
 
@@ -86,8 +99,8 @@ def test_show_refuses_what_cannot_fit_below_its_sum() -> None:
 def test_show_warns_of_python_without_a_sandbox() -> None:
     find = ("task.families=['find']", "rollout.tools=['image_zoom_in_tool']")
     unsafe = "tools.python.level=unsafe"
-    assert "PYTHON RUNS UNSAFE" in axpo("show", str(RECIPE), unsafe)
-    assert "PYTHON RUNS UNSAFE" not in axpo("show", str(RECIPE), *find, unsafe)
+    assert "PYTHON RUNS UNSAFE" in show(str(RECIPE), unsafe)
+    assert "PYTHON RUNS UNSAFE" not in show(str(RECIPE), *find, unsafe)
 
 
 def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> None:
