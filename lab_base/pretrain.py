@@ -34,7 +34,7 @@ from lab_base.tokenizer import build_tokenizer, tools_header
 
 Report = Callable[[str], None]
 FIRST_STEPS = 5
-"""Losses of so many steps are recorded, so that a test can reproduce them."""
+"""The losses of this many steps are recorded, so that a test can reproduce them."""
 
 
 @dataclass(frozen=True)

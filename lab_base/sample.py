@@ -90,7 +90,7 @@ def bars(values: Sequence[int]) -> Picture:
 
 
 def shapes(rng: random.Random, counts: Mapping[tuple[str, str], int]) -> Picture:
-    """So many (colour, shape) strewn about, none over another."""
+    """A picture with this many of each (colour, shape), none over another."""
     image, draw = _canvas()
     cells = rng.sample([(x, y) for x in range(8) for y in range(5)], sum(counts.values()))
     wanted = [kind for kind, count in counts.items() for _ in range(count)]
@@ -161,6 +161,7 @@ class Sample:
         self.rows[split].append(row | {"meta": {"kind": kind}})
 
     def plate(self, split: str, text: str) -> None:
+        """A row that asks for the number plate of a car."""
         image, box = street(random.Random(f"{split}/{text}"), text)
         turns = (
             _zoom(box, "number plate", "The plate is too small to read from here. I look closer."),
@@ -170,6 +171,7 @@ class Sample:
         self.add(split, [image], question, text, "plate", turns if split == "sft" else ())
 
     def note(self, split: str, notes: Mapping[str, str], colour: str) -> None:
+        """A row that asks for the writing on one of the notes."""
         image, boxes = board(random.Random(f"{split}/{notes}"), notes)
         turns = (
             _zoom(boxes[colour], f"{colour} note", f"The {colour} note has small writing."),
@@ -179,6 +181,7 @@ class Sample:
         self.add(split, [image], question, notes[colour], "note", turns if split == "sft" else ())
 
     def total(self, split: str, values: Sequence[int]) -> None:
+        """A row that asks for the sum of the bars."""
         said = " + ".join(map(str, values))
         turns = (_answer(f"The bars say {said} = {sum(values)}.", str(sum(values))),)
         self.add(
@@ -187,12 +190,14 @@ class Sample:
         )  # fmt: skip
 
     def most(self, split: str, values: Sequence[int]) -> None:
+        """A row that asks for the month with the highest bar, with options."""
         options = list(MONTHS[: len(values)])
         right = options[max(range(len(values)), key=values.__getitem__)]
         question = "Which month has the highest bar?"
         self.add(split, [bars(values)], question, right, "chart", options=options)
 
     def count(self, split: str, counts: Mapping[tuple[str, str], int]) -> None:
+        """A row that asks how many there are of the first (colour, shape)."""
         (colour, shape), number = next(iter(counts.items()))
         image = shapes(random.Random(f"{split}/{counts}"), counts)
         turns = (_answer(f"I count the {colour} {shape}s: there are {number}.", str(number)),)
@@ -202,6 +207,7 @@ class Sample:
         )  # fmt: skip
 
     def time(self, split: str, hour: int, minute: int) -> None:
+        """A row that asks for the time on a clock."""
         text = f"{hour}:{minute:02}"
         turns = (_answer(f"The hour hand is past {hour}, the long one at {minute}.", text),)
         self.add(
@@ -210,6 +216,7 @@ class Sample:
         )  # fmt: skip
 
     def later(self, split: str, first: tuple[int, int], second: tuple[int, int]) -> None:
+        """A row that asks which of two clocks shows the later time."""
         images = [clock(*first), clock(*second)]
         question = "<image1>\n<image2>\nWhich clock shows the later time?"
         right = "the first" if first > second else "the second"

@@ -296,7 +296,7 @@ class StagesView(ScreenView):
         self._began = self._last = time.monotonic()
 
     def tick(self) -> None:
-        """Where lines are printed, print them again after each `INTERVAL`."""
+        """Print the lines again after each `INTERVAL`, where nothing can be drawn."""
         if self.plain and time.monotonic() - self._last > INTERVAL:
             self._last = time.monotonic()
             self.show()

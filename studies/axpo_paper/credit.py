@@ -1,10 +1,10 @@
 """The credit that training gave to first tool calls, and what resampling recovered, from the trees
-that its runs saved.
+that the runs saved.
 
-Whether a policy goes on calling tools is decided on two places of a first call: its opening tag
-(to call at all; a rollout's own credit or, of a resampled one, its prefix's) and its last token
-(this call rather than another; of rollouts and continuations alike). A source's own failed call is
-masked, and so has none (arXiv 2605.28774).
+Two tokens of a first call decide whether a policy goes on calling tools: its opening tag (to call
+at all; credited by the rollout itself or, if it was resampled, by its prefix) and its last token
+(this call rather than another; in rollouts and continuations alike). A source's own failed call is
+masked, and so has no credit (arXiv 2605.28774).
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def _parts(group: Group) -> list[str]:
 
 
 def _advantages(trajectory: Trajectory, offset: int, own: int) -> list[float]:
-    """Of the token at this path offset; the trajectory's own tokens are those from `own` on."""
+    """The advantages of the token at this path offset; the trajectory's own tokens begin at
+    `own`."""
     found = [c.advantage for c in trajectory.credit if c.start <= offset < c.end]
     return found or [0.0] * (offset >= own)

@@ -36,7 +36,7 @@ PROPOSITION = {
 
 
 def beside_the_paper(found: Json) -> list[str]:
-    """The differences to the baseline, a row a variant that the paper has too."""
+    """The differences to the baseline, with one row per variant that the paper has too."""
     label = found["models"][found["baseline"]]["label"]
     metrics = ("pass@1", "pass@4")
     lines = [["", *(head for m in ("Pass@1", "Pass@4") for head in (m, f"{m}, paper"))]]
@@ -58,7 +58,7 @@ def beside_the_paper(found: Json) -> list[str]:
 
 
 def diagnostics(found: Json) -> list[str]:
-    """The section; empty where nothing was trained or diagnosed."""
+    """The section; empty if nothing was trained or diagnosed."""
     models = found["models"]
     note = " The paper's rates are GRPO's through training."
     trained = in_training(models, note, first=_paper(paper.GAP))
@@ -89,7 +89,7 @@ def _credit(models: Json) -> list[str]:
 
 
 def _by_part(text: str, models: Json, key: str, labels: Mapping[str, str]) -> list[str]:
-    """A row a variant and a part of `model[key]`; empty where no variant has any."""
+    """One row per variant and part of `model[key]`; empty if no variant has any."""
     lines = [["", "", *labels.values()]]
     for model in models.values():
         for part, own in model[key].items():

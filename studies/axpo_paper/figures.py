@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from axpo.report.names import NEUTRAL, Chart, colours
-from axpo.report.plots import LINE, SOFT, label_ends, legend_above, new_figure, save, style_axis
+from axpo.report.plots import (
+    LINE,
+    SOFT,
+    label_ends,
+    legend_above,
+    new_figure,
+    percent_axis,
+    save,
+    style_axis,
+)
 from axpo.study.figures import Curve, draw_curve, part_name, parts_of, step_curve
 from axpo.study.markup import Json
 from axpo.study.read import StudyModel
@@ -33,7 +42,7 @@ QUARTERS = ("least\nconfident", "2nd\nquarter", "3rd\nquarter", "most\nconfident
 def write_gap_curves(
     models: Mapping[str, StudyModel], baseline: str, out: Path
 ) -> list[tuple[str, str]]:
-    """Write the gap through training where there are numbers for it; returns (title, file name)."""
+    """Write the gap through training if there are numbers for it; returns (title, file name)."""
     main = [m for m in models.values() if m.training and m.group == models[baseline].group]
     series = [r.series(c.key) for m in main for r in m.training.values() for c in GAP_CHARTS]
     if not any(np.isfinite(values).any() for values in series):
@@ -43,7 +52,7 @@ def write_gap_curves(
 
 
 def write_diagnostic_figures(found: Json, out: Path) -> list[tuple[str, str]]:
-    """Write those of `study.json`'s figures that it has; returns (title, file name)."""
+    """Write the figures that `study.json` has values for; returns (title, file name)."""
     written: list[tuple[str, str]] = []
     groups = (START, found["models"][found["baseline"]]["group"])
     cells = {name: c for name, c in found["models"].items() if c["group"] in groups}
@@ -58,7 +67,8 @@ def write_diagnostic_figures(found: Json, out: Path) -> list[tuple[str, str]]:
 
 
 def gap_curves(models: Sequence[StudyModel], path: Path) -> None:
-    """A panel a chart; mean over seeds, the band from the lowest seed to the highest."""
+    """One panel per chart, with the mean over seeds and a band from the lowest seed to the
+    highest."""
     palette = colours([model.label for model in models])
     curves = {
         chart: {m.label: step_curve(list(m.training.values()), chart.key) for m in models}
@@ -110,7 +120,7 @@ def two_axes(cells: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 def prefix_figure(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Recovery by confidence, Proposition 1's two sides, and different calls of one prefix.
 
-    Only the panels that there are numbers for: older diagnoses hold the last alone.
+    A panel without numbers is left out.
     """
     palette = colours([cell["label"] for cell in cells])
     found = [cell["diagnosis"] for cell in cells]
@@ -158,7 +168,7 @@ def _distinct_calls(axis: Any, found: Mapping[str, Any], palette: Mapping[str, s
 def _side_by_side(
     axis: Any, found: Mapping[str, Any], palette: Mapping[str, str], keys: Sequence[str]
 ) -> float:
-    """A line a model through its figures, each a little aside; returns the highest end."""
+    """Draw one line per model through its figures, a little aside; return the highest end."""
     shift = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else [0.0]
     ends = [
         _estimates(axis, [own.get(key) for key in keys], palette[name], float(aside), line=True)
@@ -207,7 +217,6 @@ def _share_axis(axis: Any, title: str, below: str, highest: float) -> None:
 
 
 def _percent(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    percent_axis(axis, MaxNLocator(5, steps=[1, 2, 5, 10]))

@@ -139,17 +139,17 @@ def finding(
         for family in compared["by"][FAMILY] or [ALL]
     }
     headline, *said = _sentences({tools[f]: state for f, state in states.items()}, pair)
-    said += [
-        _earned(family, tools[family], state, pair, evaluations, compared)
+    differ = [f for f, s in states.items() if f != ALL and s in MODEL_MORE + OTHER_MORE]
+    alike = [
+        family
         for family, state in states.items()
-        if family != ALL and state in MODEL_MORE + OTHER_MORE
+        if family not in (*differ, ALL)
+        and state != "few"
+        and direction(paired_of(compared, family)["difference"].get(PASS, NOTHING))
     ]
     said += [
-        _otherwise(family, pair, evaluations, compared)
-        for family, state in states.items()
-        if family != ALL
-        and state not in (*MODEL_MORE, *OTHER_MORE, "few")
-        and direction(paired_of(compared, family)["difference"].get(PASS, NOTHING))
+        _of_family(family, tools[family], states[family], pair, evaluations, compared)
+        for family in (*differ, *alike)
     ]
     said += [_overall(pair, evaluations, compared), *gaps]
     notes = [_intervals(compared), *one_seed(pair, task)]
@@ -197,7 +197,7 @@ def _together(tools: Sequence[str]) -> str:
     )
 
 
-def _earned(
+def _of_family(
     family: str,
     tool: str,
     state: str,
@@ -205,29 +205,21 @@ def _earned(
     evaluations: Evaluations,
     compared: Comparison,
 ) -> str:
-    """What the tool earns for the model that uses it more."""
-    model, other = pair
-    users = (model, other) if state in MODEL_MORE else (other, model)
+    """What the tool earns for the model that uses it more, or Pass@1 where both use it alike."""
     paired = paired_of(compared, family)
     place = f"On the {paired['questions']} {family.replace('_', ' ')} questions"
     difference = paired["difference"].get(PASS)
     if difference is None:
         return f"{place} {label(PASS)} was not measured, so what {tool} earns is not known."
-    if users != pair:
+    if state in OTHER_MORE:
+        pair = pair[1], pair[0]
         ends = {"value": "value", "low": "high", "high": "low"}
         difference = {key: -difference[end] for key, end in ends.items()}
+    beside = _beside(PASS, family, pair, evaluations, difference)
+    if state not in MODEL_MORE + OTHER_MORE:
+        return f"{place} {beside}, though both use tools alike."
     worth = {1: "pays", 0: "is not shown to pay", -1: "costs"}[direction(difference)]
-    return f"{place} {_beside(PASS, family, users, evaluations, difference)}: using {tool} {worth}."
-
-
-def _otherwise(
-    family: str, pair: tuple[str, str], evaluations: Evaluations, compared: Comparison
-) -> str:
-    """A difference in Pass@1 that the use of tools does not explain."""
-    paired = paired_of(compared, family)
-    beside = _beside(PASS, family, pair, evaluations, paired["difference"][PASS])
-    place = f"On the {paired['questions']} {family.replace('_', ' ')} questions"
-    return f"{place} {beside}, though both use tools alike."
+    return f"{place} {beside}: using {tool} {worth}."
 
 
 def _overall(pair: tuple[str, str], evaluations: Evaluations, compared: Comparison) -> str:

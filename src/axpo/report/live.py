@@ -113,7 +113,7 @@ class ScreenView(ABC):
 
     @abstractmethod
     def lines(self) -> list[str]:
-        """The same as plain lines."""
+        """What is printed where nothing can be drawn."""
 
     def show(self) -> None:
         """Draw or print what is there now."""

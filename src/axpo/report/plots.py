@@ -111,6 +111,14 @@ def style_axis(axis: Any, title: str, below: str, grid: str = "y", note: str = "
     axis.spines["bottom"].set_color(LINE)
 
 
+def percent_axis(axis: Any, locator: Any) -> None:
+    """Show the values of an x or y axis in per cent, with ticks by `locator`."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+
+
 def label_ends(axis: Any, ends: Sequence[tuple[float, float, str]]) -> None:
     """Write each curve's last value in per cent at its end (step, value, colour)."""
     low, high = axis.get_ylim()
@@ -160,7 +168,7 @@ def write_png(drawn: NDArray[np.float64], path: Path) -> None:
 
 
 def _panel(axis: Any, chart: Chart, series: list[tuple[str, list[tuple[int, float]]]]) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     first = min(points[0][0] for _, points in series)
     last = max(points[-1][0] for _, points in series)
@@ -176,8 +184,7 @@ def _panel(axis: Any, chart: Chart, series: list[tuple[str, list[tuple[int, floa
     top = 1.0 if chart.whole else min(1.0, max(0.1, math.ceil(highest * 10 + 0.2) / 10))
     axis.set_ylim(0, 1.02 * top)
     axis.set_xlim(first, last + 0.2 * max(1, last - first))
-    axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    percent_axis(axis.yaxis, MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ticks = MaxNLocator(4, integer=True).tick_values(first, last + 1)
     axis.set_xticks([tick for tick in ticks if first <= tick <= last + 1])
     style_axis(axis, chart.title, "step", note=chart.note)

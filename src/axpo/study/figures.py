@@ -15,7 +15,7 @@ import numpy as np
 
 from axpo.evaluation.bootstrap import Floats
 from axpo.report.names import BASE_COLOURS, MAIN_CHARTS, Chart, colours
-from axpo.report.plots import INK, SOFT, legend_above, new_figure, save, style_axis
+from axpo.report.plots import INK, SOFT, legend_above, new_figure, percent_axis, save, style_axis
 from axpo.study.markup import Json
 from axpo.study.read import StudyModel, Training
 from axpo.study.settings import START, group_slug
@@ -146,7 +146,7 @@ def _finish(axis: Any, chart: Chart, below: str) -> None:
 def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One column for all questions and for each family, with each model's mean, interval and
     seeds."""
-    from matplotlib.ticker import MultipleLocator, PercentFormatter
+    from matplotlib.ticker import MultipleLocator
 
     palette = colours([cell["label"] for cell in cells])
     parts = parts_of(cells, "evaluation")
@@ -161,8 +161,7 @@ def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.set_xlim(-0.6, len(cells) - 0.3)
             axis.set_ylim(low - 0.03, high + 0.12)
             axis.set_xticks([])
-            axis.yaxis.set_major_locator(MultipleLocator(0.2))
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+            percent_axis(axis.yaxis, MultipleLocator(0.2))
             style_axis(axis, f"{name}, {part_name(part)}", "")
     legend_above(figure, axes[0][0], palette)
     save(figure, path)

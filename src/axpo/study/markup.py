@@ -25,7 +25,7 @@ def picker(*keys: str) -> Pick:
 
 
 def signed_picker(*keys: str) -> Pick:
-    """The same for a figure that is shown with its sign."""
+    """A function like `picker`'s, for a figure that is shown with its sign."""
     pick = picker(*keys)
     return lambda model: {**cell, "signed": True} if (cell := pick(model)) else None
 

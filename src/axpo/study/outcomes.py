@@ -84,7 +84,19 @@ def read_outcomes(path: Path, study: Study, k: int) -> dict[str, HeldOut]:
     planned = {START: study.starts} | {v.name: v.seeds for v in study.variants.values()}
     if unknown := sorted(set(tables) - set(planned)):
         raise StudyError(f"{path}: {', '.join(unknown)} are not models of the study")
-    return {name: _held_out(name, found, planned[name], clusters) for name, found in tables.items()}
+    models: dict[str, HeldOut] = {}
+    for name, found in tables.items():
+        questions, columns, parts = stack(name, tuple(found), list(found.values()))
+        models[name] = HeldOut(
+            name=name,
+            seeds=tuple(found),
+            missing=tuple(seed for seed in planned[name] if seed not in found),
+            columns=columns,
+            parts=parts,
+            questions=questions,
+            clusters=clusters,
+        )
+    return models
 
 
 def shares(row: Mapping[str, str | int], k: int) -> Shares:
@@ -105,22 +117,3 @@ def shares(row: Mapping[str, str | int], k: int) -> Shares:
         own[f"all_wrong_{name}"] = (float(n > 0 and c == 0), float(n > 0))
     parts = ["", f"family {row[FAMILY]}"] if row[FAMILY] else [""]
     return {(part, metric): share for part in parts for metric, share in own.items()}
-
-
-def _held_out(
-    name: str,
-    found: Mapping[int, Mapping[str, Shares]],
-    planned: tuple[int, ...],
-    clusters: Mapping[str, str],
-) -> HeldOut:
-    seeds = tuple(found)
-    questions, columns, parts = stack(name, seeds, list(found.values()))
-    return HeldOut(
-        name=name,
-        seeds=seeds,
-        missing=tuple(seed for seed in planned if seed not in found),
-        columns=columns,
-        parts=parts,
-        questions=questions,
-        clusters=clusters,
-    )

@@ -58,7 +58,7 @@ class Fields:
         self._grading = grading
 
     def top_level(self, there: Sequence[str], source: object) -> list[str]:
-        """Those of the columns `there`, which `source` has, that are read.
+        """The columns that are read, of the columns `there` of `source`.
 
         Raises `DataError` if a column is missing, or if a column has nearly the name of a missing
         field.

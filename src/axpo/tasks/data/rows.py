@@ -56,7 +56,7 @@ class Rows(ABC):
         return self.row(index)
 
     def place(self, index: int) -> str:
-        """Where the row stands, for a reader."""
+        """The place of the row in words, for messages and ids."""
         return f"{self.name} row {index}"
 
     def check(self) -> None:
