@@ -66,7 +66,7 @@ class Loop:
             rl.assign_credit(run, group)
         figures = gap(groups) | rl.counts(groups) | rl.update(run, groups, watch)
         for group in groups:
-            await run.engine.release(group.id)
+            await run.agent.engine.release(group.id)
         return {name: figures[name] for name in FIGURES}
 
 

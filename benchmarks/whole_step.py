@@ -124,7 +124,7 @@ def our_step(config: Config, start: Path, questions: Questions) -> Side:
         metrics = rl.update(run, groups, watch)
         await run.learner.publish(number + 1)
         for group in groups:
-            await run.engine.release(group.id)
+            await run.agent.engine.release(group.id)
         return work(groups) | {"groups_trained": metrics["groups_trained"]}
 
     def side() -> Mapping[str, float]:

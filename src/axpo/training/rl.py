@@ -23,7 +23,6 @@ from axpo.algorithms.losses import truncated_ratios
 from axpo.algorithms.subgroups import gap
 from axpo.algorithms.unscored import unscored_figures
 from axpo.config import Config
-from axpo.engines.base import Engine
 from axpo.folder import RunFolder, checkpoint_of
 from axpo.metrics import combined
 from axpo.rollout.agent import Agent
@@ -55,11 +54,6 @@ class Run:
     tool_files: Mapping[str, str]
     probe: WeightProbe | None = None
 
-    @property
-    def engine(self) -> Engine:
-        """The agent's."""
-        return self.agent.engine
-
 
 def train(run: Run, monitor: Monitor) -> Path:
     """Train what is left of the run's steps; returns the last checkpoint, in `out/checkpoints`.
@@ -72,9 +66,8 @@ def train(run: Run, monitor: Monitor) -> Path:
 async def _hand_over(run: Run, version: int) -> dict[str, float]:
     """Let the engine sample with the learner's weights; figures of how it does, where probed."""
     await run.learner.publish(version)
-    figures: dict[str, float] = {}
-    if run.engine.served_share is not None:
-        figures["served_share"] = run.engine.served_share
+    share = run.agent.engine.served_share
+    figures = {} if share is None else {"served_share": share}
     return figures if run.probe is None else figures | await run.probe.check()
 
 
@@ -153,7 +146,7 @@ async def _learn(
     watch("sync")
     metrics |= await _hand_over(run, step + 1)
     for group in groups:
-        await run.engine.release(group.id)
+        await run.agent.engine.release(group.id)
     settings = run.config.run
     if step == 0 or checkpoints.due(step, run.config.rl.steps, settings.trees_every):
         watch("write")
@@ -246,7 +239,7 @@ def work_done(run: Run) -> dict[str, float]:
 
     The engine's seconds are disjoint; those of tools and grading overlap it and each other.
     """
-    engine, agent = run.engine.stats, run.agent.stats
+    engine, agent = run.agent.engine.stats, run.agent.stats
     return {
         "tokens_prefilled": engine.prefilled,
         "tokens_decoded": engine.decoded,
