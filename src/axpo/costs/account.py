@@ -6,13 +6,16 @@ Servers are started after this sum is made, so their share is not yet missing fr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from axpo.costs.estimate import MemoryEstimate, estimate
 from axpo.costs.sizes import Loop
-from axpo.engines.base import Servers
 from axpo.models.card import Card, recipe_card
 from axpo.tree import Segment
 from axpo.wording import in_units, listed
+
+if TYPE_CHECKING:
+    from axpo.engines.base import Servers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from axpo.config import LimitSettings
 from axpo.costs import memory
 from axpo.costs.sizes import Counts, Loop, Sizes, counts, sizes
-from axpo.engines.base import EngineSettings
 from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.lora import targeted_layers
 from axpo.tools.python import PythonTool
@@ -112,7 +111,7 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
         pictures=pictures,
         otherwise=otherwise,
         logits=memory.logits(text, tokens, LOGITS_AT_ONCE),
-        kv=memory.keys_values(text, _rows(found, config.engine) * _columns(found), size),
+        kv=memory.keys_values(text, _rows(loop, found) * _columns(found), size),
     )
 
 
@@ -193,11 +192,11 @@ def _trunk(loop: Loop, found: Sizes, pieces: int) -> tuple[int, int]:
     return trunk, min(trunk, above)
 
 
-def _rows(found: Sizes, engine: EngineSettings) -> int:
+def _rows(loop: Loop, found: Sizes) -> int:
     """Rows of the engine's memory, which doubles them as needed; servers have their own."""
-    if engine.external:
+    if loop.config.engine.external:
         return 0
-    slots = engine.slots
+    slots = loop.config.engine.slots
     return min(slots, 1 << max(3, (found.rows - 1).bit_length())) if found.rows else 0
 
 

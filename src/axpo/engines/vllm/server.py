@@ -27,6 +27,7 @@ import httpx
 import torch
 
 from axpo.config import LoraSettings
+from axpo.costs import memory
 from axpo.engines.vllm.checks import lora_arguments, refused_heads
 from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
 from axpo.engines.vllm.share import CPU_CACHE
@@ -85,8 +86,8 @@ def fitting_installation(settings: Vllm, model: Any, dtype: str) -> Installation
     if refused := refused_heads(text.head_dim):
         raise ConfigError(f"engine.name: {refused}")
     space = os.environ.get(CPU_CACHE) or "1"
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    needed = settings.max_length * token * getattr(torch, dtype).itemsize / 2**30
+    size = getattr(torch, dtype).itemsize
+    needed = memory.keys_values(text, settings.max_length, size) / 2**30
     if not space.isdigit() or int(space) < needed:
         raise ConfigError(
             f"engine.max_length: {settings.max_length} tokens of this model need {needed:.2f} "

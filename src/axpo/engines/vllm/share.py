@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from axpo.costs import memory
 from axpo.engines.base import Servers
 from axpo.engines.vllm.settings import Vllm
 from axpo.errors import ConfigError
@@ -38,7 +39,7 @@ def started_servers(
         return None
     what = "vLLM server" if settings.servers == 1 else f"{settings.servers} vLLM servers"
     text, size = model.config.text_config, getattr(torch, dtype).itemsize
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size
+    token = memory.keys_values(text, 1, size)
     weights = size * sum(p.numel() for p in model.parameters())
     if not card.gpu:
         space = os.environ.get(CPU_CACHE) or "1"
