@@ -1,9 +1,9 @@
 """Time limits that measure work: a clock stands still while what it measures waits for a place.
 
-Whoever lets others wait (an engine's queue, a tool's places, a weight update) says so with
+Code that lets others wait (an engine's queue, a tool's places, a weight update) says so with
 `waiting`, however deep in the call it stands; every clock around it stands still until the wait is
-over. Else a full queue would look like slow work, and whoever has to queue more often, as those who
-use tools do, would run out of time first.
+over. Otherwise a full queue would look like slow work, and trajectories that queue more often,
+because they use tools, would run out of time first.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _innermost: ContextVar[Clock | None] = ContextVar("clock", default=None)
 
 
 class Clock:
-    """Bounds the block that it is entered around (`async with`) to `seconds` of work.
+    """Limits the block of its `async with` to `seconds` of work.
 
-    Raises `TimeoutError` out of the block then, as `asyncio.timeout` does. Tasks that the block
-    starts are measured too. `worked` and `waited` are its seconds up to the last wait or the end.
+    At the limit it raises `TimeoutError` out of the block, as `asyncio.timeout` does. Tasks that
+    the block starts are measured too. `worked` and `waited` are the block's seconds up to the last
+    wait or its end.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -61,7 +62,7 @@ class Clock:
             clock = clock._outer
 
     def _turn(self, waits: int) -> None:
-        """Note the time that has passed; from now on `waits` more are waited for."""
+        """Note the time that has passed; from now on there are `waits` more waits."""
         if self._lap is None:
             return
         now = asyncio.get_running_loop().time()
@@ -77,7 +78,7 @@ class Clock:
 
 
 class Wait:
-    """What was begun by `waiting`; `over` ends it before its block does, once."""
+    """A wait that `waiting` began; `over` ends it before its block does, once."""
 
     def __init__(self, clock: Clock | None) -> None:
         self._clocks = [] if clock is None else list(clock.chain())

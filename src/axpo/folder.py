@@ -1,5 +1,5 @@
-"""A run's folder: what lies where in it, who may write in it, and how a file or a folder is written
-as a whole. What is in the files is others' business.
+"""A run's folder: where everything lies in it, who may write in it, and how a file or a folder is
+written as a whole. Other modules know the content of the files.
 
     version, .lock                 of the layout; held by the command that works here
     config.json                    the settings as resolved
@@ -34,15 +34,15 @@ from typing import Any
 from axpo.errors import DiskError, UserError
 
 VERSION = 2
-"""Of the folder's layout and of what its files hold; 1 are those that do not say so."""
+"""The version of the folder's layout and of its files' content; a folder that names none is 1."""
 _STEP = re.compile(r"step-(\d{6,})")
 _HIDDEN = ".writing-"
-"""What the names of folders begin with that are half written, or about to be removed."""
+"""The beginning of the names of folders that are half written or about to be removed."""
 _END = 1 << 20
 
 
 class RunFolder:
-    """The run's folder at `path`: the places of what is in it. Making one touches no disk."""
+    """The places of everything in the run's folder at `path`. Making one touches no disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,7 +72,7 @@ class RunFolder:
         return self.path / "trees" / f"step-{step:06d}.parquet"
 
     def saved_trees(self) -> dict[int, Path]:
-        """Step -> the file of its trees, of the steps that have one, in order."""
+        """The file of each step's trees by its step, in order."""
         files = (self.path / "trees").glob("*.parquet")
         return dict(sorted((int(m[1]), f) for f in files if (m := _STEP.fullmatch(f.stem))))
 
@@ -85,8 +85,7 @@ class RunFolder:
         return self.path / f"{stage}.settings.json"
 
     def begun(self) -> bool:
-        """Whether anything was made here or in the folders of a quickstart's stages: a step or a
-        checkpoint."""
+        """Whether a step or a checkpoint was made here or in the folders of a quickstart."""
         metrics = (self.metrics, *self.path.glob(f"*/{self.metrics.name}"))
         return any(f.is_file() and f.stat().st_size for f in metrics) or bool(
             saved_checkpoints(self.checkpoints)
@@ -118,10 +117,10 @@ class RunFolder:
     def alone(self) -> Iterator[None]:
         """Make the folder and have it alone while the context lasts.
 
-        The lock is the system's own (`flock`), so it ends with the process, however that ends. What
-        was made here (the folder, those above it, `lock` and `version`) goes again where nothing
-        else was made in the folder. Raises `UserError` where another command works in it, where
-        it cannot be made, and as `check` does.
+        The lock is the system's own (`flock`), so it ends with the process, however that ends. The
+        folder, those above it, `lock` and `version` are removed again if they were made here and
+        nothing else was made in the folder. Raises `UserError` where another command works in it,
+        where it cannot be made, and as `check` does.
         """
         out = self.path
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -151,8 +150,8 @@ class RunFolder:
 
 
 class GroupsFolder:
-    """A folder of groups that were sampled to be measured, a file for each few of them; their
-    `pictures` lie in another. `identity` says what they were made with."""
+    """A folder of groups that were sampled to be measured, a few of them per file; their `pictures`
+    lie in another folder. `identity` says what they were made with."""
 
     def __init__(self, path: Path, pictures: Path) -> None:
         self.path, self.pictures = path, pictures
@@ -164,13 +163,13 @@ class GroupsFolder:
         return self.path / f"{number:06d}.parquet"
 
     def files(self) -> list[Path]:
-        """Those that are there, in order."""
+        """The files that are there, in order."""
         return sorted(self.path.glob("*.parquet"))
 
 
 class CheckpointFolder:
     """The checkpoint at `path`: the model (loadable on its own, adapters merged into it), its
-    adapters (as PEFT reads them), what training goes on with, and which step it was."""
+    adapters (as PEFT reads them), the state that training goes on with, and the number of steps."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -182,17 +181,17 @@ class CheckpointFolder:
 
     @property
     def missing(self) -> list[Path]:
-        """Files that every checkpoint has, and this one lacks."""
+        """The files that every checkpoint has and this one lacks."""
         return [f for f in (self.model_config, self.trainer, self.state) if not f.is_file()]
 
 
 def checkpoint_of(checkpoints: Path, step: int) -> CheckpointFolder:
-    """Where the checkpoint after `step` steps lies in the folder `checkpoints`."""
+    """The checkpoint after `step` steps in the folder `checkpoints`, whether it is there or not."""
     return CheckpointFolder(checkpoints / f"step-{step:06d}")
 
 
 def saved_checkpoints(checkpoints: Path) -> list[CheckpointFolder]:
-    """Those in the folder `checkpoints`, oldest first, damaged ones among them."""
+    """The checkpoints in the folder `checkpoints`, oldest first, damaged ones among them."""
     if not checkpoints.is_dir():
         return []
     found = [(int(m[1]), p) for p in checkpoints.iterdir() if (m := _STEP.fullmatch(p.name))]
@@ -218,14 +217,14 @@ def _lock(file: int, out: Path) -> None:
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXT = ("os error 28", "os error 122", "os error 27", "disk is full", "inline_container.cc")
-"""How libraries that raise errors of their own say it: safetensors, SQLite, torch."""
+"""The words of libraries that raise errors of their own: safetensors, SQLite, torch."""
 LITTLE = 1 << 20
-"""Bytes; with less than that free, a library that says nothing failed for want of room."""
+"""Bytes; if less is free, an error of a library that gives no reason is taken for a full disk."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """The block writes `path`: what the system refuses is raised as `DiskError`."""
+    """Raise `DiskError` where the system refuses to let the block write `path`."""
     try:
         yield
     except UserError:
@@ -258,8 +257,9 @@ def _refusal(error: Exception, path: Path) -> str | None:
 def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """A file to write beside `path`, which it replaces at the end; `path` is whole or as it was.
 
-    Not `durable` it may be lost with the machine, but not with the process, and takes less time.
-    Raises `DiskError` where the disk is full or does not let us; then nothing is left over.
+    If it is not `durable`, it takes less time and may be lost with the machine, but not with the
+    process. Raises `DiskError` where the disk is full or cannot be written; then nothing is left
+    over.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may write the same
     try:
@@ -284,8 +284,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill beside `path`, which it replaces at the end; `path` is whole or as it was.
     (A kill between the two renames that replacing takes leaves none.)
 
-    Removes what was left half-way beside it before, so only one process may write there. Raises
-    `DiskError` where the disk is full or does not let us; then nothing is left over.
+    Half-written folders beside it are removed first, so only one process may write there. Raises
+    `DiskError` where the disk is full or cannot be written; then nothing is left over.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +327,7 @@ def _flush(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; raises `UserError` that names it where that cannot be read."""
+    """The content of a JSON file; raises `UserError` that names the file where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -337,8 +337,8 @@ def read_json(path: Path) -> Any:
 
 
 def files_digest(files: Iterable[Path]) -> str:
-    """Tells one content of `files` from another by their names, sizes, first and last megabytes:
-    weights and indexes of many gigabytes are known in a moment."""
+    """A digest of the names, sizes, first and last megabytes of `files`, which tells one content
+    from another in a moment even for weights and indexes of many gigabytes."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

@@ -1,8 +1,8 @@
-"""From a picture of any kind to the RGB picture that a model is shown: the one way there is.
+"""The one way from a picture of any kind to the RGB picture that a model is shown.
 
-Whatever a row, a tool, a server, a gallery or a sandboxed cell holds comes through here before it
-is shown, hashed, stored or compared, so that all of them agree on what it looks like. The Python
-sandbox loads this file by its path: it imports numpy and Pillow alone.
+Every picture of a row, a tool, a server, a gallery or a sandboxed cell comes through here before it
+is shown, hashed, stored or compared, so that all of them agree on its looks. The Python sandbox
+loads this file by its path, so it imports only numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Of foreign files: plain raster formats alone are opened."""
+"""The formats of foreign files that are opened: plain raster formats only."""
 MAX_PIXELS = 89_000_000
-"""Of one foreign picture: nearly three 8K screens, just below where Pillow warns of bombs
-(choice)."""
+"""Pixels of a foreign picture, at most: nearly three 8K screens, just below where Pillow warns of
+bombs (choice)."""
 MAX_ASPECT = 100
-"""Longer by shorter side. The family's image processor refuses 200 (`smart_resize`) and rounds
-sides to whole tokens, which can double the ratio; a server processes the rounded picture again."""
+"""The longer side divided by the shorter one, at most. The family's image processor refuses 200
+(`smart_resize`) and rounds sides to whole tokens, which can double the ratio; a server processes
+the rounded picture again."""
 _BITS_PER_SAMPLE = 258
 """The TIFF tag."""
 
@@ -51,8 +52,9 @@ def read_picture(source: Path | bytes) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a viewer shows it: upright by its EXIF, on white where it is transparent, deep greys
-    scaled to 8 bits; an RGB picture that is so already is returned itself.
+    """The picture in RGB as a viewer shows it: upright by its EXIF data, on white where it is
+    transparent, deep greys scaled to 8 bits. An RGB picture that needs no change is returned
+    itself.
 
     Raises `PictureError` for numbers whose range is not known: floating-point and 32-bit ones.
     """
@@ -76,7 +78,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def picture_digest(picture: Image.Image) -> str:
-    """Content hash of a picture's RGB pixels (`as_rgb`) and size (32 hex digits)."""
+    """The content hash (32 hex digits) of a picture's RGB pixels (`as_rgb`) and size."""
     rgb = as_rgb(picture)
     return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]
 
@@ -106,7 +108,7 @@ def shrunk(image: Image.Image, max_pixels: int, max_side: int | None = None) -> 
 def fitting(
     width: int, height: int, max_pixels: int, max_side: int | None = None
 ) -> tuple[int, int]:
-    """Width and height within the limits, of the same shape up to rounding and never longer and
+    """The width and height within the limits, of the same shape up to rounding and never longer and
     thinner than `check_shape` allows."""
     factor = min(1.0, math.sqrt(max_pixels / (width * height)))
     if max_side is not None:

@@ -1,9 +1,9 @@
 """How a command ends early: Ctrl-C, SIGTERM, a closed terminal, a reader that is gone.
 
-A signal asks for the stop, and `Stopped` is raised where nothing is half done: at once as a rule,
-in an event loop (`run`) by cancelling what it runs, and after a block that must be whole (`held`)
-where its owner next calls `check`. `Stopped` is no `Exception`, so that nothing takes it for an
-error. A second signal ends the process at once.
+A signal asks for the stop, and `Stopped` is raised where nothing is half done: usually at once, in
+an event loop (`run`) by cancelling its work, and after a block that must be whole (`held`) at its
+owner's next `check`. `Stopped` is no `Exception`, so that nothing takes it for an error. A second
+signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from axpo.errors import Stopped
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")
 TOGETHER = 0.5
-"""Seconds in which several signals are one request: `timeout` sends two, a terminal and whoever
-started the command may send one each."""
+"""Seconds within which several signals are one request: `timeout` sends two, and a terminal and the
+process that started the command may send one each."""
 SHOW_CURSOR = b"\x1b[?25h"
 
 Result = TypeVar("Result")
 
 
 class _Request:
-    """The stop that was asked for, if any, and what it has to wait for."""
+    """The stop that was asked for, if any, and the blocks that it has to wait for."""
 
     number: int | None = None
     at = 0.0
@@ -44,9 +44,9 @@ _request = _Request()
 
 
 def listen() -> None:
-    """From now on signals ask this process to stop. Call it once, in the main thread.
+    """Let signals ask this process to stop, from now on. Call it once, in the main thread.
 
-    What whoever started the process has it ignore (`nohup`) stays ignored, but for SIGPIPE, which
+    A signal that the process was started to ignore (`nohup`) stays ignored, except SIGPIPE, which
     Python itself ignores.
     """
     for name in SIGNALS:
@@ -58,7 +58,7 @@ def listen() -> None:
 
 
 def let_go() -> None:
-    """From now on signals do to this process what they do to any."""
+    """Give signals back their usual effect on a process, from now on."""
     for name in SIGNALS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is _asked:
@@ -67,8 +67,8 @@ def let_go() -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Ctrl-C asks for a stop while the context lasts, where nobody else listens: a function that is
-    called from Python ends as the command does, with `KeyboardInterrupt`."""
+    """Let Ctrl-C ask for a stop while the context lasts, if nobody else listens: a function that is
+    called from Python then ends like the command, with `KeyboardInterrupt`."""
     ours = signal.getsignal(signal.SIGINT)
     if ours is _asked or threading.current_thread() is not threading.main_thread():
         yield
@@ -91,7 +91,7 @@ def check() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """The block ends whole: a stop that is asked for meanwhile waits for the next `check`."""
+    """Let the block end whole: a stop that is asked for meanwhile waits for the next `check`."""
     _request.held += 1
     try:
         yield
@@ -101,7 +101,7 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def last_act(act: Callable[[], object]) -> Iterator[None]:
-    """Do `act` where a second signal ends the process at once while the context lasts."""
+    """While the context lasts, do `act` if a second signal ends the process at once."""
     _request.last_acts.append(act)
     try:
         yield
@@ -110,8 +110,10 @@ def last_act(act: Callable[[], object]) -> Iterator[None]:
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """`asyncio.run`, in a thread where a loop runs in this one; a stop cancels `work`, and what its
-    cleaning up leaves is `Stopped`."""
+    """Run `work` as `asyncio.run` does, in another thread if an event loop runs in this one.
+
+    A stop cancels `work`, and `Stopped` is raised once it has cleaned up.
+    """
 
     async def cancellable() -> Result:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -145,7 +147,7 @@ def _in_a_loop() -> bool:
 def _asked(number: int, _: object) -> None:
     """A signal came: note it, and stop unless something has to become whole first."""
     if number == getattr(signal, "SIGPIPE", None) and not _reader_gone():
-        return  # a child's pipe or a socket: whoever wrote to it gets an error
+        return  # a child's pipe or a socket: its writer gets an error
     now = time.monotonic()
     if _request.number is None:
         _request.number, _request.at = number, now
@@ -162,7 +164,7 @@ def _asked(number: int, _: object) -> None:
 
 
 def _reader_gone() -> bool:
-    """Whether nobody reads what we print any more (`axpo show ... | head`)."""
+    """Whether nobody reads the output any more (`axpo show ... | head`)."""
     for descriptor in (1, 2):
         poll = select.poll()
         poll.register(descriptor, 0)
@@ -172,7 +174,7 @@ def _reader_gone() -> bool:
 
 
 def _end_now(number: int) -> None:
-    """Die of the signal; nothing is cleaned up but the terminal and what `last_act` names."""
+    """Die of the signal; only the terminal is cleaned up, and the acts of `last_act` are done."""
     for act in _request.last_acts:
         act()
     if os.isatty(2):

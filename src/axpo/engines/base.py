@@ -1,9 +1,9 @@
 """The contract of every engine: token ids and pictures in, sampled ids and logprobs out.
 
-A request carries its whole path so far; an engine keeps what it computed for earlier requests
-of the same `group` and computes only what is new (the prompt and its pictures once a group, a
-turn's observation on top of the turn before, a continuation from its cut). What it keeps is a
-cache: dropping it changes time, never results. `tests/support/engine_contract.py` holds the tests
+A request carries its whole path so far. An engine keeps what it computed for earlier requests of
+the same `group` and computes only what is new: the prompt and its pictures once per group, a turn's
+observation on top of the turn before, a continuation from its cut. What it keeps is a cache:
+dropping it changes the time, never the results. `tests/support/engine_contract.py` holds the tests
 that each engine must pass.
 """
 
@@ -45,8 +45,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. `seed` fixes this request's draws whatever else runs beside it (in bfloat16
-    logits round differently in a batch of another shape: the same draw may give another token).
+    """How to sample. `seed` fixes this request's draws, whatever else runs beside it (in bfloat16
+    logits round differently in a batch of another shape, so that a draw may give another token).
 
     `banned` ids get probability 0 before the softmax (vision placeholders); `stop` ids end
     sampling and are returned as the last token. RL needs temperature 1, top_p 1 and top_k 0.
@@ -79,8 +79,7 @@ class Sampling:
 class Request:
     """Sample after `tokens` (placeholders expanded), `pictures` in placeholder order.
 
-    Of the requests that wait for a place those of the highest `priority` are next, equal ones in
-    the order in which they came.
+    The waiting request of the highest `priority` gets the next place; among equals, the first.
     """
 
     id: str
@@ -93,13 +92,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """`logprobs[i]` is the log-probability (nats) of `tokens[i]` under the distribution that
-    sampled it: temperature and ban applied, before top-p/top-k truncation. `top_logprobs[i]` are
-    the highest of that distribution, in falling order (fewer where fewer ids may be sampled);
-    empty unless asked for.
+    """What was sampled. `logprobs[i]` is the log-probability (nats) of `tokens[i]` under the
+    distribution that sampled it, with temperature and ban but before top-p/top-k truncation.
+    `top_logprobs[i]` are the highest of that distribution in falling order (fewer where fewer ids
+    may be sampled); it is empty unless asked for.
 
-    `versions[i]` is the version of the weights that sampled `tokens[i]`: never falling, and all
-    the same but where weights were loaded meanwhile. `reused` counts path tokens that were not
+    `versions[i]` is the version of the weights that sampled `tokens[i]`. Versions never fall, and
+    differ only where weights were loaded meanwhile. `reused` counts path tokens that were not
     computed again.
     """
 
@@ -113,10 +112,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """What an engine outside this process takes of the card: `count` servers, called `what`, each
-    of which takes `share` bytes.
+    """What an engine outside this process takes of the card: `count` servers, called `what`, of
+    `share` bytes each.
 
-    Of these, `weights` hold its part of the model, and a token of KV cache takes `token` bytes.
+    Of a server's share, `weights` bytes hold its part of the model; a token of KV cache takes
+    `token` bytes.
     """
 
     what: str
@@ -132,8 +132,8 @@ class Servers:
 
     @property
     def room(self) -> int:
-        """Tokens of KV cache that one of them has at most: its activations and CUDA graphs, some
-        GB of a real model, come out of the same share."""
+        """Tokens of KV cache that one server has at most: its activations and CUDA graphs, some GB
+        of a real model, come out of the same share."""
         return max(0, self.share - self.weights) // self.token
 
 
@@ -141,9 +141,9 @@ class Servers:
 class Start:
     """What an engine is started with: the model, whose weights are version 0, and the run's limits.
 
-    `folder` is a place for logs and weights, `room` what a path may hold after its prompt (tokens).
-    `in_flight` says what becomes of requests when new weights come (`rl.in_flight`); None where
-    there are none then.
+    `folder` is for logs and weights, and a path may hold `room` tokens after its prompt.
+    `in_flight` says what becomes of requests when new weights come (`rl.in_flight`); it is None
+    where none are in flight then.
     """
 
     checkpoint: Checkpoint
@@ -153,84 +153,81 @@ class Start:
 
 
 class EngineSettings(Part):
-    """What samples: its settings, what can be said of it before it runs, and how it is started.
+    """The settings of an engine, which also describe the engine before it runs and start it.
 
-    `axpo.config` loads the class with the recipe, so its module imports what is heavy in `start`.
+    `axpo.config` loads the class with the recipe, so heavy imports belong into `start`.
     """
 
     kind: ClassVar[str] = "engine"
     external: ClassVar[bool] = False
-    """Whether it samples outside this process: then it is compared with the model before it is used
-    and after each update, and may sample while this process trains."""
+    """Whether the engine samples outside this process. Then it is compared with the model before it
+    is used and after each update, and may sample while this process trains."""
 
     slots: PositiveInt = 256
-    """Sequences kept or running at once, in each server where there are several; in this process
-    these are KV slots. Further requests wait, and later turns go before first turns."""
+    """How many sequences are kept or run at once, in each server where there are several; in this
+    process these are KV slots. Further requests wait, and later turns go before first turns."""
 
     @property
     def longest_path(self) -> int | None:
-        """Tokens of a path, its prompt included, that it takes (its setting `max_length`); None
-        where it has no limit of its own."""
+        """How many tokens a path may have, its prompt included (the setting `max_length`); None
+        where the engine has no limit of its own."""
         return None
 
     @property
     def max_difference(self) -> float | None:
-        """Mean difference (nats) of its logprobs from the trainer's above which it is refused
-        (its setting `max_logprob_difference`); None for the usual one."""
+        """The mean difference (nats) of its logprobs from the trainer's above which the engine is
+        refused (the setting `max_logprob_difference`); None for the usual one."""
         return None
 
     @property
     def starting(self) -> str:
-        """What `start` does, in words."""
+        """A description of what `start` does."""
         return "starting the engine"
 
     def missing(self) -> str | None:
-        """What it needs that is not on this machine, and how to get it."""
+        """What the engine needs and this machine lacks, and how to get it; None if nothing."""
         return None
 
     def check(self, shapes: Any, dtype: str, device: str) -> None:
-        """Before any weights are loaded: raise `ConfigError` where it cannot serve a model of the
-        config `shapes` (transformers) in `dtype`, which is trained on `device`."""
+        """Raise `ConfigError`, before any weights are loaded, where the engine cannot serve a model
+        of the config `shapes` (transformers) in `dtype`, which is trained on `device`."""
 
     def taken(self, model: Any, dtype: str, card: Card, device: str) -> Servers | None:
-        """What it takes of the `card` of `device`; None where it takes nothing beside this process.
+        """What the engine takes of the `card` of `device` beside this process; None if nothing.
 
-        Shapes of `model` are enough. Raises `ConfigError` where that is too little for itself.
+        `model` needs shapes only. Raises `ConfigError` where its share is too small for itself.
         """
         return None
 
     def start(self, start: Start) -> Engine:
-        """The running engine; may take a while. Raises `UserError` where it does not start."""
+        """Start the engine, which may take a while; raises `UserError` where it does not start."""
         raise NotImplementedError(f"{type(self).__name__} has no start()")
 
 
 class Engine(ABC):
-    """Asynchronous; cancel a request by cancelling the task that awaits it."""
+    """A running engine. Cancel a request by cancelling the task that awaits it."""
 
     stats: EngineStats
+    version: int = 0
+    """The version of the weights that sample now; `load_weights` sets it."""
     served_share: float | None = None
-    """How much of what training changed the engine's weights carry since the last hand-over, from 0
-    to 1; None where they are the trainer's own."""
-
-    @property
-    @abstractmethod
-    def version(self) -> int:
-        """Version of the weights that sample now."""
+    """The share, from 0 to 1, of training's changes that the engine's weights carry since the last
+    hand-over; None where they are the trainer's own."""
 
     @abstractmethod
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; raises `RequestError` or `EngineError`.
 
-        What a request waits before it is sampled from is `waiting` (`axpo.clock`).
+        The time until sampling begins is `waiting` (`axpo.clock`).
         """
 
     async def probe(self, request: Request) -> Mapping[str, Completion]:
-        """What each server that is up says to `request`, by its name; counted nowhere."""
+        """The answer of each server that is up to `request`, by its name; it is not counted."""
         return {type(self).__name__: await self.generate(request)}
 
     @abstractmethod
     async def release(self, group: str) -> None:
-        """Forget what is kept for `group`."""
+        """Forget everything that is kept for `group`."""
 
     @abstractmethod
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:

@@ -1,4 +1,4 @@
-"""The engine in this process, as a recipe chooses it: `axpo.engines.transformers` is what runs."""
+"""The settings of the engine in this process, which `axpo.engines.transformers` runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Transformers(EngineSettings):
     """Samples in this process, with the trainer's own weights."""
 
     max_prefill_tokens: PositiveInt = 4096
-    """Padded tokens of one prefill call."""
+    """Tokens of one prefill call, padding included, at most."""
 
     def start(self, start: Start) -> Engine:
         """An engine that shares the model's weights."""

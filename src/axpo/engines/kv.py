@@ -1,4 +1,4 @@
-"""Memory of keys and values: one row a sequence, left-aligned, each row with its own length.
+"""Memory of keys and values: one row per sequence, left-aligned, each with its own length.
 
 Rows and columns grow by doubling. A forward pass works on a contiguous block of rows (`view`),
 so attention reads the memory in place: nothing is gathered or concatenated. Columns past a
@@ -39,7 +39,7 @@ class SlotMemory(Cache):
         self._view: tuple[slice, torch.Tensor, torch.Tensor, int] | None = None
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for `rows` rows of `columns` tokens; what is stored stays."""
+        """Make room for `rows` rows of `columns` tokens; the content stays."""
         if rows <= self._rows and columns <= self._columns:
             return
         wanted_rows, wanted_columns = rows, columns

@@ -1,4 +1,4 @@
-"""Places for so many requests at once; the others wait by priority."""
+"""Places for a limited number of requests at once; the others wait by priority."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from axpo.clock import waiting
 
 
 class Places:
-    """`count` places. Of those that wait the highest priority is next, then who came first.
+    """`count` places: the waiting request of the highest priority is next, then the first to come.
 
-    Belongs to one event loop.
+    Places belong to one event loop.
     """
 
     def __init__(self, count: int) -> None:
@@ -25,7 +25,7 @@ class Places:
 
     @asynccontextmanager
     async def take(self, priority: int) -> AsyncIterator[None]:
-        """Hold a place; what it takes to get one is `waiting`."""
+        """Hold a place; the time until it is free is `waiting`."""
         with waiting():
             await self._enter(priority)
         try:

@@ -1,8 +1,8 @@
-"""Sampling a batch of rows, each from its own seed, so that neighbours never change a draw.
+"""Samples a batch of rows, each from its own seed, so that neighbours never change a draw.
 
 A row's draw is one uniform number mapped through the inverse CDF (float64) of its distribution.
-Owns the order of operations: ban, temperature, log-softmax (what `Completion.logprobs` report),
-then top-k, then top-p on what top-k kept, renormalised.
+The order of operations is: ban, temperature, log-softmax (these are `Completion.logprobs`), then
+top-k, then top-p on what top-k kept, renormalised.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from axpo.models.transfer import to_device
 
 
 class Sampler:
-    """The settings of a batch of rows as tensors; build once, call every step."""
+    """The settings of a batch of rows as tensors, which every step can use again."""
 
     def __init__(self, rows: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
         self._device = device
@@ -56,7 +56,7 @@ class Sampler:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sampled ids [R] and their logprobs [R] (nats) from `logits` [R, V].
 
-        `uniforms` in [0, 1), one a row.
+        `uniforms` holds one number in [0, 1) per row.
         """
         logprobs = self.logprobs(logits)
         weights = logprobs.double().exp_()

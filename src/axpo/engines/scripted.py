@@ -1,4 +1,4 @@
-"""An engine that samples what a script says: for tests, dry runs and demonstrations.
+"""An engine that samples what a script says, for tests, dry runs and demonstrations.
 
 It computes nothing and needs no model, but keeps the contract: requests are checked, stop ids
 and token limits hold, requests can be slow, fail, or be cancelled.
@@ -27,12 +27,12 @@ class ScriptedEngine(Engine):
 
     The script returns the ids to sample, or an exception for the request to fail with. Ids
     after the first stop id or beyond `max_tokens` are not sampled; a script that ends early is
-    followed by the request's first stop id. Every token has logprob `logprob`, and the request's
-    `top_logprobs` are the first of those that `top` gives (`logprob` alone by default). `delay`
-    seconds (a number, or one a request) pass before the answer; `slots` requests are in work at
-    once, all by default. Requests are checked against `vocabulary` and, with `image_token` and
-    `picture_tokens` (placeholders that a picture takes), their placeholders too. `requests` lists
-    what was asked.
+    followed by the request's first stop id. Every token has the logprob `logprob`, and the
+    request's `top_logprobs` are the first of those that `top` gives (`logprob` alone by default).
+    `delay` seconds (a number, or a function of the request) pass before the answer; `slots`
+    requests are in work at once, all by default. Requests are checked against `vocabulary`, and
+    their placeholders against `image_token` and `picture_tokens` (how many placeholders a picture
+    takes) if both are given. `requests` lists the requests so far.
     """
 
     def __init__(
@@ -55,17 +55,12 @@ class ScriptedEngine(Engine):
         self._vocabulary = vocabulary
         self._image_token = image_token
         self._picture_tokens = picture_tokens
-        self._version = version
+        self.version = version
         self._places = Places(slots)
         self._pending: set[asyncio.Future[None]] = set()
         self._closed = False
         self.requests: list[Request] = []
         self.stats = EngineStats()
-
-    @property
-    def version(self) -> int:
-        """Version of the weights that sample now."""
-        return self._version
 
     async def generate(self, request: Request) -> Completion:
         """The script's answer; raises `RequestError` or `EngineError`."""
@@ -91,7 +86,7 @@ class ScriptedEngine(Engine):
         """Take the version; raises `EngineError` while requests are in flight."""
         if self._pending:
             raise EngineError(f"weights {version}: {len(self._pending)} requests are in flight")
-        self._version = version
+        self.version = version
 
     async def close(self) -> None:
         """Stop; pending requests raise `EngineError`."""
@@ -139,6 +134,6 @@ class ScriptedEngine(Engine):
             tokens=tuple(tokens),
             logprobs=(self._logprob,) * len(tokens),
             finish=Finish.STOP if stopped else Finish.LENGTH,
-            versions=(self._version,) * len(tokens),
+            versions=(self.version,) * len(tokens),
             top_logprobs=(highest,) * len(tokens) if highest else (),
         )

@@ -1,4 +1,4 @@
-"""Which sequence lives in which row: reuse of prefixes, placement, eviction.
+"""Decides which sequence lives in which row: reuse of prefixes, placement, eviction.
 
 Running sequences occupy the first rows, without gaps, so that a step is one block. The rows
 behind them keep finished sequences: a request of the same group takes over the one that it
@@ -46,7 +46,7 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 def reusable(
     tokens: list[int], spans: Sequence[ImageSpan], other: Slot, common: int | None = None
 ) -> int:
-    """How many of the first tokens `other` can stand for, once all of its own are computed.
+    """How many of the first tokens can be reused from `other`, once all of its own are computed.
 
     The last token is always left to compute (its output is what sampling needs), the pictures
     must be the same, and a picture is taken whole or not at all.
@@ -63,7 +63,7 @@ def reusable(
 
 
 class SlotPool:
-    """The rows of a `SlotMemory`: the first `running` are computed on, the others are kept."""
+    """The rows of a `SlotMemory`: the first `running` are computed on, the others are only kept."""
 
     def __init__(self, memory: SlotMemory, slots: int) -> None:
         self._memory = memory
@@ -143,7 +143,7 @@ class SlotPool:
         slot.row, other.row = row, slot.row
 
     def retire(self, slot: Slot) -> None:
-        """Stop running `slot`; what it stores is kept. The last running slot takes its row."""
+        """Stop running `slot` but keep its content; the last running slot takes its row."""
         self._touch(slot)
         self.running -= 1
         self.place(slot, self.running)

@@ -1,4 +1,4 @@
-"""What an engine counts, for metrics and for tests that prove that work is shared."""
+"""The counts of an engine, for metrics and for tests that prove that work is shared."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since the engine was made; tokens unless said otherwise.
+    """Counters since the engine was made; they count tokens unless said otherwise.
 
-    `prefilled` and `decoded` were computed, `reused` were not. `pictures` went through the
-    vision tower; `evictions` are kept sequences that made room for others. The seconds (wall) are
-    the engine's own, disjoint: vision tower, prefill, decoding; sampling and bookkeeping included.
-    `picture_bytes` were sent to servers, encoded; `servers_lost` counts servers that had to be
-    given up or brought back.
+    `prefilled` and `decoded` tokens were computed, `reused` ones were not. `pictures` went through
+    the vision tower; `evictions` are kept sequences that made room for others. The seconds (wall)
+    of vision tower, prefill and decoding do not overlap and include sampling and bookkeeping.
+    `picture_bytes` were sent to servers as encoded pictures; `servers_lost` counts servers that had
+    to be given up or brought back.
     """
 
     requests: int = 0

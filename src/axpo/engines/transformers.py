@@ -50,13 +50,11 @@ class TransformersEngine(Engine):
         checkpoint: Checkpoint,
         slots: int = 256,
         max_prefill_tokens: int = 4096,
-        version: int = 0,
     ) -> None:
         model = checkpoint.model
         self._processor, self._model = checkpoint.processor, model
         self._slots = slots
         self._max_prefill = max_prefill_tokens
-        self._version = version
         self._memory = SlotMemory(model.config.text_config, slots, model.dtype, model.device)
         self._pool = SlotPool(self._memory, slots)
         self._runner = Runner(model, self._memory)
@@ -67,11 +65,6 @@ class TransformersEngine(Engine):
         self._closed = False
         self._patience = PATIENCE
         self.stats = EngineStats()
-
-    @property
-    def version(self) -> int:
-        """Version of the weights that sample now."""
-        return self._version
 
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; raises `RequestError` or `EngineError`."""
@@ -106,7 +99,7 @@ class TransformersEngine(Engine):
                 "flight; await or cancel them first"
             )
         copy_weights(self._model, weights)
-        self._version = version
+        self.version = version
         self._pool.clear()
         self._runner.forget_features()
         if self._model.device.type != "cpu":
@@ -268,7 +261,7 @@ class TransformersEngine(Engine):
                 continue
             self._retire(job, keep=True)
             if not job.future.done():
-                job.future.set_result(job.completion(self._version))
+                job.future.set_result(job.completion(self.version))
 
     def _fail(self, jobs: Iterable[Job], error: Exception) -> None:
         for job in jobs:

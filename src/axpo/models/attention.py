@@ -1,9 +1,9 @@
-"""The vision tower's two slow places: its attention and its patches.
+"""Faster code for the vision tower's two slow parts, its attention and its patch embedding.
 
-transformers' non-flash vision attention calls its kernel once a picture. The function here
+transformers' non-flash vision attention calls its kernel once per picture. The function here
 takes the packed sequence (the flash interface) and runs pictures of equal length as one batch.
-The patch embedding is a convolution whose stride is its kernel: one matrix product, which takes
-a third of the convolution's time on a CPU (`benchmarks`).
+The patch embedding is a convolution whose stride is its kernel, and so a matrix product, which
+takes a third of the convolution's time on a CPU (`benchmarks`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ AttentionInterface.register(VARLEN_VISION, varlen_vision_attention)
 
 
 class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
-    """The same weights as a matrix product; [patches, channels * temporal * patch^2] in."""
+    """The patch embedding as a matrix product; takes [patches, channels * temporal * patch^2]."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.proj.weight
@@ -59,6 +59,6 @@ class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
 
 
 def use_fast_vision(model: nn.Module) -> None:
-    """Make `model` (Qwen3VLForConditionalGeneration) encode its pictures this way."""
+    """Make `model` (Qwen3VLForConditionalGeneration) encode its pictures in these ways."""
     model.model.visual.config._attn_implementation = VARLEN_VISION  # pyright: ignore
     model.model.visual.patch_embed.__class__ = LinearPatchEmbed  # pyright: ignore

@@ -20,8 +20,8 @@ def rope_positions(
 ) -> tuple[torch.Tensor, int]:
     """Positions [3, length] from position `start`, and the position that follows them.
 
-    `spans` are the run's pictures in order with their patch grids (t, h, w); a picture never
-    reaches beyond the run.
+    `spans` are the run's pictures in order, each with its patch grid (t, h, w) and wholly within
+    the run.
     """
     pieces: list[torch.Tensor] = []
     done, position = 0, start

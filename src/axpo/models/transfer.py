@@ -1,4 +1,4 @@
-"""Moving host tensors to the model's device without waiting for it."""
+"""Moves host tensors to the model's device without waiting for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`; a GPU gets one of the host's in the order of its own work.
+    """`tensor` on `device`; the host does not wait until a GPU has it.
 
     Only page-locked memory can be copied while the host goes on. PyTorch keeps such memory for
     the next call and reuses it once the copy is done.

@@ -1,6 +1,6 @@
-"""Pictures on their way into the model: pixels by the checkpoint's processor, then features.
+"""Turns pictures into what the model computes on: pixels by its processor, then features.
 
-One preprocessing, so one pixel cap, serves engine and trainer alike.
+Engine and trainer share one preprocessing, and so one pixel cap.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class Pixels:
     grid: tuple[int, int, int]
 
     def tokens(self, merge_size: int) -> int:
-        """Number of placeholder tokens that the picture takes in the prompt."""
+        """How many placeholder tokens the picture takes in the prompt."""
         t, h, w = self.grid
         return t * h * w // merge_size**2
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """A picture after the vision tower: `embeds` [tokens, hidden], `deepstack` one a layer."""
+    """A picture after the vision tower: `embeds` [tokens, hidden], also per deepstack layer."""
 
     embeds: torch.Tensor
     deepstack: tuple[torch.Tensor, ...]
 
 
 class PixelCache:
-    """Preprocessed pictures by content hash, at most `capacity` bytes of them; the least recently
-    used leave first.
+    """Preprocesses pictures and keeps at most `capacity` bytes of them by content hash; the least
+    recently used leave first.
 
     Threads may share it: the next batch is prepared beside an update.
     """
@@ -79,10 +79,10 @@ class PixelCache:
 
 
 def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
-    """`image` at the size that the processor gives it, by its own code.
+    """`image` at the size that the processor gives it, by the processor's own code.
 
-    Whoever processes this picture once more under `seen_limits`, with another resampling even,
-    gets the same pixels.
+    A processor that gets this picture under `seen_limits` gives the same pixels, even with another
+    resampling.
     """
     pixels = np.asarray(as_rgb(image)).transpose(2, 0, 1)
     factor = image_processor.patch_size * image_processor.merge_size
@@ -97,10 +97,10 @@ def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
 def seen_limits(image_processor: Any) -> dict[str, int]:
     """Pixel limits ("shortest_edge", "longest_edge": areas) that leave `as_seen` pictures alone.
 
-    The processor's own do not: it rounds sides to whole tokens, down from above its upper limit
-    and up from below its lower one, and a narrow picture that left it on the other side of either
-    would be resized once more. Sides of at least 1 token and of a ratio of at most 200, rounded
-    up from an area of m tokens, cover less than m + (sqrt(200) + 1) sqrt(m) + 1.
+    The processor's own limits do not: it rounds sides to whole tokens, and a narrow picture that
+    the rounding has moved past a limit would be resized once more. Sides of at least 1 token and a
+    ratio of at most 200, rounded up from an area of m tokens, cover less than
+    m + (sqrt(200) + 1) sqrt(m) + 1 tokens.
     """
     token = (image_processor.patch_size * image_processor.merge_size) ** 2
     size = image_processor.size
@@ -110,7 +110,8 @@ def seen_limits(image_processor: Any) -> dict[str, int]:
 
 
 def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:
-    """Vision tower of `model` once over `pixels`, in one call; differentiable where grad is on."""
+    """The features of all `pixels` by one call of the vision tower of `model`; differentiable where
+    grad is on."""
     if not pixels:
         return []
     visual = model.model.visual
@@ -119,19 +120,18 @@ def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:
     values = to_device(torch.cat([pixels[i].values for i in order]).to(visual.dtype), visual.device)
     grids = torch.tensor([pixels[i].grid for i in order])
     out = model.model.get_image_features(values, grids, **_layout(visual, grids))
-    features: list[Features | None] = [None] * len(pixels)
-    for rank, i in enumerate(order):
-        features[i] = Features(
-            out.pooler_output[rank], tuple(layer[rank] for layer in out.deepstack_features)
-        )
-    return [f for f in features if f is not None]
+    ranks = sorted(range(len(order)), key=order.__getitem__)  # back to the pictures' own order
+    return [
+        Features(out.pooler_output[rank], tuple(layer[rank] for layer in out.deepstack_features))
+        for rank in ranks
+    ]
 
 
 def _layout(visual: Any, grids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the tower derives from `grids` [pictures, 3], computed on the CPU.
+    """The indices and positions that the tower derives from `grids` [pictures, 3].
 
-    It reads sizes off these numbers: of tensors on a GPU, each would make the host wait. The
-    attention wants its lengths on the host, too.
+    They are computed on the CPU: the tower reads sizes off these numbers, which would make the host
+    wait for a GPU each time. The attention wants its lengths on the host, too.
     """
     indices, weights = get_vision_interpolation_indices_and_weights(
         grids,
@@ -152,7 +152,8 @@ def _layout(visual: Any, grids: torch.Tensor) -> dict[str, torch.Tensor]:
 def encoder_outputs(
     features: Iterable[Features],
 ) -> dict[str, BaseModelOutputWithDeepstackFeatures] | None:
-    """`mm_encoder_outputs` of `model.model(...)`, features in placeholder order; None if empty."""
+    """The argument `mm_encoder_outputs` of `model.model(...)` for features in placeholder order;
+    None without any."""
     features = list(features)
     if not features:
         return None

@@ -39,10 +39,6 @@ class _Teacher(Engine):
         ]
         self.said = 0
 
-    @property
-    def version(self) -> int:
-        return 0
-
     async def generate(self, request: Request) -> Completion:
         if self.said == len(self._turns):
             raise DemonstrationError(

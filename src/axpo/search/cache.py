@@ -1,15 +1,15 @@
-"""Answers of a backend on disk: recorded once, replayed ever after, by any number of processes.
+"""Answers of a source on disk: recorded once, then replayed by any number of processes.
 
 The first recorded answer of a question stays, so that every run over the file sees the same. Equal
-questions under way at once make one call, which goes on when whoever asked is cancelled: it is
+questions under way at once make one call. It goes on when its asker is cancelled, because it is
 paid for, and closing waits a moment for its answer. The count of paid calls is in the file too,
 and holds over restarts and processes.
-The file is in WAL mode, which network file systems do not support. A file that is deleted or
-replaced while it is in use ends the run: what would be recorded from then on were lost.
+The file is in WAL mode, which network file systems do not support. If it is deleted or replaced
+while it is in use, the run ends, because later answers would be lost.
 
-In replay, what is not recorded is not there: whoever asks is told so, as of any question that
-nothing is found for, and it is counted (`not_recorded`). Were it a fault, a policy could leave
-the statistics by a question that nobody asked before.
+In a replay, a question without a record is answered like one for which nothing is found, and it is
+counted (`not_recorded`). If that were a fault, a policy could leave the statistics by asking a new
+question.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -36,10 +36,10 @@ from axpo.search.database import Database, open_index
 FORMAT = 1
 """Version of the file's tables and of what an answer is made of."""
 BUSY_SECONDS = 30.0
-"""How long one process waits for another one's write."""
+"""How long a process waits while another one writes."""
 THREADS = 2
 CLOSE_SECONDS = 5.0
-"""How long closing waits for answers that are paid for."""
+"""How long closing waits for answers that are already paid for."""
 
 Mode = Literal["record", "replay"]
 T = TypeVar("T")
@@ -62,9 +62,8 @@ WHERE backend = ? AND kind = ? AND question = ? AND options = ? AND answer = ?
 _SPEND = "UPDATE spent SET calls = calls + 1 WHERE ? IS NULL OR calls < ?"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What an answer belongs to; `question` is normalised, `options` is JSON."""
+class Key(NamedTuple):
+    """The question that an answer belongs to, normalised; `options` is JSON."""
 
     backend: str
     kind: str
@@ -72,9 +71,8 @@ class Key:
     options: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What was answered, and whether it was in the file already."""
+class Answered(NamedTuple):
+    """An answer, and whether it was in the file already."""
 
     value: Any
     cached: bool
@@ -82,10 +80,10 @@ class Answered:
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counts since the start: `calls` = `hits` + `misses` + `shared` once all are answered.
+    """Counts since the start; `calls` = `hits` + `misses` + `shared` once all are answered.
 
-    `hits` were recorded; `shared` joined an equal call under way; `paid` are the misses that may
-    have been billed.
+    `hits` were recorded before; `shared` joined an equal call under way; `paid` are the misses that
+    may have been billed.
     """
 
     calls: int = 0
@@ -96,9 +94,9 @@ class CacheStats:
 
 
 class AnswerCache:
-    """The file at `path`; "record" asks for what is missing, "replay" refuses it.
+    """The answers in the file at `path`; "record" asks for a missing one, "replay" refuses it.
 
-    `budget` bounds the paid calls of the whole file; None does not.
+    The whole file may hold at most `budget` paid calls; None is no limit.
     """
 
     def __init__(self, path: Path, mode: Mode, budget: int | None = None) -> None:
@@ -114,7 +112,7 @@ class AnswerCache:
 
     @property
     def stats(self) -> CacheStats:
-        """Counts of all kinds of calls together."""
+        """The counts of all kinds of calls together."""
         found = [astuple(stats) for stats in self.kinds.values()]
         return CacheStats(*map(sum, zip(*found, strict=True)))
 
@@ -131,10 +129,10 @@ class AnswerCache:
     async def answer(
         self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool, form: TypeAdapter[Any]
     ) -> Answered:
-        """The recorded answer or, where there is none, what `ask` gives (plain JSON values), as
-        `form` reads it; a recorded one that `form` cannot read is none, and replaced.
+        """The recorded answer as `form` reads it, else what `ask` gives (plain JSON values), which
+        is recorded. A record that `form` cannot read is replaced.
 
-        Raises what `ask` raises, `NotRecordedError` for a miss in replay, `BudgetSpent`, and
+        Raises the errors of `ask`, `NotRecordedError` for a miss in replay, `BudgetSpent`, and
         `UserError` for a file that is gone or was recorded with other settings.
         """
         stats = self.kinds[key.kind]
@@ -170,8 +168,7 @@ class AnswerCache:
         self, key: Key, ask: Callable[[], Awaitable[Any]], paid: bool, form: TypeAdapter[Any]
     ) -> Answered:
         stats = self.kinds[key.kind]
-        row = (key.backend, key.kind, key.question, key.options)
-        found = await self._query(lambda file: file.execute(_FIND, row).fetchone())
+        found = await self._query(lambda file: file.execute(_FIND, key).fetchone())
         if found is not None:
             with contextlib.suppress(ValidationError):
                 value = form.validate_json(found[0])
@@ -194,12 +191,12 @@ class AnswerCache:
             raise
         stored = json.dumps(answer)
         damaged = None if found is None else found[0]
-        kept = await self._query(lambda file: _store(file, row, stored, damaged))
+        kept = await self._query(lambda file: _store(file, key, stored, damaged))
         self._check_file()
         return Answered(form.validate_json(kept), cached=False)
 
     async def _query(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work`'s answer; where it fails because the file is gone, that is what is said."""
+        """The answer of `work`; raises `UserError` where it fails because the file is gone."""
         try:
             return await self._database.run(work)
         except SearchFault:
@@ -208,7 +205,7 @@ class AnswerCache:
 
     async def _check_settings(self, key: Key) -> None:
         """Raise `UserError` where a replay misses because answers were recorded with other
-        settings; looked at once for each kind of question."""
+        settings; each kind of question is checked once."""
         kind = (key.backend, key.kind, key.options)
         if kind in self._checked:
             return
@@ -229,7 +226,7 @@ class AnswerCache:
         )
 
     def _check_file(self) -> None:
-        """Raise `UserError` where the file is not the one that we write to."""
+        """Raise `UserError` where the file at the path is no longer the one that is written to."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -247,7 +244,7 @@ class AnswerCache:
         return _open(self._path, "rw")  # a thread that comes late must not make a deleted file anew
 
     def _prepare(self) -> None:
-        """Make the tables where we record; raises `UserError` for a file that is not ours."""
+        """Make the tables if answers are recorded; raises `UserError` for any other file."""
         if self.mode == "replay" and not self._path.is_file():
             raise UserError(f"no recorded answers at {self._path}; {_HOW}")
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,7 +289,7 @@ def _open(path: Path, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Other processes wait: SQLite does not wait for one that turns the WAL mode on."""
+    """Keep other processes waiting: SQLite does not wait for one that turns the WAL mode on."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -302,7 +299,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _create(file: sqlite3.Connection) -> None:
-    """The WAL mode, then tables and format in one transaction."""
+    """Turn on the WAL mode, then make tables and format in one transaction."""
     file.execute("PRAGMA journal_mode = WAL")
     file.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
 
@@ -311,10 +308,10 @@ def _refund(file: sqlite3.Connection) -> None:
     file.execute("UPDATE spent SET calls = calls - 1")
 
 
-def _store(file: sqlite3.Connection, row: tuple[str, ...], answer: str, damaged: Any = None) -> str:
-    """Record `answer` unless another process was faster, in place of a `damaged` one; what is
-    recorded."""
+def _store(file: sqlite3.Connection, key: Key, answer: str, damaged: Any) -> str:
+    """Record `answer` unless another process was faster, in place of a `damaged` one; returns the
+    record."""
     if damaged is not None:
-        file.execute(_REPLACE, (answer, *row, damaged))
-    file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", (*row, answer))
-    return file.execute(_FIND, row).fetchone()[0]
+        file.execute(_REPLACE, (answer, *key, damaged))
+    file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", (*key, answer))
+    return file.execute(_FIND, key).fetchone()[0]

@@ -1,6 +1,6 @@
 """vLLM as an engine: servers of their own, spoken to over HTTP; only `worker` imports vllm.
 
-`engine` is the `Engine`; `pool` routes requests and watches servers, `client` speaks to one,
-`wire` is what requests and answers look like, `checks` what a server must be like. `server` starts
-servers, `environment` builds what they run in, `worker` runs inside them.
+`engine` is the `Engine`. `pool` routes requests and watches servers, `client` speaks to one, `wire`
+writes requests and reads answers, and `checks` compares a server with the trainer. `server` starts
+servers, `environment` builds the environment that they run in, and `worker` runs inside them.
 """

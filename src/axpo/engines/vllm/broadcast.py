@@ -1,9 +1,9 @@
-"""Weights to a server's workers by a broadcast: the trainer is rank 0 of a process group with them.
+"""Broadcasts weights to a server's workers: the trainer is rank 0 of a process group with them.
 
 vLLM's own NCCL backend joins by `PyNcclCommunicator`, whose trainer half needs vLLM in the
-trainer's environment. Both halves here are torch's: `worker.Transfer` is the other one. Each
-server has a group of its own, so that a lost one takes no other with it. Small tensors travel
-together in buckets, whose borders are part of the update's metadata.
+trainer's environment. Both halves here are torch's; the other one is `worker.Transfer`. Each server
+has a group of its own, so that a lost server takes no other with it. Small tensors travel together
+in buckets, and the update's metadata says where each begins and ends.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from axpo.engines.vllm.client import CONTROL_SECONDS, Client
 from axpo.errors import Fault, ServerLost
 
 BUCKET = 2**28
-"""Bytes of a bucket; a larger tensor has one of its own."""
+"""Bytes of a bucket; a larger tensor has a bucket of its own."""
 Backend = Literal["nccl", "gloo"]
 Buckets = list[list[tuple[str, torch.Tensor]]]
 
 
 def in_buckets(weights: Mapping[str, torch.Tensor], size: int = BUCKET) -> Buckets:
-    """`weights` in order, at most `size` bytes a bucket where a tensor alone has no more."""
+    """`weights` in order, in buckets of at most `size` bytes or of one larger tensor."""
     buckets: Buckets = []
     room = -1
     for name, weight in weights.items():
@@ -41,7 +41,7 @@ def in_buckets(weights: Mapping[str, torch.Tensor], size: int = BUCKET) -> Bucke
 
 
 def described(buckets: Buckets) -> list[list[dict[str, Any]]]:
-    """Each bucket's names, dtypes and shapes, as workers are told beforehand."""
+    """The names, dtypes and shapes of each bucket's tensors, as workers are told beforehand."""
     return [
         [
             {"name": name, "dtype": str(w.dtype).removeprefix("torch."), "shape": list(w.shape)}
@@ -52,7 +52,7 @@ def described(buckets: Buckets) -> list[list[dict[str, Any]]]:
 
 
 class Broadcast:
-    """A group with the workers of one server."""
+    """A process group with the workers of one server."""
 
     def __init__(self, group: Any, device: torch.device) -> None:
         self._group = group
@@ -85,7 +85,7 @@ class Broadcast:
         name: str,
         keep: bool,
     ) -> None:
-        """Let the server sample with `weights`, called `name`, of which it is `told` something;
+        """Let the server sample with `weights`, called `name`, and with what it is `told` of them;
         see `Client.load`."""
         buckets = in_buckets(weights)
 
@@ -105,10 +105,10 @@ class Broadcast:
 
 
 async def _both(asking: Any, here: Any) -> Any:
-    """Await the server's answer while `here` runs beside it; returns what `here` does.
+    """Await the server's answer while `here` runs beside it; returns the result of `here`.
 
-    A server that fails leaves `here` waiting for it until the group's time is over: it is left
-    alone, and the group with it.
+    If the server fails, `here` waits for it until the group's time is over; nobody waits for `here`
+    then, and the group is given up.
     """
     posted, beside = asyncio.ensure_future(asking), asyncio.ensure_future(asyncio.to_thread(here))
     try:

@@ -1,7 +1,7 @@
-"""What is compared with a vLLM server before it samples for a trainer.
+"""Compares a vLLM server with the trainer before it samples.
 
-Each of these differences would otherwise show as slightly wrong logprobs, or not at all; here
-they are refused with what was found, what was expected, and what to do about it.
+Each of these differences would otherwise show as slightly wrong logprobs, or not at all. Here each
+is refused with the value found, the value expected, and the remedy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROTOCOL = 3
 ADAPTER = "axpo-adapter"
 """The name, and for vLLM the path, of the adapter that a server gets by weight updates."""
 TESTED = "0.32.0"
-"""The vLLM that the tests run against."""
+"""The version of vLLM that the tests run against."""
 ROUTES = {
     "/inference/v1/generate": "--enable-scale-out",
     "/collective_rpc": "VLLM_SERVER_DEV_MODE=1 in its environment",
@@ -36,9 +36,9 @@ ROUTES = {
     "/pause": "VLLM_SERVER_DEV_MODE=1 in its environment",
 }
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Sizes of attention heads that vLLM has kernels for on a CPU (its `CPUAttentionBackend`)."""
+"""The sizes of attention heads for which vLLM has kernels on a CPU (`CPUAttentionBackend`)."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks of adapters that vLLM makes room for (its `MaxLoRARanks`)."""
+"""The ranks of adapters that vLLM makes room for (`MaxLoRARanks`)."""
 TEXT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act",
@@ -195,12 +195,12 @@ def expected_facts(trained: Trained) -> dict[str, Any]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As vLLM's arguments spell it."""
+    """The name of `dtype` as vLLM's arguments spell it."""
     return str(dtype).removeprefix("torch.")
 
 
 def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Each thing that differs, as "name: found, expected ..., what to do"."""
+    """Each difference with its name, the value found, the value expected, and the remedy."""
     advice = {
         "protocol": "start it with this version of axpo",
         "vocabulary": "give it the trainer's tokenizer",

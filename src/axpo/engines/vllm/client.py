@@ -1,8 +1,8 @@
-"""One vLLM server over HTTP: its routes, and what each kind of failure means.
+"""One vLLM server over HTTP: its routes, and the meaning of each kind of failure.
 
 A request may be repeated at will: its seed fixes what is sampled, and an answer that never came
-was counted nowhere. Hence every failure is sorted by who could do better: another server
-(`ServerLost`), the same a moment later (`AnswerFault`), or nobody (`Refused`, `EngineError`).
+was not counted. So the type of a failure says who could do better: another server (`ServerLost`),
+the same server a moment later (`AnswerFault`), or nobody (`Refused`, `EngineError`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from axpo.engines.vllm.wire import NONSENSE, joined, shown
 from axpo.errors import AnswerFault, EngineError, Refused, ServerLost
 
 KEPT_SECONDS = 3.0
-"""An idle connection is given up before the server closes it, which it does after 5."""
+"""An idle connection is given up after this time; the server would close it after 5 seconds."""
 CONTROL_SECONDS = 600.0
 """A control call may take this long: weights of many gigabytes are read from a disk."""
-
-
 ANSWER_BYTES = 2**26
-"""An answer may be so large: about 150 bytes a sampled token, so 40,960 of them ten times over."""
+"""Bytes of an answer, at most: 40,960 tokens of about 150 bytes each, ten times over."""
 GENERATE = "/inference/v1/generate"
 
 T = TypeVar("T")
@@ -49,8 +47,8 @@ class Client:
 
     @property
     def silent(self) -> bool:
-        """Whether requests wait here and nothing of any has come for most of the time that one may
-        take: before they run out of it, for others in their places would be begun at once."""
+        """Whether requests wait here and none has received anything for most of the time that one
+        may take. It is said before that time is over: others would take their places at once."""
         return bool(self._clocks) and time.monotonic() - self._heard > 0.75 * self._request_seconds
 
     async def generate(self, body: dict[str, Any], accepted: Callable[[], None]) -> Any:
@@ -63,15 +61,11 @@ class Client:
         if not self._clocks:
             self._hear()
         clock, parts = Clock(self._request_seconds), list[str]()
-        timeout = httpx.Timeout(None, connect=self._health_seconds)
         try:
-            async with clock, self._connection() as http:
+            async with clock:
                 self._clocks.add(clock)
                 with waiting(clock) as wait:
-                    stream = http.stream("POST", GENERATE, timeout=timeout, json=body)
-                    async with stream as response:
-                        if response.status_code != 200:
-                            self._check(GENERATE, response, await _text(GENERATE, response))
+                    async with self._stream("POST", GENERATE, json=body) as response:
                         async for line in _lines(GENERATE, response):
                             if line.startswith("data: "):
                                 self._hear()
@@ -81,8 +75,6 @@ class Client:
         except TimeoutError as error:
             seconds = self._request_seconds
             raise ServerLost(f"{GENERATE}: not done {seconds:g} s after it was begun") from error
-        except httpx.TransportError as error:
-            raise ServerLost(f"{GENERATE}: {error!r}") from error
         finally:
             self._clocks.discard(clock)
         return joined(parts)
@@ -101,7 +93,7 @@ class Client:
             return False
 
     async def rpc(self, method: str, *arguments: str) -> list[Any]:
-        """What each worker returns from a method of axpo's extension."""
+        """The results of a method of axpo's extension, one per worker."""
         body = {"method": method, "args": list(arguments)}
         seconds = CONTROL_SECONDS
         return await self._ask(
@@ -113,7 +105,7 @@ class Client:
         return await self._get("/version", lambda answer: str(answer["version"]))
 
     async def routes(self) -> set[str]:
-        """Paths that the server serves."""
+        """The paths that the server serves."""
         return await self._get("/openapi.json", lambda answer: set(answer["paths"]))
 
     async def models(self) -> list[str]:
@@ -138,11 +130,12 @@ class Client:
         keep: bool,
         beside: Callable[[Awaitable[Any]], Awaitable[None]] | None = None,
     ) -> None:
-        """Sample with the weights that `update` tells of, called `name`, from now on.
+        """Sample from now on with the weights that `update` describes, called `name`.
 
-        `beside` awaits the update itself, and sends what it is about. Pausing drops the prefix,
+        `beside` awaits the update and sends the weights meanwhile. Pausing drops the prefix,
         picture and encoder caches, which the old weights filled. With `keep` requests in flight
-        go on from their tokens, whose keys and values are computed again; else they are aborted.
+        go on from their tokens, whose keys and values are computed again; otherwise they are
+        aborted.
         """
         seconds, mode = CONTROL_SECONDS, "keep" if keep else "abort"
         with ExitStack() as standing:
@@ -167,10 +160,10 @@ class Client:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A client for one request at a time, the last one used that is idle, or a new one.
+        """A client for one request at a time: the idle one that was used last, or a new one.
 
-        A shared client looks at each of its connections several times a request: with hundreds at
-        once that is most of a request's cost. Connections belong to one event loop.
+        A shared client looks at each of its connections several times per request, which is most of
+        a request's cost with hundreds at once. Connections belong to one event loop.
         """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
@@ -198,7 +191,7 @@ class Client:
     async def _ask(
         self, method: str, route: str, seconds: float, read: Callable[[Any], T], **content: Any
     ) -> T:
-        """What `read` finds in the answer; raises `AnswerFault` where it is not there."""
+        """What `read` finds in the answer; raises `AnswerFault` where it finds nothing."""
         answer = await self._call(method, route, seconds, **content)
         try:
             return read(answer)
@@ -209,36 +202,40 @@ class Client:
 
     async def _call(self, method: str, route: str, seconds: float, **content: Any) -> Any:
         """The parsed answer, whole after `seconds`: httpx's own limits are for each read."""
-        timeout = httpx.Timeout(None, connect=self._health_seconds)
         try:
-            async with (
-                asyncio.timeout(seconds),
-                self._connection() as http,
-                http.stream(method, route, timeout=timeout, **content) as response,
-            ):
+            async with asyncio.timeout(seconds), self._stream(method, route, **content) as response:
                 text = await _text(route, response)
         except TimeoutError as error:
             raise ServerLost(f"{route}: no answer within {seconds:g} s") from error
-        except httpx.TransportError as error:
-            raise ServerLost(f"{route}: {error!r}") from error
-        self._check(route, response, text)
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise AnswerFault(f"{route}: not JSON: {text[:200]!r}") from error
 
+    @asynccontextmanager
+    async def _stream(
+        self, method: str, route: str, **content: Any
+    ) -> AsyncIterator[httpx.Response]:
+        """A response of status 200, whose body is still to be read; raises what another means."""
+        timeout = httpx.Timeout(None, connect=self._health_seconds)
+        try:
+            async with (
+                self._connection() as http,
+                http.stream(method, route, timeout=timeout, **content) as response,
+            ):
+                if (status := response.status_code) != 200:
+                    text = await _text(route, response)
+                    if status == 400:
+                        raise Refused(text[:500])
+                    if status in (408, 429) or status >= 500:
+                        raise AnswerFault(f"{route}: {status} {text[:300]}")
+                    raise EngineError(f"{self.url}{route}: {status} {text[:300]}")
+                yield response
+        except httpx.TransportError as error:
+            raise ServerLost(f"{route}: {error!r}") from error
+
     def _hear(self) -> None:
         self._heard = time.monotonic()
-
-    def _check(self, route: str, response: httpx.Response, text: str) -> None:
-        """Raise what a status other than 200 means."""
-        status = response.status_code
-        if status == 400:
-            raise Refused(text[:500])
-        if status in (408, 429) or status >= 500:
-            raise AnswerFault(f"{route}: {status} {text[:300]}")
-        if status != 200:
-            raise EngineError(f"{self.url}{route}: {status} {text[:300]}")
 
 
 async def _chunks(route: str, response: httpx.Response) -> AsyncIterator[bytes]:

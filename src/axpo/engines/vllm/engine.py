@@ -1,9 +1,10 @@
 """The vLLM engine: requests go to servers over HTTP; nothing of vLLM is imported.
 
-Owns what is in flight, which weights the servers must sample with, and the pictures' encodings.
-A request's seed fixes its sample, and it is counted when its one answer is accepted: asking again
-after a lost server loses nothing and doubles nothing. An answer is accepted only from weights
-that were due since it was asked for; a server that restarted behind our back is found by that.
+The engine knows the requests in flight, the weights that servers must sample with, and the
+pictures' encodings. A request's seed fixes its sample, and it is counted when its one answer is
+accepted: asking again after a lost server loses nothing and doubles nothing. An answer is accepted
+only from weights that were due since it was asked for, which exposes a server that was restarted
+by somebody else.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from axpo.models.vision import as_seen
 from axpo.tree import ImageSpan
 
 ATTEMPTS = 4
-"""Servers that a request is given to before it is given up: it may be what kills them."""
+"""How many servers a request is given to before it is given up: it may be killing them."""
 ENCODED = 512
-"""Pictures whose encoding is kept; those used longest ago leave first."""
+"""How many pictures' encodings are kept; those used longest ago leave first."""
 
 
 class VllmEngine(Engine):
@@ -84,7 +85,6 @@ class VllmEngine(Engine):
         self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds, health_every)
         self._run = uuid.uuid4().hex[:12]
         self._ids = itertools.count()
-        self._version = 0
         self.served_share: float | None = None
         """`axpo.models.lora.served_share` of the last hand-over; None without adapters, for then
         servers get the bytes that the trainer's forward computes with."""
@@ -97,11 +97,6 @@ class VllmEngine(Engine):
         self._pending: set[asyncio.Task[Completion]] = set()
         self._encoded: OrderedDict[str, str] = OrderedDict()
         self._closed = False
-
-    @property
-    def version(self) -> int:
-        """Version of the weights that sample now."""
-        return self._version
 
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; raises `RequestError` or `EngineError`."""
@@ -120,9 +115,9 @@ class VllmEngine(Engine):
         return work.result()
 
     async def probe(self, request: Request) -> dict[str, Completion]:
-        """What each server that is up says to `request`, by its address; counted nowhere.
+        """The answer of each server that is up to `request`, by its address; it is not counted.
 
-        One that cannot answer is lost, or left out.
+        A server that cannot answer is lost, or left out.
         """
         await self._start()
         spans, _ = check_request(request, self._processor)
@@ -138,7 +133,7 @@ class VllmEngine(Engine):
         return found
 
     async def release(self, group: str) -> None:
-        """Forget where `group` is served; the server's cache makes room by itself."""
+        """Forget which server serves `group`; its cache makes room by itself."""
         self._pool.release(group)
 
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
@@ -158,7 +153,7 @@ class VllmEngine(Engine):
         name = f"{self._run}/{version}"
         kept = await asyncio.to_thread(self._keep, name, distinct)
         async with self._paused():
-            before, self._weights, self._version = self._weights, kept, version
+            before, self._weights, self.version = self._weights, kept, version
             self._handed_over.append((name, version))
             self._pool.retry_lost()
             await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
@@ -191,7 +186,7 @@ class VllmEngine(Engine):
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:
-        """No request is given to a server meanwhile; what is in flight ends as it is to."""
+        """Give no request to a server meanwhile; requests in flight end as `in_flight` says."""
         self._update = asyncio.Event()
         try:
             if self._in_flight == "restart":
@@ -244,7 +239,7 @@ class VllmEngine(Engine):
     async def _ask(
         self, server: Server, request: Request, spans: Sequence[ImageSpan]
     ) -> Completion:
-        """One server's answer; a picture goes there once, with the first request that shows it."""
+        """The server's answer; a picture goes there once, with the first request that shows it."""
         shown = {p.digest for p in request.pictures}
         for attempt in range(ATTEMPTS):
             while others := [server.coming[digest] for digest in shown if digest in server.coming]:
@@ -270,7 +265,7 @@ class VllmEngine(Engine):
     async def _send(
         self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
     ) -> Any:
-        """The server's answer to `request`, which brings the `new` ones of its pictures."""
+        """The server's answer to `request`, which brings those of its pictures that are `new`."""
         urls = [self._url(p) if p.digest in new else None for p in request.pictures]
         id = f"{self._run}-{next(self._ids)}-{request.id}"
         body = request_body(request, id, self._model, spans, urls)
@@ -296,8 +291,8 @@ class VllmEngine(Engine):
             end()
 
     def _accept(self, server: Server, request: Request, answer: Any, oldest: int) -> Completion:
-        """The completion; raises `ServerLost` where other weights than those handed over from
-        place `oldest` on sampled it."""
+        """The completion; raises `ServerLost` where it was sampled by other weights than those
+        handed over from place `oldest` on."""
         read = read_answer(request, answer, self._processor.vocabulary)
         due = dict(self._handed_over[oldest:])
         if wrong := set(read.weights) - set(due):
@@ -328,7 +323,7 @@ class VllmEngine(Engine):
     # ------------------------------------------------------------------ servers and weights
 
     async def _start(self) -> None:
-        """Once on each event loop: see that every server fits; raises `ConfigError` if not."""
+        """Check every server, once on each event loop; raises `ConfigError` if one does not fit."""
         if self._pool.attach() or self._ready is None:
             self._ready = asyncio.ensure_future(self._check_all())
         await asyncio.shield(self._ready)
@@ -353,7 +348,7 @@ class VllmEngine(Engine):
                 )
 
     async def _prepare(self, server: Server) -> None:
-        """Check a server and give it the weights that are due."""
+        """Check a server, and give it the weights that are due."""
         served = await check_server(server.client, self._trained, self._room)
         self._model, server.places = served.model, Places(served.places)
         server.weights = await server.client.weights()

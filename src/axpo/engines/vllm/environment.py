@@ -1,13 +1,13 @@
 """Builds the environment of a vLLM server on a CPU: `python -m axpo.engines.vllm.environment DIR`.
 
 vLLM pins its own torch and transformers, so it lives apart from axpo's environment and the two
-meet over HTTP only. On a GPU, `pip install vllm` in an environment of its own is enough; what is
-done here beyond that is only needed where PyPI has no CPU build:
+meet over HTTP only. On a GPU, `pip install vllm` in an environment of its own is enough. The
+further steps here are needed only where PyPI has no CPU build:
 
 - torchvision's wheel is a CUDA one, whose compiled operators do not load beside a CPU torch. vLLM
   needs its Python part alone; two operators are declared (not defined) so that it imports.
-- torchaudio and torchcodec are removed: their libraries do not load either, and nothing here
-  listens or watches.
+- torchaudio and torchcodec are removed: their libraries do not load either, and nothing here uses
+  sound or video.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def build(folder: Path) -> Path:
 
 
 def _declare_operators(python: Path) -> None:
-    """A module, and a .pth file that every start of this python imports it by."""
+    """Install the module of operators, and a .pth file by which every python start imports it."""
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     found = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True)
     packages = Path(found.stdout.strip())
@@ -83,7 +83,7 @@ def _run(python: Path, *arguments: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Build in the folder that is named; prints what a recipe needs."""
+    """Build in the folder that is named, and print the lines for a recipe."""
     if len(arguments) != 1:
         sys.exit("usage: python -m axpo.engines.vllm.environment DIR")
     python = build(Path(arguments[0]).absolute())

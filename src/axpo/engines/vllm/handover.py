@@ -1,4 +1,4 @@
-"""How weights reach a server: by a file that both sides see, or by a broadcast to its workers."""
+"""Hands weights to a server: by a file that both sides see, or by a broadcast to its workers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from axpo.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The name that servers know weights by, and where they are: in a file, or for a broadcast in
-    memory, a copy (the trainer's own change while a lost server comes back). `told` goes with
-    them: of adapters, their scale."""
+    """The name under which servers know weights, and where the weights are.
+
+    They are in the file `path` or, for a broadcast, in memory as a `copy` (the trainer's own change
+    while a lost server comes back). Servers are `told` more beside them: the scale of adapters.
+    """
 
     name: str
     path: Path | None
@@ -28,11 +30,11 @@ class Weights:
     told: Mapping[str, Any]
 
     def handed(self) -> Mapping[str, torch.Tensor]:
-        """What servers get, as it was written or copied."""
+        """The weights that servers get, as they were written or copied."""
         return self.copy if self.path is None else load_file(self.path)
 
     def forget(self) -> None:
-        """Remove the file, where there is one."""
+        """Remove the file, if there is one."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -40,7 +42,7 @@ class Weights:
 class HandOver:
     """Gives servers weights through `folder`, or by process groups of `backend`.
 
-    With `keep` requests in flight go on with what they have (`Client.load`).
+    With `keep` requests in flight go on from their tokens (`Client.load`).
     """
 
     def __init__(self, folder: Path, backend: Backend | None, keep: bool) -> None:
@@ -51,7 +53,7 @@ class HandOver:
     def keep(
         self, name: str, weights: Mapping[str, torch.Tensor], told: Mapping[str, Any]
     ) -> Weights:
-        """`weights` where a server can get them from, now and later."""
+        """Put `weights` where a server can get them, now and later."""
         if self._backend is not None:
             copy = {key: w.detach().to("cpu", copy=True) for key, w in weights.items()}
             return Weights(name, None, copy, told)
@@ -61,7 +63,7 @@ class HandOver:
 
     async def load(self, server: Server, weights: Weights) -> None:
         """Let `server` sample with `weights`; raises `ConfigError` where it does not see the file,
-        and what `Client.load` raises."""
+        and the errors of `Client.load`."""
         if weights.path is None:
             assert self._backend is not None
             if server.link is None:
@@ -79,7 +81,7 @@ class HandOver:
 
 
 async def _check_seen(server: Server, path: Path) -> None:
-    """A path that it cannot read would kill the server half-way."""
+    """Raise `ConfigError` for a path that the server cannot read: it would kill it half-way."""
     sizes = await server.client.rpc("axpo_file_size", str(path))
     if any(size != [path.stat().st_size] for size in sizes):
         raise ConfigError(

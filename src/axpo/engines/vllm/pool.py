@@ -1,9 +1,9 @@
 """Several vLLM servers as one: who gets a request, who is lost, and who is back.
 
 A group's requests stay on one server, whose prefix cache holds the group's prompt; a new group
-goes to the server with the fewest requests in flight. A server that stops answering is lost: what
-was in flight there is given back to its askers at once, which ask elsewhere. In the background
-it is restarted (or waited for), made ready again, and takes part once more.
+goes to the server with the fewest requests in flight. A server that stops answering is lost: its
+requests in flight are given back to their askers at once, who ask elsewhere. In the background it
+is restarted (or waited for), made ready again, and takes part once more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
@@ -19,37 +19,24 @@ from axpo.engines.vllm.broadcast import Broadcast
 from axpo.engines.vllm.client import Client
 from axpo.errors import EngineError, Fault, Interrupted, ServerLost, UserError
 
+if TYPE_CHECKING:
+    from axpo.engines.vllm.server import ServerProcess
+
 MISSES = 2
-"""Health checks in a row that a server misses before it is lost."""
-
-
-class Process(Protocol):
-    """A server that was started here (`axpo.engines.vllm.server`)."""
-
-    def restart(self) -> None:
-        """Kill what is left of it and start it anew; does not wait."""
-        ...
-
-    def failure(self) -> str | None:
-        """Why it will never be ready; None while it still may."""
-        ...
-
-    def stop(self) -> None:
-        """End it."""
-        ...
+"""How many health checks in a row a server misses before it is lost."""
 
 
 class Server:
     """A server and what is known about it.
 
-    `known` holds the pictures that it has, by content, each with the request that brought it;
-    `coming` those that a request is taking there, each with what tells when that is over. `asked`
-    counts requests that are its to answer, those that wait for a place or a picture included,
-    `flying` holds those under way, no more than it has `places`; `link` is the group by which it
-    gets weights, where they are broadcast.
+    `known` maps the digest of each picture that it has to the request that brought it; `coming`
+    maps those that a request is taking there to an event that is set when that is over. `asked`
+    counts the requests that it has to answer, including those that wait for a place or a picture;
+    `flying` holds those under way, no more than it has `places`. `link` is the process group by
+    which it gets weights, where they are broadcast.
     """
 
-    def __init__(self, client: Client, process: Process | None = None) -> None:
+    def __init__(self, client: Client, process: ServerProcess | None = None) -> None:
         self.client = client
         self.process = process
         self.up = True
@@ -66,11 +53,10 @@ class Server:
 
 
 class Pool:
-    """Routes requests to `servers`; `prepare` makes one that is back fit for work.
+    """Routes requests to `servers`; `prepare` makes a server that is back fit for work.
 
-    `recovery_seconds` bound how long a lost server is waited for; `health_every` is the time
-    between health checks of a server with requests in flight. Belongs to one event loop at a
-    time.
+    A lost server is waited for at most `recovery_seconds`; `health_every` is the time between
+    health checks of a server with requests in flight. A pool belongs to one event loop at a time.
     """
 
     def __init__(
@@ -90,7 +76,7 @@ class Pool:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self) -> bool:
-        """Take up work on the running loop; returns whether it is another than before."""
+        """Take up work on the running event loop; returns whether it is another than before."""
         loop = asyncio.get_running_loop()
         if loop is self._loop:
             return False
@@ -105,7 +91,7 @@ class Pool:
     async def acquire(self, group: str) -> Server:
         """The server for a request of `group`, as soon as there is one.
 
-        Raises `EngineError` when none is left and none will be back.
+        Raises `EngineError` when no server is left and none will be back.
         """
         while True:
             up = [server for server in self.servers if server.up]
@@ -152,7 +138,7 @@ class Pool:
             self.lose(server, reason)
 
     def lose(self, server: Server, reason: str) -> None:
-        """Give the server's requests back to their askers and see to it that it comes back."""
+        """Give the server's requests back to their askers, and bring it back in the background."""
         if not server.up:
             return
         self._stats.servers_lost += 1
@@ -163,19 +149,19 @@ class Pool:
         self._recover_soon(server)
 
     def interrupt(self) -> None:
-        """Give all requests in flight back to their askers; servers abort them."""
+        """Give all requests in flight back to their askers; the servers abort them."""
         for server in self.servers:
             for post in server.flying:
                 post.cancel()
 
     def retry_lost(self) -> None:
-        """Look again for servers that were given up."""
+        """Try again to bring back the servers that were given up."""
         for server in self.servers:
             if not server.up and (server.recovery is None or server.recovery.done()):
                 self._recover_soon(server)
 
     def stop(self) -> None:
-        """End what runs in the background."""
+        """End the background tasks, and the servers that were started here."""
         for server in self.servers:
             for task in (server.watch, server.recovery):
                 if task is not None and task.get_loop() is asyncio.get_running_loop():
@@ -187,8 +173,7 @@ class Pool:
         server.recovery = asyncio.ensure_future(self._recover(server))
 
     async def _watch(self, server: Server) -> None:
-        """Check the server's health, and that it does something, while requests are in flight
-        there."""
+        """While requests are in flight there, check that the server is well and does something."""
         misses = 0
         while server.up and server.flying and misses < MISSES:
             await asyncio.sleep(self._health_every)
@@ -199,7 +184,7 @@ class Pool:
             self.lose(server, f"it missed {misses} health checks")
 
     async def _recover(self, server: Server) -> None:
-        """Bring a lost server back; why that failed is left in its `reason`."""
+        """Bring a lost server back; if that fails, its `reason` says why."""
         lost, deadline = server.reason, time.monotonic() + self._recovery_seconds
         try:
             if server.process is not None:

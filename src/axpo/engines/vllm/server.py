@@ -1,7 +1,7 @@
 """vLLM servers that axpo starts: their arguments, their log, and their end.
 
-A server runs in vLLM's own environment, in a process group of its own that ends with ours. What it
-says goes to a log file; when it does not start, the log's last error is the message.
+A server runs in vLLM's own environment, in a process group of its own that ends with this process.
+Its output goes to a log file; when it does not start, the log's last error is the message.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from axpo.models.vision import seen_limits
 
 WORKER = Path(__file__).with_name("worker.py")
 MODULE = "axpo_vllm_worker"
-"""The worker's name inside a server: a copy of the file alone, for axpo's environment must not
-be importable there."""
+"""The worker's name inside a server, which gets a copy of that file only: axpo's environment must
+not be importable there."""
 STOP_SECONDS = 10.0
 _PDEATHSIG = 1
 _WHAT_IS_THERE = (
@@ -59,7 +59,7 @@ class Installation:
 
 
 def find_installation(python: str) -> Installation:
-    """What is installed beside `python`; raises `ConfigError` that says how to build it."""
+    """The vLLM beside `python`; raises `ConfigError` that says how to build it."""
     command = [python, "-c", _WHAT_IS_THERE]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -74,9 +74,9 @@ def find_installation(python: str) -> Installation:
 
 
 def fitting_installation(settings: Vllm, model: Any, dtype: str) -> Installation:
-    """`find_installation`, and that its vLLM can serve a model with the config `model`.
+    """The vLLM of `settings`, if it can serve a model with the config `model`.
 
-    Raises `ConfigError` for what a server on a CPU would die of.
+    Raises `ConfigError` for settings of which a server on a CPU would die.
     """
     assert settings.python is not None
     found = find_installation(settings.python)
@@ -132,7 +132,7 @@ def arguments(
 
 
 class ServerProcess:
-    """One server on `port`; `log` gets what it says."""
+    """One server on `port`, whose output goes to `log`."""
 
     def __init__(
         self, installation: Installation, arguments: Sequence[str], port: int, log: Path
@@ -149,11 +149,11 @@ class ServerProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process, which leads its group; None before the start."""
+        """The id of the process, which leads its group; None before the start."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start it; does not wait until it is ready."""
+        """Start the server, without waiting until it is ready."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             "VLLM_NO_USAGE_STATS": "1",
@@ -170,18 +170,18 @@ class ServerProcess:
             )  # fmt: skip
 
     def restart(self) -> None:
-        """Kill what is left of it and start it anew."""
+        """Kill the rest of the server and start it anew."""
         self._kill()
         self.start()
 
     def failure(self) -> str | None:
-        """Why it will never be ready; None while it still may."""
+        """Why the server will never be ready; None while it still may be."""
         if self._process is None or self._process.poll() is None:
             return None
         return f"it ended with status {self._process.returncode}; {self._last_words()}"
 
     def stop(self) -> None:
-        """End it, and whatever it started; at most `STOP_SECONDS`."""
+        """End the server and all that it started, within `STOP_SECONDS`."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -263,6 +263,6 @@ def _free_port() -> int:
 
 
 def _end_with_parent() -> None:
-    """In the child: be asked to end when the thread that started it ends (Linux)."""
+    """Have the child asked to end when the thread that started it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)

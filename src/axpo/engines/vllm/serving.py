@@ -1,4 +1,4 @@
-"""`axpo serve`: vLLM servers in the foreground, for other commands to connect to."""
+"""`axpo serve`: vLLM servers in the foreground, to which other commands connect."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from axpo.models.loading import load_processor
 from axpo.models.shapes import without_weights
 
 LOOK_SECONDS = 1.0
-"""Time between looks at whether the servers still run."""
+"""Seconds between two checks that the servers still run."""
 
 
 def start(config: Config, model: str, say: Callable[[str], None]) -> list[ServerProcess]:
-    """Start the recipe's servers, which takes a while; `say` hears what is being done."""
+    """Start the recipe's servers, which takes a while; `say` is told of progress."""
     settings = config.engine
     if not isinstance(settings, Vllm) or settings.python is None:
         raise ConfigError(
@@ -38,7 +38,7 @@ def start(config: Config, model: str, say: Callable[[str], None]) -> list[Server
 
 
 def serve(servers: Sequence[ServerProcess]) -> None:
-    """Say what to put into other recipes, and wait until a stop is asked for.
+    """Print the lines for other recipes, and wait until a stop is asked for.
 
     Raises `UserError` where a server ends by itself.
     """

@@ -1,4 +1,4 @@
-"""vLLM servers as a recipe chooses them: what they are, before anything runs."""
+"""The settings of vLLM servers, which describe them before anything runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VLLM_ENVIRONMENT = (
     "`python -m axpo.engines.vllm.environment .venv-vllm` builds vLLM's environment for a CPU; "
     "on a GPU, pip install vllm in one of its own"
 )
-"""Said wherever `python` is missing or lacks vLLM."""
+"""This is said wherever `python` is missing or lacks vLLM."""
 
 
 class Vllm(EngineSettings):
@@ -27,17 +27,17 @@ class Vllm(EngineSettings):
     external: ClassVar[bool] = True
 
     python: str | None = None
-    """The python of vLLM's own environment, which servers are started with (docs/vllm.md)."""
+    """The python of vLLM's own environment, with which servers are started (docs/vllm.md)."""
     servers: PositiveInt = 1
-    """Servers that are started."""
+    """How many servers are started."""
     port: NonNegativeInt = 0
-    """Port of the first server that is started, the others' follow; 0 takes free ones."""
+    """The port of the first server that is started, which the others' follow; 0 takes free ones."""
     max_length: PositiveInt = 8192
-    """Tokens of a path, its prompt included, that a started server takes."""
+    """How many tokens of a path, its prompt included, a started server takes."""
     arguments: tuple[str, ...] = ()
     """Further arguments of the servers that are started, such as "--tensor-parallel-size=2"."""
     start_seconds: PositiveFloat = 600.0
-    """Seconds that a server may take to start, or to come back after it was lost."""
+    """How many seconds a server may take to start, or to come back after it was lost."""
     urls: tuple[str, ...] = ()
     """Addresses of running servers, as `axpo serve` prints them."""
     folder: str | None = None
@@ -45,13 +45,14 @@ class Vllm(EngineSettings):
     transfer: Literal["file", "nccl"] = "file"
     """How weights get to the servers: by a file that both see, or from GPU to GPU."""
     request_seconds: PositiveFloat = 900.0
-    """Seconds that a server may take over one request, once it has begun it, before it counts as
-    hung; so does one in which requests wait, and that begins and ends none for so long."""
+    """How many seconds a server may take over a request that it has begun before it counts as hung.
+    A server also counts as hung if requests wait in it and it begins and ends none for so long."""
     health_seconds: PositiveFloat = 10.0
-    """Seconds that a busy server may take to say that it is well."""
+    """How many seconds a busy server may take to say that it is well."""
     max_logprob_difference: PositiveFloat | None = None
     """Training is refused where the mean difference (nats) of a server's logprobs from the
-    trainer's is larger; by dtype and number of tokens unless it is set (choice; docs/vllm.md)."""
+    trainer's is larger. By default it depends on dtype and number of tokens (choice;
+    docs/vllm.md)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Vllm:
@@ -73,23 +74,23 @@ class Vllm(EngineSettings):
 
     @property
     def longest_path(self) -> int | None:
-        """What a started server takes; a running one is asked when it is first used."""
+        """The limit of a started server; a running one is asked when it is first used."""
         return None if self.python is None else self.max_length
 
     @property
     def max_difference(self) -> float | None:
-        """The setting."""
+        """The setting `max_logprob_difference`."""
         return self.max_logprob_difference
 
     @property
     def starting(self) -> str:
-        """How many servers are started."""
+        """A sentence that says how many servers are started."""
         if self.python is None:
             return super().starting
         return f"starting {self.servers} vLLM server{'s' if self.servers > 1 else ''}"
 
     def missing(self) -> str | None:
-        """vLLM's own environment."""
+        """Why vLLM's own environment is not there; None where it is."""
         if self.python is None or shutil.which(self.python) is not None:
             return None
         return (
@@ -110,13 +111,13 @@ class Vllm(EngineSettings):
             )
 
     def taken(self, model: Any, dtype: str, card: Card, device: str) -> Servers | None:
-        """The share of started servers."""
+        """The share of the servers that are started."""
         from axpo.engines.vllm.share import started_servers
 
         return started_servers(self, model, dtype, card, device)
 
     def start(self, start: Start) -> Engine:
-        """Start servers, or go to the running ones."""
+        """Start servers, or use the running ones."""
         from axpo.engines.vllm.starting import start_engine
 
         return start_engine(self, start)

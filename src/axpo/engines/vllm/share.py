@@ -1,8 +1,8 @@
-"""What vLLM servers take of the card that they are started on, and what that holds.
+"""How much of a card vLLM servers take when they are started, and how much KV cache that holds.
 
-A server takes its share of a card when it starts and keeps it: weights first, what is left is KV
-cache. Of several cards each holds a part of its weights and of its KV cache. Servers take the
-first cards that this process sees, so each of several servers takes its share of the same one.
+A server takes its share of a card when it starts and keeps it: the weights come first, the rest is
+KV cache. If it has several cards, each holds a part of its weights and of its KV cache. Servers
+take the first cards that this process sees, so several servers take their shares of the same one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from axpo.models.card import Card
 from axpo.wording import in_units
 
 UTILIZATION = 0.92
-"""vLLM 0.32's own --gpu-memory-utilization, where a recipe gives none."""
+"""The --gpu-memory-utilization that vLLM 0.32 uses where a recipe gives none."""
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
-"""Environment variable: GiB of KV cache of a server on a CPU, ours (1) unless it is set."""
+"""The environment variable with the GiB of KV cache of a server on a CPU; 1 unless it is set."""
 
 
 def started_servers(
@@ -32,8 +32,8 @@ def started_servers(
 ) -> Servers | None:
     """The servers that this process starts on the card of `device`; None where there are none.
 
-    Shapes of `model` are enough. Raises `ConfigError` where a server's share of the card does not
-    hold the weights and one path of `engine.max_length`.
+    `model` needs shapes only. Raises `ConfigError` where a server's share of the card does not hold
+    the weights and one path of `engine.max_length`.
     """
     if settings.python is None:
         return None
@@ -63,9 +63,9 @@ def started_servers(
 
 
 def _memory_arguments(arguments: Sequence[str]) -> tuple[float, int]:
-    """A server's share of each of its cards and how many these are, as vLLM reads its arguments.
+    """A server's share of each of its cards, and the number of cards, as vLLM reads its arguments.
 
-    Raises `ConfigError` for values that it would refuse.
+    Raises `ConfigError` for values that vLLM would refuse.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--gpu-memory-utilization", type=float, default=UTILIZATION)

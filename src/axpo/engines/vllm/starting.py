@@ -8,8 +8,8 @@ from axpo.engines.base import Start
 from axpo.engines.vllm.checks import Trained, dtype_name
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
-from axpo.engines.vllm.pool import Process, Server
-from axpo.engines.vllm.server import start_servers
+from axpo.engines.vllm.pool import Server
+from axpo.engines.vllm.server import ServerProcess, start_servers
 from axpo.engines.vllm.settings import Vllm
 
 
@@ -19,14 +19,14 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
     Raises `UserError` where they do not start.
     """
     trained = Trained.of(start.checkpoint)
-    clients: list[tuple[str, Process | None]] = [(url, None) for url in settings.urls]
+    processes: list[ServerProcess] = []
     if settings.python is not None:
         dtype = dtype_name(trained.dtype)
         processes = start_servers(settings, trained.processor, dtype, start.folder, trained.lora)
-        clients = [(process.url, process) for process in processes]
+    started = [(process.url, process) for process in processes]
     servers = [
         Server(Client(url, settings.request_seconds, settings.health_seconds), process)
-        for url, process in clients
+        for url, process in (*started, *((url, None) for url in settings.urls))
     ]
     return VllmEngine(
         trained,

@@ -1,8 +1,8 @@
-"""What is said to a vLLM server about one request, and how its answer is read: pure functions.
+"""The JSON of one request to a vLLM server, and the reading of its answer: pure functions.
 
-The route is `/inference/v1/generate`, token ids in and out. A request names every picture once, by
-one placeholder; the server expands it, and what it expanded is compared with what the trainer will
-compute on: a wrong count would otherwise move pictures silently.
+The route is `/inference/v1/generate`, with token ids in and out. A request names every picture
+once, by one placeholder, which the server expands. The expanded tokens are compared with those that
+the trainer will compute on: a wrong count would otherwise move pictures silently.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from axpo.errors import AnswerFault, EngineError
 from axpo.tree import ImageSpan, collapse
 
 BAN = -1e9
-"""Added to the logits of banned ids, which leaves them no probability in float32."""
+"""It is added to the logits of banned ids, which leaves them no probability in float32."""
 UNNAMED = "default"
-"""What a server calls the weights that it was started with."""
+"""A server's name for the weights that it was started with."""
 
 
 NONSENSE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError,
             RecursionError)  # fmt: skip
-"""What reading JSON of another shape than expected raises."""
+"""The exceptions that are raised when JSON has another shape than its reader expects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ def request_body(
     """The JSON of `request` under the server's own `id`; a picture without a URL (None) is one
     that the server knows by its content hash.
 
-    It is answered in two parts, the first token as soon as it is there: then the request has left
-    the server's queue, and others may name the pictures that it brought.
+    The server answers in two parts and sends the first token as soon as it has it: by then the
+    request has left the server's queue, and others may name the pictures that it brought.
     """
     sampling = request.sampling
     body: dict[str, Any] = {
@@ -68,7 +68,7 @@ def request_body(
             "top_k": sampling.top_k,
             "seed": sampling.seed,
             "logprobs": 0,
-            "ignore_eos": True,  # what ends a turn is said by `stop`, not by the model's files
+            "ignore_eos": True,  # `stop` says what ends a turn, not the model's files
             "stop_token_ids": list(sampling.stop),
             "logit_bias": {str(id): BAN for id in sampling.banned},
             "detokenize": False,
@@ -88,7 +88,7 @@ def request_body(
 
 
 def joined(parts: Sequence[str]) -> dict[str, Any]:
-    """An answer that came in `parts` as if it had come at once; raises `AnswerFault`."""
+    """An answer that came in `parts`, put together; raises `AnswerFault`."""
     choice: dict[str, Any] = {"token_ids": [], "logprobs": {"content": []}}
     answer: dict[str, Any] = {"choices": [choice]}
     try:
@@ -112,7 +112,7 @@ def read_answer(request: Request, answer: Any, vocabulary: int) -> Answer:
     """The completion that `answer` (parsed JSON) holds, of ids below `vocabulary`.
 
     Raises `AnswerFault` for an answer that is cut short or makes no sense, and `EngineError` for
-    one that says that this server computes on something else than was asked.
+    one which shows that the server computes on something else than it was asked.
     """
     try:
         (choice,) = answer["choices"]
@@ -143,14 +143,14 @@ def read_answer(request: Request, answer: Any, vocabulary: int) -> Answer:
 
 
 def _whole(number: Any) -> int:
-    """`number`, which is an integer; `int` would also take "7", True and 7.9."""
+    """`number`, which must be an integer; `int` would also take "7", True and 7.9."""
     if type(number) is not int:
         raise TypeError(f"{number!r:.40} is no integer")
     return number
 
 
 def _weights(spans: Any, tokens: int) -> list[str]:
-    """The name of the weights that sampled each of so many tokens; none where none is named."""
+    """The name of the weights that sampled each of the `tokens`; empty where none is named."""
     names: list[str] = []
     for span in spans:
         start, end = _whole(span["start"]), _whole(span["end"])
@@ -165,7 +165,7 @@ def _weights(spans: Any, tokens: int) -> list[str]:
 def _check_ids(
     request: Request, tokens: Sequence[int], scores: Sequence[tuple[int, float]], vocabulary: int
 ) -> None:
-    """Raise `AnswerFault` for ids that were not asked for: repeated, they may come right."""
+    """Raise `AnswerFault` for ids that were not asked for; the next answer may be right."""
     sampling = request.sampling
     if [token for token, _ in scores] != list(tokens) or not tokens:
         raise AnswerFault(f"{len(scores)} logprobs beside {len(tokens)} tokens that are not theirs")

@@ -1,12 +1,13 @@
-"""What axpo adds inside a vLLM server; runs in the server's own environment and knows no axpo.
+"""axpo's part inside a vLLM server; it runs in the server's own environment and knows no axpo.
 
-Loaded by `--worker-extension-cls`; the only file here that imports vllm. It owns
+It is loaded by `--worker-extension-cls` and is the only file here that imports vllm. It adds
 
-- `axpo`, a weight-transfer backend: an update names a file that the trainer has written, or what it
-  broadcasts; of a model with adapters these alone, never merged into the weights below them;
-- logprobs before top-k and top-p: vLLM's `processed_logprobs` have temperature and bias in them,
-  but are renormalised over what truncation keeps, and axpo's are not;
-- `axpo_facts`, what the trainer compares with its own model before it samples.
+- `axpo`, a weight-transfer backend: an update names a file that the trainer has written, or the
+  tensors that it broadcasts. Of a model with adapters only these come, and they are never merged
+  into the weights below them;
+- logprobs before top-k and top-p: vLLM's `processed_logprobs` include temperature and bias, but are
+  renormalised over the ids that truncation keeps, and axpo's are not;
+- `axpo_facts`, which the trainer compares with its own model before it samples.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ from vllm.transformers_utils.processor import cached_image_processor_from_config
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
 PROTOCOL = 3
-"""Raised when this file and the trainer's side of it change together."""
+"""It goes up when this file and the trainer's side of it (`checks`) change together."""
 ADAPTER = "axpo-adapter"
 """The path (`--lora-modules NAME=PATH`) of the adapter that weight updates bring."""
 JOIN_SECONDS = 600.0
-"""The trainer and every worker must have joined, and a broadcast be through, by then."""
+"""Within this time the trainer and every worker must join, and a broadcast must end."""
 
 
 @dataclass
 class Joining(WeightTransferInitInfo):
-    """Where the trainer, rank 0, waits for this server's workers; not needed for files."""
+    """The address at which the trainer, rank 0, waits for the workers; files need none."""
 
     host: str
     port: int
@@ -63,9 +64,9 @@ class Joining(WeightTransferInitInfo):
 
 @dataclass
 class Update(WeightTransferUpdateInfo):
-    """Every weight by the checkpoint's names: the `path` of a safetensors file, or `buckets` of
-    tensors (name, dtype, shape) that the trainer broadcasts as bytes, one after another. With
-    `lora` (rank, alpha) the tensors are an adapter's, by the names of PEFT's files."""
+    """All weights by the checkpoint's names: the `path` of a safetensors file, or `buckets` of
+    tensors (name, dtype, shape) that the trainer broadcasts as bytes, one bucket after another.
+    With `lora` (rank, alpha) the tensors are an adapter's, by the names of PEFT's files."""
 
     path: str | None = None
     buckets: list[list[dict[str, Any]]] | None = None
@@ -74,7 +75,7 @@ class Update(WeightTransferUpdateInfo):
 
 @dataclass
 class Adapter:
-    """A and B as they came, by the names of PEFT's files."""
+    """The matrices A and B as they came, by the names of PEFT's files."""
 
     rank: int
     alpha: int
@@ -82,7 +83,7 @@ class Adapter:
 
 
 _adapter: Adapter | None = None
-"""The latest; None until one has come: the model is then as it was loaded."""
+"""The latest adapter; None until one has come, and the model is as it was loaded."""
 
 
 class Transfer(WeightTransferEngine[Joining, Update]):
@@ -144,7 +145,7 @@ def _received(
     ]
     whole = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
     group.broadcast(whole, 0).wait()
-    # A copy each: bytes in the middle of a bucket need not lie where their dtype may begin.
+    # Copies, because bytes in the middle of a bucket may lie where their dtype must not begin.
     return [
         (tensor["name"], part.clone().view(dtype).view(tensor["shape"]))
         for tensor, dtype, part in zip(bucket, dtypes, whole.split(sizes), strict=True)
@@ -158,7 +159,7 @@ def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:
-    """A CPU's matrix product holds a packed copy of its weight; of a tied one, the reload renews
+    """Renew the packed copies that a CPU's matrix products hold of tied weights: the reload renews
     only the embedding's."""
     for layer in model.modules():
         if hasattr(layer, "cpu_linear") and layer.weight.numel():
@@ -166,7 +167,7 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
 
 
 def _trained(load: Callable[..., LoRAModel]) -> Callable[..., LoRAModel]:
-    """`WorkerLoRAManager._load_adapter` that has ours from memory."""
+    """A `WorkerLoRAManager._load_adapter` that takes axpo's adapter from memory."""
 
     def wrapped(self: WorkerLoRAManager, request: Any) -> LoRAModel:
         if request.lora_path != ADAPTER:
@@ -190,12 +191,12 @@ def _trained(load: Callable[..., LoRAModel]) -> Callable[..., LoRAModel]:
 
 
 def _renaming(manager: WorkerLoRAManager) -> Any:
-    """From a checkpoint's names to vLLM's."""
+    """The mapper from a checkpoint's names to vLLM's."""
     return manager._adapter_manager.model.hf_to_vllm_mapper.get_rename_mapper()
 
 
 def _before_truncation(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`TopKTopPSampler.forward_*` whose returned logprobs are those before `k` and `p` apply."""
+    """A `TopKTopPSampler.forward_*` whose logprobs are those before `k` and `p` apply."""
 
     def wrapped(
         self: TopKTopPSampler,
@@ -220,7 +221,7 @@ class Extension:
     """Mixed into vLLM's worker; its methods are called by `/collective_rpc`."""
 
     def axpo_facts(self) -> dict[str, Any]:
-        """What this worker serves."""
+        """Facts about the model that this worker serves."""
         settings = self.vllm_config  # type: ignore[attr-defined]
         model = settings.model_config
         processor = cached_image_processor_from_config(model)
@@ -242,7 +243,7 @@ class Extension:
         }
 
     def axpo_unadapted(self, names: str) -> list[str]:
-        """Those of the checkpoint's layers `names` (JSON) that this worker adapts nothing of."""
+        """The layers among the checkpoint's `names` (JSON) of which this worker adapts nothing."""
         manager = self.model_runner.lora_manager  # type: ignore[attr-defined]
         adapted = set(manager._adapter_manager.modules)
         adapted.update(*manager._adapter_manager.packed_modules.values())
@@ -254,7 +255,7 @@ class Extension:
         return [name for name in json.loads(names) if here(name) not in adapted]
 
     def axpo_file_size(self, path: str) -> list[int]:
-        """Bytes of a file as this worker sees it; -1 where it does not."""
+        """The bytes of a file as this worker sees it; -1 where it does not see it."""
         return [Path(path).stat().st_size if Path(path).is_file() else -1]
 
 
