@@ -20,7 +20,7 @@ from axpo.engines.vllm.broadcast import in_buckets
 from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
-from axpo.engines.vllm.pool import Process, Server
+from axpo.engines.vllm.pool import Server
 from axpo.errors import ConfigError, EngineError, RequestError
 from axpo.models.loading import Checkpoint
 from axpo.tree import ImageSpan, collapse
@@ -56,7 +56,7 @@ class Setting:
         self,
         checkpoint: Checkpoint,
         fakes: list[FakeVllm],
-        process: Process | None = None,
+        process: Any = None,
         in_flight: InFlight | None = None,
     ) -> VllmEngine:
         servers = [Server(Client(fake.url, 20.0, 1.0), process) for fake in fakes]

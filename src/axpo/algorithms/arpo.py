@@ -8,8 +8,8 @@ that of the path's first turn. The paper's open code draws instead: it branches 
 (`entropy_rule = "draw"`). All N are then one GRPO group (arXiv 2402.03300): a branched member
 counts as a rollout of its own, its tokens before the cut included, which the tree stores once.
 
-The decision of a turn depends on that turn and the first alone, so it is the same whether it is
-taken while trajectories run or once they have ended: `axpo.rollout.sampling` does the latter.
+The decision of a turn depends only on that turn and the first one, so it is the same whether it is
+taken while trajectories run or after they have ended (as `axpo.rollout.sampling` does).
 """
 
 from __future__ import annotations

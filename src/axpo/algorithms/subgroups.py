@@ -15,12 +15,12 @@ in the lab)."""
 
 
 def scored(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
-    """Those with a reward."""
+    """The trajectories with a reward."""
     return [t for t in trajectories if t.reward is not None]
 
 
 def rewards(trajectories: Iterable[Trajectory]) -> list[float]:
-    """Rewards of the scored ones, in order."""
+    """The rewards of the scored trajectories, in order."""
     return [t.reward for t in trajectories if t.reward is not None]
 
 
@@ -30,9 +30,9 @@ def subgroup(group: Group, *, tool: bool) -> list[Trajectory]:
 
 
 def tools_used(groups: Iterable[Group]) -> list[str]:
-    """Names of the tools that answered a rollout's call at least once, sorted.
+    """The sorted names of the tools that answered at least one call of a rollout.
 
-    A name that a model makes up is none of them.
+    A name that a model makes up is not among them.
     """
     calls = [call for g in groups for r in g.rollouts for call in r.calls]
     return sorted({c.name for c in calls if c.status is CallStatus.OK and c.name is not None})
@@ -61,10 +61,10 @@ def all_wrong(trajectories: Sequence[Trajectory]) -> bool:
 def gap(groups: Sequence[Group]) -> dict[str, float]:
     """The gap's figures over a batch; a rate whose denominator is empty is left out.
 
-    `reward_mean`: mean reward; `accuracy`: share of rollouts that are solved, `accuracy_tool` and
-    `accuracy_no_tool` of those with and without a tool. `tool_rate`: share of rollouts that tried
-    a tool. `all_wrong_tool`: share of the questions
-    with tool-using rollouts where all of them are wrong; `all_wrong_no_tool` likewise.
+    `reward_mean`: mean reward; `accuracy`: share of solved rollouts, and `accuracy_tool` and
+    `accuracy_no_tool` the same of rollouts with and without a tool. `tool_rate`: share of rollouts
+    that tried a tool. `all_wrong_tool`: share of the questions with tool-using rollouts where all
+    of them are wrong; `all_wrong_no_tool` likewise.
     `recovery_rate`: share of the resampled prefixes of failed rollouts with a solved continuation.
     For each tool that was used: `tool_<name>_rate`, share of rollouts that called it, and
     `tool_<name>_all_wrong`, share of the questions with such rollouts where all of them are wrong.

@@ -68,7 +68,7 @@ class Job:
         return over or not self.finite
 
     def record_top(self, highest: Sequence[float]) -> None:
-        """Keep what was asked for of the `highest` logprobs at the token that is sampled next."""
+        """Keep as many of the `highest` logprobs at the next token as were asked for."""
         if count := self.request.sampling.top_logprobs:
             self.top_logprobs.append(tuple(p for p in highest[:count] if p > -math.inf))
 
@@ -109,8 +109,8 @@ def accept(
 def prefill_batches(jobs: Sequence[Job], max_tokens: int) -> Iterator[tuple[int, list[Job]]]:
     """Consecutive `jobs` (sorted by pending tokens) to prefill in one call, with their offset.
 
-    A call holds at most `max_tokens`, padding included (a longer row goes alone), and no row
-    that would make most of the others padding.
+    A call holds at most `max_tokens`, padding included (a longer row has a call of its own), and no
+    row that would make most of the others padding.
     """
     first = 0
     for i in range(1, len(jobs) + 1):

@@ -66,7 +66,7 @@ class SlotMemory(Cache):
             memory[target, :, :length] = memory[source, :, :length]
 
     def swap(self, a: int, b: int, length_a: int, length_b: int) -> None:
-        """Exchange rows `a` and `b`, of which `length_a` and `length_b` tokens count."""
+        """Exchange the first `length_a` tokens of row `a` and the first `length_b` of row `b`."""
         if not length_a or not length_b:
             source, target, length = (a, b, length_a) if length_a else (b, a, length_b)
             self.copy(source, target, length)

@@ -1,10 +1,9 @@
 """The in-process engine: transformers' own model, batched over every request in flight.
 
-One asyncio task serves all requests. A round admits what waits, prefills what is new of it,
-and computes one token for every running row; between rounds the agents' coroutines run. It
-uses no thread and no clock, so the same requests in the same order give the same result.
-Weights may be shared with a trainer in the same process: nothing here writes to them but
-`load_weights`.
+One asyncio task serves all requests. A round admits waiting requests, prefills their new tokens,
+and computes one token for every running row; between rounds the agents' coroutines run. It uses
+no thread and no clock, so the same requests in the same order give the same result. Weights may be
+shared with a trainer in the same process: only `load_weights` writes to them.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 
 TURNS = 8
-"""Turns of the event loop between two rounds: it takes several from a tool's answer to the next
-request (measured: 0.04 s instead of 0.30 s a call beside 64 rows)."""
+"""Turns of the event loop between two rounds: several pass between a tool's answer and the next
+request (measured: 0.04 s instead of 0.30 s per call beside 64 rows)."""
 PATIENCE = 4
-"""Rounds that a few requests wait for more to come, while many rows run: a prefill and a vision
-call cost about as much for one as for several."""
+"""How many rounds a few requests wait for others while many rows run: a prefill and a vision call
+cost about as much for one request as for several."""
 
 
 class TransformersEngine(Engine):
@@ -84,7 +83,7 @@ class TransformersEngine(Engine):
                 raise
 
     async def release(self, group: str) -> None:
-        """Forget what is kept for `group`; its requests in flight go on."""
+        """Forget everything that is kept for `group`; its requests in flight go on."""
         self._pool.release(group)
 
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
@@ -103,7 +102,7 @@ class TransformersEngine(Engine):
         self._pool.clear()
         self._runner.forget_features()
         if self._model.device.type != "cpu":
-            # To the training step; a CPU keeps it, where new pages are what costs.
+            # The training step gets the memory. A CPU keeps it, where new pages are expensive.
             self._memory.free()
 
     async def close(self) -> None:
@@ -134,7 +133,7 @@ class TransformersEngine(Engine):
             self._step()
 
     def _worth_admitting(self) -> bool:
-        """Whether enough waits, or waits for long enough, to interrupt the running rows."""
+        """Whether enough requests wait, or long enough, to interrupt the running rows."""
         if not self._waiting:
             self._patience = PATIENCE
             return False
@@ -145,13 +144,13 @@ class TransformersEngine(Engine):
         return True
 
     def _admit(self) -> list[Job]:
-        """Give waiting jobs a row, in their order; returns those to prefill, shortest first.
+        """Give waiting jobs a row, in their order; returns the jobs to prefill, shortest first.
 
         A job whose prefix is about to be computed for another of its group waits for it.
         """
         wave: list[Job] = []
         deferred: list[Job] = []
-        # At once what would otherwise grow, and be copied, request by request.
+        # Reserved at once: growing request by request would copy the memory each time.
         self._memory.reserve(
             min(self._slots, len(self._running) + len(self._waiting)),
             max(len(job.tokens) for job in self._waiting) if self._waiting else 0,
@@ -272,7 +271,7 @@ class TransformersEngine(Engine):
                 job.future.set_exception(failure)
 
     def _cancel(self, job: Job) -> None:
-        """Free what a cancelled request holds, at once."""
+        """Free the row of a cancelled request at once."""
         if job.slot is not None:
             self._retire(job, keep=True)
         elif job in self._waiting:
@@ -296,7 +295,7 @@ class TransformersEngine(Engine):
         self._sampler = None
 
     def _abandon(self, reason: str) -> None:
-        """Fail everything in flight and drop what is kept."""
+        """Fail everything in flight and drop everything that is kept."""
         jobs = [*self._waiting, *self._running]
         self._waiting.clear()
         self._running.clear()

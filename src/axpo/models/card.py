@@ -1,4 +1,4 @@
-"""The memory that a run may take: of the card that its recipe names, else of this machine."""
+"""The memory that a run may take: that of the card its recipe names, or of this machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Card:
 
 
 def recipe_card(settings: ModelSettings, device: str) -> Card:
-    """The recipe's card, else the memory of `device` as it is now."""
+    """The card that the recipe names, or else the memory of `device` as it is now."""
     if settings.memory_gb is not None:
         size = round(settings.memory_gb * 1e9)
         return Card(size, size, gpu=True, named=True)

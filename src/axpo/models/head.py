@@ -4,8 +4,8 @@ In bfloat16 a logit of 16 is rounded to a multiple of 1/8, and engine and traine
 states differ by a rounding, end on other multiples. MiniMax-M1 (arXiv 2506.13585) found its main
 difference between sampling and training here. A GPU multiplies bfloat16 into float32 in one kernel;
 a CPU would have to widen the weight each time (six times as long for a decoding step of 152K words
-at width 2,048), so that there the layer keeps its dtype. Engine, trainer and servers must do alike
-(`head_dtype`): one alone lands between the other's multiples.
+at width 2,048), so there the layer keeps its dtype. Engine, trainer and servers must do the same
+(`head_dtype`): a single one that differs would land between the others' multiples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOGITS_AT_ONCE = 2**26
 
 
 def head_dtype(model: Any) -> torch.dtype:
-    """In which dtype the logits of `model`'s output layer are summed and kept."""
+    """The dtype in which the logits of `model`'s output layer are summed and kept."""
     weight = model.lm_head.weight
     return torch.float32 if weight.is_cuda else weight.dtype
 
@@ -52,5 +52,5 @@ class Float32Logits(torch.autograd.Function):
 
 
 def widening_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b in float32 of short matrices; torch has the kernel on GPUs alone."""
+    """a @ b in float32 of short matrices; torch has this kernel on GPUs only."""
     return torch.mm(a, b, out_dtype=torch.float32)

@@ -60,7 +60,7 @@ class Environment:
 
 
 def cache_folder() -> Path:
-    """The folder of what is made once and kept."""
+    """The folder for packages and fonts, which are made once and kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "axpo" / "python"
 

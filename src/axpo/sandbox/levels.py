@@ -1,7 +1,7 @@
 """The levels of containment by name, and the command that starts the fork server at each.
 
-"bubblewrap" is "landlock" inside namespaces of its own: no network device, no other process in
-sight, and of the file system only what a session may read.
+"bubblewrap" is "landlock" inside namespaces of its own: it has no network device, sees no other
+process, and of the file system only the files that a session may read.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class ForkServer:
         }
 
     async def start(self, errors: Path) -> None:
-        """Start the process; what it writes to stderr goes to the file `errors`."""
+        """Start the process; its stderr goes to the file `errors`."""
         self._loop = asyncio.get_running_loop()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         python = str(self.environment.python)

@@ -34,7 +34,7 @@ from axpo.errors import BudgetSpent, NotRecordedError, SearchFault, UserError
 from axpo.search.database import Database, open_index
 
 FORMAT = 1
-"""Version of the file's tables and of what an answer is made of."""
+"""The version of the file's tables and of the form of an answer."""
 BUSY_SECONDS = 30.0
 """How long a process waits while another one writes."""
 THREADS = 2

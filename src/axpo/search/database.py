@@ -1,6 +1,6 @@
 """SQLite for search: index files that appear whole or not at all, and queries off the event loop.
 
-An index file carries `FORMAT` and a row of facts, among them a digest of what it was built from.
+An index file carries `FORMAT` and a row of facts, among them a digest of its content.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class NewIndex:
 def new_index(out: Path, kind: str) -> Iterator[NewIndex]:
     """An empty index that replaces the file `out` when the block ends without an error.
 
-    Raises `UserError` where `out` is something else than such an index, or is being built. What
-    a killed build left behind is overwritten by the next one.
+    Raises `UserError` where `out` is no index of this kind, or is being built. The next build
+    overwrites the remains of a killed one.
     """
     if out.exists():
         read_facts(out, kind, any_format=True)
@@ -148,7 +148,7 @@ class Database:
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """The answer of `work`; raises `SearchFault` for an error of the database, and `DiskError`
-        where there is no room for what it would keep."""
+        where the disk is full."""
         if self._threads is None:
             name = f"search-{self._path.name}"
             self._threads = ThreadPoolExecutor(self._count, thread_name_prefix=name)

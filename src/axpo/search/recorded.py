@@ -56,7 +56,7 @@ class _Recorded(AnswerSource, Generic[Asked]):
         ask: Callable[[], Awaitable[Results[Item]]],
         form: TypeAdapter[list[Item]],
     ) -> Results[Item]:
-        """At most `results` recorded or asked answers; none where a replay has none."""
+        """At most `results` answers, recorded or new; none where a replay has no record."""
 
         async def asked() -> list[Any]:
             return form.dump_python((await ask()).items)
@@ -72,7 +72,7 @@ class _Recorded(AnswerSource, Generic[Asked]):
 class RecordedSearch(_Recorded[TextSource], TextSource):
     """A `TextSource` that asks another only for what `cache` does not hold.
 
-    Queries that differ in case and spaces alone have one answer (choice).
+    Queries that differ only in case and spaces have one answer (choice).
     """
 
     async def search(self, query: str, results: int) -> Results[Hit]:

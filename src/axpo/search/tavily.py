@@ -1,7 +1,7 @@
 """Search on the web through Tavily; the key comes from the environment and stays in the client.
 
 No text of the server and no exception of a client becomes part of an error, and the key is cut
-out of results, so that it reaches no log, error or cache.
+out of results, so that the key reaches no log, error or cache.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -26,35 +26,24 @@ URL = "https://api.tavily.com"
 DEPTH = "basic"
 """A search costs one credit; "advanced" would cost two."""
 MAX_SNIPPET, MAX_PAGE = 2_000, 100_000
-"""Characters that are kept: recorded answers serve tools that show more or less of them."""
+"""How many characters are kept: recorded answers serve tools that show more or less of them."""
 CONNECTIONS = 32
-"""Requests under way at once; more wait."""
+"""How many requests are under way at once; more wait."""
 START_TIMEOUT = 10.0
-"""Seconds that the check of the key may take."""
+"""How many seconds the check of the key may take."""
 
 _REFUSED = "Tavily does not accept the key in TAVILY_API_KEY"
 
 
-class _Result(BaseModel):
+class _Found(BaseModel):
     url: str
     title: str | None = None
     content: str | None = None
-
-
-class _Results(BaseModel):
-    results: list[_Result]
-
-
-class _Extracted(BaseModel):
-    url: str
     raw_content: str | None = None
 
 
-class _Extraction(BaseModel):
-    results: list[_Extracted]
-
-
-Parsed = TypeVar("Parsed", bound=BaseModel)
+class _Answer(BaseModel):
+    results: list[_Found]
 
 
 class Tavily(TextSource):
@@ -104,18 +93,15 @@ class Tavily(TextSource):
         found = await self._ask(
             lambda client: client.search(
                 query, search_depth=DEPTH, max_results=results, timeout=self._timeout
-            ),
-            _Results,
+            )
         )
-        return Results([self._hit(hit) for hit in found.results[:results]])
+        return Results([self._hit(hit) for hit in found[:results]])
 
     async def page(self, url: str) -> PageText | None:
-        found = await self._ask(
-            lambda client: client.extract([url], timeout=self._timeout), _Extraction
-        )
-        if not found.results or not found.results[0].raw_content:
+        found = await self._ask(lambda client: client.extract([url], timeout=self._timeout))
+        if not found or not found[0].raw_content:
             return None
-        text = self._without_key(found.results[0].raw_content)
+        text = self._without_key(found[0].raw_content)
         return PageText("", url, shortened(text, MAX_PAGE))
 
     async def close(self) -> None:
@@ -124,9 +110,9 @@ class Tavily(TextSource):
             await http.aclose()
 
     async def _ask(
-        self, call: Callable[[AsyncTavilyClient], Awaitable[dict[str, Any]]], model: type[Parsed]
-    ) -> Parsed:
-        """The checked answer of one request; whatever goes wrong is a `SearchFault`."""
+        self, call: Callable[[AsyncTavilyClient], Awaitable[dict[str, Any]]]
+    ) -> list[_Found]:
+        """The checked results of one request; raises `SearchFault` for any failure."""
         if self._client is None:
             raise SearchFault("the Tavily client is not started")
         try:
@@ -134,12 +120,12 @@ class Tavily(TextSource):
         except Exception as error:
             raise _fault(error) from None
         try:
-            return model.model_validate(answer)
+            return _Answer.model_validate(answer).results
         except ValidationError:
             message = "Tavily's answer is not of the expected form"
             raise SearchFault(message, retryable=True, charged=True) from None
 
-    def _hit(self, found: _Result) -> Hit:
+    def _hit(self, found: _Found) -> Hit:
         snippet = " ".join(self._without_key(found.content or "").split())
         title, url = self._without_key(found.title or ""), self._without_key(found.url)
         return Hit(title, url, shortened(snippet, MAX_SNIPPET))
@@ -153,7 +139,7 @@ class Tavily(TextSource):
 
 
 def _fault(error: Exception) -> SearchFault:
-    """What went wrong, in our words alone. Tavily bills successful requests only."""
+    """The fault that `error` means, without its words. Tavily bills successful requests only."""
     from tavily import errors
 
     if isinstance(error, errors.TimeoutError):

@@ -79,7 +79,7 @@ class PythonTool(Tool):
         self._sessions: dict[str, Session] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._used: defaultdict[str, float] = defaultdict(float)  # seconds of a trajectory's cells
-        self._restarted: set[str] = set()  # lost a session by our fault and do not know it yet
+        self._restarted: set[str] = set()  # lost a session and were not told yet
 
     async def start(self) -> None:
         """Start the sandbox, which proves that it holds; raises `InfraError` otherwise."""

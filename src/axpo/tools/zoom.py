@@ -101,7 +101,7 @@ def crop(view: View, bbox: tuple[float, float, float, float]) -> View:
 
 
 class ZoomTool(Tool):
-    """`image_zoom_in_tool(bbox_2d, label, img_idx)`; answers with the crop alone, no text."""
+    """`image_zoom_in_tool(bbox_2d, label, img_idx)`; answers with the crop, without text."""
 
     name = NAME
     spec = SPEC

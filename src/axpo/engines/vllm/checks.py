@@ -104,7 +104,7 @@ async def check_server(client: Client, trained: Trained, room: int) -> Served:
         found = differences(facts, expected_facts(trained))
         models = await client.models()
         if facts.get("protocol") != PROTOCOL:
-            pass  # it is refused; what else it says may be said otherwise
+            pass  # it is refused; another version may name the other facts otherwise
         elif trained.lora is not None:
             layers, rank = adapted_names(trained.tensors), trained.lora.rank
             found += await _unadapted(client, layers, rank, facts["lora_rank"], models)

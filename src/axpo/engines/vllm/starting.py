@@ -1,4 +1,4 @@
-"""From a recipe's settings to running servers and the engine that asks them."""
+"""Makes running servers, and the engine that asks them, from a recipe's settings."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def read_answer(request: Request, answer: Any, vocabulary: int) -> Answer:
     """The completion that `answer` (parsed JSON) holds, of ids below `vocabulary`.
 
     Raises `AnswerFault` for an answer that is cut short or makes no sense, and `EngineError` for
-    one which shows that the server computes on something else than it was asked.
+    one which shows that the server computes on other tokens than it was asked to.
     """
     try:
         (choice,) = answer["choices"]
@@ -212,7 +212,7 @@ def _check_sample(
 
 
 def shown(answer: Any) -> str:
-    """The beginning of what a server said, for a message."""
+    """The beginning of a server's answer, for a message."""
     try:
         text = repr(answer)
     except RecursionError:

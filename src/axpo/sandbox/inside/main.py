@@ -111,7 +111,7 @@ def _module(file: str) -> types.ModuleType:
 
 
 def _load(modules: Sequence[str]) -> None:
-    """Import what is missing; the imported objects stay shared between the children."""
+    """Import the missing modules; the imported objects stay shared between the children."""
     missing = [name for name in modules if name not in sys.modules]
     for name in missing:
         importlib.import_module(name)

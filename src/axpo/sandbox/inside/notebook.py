@@ -146,14 +146,14 @@ class Notebook:
             if is_picture(value) or is_figure(value):
                 self.show(value)
                 if is_figure(value) and (pyplot := sys.modules.get("matplotlib.pyplot")):
-                    pyplot.close(value)  # else it is shown again below
+                    pyplot.close(value)  # otherwise it is shown again below
             elif value is not None:
                 text.write(repr(value))
         self.pictures.add_open_figures()
 
 
 def trim(error: BaseException) -> str:
-    """The traceback of `error`, of which only the model's own lines are left."""
+    """The traceback of `error` with the model's own lines only."""
     report = traceback.TracebackException.from_exception(error, compact=True)
     link: traceback.TracebackException | None = report
     while link is not None:

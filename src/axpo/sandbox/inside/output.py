@@ -1,4 +1,4 @@
-"""A cell's output: text, of which both ends of a flood are kept, and pictures made small enough."""
+"""A cell's output: text, cut in the middle if it is too long, and pictures, made small enough."""
 
 from __future__ import annotations
 

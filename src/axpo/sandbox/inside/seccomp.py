@@ -68,7 +68,8 @@ Instruction = tuple[int, int, int, int]
 def _only_own_limits(number: int) -> list[Instruction]:
     """Allow prlimit to read the caller's own limits (pid 0, no new limit), else fail.
 
-    A session that lowers one could have the kernel kill it, which would pass for a fault of ours.
+    A session that lowers one could have the kernel kill it, which would pass for a fault of the
+    sandbox.
     """
     body: list[Instruction] = []
     # The process, then both words of the pointer to the new limit.
