@@ -41,9 +41,7 @@ class Loop:
     """One algorithm's loop, a step a call; the nth calls of two loops see the same batch."""
 
     def __init__(self, algorithm: str, start: Path, settings: list[str]) -> None:
-        config = load_config(
-            "lab", [f"algorithm.name={algorithm}", f"model.path={start}", *settings]
-        )
+        config = load_config("lab", f"algorithm.name={algorithm}", f"model.path={start}", *settings)
         self.run = run = rl_run(config)
         self.collector = Collector(run.agent, run.task, config)
         self.number = 0

@@ -86,23 +86,21 @@ def settings(questions: int) -> Config:
     """The lab's recipe as plain GRPO with one update a step."""
     return load_config(
         "lab",
-        [
-            *ONE_TOOL,
-            f"rollout.max_turn_tokens={MAX_TOKENS}",
-            f"rollout.max_tokens={MAX_TOKENS}",
-            "algorithm.name=grpo",
-            f"algorithm.rollouts={ROLLOUTS}",
-            "algorithm.kl=0",
-            f"rl.questions={questions}",
-            "rl.updates=1",
-            "rl.optimizer.learning_rate=0",
-        ],
+        *ONE_TOOL,
+        f"rollout.max_turn_tokens={MAX_TOKENS}",
+        f"rollout.max_tokens={MAX_TOKENS}",
+        "algorithm.name=grpo",
+        f"algorithm.rollouts={ROLLOUTS}",
+        "algorithm.kl=0",
+        f"rl.questions={questions}",
+        "rl.updates=1",
+        "rl.optimizer.learning_rate=0",
     )
 
 
 def start_checkpoint(steps: int, folder: Path = START) -> Path:
     """The shipped base model after `steps` of the recipe's SFT; kept in `folder`."""
-    config = load_config("lab", [*ONE_TOOL, f"sft.steps={steps}", "run.checkpoint_every=1000"])
+    config = load_config("lab", *ONE_TOOL, f"sft.steps={steps}", "run.checkpoint_every=1000")
     last = sft.train(sft_run(config, folder / f"lab-find-{steps}"), Silent())
     return last / "model"
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axpo.algorithms.base import Algorithm
-    from axpo.api import Trained, diagnose, evaluate, load_config, sft, train
-    from axpo.config import Config
+    from axpo.api import Trained, diagnose, evaluate, sft, train
+    from axpo.config import Config, load_config
     from axpo.engines.base import Engine, EngineSettings
     from axpo.errors import UserError
     from axpo.tasks.base import Example, Task
@@ -44,8 +44,8 @@ __all__ = [
 
 _HOMES = {
     "axpo.algorithms.base": ("Algorithm",),
-    "axpo.api": ("Trained", "diagnose", "evaluate", "load_config", "sft", "train"),
-    "axpo.config": ("Config",),
+    "axpo.api": ("Trained", "diagnose", "evaluate", "sft", "train"),
+    "axpo.config": ("Config", "load_config"),
     "axpo.engines.base": ("Engine", "EngineSettings"),
     "axpo.errors": ("UserError",),
     "axpo.tasks.base": ("Example", "Task"),

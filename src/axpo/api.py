@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from axpo import config as settings
 from axpo import stopping
 from axpo.checks import check_folder, check_names, check_parts, note_settings
 from axpo.config import Config
@@ -38,14 +37,6 @@ class Trained:
         """The figures of the run, one dict per step, as in `metrics.jsonl` (docs/report.md)."""
         lines = RunFolder(self.folder).metrics.read_text().splitlines()
         return [json.loads(line) for line in lines]
-
-
-def load_config(recipe: str | Path | None = None, *overrides: str) -> Config:
-    """The checked settings of a recipe (a TOML file, or the name of a shipped one).
-
-    "section.key=value" overrides go on top; every setting has a default. Raises `UserError`.
-    """
-    return settings.load_config(recipe, overrides)
 
 
 def sft(config: Config, out: str | Path) -> Trained:

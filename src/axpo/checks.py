@@ -17,10 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axpo import stopping
+from axpo import plugins, stopping
 from axpo.config import Config, default_config
 from axpo.config.secrets import masked
-from axpo.errors import ConfigError, MissingError
+from axpo.errors import ConfigError, MissingError, PluginError
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 from axpo.extras import require
 from axpo.folder import RunFolder, read_json, write_whole
@@ -38,6 +38,11 @@ def check_names(config: Config, *commands: str) -> None:
     """Look at what is known at once of what these commands ("sft", "train", "eval", "diagnose")
     need; raises `UserError` that says what to do."""
     wanted = set(commands)
+    for kind in plugins.BUILT_IN:
+        try:  # a class that was given from Python
+            plugins.find(kind, getattr(config, kind).name)
+        except PluginError as error:
+            raise ConfigError(f"{kind}.name: {error}") from error
     model_path(config.model.path)
     check_packages(config, wanted)
     if wanted & MEASURING:

@@ -79,6 +79,11 @@ def load(name: str, fits: Callable[[object], bool], what: str) -> Any:
     `fits` is true of.
     """
     module_name, _, attribute = name.partition(":")
+    if "<locals>" in attribute:
+        raise PluginError(
+            f"{name!r} stands inside a function, where a run that goes on cannot find it again; "
+            "move it to the top of a module"
+        )
     module = _module(module_name, name)
     try:
         return getattr(module, attribute)

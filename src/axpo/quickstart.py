@@ -36,17 +36,17 @@ REPORT = "report"
 """The name of the last stage."""
 
 
-def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
+def quickstart(config: Config, given: Sequence[str], out: Path) -> Path:
     """Run every stage that `out` lacks; returns the path of the report.
 
-    `config` holds the settings of `recipe` and `overrides`. Raises `UserError` for what is wrong
+    `config` is what the recipes and settings `given` say. Raises `UserError` for what is wrong
     before anything runs, and `StageError`.
     """
     folder = RunFolder(out)
     page, logs = folder.report, folder.logs
     if not (page.is_file() and finding_file(page).is_file()):  # removed
         folder.done(REPORT).unlink(missing_ok=True)
-    stages = _stages(config, recipe, overrides, out)
+    stages = _stages(config, given, out)
     check_folder(out, config, COMMANDS)
     if not all(stage.done.is_file() for stage in stages):
         check_names(config, *COMMANDS)
@@ -60,10 +60,8 @@ def quickstart(config: Config, recipe: Path, overrides: Sequence[str], out: Path
     return page
 
 
-def without_sandbox(
-    config: Config, recipe: Path, overrides: Sequence[str], out: Path
-) -> tuple[str, ...]:
-    """Overrides for every stage if this machine has no sandbox for the tool `python`.
+def without_sandbox(config: Config, given: Sequence[str], out: Path) -> tuple[str, ...]:
+    """Settings for every stage if this machine has no sandbox for the tool `python`.
 
     They leave the tool out with its family of questions, and note the reason, which is printed
     before anything is made. There are none if there is a sandbox, if none is needed, or if the
@@ -76,7 +74,7 @@ def without_sandbox(
     lack, file = levels.lack(None), RunFolder(out).settings
     noted: dict[str, Any] = read_json(file) if file.is_file() else {}
     offered = noted.get("rollout", {}).get("tools", [])
-    goes_on = offered == list(load_config(recipe, [*overrides, *reduced]).rollout.tools)
+    goes_on = offered == list(load_config(*given, *reduced).rollout.tools)
     if lack is not None and PYTHON in offered:
         raise ConfigError(
             f"{out} was begun with the tool {PYTHON}, and this machine has no sandbox for it: "
@@ -97,7 +95,7 @@ def without_sandbox(
     return (*reduced, f"run.note={json.dumps(note)}")
 
 
-def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> list[Stage]:
+def _stages(config: Config, given: Sequence[str], out: Path) -> list[Stage]:
     sizes = {
         "sft": config.sft.steps,
         "rl": config.rl.steps,
@@ -109,7 +107,7 @@ def _stages(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -
         name: str, command: str, kind: str, guess: float, *args: str, after: tuple[str, ...]
     ) -> Stage:
         folder = out / name.split()[-1]
-        parts = [command, str(recipe), *overrides, *args, "--out", str(folder)]
+        parts = [command, *given, *args, "--out", str(folder)]
         return Stage(name, parts, folder, kind, sizes[kind], guess, after)
 
     start = f"model.path={out / 'sft'}"

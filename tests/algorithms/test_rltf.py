@@ -229,7 +229,7 @@ def test_a_task_without_a_critic_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"id": "1", "question": "?", "answer": "1", "images": []}\n')
     overrides = ["task.name=data", f"task.path={tmp_path}/q.jsonl", "algorithm.name=rltf"]
     with pytest.raises(ConfigError, match=r"algorithm\.name: 'rltf' needs critiques; the data"):
-        rl_run(load_config(None, [*overrides, "model.path=nowhere"]))
+        rl_run(load_config(*overrides, "model.path=nowhere"))
 
 
 # Training -----------------------------------------------------------------------------------

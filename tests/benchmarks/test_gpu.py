@@ -69,4 +69,4 @@ def test_what_the_parts_call_is_there():
             assert rest[-1] in BENCHMARKS
         elif module == "axpo":
             recipe, settings = rest[1], [x for x in rest if "=" in x]
-            assert load_config(Path(recipe), settings).model.device == "cuda"
+            assert load_config(Path(recipe), *settings).model.device == "cuda"

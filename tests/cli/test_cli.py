@@ -73,25 +73,22 @@ def test_show_renders_a_masked_demonstration_with_costs() -> None:
 
 def test_show_needs_neither_data_nor_checkpoint() -> None:
     """What is not here is named and left out; the sum of memory is of the recipe's card."""
-    recipe = RECIPE.parent / "qwen3-vl-2b" / "axpo.toml"
-    text = show(str(recipe))
+    text = show("qwen3-vl", "qwen3-vl-2b")
     said = " ".join(text.split())
     assert "Not on this machine:" in text and "data/{split}.jsonl: no such" in said
     assert "sizes below are those of the published qwen3-vl-2b" in said
     assert "16,384 tokens, 15,360 of them pictures" in text and "An example" not in text
     assert "there are 80.0 GB (model.memory_gb)" in text and "fits" in text
-    assert "Costs of an RL step" in text and "SFT step" not in text
-    text = show(str(recipe.with_name("sft.toml")))
-    assert "hf download Qwen/Qwen3-VL-2B-Thinking" in text and "Costs of an SFT step" in text
+    assert "Costs of an RL step" in text and "Costs of an SFT step" in text
+    assert "hf download Qwen/Qwen3-VL-2B-Thinking" in text
     # The data alone is missing.
     text = show(str(RECIPE), "task={name='data', path='no.jsonl'}")
     assert "no.jsonl: no such file" in text and "tokenizer" not in text and "1.4 M" in text
 
 
 def test_show_refuses_what_cannot_fit_below_its_sum() -> None:
-    recipe = RECIPE.parent / "qwen3-vl-4b" / "axpo.toml"
     whole = "model={path='runs/qwen3-vl-4b/sft', dtype='bfloat16', memory_gb=80}"
-    text = show(str(recipe), whole, code=1)
+    text = show("qwen3-vl", "qwen3-vl-4b", whole, code=1)
     assert "AdamW's moments" in text and "35.5 GB" in text and "cannot fit" in text
     assert "axpo: model: every update needs 88.8 GB whatever is sampled" in text
 
@@ -167,24 +164,24 @@ def test_a_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
 
 def test_a_run_may_go_on_with_a_larger_budget(tmp_path: Path) -> None:
     search = ["tools.search.cache=answers.db", "tools.search.budget=1"]
-    claim(tmp_path, load_config(RECIPE, search), ("train",))
+    claim(tmp_path, load_config(RECIPE, *search), ("train",))
     search[1] = "tools.search.budget=9"
-    claim(tmp_path, load_config(RECIPE, search), ("train",))
+    claim(tmp_path, load_config(RECIPE, *search), ("train",))
     assert json.loads((tmp_path / "config.json").read_text())["tools"]["search"]["budget"] == 9
     search[0] = "tools.search.cache=others.db"
     with pytest.raises(ConfigError, match=r"tools\.search\.cache: 'answers\.db' -> 'others\.db'"):
-        claim(tmp_path, load_config(RECIPE, search), ("train",))
+        claim(tmp_path, load_config(RECIPE, *search), ("train",))
 
 
 def test_a_run_may_go_on_with_what_does_not_change_it(tmp_path: Path) -> None:
     """How it is judged, and where it samples, are not the training's."""
     claim(tmp_path, load_config(RECIPE), ("train",))
     others = ["eval.samples=16", "engine.slots=64", "sft.steps=9"]
-    claim(tmp_path, load_config(RECIPE, others), ("train",))
+    claim(tmp_path, load_config(RECIPE, *others), ("train",))
     with pytest.raises(ConfigError, match=r"eval\.samples: 16 -> 4"):
-        claim(tmp_path, load_config(RECIPE, ["eval.samples=4"]), ("train", "eval"))
+        claim(tmp_path, load_config(RECIPE, "eval.samples=4"), ("train", "eval"))
     with pytest.raises(ConfigError, match=r"rl\.optimizer\.learning_rate: .* -> 1\.0"):
-        claim(tmp_path, load_config(RECIPE, ["rl.optimizer.learning_rate=1.0"]), ("train",))
+        claim(tmp_path, load_config(RECIPE, "rl.optimizer.learning_rate=1.0"), ("train",))
 
 
 def test_a_run_may_go_on_with_less_memory_and_more_time(tmp_path: Path) -> None:
@@ -195,9 +192,9 @@ def test_a_run_may_go_on_with_less_memory_and_more_time(tmp_path: Path) -> None:
         "model.threads=2", "model.device=cpu", "rollout.max_seconds=999",
         "tools.limits.image_zoom_in_tool.timeout=9", "tools.limits.image_zoom_in_tool.retries=2",
     ]  # fmt: skip
-    claim(tmp_path, load_config(RECIPE, smaller), ("train",))
+    claim(tmp_path, load_config(RECIPE, *smaller), ("train",))
     with pytest.raises(ConfigError) as refused:  # what the model is shown is another matter
-        changed = load_config(RECIPE, ["tools.limits.image_zoom_in_tool.max_pixels=9999"])
+        changed = load_config(RECIPE, "tools.limits.image_zoom_in_tool.max_pixels=9999")
         claim(tmp_path, changed, ("train",))
     said = str(refused.value)
     assert "tools.limits.image_zoom_in_tool.max_pixels: None -> 9999" in said

@@ -186,7 +186,7 @@ def test_what_is_no_part_is_refused_by_name(here: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             axpo.load_config("lab", f"algorithm.name={name}")
     with pytest.raises(ConfigError, match=r"task\.grading: 'wrong:Nothing' is a int, expected"):
-        axpo.load_config(None, "task={name='data', path='sample', grading='wrong:Nothing'}")
+        axpo.load_config("task={name='data', path='sample', grading='wrong:Nothing'}")
 
 
 def test_axpo_s_own_parts_are_found_by_the_same_way() -> None:

@@ -61,7 +61,7 @@ from axpo.config import load_config
 from axpo.quickstart import without_sandbox
 from axpo.stages import Stage, run_stages, usable_cores
 from pathlib import Path
-reduced = without_sandbox(load_config("lab"), Path("lab"), [], Path("run"))
+reduced = without_sandbox(load_config("lab"), ["lab"], Path("run"))
 small = ["sft.steps=1", "sft.batch=4", "rl.steps=1", "rl.questions=4", "rl.updates=1",
          "algorithm.rollouts=2", "eval.questions=2", "eval.samples=4"]
 settings = [*reduced, *small]

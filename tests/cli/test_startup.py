@@ -175,7 +175,7 @@ def test_no_sandbox(command: str) -> None:
     said = start(command, "tools.python.level=landlock")
     assert "no sandbox for Python here" in said and "Linux 6.12" in said
     families, tools = shlex.split(said.partition("without it with ")[2])
-    config = load_config("lab", [families, tools])
+    config = load_config("lab", families, tools)
     assert config.task.families == ("find", "look_up") and "python" not in config.rollout.tools
 
 
@@ -266,7 +266,7 @@ def test_the_corrected_command_runs(tiny: str, tmp_path: Path) -> None:
 
 def test_only_what_was_begun_binds(tmp_path: Path) -> None:
     checks.note_settings(tmp_path, load_config(RECIPE))
-    other = load_config(RECIPE, ["sft.steps=1"])
+    other = load_config(RECIPE, "sft.steps=1")
     checks.check_folder(tmp_path, other, ("sft",))
     (tmp_path / "metrics.jsonl").write_text("")
     checks.check_folder(tmp_path, other, ("sft",))

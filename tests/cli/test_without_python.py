@@ -28,8 +28,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, tuple[str, ..
     """What the quickstart would run: its settings, and the overrides of every stage."""
     made: list[tuple[Config, tuple[str, ...]]] = []
 
-    def run(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
-        made.append((config, tuple(overrides)))
+    def run(config: Config, given: Sequence[str], out: Path) -> Path:
+        made.append((config, tuple(given)))
         (out / "config.json").write_text(config.model_dump_json())
         write_finding(Finding("Nothing yet."), out / "report.html")
         return out / "report.html"
@@ -62,7 +62,7 @@ def test_without_a_sandbox_two_families_train_and_the_first_line_says_why(
     config, overrides = started[0]
     assert config.rollout.tools == TOOLS and config.task.families == ("find", "look_up")
     assert config.run.note == said.splitlines()[0] and config.rl.steps == 7
-    assert load_config("lab", overrides) == config  # what its stages are given
+    assert load_config(*overrides) == config  # what its stages are given
 
     monkeypatch.setattr(levels, "lack", lambda _: None)  # bubblewrap was installed meanwhile
     again = axpo("quickstart", "rl.steps=7", "--out", out)
@@ -98,21 +98,21 @@ def test_nothing_is_left_out_that_was_not_asked_for(
         ["task.families=['calculate']"],
         ["task={name='data', path='x.jsonl'}"],
     ):
-        config, recipe = load_config("lab", overrides), Path("lab")
-        assert quickstart.without_sandbox(config, recipe, overrides, tmp_path) == ()
+        given = ["lab", *overrides]
+        assert quickstart.without_sandbox(load_config(*given), given, tmp_path) == ()
     mine = ["rollout.tools=['image_zoom_in_tool','web_search']", "task.families=['find','look_up']"]
-    (tmp_path / "config.json").write_text(load_config("lab", mine).model_dump_json())
+    (tmp_path / "config.json").write_text(load_config("lab", *mine).model_dump_json())
     with monkeypatch.context() as here:  # nobody noted why: not to be taken for a run of ours
         here.setattr(levels, "lack", lambda _: None)
-        assert quickstart.without_sandbox(load_config("lab"), Path("lab"), [], tmp_path) == ()
+        assert quickstart.without_sandbox(load_config("lab"), ["lab"], tmp_path) == ()
     (tmp_path / "config.json").unlink()
-    own = ["run.note='my run'"]
-    *_, note = quickstart.without_sandbox(load_config("lab", own), Path("lab"), own, tmp_path)
-    assert load_config("lab", [note]).run.note.startswith("my run This machine has no sandbox")
+    own = ["lab", "run.note='my run'"]
+    *_, note = quickstart.without_sandbox(load_config(*own), own, tmp_path)
+    assert load_config("lab", note).run.note.startswith("my run This machine has no sandbox")
 
 
 def test_the_overrides_leave_a_recipe_that_runs() -> None:
-    config = load_config("lab", without_python(load_config("lab")))
+    config = load_config("lab", *without_python(load_config("lab")))
     assert config.rollout.tools == TOOLS and config.task.families == ("find", "look_up")
     assert without_python(config) == ()
 

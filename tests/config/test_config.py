@@ -17,11 +17,11 @@ from axpo.errors import ConfigError
 
 def test_calls_need_a_turn_after_them() -> None:
     with pytest.raises(ConfigError, match=r"rollout.max_turns: 1 with tools.*to 2 or more"):
-        load_config(None, ["rollout.max_turns=1"])
+        load_config("rollout.max_turns=1")
     alone = ["rollout.max_turns=1", "rollout.tools=[]"]
     with pytest.raises(ConfigError, match=r"rollout.max_turns: 1 with tools"):
-        load_config(None, [*alone, 'tools.mcp=[{command=["server"]}]'])
-    assert load_config(None, alone).rollout.max_turns == 1
+        load_config(*alone, 'tools.mcp=[{command=["server"]}]')
+    assert load_config(*alone).rollout.max_turns == 1
 
 
 def test_the_papers_numbers_are_the_defaults() -> None:
@@ -35,7 +35,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
 def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('[algorithm]\nname = "axpo"\nrollouts = 4\n[rl.optimizer]\nbetas=[0.8,0.9]')
-    config = load_config(recipe, ["algorithm.rollouts=6", "model.path=some/folder", "run.seed=3"])
+    config = load_config(recipe, "algorithm.rollouts=6", "model.path=some/folder", "run.seed=3")
     assert (config.algorithm.rollouts, config.model.path, config.run.seed) == (6, "some/folder", 3)
     assert config.rl.optimizer.betas == (0.8, 0.9)
 
@@ -45,6 +45,10 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
     [
         ("rl.stepz=3", ["rl.stepz", "'steps'"]),
         ("trainer.lr=1", ["trainer", "a recipe has model"]),
+        ("rl.learning_rat=1", ["did you mean 'rl.optimizer.learning_rate' or 'sft.opt"]),
+        ("eval.gamilies=[]", ["did you mean 'task.families'?"]),
+        ("rl.urls=[]", ["did you mean 'engine.urls'?"]),
+        ("run.timeouts=1", ["'tools.limits.NAME.timeout' or 'tools.mcp.timeout'?"]),
         ("rl.steps=0", ["rl.steps", "greater than 0", "got 0"]),
         ("rl.steps=many", ["rl.steps", "integer", "'many'"]),
         ("rl.updates=3", ["rl.updates", "does not divide", "16"]),
@@ -57,7 +61,10 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("rollout.tools=3", ["rollout.tools: expected a list (got 3)"]),
         ("model.lora=8", ["expected a section", "such as model.lora.rank"]),
         ("tools.limits=8", ["expected a section", "(got 8)"]),
-        ("task.path=x.jsonl", ["task.path: belongs to task.name = 'data'; remove it"]),
+        (
+            "task.path=x.jsonl",
+            ["task.path: belongs to task.name = 'data'; remove it, or set task.name = 'data'"],
+        ),
         ("task.name=dota", ["task.name: 'dota': did you mean 'data'?", "lab, data", "module:name"]),
         ("task.name=no_such:Task", ["task.name", "no module 'no_such'"]),
         (
@@ -84,7 +91,10 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("engine.name=vllm", ["engine.python, urls", "axpo.engines.vllm.environment"]),
         ("rl.importance_cap=2", ["rl.importance_cap", "recompute"]),
         ("rl.importance_level=token", ["rl.importance_level", "without importance_cap"]),
-        ("engine.python=p", ["engine.python: belongs to engine.name = 'vllm'; remove it"]),
+        (
+            "engine.python=p",
+            ["belongs to engine.name = 'vllm'; remove it, or set engine."],
+        ),
         (
             "engine={name='vllm',servers=2}",
             ["engine.python, urls", "axpo.engines.vllm.environment"],
@@ -95,7 +105,7 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
 )
 def test_bad_settings_are_named(override: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(None, [override])
+        load_config(override)
     for word in words:
         assert word in str(caught.value)
 
@@ -134,13 +144,13 @@ def test_bad_settings_are_named(override: str, words: list[str]) -> None:
 )
 def test_a_setting_without_effect_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^algorithm.{message}"):
-        load_config(None, [f"algorithm.{override}" for override in overrides])
+        load_config(*[f"algorithm.{override}" for override in overrides])
 
 
 def test_settings_of_the_baselines_are_taken() -> None:
     cispo = ["name=grpo", "loss.name=cispo", "aggregation=token_mean", "loss.max_ratio=4"]
     for overrides in (["name=grpo", "tool_bonus=-0.1"], ["name=grpo", "rollouts=16"], cispo):
-        load_config(None, [f"algorithm.{override}" for override in overrides])
+        load_config(*[f"algorithm.{override}" for override in overrides])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +170,7 @@ def test_settings_of_the_baselines_are_taken() -> None:
 )
 def test_vllm_settings_without_effect_are_refused(overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        load_config(None, ["engine.name=vllm", *overrides])
+        load_config("engine.name=vllm", *overrides)
 
 
 def test_missing_and_broken_recipes(tmp_path: Path) -> None:
@@ -183,9 +193,9 @@ def test_every_setting_is_documented() -> None:
         return missing
 
     for name in ("axpo", "grpo", "arpo", "rltf"):
-        assert undocumented(type(load_config(None, [f"algorithm.name={name}"])), "") == []
+        assert undocumented(type(load_config(f"algorithm.name={name}")), "") == []
     data = ["task={name='data',path='x.jsonl'}", "engine={name='vllm',python='p'}"]
-    assert undocumented(type(load_config(None, data)), "") == []
+    assert undocumented(type(load_config(*data)), "") == []
 
 
 def test_settings_import_no_torch() -> None:
@@ -201,4 +211,4 @@ def test_settings_import_no_torch() -> None:
 def test_numbers_that_ruin_a_run_are_refused(setting: str) -> None:
     key = setting.partition("=")[0]
     with pytest.raises(ConfigError, match=re.escape(key)):
-        load_config(None, [setting])
+        load_config(setting)

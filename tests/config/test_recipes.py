@@ -20,14 +20,13 @@ from axpo.config import Config, load_config
 from axpo.costs.estimate import estimate
 from axpo.costs.sizes import Loop
 from axpo.models.tiny import write_tiny
-from axpo.recipes import names
 from axpo.rollout.rendering import Rendering
 from axpo.store import load_groups
 from tests.cli.test_pipeline import Lines
+from tests.support.recipes import REAL, given
 from tests.support.runs import train_rl, train_sft
 from tests.support.tiny import tiny_picture
 
-REAL = [name for name in names() if name.startswith("qwen3-vl-")]
 SIZES = ((300, 200), (96, 640), (256, 256), (500, 333))
 CALL = """</think>
 <tool_call>
@@ -71,21 +70,21 @@ def overrides(data: Path, model: Path) -> list[str]:
 @pytest.mark.parametrize("recipe", REAL)
 def test_every_recipe_loads_and_dry_runs(recipe: str, data: Path, standin: Path):
     assert len(REAL) == 9
-    family, stage = recipe.split("/")
-    config = load_config(recipe)
+    size, stage = recipe.split("/")
+    config = load_config(*given(recipe))
     algorithm = config.algorithm
     assert (algorithm.rollouts, algorithm.loss) == (8, ClipLoss(low=0.2, high=0.4))
     assert (algorithm.kl, config.rollout.max_turns, config.rollout.temperature) == (1e-3, 3, 1.0)
     assert config.model.dtype == "bfloat16"
     if stage == "sft":
-        assert config.model.path == f"Qwen/Qwen3-VL-{family[-2:].upper()}-Thinking"
+        assert config.model.path == f"Qwen/Qwen3-VL-{size.upper()}-Thinking"
     else:
         assert (algorithm.name, config.rl.questions) == (stage, 128)
-        assert config.model.path == f"runs/{family}/sft"
+        assert config.model.path == f"runs/qwen3-vl-{size}/sft"
     if stage == "axpo":
         assert isinstance(algorithm, Axpo)
         assert (algorithm.continuations, algorithm.extra_budget) == (4, 0.25)
-    config = load_config(recipe, overrides(data, standin))
+    config = load_config(*given(recipe), *overrides(data, standin))
     from axpo.models.shapes import find_shapes
 
     shapes = find_shapes(str(standin))
@@ -107,20 +106,18 @@ SMALL = [
 
 def sft_config(data: Path, standin: Path) -> Config:
     return load_config(
-        "qwen3-vl-2b/sft",
-        [*overrides(data, standin), *SMALL, "sft.batch=4", "sft.steps=48",
-         "sft.optimizer.learning_rate=2e-2", "sft.optimizer.warmup_steps=0",
-         "run.checkpoint_every=48"],
+        *given("2b/sft"), *overrides(data, standin), *SMALL, "sft.batch=4", "sft.steps=48",
+        "sft.optimizer.learning_rate=2e-2", "sft.optimizer.warmup_steps=0",
+        "run.checkpoint_every=48",
     )  # fmt: skip
 
 
 def rl_config(data: Path, start: Path) -> Config:
     return load_config(
-        "qwen3-vl-2b/axpo",
-        [*overrides(data, start), *SMALL, "engine={}", "rl.questions=4", "rl.steps=2",
-         "algorithm.rollouts=4", "algorithm.continuations=2", "run.trees_every=1",
-         "rl.optimizer.learning_rate=1e-3", "rl.optimizer.max_tokens_per_micro_batch=1024",
-         "run.seed=1"],
+        *given("2b/axpo"), *overrides(data, start), *SMALL, "engine={}", "rl.questions=4",
+        "rl.steps=2", "algorithm.rollouts=4", "algorithm.continuations=2", "run.trees_every=1",
+        "rl.optimizer.learning_rate=1e-3", "rl.optimizer.max_tokens_per_micro_batch=1024",
+        "run.seed=1",
     )  # fmt: skip
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -23,11 +26,18 @@ def axpo(*words: str) -> str:
 
 
 def test_every_recipe_says_what_it_is_for_and_what_machine_it_needs() -> None:
-    assert {"lab", "study", "qwen3-vl-2b/sft", "qwen3-vl-8b/axpo"} <= set(recipes.names())
+    assert recipes.names() == [
+        "lab",
+        "qwen3-vl",
+        "qwen3-vl-2b",
+        "qwen3-vl-4b",
+        "qwen3-vl-8b",
+        "study",
+    ]
     lines = axpo("recipes").splitlines()
     assert [line.split()[0] for line in lines] == recipes.names()
     for line in lines:
-        assert line[17] == " " and line[18].isupper()
+        assert line[13] == " " and line[14].isupper()
         assert "cores" in line or "one GPU of 80 GB" in line
         assert len(line) <= 80
 
@@ -51,9 +61,9 @@ def test_a_file_goes_before_a_shipped_recipe_of_its_name(
     [
         ("lap", "no file at lap, and no recipe lap ships with axpo; did you mean lab?"),
         ("recipes/lab.toml", "did you mean lab?"),
-        ("src/axpo/recipes/qwen3-vl-4b/grpo.toml", "did you mean qwen3-vl-4b/grpo or "),
-        ("qwen3-vl-2b", "did you mean qwen3-vl-2b/"),
-        ("mine.toml", "there are lab, qwen3-vl-2b/axpo, "),
+        ("src/axpo/recipes/qwen3-vl-6b.toml", "did you mean qwen3-vl-"),
+        ("qwen3-vl-2b/sft", "there are lab, qwen3-vl, "),
+        ("mine.toml", "there are lab, qwen3-vl, "),
         ("../recipes/lab", "did you mean lab?"),
     ],
 )
@@ -67,16 +77,16 @@ def test_an_unknown_one_names_those_near_it(
 
 
 def test_a_copy_is_made_but_never_over_a_file(tmp_path: Path) -> None:
-    original = recipes.shipped("qwen3-vl-2b/axpo").read_text()
-    axpo("recipes", "qwen3-vl-2b/axpo", "--out", str(tmp_path / "new" / "mine.toml"))
+    original = recipes.shipped("qwen3-vl").read_text()
+    axpo("recipes", "qwen3-vl", "--out", str(tmp_path / "new" / "mine.toml"))
     assert (tmp_path / "new" / "mine.toml").read_text() == original
-    said = axpo("recipes", "qwen3-vl-2b/axpo", "--out", str(tmp_path / "folder"))
-    assert said == f"Recipe: {tmp_path / 'folder' / 'axpo.toml'}\n"
-    assert (tmp_path / "folder" / "axpo.toml").read_text() == original
-    (tmp_path / "folder" / "axpo.toml").write_text("mine")
-    with pytest.raises(UserError, match=r"axpo\.toml: File exists; give another"):
-        axpo("recipes", "qwen3-vl-2b/axpo", "--out", str(tmp_path / "folder"))
-    assert (tmp_path / "folder" / "axpo.toml").read_text() == "mine"
+    said = axpo("recipes", "qwen3-vl", "--out", str(tmp_path / "folder"))
+    assert said == f"Recipe: {tmp_path / 'folder' / 'qwen3-vl.toml'}\n"
+    assert (tmp_path / "folder" / "qwen3-vl.toml").read_text() == original
+    (tmp_path / "folder" / "qwen3-vl.toml").write_text("mine")
+    with pytest.raises(UserError, match=r"qwen3-vl\.toml: File exists; give another"):
+        axpo("recipes", "qwen3-vl", "--out", str(tmp_path / "folder"))
+    assert (tmp_path / "folder" / "qwen3-vl.toml").read_text() == "mine"
     with pytest.raises(ConfigError, match="no recipe axpo ships"):
         axpo("recipes", "axpo", "--out", str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
@@ -84,13 +94,54 @@ def test_a_copy_is_made_but_never_over_a_file(tmp_path: Path) -> None:
         axpo("recipes", "--out", str(tmp_path / "other"))
 
 
+def test_a_copied_set_is_the_shipped_one_and_an_overlay_alone_is_refused(tmp_path: Path) -> None:
+    said = axpo("recipes", "qwen3-vl", "qwen3-vl-4b", "--out", str(tmp_path))
+    base, size = tmp_path / "qwen3-vl.toml", tmp_path / "qwen3-vl-4b.toml"
+    assert said == f"Recipe: {base}\nRecipe: {size}\n"
+    assert load_config(base, size) == load_config("qwen3-vl", "qwen3-vl-4b")
+    for name in recipes.names():
+        if name.startswith("qwen3-vl-"):
+            with pytest.raises(ConfigError, match=rf"{name}\.toml: engine\.arguments: belongs to"):
+                load_config(name)
+
+
+def test_shipped_recipes_repeat_no_line() -> None:
+    """But for the paper's three tools, which the lab has too."""
+
+    def settings(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from settings(value, f"{above}{key}.")
+            else:
+                yield f"{above}{key}", repr(value)
+
+    texts = {name: recipes.shipped(name).read_text() for name in recipes.names()}
+    del texts["study"]
+    lines = Counter(
+        line
+        for text in texts.values()
+        for line in {line for line in text.splitlines() if line and not line.startswith("[")}
+    )
+    repeated = [line for line, count in lines.items() if count > 1]
+    assert len(repeated) == 1 and repeated[0].startswith("tools = [") and len(lines) > 60
+    given = Counter(
+        setting
+        for name, text in texts.items()
+        if name != "lab"
+        for setting in settings(tomllib.loads(text))
+    )
+    # TOML cannot take a table away, so each size that trains adapters says so.
+    assert len(given) > 30
+    assert [key for (key, _), count in given.items() if count > 1] == ["model.lora.rank"]
+
+
 def test_a_copied_study_still_finds_its_recipe(tmp_path: Path) -> None:
     recipes.copy("study", tmp_path)
-    assert load_study(tmp_path / "study.toml").recipe == recipes.shipped("lab")
+    assert load_study(tmp_path / "study.toml").recipes == (recipes.shipped("lab"),)
     recipes.copy("lab", tmp_path / "lab")  # beside the study, under the name that it gives
     (tmp_path / "lab").rename(tmp_path / "folder")
     (tmp_path / "folder" / "lab.toml").rename(tmp_path / "lab")
-    assert load_study(tmp_path / "study.toml").recipe == tmp_path / "lab"
+    assert load_study(tmp_path / "study.toml").recipes == (tmp_path / "lab",)
 
 
 @pytest.mark.parametrize(
@@ -112,16 +163,16 @@ def test_the_quickstart_needs_no_argument(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.toml").write_text("[rl]\nsteps = 1\n")
-    made: list[tuple[Path, list[str], Path]] = []
+    made: list[tuple[list[str], Path]] = []
 
-    def run(config: Config, recipe: Path, overrides: Sequence[str], out: Path) -> Path:
-        assert config.rl.steps == (7 if overrides else 200)
-        made.append((recipe, list(overrides), out))
+    def run(config: Config, given: Sequence[str], out: Path) -> Path:
+        assert config.rl.steps == (7 if "rl.steps=7" in given else 200)
+        made.append((list(given), out))
         return out
 
     monkeypatch.setattr(quickstart, "quickstart", run)
     monkeypatch.setattr(finding, "read_finding", lambda _: None)
     monkeypatch.setattr(screen, "print_finding", lambda _: None)
     axpo("quickstart", *words)
-    assert made == [(recipes.find(recipe), overrides, Path("runs/quickstart"))]
-    assert made[0][0].is_absolute()
+    assert made == [([str(recipes.find(recipe)), *overrides], Path("runs/quickstart"))]
+    assert Path(made[0][0][0]).is_absolute()

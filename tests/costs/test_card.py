@@ -22,13 +22,12 @@ from axpo.models import card
 from axpo.models.card import Card, recipe_card
 from axpo.models.shapes import find_shapes
 from axpo.models.tiny import write_tiny
-from axpo.recipes import names
 from axpo.report.costs import memory_lines, servers_text
 from axpo.tasks.lab import BASE
 from axpo.tree import ImageSpan, Origin, Segment
+from tests.support.recipes import REAL, given
 
 PAGE = Path(__file__).parents[2] / "docs" / "vllm.md"
-REAL = [name for name in names() if name.startswith("qwen3-vl-")]
 # hidden, MLP, layers, heads, tied; depth, width, MLP, DeepStack of config.json of
 # Qwen/Qwen3-VL-{2B,4B,8B}-Thinking; parameters as the Hub counts their safetensors files.
 PUBLISHED = {
@@ -51,7 +50,7 @@ def by_hand(name: str) -> tuple[int, int]:
 
 def real(name: str, stage: str = "axpo", *overrides: str) -> Loop:
     """A shipped recipe with its model's shapes, as a machine without either has them."""
-    config = load_config(f"qwen3-vl-{name}/{stage}", overrides)
+    config = load_config(*given(f"{name}/{stage}"), *overrides)
     return Loop(config, "sft" if stage == "sft" else "rl", find_shapes(config.model.path).model)
 
 
@@ -173,7 +172,7 @@ def test_the_sum_of_the_2b_recipe_by_hand():
 
 @pytest.mark.parametrize("recipe", REAL)
 def test_every_recipe_fits_the_card_that_it_names(recipe: str):
-    told = reckon(*recipe.removeprefix("qwen3-vl-").split("/"))
+    told = reckon(*recipe.split("/"))
     assert told.card.named and told.card.memory == 80 * 10**9
     assert not told.refusal and not told.exceeds
     assert (told.servers is None) == recipe.endswith("/sft")
@@ -314,7 +313,7 @@ def test_how_many_rollouts_run_at_once_is_said():
 def test_a_named_card_is_priced_on_every_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(card, "main_memory", lambda: 10**9)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * 10**9, 9 * 10**9))
-    settings = load_config(None, ["model.memory_gb=24.5"]).model
+    settings = load_config("model.memory_gb=24.5").model
     for device in ("cpu", "cuda:0"):
         assert recipe_card(settings, device) == Card(245 * 10**8, 245 * 10**8, True, named=True)
     settings = Config().model
@@ -390,7 +389,7 @@ def documented() -> list[str]:
     """The rows of the table in docs/vllm.md: GB of each part, and the room of a server."""
     rows = []
     for recipe in REAL:
-        size, stage = recipe.removeprefix("qwen3-vl-").split("/")
+        size, stage = recipe.split("/")
         told = reckon(size, stage)
         found, parts = told.found, [told.found.weights]
         parts += [found.trunk, found.features, found.activations + found.logits, told.taken]

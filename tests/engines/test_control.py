@@ -290,14 +290,14 @@ def test_a_saved_checkpoint_keeps_its_template(tmp_path: Path) -> None:
 
 def test_by_default_no_other_turn_can_be_written(tmp_path: Path) -> None:
     write_tiny(tmp_path)
-    checkpoint = load_model(load_config(None, []), tmp_path)
+    checkpoint = load_model(load_config(), tmp_path)
     names = [checkpoint.processor.tokenizer.decode([id]) for id in checkpoint.processor.banned]
     assert names == [*VISION_TOKENS, *TURNS]
 
 
 def test_the_labs_recipe_bans_pictures_alone() -> None:
     """Its published figures were sampled so; some 4e-6 of its policy lie on <|im_start|>."""
-    checkpoint = load_model(load_config("lab", []), BASE)
+    checkpoint = load_model(load_config("lab"), BASE)
     names = [checkpoint.processor.tokenizer.decode([id]) for id in checkpoint.processor.banned]
     assert names == list(VISION_TOKENS)
 
@@ -323,13 +323,13 @@ def test_engine_and_trainer_leave_the_same_tokens_out() -> None:
 def test_what_a_turn_needs_cannot_be_banned(name: str) -> None:
     message = re.escape(f"rollout.banned: a turn cannot do without {name}")
     with pytest.raises(ConfigError, match=message):
-        load_config(None, [f'rollout.banned=["{name}"]'])
+        load_config(f'rollout.banned=["{name}"]')
 
 
 def test_a_banned_name_that_the_tokenizer_lacks_is_named(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     with pytest.raises(CheckpointError, match="the tokenizer has no '<information>'"):
-        load_model(load_config(None, ['rollout.banned=["<information>"]']), tmp_path)
+        load_model(load_config('rollout.banned=["<information>"]'), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["<|image_pad|>", "<tool_response>"])

@@ -346,13 +346,10 @@ def test_axpo_with_a_killed_server_then_an_evaluation(
     are far from the start; an evaluation serves the run's adapters, not what bfloat16 leaves of
     them in the merged weights."""
     config = load_config(
-        "lab",
-        [
-            "model.lora.rank=8", "model.dtype=bfloat16", "rl.steps=2", "rl.questions=4",
-            "rl.updates=1", "rl.optimizer.learning_rate=1e-2", "algorithm.extra_budget=0.5",
-            "run.checkpoint_every=2", "eval.questions=2", "eval.samples=4",
-            "engine.name=vllm", f"engine.python={PYTHON}", "engine.max_length=1024",
-        ],
+        "lab", "model.lora.rank=8", "model.dtype=bfloat16", "rl.steps=2", "rl.questions=4",
+        "rl.updates=1", "rl.optimizer.learning_rate=1e-2", "algorithm.extra_budget=0.5",
+        "run.checkpoint_every=2", "eval.questions=2", "eval.samples=4", "engine.name=vllm",
+        f"engine.python={PYTHON}", "engine.max_length=1024",
     )  # fmt: skip
     lines = Lines()
     broken = killed_in_flight(monkeypatch, lambda: len(lines.steps) == 1)

@@ -355,12 +355,9 @@ def test_sft_then_axpo_on_the_lab_with_a_killed_server(
 ) -> None:
     """The lab's recipe, scaled down; kill -9 in the middle of the second step's sampling."""
     config = load_config(
-        "lab",
-        [
-            "sft.steps=30", "sft.batch=16", "rl.steps=3", "rl.questions=4", "rl.updates=2",
-            "algorithm.extra_budget=0.5", "run.trees_every=1", "run.checkpoint_every=3",
-            "engine.name=vllm", f"engine.python={PYTHON}", "engine.max_length=1024",
-        ],
+        "lab", "sft.steps=30", "sft.batch=16", "rl.steps=3", "rl.questions=4", "rl.updates=2",
+        "algorithm.extra_budget=0.5", "run.trees_every=1", "run.checkpoint_every=3",
+        "engine.name=vllm", f"engine.python={PYTHON}", "engine.max_length=1024",
     )  # fmt: skip
     start = train_sft(config, BASE, tmp_path / "sft", Lines()) / "model"
     runs: list[rl.Run] = []

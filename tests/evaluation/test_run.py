@@ -92,14 +92,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def config(*changes: str) -> Config:
     return load_config(
-        None,
-        [
-            "task.name=tests.evaluation.test_run:FiveQuestions",
-            "eval.samples=4",
-            "eval.k=2",
-            "eval.prefix_samples=8",
-            *changes,
-        ],
+        "task.name=tests.evaluation.test_run:FiveQuestions",
+        "eval.samples=4",
+        "eval.k=2",
+        "eval.prefix_samples=8",
+        *changes,
     )
 
 

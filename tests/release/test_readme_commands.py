@@ -45,9 +45,14 @@ def test_a_command_names_a_recipe_and_settings_that_there_are(page: Path) -> Non
         known = typer.main.get_command(app)
         assert isinstance(known, TyperGroup) and command in known.commands
         if command in ("show", "profile", "sft", "train", "eval", "diagnose"):
-            given = [word for word in words[1:] if "=" in word and not word.startswith("-")]
-            if words[0] in recipes.names():
-                load_config(words[0], given)
+            values = {place + 1 for place, word in enumerate(words) if word in ("--out", "--steps")}
+            given = [
+                word
+                for place, word in enumerate(words)
+                if place not in values and not word.startswith("-")
+            ]
+            if given[0] in recipes.names():
+                load_config(*given)
 
 
 def test_readme_leads_from_a_recipe_to_a_report() -> None:

@@ -66,13 +66,13 @@ def test_parity_figures_as_a_share_of_their_limits() -> None:
 
 def test_rows_and_demonstrations_are_read_by_the_recipes(tmp_path: Path) -> None:
     write_data(tmp_path)
-    sft = load_config(HERE / "sft.toml", [f"task.path={tmp_path}/{{split}}.jsonl"])
+    sft = load_config(HERE / "sft.toml", f"task.path={tmp_path}/{{split}}.jsonl")
     task = sft.task
     turns = [task.example("sft", i).demonstration for i in range(16)]
     assert task.size("sft") == 16 and sum(len(t) == 2 for t in turns) == 8
     assert all("<answer>" in t[-1] and t[-1].endswith("</answer>") for t in turns)
-    axpo = load_config(HERE / "axpo.toml", [f"task.path={tmp_path}/train.parquet"])
+    axpo = load_config(HERE / "axpo.toml", f"task.path={tmp_path}/train.parquet")
     rows = axpo.task
     assert rows.size("train") == 4
     assert rows.example("train", 1).answer == "blue"
-    assert load_config(HERE / "axpo.toml", SHORT).rl.questions == 1
+    assert load_config(HERE / "axpo.toml", *SHORT).rl.questions == 1

@@ -52,16 +52,16 @@ def sandbox():
 def data():
     Path("hub").mkdir(exist_ok=True)
     Path("hub/train.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\\n')
-    task = load_config(None, ["task={name='data', hub='hub'}"]).task
+    task = load_config("task={name='data', hub='hub'}").task
     assert task.example("train", 0).answer == "2"
 
 def lora():
-    check_names(load_config("lab", ["model.lora={}"]), "sft")
+    check_names(load_config("lab", "model.lora={}"), "sft")
     from axpo.models.lora import add_adapters
     import peft
 
 def tracking():
-    check_names(load_config("lab", ["run.tensorboard=true"]), "train")
+    check_names(load_config("lab", "run.tensorboard=true"), "train")
     from axpo.report.metrics import MetricsWriter
     with MetricsWriter(Path("board"), tensorboard=True) as writer:
         writer.write("rl", 0, {"reward": 1.0})
@@ -76,7 +76,7 @@ def search():
 def mcp():
     from axpo.build.tools import recipe_tools
     server = f"tools.mcp=[{{command=['{sys.executable}', '{sys.argv[2]}']}}]"
-    assert len(recipe_tools(load_config(None, [server]))) > 1
+    assert len(recipe_tools(load_config(server))) > 1
 
 try:
     globals()[sys.argv[1]]()

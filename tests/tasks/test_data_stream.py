@@ -162,7 +162,7 @@ def test_settings_without_effect_are_refused(tmp_path: Path, recipe: str, messag
 
 def test_what_is_evaluated_is_not_streamed() -> None:
     """Only where it is evaluated: training does not read it."""
-    config = load_config(None, ["task={name='data',path='a.parquet',streaming=['test']}"])
+    config = load_config("task={name='data',path='a.parquet',streaming=['test']}")
     with pytest.raises(ConfigError, match=r"task.streaming: 'test' is what eval.split"):
         check_evaluation(config)
 
@@ -175,4 +175,4 @@ def test_jsonl_is_not_streamed(tmp_path: Path) -> None:
 
 def test_the_lab_takes_no_data_settings() -> None:
     with pytest.raises(ConfigError, match=r"task.grading: belongs to task.name = 'data'"):
-        load_config(None, ["task.grading=math"])
+        load_config("task.grading=math")

@@ -278,7 +278,7 @@ def test_shipped_indexes_are_what_the_script_builds(tmp_path):
 
 
 def test_the_gallery_knows_nearly_every_photo_of_a_question():
-    config = load_config("lab", ['rollout.tools=["image_search"]', 'tools.search.gallery="lab"'])
+    config = load_config("lab", 'rollout.tools=["image_search"]', 'tools.search.gallery="lab"')
     tools = recipe_tools(config)
     task = LabTask(families=("recognise",))
 

@@ -23,7 +23,7 @@ SIZES = {"train": 8, "sft": 6, "test": 6}
 
 @pytest.fixture(scope="module")
 def task() -> DataTask:
-    return load_config(None, ["task={name='data', path='sample'}"]).task
+    return load_config("task={name='data', path='sample'}").task
 
 
 def test_twenty_rows_of_all_kinds_that_weigh_little(task: DataTask) -> None:

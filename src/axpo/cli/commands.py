@@ -4,13 +4,16 @@ what is heavy, so that help takes no time and no screen stays blank."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from axpo import __version__
-from axpo.errors import UserError
+from axpo.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from axpo.config import Config
 
 
 class Commands(TyperGroup):
@@ -48,14 +51,12 @@ def _options(
 ) -> None: ...
 
 
-Recipe = Annotated[
-    Path, typer.Argument(help="TOML file, or the name of a shipped one: lab (axpo recipes)")
-]
-Overrides = Annotated[
-    list[str] | None,
+Given = Annotated[
+    list[str],
     typer.Argument(
-        metavar="[SECTION.KEY=VALUE]...",
-        help="settings on top of the recipe; `axpo show RECIPE` lists them",
+        metavar="RECIPE... [SECTION.KEY=VALUE]...",
+        help="TOML files, or names of shipped ones (axpo recipes), each over those before it, "
+        "then settings on top; `axpo show RECIPE` lists them",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="the run's folder; a run in it goes on")]
@@ -67,27 +68,40 @@ Measured = Annotated[
 ]
 
 
+def _load(given: list[str]) -> Config:
+    """The settings of a command that needs a recipe."""
+    from axpo.config import is_setting, load_config
+
+    if is_setting(given[0]):
+        raise ConfigError(f"{given[0]}: name a recipe before it; `axpo recipes` lists them")
+    return load_config(*given)
+
+
 @app.command()
 def quickstart(
-    recipe: Annotated[str, typer.Argument(help="TOML file, or a shipped one's name")] = "lab",
-    overrides: Overrides = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE]... [SECTION.KEY=VALUE]...", help="as of the other commands, or lab"
+        ),
+    ] = None,
     out: Out = Path("runs/quickstart"),
 ) -> None:
     """SFT, then GRPO and AXPO beside each other, evaluation and report."""
-    from axpo.config import load_config
+    from axpo.config import is_setting, load_config, recipes_and_settings
     from axpo.folder import RunFolder
     from axpo.quickstart import quickstart as run
     from axpo.quickstart import without_sandbox
-    from axpo.recipes import find
 
-    given = overrides or []
-    if "=" in recipe:  # no recipe, and settings
-        recipe, given = "lab", [recipe, *given]
-    file = find(recipe)
-    given += without_sandbox(load_config(file, given), file, given, out)
-    config = load_config(file, given)
+    words = given or []
+    files, settings = recipes_and_settings(
+        ["lab", *words] if not words or is_setting(words[0]) else words
+    )
+    parts = [*map(str, files), *settings]
+    parts += without_sandbox(load_config(*parts), parts, out)
+    config = load_config(*parts)
     with RunFolder(out).alone():
-        page = run(config, file, given, out)
+        page = run(config, parts, out)
     from axpo.report.finding import read_finding
     from axpo.report.screen import print_finding
 
@@ -117,7 +131,6 @@ def study(
     ] = False,
 ) -> None:
     """Variants of training, several seeds each, then their tables and figures."""
-    from axpo.errors import ConfigError
     from axpo.report.monitor import working
     from axpo.study.run import held_out_tables, run_study, study_tables
 
@@ -137,18 +150,16 @@ def study(
 
 @app.command()
 def show(
-    recipe: Recipe,
-    overrides: Overrides = None,
+    given: Given,
     everything: Annotated[
         bool, typer.Option("--all", help="every setting, and what it does")
     ] = False,
 ) -> None:
     """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
     from axpo.checks import check_shown
-    from axpo.config import load_config
     from axpo.report.monitor import PYTORCH, working
 
-    config = load_config(recipe, overrides or ())
+    config = _load(given)
     with working("show", "checking the settings") as say:
         check_shown(config)
         say(PYTORCH)
@@ -158,22 +169,19 @@ def show(
 
 @app.command()
 def profile(
-    recipe: Recipe,
-    overrides: Overrides = None,
+    given: Given,
     steps: Annotated[int, typer.Option(min=1, help="steps to measure, after one warm-up")] = 3,
     sft: Annotated[bool, typer.Option("--sft", help="measure `axpo sft` instead")] = False,
 ) -> None:
     """Where a step of `axpo train` spends its time: a few steps, measured and thrown away."""
     from axpo.checks import CHECKING, check_names, check_parts
-    from axpo.config import load_config
-    from axpo.errors import ConfigError
     from axpo.report.live import LiveView
     from axpo.report.monitor import PYTORCH
 
     kind = "sft" if sft else "rl"
-    if any(override.partition("=")[0].strip() == f"{kind}.steps" for override in overrides or ()):
+    if any(word.partition("=")[0].strip() == f"{kind}.steps" for word in given):
         raise ConfigError(f"{kind}.steps: no effect on a profile; say --steps")
-    config = load_config(recipe, overrides or ())
+    config = _load(given)
     command = "sft" if sft else "train"
     check_names(config, command)
     with LiveView("profile", CHECKING) as view:
@@ -186,27 +194,27 @@ def profile(
 
 
 @app.command()
-def sft(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+def sft(given: Given, out: Out) -> None:
     """Cold-start model.path on the task's demonstrations."""
     from axpo import api
 
-    print(f"Checkpoint: {api.sft(api.load_config(recipe, *overrides or ()), out).checkpoint}")
+    print(f"Checkpoint: {api.sft(_load(given), out).checkpoint}")
 
 
 @app.command()
-def train(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+def train(given: Given, out: Out) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
     from axpo import api
 
-    print(f"Checkpoint: {api.train(api.load_config(recipe, *overrides or ()), out).checkpoint}")
+    print(f"Checkpoint: {api.train(_load(given), out).checkpoint}")
 
 
 @app.command("eval")
-def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None:
+def evaluate(given: Given, out: Measured) -> None:
     """Pass@1, Pass@k and the gap's rates of model.path, with intervals."""
     from axpo import api
 
-    result = api.evaluate(api.load_config(recipe, *overrides or ()), out)
+    result = api.evaluate(_load(given), out)
     from axpo.folder import RunFolder
     from axpo.report.tables import print_evaluation
 
@@ -215,11 +223,11 @@ def evaluate(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
 
 
 @app.command()
-def diagnose(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None:
+def diagnose(given: Given, out: Measured) -> None:
     """The Thinking-Acting Gap of model.path: resample failed prefixes, count what they lead to."""
     from axpo import api
 
-    result = api.diagnose(api.load_config(recipe, *overrides or ()), out)
+    result = api.diagnose(_load(given), out)
     from axpo.folder import RunFolder
     from axpo.report.tables import print_diagnostics
 
@@ -228,13 +236,12 @@ def diagnose(recipe: Recipe, out: Measured, overrides: Overrides = None) -> None
 
 
 @app.command()
-def serve(recipe: Recipe, overrides: Overrides = None) -> None:
+def serve(given: Given) -> None:
     """Serve model.path with vLLM as [engine] says, until interrupted; prints the URLs."""
-    from axpo.config import load_config
     from axpo.models.paths import model_path
     from axpo.report.monitor import PYTORCH, working
 
-    config = load_config(recipe, overrides or ())
+    config = _load(given)
     model = model_path(config.model.path)
     with working("serve", PYTORCH) as say:
         from axpo.engines.vllm.serving import serve, start
@@ -296,24 +303,25 @@ def index(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="the one to print or to copy")] = None,
+    given: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="those to print or to copy")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE|FOLDER", help="copy it there")
+        Path | None, typer.Option("--out", metavar="FILE|FOLDER", help="copy them there")
     ] = None,
 ) -> None:
     """The recipes that ship with axpo; with a NAME its text, or a copy of it to change."""
-    from axpo.errors import ConfigError
     from axpo.recipes import copy, names, purpose, shipped
 
-    if name is None and out is not None:
+    if not given and out is not None:
         raise ConfigError("--out: name the recipe to copy; `axpo recipes` lists them")
     try:
-        if name is None:
-            for each in names():
-                print(f"{each:<18}{purpose(each)}")
-        elif out is None:
-            print(shipped(name).read_text(), end="")
-        else:
-            print(f"Recipe: {copy(name, out)}")
+        for name in given or ():
+            if out is None:
+                print(shipped(name).read_text(), end="")
+            else:
+                print(f"Recipe: {copy(name, out)}")
+        for name in names() if not given else ():
+            print(f"{name:<14}{purpose(name)}")
     except OSError as error:
         raise UserError(f"--out {error.filename}: {error.strerror}; give another") from error

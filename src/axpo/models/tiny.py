@@ -6,7 +6,7 @@ picture), the special tokens by their real names. Text is bytes. Its answers are
 step of a recipe runs:
 
     python -m axpo.models.tiny runs/tiny
-    axpo train qwen3-vl-2b/axpo --out runs/try model.path=runs/tiny engine={}
+    axpo train qwen3-vl qwen3-vl-2b --out runs/try model.path=runs/tiny engine={}
 
 The weights are large enough that a wrong mask, position or picture moves logprobs by far more
 than rounding does.

@@ -1,7 +1,4 @@
-"""The recipes and the study that ship with the package: their names, where one lies, copies.
-
-A name is a file's place below this folder without its ending: "lab", "qwen3-vl-2b/axpo".
-"""
+"""The recipes and the study that ship with the package: their names, where one lies, copies."""
 
 from __future__ import annotations
 
@@ -14,14 +11,16 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Every shipped recipe, and the study, by name."""
-    return sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.toml"))
+    """Every shipped recipe, and the study, by name: its file's, without the ending."""
+    return sorted(file.stem for file in FOLDER.glob("*.toml"))
 
 
 def shipped(name: str) -> Path:
-    """The absolute path of a shipped recipe; raises `ConfigError`."""
+    """The absolute path of a shipped recipe; raises `ConfigError` with the names nearest to it."""
     if name not in names():
-        raise ConfigError(f"no recipe {name} ships with axpo; {_hint(name)}")
+        near = difflib.get_close_matches(Path(name.removesuffix(".toml")).name, names())
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
+        raise ConfigError(f"no recipe {name} ships with axpo; {hint}")
     return FOLDER / f"{name}.toml"
 
 
@@ -57,12 +56,3 @@ def copy(name: str, out: Path) -> Path:
     with target.open("x", encoding="utf-8") as file:
         file.write(source.read_text(encoding="utf-8"))
     return target
-
-
-def _hint(wanted: str) -> str:
-    """The names that come nearest, whatever folder stands before them; else all."""
-    parts = wanted.removesuffix(".toml").split("/")
-    for tail in ("/".join(parts[-2:]), parts[-1]):
-        if near := difflib.get_close_matches(tail, names()):
-            return f"did you mean {' or '.join(near)}?"
-    return f"there are {', '.join(names())}"

@@ -54,6 +54,12 @@ def cells(study: Study) -> list[Cell]:
     ]
 
 
+def copies(study: Study, out: Path) -> list[Path]:
+    """Where the recipes lie that the cells read: `recipe.toml`, `recipe-2.toml` and so on."""
+    first = RunFolder(out).recipe
+    return [first, *(first.with_stem(f"recipe-{n}") for n in range(2, len(study.recipes) + 1))]
+
+
 def stages(study: Study, out: Path) -> list[Stage]:
     """Every command of the study, each after what it needs."""
     return [stage for cell in cells(study) for stage in _cell_stages(study, cell, out)]
@@ -66,7 +72,7 @@ def _cell_stages(study: Study, cell: Cell, out: Path) -> Iterator[Stage]:
 
     def stage(kind: str, total: int, model: Path | None, after: str | None) -> Stage:
         command = COMMANDS[kind]
-        args = [command, str(RunFolder(out).recipe), *study.overrides(cell.variant, cell.seed)]
+        args = [command, *map(str, copies(study, out)), *study.overrides(cell.variant, cell.seed)]
         args += [f"model.path={model}"] if model else []
         return Stage(
             f"{command} {name}", [*args, "--out", str(folder)], folder, kind, total,

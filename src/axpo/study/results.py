@@ -36,7 +36,7 @@ def results(study: Study, models: Mapping[str, StudyModel], out: Path) -> Json:
     comparisons."""
     baseline = models[study.settings.baseline]
     return {
-        "recipe": study.settings.recipe,
+        "recipe": " ".join(study.settings.recipe),
         "baseline": study.settings.baseline,
         "seeds": list(study.settings.seeds),
         "sft": study.settings.sft,

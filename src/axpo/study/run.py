@@ -13,7 +13,7 @@ from axpo.folder import RunFolder, write_whole
 from axpo.report.monitor import working
 from axpo.report.provenance import usable_cores
 from axpo.stages import begun, log_file, run_stages
-from axpo.study.cells import check_made, settings_file, stages, write_settings
+from axpo.study.cells import check_made, copies, settings_file, stages, write_settings
 from axpo.study.settings import Study, load_study
 
 
@@ -33,8 +33,9 @@ def run_study(
         check_made(study, out, planned)
         if not all(stage.done.is_file() for stage in planned):
             _check_start(study)
-        if study.recipe.resolve() != folder.recipe.resolve():
-            write_whole(folder.recipe, study.recipe.read_text(encoding="utf-8"))
+        for recipe, copy in zip(study.recipes, copies(study, out), strict=True):
+            if recipe.resolve() != copy.resolve():
+                write_whole(copy, recipe.read_text(encoding="utf-8"))
         failed = run_stages(
             planned, folder.logs, f"axpo study {out.name}",
             jobs or default_jobs(study.shared.model.device),
@@ -42,7 +43,7 @@ def run_study(
         )  # fmt: skip
         if failed and not begun(planned):
             logs = (log_file(stage, folder.logs) for stage in planned)
-            undo_start([folder.recipe, *logs, *map(settings_file, planned)])
+            undo_start([*copies(study, out), *logs, *map(settings_file, planned)])
         evaluated = any(s.finished for s in planned if s.kind == "eval")
         if not failed:
             with working("study", "reading the runs") as say:

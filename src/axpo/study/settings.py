@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from axpo import recipes
 from axpo.config import (
@@ -24,7 +24,7 @@ from axpo.config import (
     NonNegativeInt,
     PositiveInt,
     Section,
-    apply_overrides,
+    apply_settings,
     load_config,
 )
 from axpo.errors import ConfigError, PluginError, StudyError
@@ -39,6 +39,10 @@ _SAME = ("sft", "model", "task", "rollout", "tools", "eval")
 """Sections that no variant may change: variants start, act and are judged alike, and differ only in
 training."""
 Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+
+
+def _listed(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
 
 
 class VariantSettings(Section):
@@ -59,8 +63,9 @@ class VariantSettings(Section):
 class StudySettings(Section):
     """The whole file."""
 
-    recipe: str
-    """Recipe file, from the study file's folder, or the name of a shipped one."""
+    recipe: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)]
+    """Recipe file, from the study file's folder, or the name of a shipped one; or a list of them,
+    each laid over those before it."""
     baseline: str
     """The variant that the others are compared with."""
     references: tuple[str, ...] = ()
@@ -99,7 +104,7 @@ class Study:
     """A checked study. `shared` are the settings of SFT and of the start's evaluation, and `page`
     makes what the study's page has besides the tables of every study."""
 
-    recipe: Path
+    recipes: tuple[Path, ...]
     settings: StudySettings
     shared: Config
     variants: Mapping[str, Variant]
@@ -123,7 +128,7 @@ class Study:
 
     def config(self, variant: str, seed: int) -> Config:
         """The settings of a cell, except for the model that it starts from."""
-        return load_config(self.recipe, self.overrides(variant, seed))
+        return load_config(*self.recipes, *self.overrides(variant, seed))
 
     def overrides(self, variant: str, seed: int) -> tuple[str, ...]:
         """The command-line overrides of a cell; `variant` may be the start."""
@@ -142,19 +147,22 @@ def load_study(study: str | Path, overrides: Iterable[str] = ()) -> Study:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:  # a table given twice among them
         raise StudyError(f"{path}: {error}") from error
-    apply_overrides(values, overrides)
+    apply_settings(values, overrides)
     try:
         settings = StudySettings.model_validate(values)
     except ValidationError as error:
         raise StudyError("\n".join(f"{path}: {_explain(p)}" for p in error.errors())) from None
     _check_overrides("overrides", settings.overrides, ())
-    beside = path.parent / settings.recipe
+    beside = [path.parent / name for name in settings.recipe]
     with _refused(f"{path}: recipe"):
-        recipe = recipes.find(beside if beside.is_file() else settings.recipe)
+        files = tuple(
+            recipes.find(file if file.is_file() else name)
+            for file, name in zip(beside, settings.recipe, strict=True)
+        )
     with _refused("overrides"):
-        shared = load_config(recipe, settings.overrides)
+        shared = load_config(*files, *settings.overrides)
     variants = {name: _variant(name, v, settings) for name, v in settings.variants.items()}
-    checked = Study(recipe, settings, shared, variants, _page(settings.page))
+    checked = Study(files, settings, shared, variants, _page(settings.page))
     _check_seeds(checked)
     _check_variants(checked)
     return checked
@@ -232,7 +240,7 @@ def _check_variants(study: Study) -> None:
             raise StudyError(f"{where}.label: {variant.label!r} is {other}'s as well")
         overrides = (*study.settings.overrides, *variant.overrides)
         with _refused(f"{where}.overrides"):
-            config = load_config(study.recipe, overrides)
+            config = load_config(*study.recipes, *overrides)
         if (other := groups.setdefault(group_slug(variant.group), variant.group)) != variant.group:
             raise StudyError(
                 f"{where}.group: {variant.group!r} and {other!r} would share a file name"

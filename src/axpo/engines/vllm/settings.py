@@ -95,7 +95,7 @@ class Vllm(EngineSettings):
             return None
         return (
             f"engine.python: there is no program {self.python}; {VLLM_ENVIRONMENT} "
-            "(docs/vllm.md); engine={} samples in this process"
+            "(docs/vllm.md); engine.name=transformers samples in this process"
         )
 
     def check(self, shapes: Any, dtype: str, device: str) -> None:

@@ -1,0 +1,90 @@
+"""`Config`: all settings of a run."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, create_model, model_validator
+
+from axpo import plugins
+from axpo.config.base import Part, Section
+from axpo.config.model import ModelSettings
+from axpo.config.rollout import (
+    RolloutSettings,
+    ToolsSettings,
+)
+from axpo.config.training import (
+    EvalSettings,
+    RLSettings,
+    RunSettings,
+    SFTSettings,
+)
+
+if TYPE_CHECKING:
+    from axpo.algorithms.base import Algorithm
+    from axpo.engines.base import EngineSettings
+    from axpo.tasks.base import Task
+else:  # a part's class is found by its name (`config_class`), so that none is known here
+    Algorithm = EngineSettings = Task = Any
+
+
+def _default(kind: str) -> Any:
+    return plugins.find(kind, plugins.default(kind))()
+
+
+class Config(Section):
+    """All settings of a run. Its parts (task, engine, algorithm) are classes by name."""
+
+    model: ModelSettings = ModelSettings()
+    task: Task = Field(default_factory=lambda: _default("task"))
+    rollout: RolloutSettings = RolloutSettings()
+    tools: ToolsSettings = ToolsSettings()
+    engine: EngineSettings = Field(default_factory=lambda: _default("engine"))
+    algorithm: Algorithm = Field(default_factory=lambda: _default("algorithm"))
+    rl: RLSettings = RLSettings()
+    sft: SFTSettings = SFTSettings()
+    eval: EvalSettings = EvalSettings()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.model.lora is not None:
+            for name, stage in (("rl", self.rl), ("sft", self.sft)):
+                if "freeze_vision" in stage.optimizer.model_fields_set:
+                    raise ValueError(
+                        f"{name}.optimizer.freeze_vision: no effect with model.lora, which trains "
+                        "its adapters alone; remove it (model.lora.vision adapts the vision tower)"
+                    )
+        if self.rollout.max_turns == 1 and (self.rollout.tools or self.tools.mcp):
+            raise ValueError(
+                "rollout.max_turns: 1 with tools: the calls of the last turn are not run, so every "
+                "rollout that calls one would score 0; set it to 2 or more, or rollout.tools = []"
+            )
+        if self.rl.questions % self.rl.updates:
+            raise ValueError(
+                f"rl.updates: {self.rl.updates} does not divide rl.questions = {self.rl.questions}"
+            )
+        if self.rl.max_staleness and not self.engine.external:
+            raise ValueError(
+                f"rl.max_staleness: {self.rl.max_staleness} needs an engine that samples while "
+                f"this process trains; {self.engine.name!r} samples in it: set engine.name = "
+                "'vllm', or 0"
+            )
+        return self
+
+
+@cache
+def config_class(**classes: type[Part]) -> type[Config]:
+    """`Config` with these classes as its parts, by section."""
+    fields: dict[str, Any] = {
+        kind: (part, Field(default_factory=part)) for kind, part in classes.items()
+    }
+    return create_model("Config", __base__=Config, **fields)
+
+
+def default_config(config: Config) -> Config:
+    """The same parts, and every setting's default; what has none is left out."""
+    parts: dict[str, Part] = {kind: getattr(config, kind) for kind in plugins.BUILT_IN}
+    usual: dict[str, Any] = {kind: type(part).model_construct() for kind, part in parts.items()}
+    return type(config).model_construct(**usual)
