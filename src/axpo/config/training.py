@@ -108,8 +108,6 @@ class RunSettings(Section):
     """Seeds data order, sampling and ranking."""
     checkpoint_every: PositiveInt = 10
     """Steps between checkpoints."""
-    keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints that are kept."""
     trees_every: PositiveInt = 10
     """Steps between saved trajectory trees."""
     unscored_warn: Fraction = 0.02

@@ -57,7 +57,7 @@ def _recorded(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     began, words = datetime.fromisoformat(first["started"]), shlex.split(first["command"])
     changed = [word for word in words if "=" in word and not word.startswith("-")]
     facts = {
-        "Recipe": next((word for word in words if word.endswith(".toml")), "none"),
+        "Recipe": " ".join(word for word in words if word.endswith(".toml")) or "none",
         "Changed settings": " ".join(changed) or "none",
         "Command": first["command"],
         "Started": f"{began.day} {began:%B %Y, %H:%M} UTC",

@@ -127,9 +127,8 @@ async def _steps(run: Run, monitor: Monitor) -> Path:
                     monitor.step("rl", step, metrics)
                     if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
                         monitor.phase("saving")
-                        keep = config.run.keep_checkpoints
                         last = await _beside_sampling(
-                            run, checkpoints.save, folder, step + 1, run.learner, data, keep
+                            run, checkpoints.save, folder, step + 1, run.learner, data
                         )
     return last
 

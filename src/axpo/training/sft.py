@@ -69,8 +69,7 @@ def train(run: Run, monitor: Monitor) -> Path:
                 monitor.step("sft", step, metrics | watch.metrics())
                 if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
                     monitor.phase("saving")
-                    keep = config.run.keep_checkpoints
-                    last = checkpoints.save(folder, step + 1, learner, data, keep)
+                    last = checkpoints.save(folder, step + 1, learner, data)
     return last
 
 
