@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axpo.algorithms.base import Algorithm
-    from axpo.api import Trained, diagnose, evaluate, sft, train
+    from axpo.api import TrainedRun, diagnose, evaluate, sft, train
     from axpo.config import Config, load_config
     from axpo.engines.base import Engine, EngineSettings
     from axpo.errors import UserError
@@ -32,7 +32,7 @@ __all__ = [
     "EngineSettings",
     "Example",
     "Task",
-    "Trained",
+    "TrainedRun",
     "UserError",
     "diagnose",
     "evaluate",
@@ -44,7 +44,7 @@ __all__ = [
 
 _HOMES = {
     "axpo.algorithms.base": ("Algorithm",),
-    "axpo.api": ("Trained", "diagnose", "evaluate", "sft", "train"),
+    "axpo.api": ("TrainedRun", "diagnose", "evaluate", "sft", "train"),
     "axpo.config": ("Config", "load_config"),
     "axpo.engines.base": ("Engine", "EngineSettings"),
     "axpo.errors": ("UserError",),

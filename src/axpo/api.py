@@ -23,7 +23,7 @@ Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedRun:
     """A run that was trained: its `folder` and its last `checkpoint`.
 
     Either can be the `model.path` of another run.
@@ -39,7 +39,7 @@ class Trained:
         return [json.loads(line) for line in lines]
 
 
-def sft(config: Config, out: str | Path) -> Trained:
+def sft(config: Config, out: str | Path) -> TrainedRun:
     """Cold-start `model.path` on the task's demonstrations, in the folder `out`.
 
     A run in `out` goes on; one with other settings is refused. Raises `UserError`, which says what
@@ -52,10 +52,10 @@ def sft(config: Config, out: str | Path) -> Trained:
 
         return train(sft_run(config, Path(out), monitor.phase), monitor)
 
-    return Trained(Path(out), _run("sft", "SFT", config, Path(out), work))
+    return TrainedRun(Path(out), _run("sft", "SFT", config, Path(out), work))
 
 
-def train(config: Config, out: str | Path) -> Trained:
+def train(config: Config, out: str | Path) -> TrainedRun:
     """Train `model.path`, which is start and KL reference, in the folder `out`; see `sft`."""
 
     def work(monitor: RunMonitor) -> Path:
@@ -65,7 +65,7 @@ def train(config: Config, out: str | Path) -> Trained:
         return train(rl_run(config, Path(out), monitor.phase), monitor)
 
     name = config.algorithm.name.upper()
-    return Trained(Path(out), _run("train", name, config, Path(out), work))
+    return TrainedRun(Path(out), _run("train", name, config, Path(out), work))
 
 
 def evaluate(config: Config, out: str | Path) -> dict[str, Any]:
