@@ -15,7 +15,7 @@ from axpo.build.runs import build_agent
 from axpo.config import parse_config
 from axpo.errors import ConfigError, TreeError
 from axpo.evaluation.passk import question_pass_at_k
-from axpo.evaluation.prefixes import outcome
+from axpo.evaluation.prefixes import recovery_of
 from axpo.evaluation.summary import measures, tool_measures
 from axpo.report.trees import TreePayload, category
 from axpo.store import load_groups, save_groups
@@ -23,9 +23,9 @@ from axpo.study.outcomes import counts
 from axpo.tasks.lab.critic import RIGHT, critique
 from axpo.tree import Group, Trajectory
 from studies.axpo_paper.credit import recovered
-from tests.rollout.test_agent import ANSWER, run, says
 from tests.support.groups import grow, tools_and_plain
 from tests.support.rollouts import CHECKPOINT, make_agent
+from tests.support.turns import ANSWER, run, says
 
 
 def graded(solved_at: float, continuations: tuple[float, ...] = ()) -> Group:
@@ -70,7 +70,7 @@ class TestHalfOfTheReward:
             assert group.branches[0].recovered is known
             assert gap([group])["recovery_rate"] == float(known)
             assert recovered([group])["all"] == {"prefixes": known, "subgroups": known}
-            assert outcome(group, group.branches[0]).right == known
+            assert recovery_of(group, group.branches[0]).right == known
 
     def test_advantages_take_the_reward_and_the_prefix_its_verdict(self) -> None:
         group = graded(0.5, (0.6, 0.2, 0.2, 0.2))

@@ -21,11 +21,10 @@ from axpo.folder import RunFolder, saved_checkpoints, whole_file, write_whole, w
 from axpo.report.metrics import MetricsWriter, read_metrics
 from axpo.search.database import Database, new_index
 from axpo.training import checkpoints
-from tests.cli.test_stopping import SMALL
+from tests.support.checkpoints import assert_same
+from tests.support.checkpoints import start as trainer
 from tests.support.groups import tools_and_plain
-from tests.support.terminal import RECIPE, metrics, start
-from tests.training.test_checkpoints import assert_same
-from tests.training.test_checkpoints import start as trainer
+from tests.support.terminal import RECIPE, SMALL, metrics, start
 
 MEGABYTE = 1 << 20
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from axpo.config import Config, parse_config
 from axpo.errors import BudgetSpent, ConfigError, UserError
 from axpo.evaluation.results import compare_runs
 from axpo.folder import RunFolder
@@ -25,37 +24,7 @@ from axpo.store import load_groups
 from axpo.tasks.lab import BASE
 from axpo.tools.zoom import ZoomTool
 from axpo.tree import Stream
-from tests.support.runs import diagnose, evaluate, train_rl, train_sft
-
-SMALL = {
-    "rollout": {"max_turns": 2, "max_turn_tokens": 24, "max_tokens": 96},
-    "sft": {"steps": 40, "batch": 16, "optimizer": {"learning_rate": 3e-3, "warmup_steps": 5}},
-    "rl": {"steps": 4, "questions": 4, "updates": 2},
-    "algorithm": {"extra_budget": 0.5},
-    "run": {"checkpoint_every": 1, "trees_every": 1},
-    "eval": {"questions": 6, "samples": 4, "k": 2, "prefixes": 4, "prefix_samples": 4},
-}
-
-
-class Lines:
-    """A monitor that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.first: list[int] = []
-        self.steps: list[tuple[str, int, Mapping[str, float]]] = []
-
-    def start(self, kind: str, first: int, total: int) -> None:
-        self.first.append(first)
-
-    def phase(self, name: str) -> None: ...
-
-    def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        self.steps.append((kind, step, dict(metrics)))
-
-
-def config(**sections: Mapping[str, object]) -> Config:
-    merged = {k: {**v, **sections.get(k, {})} for k, v in SMALL.items()}
-    return parse_config(merged | {k: v for k, v in sections.items() if k not in merged})
+from tests.support.runs import SMALL, Lines, config, diagnose, evaluate, train_rl, train_sft
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -19,15 +19,8 @@ from safetensors.torch import load_file
 from axpo import stopping
 from axpo.errors import Stopped
 from axpo.stages import Stage, run_stages
-from tests.support.terminal import RECIPE, Terminal, environment, metrics, start
+from tests.support.terminal import RECIPE, SMALL, Terminal, environment, metrics, start
 
-SMALL = (
-    "model.threads=1", "rollout.max_turns=2", "rollout.max_turn_tokens=24", "rollout.max_tokens=96",
-    "task.families=['find']", "rollout.tools=['image_zoom_in_tool']", "run.checkpoint_every=1000",
-    "sft.steps=60", "sft.batch=2", "sft.optimizer.decay=constant",
-    "rl.steps=60", "rl.questions=2", "rl.updates=2", "rl.optimizer.decay=constant",
-    "algorithm.rollouts=4", "eval.questions=40", "eval.samples=4", "eval.k=2",
-)  # fmt: skip
 STEP = re.compile(r"^axpo: stopped at (\w+) (\d+) of (\d+); the same command goes on from there$")
 
 

@@ -22,9 +22,8 @@ from axpo.costs.sizes import Loop
 from axpo.models.tiny import write_tiny
 from axpo.rollout.rendering import Rendering
 from axpo.store import load_groups
-from tests.cli.test_pipeline import Lines
 from tests.support.recipes import REAL, given
-from tests.support.runs import train_rl, train_sft
+from tests.support.runs import Lines, train_rl, train_sft
 from tests.support.tiny import tiny_picture
 
 SIZES = ((300, 200), (96, 640), (256, 256), (500, 333))

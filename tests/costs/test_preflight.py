@@ -33,12 +33,11 @@ from axpo.training.policy import hidden_states, policy_logprobs, show, token_log
 from axpo.training.recomputation import recompute_layers
 from axpo.tree import ImageSpan, Origin, Segment
 from axpo.wording import in_units
-from tests.cli.test_pipeline import Lines
+from tests.support.packing import packed
 from tests.support.padded_oracle import branching_group
-from tests.support.runs import starting_at, train_sft
+from tests.support.runs import Lines, starting_at, train_sft
 from tests.support.saved_bytes import SavedBytes
 from tests.support.tiny import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
-from tests.training.test_packing import packed
 
 
 def wide_checkpoint() -> Checkpoint:

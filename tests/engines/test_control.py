@@ -29,9 +29,9 @@ from axpo.tasks.lab import BASE
 from axpo.tools.base import Observation, View
 from axpo.training.policy import policy_logprobs
 from axpo.tree import CallStatus, StopReason
-from tests.rollout.test_agent import ANSWER, CALL, run, says
 from tests.support.engine_contract import Writer, difference
 from tests.support.engine_contract import run as finish
+from tests.support.packing import packed
 from tests.support.padded_oracle import branching_group
 from tests.support.rollouts import CHECKPOINT, LIMITS, FakeTool, encode, example, make_agent
 from tests.support.tiny import (
@@ -42,7 +42,7 @@ from tests.support.tiny import (
     tiny_picture,
     tiny_tokenizer,
 )
-from tests.training.test_packing import packed
+from tests.support.turns import ANSWER, CALL, run, says
 
 TURNS = ("<|im_start|>", "<tool_response>", "</tool_response>")
 

@@ -6,16 +6,14 @@ The servers here are `fake_vllm`'s; `tests/vllm` runs the same suite against the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 
-from axpo.clock import Clock
-from axpo.engines.base import Completion, Picture, Request
+from axpo.engines.base import Picture
 from axpo.engines.vllm.broadcast import in_buckets
 from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
@@ -33,46 +31,9 @@ from tests.support.engine_contract import (
     run,
 )
 from tests.support.fake_vllm import FakeVllm
+from tests.support.in_flight import InFlightModes
 from tests.support.tiny import tiny_checkpoint
-
-InFlight = Literal["keep", "restart", "finish"]
-
-
-class Setting:
-    """Fakes and engines of one test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.fakes: list[FakeVllm] = []
-
-    def serve(
-        self, checkpoint: Checkpoint, count: int = 1, places: int = 256, slots: int | None = None
-    ) -> list[FakeVllm]:
-        new = [FakeVllm(checkpoint, places, slots) for _ in range(count)]
-        self.fakes += new
-        return new
-
-    def engine(
-        self,
-        checkpoint: Checkpoint,
-        fakes: list[FakeVllm],
-        process: Any = None,
-        in_flight: InFlight | None = None,
-    ) -> VllmEngine:
-        servers = [Server(Client(fake.url, 20.0, 1.0), process) for fake in fakes]
-        return VllmEngine(
-            Trained.of(checkpoint), servers, self.folder,
-            room=4096, in_flight=in_flight,
-            recovery_seconds=1.0, health_every=0.05, backoff=0.01,
-        )  # fmt: skip
-
-
-@pytest.fixture
-def setting(tmp_path: Path) -> Iterator[Setting]:
-    made = Setting(tmp_path)
-    yield made
-    for fake in made.fakes:
-        fake.stop()
+from tests.support.vllm_fakes import Setting, check, in_flight, prompts
 
 
 class TestVllmEngine(EngineParity):
@@ -93,35 +54,6 @@ class TestMemoryLeavesFewerPlaces(EngineBehaviour):
 
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
         return self.setting.engine(checkpoint, self.setting.serve(checkpoint, 1, 64, slots))
-
-
-@pytest.fixture
-def checkpoint() -> Checkpoint:
-    return tiny_checkpoint(0)
-
-
-@pytest.fixture
-def writer(checkpoint: Checkpoint) -> Writer:
-    return Writer(checkpoint, 0)
-
-
-def prompts(writer: Writer, groups: int, each: int, **settings: Any) -> list[Request]:
-    """`each` requests of every group, with ids of their own."""
-    made = []
-    for g in range(groups):
-        group = writer.again(writer.request(f"g{g}"), each, **settings)
-        made += [replace(request, id=f"g{g}/{i}") for i, request in enumerate(group)]
-    return made
-
-
-def check(
-    checkpoint: Checkpoint, engine: VllmEngine, requests: list[Request], done: list[Any]
-) -> None:
-    """Every request was answered and counted once, and by these weights."""
-    assert len(done) == len(requests) == engine.stats.requests
-    assert engine.stats.sampled == sum(len(d.tokens) for d in done)
-    for request, completion in zip(requests, done, strict=True):
-        assert difference(checkpoint, request, completion) < 1e-5
 
 
 def sent_urls(fake: FakeVllm) -> list[str]:
@@ -311,166 +243,7 @@ class Revival:
         self.stopped = True
 
 
-async def in_flight(fake: FakeVllm, count: int) -> None:
-    while len(fake.bodies) < count:
-        await asyncio.sleep(0.01)
-
-
-class TestInFlight:
-    """New weights while requests stand still after 5 of their 12 tokens."""
-
-    @pytest.fixture
-    def fake(self, setting: Setting, checkpoint: Checkpoint) -> FakeVllm:
-        (fake,) = setting.serve(checkpoint)
-        fake.hold, self.folder = 5, setting.folder
-        return fake
-
-    @pytest.fixture
-    def newer(self) -> Checkpoint:
-        return tiny_checkpoint(1)
-
-    @pytest.fixture
-    def requests(self, writer: Writer) -> list[Request]:
-        return prompts(writer, 2, 3, stop=())
-
-    def update(
-        self, engine: VllmEngine, fake: FakeVllm, requests: list[Request], newer: Checkpoint
-    ) -> list[Completion]:
-        """Answers to `requests`, and to one more that is asked while the weights come."""
-
-        async def main() -> list[Completion]:
-            work = asyncio.create_task(ask(engine, requests[:-1]))
-            while fake.held < len(requests) - 1:
-                await asyncio.sleep(0.01)
-            load = asyncio.create_task(engine.load_weights(newer.model.state_dict(), 1))
-            while not list(self.folder.glob("*-1.safetensors")):
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)  # the file is there: now requests wait
-            late = asyncio.create_task(engine.generate(requests[-1]))
-            await asyncio.sleep(0.1)
-            fake.go_on()
-            await load
-            return [*await work, await late]
-
-        return run(main())
-
-    def test_kept_requests_go_on_with_the_new_weights(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-    ) -> None:
-        engine = setting.engine(checkpoint, [fake], in_flight="keep")
-        done = self.update(engine, fake, requests, newer)
-        assert not fake.aborted and len(fake.bodies) == len(requests)
-        assert [d.versions for d in done] == [(0,) * 5 + (1,) * 7] * 5 + [(1,) * 12]
-        for request, completion in zip(requests[:-1], done, strict=False):
-            for by, part in ((checkpoint, slice(0, 5)), (newer, slice(5, None))):
-                before = completion.tokens[: part.start]
-                asked = replace(request, tokens=request.tokens + before)
-                tokens, logprobs = completion.tokens[part], completion.logprobs[part]
-                piece = replace(completion, tokens=tokens, logprobs=logprobs)
-                assert difference(by, asked, piece) < 1e-5
-        assert engine.stats.requests == len(requests)
-        assert engine.stats.sampled == 12 * len(requests)
-
-    def test_restarted_requests_are_the_new_weights_own(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-    ) -> None:
-        engine = setting.engine(checkpoint, [fake], in_flight="restart")
-        done = self.update(engine, fake, requests, newer)
-        assert len(fake.aborted) == 5
-        assert {d.versions for d in done} == {(1,) * 12}
-        check(newer, engine, requests, done)
-
-    def test_an_update_takes_none_of_the_time_of_kept_requests(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        """Neither of what a server may take for one, nor of the trajectory's."""
-        servers = [Server(Client(fake.url, 0.6, 5.0))]
-        engine = VllmEngine(Trained.of(checkpoint), servers, setting.folder, in_flight="keep")
-        control = FakeVllm._control
-
-        async def slow(route: str, body: dict[str, Any]) -> tuple[int, Any]:
-            if route == "/update_weights":
-                await asyncio.sleep(1.5)
-                fake.go.set()
-            return await control(fake, route, body)
-
-        monkeypatch.setattr(fake, "_control", slow)
-        clocks = [Clock(0.6) for _ in requests]
-
-        async def one(clock: Clock, request: Request) -> Completion:
-            async with clock:
-                return await engine.generate(request)
-
-        async def main() -> list[Completion]:
-            work = asyncio.gather(*map(one, clocks, requests))
-            while fake.held < len(requests):
-                await asyncio.sleep(0.01)
-            await engine.load_weights(newer.model.state_dict(), 1)
-            return await work
-
-        assert len(run(main())) == len(requests)
-        assert engine.stats.servers_lost == 0 and len(fake.bodies) == len(requests)
-        assert all(clock.waited > 1.5 > 2 * clock.worked for clock in clocks)
-
-    def test_finishing_requests_hold_the_weights_up(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-    ) -> None:
-        engine = setting.engine(checkpoint, [fake], in_flight="finish")
-        done = self.update(engine, fake, requests, newer)
-        assert not fake.aborted
-        assert [d.versions for d in done] == [(0,) * 12] * 5 + [(1,) * 12]
-        for request, completion in zip(requests, done, strict=True):
-            by = newer if completion is done[-1] else checkpoint
-            assert difference(by, request, completion) < 1e-5
-
-    def test_a_server_that_dies_with_kept_requests_loses_none(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-    ) -> None:
-        """They start anew on the other server, which has the new weights."""
-        other = setting.serve(checkpoint)[0]
-        engine = setting.engine(checkpoint, [fake, other], in_flight="keep")
-
-        async def main() -> list[Completion]:
-            work = asyncio.create_task(ask(engine, requests))
-            while fake.held < 3:
-                await asyncio.sleep(0.01)
-            await engine.load_weights(newer.model.state_dict(), 1)
-            await asyncio.to_thread(fake.die)
-            return await work
-
-        done = run(main())
-        assert engine.stats.requests == len(done) == 6
-        assert engine.stats.servers_lost == 1
-        for request, completion in zip(requests, done, strict=True):
-            by = newer if completion.versions[0] else checkpoint
-            assert difference(by, request, completion) < 1e-5
-        assert sum(d.versions == (1,) * 12 for d in done) >= 3
+class TestInFlight(InFlightModes): ...
 
 
 class TestLostServers:

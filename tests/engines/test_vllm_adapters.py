@@ -34,10 +34,15 @@ from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, adapter_weights, merged_weights, served_share
 from axpo.tasks.lab import BASE
 from axpo.training.objective import Objective
-from tests.cli.test_pipeline import Lines
-from tests.engines import test_vllm as test_engine_vllm
-from tests.engines.test_vllm import Setting, setting, writer
-from tests.engines.test_vllm_server import (
+from tests.support.engine_contract import EngineParity, Writer, ask, run
+from tests.support.fake_vllm import FakeVllm
+from tests.support.in_flight import InFlightModes
+from tests.support.lora import LOSS, adapted, trainer
+from tests.support.padded_oracle import branching_group
+from tests.support.runs import Lines, evaluate, train_rl
+from tests.support.tiny import in_bfloat16, tiny_checkpoint
+from tests.support.vllm_fakes import Setting
+from tests.support.vllm_server import (
     HEAD,
     LONG,
     PYTHON,
@@ -46,14 +51,7 @@ from tests.engines.test_vllm_server import (
     killed_in_flight,
     real,
 )
-from tests.support.engine_contract import EngineParity, Writer, ask, run
-from tests.support.fake_vllm import FakeVllm
-from tests.support.padded_oracle import branching_group
-from tests.support.runs import evaluate, train_rl
-from tests.support.tiny import in_bfloat16, tiny_checkpoint
-from tests.training.test_lora import LOSS, adapted, trainer
 
-__all__ = ["setting", "writer"]
 RANK = 4
 
 
@@ -139,7 +137,7 @@ class TestServedShare:
         assert engine.served_share is None
 
 
-class TestInFlight(test_engine_vllm.TestInFlight):
+class TestInFlight(InFlightModes):
     """The same modes; the first weights are those below the adapters."""
 
     @pytest.fixture

@@ -18,10 +18,9 @@ from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.wire import joined, read_answer
 from axpo.errors import AnswerFault, ServerLost
 from axpo.models.loading import Checkpoint
-from tests.engines.test_vllm import Setting, checkpoint, setting, writer
 from tests.support.engine_contract import Writer, run
+from tests.support.vllm_fakes import Setting
 
-__all__ = ["checkpoint", "setting", "writer"]
 VOCABULARY, STOP = 100, 7
 DEEP = "[" * 100_000
 

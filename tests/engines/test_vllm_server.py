@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,7 @@ from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.checks import Trained
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
-from axpo.engines.vllm.pool import Pool, Server
+from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import (
     Installation,
     ServerProcess,
@@ -48,19 +46,20 @@ from axpo.tasks.lab import BASE
 from axpo.training import rl
 from axpo.training.batches import recompute_logprobs
 from axpo.training.parity import Parity, check_parity, limit
-from tests.cli.test_pipeline import Lines
-from tests.support.engine_contract import EngineParity, Writer, ask, fresh_logprobs, run
+from tests.support.engine_contract import EngineParity, Writer, ask, run
+from tests.support.parity import agent_of, detailed
 from tests.support.rollouts import example
-from tests.support.runs import starting_at, train_rl, train_sft
+from tests.support.runs import Lines, starting_at, train_rl, train_sft
 from tests.support.tiny import tiny_checkpoint, tiny_config, tiny_tokenizer
-from tests.training.test_parity import agent_of, detailed
-
-PYTHON = os.environ.get("AXPO_VLLM_PYTHON", "")
-real = pytest.mark.skipif(not PYTHON, reason="AXPO_VLLM_PYTHON names no python with vLLM")
-LONG = 1200
-"""Tokens of a request that is still sampled when new weights come."""
-HEAD = 32
-"""vLLM has no attention for smaller heads on a CPU."""
+from tests.support.vllm_server import (
+    HEAD,
+    LONG,
+    PYTHON,
+    differences,
+    engine_at,
+    killed_in_flight,
+    real,
+)
 
 
 def model_of(head: int) -> Any:
@@ -181,18 +180,6 @@ def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     process.stop()
 
 
-def engine_at(
-    server: ServerProcess, checkpoint: Checkpoint, folder: Path, **settings: Any
-) -> VllmEngine:
-    """An engine that samples with `checkpoint`'s weights as they are now."""
-    client = Client(server.url, 120.0, 10.0)
-    engine = VllmEngine(Trained.of(checkpoint), [Server(client)], folder, room=256, **settings)
-    weights = {name: w.clone() for name, w in checkpoint.model.state_dict().items()}
-    with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
-        beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()
-    return engine
-
-
 @real
 class TestContract(EngineParity):
     tolerance = 3e-5
@@ -210,15 +197,6 @@ class TestContract(EngineParity):
         for server in engine._pool.servers:
             server.places = Places(min(slots, server.places.count))
         return engine
-
-
-def differences(checkpoint: Checkpoint, request: Request, done: Completion) -> list[float]:
-    """|engine - oracle| of each sampled token."""
-    path = request.tokens + done.tokens
-    logprobs = fresh_logprobs(checkpoint, path, request.pictures, request.sampling)
-    rows = torch.arange(len(request.tokens) - 1, len(path) - 1)
-    found = logprobs[rows, torch.tensor(done.tokens)] - torch.tensor(done.logprobs)
-    return found.abs().tolist()
 
 
 @real
@@ -327,26 +305,6 @@ class Counting(Lines):
     def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         super().step(kind, step, metrics)
         self.sampled.append(self.runs[0].engine.stats.sampled)
-
-
-def killed_in_flight(monkeypatch: pytest.MonkeyPatch, now: Callable[[], bool]) -> list[int]:
-    """kill -9 the server that is asked the 20th request while `now` holds; the list gets the number
-    of requests that it was working on."""
-    ask_server = Pool.ask
-    asked: list[float] = []
-    broken: list[int] = []
-
-    async def ask_and_kill(self: Pool, server: Server, *arguments: Any) -> Any:
-        if now():
-            asked.append(time.monotonic())
-            if len(asked) == 20:
-                assert isinstance(server.process, ServerProcess) and server.process.pid
-                broken.append(len(server.flying))
-                os.kill(server.process.pid, signal.SIGKILL)
-        return await ask_server(self, server, *arguments)
-
-    monkeypatch.setattr(Pool, "ask", ask_and_kill)
-    return broken
 
 
 @real

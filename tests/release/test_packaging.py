@@ -128,3 +128,16 @@ def test_no_message_needs_the_checkout() -> None:
                     path,
                     node.value,
                 )
+
+
+def test_nothing_imports_from_a_test_module() -> None:
+    """What tests share lies in tests/support/: a test can be read, moved and run alone."""
+    for folder in ("benchmarks", "lab_base", "rehearsal", "src", "studies", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.Import | ast.ImportFrom):
+                    continue
+                start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+                modules = [start + alias.name for alias in node.names]
+                found = [name for name in modules if re.search(r"^tests\..*\btest_", name)]
+                assert not found, (path, found, "move what is shared into tests/support/")

@@ -25,7 +25,7 @@ from axpo.report.plots import (
 )
 from axpo.report.runs import RunView
 from benchmarks import pictures, plots
-from tests.report.test_page import build
+from tests.support.pages import build
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -19,8 +19,9 @@ from axpo.report.html import build_report, script_json
 from axpo.report.runs import RunView
 from axpo.report.trees import HELD_OUT, TreePayload, category, spread
 from axpo.tree import Call, CallStatus, Group, Origin, Segment
-from tests.report.test_finding import AHEAD, KEPT, LOST, START
-from tests.report.test_runs import HOSTILE, decode, make_group, make_run
+from tests.support.findings import AHEAD, KEPT, LOST, START
+from tests.support.pages import build
+from tests.support.reported import HOSTILE, decode, make_group, make_run
 
 CHROMIUM = next((p for n in ("chromium", "google-chrome") if (p := shutil.which(n))), None)
 QUIET = (
@@ -116,20 +117,6 @@ def chromium(page: Path, profile: Path, *arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
-
-
-def build(folder: Path, hostile: bool = True) -> Path:
-    runs = [
-        RunView.load(make_run(folder, name, steps=12, groups=3, hostile=hostile, held_out=2))
-        for name in ("grpo", "axpo")
-    ]
-    evaluations = {"start": START, "GRPO": LOST, "AXPO": KEPT}
-    pairs = (("AXPO", "GRPO"), ("AXPO", "start"), ("GRPO", "start"))
-    comparisons = dict.fromkeys(pairs, AHEAD | {"share_better": {"pass@1": 0.999}})
-    return build_report(
-        folder / "report.html", runs, evaluations, decode, finding(evaluations, comparisons),
-        comparisons=comparisons,
-    )  # fmt: skip
 
 
 def data_of(page: str) -> dict:

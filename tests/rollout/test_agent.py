@@ -12,38 +12,22 @@ from axpo.engines.base import Request
 from axpo.errors import EngineError, InfraError, ModelError
 from axpo.pictures import picture_digest
 from axpo.rollout.agent import MAX_CALLS, Agent, request_seed
-from axpo.rollout.paths import start_path
-from axpo.rollout.sampling import new_group
 from axpo.store import save_groups
 from axpo.tools.base import Observation, ToolContext
 from axpo.tree import CallStatus, Crop, Group, Origin, StopReason, Trajectory
 from tests.support.rollouts import (
     LIMITS,
     ZOOM,
-    FakeEngine,
     FakeTool,
     decode,
     encode,
-    example,
     make_agent,
     zoom,
 )
 from tests.support.tiny import tiny_picture
+from tests.support.turns import ANSWER, CALL, run, says
 
-ANSWER = "it is 7</think>\n\nAnswer: 7"
-CALL = f"small</think>\n\n{zoom()}"
 LOOK = '</think><tool_call>{"name": "look", "arguments": {}}</tool_call>'
-
-
-def run(agent: Agent, **changes: Any) -> tuple[Group, Trajectory]:
-    group = new_group(agent.rendering, example(**changes), "g")
-    trajectory = asyncio.run(agent.run(start_path(group), "r", seed=5))
-    group.rollouts.append(trajectory)
-    return group, trajectory
-
-
-def says(*turns: Any) -> FakeEngine:
-    return FakeEngine({f"r/t{i}": turn for i, turn in enumerate(turns, start=1)})
 
 
 async def nothing(arguments: dict[str, Any], context: ToolContext) -> Observation:

@@ -25,9 +25,9 @@ from axpo.training.pieces import training_passes
 from axpo.training.policy import policy_logprobs
 from axpo.tree import Group
 from tests.support.engine_contract import Writer, ask, run
+from tests.support.forests import oracle, random_forest
+from tests.support.packing import packed
 from tests.support.padded_oracle import Builder, branching_group, credit_all, demonstration_group
-from tests.training.test_attention_blocks import oracle, random_forest
-from tests.training.test_packing import packed
 
 
 def verdict(question: str, answer: str) -> None:

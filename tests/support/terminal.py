@@ -125,3 +125,12 @@ def metrics(folder: Path) -> int:
     """Lines of the run's metrics so far."""
     file = folder / "metrics.jsonl"
     return file.read_text().count("\n") if file.is_file() else 0
+
+
+SMALL = (
+    "model.threads=1", "rollout.max_turns=2", "rollout.max_turn_tokens=24", "rollout.max_tokens=96",
+    "task.families=['find']", "rollout.tools=['image_zoom_in_tool']", "run.checkpoint_every=1000",
+    "sft.steps=60", "sft.batch=2", "sft.optimizer.decay=constant",
+    "rl.steps=60", "rl.questions=2", "rl.updates=2", "rl.optimizer.decay=constant",
+    "algorithm.rollouts=4", "eval.questions=40", "eval.samples=4", "eval.k=2",
+)  # fmt: skip

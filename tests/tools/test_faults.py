@@ -31,8 +31,8 @@ from axpo.tools.python import PythonTool
 from axpo.tools.toolbox import Toolbox
 from axpo.tools.web_search import WebSearchTool
 from axpo.tree import CallStatus, StopReason, Trajectory
-from tests.search.test_tavily import SECRET, serving
 from tests.support.rollouts import LIMITS, FakeEngine, decode, example, make_rendering
+from tests.support.tavily import SECRET, serving
 
 ANSWER = "it is 7</think>\n\nAnswer: 7"
 HEALTHY = "healthy"

@@ -23,10 +23,10 @@ from axpo.training.learner import Learner
 from axpo.training.objective import Objective
 from axpo.training.policy import policy_logprobs
 from tests.support.engine_contract import Writer, ask, run
+from tests.support.packing import packed
 from tests.support.padded_oracle import branching_group, demonstration_group
 from tests.support.simulated_gpu import Remote, allocated, device, gpu, moved
 from tests.support.tiny import in_bfloat16, tiny_checkpoint
-from tests.training.test_packing import packed
 
 LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.05)
 

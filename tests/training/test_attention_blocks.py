@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 from axpo.models.loading import Checkpoint
 from axpo.training import attention, flex, pieces
 from axpo.training.flex import BLOCK, LEAST, block_mask
-from axpo.training.packing import PackedNode
 from axpo.training.policy import policy_logprobs
+from tests.support.forests import oracle, random_forest
+from tests.support.packing import packed
 from tests.support.padded_oracle import branching_group, demonstration_group
 from tests.support.tiny import tiny_checkpoint
-from tests.training.test_packing import packed
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -42,40 +42,6 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture
 def always_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "in_blocks", lambda device: True)
-
-
-def random_forest(rng: random.Random, count: int, longest: int) -> list[PackedNode]:
-    """`count` nodes in preorder, a few of them roots."""
-    nodes: list[PackedNode] = []
-    path: list[int] = []
-    for i in range(count):
-        path = path[: rng.randrange(len(path) + 1) if rng.random() < 0.9 else 0]
-        start = nodes[-1].end if nodes else 0
-        end = start + rng.randint(1, longest)
-        nodes.append(PackedNode(start, end, path[-1] if path else -1))
-        path.append(i)
-    return nodes
-
-
-def tokens_of(nodes: Sequence[PackedNode], some: Sequence[int]) -> list[tuple[int, int]]:
-    """(node, layout place) of each token of `some` nodes."""
-    return [(i, t) for i in some for t in range(nodes[i].start, nodes[i].end)]
-
-
-def oracle(
-    nodes: Sequence[PackedNode], queries: Sequence[int], keys: Sequence[int]
-) -> torch.Tensor:
-    """Dense mask [queries, keys]: a token sees its path up to itself."""
-    paths = []
-    for i in range(len(nodes)):
-        parent = nodes[i].parent
-        paths.append({i} | (paths[parent] if parent >= 0 else set()))
-    columns = tokens_of(nodes, keys)
-    rows = [
-        [key in paths[query] and place <= at for key, place in columns]
-        for query, at in tokens_of(nodes, queries)
-    ]
-    return torch.tensor(rows)
 
 
 def padded(mask: torch.Tensor, last: int) -> torch.Tensor:

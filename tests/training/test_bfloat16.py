@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from axpo.config import OptimizerSettings
-from axpo.engines.base import Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.training import checkpoints, learner
@@ -20,11 +19,11 @@ from axpo.training.masters import MasterWeights
 from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
 from axpo.training.policy import policy_logprobs
-from axpo.tree import Group, Origin, Segment, Trajectory
 from tests.support.engine_contract import EngineParity
-from tests.support.padded_oracle import Builder, branching_group, credit_all, demonstration_group
+from tests.support.packing import packed
+from tests.support.padded_oracle import branching_group, demonstration_group
+from tests.support.sampled import rollouts
 from tests.support.tiny import in_bfloat16, tiny_checkpoint
-from tests.training.test_packing import packed
 
 RL_RATE = 1e-6
 
@@ -254,35 +253,6 @@ class TestEngineInBfloat16(EngineParity):
     # A batch of another shape rounds otherwise: a seed fixes the draws, not every token.
     test_same_seed_same_sample = None  # pyright: ignore
     test_settings_of_neighbours = None  # pyright: ignore
-
-
-async def rollouts(checkpoint: Checkpoint, seed: int, count: int = 6) -> Group:
-    """A group that the engine sampled: a turn, a picture, a turn; nothing is fixed but seeds."""
-    build, engine = Builder(checkpoint, seed), TransformersEngine(checkpoint)
-    group = build.group(f"g{seed}", [1, 2])
-
-    async def one(i: int) -> Trajectory:
-        done = Trajectory(f"r{i}", [])
-        for turn in range(2):
-            path = [group.prompt, *done.segments]
-            pictures = [
-                Picture(span.digest, group.pictures[span.digest]) for s in path for span in s.images
-            ]
-            sampling = Sampling(24, 1000 * seed + 10 * i + turn, (), checkpoint.processor.banned)
-            tokens = tuple(t for s in path for t in s.tokens)
-            out = await engine.generate(
-                Request(done.id, group.id, tokens, tuple(pictures), sampling)
-            )
-            segment = Segment(f"{done.id}/{2 * turn}", Origin.POLICY, out.tokens, out.logprobs)
-            done.segments.append(segment)
-            if turn == 0:
-                observation = build.shown(f"{done.id}/1", Origin.OBSERVATION, [3 + i], 2)
-                done.segments.append(observation)
-        credit_all(done, 0, 1.0, 1.0)
-        return done
-
-    group.rollouts = list(await asyncio.gather(*(one(i) for i in range(count))))
-    return group
 
 
 def test_engine_and_trainer_agree_as_far_as_bfloat16_goes():

@@ -20,25 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from axpo.algorithms.losses import clipped_loss
-from axpo.config import OptimizerSettings
 from axpo.errors import NonFiniteError, UserError
 from axpo.folder import saved_checkpoints
 from axpo.training import checkpoints
 from axpo.training.learner import Learner
 from axpo.training.objective import Objective
+from tests.support.checkpoints import STEPS, assert_same, start
 from tests.support.padded_oracle import branching_group
-from tests.support.tiny import tiny_checkpoint
 
-STEPS = 8
 LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.01)
-
-
-def start(seed: int = 0) -> Learner:
-    torch.set_num_threads(1)
-    settings = OptimizerSettings(
-        learning_rate=1e-3, warmup_steps=2, decay="cosine", weight_decay=0.01
-    )
-    return Learner(tiny_checkpoint(seed), tiny_checkpoint(7), settings, STEPS)
 
 
 def run(folder: Path, kill_at: int | None = None) -> None:
@@ -103,22 +93,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     began = time.monotonic()
     assert in_process(folder) == 0
     return newest(folder), time.monotonic() - began
-
-
-def assert_same(one: Path, other: Path) -> None:
-    ours, theirs = (load_file(p / "model" / "model.safetensors") for p in (one, other))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
-    states = [torch.load(p / "trainer.pt", weights_only=True) for p in (one, other)]
-    moments = [s["trainer"]["optimizer"]["state"] for s in states]
-    for index, state in moments[0].items():
-        for name, value in state.items():
-            assert torch.equal(value, moments[1][index][name]), (index, name)
-    assert states[0]["random"]["python"] == states[1]["random"]["python"]
-    assert torch.equal(states[0]["random"]["numpy"][1], states[1]["random"]["numpy"][1])
-    assert torch.equal(states[0]["random"]["torch"], states[1]["random"]["torch"])
-    assert (one / "state.json").read_text() == (other / "state.json").read_text()
 
 
 def test_killed_inside_saves_and_resumed(tmp_path: Path, unbroken: tuple[Path, float]):

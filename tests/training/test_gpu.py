@@ -33,12 +33,12 @@ from axpo.training.objective import Objective
 from tests.support import gpu_questions as asked
 from tests.support.engine_contract import Writer, ask, difference, run
 from tests.support.gpu_questions import gradient, relative, verdict
+from tests.support.head import layer
+from tests.support.lora import adapted
+from tests.support.packing import packed
 from tests.support.padded_oracle import branching_group
+from tests.support.sampled import rollouts
 from tests.support.tiny import in_bfloat16, tiny_checkpoint
-from tests.training.test_bfloat16 import rollouts
-from tests.training.test_head import layer
-from tests.training.test_lora import adapted
-from tests.training.test_packing import packed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

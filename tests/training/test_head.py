@@ -10,8 +10,7 @@ from torch import nn
 
 from axpo.models import head
 from axpo.models.head import Float32Logits, head_dtype, head_logits
-
-WIDTH, VOCABULARY, TOKENS = 64, 3079, 5
+from tests.support.head import TOKENS, VOCABULARY, layer
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +21,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def float32_logits(model: SimpleNamespace, hidden: torch.Tensor) -> torch.Tensor:
     return Float32Logits.apply(hidden, model.lm_head.weight)
-
-
-def layer(dtype: torch.dtype) -> tuple[SimpleNamespace, torch.Tensor]:
-    """A model of an output layer alone, logits of deviation 4, and hidden states for it."""
-    torch.manual_seed(0)
-    linear = nn.Linear(WIDTH, VOCABULARY, bias=False)
-    nn.init.normal_(linear.weight, std=4 / WIDTH**0.5)
-    hidden = torch.randn(TOKENS, WIDTH)
-    return SimpleNamespace(lm_head=linear.to(dtype)), hidden.to(dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -16,9 +16,10 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training.batches import micro_batches, prepare
 from axpo.training.items import Aggregation
-from axpo.training.learner import Learner, learning_rate
+from axpo.training.learner import learning_rate
 from axpo.training.objective import Objective
 from axpo.tree import Group
+from tests.support.learners import CLIP_KL, caught_gradient, flat, trainer
 from tests.support.padded_oracle import (
     Builder,
     branching_group,
@@ -31,7 +32,6 @@ from tests.support.saved_bytes import SavedBytes
 from tests.support.tiny import tiny_checkpoint
 
 CLIP = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
-CLIP_KL = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -47,36 +47,6 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture
 def groups(checkpoint: Checkpoint) -> list[Group]:
     return [branching_group(checkpoint, seed, f"g{seed}") for seed in range(3)]
-
-
-def trainer(
-    checkpoint: Checkpoint, reference: Checkpoint | None = None, total: int = 10, **values
-) -> Learner:
-    settings = {"learning_rate": 1e-3, "max_grad_norm": 1e9} | values
-    return Learner(checkpoint, reference, OptimizerSettings.model_validate(settings), total)
-
-
-def flat(checkpoint: Checkpoint) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in checkpoint.model.parameters()])
-
-
-def caught_gradient(
-    some: Learner, groups: list[Group], objective: Objective
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The gradient that reaches the optimizer in one update; the weights stay."""
-    caught = []
-
-    def step() -> None:
-        parameters = some.checkpoint.model.parameters()
-        caught.append(
-            torch.cat(
-                [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-            )
-        )
-
-    some.optimizer.step = step  # pyright: ignore
-    metrics = some.update(groups, objective)
-    return caught[0].clone(), metrics
 
 
 @pytest.mark.parametrize("aggregation", ["question_mean", "token_mean"])

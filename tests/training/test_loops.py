@@ -16,8 +16,7 @@ from axpo.models.loading import load_checkpoint
 from axpo.tasks.lab import BASE
 from axpo.training import checkpoints, rl, sft
 from axpo.training.learner import Learner
-from tests.cli.test_pipeline import Lines, config
-from tests.support.runs import starting_at
+from tests.support.runs import Lines, config, starting_at
 
 FIVE = ("update", "logprobs", "publish", "save", "load")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from axpo.algorithms.losses import clipped_loss
 from axpo.build.models import load_trained
 from axpo.config import LoraSettings, OptimizerSettings, parse_config
 from axpo.engines.base import Completion, Engine
@@ -32,39 +30,15 @@ from axpo.training import checkpoints
 from axpo.training.learner import Learner
 from axpo.training.objective import Objective
 from axpo.training.policy import policy_logprobs
-from tests.engines.test_vllm import Setting
 from tests.support.engine_contract import Writer, difference, run
+from tests.support.lora import LOSS, adapted, trainer
+from tests.support.packing import packed
 from tests.support.padded_oracle import branching_group, oracle_loss
 from tests.support.tiny import in_bfloat16, tiny_checkpoint
-from tests.training.test_packing import packed
+from tests.support.vllm_fakes import Setting
 
-KL = 0.05
-LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=KL)
 TEXT, VISION = 3 * 7, 3 * 4 + 3 * 2
 """Adapted layers of the tiny model: 7 in each text layer; 4 in each vision block and 2 a merger."""
-
-
-def adapted(
-    seed: int = 0,
-    made: Callable[[], Checkpoint] = tiny_checkpoint,
-    spread: float = 0.05,
-    **settings: object,
-) -> Checkpoint:
-    """The tiny model with adapters; B is drawn, with 0 nothing would show."""
-    torch.set_num_threads(1)
-    checkpoint = made()
-    values = {"rank": 4, "alpha": 8} | settings
-    add_adapters(checkpoint.model, LoraSettings.model_validate(values), "tiny", seed)
-    source = torch.Generator().manual_seed(seed + 1)
-    for layer in adapted_layers(checkpoint.model).values():
-        up = layer.lora_B["default"].weight
-        up.data.copy_(torch.randn(up.shape, generator=source) * spread)
-    return checkpoint
-
-
-def trainer(checkpoint: Checkpoint, rate: float = 1e-2, **values: object) -> Learner:
-    settings = {"learning_rate": rate, "weight_decay": 0.01} | values
-    return Learner(checkpoint, None, OptimizerSettings.model_validate(settings), 10)
 
 
 def base(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ from axpo.metrics import Max, Mean, Sum, combined
 from axpo.training import rl
 from axpo.training.learner import Learner
 from axpo.training.monitor import Stopwatch
-from tests.cli.test_pipeline import Lines
 from tests.support.padded_oracle import branching_group
+from tests.support.runs import Lines
 from tests.support.tiny import tiny_checkpoint
 
 

@@ -14,9 +14,8 @@ from axpo.models.loading import load_checkpoint
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
 from axpo.tree import Group
-from tests.cli.test_pipeline import SMALL, Lines
 from tests.support.fake_vllm import FakeVllm
-from tests.support.runs import train_rl
+from tests.support.runs import SMALL, Lines, train_rl
 
 STEPS = 5
 

@@ -14,26 +14,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from axpo.config import RolloutSettings
-from axpo.engines.base import Completion, Engine, Picture, Request
+from axpo.engines.base import Completion, Picture, Request
 from axpo.engines.transformers import TransformersEngine
 from axpo.engines.vllm.settings import Vllm
 from axpo.errors import EngineError, UserError
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
-from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
-from axpo.tasks.grading import grade
-from axpo.tools import make_tools
 from axpo.training.batches import recompute_logprobs
 from axpo.training.parity import DECISIVE, Parity, Vote, check_parity, limit, mismatch, vote
 from axpo.tree import Group
-from tests.support.rollouts import ZOOM, example
+from tests.support.parity import agent_of, detailed
+from tests.support.rollouts import example
 from tests.support.tiny import in_bfloat16, tiny_checkpoint
 
 CHECKPOINT = tiny_checkpoint()
@@ -51,13 +47,6 @@ class OffBy(TransformersEngine):
             raise EngineError("it is down")
         done = await super().generate(request)
         return replace(done, logprobs=tuple(p + self.off for p in done.logprobs))
-
-
-def agent_of(engine: Engine, checkpoint: Checkpoint, tokens: int) -> Agent:
-    """Rollouts of two turns of at most `tokens` sampled tokens each."""
-    tools = make_tools((ZOOM,))
-    limits = RolloutSettings(max_turns=2, max_turn_tokens=tokens, max_tokens=1000)
-    return Agent(engine, Rendering(checkpoint.processor, tools, None), tools, limits, grade)
 
 
 def agent(**settings: Any) -> Agent:
@@ -174,12 +163,6 @@ def coarse(image: Image.Image) -> Image.Image:
     """As a sixteenth of the pixels shows it."""
     width, height = image.size
     return image.resize((width // 4, height // 4)).resize((width, height))
-
-
-def detailed(seed: int) -> Image.Image:
-    """128 pixels a side: 64 tokens, every fourth pixel of its own colour."""
-    cells = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    return Image.fromarray(cells).resize((128, 128), Image.Resampling.NEAREST)
 
 
 def checked(engine: TransformersEngine, trained: Checkpoint) -> Parity:

@@ -14,15 +14,16 @@ from axpo.models.loading import Checkpoint
 from axpo.training import pieces
 from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
-from axpo.training.pieces import cut, plain_logprobs, training_passes
+from axpo.training.pieces import cut, plain_logprobs
 from axpo.training.policy import policy_logprobs
 from axpo.tree import Group
+from tests.support.learners import CLIP_KL, caught_gradient, flat, trainer
+from tests.support.lora import adapted
+from tests.support.packing import CLIP, pack_text, packed, text_group
 from tests.support.padded_oracle import Builder, branching_group, credit_all, demonstration_group
+from tests.support.pieces import distance, through_pieces
 from tests.support.saved_bytes import SavedBytes
 from tests.support.tiny import tiny_checkpoint
-from tests.training.test_learner import CLIP_KL, caught_gradient, flat, trainer
-from tests.training.test_lora import adapted
-from tests.training.test_packing import CLIP, pack_text, packed, text_group
 
 BUDGETS = (200, 61, 17)
 WHOLE = 10_000
@@ -37,33 +38,6 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def tree(checkpoint: Checkpoint) -> tuple[PackedTree, dict]:
     return packed(checkpoint, [branching_group(checkpoint, 1)])
-
-
-def flat_gradient(checkpoint: Checkpoint) -> torch.Tensor:
-    """The gradients that backward left, which are cleared."""
-    parameters = list(checkpoint.model.parameters())
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    checkpoint.model.zero_grad(set_to_none=True)
-    return torch.cat([g.flatten() for g in found])
-
-
-def through_pieces(
-    checkpoint: Checkpoint, forest: PackedTree, pixels: dict, budget: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logprobs and gradient of the clipped loss."""
-    logprobs = torch.full((forest.index.numel(),), float("nan"))
-    for some in training_passes(checkpoint, forest, pixels, 1.0, budget):
-        at = some.trained
-        logprobs[at] = some.logprobs.detach()
-        batch = TokenBatch(
-            some.logprobs, forest.old[at], None, forest.advantages[at], forest.weights[at]
-        )
-        some.backward(CLIP(batch)[0])
-    return logprobs, flat_gradient(checkpoint)
-
-
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 # ------------------------------------------------------------------ where it is cut

@@ -15,13 +15,13 @@ from axpo.training import pieces
 from axpo.training.objective import Objective
 from axpo.training.recomputation import recompute_layers
 from tests.support.engine_contract import Writer, difference, run
+from tests.support.learners import CLIP_KL, caught_gradient, trainer
+from tests.support.lora import adapted
+from tests.support.packing import packed
 from tests.support.padded_oracle import branching_group, demonstration_group
+from tests.support.pieces import distance, through_pieces
 from tests.support.saved_bytes import SavedBytes
 from tests.support.tiny import tiny_checkpoint
-from tests.training.test_learner import CLIP_KL, caught_gradient, trainer
-from tests.training.test_lora import adapted
-from tests.training.test_packing import packed
-from tests.training.test_pieces import distance, through_pieces
 
 WHOLE = 10_000
 

@@ -21,8 +21,8 @@ from axpo.tools.base import Observation, ToolContext
 from axpo.training.collection import Collector
 from axpo.training.monitor import Stopwatch
 from axpo.tree import Group
-from tests.cli.test_pipeline import Lines
 from tests.support.rollouts import LIMITS, FakeEngine, FakeTool, example, make_agent, zoom
+from tests.support.runs import Lines
 
 CALL = f"small</think>\n\n{zoom()}"
 WRONG = "it is 8</think>\n\nAnswer: 8"

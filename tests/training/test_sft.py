@@ -13,8 +13,7 @@ import pytest
 from axpo.errors import UserError
 from axpo.tasks.lab import BASE
 from axpo.tools.zoom import ZoomTool
-from tests.cli.test_pipeline import Lines, config
-from tests.support.runs import train_sft
+from tests.support.runs import Lines, config, train_sft
 
 SHORT = {"steps": 3, "batch": 4}
 

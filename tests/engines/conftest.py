@@ -1,0 +1,31 @@
+"""Servers, a checkpoint and its writer for the tests of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from axpo.models.loading import Checkpoint
+from tests.support.engine_contract import Writer
+from tests.support.tiny import tiny_checkpoint
+from tests.support.vllm_fakes import Setting
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Iterator[Setting]:
+    made = Setting(tmp_path)
+    yield made
+    for fake in made.fakes:
+        fake.stop()
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    return tiny_checkpoint(0)
+
+
+@pytest.fixture
+def writer(checkpoint: Checkpoint) -> Writer:
+    return Writer(checkpoint, 0)

@@ -1,0 +1,74 @@
+"""A real vLLM server, where the environment names a Python that has it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from axpo.engines.base import Completion, Request
+from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.engine import VllmEngine
+from axpo.engines.vllm.pool import Pool, Server
+from axpo.engines.vllm.server import (
+    ServerProcess,
+)
+from axpo.models.loading import Checkpoint
+from tests.support.engine_contract import fresh_logprobs
+
+PYTHON = os.environ.get("AXPO_VLLM_PYTHON", "")
+real = pytest.mark.skipif(not PYTHON, reason="AXPO_VLLM_PYTHON names no python with vLLM")
+LONG = 1200
+"""Tokens of a request that is still sampled when new weights come."""
+HEAD = 32
+"""vLLM has no attention for smaller heads on a CPU."""
+
+
+def engine_at(
+    server: ServerProcess, checkpoint: Checkpoint, folder: Path, **settings: Any
+) -> VllmEngine:
+    """An engine that samples with `checkpoint`'s weights as they are now."""
+    client = Client(server.url, 120.0, 10.0)
+    engine = VllmEngine(Trained.of(checkpoint), [Server(client)], folder, room=256, **settings)
+    weights = {name: w.clone() for name, w in checkpoint.model.state_dict().items()}
+    with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
+        beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()
+    return engine
+
+
+def differences(checkpoint: Checkpoint, request: Request, done: Completion) -> list[float]:
+    """|engine - oracle| of each sampled token."""
+    path = request.tokens + done.tokens
+    logprobs = fresh_logprobs(checkpoint, path, request.pictures, request.sampling)
+    rows = torch.arange(len(request.tokens) - 1, len(path) - 1)
+    found = logprobs[rows, torch.tensor(done.tokens)] - torch.tensor(done.logprobs)
+    return found.abs().tolist()
+
+
+def killed_in_flight(monkeypatch: pytest.MonkeyPatch, now: Callable[[], bool]) -> list[int]:
+    """kill -9 the server that is asked the 20th request while `now` holds; the list gets the number
+    of requests that it was working on."""
+    ask_server = Pool.ask
+    asked: list[float] = []
+    broken: list[int] = []
+
+    async def ask_and_kill(self: Pool, server: Server, *arguments: Any) -> Any:
+        if now():
+            asked.append(time.monotonic())
+            if len(asked) == 20:
+                assert isinstance(server.process, ServerProcess) and server.process.pid
+                broken.append(len(server.flying))
+                os.kill(server.process.pid, signal.SIGKILL)
+        return await ask_server(self, server, *arguments)
+
+    monkeypatch.setattr(Pool, "ask", ask_and_kill)
+    return broken
