@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from axpo import stopping
+from axpo.cli.commands import app
 from axpo.errors import Stopped
 from axpo.stages import Stage, run_stages
 from tests.support.terminal import RECIPE, SMALL, Terminal, environment, metrics, start
@@ -49,10 +51,10 @@ def same_weights(one: Path, other: Path) -> bool:
 def unbroken(folder: Path, command: str, steps: int) -> Path:
     """A run of so many steps that nothing stopped; returns its last checkpoint."""
     kind = {"sft": "sft", "train": "rl"}[command]
-    done = start(command, RECIPE, *SMALL, f"{kind}.steps={steps}", "--out", folder)
-    out, errors = done.communicate(timeout=120)
-    assert done.returncode == 0, errors
-    return Path(out.rpartition("Checkpoint: ")[2].strip())
+    arguments = [command, str(RECIPE), *SMALL, f"{kind}.steps={steps}", "--out", str(folder)]
+    done = CliRunner().invoke(app, arguments)  # here, where PyTorch is loaded
+    assert done.exit_code == 0, done.output
+    return Path(done.output.rpartition("Checkpoint: ")[2].strip())
 
 
 class TestRuns:
