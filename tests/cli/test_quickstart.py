@@ -12,11 +12,11 @@ from axpo.config import Config
 from axpo.errors import StageError
 from axpo.stages import Stage
 
-RECIPE = Path("recipe.toml")
+RECIPE = "recipe.toml"
 
 
 def test_stages_name_their_models_and_wait_for_each_other(tmp_path: Path) -> None:
-    made = {s.name: s for s in quickstart._stages(Config(), RECIPE, ["rl.steps=7"], tmp_path)}
+    made = {s.name: s for s in quickstart._stages(Config(), [RECIPE, "rl.steps=7"], tmp_path)}
     assert made["grpo"].after == made["axpo"].after == ("sft",)
     assert "algorithm.name=grpo" in made["grpo"].args
     for run in ("grpo", "axpo"):
@@ -33,7 +33,7 @@ def plain(name: str, folder: Path, *args: str, after: tuple[str, ...] = ()) -> S
 
 def run(monkeypatch: pytest.MonkeyPatch, out: Path, stages: list[Stage]) -> None:
     monkeypatch.setattr(quickstart, "_stages", lambda *_: stages)
-    quickstart.quickstart(Config(), RECIPE, (), out)
+    quickstart.quickstart(Config(), [RECIPE], out)
 
 
 def test_what_is_done_is_not_run_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
