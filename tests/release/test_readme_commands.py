@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from axpo import recipes
 from axpo.cli.commands import app
@@ -70,19 +71,20 @@ def test_readme_leads_from_a_recipe_to_a_report() -> None:
     ]
 
 
-def test_the_stand_in_trains_is_evaluated_and_fine_tuned(tmp_path: Path) -> None:
+def test_the_stand_in_trains_is_evaluated_and_fine_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands run here, where PyTorch is loaded."""
+    monkeypatch.chdir(tmp_path)
     commands = printed()
     assert [shlex.split(c)[:2] for c in commands] == [
         ["python", "-m"], ["axpo", "train"], ["axpo", "eval"], ["axpo", "sft"],
     ]  # fmt: skip
-    names = {"python": [sys.executable], "axpo": [sys.executable, "-m", "axpo"]}
-    for command in commands:
-        program, *arguments = shlex.split(command)
-        done = subprocess.run(
-            [*names[program], *arguments], cwd=tmp_path, capture_output=True, text=True,
-            env=environment(), check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    first, *others = (shlex.split(command)[1:] for command in commands)
+    subprocess.run([sys.executable, *first], check=True, env=environment())
+    for arguments in others:
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, (done.output, done.exception)
     assert [line["kind"] for line in read_metrics(tmp_path / "runs/try")][:2] == ["rl", "rl"]
     evaluation = json.loads((tmp_path / "runs/try/evaluation.json").read_text())
     assert (evaluation["questions"], evaluation["unscored"]) == (6, 0)
