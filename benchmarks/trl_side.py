@@ -173,7 +173,8 @@ def _reward(examples: Sequence[Example]) -> Any:
     async def score(message: Mapping[str, Any], example: Example) -> float:
         if message["role"] != "assistant" or message.get("tool_calls"):
             return 0.0
-        return await grade_text(example.grading, message.get("content", "").strip(), example.answer)
+        said = message.get("content", "").strip()
+        return (await grade_text(example.grading, said, example.answer)).reward
 
     async def reward(completions: Any, place: list[int], **_: Any) -> list[float]:
         pairs = zip(completions, place, strict=True)

@@ -51,17 +51,20 @@ def rich_group() -> Group:
     group.pictures = pictures
     group.example, group.grading, group.cluster, group.provenance = "e1", "math", "ü", "a.jsonl:3"
     group.views = {crop_digest: Crop(prompt_digest, (1, 2, 3, 4))}
+    group.options = ("rot", "blau")
     group.entropies = {"q/ü/t0/0": 0.1 + 0.2}
     group.meta = USERS
     first, second, third = group.rollouts[:3]
     first.segments[1] = Segment(
         "crop", Origin.OBSERVATION, (31, 32), images=(ImageSpan(crop_digest, 0, 2),), version=0
     )
+    third.segments[1] = Segment("game", Origin.ENVIRONMENT, (31, 32))
     first.segments[2] = Segment("late", Origin.POLICY, (41, 42), (-1e-9, -75.25), version=12)
     first.calls.append(Call(8, 9, None, {"a": [1, None, {"b": 0.1}]}, CallStatus.MALFORMED, "bad"))
     first.credit = [Credit(0, 4, -1 / 3, Stream.PREFIX, 0.25)]
     second.credit = [Credit(0, 5, 0.1 + 0.2, Stream.ROLLOUT, 1 / 3)]
     second.seconds = 1.25
+    second.rule, second.detail = "judge:strict", "half of it, ✓"
     third.stop, third.fault, third.answer = StopReason.TOOL_FAULT, "tool zoom: gone", None
     third.answer_start = None
     group.rollouts.append(Trajectory("q/none", stop=StopReason.ENGINE_FAULT, fault="engine: x"))

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from axpo.algorithms.base import Algorithm
     from axpo.api import TrainedRun, diagnose, evaluate, sft, train
-    from axpo.config import Config, load_config
+    from axpo.config import Config, Section, load_config
     from axpo.engines.base import Engine, EngineSettings
     from axpo.errors import UserError
     from axpo.tasks.base import Example, Task
-    from axpo.tools import tool
+    from axpo.tasks.environment import Environment
+    from axpo.tasks.grading import Verdict, grader
+    from axpo.tools import Tool, tool
 
 __version__ = "0.1.0"
 
@@ -30,12 +32,17 @@ __all__ = [
     "Config",
     "Engine",
     "EngineSettings",
+    "Environment",
     "Example",
+    "Section",
     "Task",
+    "Tool",
     "TrainedRun",
     "UserError",
+    "Verdict",
     "diagnose",
     "evaluate",
+    "grader",
     "load_config",
     "sft",
     "tool",
@@ -45,11 +52,13 @@ __all__ = [
 _HOMES = {
     "axpo.algorithms.base": ("Algorithm",),
     "axpo.api": ("TrainedRun", "diagnose", "evaluate", "sft", "train"),
-    "axpo.config": ("Config", "load_config"),
+    "axpo.config": ("Config", "Section", "load_config"),
     "axpo.engines.base": ("Engine", "EngineSettings"),
     "axpo.errors": ("UserError",),
     "axpo.tasks.base": ("Example", "Task"),
-    "axpo.tools": ("tool",),
+    "axpo.tasks.environment": ("Environment",),
+    "axpo.tasks.grading": ("Verdict", "grader"),
+    "axpo.tools": ("Tool", "tool"),
 }
 """Module -> its public names, which are imported when they are asked for."""
 

@@ -14,6 +14,7 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
+from inspect import isabstract
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def check_names(config: Config, *commands: str) -> None:
             raise ConfigError(f"{kind}.name: {error}") from error
     model_path(config.model.path)
     check_packages(config, wanted)
+    check_environment(config, wanted)
     if wanted & MEASURING:
         check_evaluation(config)
     if config.model.device not in ("auto", "cpu"):
@@ -80,6 +82,36 @@ def _check_sandbox(config: Config) -> None:
         raise MissingError(
             f"rollout.tools: no sandbox for Python here, which the tool {PYTHON} runs in ({lack})"
             f"{instead}"
+        )
+
+
+def check_environment(config: Config, commands: Set[str]) -> None:
+    """Raise `ConfigError` where trajectories would go on from inside others and the task's
+    environment cannot be rebuilt, or where it is none."""
+    environment = config.task.environment
+    if environment is None:
+        return
+    from axpo.tasks.environment import Environment  # NumPy and pictures take a moment
+
+    name = getattr(environment, "__name__", environment)
+    fits = isinstance(environment, type) and issubclass(environment, Environment)
+    if not fits or isabstract(environment):
+        raise ConfigError(
+            f"task.name: {config.task.name!r} has {name} as its environment, expected a class "
+            "derived from axpo.Environment with reply()"
+        )
+    if environment.rebuilds:
+        return
+    why = f"which the environment {name} of the task {config.task.name!r} cannot be rebuilt for"
+    if "train" in commands and config.algorithm.continues:
+        raise ConfigError(
+            f"algorithm.name: {config.algorithm.name!r} goes on from inside rollouts, {why} "
+            "(rebuilds = False): set 'grpo', or make it answer the same turns alike"
+        )
+    if "diagnose" in commands:
+        raise ConfigError(
+            f"task.name: axpo diagnose goes on from inside rollouts, {why} (rebuilds = False); "
+            "axpo eval measures it"
         )
 
 

@@ -238,7 +238,8 @@ class RunWarning(UserWarning):
 
 
 class DataWarning(RunWarning):
-    """A run goes on with data or tools that are not those that it was started with."""
+    """A run goes on with data, or files of its own parts, that are not those that it was started
+    with."""
 
 
 class MemoryWarning(RunWarning):

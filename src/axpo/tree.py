@@ -30,6 +30,13 @@ class Origin(StrEnum):
     PROMPT = "prompt"
     POLICY = "policy"
     OBSERVATION = "observation"
+    ENVIRONMENT = "environment"
+
+    @property
+    def is_observation(self) -> bool:
+        """Whether the policy was shown it after a turn of its own: what tools answered, or the
+        task's environment."""
+        return self in (Origin.OBSERVATION, Origin.ENVIRONMENT)
 
 
 class StopReason(StrEnum):
@@ -42,6 +49,7 @@ class StopReason(StrEnum):
     END_OF_TEXT = "end_of_text"
     TOOL_FAULT = "tool_fault"
     ENGINE_FAULT = "engine_fault"
+    ENVIRONMENT_FAULT = "environment_fault"
 
 
 class CallStatus(StrEnum):
@@ -187,7 +195,8 @@ class Trajectory:
     """What one sampling process added to the tree, and what came of it.
 
     `reward` None means not scored (infrastructure failed or grading did not run); 0.0 means
-    scored and wrong. `solved_at` is the reward from which on it counts as right. `answer_start` is
+    scored and wrong; `rule` and `detail` are its verdict's (`axpo.Verdict`), empty where no grader
+    was asked. `solved_at` is the reward from which on it counts as right. `answer_start` is
     the path offset of the first token after the thinking of the turn that answered; None where no
     turn did. `seconds` (wall) are its own, without what it waited for places.
     """
@@ -203,6 +212,8 @@ class Trajectory:
     fault: str | None = None
     seconds: float = 0.0
     solved_at: float = 1.0
+    rule: str = ""
+    detail: str = ""
 
     @property
     def uses_tool(self) -> bool:
@@ -317,7 +328,8 @@ class Group:
 
     `truths` are all right answers, the one that is shown first; `grading` names the grader that
     compares an answer with them. `example` is the id of the question in its data set, the same
-    whenever it is asked; `cluster` and `provenance` are the example's (`axpo.tasks.base.Example`).
+    whenever it is asked; `options`, `cluster` and `provenance` are the example's
+    (`axpo.tasks.base.Example`).
     `pictures` maps content digests to RGB pictures, and `views` those that a tool cut from another
     to where that was. `entropies` maps ids of policy segments to the entropy of their opening,
     where it was measured (`axpo.algorithms.arpo`). `meta` is the user's: nothing here writes to it.
@@ -329,6 +341,7 @@ class Group:
     truths: tuple[str, ...] = ()
     grading: str = ""
     example: str = ""
+    options: tuple[str, ...] = ()
     cluster: str | None = None
     provenance: str = ""
     rollouts: list[Trajectory] = field(default_factory=list[Trajectory])

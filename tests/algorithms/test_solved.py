@@ -20,6 +20,8 @@ from axpo.evaluation.summary import measures, tool_measures
 from axpo.report.trees import TreePayload, category
 from axpo.store import load_groups, save_groups
 from axpo.study.outcomes import counts
+from axpo.tasks.base import Example
+from axpo.tasks.grading import Verdict
 from axpo.tasks.lab.critic import RIGHT, critique
 from axpo.tree import Group, Trajectory
 from studies.axpo_paper.credit import recovered
@@ -123,8 +125,8 @@ def test_the_setting_reaches_what_is_sampled() -> None:
     agent = build_agent(parse_config({"task": task}), CHECKPOINT, {}, Path())
     assert agent.solved_at == 0.5
 
-    async def half(group: Group, trajectory: Trajectory) -> float:
-        return 0.5
+    async def half(example: Example, trajectory: Trajectory) -> Verdict:
+        return Verdict(0.5)
 
     for solved_at in (0.5, 0.6):
         agent = make_agent(says(ANSWER), grader=half)

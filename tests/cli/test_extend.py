@@ -12,20 +12,28 @@ import pytest
 
 import axpo
 from axpo.algorithms.base import Algorithm
+from axpo.algorithms.unscored import unscored_figures
+from axpo.build.tools import recipe_tools
 from axpo.engines.base import Engine
 from axpo.errors import ConfigError, GradingError
+from axpo.folder import RunFolder
 from axpo.models.loading import Checkpoint
 from axpo.plugins import load
 from axpo.rollout.sampling import new_group, sample_group
+from axpo.store import load_groups
 from axpo.tasks.grading import grade
 from axpo.tasks.lab import BASE
-from axpo.tree import Call, CallStatus
+from axpo.tools.base import ToolContext
+from axpo.tools.runner import run_call
+from axpo.tree import Call, CallStatus, Origin, Trajectory
 from tests.support.engine_contract import EngineBehaviour
 from tests.support.groups import plain_rollout, tools_and_plain
 from tests.support.rollouts import FakeEngine, example, make_agent
 
 PAGES = Path(__file__).parents[2] / "docs" / "extend"
-LINES = {"algorithm": 60, "grader": 60, "task": 60, "engine": 150}
+LINES = {
+    "algorithm": 60, "grader": 60, "task": 60, "environment": 60, "tool": 60, "engine": 150,
+}  # fmt: skip
 
 
 def printed(page: str) -> tuple[str, str]:
@@ -119,41 +127,124 @@ def test_a_run_of_one_s_own_parts_and_its_resumption(here: Path) -> None:
         axpo.train(axpo.load_config("lab", *SMALL, parts[0], other, parts[2]), out="runs/own")
 
 
+def answered(text: str, calls: int = 0) -> Trajectory:
+    rollout = plain_rollout("q/r", None)
+    rollout.answer, rollout.calls = text, [Call(0, 1, "t", {}, CallStatus.OK)] * calls
+    return rollout
+
+
 @pytest.mark.usefixtures("here")
 def test_the_grader_by_hand() -> None:
-    group = tools_and_plain("q", [], [None])
-    group.truths = ("Oslo", "Bergen")
-    rollout = plain_rollout("q/r", None)
-    rollout.answer = "bergen and Turku"
-    graders = module("my_graders")
-    assert graders.items(group, rollout) == 0.5
-    rollout.calls = [Call(0, 1, "t", {}, CallStatus.OK)] * 4
-    assert asyncio.run(graders.short(group, rollout)) == pytest.approx(0.3)
+    asked = example(answer="Oslo", alternatives=("Bergen",), grading="my_graders:items")
+    verdict = asyncio.run(grade(asked, answered("bergen and Turku")))
+    assert verdict == axpo.Verdict(0.5, "items", "named: Bergen")
+    short = example(answer="Oslo", alternatives=("Bergen",), grading="my_graders:short")
+    found = asyncio.run(grade(short, answered("bergen and Turku", calls=4)))
+    assert (found.reward, found.rule) == (pytest.approx(0.3), "my_graders:short")
+    assert module("my_graders").items.timeout == 300
+    assert module("my_graders").short.timeout == 30
 
 
 def test_a_grader_that_cannot_tell_is_never_the_model_s_mistake(here: Path) -> None:
     (here / "judge.py").write_text(
-        "def much(group, rollout):\n    return 1.5\n"
-        "def none(group, rollout):\n    return None\n"
-        "def broken(group, rollout):\n    raise RuntimeError('no judge')\n"
-        "async def half(group, rollout):\n    return 0.5\n"
+        "import time\nimport axpo\n"
+        "def much(example, rollout):\n    return 1.5\n"
+        "def none(example, rollout):\n    return None\n"
+        "def nan(example, rollout):\n    return float('nan')\n"
+        "def text(example, rollout):\n    return '1'\n"
+        "def vague(example, rollout):\n    return axpo.Verdict(1.0, detail=['x'])\n"
+        "def leaves(example, rollout):\n    raise SystemExit(2)\n"
+        "def broken(example, rollout):\n    raise RuntimeError('no judge')\n"
+        "def one(rollout):\n    return 1.0\n"
+        "@axpo.grader(timeout=0.05)\ndef slow(example, rollout):\n    time.sleep(1)\n"
+        "async def half(example, rollout):\n    return 0.5\n"
     )
-    group, rollout = tools_and_plain("q", [], [None]), plain_rollout("q/r", None)
-    rollout.answer = "7"
-    group.grading = "judge:half"
-    assert asyncio.run(grade(group, rollout)) == 0.5
+    verdict = asyncio.run(grade(example(grading="judge:half"), answered("7")))
+    assert verdict == axpo.Verdict(0.5, "judge:half")
     for name, words in {
         "much": "judge:much gave 1.5, expected a number",
         "none": "gave None",
+        "nan": "gave nan",
+        "text": "gave '1'",
+        "vague": r"gave Verdict\(.*texts as rule and detail",
+        "slow": "judge:slow gave nothing in 0.05 s",
+        "one": r"one\(rollout\): expected a function of an example and a rollout",
     }.items():
-        group.grading = f"judge:{name}"
         with pytest.raises(GradingError, match=words):
-            asyncio.run(grade(group, rollout))
-    agent = make_agent(FakeEngine({"q/r0/t1": "</think>7"}))
-    asked = new_group(agent.rendering, example(grading="judge:broken"), "q")
-    (trajectory,) = asyncio.run(sample_group(agent, asked, 1, 0)).rollouts
-    assert trajectory.reward is None
-    assert trajectory.fault == "grading: RuntimeError: no judge"
+            asyncio.run(grade(example(grading=f"judge:{name}"), answered("7")))
+    for name, words in {
+        "broken": "grading: RuntimeError: no judge",
+        "leaves": "grading: RuntimeError: SystemExit: 2",
+    }.items():
+        agent = make_agent(FakeEngine({"q/r0/t1": "</think>7"}))
+        asked = new_group(agent.rendering, example(grading=f"judge:{name}"), "q")
+        (trajectory,) = asyncio.run(sample_group(agent, asked, 1, 0)).rollouts
+        assert (trajectory.reward, trajectory.fault, trajectory.rule) == (None, words, "")
+        assert unscored_figures([asked])["fault_grading"] == 1
+
+
+def test_a_plain_grader_does_not_hold_up_the_loop(here: Path) -> None:
+    """Two that wait for each other: on the loop, or in one thread, neither would ever end."""
+    (here / "meet.py").write_text(
+        "import threading\nboth = threading.Barrier(2)\n"
+        "def wait(example, rollout):\n    both.wait(timeout=20)\n    return 1.0\n"
+    )
+
+    async def two() -> list[axpo.Verdict]:
+        asked = example(grading="meet:wait")
+        return await asyncio.gather(*(grade(asked, answered("7")) for _ in range(2)))
+
+    assert [verdict.reward for verdict in asyncio.run(two())] == [1.0, 1.0]
+
+
+def test_a_decorated_grader_is_checked_where_it_is_defined() -> None:
+    with pytest.raises(GradingError, match=r"alone\(answer\): expected a function of an example"):
+
+        @axpo.grader
+        def alone(answer: str) -> float:  # pyright: ignore[reportArgumentType]
+            return 1.0
+
+
+@pytest.mark.usefixtures("here")
+def test_the_environment_by_hand() -> None:
+    config = axpo.load_config("lab", "task={name='guessing:Guessing', most=20}")
+    task = config.task
+    asked = task.example("train", 3)
+    secret = int(asked.answer)
+    game = module("guessing").Game(task, asked)
+    assert game.reply("") == game.reply("seven") == game.reply("9" * 5000)
+    words, picture = game.reply(f"I say {secret + 1}")
+    assert words == f"{secret + 1} is too high."
+    assert picture.size == (320, 32) and (game.low, game.high) == (1, secret)
+    assert game.reply(str(secret)) == axpo.Verdict(1.0, "found", "after 5 guesses")
+    assert task.environment is module("guessing").Game
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_with_an_environment() -> None:
+    """A model that says anything at all: every rollout is scored, and the run goes on."""
+    run = axpo.train(
+        axpo.load_config("lab", *SMALL, "task={name='guessing:Guessing'}", "rollout.max_turns=3"),
+        out="runs/game",
+    )
+    (line,) = run.metrics
+    assert line["unscored"] == 0 and line["rollouts"] == 4
+    groups = load_groups(RunFolder(run.folder).trees(0))
+    shown = [s for g in groups for t in g.trajectories() for s in t.segments]
+    assert Origin.ENVIRONMENT in {segment.origin for segment in shown}
+
+
+@pytest.mark.usefixtures("here")
+def test_the_tools_by_hand() -> None:
+    names = 'rollout.tools=["my_tools:mirror","my_tools:Notes"]'
+    tools = recipe_tools(axpo.load_config("lab", names, "tools.own.note.most=2"))
+    assert list(tools) == ["mirror", "note"]
+    context = ToolContext(trajectory="r")
+    for line in "abc":
+        result = asyncio.run(run_call(tools, "note", {"line": line}, context))
+    assert result.observation.text == "b\nc"  # pyright: ignore[reportPossiblyUnbound]
+    with pytest.raises(ConfigError, match=r"tools\.own\.note\.mst: .*did you mean 'most'"):
+        axpo.load_config("lab", names, "tools.own.note.mst=2")
 
 
 @pytest.mark.usefixtures("here")

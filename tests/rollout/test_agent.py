@@ -13,8 +13,10 @@ from axpo.errors import EngineError, InfraError, ModelError
 from axpo.pictures import picture_digest
 from axpo.rollout.agent import MAX_CALLS, Agent, request_seed
 from axpo.store import save_groups
+from axpo.tasks.base import Example
+from axpo.tasks.grading import Verdict
 from axpo.tools.base import Observation, ToolContext
-from axpo.tree import CallStatus, Crop, Group, Origin, StopReason, Trajectory
+from axpo.tree import CallStatus, Crop, Origin, StopReason, Trajectory
 from tests.support.rollouts import (
     LIMITS,
     ZOOM,
@@ -321,7 +323,7 @@ def test_any_of_several_truths_is_right() -> None:
 
 
 def test_a_grader_that_fails_is_our_fault() -> None:
-    async def broken(group: Group, trajectory: Trajectory) -> float:
+    async def broken(example: Example, trajectory: Trajectory) -> Verdict:
         raise RuntimeError("no judge")
 
     _, trajectory = run(make_agent(says(ANSWER), grader=broken))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from axpo.build.tools import tool_files
+from axpo.build.tools import run_files
 from axpo.config import Config, parse_config
 from axpo.errors import ConfigError, DataWarning
 from axpo.store import load_groups
@@ -98,7 +98,7 @@ class TestOtherData:
             (folder / "train.json").write_text(json.dumps(rows))
         else:
             write_jsonl(folder / "train.jsonl", *rows)
-        return json.loads(json.dumps(data_state(made.task, "train", tool_files(made))))
+        return json.loads(json.dumps(data_state(made.task, "train", run_files(made, "train"))))
 
     @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
     def test_what_is_refused_and_what_is_told(
@@ -123,9 +123,43 @@ class TestOtherData:
         index.write_bytes(b"one")
         made = parse_config({"rollout": {"tools": ["folder_tools:a", "image_zoom_in_tool"]},
                              "tools": {"search": {"corpus": str(index)}}})  # fmt: skip
-        noted = data_state(LabTask(), "train", tool_files(made))
+        noted = data_state(LabTask(), "train", run_files(made, "train"))
         assert set(noted["tools"]) == {"folder_tools.py", "corpus.db"}
         tools.write_text("a = 2")
         index.write_bytes(b"two")
         with pytest.warns(DataWarning, match=r"other contents of corpus\.db, folder_tools\.py"):
-            check_data(noted, data_state(LabTask(), "train", tool_files(made)), tmp_path)
+            check_data(noted, data_state(LabTask(), "train", run_files(made, "train")), tmp_path)
+
+    def test_modules_of_other_parts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Algorithm, engine, task, its environment, and graders that rows alone name."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        for name, text in {
+            "own_algorithm": "from axpo.algorithms.grpo import Grpo\nclass A(Grpo): pass\n",
+            "own_engine": "from axpo import EngineSettings\nclass E(EngineSettings): pass\n",
+            "own_game": "from axpo import Environment\nclass G(Environment): pass\n",
+            "own_task": "from own_game import G\nfrom axpo import Example, Task\n"
+            "class T(Task):\n    environment = G\n    def example(self, split, index):\n"
+            "        return Example('e', '?', (), '7', grading='own_grader:g')\n",
+            "own_grader": "def g(example, rollout): return 1.0\n",
+        }.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        rows = [{"question": f"{i}?", "answer": "7"} for i in range(3)]
+        write_jsonl(tmp_path / "train.jsonl", *rows[:2], rows[2] | {"grading": "own_grader:g"})
+        parts = {"algorithm": {"name": "own_algorithm:A"}, "engine": {"name": "own_engine:E"}}
+        made = parse_config({"task": {"name": "own_task:T"}, **parts})
+        own = {"own_task.py", "own_game.py", "own_grader.py"}
+        assert set(run_files(made, "train")) == own
+        both = run_files(made, "train", made.algorithm, made.engine)
+        assert set(both) == own | {"own_algorithm.py", "own_engine.py"}
+        data = parse_config({"task": {"name": "data", "path": f"{tmp_path}/{{split}}.jsonl"}})
+        assert set(run_files(data, "train")) == {"own_grader.py"}
+        (tmp_path / "own_grader.py").write_text("def g(example, rollout): return 0.0\n")
+        assert run_files(data, "train")["own_grader.py"] != both["own_grader.py"]
+
+    def test_a_task_s_wrong_grader_ends_the_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(LabTask, "graders", lambda self, split: {"exakt"})
+        with pytest.raises(ConfigError, match=r"task\.name: 'lab': grading: unknown"):
+            run_files(parse_config({"task": {"name": "lab"}}), "train")

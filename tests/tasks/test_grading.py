@@ -8,14 +8,16 @@ import time
 import pytest
 
 from axpo.errors import GradingError
-from axpo.tasks.grading import grade_text
+from axpo.tasks.base import Example
+from axpo.tasks.grading import grade, grade_text
 from axpo.tasks.grading.maths import MathWorker, anchored
 from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import chosen_letter, final_answer, normalise
+from axpo.tree import Trajectory
 
 
 def score(grading: str, answer: str, truth: str) -> float:
-    return asyncio.run(grade_text(grading, answer, truth))
+    return asyncio.run(grade_text(grading, answer, truth)).reward
 
 
 @pytest.mark.parametrize(
@@ -180,3 +182,32 @@ def test_an_unknown_grader_lists_the_valid_ones() -> None:
 
 def test_normalise() -> None:
     assert normalise("  **A  B.** ") == "a b"
+
+
+@pytest.mark.parametrize(
+    ("grading", "answer", "truth", "rule", "detail"),
+    [
+        ("exact", "It is.\nAnswer: Blue.", "blue", "exact", "read 'Blue.', expected 'blue'"),
+        ("choice", "option B", "B", "choice", "read 'B', expected 'B'"),
+        ("choice", "A or (B)?", "C", "choice", "read 'B', expected 'C'"),
+        ("choice", "none", "C", "choice", "read nothing, expected 'C'"),
+        ("math", "\\boxed{7}", "7", "math: same text", "read '7', expected '7'"),
+        ("math", "0.5", "1/2", "math: math-verify", "read '0.5', expected '1/2'"),
+    ],
+)
+def test_a_verdict_says_what_it_compared(
+    grading: str, answer: str, truth: str, rule: str, detail: str
+) -> None:
+    verdict = asyncio.run(grade_text(grading, answer, truth))
+    assert (verdict.rule, verdict.detail) == (rule, detail)
+
+
+def test_the_best_truth_decides() -> None:
+    example = Example("e", "?", (), "red", ("blue", "green"))
+    rollout = Trajectory("r", answer="Answer: blue")
+    verdict = asyncio.run(grade(example, rollout))
+    assert (verdict.reward, verdict.detail) == (1.0, "read 'blue', expected 'blue'")
+    rollout.answer = "x" * 5000
+    wrong = asyncio.run(grade(example, rollout))
+    assert wrong.reward == 0.0 and wrong.detail.endswith("..., expected 'red'")
+    assert len(wrong.detail) < 100

@@ -55,5 +55,6 @@ def test_demonstrations_are_right_and_zoom_where_it_helps(task: DataTask) -> Non
         *calls, last = example.demonstration
         assert all("image_zoom_in_tool" in turn for turn in calls)
         answer = final_answer(last.partition("</think>")[2])
-        assert asyncio.run(grade_text(example.grading, answer, example.answer)) == 1.0
+        verdict = asyncio.run(grade_text(example.grading, answer, example.answer))
+        assert verdict.reward == 1.0
     assert sum(len(example.demonstration) > 1 for example in examples) == 3

@@ -360,14 +360,17 @@ def test_a_recipe_names_a_tool_of_the_current_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("mine_b:pong", "mine_b has no 'pong'; its tools are ping, texts, unnamed"),
+        (
+            "mine_b:pong",
+            "mine_b has no 'pong'; its tools are ping, Texts, Unnamed, texts, unnamed",
+        ),
         ("mine_b:plain", "'mine_b:plain' is a function, not a tool; put @axpo.tools.tool above"),
         ("mine_b:value", "'mine_b:value' is a int, not a tool"),
         ("mine_b:texts", "'mine_b:texts': __call__ of Texts returns str: expected Observation"),
         ("mine_b:unnamed", "'mine_b:unnamed': Unnamed has no name and no timeout"),
         ("mine_b:duck", "'mine_b:duck' is a Duck, not a tool; derive Duck from axpo.tools.Tool"),
-        ("mine_b:Duck", "a class, not a tool; derive Duck from axpo.tools.Tool; name an instance"),
-        ("mine_b:Texts", "'mine_b:Texts' is a class, not a tool; name an instance of it"),
+        ("mine_b:Duck", "a class, not a tool; derive Duck from axpo.tools.Tool"),
+        ("mine_b:Texts", "'mine_b:Texts': __call__ of Texts returns str: expected Observation"),
         ("mine_h:notes", "cannot be imported: TypeError: Notes.ends: a tool has 'end'; give a"),
         ("mine_g:add", "mine_g cannot be imported: ToolDefinitionError: add returns int: expected"),
         ("mine_c:ping", "there is no module 'mine_c' in "),

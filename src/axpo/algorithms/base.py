@@ -105,6 +105,13 @@ class Algorithm(Part):
         """What the group lacks of its N rollouts."""
         return self.rollouts - sum(1 for _ in group.trajectories())
 
+    @property
+    def continues(self) -> bool:
+        """Whether trajectories go on from inside others, as `plan` or `forks` say: an environment
+        must then be one that can be rebuilt."""
+        mine, base = type(self), Algorithm
+        return mine.plan is not base.plan or mine.forks is not base.forks
+
     def forks(self, group: Group, turn: int, seed: int) -> list[Fork]:
         """Rollouts that go on from others of `group`, whose `turn`-th turn (from 2) is there.
 

@@ -63,6 +63,11 @@ class Resampling(Algorithm):
                     raise ValueError(f"branch_at: no effect with {key} = {value!r}; remove it")
         return self
 
+    @property
+    def continues(self) -> bool:
+        """Continuations from scratch begin at the prompt."""
+        return self.prefix != "scratch"
+
     def prefix_budget(self, questions: int) -> int:
         """M = floor(r B N / K): never more than floor(r B N) extra continuations per batch."""
         # The decimal that the recipe says, not its binary neighbour: 0.07 * 100 must not lose one.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from axpo.config import RunSettings
 from axpo.errors import UnscoredWarning, UserError
-from axpo.tree import CallStatus, Group, Origin, StopReason, Trajectory
+from axpo.tree import CallStatus, Group, StopReason, Trajectory
 
 SHOWN = 3
 """Causes that a message names, the most frequent first."""
@@ -33,19 +33,23 @@ def unscored_share(groups: Sequence[Group]) -> float:
 
 
 def failed(trajectory: Trajectory) -> str:
-    """What failed an unscored trajectory: "tool_<name>", "engine", "max_seconds" or "grading"."""
+    """What failed an unscored trajectory: "tool_<name>", "engine", "environment", "max_seconds" or
+    "grading"."""
     if trajectory.stop is StopReason.TOOL_FAULT:
         broken = [c.name for c in trajectory.calls if c.status is CallStatus.INFRA_ERROR]
         return f"tool_{broken[-1]}" if broken else "tool"
-    if trajectory.stop is StopReason.ENGINE_FAULT:
-        return "engine"
-    return "max_seconds" if trajectory.stop is StopReason.MAX_SECONDS else "grading"
+    named = {
+        StopReason.ENGINE_FAULT: "engine",
+        StopReason.ENVIRONMENT_FAULT: "environment",
+        StopReason.MAX_SECONDS: "max_seconds",
+    }
+    return named.get(trajectory.stop, "grading") if trajectory.stop else "grading"
 
 
 def turn_reached(group: Group, trajectory: Trajectory) -> int:
     """The policy's turn, from 1, in which a trajectory ended."""
     path = group.after_prompt(trajectory)
-    return 1 + len({s.id for s in path if s.origin is Origin.OBSERVATION})
+    return 1 + len({s.id for s in path if s.origin.is_observation})
 
 
 def unscored_figures(groups: Sequence[Group]) -> dict[str, float]:

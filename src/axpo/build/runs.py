@@ -8,7 +8,7 @@ from pathlib import Path
 
 from axpo.build.models import load_policy, load_reference, load_trained
 from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
-from axpo.build.tools import recipe_tools, tool_files
+from axpo.build.tools import recipe_tools, run_files
 from axpo.config import Config
 from axpo.engines.base import Start
 from axpo.errors import ConfigError
@@ -17,6 +17,7 @@ from axpo.folder import RunFolder
 from axpo.models.loading import Checkpoint
 from axpo.models.paths import model_path
 from axpo.rollout.agent import Agent
+from axpo.rollout.episodes import episodes
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Critic
 from axpo.tasks.grading import grade
@@ -68,7 +69,8 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
         probe = WeightProbe(
             agent.engine, agent.rendering, learner.logprobs, temperature, limits_of(config)
         )
-    return rl.Run(config, out, task, agent, learner, tool_files(config), probe)
+    files = run_files(config, "train", config.algorithm, config.engine)
+    return rl.Run(config, out, task, agent, learner, files, probe)
 
 
 def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.Run:
@@ -81,7 +83,7 @@ def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.Run:
     checkpoint = load_policy(config, path)
     rendering = Rendering(checkpoint.processor, tools, task.system)
     learner = Learner(checkpoint, None, config.sft.optimizer, config.sft.steps)
-    return sft.Run(config, out, task, rendering, learner, tool_files(config))
+    return sft.Run(config, out, task, rendering, learner, run_files(config, "sft"))
 
 
 def evaluation_run(config: Config, out: Path) -> Measurement:
@@ -98,7 +100,8 @@ def evaluation_run(config: Config, out: Path) -> Measurement:
         say(config.engine.starting)
         return Loaded(build_agent(config, checkpoint, tools, out), checkpoint)
 
-    return Measurement(config, out, path, tool_files(config), load)
+    files = run_files(config, config.eval.split)
+    return Measurement(config, out, path, files, load)
 
 
 def build_agent(
@@ -112,5 +115,7 @@ def build_agent(
     in_flight = config.rl.in_flight if config.rl.max_staleness else None
     start = Start(checkpoint, RunFolder(out).vllm, config.rollout.max_tokens, in_flight)
     engine = config.engine.start(start)
-    top_logprobs, solved_at = config.algorithm.top_logprobs, config.task.solved
-    return Agent(engine, rendering, tools, config.rollout, grade, top_logprobs, solved_at)
+    return Agent(
+        engine, rendering, tools, config.rollout, grade, config.algorithm.top_logprobs,
+        config.task.solved, episodes(config.task, rendering),
+    )  # fmt: skip

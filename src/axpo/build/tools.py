@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from axpo.config import Config, McpSettings, ToolsSettings
-from axpo.errors import ConfigError, MissingError, UserError
+from axpo.config import Config, McpSettings, Part, ToolsSettings
+from axpo.errors import ConfigError, GradingError, MissingError, UserError
 from axpo.extras import require
 from axpo.folder import files_digest
 from axpo.rollout.control import FAMILY
+from axpo.tasks.grading import check_grader
 from axpo.tasks.lab import CORPUS, GALLERY
 from axpo.tools import make_tools
 from axpo.tools.base import Tool
@@ -53,17 +54,31 @@ def _with_lab_indexes(settings: ToolsSettings) -> ToolsSettings:
     return settings.model_copy(update={"search": search.model_copy(update=found)})
 
 
-def tool_files(config: Config) -> dict[str, str]:
-    """What the tools depend on beside the settings, file -> digest: indexes that they search, and
-    the modules of one's own tools."""
+def run_files(config: Config, split: str, *parts: Part) -> dict[str, str]:
+    """What a run on a task's `split` depends on beside the settings, file -> digest: indexes that
+    its tools search, and the modules of what is one's own of tools, graders, task, environment and
+    these further `parts`."""
     search = _with_lab_indexes(config.tools).search
     files = [Path(file) for file in (search.corpus, search.gallery) if file is not None]
-    for name in config.rollout.tools:
-        module, colon, _ = name.partition(":")
-        spec = importlib.util.find_spec(module) if colon else None
-        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-            files.append(Path(spec.origin))
+    named = [*config.rollout.tools, *_graders(config, split)]
+    modules = [name.partition(":")[0] for name in named if ":" in name]
+    modules += [type(part).__module__ for part in (config.task, *parts) if ":" in part.name]
+    if (environment := config.task.environment) is not None:
+        modules.append(environment.__module__)
+    found = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
+    files += sorted(Path(file) for file in found if file is not None)
     return {file.name: files_digest([file]) for file in files if file.is_file()}
+
+
+def _graders(config: Config, split: str) -> set[str]:
+    """Those of the task's split; raises `ConfigError` for one that is not there."""
+    found = config.task.graders(split)
+    for name in found:
+        try:
+            check_grader(name)
+        except GradingError as error:
+            raise ConfigError(f"task.name: {config.task.name!r}: grading: {error}") from error
+    return found
 
 
 def _check_spec(tool: Tool, key: str, what: str) -> None:

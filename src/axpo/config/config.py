@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -75,16 +76,33 @@ class Config(Section):
 
 
 @cache
-def config_class(**classes: type[Part]) -> type[Config]:
-    """`Config` with these classes as its parts, by section."""
-    fields: dict[str, Any] = {
-        kind: (part, Field(default_factory=part)) for kind, part in classes.items()
+def config_class(**classes: type[Section]) -> type[Config]:
+    """`Config` with these classes, by section: its parts, and the tools' where a recipe has its
+    own."""
+    return create_model("Config", __base__=Config, **_fields(classes))
+
+
+@cache
+def tools_class(**own: type[Section]) -> type[ToolsSettings]:
+    """`ToolsSettings` with these sections in `own`, by the tool's name."""
+    section = create_model("Own", __base__=Section, **_fields(own))
+    return create_model("ToolsSettings", __base__=ToolsSettings, **_fields({"own": section}))
+
+
+def _fields(classes: Mapping[str, type[Section]]) -> dict[str, Any]:
+    """Fields of these classes, which are checked even where a recipe gives nothing."""
+    return {
+        name: (kind, Field(default_factory=dict, validate_default=True))
+        for name, kind in classes.items()
     }
-    return create_model("Config", __base__=Config, **fields)
 
 
 def default_config(config: Config) -> Config:
     """The same parts, and every setting's default; what has none is left out."""
     parts: dict[str, Part] = {kind: getattr(config, kind) for kind in plugins.BUILT_IN}
     usual: dict[str, Any] = {kind: type(part).model_construct() for kind, part in parts.items()}
+    own = type(config.tools.own)
+    fields: dict[str, Any] = dict(own.model_fields)
+    sections = {name: field.annotation.model_construct() for name, field in fields.items()}
+    usual["tools"] = type(config.tools).model_construct(own=own.model_construct(**sections))
     return type(config).model_construct(**usual)

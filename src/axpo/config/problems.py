@@ -101,7 +101,7 @@ def _unknown(path: list[str], kind: type[Config]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     if found := below or typo or exact or _alike(name, keys) or near:
         return f"unknown setting; did you mean {' or '.join(map(repr, found))}?"
-    return f"unknown setting; {'.'.join(above) or 'a recipe'} has {', '.join(names)}"
+    return f"unknown setting; {'.'.join(above) or 'a recipe'} has {', '.join(names) or 'none'}"
 
 
 def _alike(name: str, keys: Iterable[str]) -> list[str]:

@@ -19,8 +19,8 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from axpo import plugins, recipes
-from axpo.config.base import Part
-from axpo.config.config import Config, config_class
+from axpo.config.base import Part, Section
+from axpo.config.config import Config, config_class, tools_class
 from axpo.config.problems import Layer, explain, sections, source, tags
 from axpo.errors import ConfigError, PluginError
 
@@ -91,12 +91,29 @@ def parse_config(values: Mapping[str, Any], layers: Sequence[Layer] = ()) -> Con
         except PluginError as error:
             where = source([section, "name"], layers)
             raise ConfigError(f"{where}{section}.name: {error}") from error
-    kind = config_class(**parts)
+    kind = config_class(**parts, **_tools(values, layers))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         lines = [explain(problem, kind, layers) for problem in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _tools(values: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, type[Section]]:
+    """The section `tools` where tools of one's own, which are imported for it, have settings."""
+    rollout: Any = values.get("rollout")
+    named = cast("dict[str, Any]", rollout).get("tools") if isinstance(rollout, dict) else None
+    listed = cast("list[Any]", named) if isinstance(named, list) else []
+    names = [name for name in listed if isinstance(name, str) and ":" in name]
+    if not names:
+        return {}
+    own_settings = plugins.load("axpo.tools.loading:own_settings", callable, "functions")
+    try:
+        own: dict[str, type[Section]] = own_settings(names)
+    except ValueError as error:
+        where = source(["rollout", "tools"], layers)
+        raise ConfigError(f"{where}rollout.tools: {error}") from error
+    return {"tools": tools_class(**own)} if own else {}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -148,3 +148,5 @@ class ToolsSettings(Section):
     """MCP servers."""
     python: PythonSettings = PythonSettings()
     search: SearchSettings = SearchSettings()
+    own: Section = Section()
+    """Settings of your own tools: a section per class with `Settings`, by the tool's name."""

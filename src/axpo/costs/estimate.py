@@ -155,7 +155,8 @@ def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tup
 
 
 def _shown(loop: Loop, found: Sizes) -> int:
-    """Picture tokens of the largest tree: the prompt's, and one of each call's result."""
+    """Picture tokens of the largest tree: the prompt's, and one of each call's result or
+    environment's reply."""
     config, vision = loop.config, loop.model.config.vision_config
     limits, usual = config.tools.limits, LimitSettings().max_pixels
     pixels = [
@@ -163,6 +164,8 @@ def _shown(loop: Loop, found: Sizes) -> int:
         for name in config.rollout.tools
     ]
     pixels += [usual for _ in config.tools.mcp]
+    if (environment := config.task.environment) is not None:
+        pixels.append(environment.limits.max_pixels)
     most = max(pixels, default=0) // (vision.patch_size * vision.spatial_merge_size) ** 2
     calls = config.rollout.max_turns - 1
     return found.pictures + found.paths * min(calls * most, config.rollout.max_tokens)
@@ -185,7 +188,7 @@ def _trunk(loop: Loop, found: Sizes, pieces: int) -> tuple[int, int]:
             paths = 0
         elif bounds.sources is not None:
             paths = min(paths, bounds.sources)
-        if bounds.first_turn:
+        if bounds.first_turn and config.task.environment is None:
             length = min(length, rollout.max_turn_tokens)
         above = found.prompt + length
     trunk = min(found.tree, found.prompt + paths * length)

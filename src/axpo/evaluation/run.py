@@ -64,15 +64,15 @@ class Loaded:
 class Measurement:
     """What `evaluate` and `diagnose` work with (`axpo.build.runs.evaluation_run` makes it).
 
-    `out` is its folder, `model` where the weights lie, and `tool_files` what the tools depend on
-    besides the settings. `load` loads the model and starts the agent, which takes a while; it
-    tells its argument what it is doing.
+    `out` is its folder, `model` where the weights lie, and `files` what it depends on besides the
+    settings. `load` loads the model and starts the agent, which takes a while; it tells its
+    argument what it is doing.
     """
 
     config: Config
     out: Path
     model: str
-    tool_files: Mapping[str, str]
+    files: Mapping[str, str]
     load: Callable[[Callable[[str], None]], Loaded]
 
     @property
@@ -97,7 +97,7 @@ class Measurement:
             "model": _fingerprint(self.model),
             "eval.split": config.eval.split,
             "eval.samples": config.eval.samples,
-            "tool files": dict(self.tool_files),
+            "tool files": dict(self.files),
             **outcome_settings(config.model_dump(mode="json"), _SAMPLED_WITH),
             **(more or {}),
         }

@@ -30,6 +30,7 @@ from axpo.report.live import output_console
 from axpo.report.settings import print_settings
 from axpo.report.summary import runs_unsafe
 from axpo.rollout.demonstrations import demonstrate
+from axpo.rollout.episodes import episodes
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.sandbox.levels import UNSAFE, lack
@@ -45,7 +46,10 @@ LOOK_AT = 100
 STAGES: tuple[Kind, ...] = ("sft", "rl")
 """Those that the recipe has a section of are priced, RL where it has none."""
 COMMANDS: dict[Kind, str] = {"sft": "sft", "rl": "train"}
-COLOURS = {Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan"}
+COLOURS = {
+    Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan",
+    Origin.ENVIRONMENT: "blue",
+}  # fmt: skip
 
 
 def show(config: Config, everything: bool = False) -> None:
@@ -163,13 +167,14 @@ async def _demonstrated(
     rendering: Rendering, config: Config, example: Example
 ) -> tuple[Group, str]:
     """The demonstration as a tree, and what to say where its answer is wrong."""
-    tools = Toolbox.of(rendering.tools)
+    tools, asked = Toolbox.of(rendering.tools), episodes(config.task, rendering)
     try:
-        group = await demonstrate(rendering, tools, config.rollout, example, "demonstration")
+        group = await demonstrate(rendering, tools, config.rollout, example, "demonstration", asked)
     finally:
         await tools.close()
     answer = final_answer(group.rollouts[0].answer or "")
-    if await grade(group, group.rollouts[0]) >= config.task.solved:
+    verdict = await grade(example, group.rollouts[0])
+    if verdict.reward >= config.task.solved:
         return group, ""
     return (
         group,

@@ -131,6 +131,8 @@ class TreePayload:
             "id": trajectory.id,
             "reward": trajectory.reward,
             "solved": trajectory.solved,
+            "rule": trajectory.rule,
+            "detail": trajectory.detail,
             "stop": trajectory.stop and str(trajectory.stop),
             "answer": trajectory.answer,
             "answerStart": trajectory.answer_start,

@@ -5,10 +5,12 @@ Owns the limits, the stop reasons and whose fault an ending is:
 - an answer is graded; running out of turns or tokens scores 0 (the model's fault: the recipe's
   limits are part of the task), and so does a turn that calls a tool and then ends the whole text
   (`<|endoftext|>`) instead of itself: the model never saw anything follow that (choice);
-- a tool or engine fault, and running out of wall time, is ours: the trajectory keeps what was
-  sampled, says why in `fault`, and stays unscored. Wall time counts as ours because it
-  measures this machine and its load, not the policy (choice); what a trajectory waits for a
-  place, in the engine's queue or a tool's, does not count (`axpo.clock`);
+- where the task has an environment, it is told each turn without a call, the last allowed one
+  too: that turn is the answer if it says that the episode is over;
+- a fault of a tool, the environment or the engine, and running out of wall time, is ours: the
+  trajectory keeps what was sampled, says why in `fault`, and stays unscored. Wall time counts as
+  ours because it measures this machine and its load, not the policy (choice); what a trajectory
+  waits for a place, in the engine's queue or a tool's, does not count (`axpo.clock`);
 - a grader that fails leaves the answer unscored too.
 
 However a trajectory ends, cancelled ones included, every tool is told once that it is over.
@@ -24,24 +26,29 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from axpo.algorithms.entropy import opening_entropy
 from axpo.clock import Clock
 from axpo.config import RolloutSettings
-from axpo.engines.base import Completion, Engine, Finish, Request, Sampling
+from axpo.engines.base import Completion, Engine, Finish, Picture, Request, Sampling
 from axpo.errors import EngineError
-from axpo.rollout.parsing import ParsedCall
+from axpo.rollout.episodes import NAME as ENVIRONMENT
+from axpo.rollout.parsing import ParsedCall, ParsedTurn
 from axpo.rollout.paths import Path, remember_views
 from axpo.rollout.rendering import Rendering
-from axpo.tools.base import Tool, ToolContext
+from axpo.tasks.base import Example
+from axpo.tasks.environment import Reply
+from axpo.tasks.grading import Verdict
+from axpo.tools.base import Observation, Tool, ToolContext
 from axpo.tools.runner import CallResult, refuse, run_call
 from axpo.tools.toolbox import Toolbox
-from axpo.tree import Call, CallStatus, Group, Origin, Segment, StopReason, Trajectory
+from axpo.tree import Call, CallStatus, Origin, Segment, StopReason, Trajectory
 
-Grade = Callable[[Group, Trajectory], Awaitable[float]]
-"""(question, rollout that answered it) -> reward, as `axpo.tasks.grading.grade`."""
+Grade = Callable[[Example, Trajectory], Awaitable[Verdict]]
+"""(example, rollout that answered it, from its prompt on), as `axpo.tasks.grading.grade`."""
 UNANSWERED = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.END_OF_TEXT)
 """Endings of the policy's own making that leave no answer: scored 0."""
 MAX_CALLS = 16
@@ -66,8 +73,8 @@ def request_priority(path: Path) -> int:
 
 @dataclass(slots=True)
 class AgentStats:
-    """Seconds (wall) in tools, in grading and waiting for places since the start, summed over
-    trajectories: they overlap each other and the engine."""
+    """Seconds (wall) in tools and environments, in grading and waiting for places since the start,
+    summed over trajectories: they overlap each other and the engine."""
 
     seconds_tools: float = 0.0
     seconds_grade: float = 0.0
@@ -79,6 +86,7 @@ class Agent:
 
     With `top_logprobs` of them at every token, the group's `entropies` get that of each turn's
     opening (`axpo.algorithms.entropy`). A reward of at least `solved_at` solves a question.
+    `episodes` are the task's environments (`axpo.rollout.episodes`).
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class Agent:
         grade: Grade,
         top_logprobs: int = 0,
         solved_at: float = 1.0,
+        episodes: Toolbox | None = None,
     ) -> None:
         if set(tools) != set(rendering.tools):
             raise ValueError(
@@ -103,11 +112,14 @@ class Agent:
         self.grade = grade
         self.top_logprobs = top_logprobs
         self.solved_at = solved_at
+        self.episodes = episodes
         self.stats = AgentStats()
 
     async def close(self) -> None:
-        """End the tools and the engine."""
+        """End the tools, the environments and the engine."""
         await self.tools.close()
+        if self.episodes is not None:
+            await self.episodes.close()
         await self.engine.close()
 
     def room(self, path: Path) -> int:
@@ -137,8 +149,12 @@ class Agent:
         finally:
             trajectory.seconds = clock.worked
             self.stats.seconds_waited += clock.waited
-            await self.tools.end(id)
-        await self._score(path.group, trajectory)
+            try:
+                await self.tools.end(id)
+            finally:
+                if self.episodes is not None:
+                    await self.episodes.end(id)
+        await self._score(path, trajectory)
         return trajectory
 
     async def _turns(self, path: Path, trajectory: Trajectory, seed: int) -> None:
@@ -151,10 +167,7 @@ class Agent:
             if completion.finish is Finish.LENGTH:
                 trajectory.stop = StopReason.MAX_TOKENS
             elif not parsed.calls:
-                trajectory.stop = StopReason.ANSWER
-                trajectory.answer = parsed.answer
-                if parsed.content is not None:
-                    trajectory.answer_start = path.offset(parsed.content)
+                await self._say(path, trajectory, parsed)
             elif self.rendering.ends_text(path.current_turn):
                 trajectory.stop = StopReason.END_OF_TEXT
             elif path.turn >= self.settings.max_turns:
@@ -188,6 +201,40 @@ class Agent:
         trajectory.segments += _sampled(id, completion)
         return completion
 
+    async def _say(self, path: Path, trajectory: Trajectory, turn: ParsedTurn) -> None:
+        """End with a turn without a call as the answer, unless the environment goes on."""
+        reply = await self._reply(path, trajectory, turn.answer)
+        if reply is None:
+            return
+        if reply.over:
+            trajectory.stop = StopReason.ANSWER
+            trajectory.answer = turn.answer
+            if turn.content is not None:
+                trajectory.answer_start = path.offset(turn.content)
+            if reply.verdict is not None:
+                _judge(trajectory, reply.verdict)
+        elif self.rendering.ends_text(path.current_turn):
+            trajectory.stop = StopReason.END_OF_TEXT
+        elif path.turn >= self.settings.max_turns:
+            trajectory.stop = StopReason.MAX_TURNS
+        else:
+            shown = self.rendering.reply(reply, f"{trajectory.id}/e{path.turn}")
+            self._show(path, trajectory, [reply], *shown)
+
+    async def _reply(self, path: Path, trajectory: Trajectory, said: str) -> Reply | None:
+        """What the environment answers to a turn; None where it fails."""
+        if self.episodes is None:
+            return Reply(over=True)
+        context = ToolContext(tuple(path.views), trajectory.id, tuple(path.told))
+        arguments = {"example": path.example, "said": said}
+        result = await self._timed(self.episodes, ENVIRONMENT, arguments, context)
+        if isinstance(result.observation, Reply):
+            return result.observation
+        trajectory.stop = StopReason.ENVIRONMENT_FAULT
+        ours = result.status is CallStatus.INFRA_ERROR
+        trajectory.fault = result.error if ours else f"{ENVIRONMENT}: {result.error}"
+        return None
+
     async def _call(self, path: Path, trajectory: Trajectory, calls: Sequence[ParsedCall]) -> None:
         """Run a turn's calls in order and add what they showed; none is run after a stop."""
         results: list[CallResult] = []
@@ -198,12 +245,19 @@ class Agent:
             if result.status is CallStatus.INFRA_ERROR:
                 trajectory.stop = StopReason.TOOL_FAULT
                 trajectory.fault = f"tool {result.error}"
-        if trajectory.stop is not None:
+        if trajectory.stop is not None or not results:
             return
         observations = [result.observation for result in results]
-        segment, pictures = self.rendering.observation(
+        shown = self.rendering.observation(
             path.current_turn, observations, f"{trajectory.id}/o{path.turn}"
         )
+        self._show(path, trajectory, observations, *shown)
+
+    def _show(
+        self, path: Path, trajectory: Trajectory, observations: Sequence[Observation],
+        segment: Segment, pictures: Sequence[Picture],
+    ) -> None:  # fmt: skip
+        """Add what the policy sees after its turn, if the limits leave room for more."""
         if path.length + len(segment) >= self.settings.max_tokens:
             trajectory.stop = StopReason.MAX_TOKENS
             return
@@ -224,9 +278,14 @@ class Agent:
             return refuse(CallStatus.NOT_RUN, f"not run: at most {MAX_CALLS} calls a turn")
         earlier = tuple(path.earlier.get(call.name, ()))
         context = ToolContext(tuple(path.views), trajectory.id, earlier)
+        return await self._timed(self.tools, call.name, call.arguments, context)
+
+    async def _timed(
+        self, tools: Toolbox, name: str, arguments: Any, context: ToolContext
+    ) -> CallResult:
         began = time.perf_counter()
         try:
-            return await run_call(self.tools, call.name, call.arguments, context, self.rendering)
+            return await run_call(tools, name, arguments, context, self.rendering)
         finally:
             self.stats.seconds_tools += time.perf_counter() - began
 
@@ -240,17 +299,33 @@ class Agent:
                 Call(start, end, call.name, call.arguments, result.status, result.error)
             )
 
-    async def _score(self, group: Group, trajectory: Trajectory) -> None:
+    async def _score(self, path: Path, trajectory: Trajectory) -> None:
         if trajectory.stop in UNANSWERED:
             trajectory.reward = 0.0
-        elif trajectory.answer is not None:
+        elif trajectory.answer is not None and not trajectory.scored:
             began = time.perf_counter()
             try:
-                trajectory.reward = await self.grade(group, trajectory)
+                _judge(trajectory, await self.grade(path.example, _whole(path, trajectory)))
             except Exception as error:
                 trajectory.fault = f"grading: {type(error).__name__}: {error}"
             finally:
                 self.stats.seconds_grade += time.perf_counter() - began
+
+
+def _judge(trajectory: Trajectory, verdict: Verdict) -> None:
+    trajectory.reward, trajectory.rule = verdict.reward, verdict.rule
+    trajectory.detail = verdict.detail
+
+
+def _whole(path: Path, trajectory: Trajectory) -> Trajectory:
+    """A copy that holds all that it was grown from, as if sampled from its prompt."""
+    segments, calls = path.prefix.segments, path.prefix.calls
+    return replace(
+        trajectory,
+        segments=[*segments, *trajectory.segments],
+        calls=[*calls, *trajectory.calls],
+        credit=[],
+    )
 
 
 def _sampled(id: str, completion: Completion) -> list[Segment]:

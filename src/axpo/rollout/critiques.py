@@ -8,7 +8,7 @@ from dataclasses import replace
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import together
-from axpo.tasks.base import Critic
+from axpo.tasks.base import Critic, Example
 from axpo.tree import Branch, Group, Origin, Segment, Trajectory, joined_images
 
 
@@ -20,7 +20,7 @@ async def add_second_attempts(agent: Agent, group: Group, critic: Critic, seed: 
     firsts = [rollout for rollout in group.rollouts if rollout.scored]
     questions = [_criticised(agent, group, first, critic) for first in firsts]
     runs = [
-        agent.run(start_path(question), f"{first.id}/c0", seed)
+        agent.run(start_path(question, Example.of(group)), f"{first.id}/c0", seed)
         for question, first in zip(questions, firsts, strict=True)
     ]
     seconds = await together(runs)

@@ -19,7 +19,9 @@ from axpo.rollout.paths import start_path
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
 from axpo.tasks.base import Example
+from axpo.tasks.grading import Verdict
 from axpo.tools.base import Tool
+from axpo.tools.toolbox import Toolbox
 from axpo.tree import CallStatus, Credit, Group, Origin, StopReason, Stream, Trajectory
 
 if TYPE_CHECKING:
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
 class _Teacher(Engine):
     """An engine that says an example's demonstration, each turn with its end-of-turn token."""
 
-    def __init__(self, rendering: Rendering, settings: RolloutSettings, example: Example) -> None:
+    def __init__(
+        self, rendering: Rendering, settings: RolloutSettings, example: Example, early: str
+    ) -> None:
         self.stats = EngineStats()
+        self._early = early
         self._settings = settings
         self._example = example
         self._turns = [
@@ -42,7 +47,7 @@ class _Teacher(Engine):
     async def generate(self, request: Request) -> Completion:
         if self.said == len(self._turns):
             raise DemonstrationError(
-                f"example {self._example.id}: the demonstration ends in a call after turn "
+                f"example {self._example.id}: the demonstration ends {self._early} after turn "
                 f"{self.said}; expected an answer"
             )
         tokens = self._turns[self.said]
@@ -112,8 +117,8 @@ def _turn(rendering: Rendering, text: str, where: str) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-async def _ungraded(group: Group, trajectory: Trajectory) -> float:
-    return 1.0
+async def _ungraded(example: Example, trajectory: Trajectory) -> Verdict:
+    return Verdict(1.0)
 
 
 async def demonstrate(
@@ -122,21 +127,23 @@ async def demonstrate(
     settings: RolloutSettings,
     example: Example,
     group_id: str,
+    episodes: Toolbox | None = None,
 ) -> Group:
     """`example.demonstration` as a group with one rollout, credited as a whole.
 
     The policy's segments have no logprobs (nobody sampled them). A teacher may be wrong, so the
-    answer is not graded. Raises `DemonstrationError` where there is no demonstration, a call is
-    refused, or it does not end in an answer within the limits.
+    answer is not graded. `episodes` are the task's environments. Raises `DemonstrationError` where
+    there is no demonstration, a call is refused, or it does not end in an answer within the limits.
     """
     if not example.demonstration:
         raise DemonstrationError(f"example {example.id}: there is no demonstration")
-    teacher = _Teacher(rendering, settings, example)
-    agent = Agent(teacher, rendering, tools, settings, _ungraded)
+    early = "in a call" if episodes is None else "in a call or before the episode is over"
+    teacher = _Teacher(rendering, settings, example, early)
+    agent = Agent(teacher, rendering, tools, settings, _ungraded, episodes=episodes)
     group = new_group(rendering, example, group_id)
     rollout = await agent.run(start_path(group), f"{group_id}/r0", seed=0)
     _check(example, rollout, teacher.said)
-    rollout.reward = None
+    rollout.reward, rollout.rule, rollout.detail = None, "", ""
     rollout.segments = [
         replace(s, logprobs=()) if s.origin is Origin.POLICY else s for s in rollout.segments
     ]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from axpo.engines.base import Picture
 from axpo.errors import TreeError
-from axpo.rollout.rendering import as_picture
+from axpo.rollout.rendering import Rendering, as_picture
+from axpo.tasks.base import Example
 from axpo.tools.base import EarlierCall, View
 from axpo.tree import (
     Branch,
@@ -33,10 +34,12 @@ class Path:
 
     `turn` counts policy turns from 1; `call_at` is the offset within the current turn of the
     first call that the path was grown from; `base` is the path offset of its first own token.
-    `earlier` are the calls of whole turns before the cut that went well, by tool.
+    Of what lies before it, `prefix` holds segments and whole calls, `earlier` the calls of whole
+    turns that went well, by tool, and `told` the turns that the environment answered.
     """
 
     group: Group
+    example: Example
     tokens: list[int]
     pictures: list[Picture] = field(default_factory=list[Picture])
     views: list[View] = field(default_factory=list[View])
@@ -44,6 +47,8 @@ class Path:
     turn_start: int = 0
     call_at: int | None = None
     base: int = 0
+    prefix: Trajectory = field(default_factory=lambda: Trajectory("prefix"))
+    told: list[EarlierCall] = field(default_factory=list[EarlierCall])
     earlier: dict[str, list[EarlierCall]] = field(default_factory=dict[str, list[EarlierCall]])
 
     @property
@@ -78,14 +83,16 @@ class Path:
             self.views.append(view)
 
 
-def start_path(group: Group) -> Path:
-    """The path of a new rollout: the prompt alone."""
-    path = Path(group, list(group.prompt.tokens), turn_start=len(group.prompt))
+def start_path(group: Group, example: Example | None = None) -> Path:
+    """The path of a new rollout: the prompt alone. `example` is what the group was made of, where
+    its prompt says more than that."""
+    example = Example.of(group) if example is None else example
+    path = Path(group, example, list(group.prompt.tokens), turn_start=len(group.prompt))
     path._see(group.prompt, _known_views(group, group.prompt))
     return path
 
 
-def branch_path(group: Group, branch: Branch, stop: Sequence[int]) -> Path:
+def branch_path(group: Group, branch: Branch, rendering: Rendering) -> Path:
     """The path up to a branch's cut; raises `TreeError` where there is nothing to sample next."""
     source = group.trajectory(branch.source)
     where = f"cut at {branch.cut} of {source.id}"
@@ -99,12 +106,16 @@ def branch_path(group: Group, branch: Branch, stop: Sequence[int]) -> Path:
             if rest and rest[0].id == segment.id:
                 raise TreeError(f"{where}: inside observation {segment.id}")
             _note_turn(path, calls)
+            if segment.origin is Origin.ENVIRONMENT:
+                path.told.append(_told(path, segment, rendering))
             path.add_observation(segment, _known_views(group, segment))
-    if path.current_turn and path.current_turn[-1] in stop:
+    if path.current_turn and path.current_turn[-1] in rendering.stop:
         raise TreeError(f"{where}: that turn is over, there is nothing to sample")
     starts = [c.start for c in calls if path.offset(0) <= c.start < branch.cut]
     path.call_at = min(starts) - path.offset(0) if starts else None
     path.base = branch.cut
+    path.prefix.segments = prefix
+    path.prefix.calls = [call for call in calls if call.end <= branch.cut]
     return path
 
 
@@ -143,6 +154,13 @@ def _note_turn(path: Path, calls: Sequence[Call]) -> None:
         if within and call.status is CallStatus.OK and call.name is not None:
             made = EarlierCall(call.arguments, len(path.views))
             path.earlier.setdefault(call.name, []).append(made)
+
+
+def _told(path: Path, segment: Segment, rendering: Rendering) -> EarlierCall:
+    """The turn that ends here, which the environment answered with `segment`."""
+    said = rendering.parse(path.current_turn).answer
+    arguments = {"example": path.example, "said": said, "segment": segment}
+    return EarlierCall(arguments, len(path.views))
 
 
 def _known_views(group: Group, segment: Segment) -> list[View]:

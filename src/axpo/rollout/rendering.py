@@ -131,10 +131,8 @@ class Rendering:
         pictures: list[Picture] = []
         messages: list[Any] = []
         for result in results:
-            found = [as_picture(view.image) for view in result.views]
-            text = [self._part(result.text)] if result.text else []
-            images = [{"type": "image"} for _ in found]
-            messages.append({"role": "tool", "content": [*text, *images]})
+            content, found = self._shown(result)
+            messages.append({"role": "tool", "content": content})
             pictures += found
         before = [*self._generation_prompt, *turn]
         # renderers reads the turn's state off the generation prompt; the path before is not needed.
@@ -145,6 +143,18 @@ class Rendering:
             raise RenderingError(f"segment {id}: renderers did not extend the sampled tokens")
         tokens = [*bridged.token_ids[len(before) :], *self._opening]
         return self._segment(id, Origin.OBSERVATION, tokens, pictures), tuple(pictures)
+
+    def reply(self, shown: Observation, id: str) -> tuple[Segment, tuple[Picture, ...]]:
+        """What follows a turn that the policy closed where an environment answers: a user turn,
+        what opens the policy's next one, and its pictures."""
+        # Not renderers' bridge: it extends no turn that ended inside its thinking.
+        content, pictures = self._shown(shown)
+        messages: list[Any] = [{"role": "user", "content": content}]
+        rendered = self._renderer.render(
+            messages, add_generation_prompt=True, process_multimodal=False
+        )
+        tokens = [*self.encode("\n"), *rendered.token_ids, *self._opening]
+        return self._segment(id, Origin.ENVIRONMENT, tokens, pictures), tuple(pictures)
 
     def critique(self, turn: Sequence[int], text: str, id: str) -> list[Segment]:
         """A user turn that says `text` after the policy's `turn`: its opening, its words, and what
@@ -214,6 +224,12 @@ class Rendering:
 
     def _part(self, text: str) -> dict[str, str]:
         return {"type": "text", "text": self._text.plain(text)}
+
+    def _shown(self, shown: Observation) -> tuple[list[dict[str, str]], list[Picture]]:
+        """An observation as a message's content, text before pictures, and its pictures."""
+        pictures = [as_picture(view.image) for view in shown.views]
+        text = [self._part(shown.text)] if shown.text else []
+        return [*text, *({"type": "image"} for _ in pictures)], pictures
 
     def _content(self, question: str, pictures: int, id: str) -> list[dict[str, str]]:
         """A question's text and pictures, in the order that they are shown in."""

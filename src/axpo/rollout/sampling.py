@@ -31,6 +31,7 @@ def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
         truths=(example.answer, *example.alternatives),
         grading=example.grading,
         example=example.id,
+        options=example.options,
         cluster=example.cluster,
         provenance=example.provenance,
         pictures={picture.digest: picture.image for picture in pictures},
@@ -58,7 +59,7 @@ async def resample(agent: Agent, group: Group, branch: Branch, k: int, seed: int
     time is their own). Where the limits leave no room after the cut, none is grown. Raises
     `TreeError` for a cut after which there is nothing to sample.
     """
-    paths = [branch_path(group, branch, agent.rendering.stop) for _ in range(k)]
+    paths = [branch_path(group, branch, agent.rendering) for _ in range(k)]
     if paths and agent.room(paths[0]) < 1:
         return
     siblings = [b for b in group.branches if b.source == branch.source]

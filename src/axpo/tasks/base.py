@@ -14,6 +14,8 @@ from axpo.tree import Group, Trajectory
 if TYPE_CHECKING:
     from PIL import Image
 
+    from axpo.tasks.environment import Environment
+
 EPOCH = 1_000_000
 """Positions that a seed owns in an endless split, so that seeds never share a question."""
 IMAGE = "<image>"
@@ -46,6 +48,22 @@ class Example:
     provenance: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, group: Group) -> Example:
+        """What a group was made of; a demonstration is not kept, pictures are RGB."""
+        return cls(
+            group.example,
+            group.question,
+            tuple(group.pictures[span.digest] for span in group.prompt.images),
+            group.truths[0] if group.truths else "",
+            group.truths[1:],
+            group.grading,
+            options=group.options,
+            cluster=group.cluster,
+            provenance=group.provenance,
+            meta=group.meta,
+        )
+
 
 class Task(Part):
     """A source of examples; what it needs of a recipe are its fields.
@@ -56,6 +74,8 @@ class Task(Part):
     kind: ClassVar[str] = "task"
     teacher: ClassVar[str] = "teachers err"
     """Said where a demonstration's answer is wrong."""
+    environment: ClassVar[type[Environment] | None] = None
+    """What answers the policy's turns that call no tool; without one, such a turn is the answer."""
 
     solved: Annotated[float, Field(gt=0, le=1)] = 1.0
     """A rollout is solved, for the trigger, recovery, Pass@k and every rate, when its reward is at
@@ -78,6 +98,10 @@ class Task(Part):
     def example(self, split: str, index: int) -> Example:
         """The `index`-th example of `split` ("train", "val", "test", "sft"); deterministic."""
         raise NotImplementedError(f"{type(self).__name__} has no example()")
+
+    def graders(self, split: str) -> set[str]:
+        """Names of the graders of `split`; by default that of its first example."""
+        return {self.example(split, 0).grading}
 
     def fingerprint(self, split: str) -> str:
         """Tells one content of `split` from another; empty where it cannot be told."""

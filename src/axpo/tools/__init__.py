@@ -31,7 +31,10 @@ def make_tools(
     web = cache(partial(web_backend, settings.search))
     tools: dict[str, Tool] = {}
     for name in names:
-        made = load_tool(name) if ":" in name else built_in(name, settings, max_seconds, web)
+        if ":" in name:
+            made = load_tool(name, settings.own)
+        else:
+            made = built_in(name, settings, max_seconds, web)
         if made.name in tools:
             raise ValueError(f"{name!r}: there is a tool {made.name!r} already")
         tools[made.name] = made

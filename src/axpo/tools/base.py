@@ -13,11 +13,11 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
-from axpo.config import LimitSettings
+from axpo.config import LimitSettings, Section
 from axpo.pictures import as_rgb
 
 Box = tuple[int, int, int, int]
@@ -90,6 +90,9 @@ class Tool(ABC):
     """Deadline of one call in seconds; a call past it is our fault."""
     limits: LimitSettings = LimitSettings()
     """The tool's defaults for what a recipe may set."""
+    Settings: ClassVar[type[Section] | None] = None
+    """What a recipe may set of a class that it names in `rollout.tools`, in `tools.own.<name>`; the
+    class is made with one."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

@@ -11,11 +11,8 @@ counted in `stuck` until it ends, and dies with the process.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import inspect
 import re
-import threading
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, overload
@@ -27,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from axpo.config import LimitSettings
 from axpo.errors import ToolDefinitionError
+from axpo.threads import Threads
 from axpo.tools.arguments import parse_json_arguments
 from axpo.tools.base import Observation, Tool, ToolContext, View
 from axpo.tools.docstrings import parse_docstring
@@ -59,12 +57,12 @@ class FunctionTool(Tool):
             "type": "function",
             "function": {"name": name, "description": description, "parameters": schema},
         }
-        self._threads = 0
+        self._threads = Threads(f"tool {name}")
 
     @property
     def stuck(self) -> int:
         """Threads that still run though their call is over."""
-        return self._threads
+        return self._threads.stuck
 
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         call = parse_json_arguments(self.model, arguments)
@@ -74,40 +72,9 @@ class FunctionTool(Tool):
         try:
             if inspect.iscoroutinefunction(self.function):
                 return as_observation(await self.function(**values))
-            return await self._in_thread(lambda: as_observation(self.function(**values)))
+            return await self._threads.run(lambda: as_observation(self.function(**values)))
         except SystemExit as error:  # would end the whole run
             raise RuntimeError(f"{self.name} called exit") from error
-
-    async def _in_thread(self, work: Callable[[], Observation]) -> Observation:
-        loop = asyncio.get_running_loop()
-        over: asyncio.Future[Observation] = loop.create_future()
-        run = contextvars.copy_context().run
-
-        def finish(result: Observation | None, error: BaseException | None) -> None:
-            if over.cancelled():
-                self._threads -= 1
-            elif error is not None:
-                over.set_exception(_raisable(error))
-            elif result is not None:
-                over.set_result(result)
-
-        def body() -> None:
-            result, error = None, None
-            try:
-                result = run(work)
-            except BaseException as raised:
-                error = raised
-            try:
-                loop.call_soon_threadsafe(finish, result, error)
-            except RuntimeError:  # the loop is closed: the run is over
-                self._threads -= 1
-
-        threading.Thread(target=body, name=f"tool {self.name}", daemon=True).start()
-        try:
-            return await over
-        except asyncio.CancelledError:
-            self._threads += over.cancelled()  # else the thread has ended already
-            raise
 
 
 @overload
@@ -157,13 +124,6 @@ def as_observation(value: Any) -> Observation:
                 "or Observation"
             )
     return Observation("\n".join(texts), tuple(views))
-
-
-def _raisable(error: BaseException) -> BaseException:
-    """A future cannot hold `StopIteration`, and a thread's exit must not end the loop."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _arguments_model(

@@ -1,17 +1,23 @@
-"""A user's own tool, named `module:name`; the current folder can be imported from."""
+"""A user's own tool, named `module:name`: an instance, or a class with the recipe's settings."""
 
 from __future__ import annotations
 
 import inspect
 import typing
+from collections.abc import Callable, Iterable
+from typing import cast
 
+from axpo.config import Section
 from axpo.plugins import load
 from axpo.tools.base import Observation, Tool
 
 
-def load_tool(name: str) -> Tool:
-    """The tool `name` (`module:name`); raises `ValueError` that says which part is wrong."""
-    found = load(name, lambda value: isinstance(value, Tool), "tools")
+def load_tool(name: str, own: Section | None = None) -> Tool:
+    """The tool `name` (`module:name`); a class is made with its section of `own`, by the tool's
+    name. Raises `ValueError` that says which part is wrong."""
+    found = load(name, _fits, "tools")
+    if isinstance(found, type) and issubclass(found, Tool):
+        found = _made(name, found, own)
     if not isinstance(found, Tool):
         raise ValueError(f"{name!r} is {_kind(found)}")
     if lacking := [part for part in ("name", "spec", "timeout") if not hasattr(found, part)]:
@@ -24,11 +30,41 @@ def load_tool(name: str) -> Tool:
     return found
 
 
+def own_settings(names: Iterable[str]) -> dict[str, type[Section]]:
+    """The settings that a recipe with the tools `names` may give them: by the tool's name, of each
+    class that has `Settings`. Raises `ValueError`."""
+    kinds: dict[str, type[Section]] = {}
+    for name in names:
+        found = load(name, _fits, "tools")
+        if not (isinstance(found, type) and issubclass(found, Tool)) or found.Settings is None:
+            continue
+        if not (isinstance(found.Settings, type) and issubclass(found.Settings, Section)):
+            raise ValueError(f"{name!r}: derive its Settings from axpo.Section")
+        if not isinstance(getattr(found, "name", None), str):
+            raise ValueError(f"{name!r}: a class with Settings needs a name, which they are under")
+        kinds[found.name] = found.Settings
+    return kinds
+
+
+def _fits(found: object) -> bool:
+    own = isinstance(found, type) and issubclass(found, Tool) and found is not Tool
+    return own or isinstance(found, Tool)
+
+
+def _made(name: str, kind: type[Tool], own: Section | None) -> Tool:
+    make = cast("Callable[..., Tool]", kind)
+    try:
+        if kind.Settings is not None:
+            return make(getattr(own, kind.name, None) or kind.Settings())
+        return make()
+    except TypeError as error:
+        raise ValueError(f"{name!r}: {error}") from error
+
+
 def _kind(found: object) -> str:
     """What was found instead of a tool, and what to do."""
     if isinstance(found, type):
-        hint = "" if issubclass(found, Tool) else f"; derive {found.__name__} from axpo.tools.Tool"
-        return f"a class, not a tool{hint}; name an instance of it"
+        return f"a class, not a tool; derive {found.__name__} from axpo.tools.Tool"
     kind = type(found).__name__
     if inspect.isroutine(found):
         return f"a {kind}, not a tool; put @axpo.tools.tool above it"

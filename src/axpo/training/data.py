@@ -29,13 +29,13 @@ def training_example(task: Task, split: str, position: int, seed: int) -> Exampl
     return task.example(split, _order(size, seed, epoch)[place])
 
 
-def data_state(task: Task, split: str, tool_files: Mapping[str, str]) -> dict[str, Any]:
-    """What a checkpoint notes of the data and of the tools' files (name -> digest), as JSON."""
+def data_state(task: Task, split: str, files: Mapping[str, str]) -> dict[str, Any]:
+    """What a checkpoint notes of the data and of the run's files (name -> digest), as JSON."""
     return {
         "split": split,
         "size": task.size(split),
         "content": task.fingerprint(split),
-        "tools": dict(tool_files),
+        "tools": dict(files),
     }
 
 

@@ -43,15 +43,15 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class Run:
-    """What a training run works with (`axpo.build.runs.rl_run`); `out` is its folder, `tool_files`
-    what its tools depend on beside the settings."""
+    """What a training run works with (`axpo.build.runs.rl_run`); `out` is its folder, `files`
+    what it depends on beside the settings."""
 
     config: Config
     out: Path
     task: Task
     agent: Agent
     learner: Learner
-    tool_files: Mapping[str, str]
+    files: Mapping[str, str]
     probe: WeightProbe | None = None
 
 
@@ -102,7 +102,7 @@ async def _steps(run: Run, monitor: Monitor) -> Path:
     """What is left of the run's steps; returns the last checkpoint."""
     config = run.config
     folder = RunFolder(run.out).checkpoints
-    data = data_state(run.task, "train", run.tool_files)
+    data = data_state(run.task, "train", run.files)
     first = checkpoints.resume(folder, run.learner, data)
     last = checkpoint_of(folder, first).path
     await _hand_over(run, first)

@@ -16,6 +16,7 @@ from axpo import stopping
 from axpo.config import Config
 from axpo.folder import RunFolder, checkpoint_of
 from axpo.rollout.demonstrations import demonstrate
+from axpo.rollout.episodes import episodes
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
 from axpo.tools.toolbox import Toolbox
@@ -29,22 +30,22 @@ from axpo.tree import Group
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What SFT works with (`axpo.build.runs.sft_run`); `out` is its folder, `tool_files` what the
-    tools depend on beside the settings."""
+    """What SFT works with (`axpo.build.runs.sft_run`); `out` is its folder, `files` what it
+    depends on beside the settings."""
 
     config: Config
     out: Path
     task: Task
     rendering: Rendering
     learner: Learner
-    tool_files: Mapping[str, str]
+    files: Mapping[str, str]
 
 
 def train(run: Run, monitor: Monitor) -> Path:
     """Train on the "sft" split what is left of the run's steps; returns the last checkpoint."""
     config, learner = run.config, run.learner
     folder = RunFolder(run.out).checkpoints
-    data = data_state(run.task, "sft", run.tool_files)
+    data = data_state(run.task, "sft", run.files)
     first = checkpoints.resume(folder, learner, data)
     last = checkpoint_of(folder, first).path
     with (
@@ -82,6 +83,7 @@ class Replays:
     def __init__(self, config: Config, task: Task, rendering: Rendering) -> None:
         self._config, self._task, self._rendering = config, task, rendering
         self._tools = Toolbox.of(rendering.tools)
+        self._episodes = episodes(task, rendering)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replays")
         self._runner = asyncio.Runner()
 
@@ -107,6 +109,7 @@ class Replays:
                 config.rollout,
                 training_example(self._task, "sft", position, config.run.seed),
                 f"s{step}/d{position - first}",
+                self._episodes,
             )
             for position in range(first, first + config.sft.batch)
         ]
@@ -114,3 +117,5 @@ class Replays:
     def _close(self) -> None:
         with self._runner:
             self._runner.run(self._tools.close())
+            if self._episodes is not None:
+                self._runner.run(self._episodes.close())

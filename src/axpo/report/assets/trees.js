@@ -101,13 +101,13 @@ function marksOn(ts, number) {
     .sort((a, b) => rank[a.level] - rank[b.level]);
 }
 
-/** Path offsets [from, to) of `t` as blocks: thinking, calls, observations, answer. */
+/** Path offsets [from, to) of `t` as blocks: thinking, calls, observations, the environment's replies, answer. */
 function blocks(group, t, from, to, frozen = false) {
   const whole = pathOf(group, t), out = [], first = promptPictures(group).length;
   const callAt = (at) => t.calls.find((c) => c.start <= at && at < c.end);
   const endOfTurn = (piece, at) => /^<\|im_end\|>\s*$/.test(DATA.strings[piece.s?.[at - piece.at]] ?? "");
   const kindAt = (piece, at) => {
-    if (piece.o === "observation") return "observation";
+    if (piece.o !== "policy") return piece.o;
     if (callAt(at)) return "call";
     if (block && endOfTurn(piece, at)) return block.kind;
     return t.answerStart !== null && at >= t.answerStart ? "answer" : "thinking";
@@ -169,6 +169,7 @@ function drawDetail(group, t) {
   const parts = [
     el("div", { class: "detail-head" }, el("h3", {}, t.branch ? `Continuation ${t.name}` : `Rollout ${t.name}`), badge(t),
       el("span", { class: "small" }, [ending(t), `${t.end - t.start} tokens`, t.id].join(" · "))),
+    t.rule ? el("p", { class: "small verdict" }, `Verdict by ${t.rule}` + (t.detail ? ": " + t.detail : "")) : null,
     el("p", { class: "small credit" }, advantages.join("; ") || (heldOut ? "Held out: evaluated, not trained on." : "No credit: nothing of it is trained.")),
     heldOut ? null : el("p", { class: "scale small" }, el("span", { class: "token up" }, "advantage > 0"), el("span", { class: "token even" }, "0"),
       el("span", { class: "token down" }, "< 0"), el("span", { class: "token idle" }, "not trained"), " · point at a token for its numbers"),

@@ -19,12 +19,14 @@ WHOLE = 100
 
 def check_rows(
     parts: Sequence[Rows], fields: Fields, image_folder: Path | None, foreign: bool = False
-) -> None:
-    """Raise `DataError` for the first row that cannot be used, a missing picture or a repeated id.
+) -> set[str]:
+    """Return the names of the rows' graders.
 
+    Raises `DataError` for the first row that cannot be used, a missing picture or a repeated id.
     No picture is decoded. `foreign` is as in `check_picture`.
     """
     seen: dict[str, str] = {}
+    graders: set[str] = set()
     for part, index in _places(parts):
         pictures = index < WHOLE or not part.encoded
         row = part.row(index) if pictures else part.texts(index)
@@ -38,6 +40,8 @@ def check_rows(
                 "(task.columns.id names the column)"
             )
         seen[record.id] = place
+        graders.add(record.grading)
+    return graders
 
 
 def _places(parts: Sequence[Rows]) -> Iterator[tuple[Rows, int]]:

@@ -34,6 +34,7 @@ class Reader:
         else:
             self._source = Files(settings.path, self._fields)
         self._parts: dict[str, list[Rows]] = {}
+        self._graders: dict[str, set[str]] = {}
         self._streams: dict[str, RowStream] = {}
 
     def size(self, split: str) -> int | None:
@@ -58,6 +59,13 @@ class Reader:
         number = bisect.bisect_right(ends, index)
         part, inner = parts[number], index - ends[number] + len(parts[number])
         return self._example(part.row(inner), part.place(inner), part.folder)
+
+    def graders(self, split: str) -> set[str]:
+        """Those that rows name or have by default; the setting's where the split is streamed."""
+        if split not in self._settings.streaming:
+            self._split(split)
+        chosen = self._settings.grading
+        return self._graders.get(split, set() if chosen is None else {chosen})
 
     def fingerprint(self, split: str) -> str:
         """A digest of the rows' files in order; empty if the split is streamed."""
@@ -90,8 +98,8 @@ class Reader:
     def _split(self, split: str) -> list[Rows]:
         if split not in self._parts:
             parts = self._source.rows(self._name_of(split))
-            check_rows(parts, self._fields, self._pictures, self._foreign)
-            self._parts[split] = parts
+            graders = check_rows(parts, self._fields, self._pictures, self._foreign)
+            self._parts[split], self._graders[split] = parts, graders
         return self._parts[split]
 
     def _stream(self, split: str) -> RowStream:

@@ -78,6 +78,10 @@ class DataTask(Task):
         """The `index`-th row (`Reader.example`)."""
         return self._reader.example(split, index)
 
+    def graders(self, split: str) -> set[str]:
+        """Names of the graders of the split's rows; the setting's alone where it is streamed."""
+        return self._reader.graders(split)
+
     def fingerprint(self, split: str) -> str:
         """A digest of the rows' files in order; empty if the split is streamed."""
         return self._reader.fingerprint(split)

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from axpo.errors import GradingError
 from axpo.tasks.grading.text import final_answer, normalise
+from axpo.tasks.grading.verdict import Verdict, compared
 
 CHECK_SECONDS = 10.0
 """Deadline of one comparison; nearly all take a few milliseconds."""
@@ -99,7 +100,7 @@ class MathWorker:
 WORKER = MathWorker()
 
 
-async def math(answer: str, truth: str) -> float:
+async def math(answer: str, truth: str) -> Verdict:
     """1.0 where the final answer is mathematically equal to the truth.
 
     An answer that math-verify cannot read scores 0. One whose comparison outlasts
@@ -107,13 +108,12 @@ async def math(answer: str, truth: str) -> float:
     """
     final = final_answer(answer)
     marked = final != answer.strip()
-    if normalise(final) == normalise(truth):
-        return 1.0
-    if not final:
-        return 0.0
+    if not final or normalise(final) == normalise(truth):
+        return compared(normalise(final) == normalise(truth), "math: same text", final, truth)
     # An answer in plain prose is also read as prose: math-verify then looks for the expression.
     readings = [anchored(final)] if marked else [anchored(final), final]
-    return float(await asyncio.to_thread(WORKER.equal, readings, anchored(final_answer(truth))))
+    equal = await asyncio.to_thread(WORKER.equal, readings, anchored(final_answer(truth)))
+    return compared(equal, "math: math-verify", final, truth)
 
 
 def anchored(text: str) -> str:

@@ -7,6 +7,7 @@ import unicodedata
 
 from axpo.errors import GradingError
 from axpo.tasks.grading.tags import tagged_answer
+from axpo.tasks.grading.verdict import Verdict, compared
 
 _ANSWER_LINE = re.compile(r"^[\s*#]*(?:final\s+)?answer\s*:[\s*]*(\S.*)$", re.I | re.M)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -45,9 +46,10 @@ def normalise(text: str) -> str:
     return text.strip(_QUOTES).removesuffix(".").strip(_QUOTES)
 
 
-async def exact(answer: str, truth: str) -> float:
+async def exact(answer: str, truth: str) -> Verdict:
     """1.0 where the final answer equals the truth after `normalise`."""
-    return float(normalise(final_answer(answer)) == normalise(truth))
+    final = final_answer(answer)
+    return compared(normalise(final) == normalise(truth), "exact", final, truth)
 
 
 def chosen_letter(answer: str) -> str | None:
@@ -75,6 +77,7 @@ def true_letter(truth: str) -> str:
     return letter[1].upper()
 
 
-async def choice(answer: str, truth: str) -> float:
+async def choice(answer: str, truth: str) -> Verdict:
     """1.0 where the answer names the truth's letter; raises where the truth is no letter."""
-    return float(chosen_letter(answer) == true_letter(truth))
+    letter, right = chosen_letter(answer), true_letter(truth)
+    return compared(letter == right, "choice", letter, right)
