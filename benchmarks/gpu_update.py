@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
 from axpo.costs import memory
 from axpo.engines.base import Picture, Request, Sampling
@@ -36,7 +36,7 @@ from axpo.tree import Group
 from benchmarks.gpu import MARK
 from benchmarks.models import Shape, training_checkpoint, training_group
 
-OBJECTIVE = Objective(partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0), "question_mean")
+OBJECTIVE = Objective(partial(ClipLoss().of, kl=0.0), "question_mean")
 
 
 def wide_checkpoint(device: str, dtype: torch.dtype, width: int, layers: int) -> Checkpoint:

@@ -26,7 +26,7 @@ import torch
 
 from axpo.engines.base import Engine, Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -119,7 +119,7 @@ def compare(
     """vLLM against both others; `server_seconds` is the CPU time that the server has used."""
     waves = [requests(case, checkpoint, number) for number in range(case.rounds + 1)]
     engines: dict[str, Engine] = {  # each with a checkpoint of its own, which keeps pixels
-        OURS: VllmEngine(Trained.of(cold(checkpoint)), [server], Path(tempfile.gettempdir())),
+        OURS: VllmEngine(TrainedModel.of(cold(checkpoint)), [server], Path(tempfile.gettempdir())),
         IN_PROCESS: TransformersEngine(cold(checkpoint)),
         GENERATE: GenerateEngine(cold(checkpoint), len(waves[0])),
     }

@@ -16,7 +16,7 @@ from axpo.algorithms.arpo import Arpo
 from axpo.algorithms.base import Algorithm, Fork
 from axpo.algorithms.entropy import TOP_LOGPROBS, opening_entropy
 from axpo.algorithms.grpo import Grpo
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import ClipLoss
 from axpo.algorithms.subgroups import gap
 from axpo.config import OptimizerSettings
 from axpo.engines.base import Request
@@ -234,7 +234,7 @@ def test_other_algorithms_sample_from_the_prompt_and_ask_for_no_entropy() -> Non
 
 # Training -----------------------------------------------------------------------------------
 
-CLIP_KL = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.05)
+CLIP_KL = partial(ClipLoss().of, kl=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,6 @@ from axpo.algorithms.losses import (
     CispoLoss,
     ClipLoss,
     TokenBatch,
-    cispo_loss,
-    clipped_loss,
     likelihood_loss,
     truncated_ratios,
 )
@@ -50,7 +48,7 @@ def batch(
 )
 def test_asymmetric_clip(ratio: float, advantage: float, loss: float, gradient: float) -> None:
     tokens = batch([ratio], [advantage])
-    value, stats = clipped_loss(tokens, 0.2, 0.4, 0.0)
+    value, stats = ClipLoss().of(tokens, 0.0)
     value.backward()
     assert value.item() == pytest.approx(loss)
     assert tokens.logprobs.grad is not None
@@ -72,7 +70,7 @@ def test_asymmetric_clip(ratio: float, advantage: float, loss: float, gradient: 
 )
 def test_cispo(ratio: float, advantage: float, weight: float, clipped: float) -> None:
     tokens = batch([ratio], [advantage])
-    value, stats = cispo_loss(tokens, 5.0, 0.0)
+    value, stats = CispoLoss(max_ratio=5.0).of(tokens, 0.0)
     value.backward()
     assert value.item() == pytest.approx(-weight * advantage * math.log(0.1 * ratio))
     assert tokens.logprobs.grad is not None
@@ -82,7 +80,7 @@ def test_cispo(ratio: float, advantage: float, weight: float, clipped: float) ->
 
 def test_cispo_bound_is_absolute_and_kl_is_added() -> None:
     tokens = batch([3.0], [1.0], refs=[0.6])
-    value, stats = cispo_loss(tokens, 2.0, 0.5)
+    value, stats = CispoLoss(max_ratio=2.0).of(tokens, 0.5)
     value.backward()
     # pi = 0.3, ref = 0.6: k3 = 2 - ln 2 - 1, its gradient 1 - ref/pi = -1.
     assert value.item() == pytest.approx(-2.0 * math.log(0.3) + 0.5 * (1 - math.log(2)))
@@ -140,7 +138,7 @@ def importance_batch() -> TokenBatch:
 
 def test_importance_weighs_the_surrogate_alone() -> None:
     tokens = importance_batch()
-    value, stats = clipped_loss(tokens, 0.2, 0.4, 0.5)
+    value, stats = ClipLoss().of(tokens, 0.5)
     value.backward()
     assert value.item() == pytest.approx(-3.0 + 0.5 * (1 - math.log(2)))
     assert tokens.logprobs.grad is not None
@@ -150,7 +148,7 @@ def test_importance_weighs_the_surrogate_alone() -> None:
 
 def test_importance_leaves_cispos_kl_and_likelihoods_alone() -> None:
     tokens = importance_batch()
-    cispo_loss(tokens, 5.0, 0.5)[0].backward()
+    CispoLoss(max_ratio=5.0).of(tokens, 0.5)[0].backward()
     assert tokens.logprobs.grad is not None
     assert tokens.logprobs.grad.item() == pytest.approx(-3.0 - 0.5)
     yes = torch.tensor([True])
@@ -216,7 +214,7 @@ def test_k3_is_capped(cispo: bool) -> None:
 def test_k3_kl() -> None:
     # pi = 0.1, ref = 0.2: k3 = 2 - ln 2 - 1; d(beta k3)/dlogp = beta (1 - ref/pi) = -beta.
     tokens = batch([1.0], [0.0], refs=[0.2])
-    value, stats = clipped_loss(tokens, 0.2, 0.4, 1e-3)
+    value, stats = ClipLoss().of(tokens, 1e-3)
     value.backward()
     assert value.item() == pytest.approx(1e-3 * (1 - math.log(2)))
     assert stats["kl"] == pytest.approx(1 - math.log(2))
@@ -229,7 +227,7 @@ def test_k3_is_unbiased_for_the_kl() -> None:
     p, r = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
     weights = p.clone()
     zero = torch.zeros(3, dtype=torch.float64)
-    value, _ = clipped_loss(TokenBatch(p.log(), p.log(), r.log(), zero, weights), 0.2, 0.4, 1.0)
+    value, _ = ClipLoss().of(TokenBatch(p.log(), p.log(), r.log(), zero, weights), 1.0)
     assert value.item() == pytest.approx((p * (p / r).log()).sum().item())
 
 
@@ -242,7 +240,7 @@ def test_weights_are_the_only_mean() -> None:
         tokens.advantages,
         torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64),
     )
-    value, stats = clipped_loss(weighted, 0.2, 0.4, 0.0)
+    value, stats = ClipLoss().of(weighted, 0.0)
     assert value.item() == pytest.approx(-(0.5 * 1.0 + 0.25 * -1.3 + 0.25 * 1.4))
     assert stats["clip_fraction"] == 1.0
     assert stats["ratio_max"] == pytest.approx(2.0)
@@ -256,7 +254,7 @@ def test_likelihood() -> None:
 
 
 def test_drift_by_hand() -> None:
-    _, stats = clipped_loss(batch([1.0, 2.0, 0.5], [1.0, 1.0, 1.0]), 0.2, 0.4, 0.0)
+    _, stats = ClipLoss().of(batch([1.0, 2.0, 0.5], [1.0, 1.0, 1.0]), 0.0)
     assert stats["ratio"] == pytest.approx(3.5)
     assert stats["gap"] == pytest.approx(2 * math.log(2))
     assert stats["gap_max"] == pytest.approx(math.log(2))

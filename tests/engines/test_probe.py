@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -67,7 +67,7 @@ class RandomTraining:
                 weight.data.copy_(master)
 
         servers = [Server(Client(fake.url, 20.0, 1.0)) for fake in self.fakes]
-        engine = VllmEngine(Trained.of(ours), servers, self.folder)
+        engine = VllmEngine(TrainedModel.of(ours), servers, self.folder)
         recompute = partial(recompute_logprobs, ours, kl=False, temperature=0.7, budget=4096)
         probe = WeightProbe(
             engine, Rendering(ours.processor, {}), recompute, 0.7, partial(limit, ours.model.dtype)

@@ -15,7 +15,7 @@ import torch
 
 from axpo.engines.base import Picture
 from axpo.engines.vllm.broadcast import in_buckets
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -277,7 +277,7 @@ class TestLostServers:
         fake, other = setting.serve(checkpoint, 2, 64, 1)
         servers = [Server(Client(f.url, 2.0, 1.0)) for f in (fake, other)]
         engine = VllmEngine(
-            Trained.of(checkpoint),
+            TrainedModel.of(checkpoint),
             servers,
             setting.folder,
             health_every=0.05,
@@ -577,7 +577,7 @@ class TestBroadcast:
     def engine(self, setting: Setting, checkpoint: Checkpoint, fakes: list[FakeVllm]) -> VllmEngine:
         servers = [Server(Client(fake.url, 20.0, 1.0)) for fake in fakes]
         return VllmEngine(
-            Trained.of(checkpoint), servers, setting.folder, backend="gloo", health_every=0.05
+            TrainedModel.of(checkpoint), servers, setting.folder, backend="gloo", health_every=0.05
         )
 
     def test_weights_versions_and_the_order_of_calls(

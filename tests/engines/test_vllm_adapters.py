@@ -23,7 +23,7 @@ from axpo.config import LoraSettings, load_config
 from axpo.engines.base import Completion
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -158,7 +158,7 @@ class TestServers:
         (fake,) = setting.serve(checkpoint)
         client = Client(fake.url, 20.0, 1.0)
         engine = VllmEngine(
-            Trained.of(checkpoint), [Server(client)], setting.folder,
+            TrainedModel.of(checkpoint), [Server(client)], setting.folder,
             recovery_seconds=10.0, health_every=0.05, backoff=0.01, backend=transfer,
         )  # fmt: skip
         writer = Writer(checkpoint, 0)

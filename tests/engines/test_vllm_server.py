@@ -25,7 +25,7 @@ from axpo.config import load_config, parse_config
 from axpo.engines.base import Completion, Request
 from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -388,7 +388,7 @@ def test_bfloat16_passes_and_a_server_of_another_head_is_refused(tmp_path: Path)
 
     async def parity(server: ServerProcess) -> Parity:
         engine = VllmEngine(
-            Trained.of(trained), [Server(Client(server.url, 120.0, 10.0))], tmp_path, room=256
+            TrainedModel.of(trained), [Server(Client(server.url, 120.0, 10.0))], tmp_path, room=256
         )
         agent = agent_of(engine, trained, 150)
         asked = [

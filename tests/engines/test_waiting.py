@@ -25,7 +25,7 @@ from axpo.engines.jobs import Job
 from axpo.engines.sampling import Sampler
 from axpo.engines.scripted import ScriptedEngine
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -72,7 +72,7 @@ class ToldVllm(FakeVllm):
 def served(folder: Path, places: int, slots: int | None = None) -> Iterator[Engine]:
     fake = ToldVllm(CHECKPOINT, places, slots)
     try:
-        yield VllmEngine(Trained.of(CHECKPOINT), [Server(Client(fake.url, 600, 10))], folder)
+        yield VllmEngine(TrainedModel.of(CHECKPOINT), [Server(Client(fake.url, 600, 10))], folder)
     finally:
         fake.stop()
 

@@ -38,7 +38,7 @@ from torch import distributed
 from axpo.engines.base import Completion, Finish, Picture, Request, Sampling
 from axpo.engines.places import Places
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm.checks import ADAPTER, ROUTES, Trained, expected_facts
+from axpo.engines.vllm.checks import ADAPTER, ROUTES, TrainedModel, expected_facts
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.models.vision import seen_limits
@@ -57,7 +57,7 @@ class FakeVllm:
         model = deepcopy(checkpoint.model)
         self.started = Checkpoint(replace(checkpoint.processor, image_processor=images), model)
         self.layers = adapted_layers(model)
-        self.facts = expected_facts(Trained.of(checkpoint)) | {
+        self.facts = expected_facts(TrainedModel.of(checkpoint)) | {
             "max_model_len": 10**7, "max_num_seqs": places, "device": "cuda",
             "chunked_prefill": False,
             "lora_rank": 8 if self.layers else 0,

@@ -10,7 +10,7 @@ import pytest
 
 from axpo.clock import Clock
 from axpo.engines.base import Completion, Request
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -111,7 +111,7 @@ class InFlightModes:
     ) -> None:
         """Neither of what a server may take for one, nor of the trajectory's."""
         servers = [Server(Client(fake.url, 0.6, 5.0))]
-        engine = VllmEngine(Trained.of(checkpoint), servers, setting.folder, in_flight="keep")
+        engine = VllmEngine(TrainedModel.of(checkpoint), servers, setting.folder, in_flight="keep")
         control = FakeVllm._control
 
         async def slow(route: str, body: dict[str, Any]) -> tuple[int, Any]:

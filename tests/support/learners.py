@@ -6,14 +6,14 @@ from functools import partial
 
 import torch
 
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.training.learner import Learner
 from axpo.training.objective import Objective
 from axpo.tree import Group
 
-CLIP_KL = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.05)
+CLIP_KL = partial(ClipLoss().of, kl=0.05)
 
 
 def trainer(

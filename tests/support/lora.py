@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import ClipLoss
 from axpo.config import LoraSettings, OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import (
@@ -18,7 +18,7 @@ from axpo.training.learner import Learner
 from tests.support.tiny import tiny_checkpoint
 
 KL = 0.05
-LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=KL)
+LOSS = partial(ClipLoss().of, kl=KL)
 
 
 def adapted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import ClipLoss
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import PixelCache
 from axpo.training.items import item_weights, items
@@ -14,7 +14,7 @@ from tests.support.padded_oracle import (
     credit_all,
 )
 
-CLIP = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
+CLIP = partial(ClipLoss().of, kl=0.0)
 
 
 def packed(checkpoint: Checkpoint, groups: list[Group]) -> tuple[PackedTree, dict]:

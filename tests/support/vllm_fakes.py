@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from axpo.engines.base import Request
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -42,7 +42,7 @@ class Setting:
     ) -> VllmEngine:
         servers = [Server(Client(fake.url, 20.0, 1.0), process) for fake in fakes]
         return VllmEngine(
-            Trained.of(checkpoint), servers, self.folder,
+            TrainedModel.of(checkpoint), servers, self.folder,
             room=4096, in_flight=in_flight,
             recovery_seconds=1.0, health_every=0.05, backoff=0.01,
         )  # fmt: skip

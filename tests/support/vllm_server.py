@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from axpo.engines.base import Completion, Request
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Pool, Server
@@ -38,7 +38,7 @@ def engine_at(
 ) -> VllmEngine:
     """An engine that samples with `checkpoint`'s weights as they are now."""
     client = Client(server.url, 120.0, 10.0)
-    engine = VllmEngine(Trained.of(checkpoint), [Server(client)], folder, room=256, **settings)
+    engine = VllmEngine(TrainedModel.of(checkpoint), [Server(client)], folder, room=256, **settings)
     weights = {name: w.clone() for name, w in checkpoint.model.state_dict().items()}
     with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
         beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
 from axpo.engines.base import Completion, Request
 from axpo.engines.transformers import TransformersEngine
@@ -28,7 +28,7 @@ from tests.support.padded_oracle import branching_group, demonstration_group
 from tests.support.simulated_gpu import Remote, allocated, device, gpu, moved
 from tests.support.tiny import in_bfloat16, tiny_checkpoint
 
-LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.05)
+LOSS = partial(ClipLoss().of, kl=0.05)
 
 
 @pytest.fixture(autouse=True)

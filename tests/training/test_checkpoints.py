@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import ClipLoss
 from axpo.errors import NonFiniteError, UserError
 from axpo.folder import saved_checkpoints
 from axpo.training import checkpoints
@@ -28,7 +28,7 @@ from axpo.training.objective import Objective
 from tests.support.checkpoints import STEPS, assert_same, start
 from tests.support.padded_oracle import branching_group
 
-LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.01)
+LOSS = partial(ClipLoss().of, kl=0.01)
 
 
 def run(folder: Path, kill_at: int | None = None) -> None:

@@ -16,9 +16,9 @@ from itertools import product
 import pytest
 import torch
 
-from axpo.algorithms.losses import clipped_loss
+from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
-from axpo.engines.vllm.checks import Trained
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -42,7 +42,7 @@ from tests.support.tiny import in_bfloat16, tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
-LOSS = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.05)
+LOSS = partial(ClipLoss().of, kl=0.05)
 EXACT = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 """Relative error of one attention call: rounding of float32, and of bfloat16 (2^-9 a value)."""
 
@@ -282,7 +282,7 @@ def test_weights_reach_vllm_by_nccl(tmp_path):
     try:
         servers = [Server(Client(server.url, 120.0, 10.0))]
         engine = VllmEngine(
-            Trained.of(checkpoint), servers, tmp_path / "weights", room=64, backend="nccl"
+            TrainedModel.of(checkpoint), servers, tmp_path / "weights", room=64, backend="nccl"
         )
         requests = (writer := Writer(checkpoint, 0)).again(writer.request(), 4, max_tokens=16)
 

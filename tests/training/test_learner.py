@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from axpo.algorithms.losses import TokenBatch, clipped_loss, likelihood_loss
+from axpo.algorithms.losses import ClipLoss, TokenBatch, likelihood_loss
 from axpo.config import OptimizerSettings
 from axpo.errors import NonFiniteError, TreeError
 from axpo.models.loading import Checkpoint
@@ -31,7 +31,7 @@ from tests.support.padded_oracle import (
 from tests.support.saved_bytes import SavedBytes
 from tests.support.tiny import tiny_checkpoint
 
-CLIP = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=0.0)
+CLIP = partial(ClipLoss().of, kl=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +224,7 @@ def test_a_correction_weighs_tokens_by_both_logprobs(checkpoint: Checkpoint, gro
 def test_a_correction_leaves_the_kl_term_alone(checkpoint: Checkpoint, groups: list[Group]):
     """Doubling the surrogate, a KL term of beta 1 stays what it is, loss and gradient."""
     some = trainer(checkpoint, tiny_checkpoint(1), learning_rate=0.0)
-    loss = partial(clipped_loss, clip_low=0.2, clip_high=0.4, kl=1.0)
+    loss = partial(ClipLoss().of, kl=1.0)
     old = some.logprobs(groups, kl=True)
     found: dict[float, tuple[torch.Tensor, dict[str, float]]] = {}
     for factor in (0.0, 1.0, 2.0):

@@ -8,7 +8,7 @@ failed continuation is masked: each token is credited by one stream only. Ablati
 
 from __future__ import annotations
 
-from axpo.algorithms.credit import advantage, rollout_credit, scored_pool
+from axpo.algorithms.credit import advantage, rollout_credit
 from axpo.algorithms.resampling import Resampling
 from axpo.algorithms.subgroups import rewards
 from axpo.tree import Branch, Credit, Group, Stream
@@ -24,7 +24,7 @@ class Axpo(Resampling):
 
     def credit(self, group: Group) -> dict[str, list[Credit]]:
         """Every trajectory's items. A branch without a scored continuation is as if never grown."""
-        original = scored_pool(group)
+        original = rewards(group.rollouts)
         branches = {b.source: b for b in group.branches if b.recovered is not None}
         if not original:
             return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from axpo.tree import Credit, Group, Stream, Trajectory
+from axpo.tree import Credit, Stream, Trajectory
 
 
 def advantage(reward: float, pool: Sequence[float]) -> float:
@@ -26,8 +26,3 @@ def advantage(reward: float, pool: Sequence[float]) -> float:
 def rollout_credit(rollout: Trajectory, value: float, weight: float) -> Credit:
     """One item over the whole rollout (its policy tokens)."""
     return Credit(0, rollout.tokens, value, Stream.ROLLOUT, weight)
-
-
-def scored_pool(group: Group) -> list[float]:
-    """The group's original rewards, unscored rollouts left out."""
-    return [r.reward for r in group.rollouts if r.reward is not None]

@@ -20,21 +20,22 @@ from axpo.metrics import Max, Mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Outcome = tuple[Tensor, dict[str, float]]
+    LossAndMetrics = tuple[Tensor, dict[str, float]]
     """A scalar with a gradient, and its metrics (`axpo.metrics`): a mean's parts are sums over
     tokens."""
-    Loss = Callable[["TokenBatch"], Outcome]
+    Loss = Callable[["TokenBatch"], LossAndMetrics]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Trained tokens, each [T] float.
 
-    `logprobs` under the policy (with grad), `old` under the policy that sampled, `ref` under
-    the reference (None without KL), `advantages` and `weights` as credited. `likelihood` marks the
-    tokens that have no ratio, `distilled` those of them that were sampled after another path; each
-    [T] bool, None where the loss asks for neither. `importance` [T] float weighs the surrogate
-    alone (`truncated_ratios`), never the KL term or a likelihood; None counts as 1.
+    `logprobs` are under the policy (with grad), `old` under the policy that sampled, `ref` under
+    the reference (None without KL), `advantages` and `weights` as credited. `likelihood` marks
+    tokens that are trained by plain log-likelihood, `distilled` the subset that was sampled in a
+    different context (RLTF); each [T] bool, None where the loss asks for neither. `importance` [T]
+    float weighs only the surrogate (`truncated_ratios`), never the KL term or a likelihood; None
+    counts as 1.
     """
 
     logprobs: Tensor
@@ -74,7 +75,7 @@ def truncated_ratios(
 
 
 class ClipLoss(Section):
-    """DAPO's asymmetric clip (`clipped_loss`)."""
+    """DAPO's asymmetric clip."""
 
     name: Literal["clip"] = "clip"
     """Which loss: "clip" or "cispo"."""
@@ -88,21 +89,32 @@ class ClipLoss(Section):
     max_log_ratio: PositiveFloat | None = None
     """log rho, and k3's log(pi_ref / pi), are clamped to this size (verl: 20). Off by default."""
 
-    def of(self, batch: TokenBatch, kl: float, max_k3: float | None) -> Outcome:
-        """`clipped_loss` of the batch."""
-        return clipped_loss(
-            batch,
-            clip_low=self.low,
-            clip_high=self.high,
-            kl=kl,
-            dual_clip=self.dual_clip,
-            max_log_ratio=self.max_log_ratio,
-            max_k3=max_k3,
-        )
+    def of(self, batch: TokenBatch, kl: float, max_k3: float | None = None) -> LossAndMetrics:
+        """- sum w [min(rho A, clip(rho, 1-low, 1+high) A) - kl k3] (arXiv 2605.28774).
+
+        rho = exp(logprob - old); k3 = exp(ref - logprob) - (ref - logprob) - 1. Importance factors
+        weigh only the min. verl's bounds have no gradient beyond them, and no effect where they are
+        None: `dual_clip` c makes the min at least c A where A < 0 (arXiv 1912.09729),
+        `max_log_ratio` clamps logprob - old and ref - logprob to its size, `max_k3` caps k3.
+
+        Metrics: `clip_fraction` (tokens where a clip binds), `kl` (k3), `ratio` and `ratio_max`,
+        `old_kl` (old - logprob), `gap` (its size) and `gap_max`.
+        """
+        ratio = _bounded(batch.logprobs - batch.old, self.max_log_ratio).exp()
+        clipped = ratio.clamp(1.0 - self.low, 1.0 + self.high)
+        surrogate = (ratio * batch.advantages).minimum(clipped * batch.advantages)
+        binds = ratio * batch.advantages > clipped * batch.advantages
+        if self.dual_clip is not None:
+            floor = self.dual_clip * batch.advantages
+            below = (batch.advantages < 0.0) & (surrogate < floor)
+            surrogate = floor.where(below, surrogate)
+            binds = binds | below
+        k3 = _k3(batch, self.max_log_ratio, max_k3)
+        return _loss(batch, surrogate, ratio, binds, kl, k3)
 
 
 class CispoLoss(Section):
-    """The capped weight of arXiv 2506.13585 (`cispo_loss`)."""
+    """The capped weight of arXiv 2506.13585."""
 
     name: Literal["cispo"] = "cispo"
     """Which loss: "clip" or "cispo"."""
@@ -110,60 +122,22 @@ class CispoLoss(Section):
     """rho itself is capped at this value, with no floor (MiniMax: about 5). An absolute bound,
     where some libraries take the offset eps of 1 + eps."""
 
-    def of(self, batch: TokenBatch, kl: float, max_k3: float | None) -> Outcome:
-        """`cispo_loss` of the batch."""
-        return cispo_loss(batch, self.max_ratio, kl, max_k3)
+    def of(self, batch: TokenBatch, kl: float, max_k3: float | None = None) -> LossAndMetrics:
+        """- sum w [sg(min(rho, max_ratio)) A logprob - kl k3]: CISPO (arXiv 2506.13585, Eq. 4-5).
+
+        The importance weight is capped and constant; the gradient goes only through logprob, so
+        that no token is dropped. There is no floor. `max_k3` and metrics are as in `ClipLoss.of`.
+        """
+        ratio = (batch.logprobs.detach() - batch.old).exp()
+        surrogate = ratio.clamp(max=self.max_ratio) * batch.advantages * batch.logprobs
+        binds = (ratio > self.max_ratio) & (batch.advantages != 0.0)
+        return _loss(batch, surrogate, ratio, binds, kl, _k3(batch, None, max_k3))
 
 
 PolicyLoss = Annotated[
     ClipLoss | CispoLoss, Field(discriminator="name"), BeforeValidator(named("clip"))
 ]
 """What is made of the ratio of two policies; "clip" unless `name` says otherwise."""
-
-
-def clipped_loss(
-    batch: TokenBatch,
-    clip_low: float,
-    clip_high: float,
-    kl: float,
-    dual_clip: float | None = None,
-    max_log_ratio: float | None = None,
-    max_k3: float | None = None,
-) -> Outcome:
-    """- sum w [min(rho A, clip(rho, 1-clip_low, 1+clip_high) A) - beta k3] (arXiv 2605.28774).
-
-    rho = exp(logprob - old); k3 = exp(ref - logprob) - (ref - logprob) - 1. Importance factors
-    weigh the min alone. verl's bounds, each without gradient beyond it and None without effect:
-    `dual_clip` c makes the min at least c A where A < 0 (arXiv 1912.09729), `max_log_ratio`
-    clamps logprob - old and ref - logprob to its size, `max_k3` caps k3.
-
-    Metrics: `clip_fraction` (tokens where a clip binds), `kl` (k3), `ratio` and `ratio_max`,
-    `old_kl` (old - logprob), `gap` (its size) and `gap_max`.
-    """
-    ratio = _bounded(batch.logprobs - batch.old, max_log_ratio).exp()
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    surrogate = (ratio * batch.advantages).minimum(clipped * batch.advantages)
-    binds = ratio * batch.advantages > clipped * batch.advantages
-    if dual_clip is not None:
-        floor = dual_clip * batch.advantages
-        below = (batch.advantages < 0.0) & (surrogate < floor)
-        surrogate = floor.where(below, surrogate)
-        binds = binds | below
-    return _loss(batch, surrogate, ratio, binds, kl, _k3(batch, max_log_ratio, max_k3))
-
-
-def cispo_loss(
-    batch: TokenBatch, max_ratio: float, kl: float, max_k3: float | None = None
-) -> Outcome:
-    """- sum w [sg(min(rho, max_ratio)) A logprob - beta k3]: CISPO (arXiv 2506.13585, Eq. 4-5).
-
-    The importance weight is capped and constant; the gradient goes through logprob alone, so
-    that no token is dropped. There is no floor. `max_k3` and the figures as in `clipped_loss`.
-    """
-    ratio = (batch.logprobs.detach() - batch.old).exp()
-    surrogate = ratio.clamp(max=max_ratio) * batch.advantages * batch.logprobs
-    binds = (ratio > max_ratio) & (batch.advantages != 0.0)
-    return _loss(batch, surrogate, ratio, binds, kl, _k3(batch, None, max_k3))
 
 
 def _bounded(log_ratio: Tensor, size: float | None) -> Tensor:
@@ -180,13 +154,8 @@ def _k3(batch: TokenBatch, max_log_ratio: float | None, max_k3: float | None) ->
 
 
 def _loss(
-    batch: TokenBatch,
-    surrogate: Tensor,
-    ratio: Tensor,
-    binds: Tensor,
-    kl: float,
-    k3: Tensor | None,
-) -> Outcome:
+    batch: TokenBatch, surrogate: Tensor, ratio: Tensor, binds: Tensor, kl: float, k3: Tensor | None
+) -> LossAndMetrics:
     """The surrogate less the KL term, weighted and negated, with its figures."""
     gap = batch.old - batch.logprobs.detach()
     stats: dict[str, float] = {
@@ -205,7 +174,7 @@ def _loss(
     return -(batch.weights * surrogate).sum(), stats
 
 
-def likelihood_loss(batch: TokenBatch) -> Outcome:
+def likelihood_loss(batch: TokenBatch) -> LossAndMetrics:
     """- sum w A logprob: cross-entropy of demonstrations (A = 1), with the metric `nll`."""
     loss = -(batch.weights * batch.advantages * batch.logprobs).sum()
     return loss, {"nll": Mean(-batch.logprobs.detach().sum())}

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import model_validator
 
 from axpo.algorithms.base import Algorithm, Bounds
-from axpo.algorithms.credit import advantage, scored_pool
+from axpo.algorithms.credit import advantage
 from axpo.algorithms.losses import TokenBatch, likelihood_loss
+from axpo.algorithms.subgroups import rewards
 from axpo.config.base import NonNegativeFloat
 from axpo.metrics import Mean
 from axpo.tree import Credit, Group, Origin, Stream, Trajectory
@@ -51,7 +52,7 @@ class Rltf(Algorithm):
 
     def credit(self, group: Group) -> dict[str, list[Credit]]:
         """GRPO on first attempts, the critiques behind them, and the distilled second attempts."""
-        pool = scored_pool(group)
+        pool = rewards(group.rollouts)
         if not pool:
             return {}
         weight, mean = 1 / len(pool), sum(pool) / len(pool)

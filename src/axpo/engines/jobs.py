@@ -13,7 +13,7 @@ import torch
 from axpo.clock import Wait
 from axpo.engines.base import Completion, Finish, Request
 from axpo.engines.checking import check_request
-from axpo.engines.runner import Piece
+from axpo.engines.runner import Prefill
 from axpo.engines.slots import Slot
 from axpo.models.loading import Processor
 from axpo.models.positions import rope_positions
@@ -53,11 +53,11 @@ class Job:
         pairs = zip(self.spans, self.pixels, strict=True)
         return {span.digest: pixels for span, pixels in pairs if span.start >= self.reused}
 
-    def piece(self) -> Piece:
+    def piece(self) -> Prefill:
         """The pending tokens as one row of a prefill."""
         start = self.reused
         pictures = tuple(span.digest for span in self.spans if span.start >= start)
-        return Piece(self.tokens[start:], start, self.positions[:, start:], pictures)
+        return Prefill(self.tokens[start:], start, self.positions[:, start:], pictures)
 
     def record(self, token: int, logprob: float) -> bool:
         """Add a sampled token; returns whether it is the last."""

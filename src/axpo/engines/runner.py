@@ -23,8 +23,8 @@ FEATURE_TOKENS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """New tokens of one row: `tokens` follow the `start` that are stored.
+class Prefill:
+    """New tokens of one row: `tokens` follow the first `start` ones, which are stored.
 
     `positions` [3, len(tokens)]; `pictures` are the digests whose placeholders they hold.
     """
@@ -33,19 +33,6 @@ class Piece:
     start: int
     positions: torch.Tensor
     pictures: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a pass sees of the memory: rows from `first`, the first `width` columns.
-
-    `aligned`: all its rows are equally long. Known before anything is sent to a GPU, which would
-    have to be waited for to learn it.
-    """
-
-    first: int
-    width: int
-    aligned: bool
 
 
 class Runner:
@@ -76,7 +63,7 @@ class Runner:
     def forget_features(self) -> None:
         self._features.clear()
 
-    def prefill(self, first: int, pieces: Sequence[Piece]) -> torch.Tensor:
+    def prefill(self, first: int, pieces: Sequence[Prefill]) -> torch.Tensor:
         """Logits [n, V] after the last token of each piece; rows `first`, `first` + 1, ..."""
         longest = max(len(piece.tokens) for piece in pieces)
         tokens = torch.full((len(pieces), longest), self._padding)
@@ -86,9 +73,10 @@ class Runner:
             positions[:, i, : len(piece.tokens)] = piece.positions
         starts = [piece.start for piece in pieces]
         columns = torch.tensor(starts)[:, None] + torch.arange(longest)
+        aligned = len(set(starts)) == 1
         pictures = [self._features[digest] for piece in pieces for digest in piece.pictures]
-        view = View(first, max(starts) + longest, len(set(starts)) == 1)
-        hidden = self._forward(view, tokens, positions, columns, pictures)
+        width = max(starts) + longest
+        hidden = self._forward(first, width, aligned, tokens, positions, columns, pictures)
         last = to_device(torch.tensor([len(piece.tokens) - 1 for piece in pieces]), hidden.device)
         rows = torch.arange(len(pieces), device=hidden.device)
         return head_logits(self._model, hidden[rows, last])
@@ -99,27 +87,34 @@ class Runner:
         """Logits [n, V] after one more token in each of the rows 0, 1, ..., n - 1."""
         index = to_device(torch.tensor([tokens, columns, positions]), self._model.device)
         position = index[2, None, :, None].expand(3, -1, -1)
-        view = View(0, max(columns) + 1, len(set(columns)) == 1)
-        hidden = self._forward(view, index[0, :, None], position, index[1, :, None])
+        aligned, width = len(set(columns)) == 1, max(columns) + 1
+        new, at = index[0, :, None], index[1, :, None]
+        hidden = self._forward(0, width, aligned, new, position, at)
         return head_logits(self._model, hidden[:, 0])
 
     def _forward(
         self,
-        view: View,
+        first: int,
+        width: int,
+        aligned: bool,
         tokens: torch.Tensor,
         positions: torch.Tensor,
         columns: torch.Tensor,
         pictures: Sequence[Features] = (),
     ) -> torch.Tensor:
-        """Hidden states [n, q, hidden] of `tokens` [n, q], stored at `columns` [n, q]."""
+        """Hidden states [n, q, hidden] of `tokens` [n, q], stored at `columns` [n, q].
+
+        The pass sees the rows from `first` on and the first `width` columns. `aligned` says that
+        all rows are equally long; on a GPU the host would have to wait to learn it.
+        """
         device = self._model.device
-        self._memory.reserve(view.first + len(tokens), view.width)
+        self._memory.reserve(first + len(tokens), width)
         columns = to_device(columns, device)
-        self._memory.view(view.first, columns, view.width)
+        self._memory.view(first, columns, width)
         return self._model.model(
             input_ids=to_device(tokens, device),
             position_ids=to_device(positions, device),
-            attention_mask=self._mask(columns[:1] if view.aligned else columns, view.width),
+            attention_mask=self._mask(columns[:1] if aligned else columns, width),
             past_key_values=self._memory,
             mm_encoder_outputs=encoder_outputs(pictures),
             use_cache=True,

@@ -42,7 +42,7 @@ class _Found(BaseModel):
     raw_content: str | None = None
 
 
-class _Answer(BaseModel):
+class _Results(BaseModel):
     results: list[_Found]
 
 
@@ -120,7 +120,7 @@ class Tavily(TextSource):
         except Exception as error:
             raise _fault(error) from None
         try:
-            return _Answer.model_validate(answer).results
+            return _Results.model_validate(answer).results
         except ValidationError:
             message = "Tavily's answer is not of the expected form"
             raise SearchFault(message, retryable=True, charged=True) from None

@@ -51,7 +51,7 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedModel:
     """A model without its weights: `tensors` are those of its state dict on the meta device, and
     `lora` the adapters among them, None where it has none."""
 
@@ -62,7 +62,7 @@ class Trained:
     lora: LoraSettings | None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Trained:
+    def of(cls, checkpoint: Checkpoint) -> TrainedModel:
         """What is to be known of the model of `checkpoint`."""
         model = checkpoint.model
         return cls(
@@ -83,7 +83,7 @@ class Served:
     places: int
 
 
-async def check_server(client: Client, trained: Trained, room: int) -> Served:
+async def check_server(client: Client, trained: TrainedModel, room: int) -> Served:
     """What the server serves: the model that is `trained`.
 
     Paths hold more than `room` tokens. Raises `ConfigError` where it serves another one, or not
@@ -178,7 +178,7 @@ def lora_arguments(rank: int, vision: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def expected_facts(trained: Trained) -> dict[str, Any]:
+def expected_facts(trained: TrainedModel) -> dict[str, Any]:
     """What `Extension.axpo_facts` should say of a server of the model that is `trained`."""
     processor = trained.processor
     words = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True)

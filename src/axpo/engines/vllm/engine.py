@@ -27,7 +27,7 @@ from axpo.engines.checking import check_request
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.broadcast import Backend
-from axpo.engines.vllm.checks import Trained, check_server
+from axpo.engines.vllm.checks import TrainedModel, check_server
 from axpo.engines.vllm.handover import HandOver, Weights
 from axpo.engines.vllm.pool import Pool, Server
 from axpo.engines.vllm.wire import UNNAMED, picture_url, read_answer, request_body
@@ -65,7 +65,7 @@ class VllmEngine(Engine):
 
     def __init__(
         self,
-        trained: Trained,
+        trained: TrainedModel,
         servers: Sequence[Server],
         folder: Path,
         *,

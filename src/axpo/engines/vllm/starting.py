@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from axpo.engines.base import Start
-from axpo.engines.vllm.checks import Trained, dtype_name
+from axpo.engines.vllm.checks import TrainedModel, dtype_name
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -18,7 +18,7 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
 
     Raises `UserError` where they do not start.
     """
-    trained = Trained.of(start.checkpoint)
+    trained = TrainedModel.of(start.checkpoint)
     processes: list[ServerProcess] = []
     if settings.python is not None:
         dtype = dtype_name(trained.dtype)
