@@ -105,6 +105,11 @@ def test_a_copied_set_is_the_shipped_one_and_an_overlay_alone_is_refused(tmp_pat
                 load_config(name)
 
 
+def test_a_base_recipe_without_a_size_does_not_train_the_labs_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.path: .*lay the recipe of a size over qwen3-vl"):
+        axpo("train", "qwen3-vl", "--out", str(tmp_path / "out"))
+
+
 def test_shipped_recipes_repeat_no_line() -> None:
     """But for the paper's three tools, which the lab has too."""
 
