@@ -297,7 +297,7 @@ def test_weights_that_come_in_mid_generation(
 class Counting(Lines):
     """Keeps what the engine has sampled after each step."""
 
-    def __init__(self, runs: list[rl.Run]) -> None:
+    def __init__(self, runs: list[rl.RLRun]) -> None:
         super().__init__()
         self.runs = runs
         self.sampled: list[int] = []
@@ -318,7 +318,7 @@ def test_sft_then_axpo_on_the_lab_with_a_killed_server(
         "engine.name=vllm", f"engine.python={PYTHON}", "engine.max_length=1024",
     )  # fmt: skip
     start = train_sft(config, BASE, tmp_path / "sft", Lines()) / "model"
-    runs: list[rl.Run] = []
+    runs: list[rl.RLRun] = []
     lines, out = Counting(runs), tmp_path / "axpo"
     runs.append(rl_run(starting_at(config, start), out))
     broken = killed_in_flight(monkeypatch, lambda: len(lines.steps) == 1)

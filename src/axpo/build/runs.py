@@ -33,7 +33,7 @@ CHECKING = "checking settings and data"
 LOADING = "loading the model"
 
 
-def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -> rl.Run:
+def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -> rl.RLRun:
     """RL of `model.path`, with KL also its reference.
 
     `out` is the run's folder, a temporary one by default. Raises `UserError` for what is wrong,
@@ -70,10 +70,10 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
             agent.engine, agent.rendering, learner.logprobs, temperature, limits_of(config)
         )
     files = run_files(config, "train", config.algorithm, config.engine)
-    return rl.Run(config, out, task, agent, learner, files, probe)
+    return rl.RLRun(config, out, task, agent, learner, files, probe)
 
 
-def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.Run:
+def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.SFTRun:
     """SFT of `model.path` in the run's folder `out`; raises `UserError`."""
     say(CHECKING)
     path, task, tools = model_path(config.model.path), config.task, recipe_tools(config)
@@ -83,7 +83,7 @@ def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.Run:
     checkpoint = load_policy(config, path)
     rendering = Rendering(checkpoint.processor, tools, task.system)
     learner = Learner(checkpoint, None, config.sft.optimizer, config.sft.steps)
-    return sft.Run(config, out, task, rendering, learner, run_files(config, "sft"))
+    return sft.SFTRun(config, out, task, rendering, learner, run_files(config, "sft"))
 
 
 def evaluation_run(config: Config, out: Path) -> Measurement:

@@ -49,7 +49,7 @@ FLAGS = ("-I", "-S", "-B")
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
+class PythonEnvironment:
     """The interpreter, packages and variables that a fork server is started with."""
 
     python: Path
@@ -70,7 +70,7 @@ def named_in(code: str) -> list[str]:
     return [module for name, modules in ON_DEMAND.items() if name in code for module in modules]
 
 
-async def prepare(packages: str | Path, scratch: Path) -> Environment:
+async def prepare(packages: str | Path, scratch: Path) -> PythonEnvironment:
     """Find or make the packages; `scratch` is a folder that outlives the server."""
     if packages == "own":
         folder = await _install(cache_folder())
@@ -94,7 +94,7 @@ async def prepare(packages: str | Path, scratch: Path) -> Environment:
         "LANG": "C.UTF-8",
     }
     readable = [path.resolve() for path in (*_standard_library(), *roots, *_system(), fonts)]
-    environment = Environment(python, folder, tuple(dict.fromkeys(readable)), variables)
+    environment = PythonEnvironment(python, folder, tuple(dict.fromkeys(readable)), variables)
     if not any(fonts.glob("fontlist*.json")):
         await _list_fonts(environment)
     return environment
@@ -159,7 +159,7 @@ def _system() -> list[Path]:
     return [Path(name) for name in names if Path(name).exists()]
 
 
-async def _list_fonts(environment: Environment) -> None:
+async def _list_fonts(environment: PythonEnvironment) -> None:
     """Let matplotlib write its list of fonts, which a session may only read."""
     code = f"import sys; sys.path.append({str(environment.packages)!r}); import matplotlib.pyplot"
     await _run([str(environment.python), *FLAGS, "-c", code], environment.variables)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from axpo.sandbox.environment import Environment
+from axpo.sandbox.environment import PythonEnvironment
 from axpo.sandbox.errors import SandboxFault
 from axpo.sandbox.inside import landlock
 from axpo.sandbox.inside.seccomp import ARCHITECTURES
@@ -106,7 +106,11 @@ def choose(level: str | None) -> str:
 
 
 def command(
-    level: str, environment: Environment, folder: Path, code: Sequence[Path], run: Sequence[str]
+    level: str,
+    environment: PythonEnvironment,
+    folder: Path,
+    code: Sequence[Path],
+    run: Sequence[str],
 ) -> list[str]:
     """The command line that starts `run` (Python and its arguments) at `level`.
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import axpo.pictures
 from axpo.sandbox import inside, levels
-from axpo.sandbox.environment import FLAGS, IMPORTS, Environment
+from axpo.sandbox.environment import FLAGS, IMPORTS, PythonEnvironment
 from axpo.sandbox.errors import SandboxFault
 from axpo.sandbox.inside.confine import Limits
 from axpo.sandbox.limits import SessionBounds
@@ -74,7 +74,7 @@ class ForkServer:
     """One fork server; `alive` turns false when its process has ended, by itself or not."""
 
     def __init__(
-        self, level: str, environment: Environment, folder: Path, bounds: SessionBounds
+        self, level: str, environment: PythonEnvironment, folder: Path, bounds: SessionBounds
     ) -> None:
         self.level, self.environment, self.folder = level, environment, folder
         self.bounds = bounds

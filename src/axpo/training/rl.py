@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
-class Run:
+class RLRun:
     """What a training run works with (`axpo.build.runs.rl_run`); `out` is its folder, `files`
     what it depends on beside the settings."""
 
@@ -55,7 +55,7 @@ class Run:
     probe: WeightProbe | None = None
 
 
-def train(run: Run, monitor: Monitor) -> Path:
+def train(run: RLRun, monitor: Monitor) -> Path:
     """Train what is left of the run's steps; returns the last checkpoint, in `out/checkpoints`.
 
     The run is used up.
@@ -63,7 +63,7 @@ def train(run: Run, monitor: Monitor) -> Path:
     return stopping.run(_train(run, monitor))
 
 
-async def _hand_over(run: Run, version: int) -> dict[str, float]:
+async def _hand_over(run: RLRun, version: int) -> dict[str, float]:
     """Let the engine sample with the learner's weights; figures of how it does, where probed."""
     await run.learner.publish(version)
     share = run.agent.engine.served_share
@@ -71,7 +71,7 @@ async def _hand_over(run: Run, version: int) -> dict[str, float]:
     return figures if run.probe is None else figures | await run.probe.check()
 
 
-async def _beside_sampling(run: Run, work: Callable[..., Result], *args: Any) -> Result:
+async def _beside_sampling(run: RLRun, work: Callable[..., Result], *args: Any) -> Result:
     """`work`, in a thread where rollouts are sampled meanwhile: they must not stand still."""
     if run.config.rl.max_staleness:
         return await asyncio.to_thread(work, *args)
@@ -79,7 +79,7 @@ async def _beside_sampling(run: Run, work: Callable[..., Result], *args: Any) ->
 
 
 async def _compare_engine(
-    run: Run, collector: Collector, first: int, monitor: Monitor
+    run: RLRun, collector: Collector, first: int, monitor: Monitor
 ) -> dict[str, float]:
     """Figures of an engine outside this process; raises `UserError` where it is another model's."""
     if not run.config.engine.external:
@@ -91,14 +91,14 @@ async def _compare_engine(
     return parity.metrics("parity")
 
 
-async def _train(run: Run, monitor: Monitor) -> Path:
+async def _train(run: RLRun, monitor: Monitor) -> Path:
     try:
         return await _steps(run, monitor)
     finally:
         await run.agent.close()
 
 
-async def _steps(run: Run, monitor: Monitor) -> Path:
+async def _steps(run: RLRun, monitor: Monitor) -> Path:
     """What is left of the run's steps; returns the last checkpoint."""
     config = run.config
     folder = RunFolder(run.out).checkpoints
@@ -134,7 +134,7 @@ async def _steps(run: Run, monitor: Monitor) -> Path:
 
 
 async def _learn(
-    run: Run, collector: Collector, step: int, groups: Sequence[Group], watch: Stopwatch
+    run: RLRun, collector: Collector, step: int, groups: Sequence[Group], watch: Stopwatch
 ) -> dict[str, float]:
     """Everything of a step after its rollouts, up to the new weights in the engine."""
     watch("credit")
@@ -154,7 +154,7 @@ async def _learn(
     return metrics
 
 
-def assign_credit(run: Run, group: Group) -> None:
+def assign_credit(run: RLRun, group: Group) -> None:
     """Write the algorithm's loss items on the group's trajectories."""
     for id, credit in run.config.algorithm.credit(group).items():
         group.trajectory(id).credit = list(credit)
@@ -171,7 +171,7 @@ def objective(config: Config) -> Objective:
     )
 
 
-def update(run: Run, groups: Sequence[Group], watch: Stopwatch) -> dict[str, float]:
+def update(run: RLRun, groups: Sequence[Group], watch: Stopwatch) -> dict[str, float]:
     """The step's optimizer updates, one per mini-batch of questions, with their metrics together:
     sums of the step, means over its updates."""
     rl, aim = run.config.rl, objective(run.config)
@@ -233,7 +233,7 @@ def _sampled(trajectories: Sequence[Trajectory]) -> float:
     return float(sum(len(s.logprobs) for t in trajectories for s in t.segments))
 
 
-def work_done(run: Run) -> dict[str, float]:
+def work_done(run: RLRun) -> dict[str, float]:
     """What engine and agent did since the start, as metrics; a step's is the difference.
 
     The engine's seconds are disjoint; those of tools and grading overlap it and each other.
@@ -261,7 +261,7 @@ def work_done(run: Run) -> dict[str, float]:
     }
 
 
-def latencies(run: Run) -> dict[str, float]:
+def latencies(run: RLRun) -> dict[str, float]:
     """Percentiles of each tool's latest calls, in seconds."""
     return {
         f"tool_{name}_{figure}": value

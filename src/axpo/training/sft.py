@@ -29,7 +29,7 @@ from axpo.tree import Group
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SFTRun:
     """What SFT works with (`axpo.build.runs.sft_run`); `out` is its folder, `files` what it
     depends on beside the settings."""
 
@@ -41,7 +41,7 @@ class Run:
     files: Mapping[str, str]
 
 
-def train(run: Run, monitor: Monitor) -> Path:
+def train(run: SFTRun, monitor: Monitor) -> Path:
     """Train on the "sft" split what is left of the run's steps; returns the last checkpoint."""
     config, learner = run.config, run.learner
     folder = RunFolder(run.out).checkpoints
