@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -156,7 +157,7 @@ def test_a_grader_that_cannot_tell_is_never_the_model_s_mistake(here: Path) -> N
         "def leaves(example, rollout):\n    raise SystemExit(2)\n"
         "def broken(example, rollout):\n    raise RuntimeError('no judge')\n"
         "def one(rollout):\n    return 1.0\n"
-        "@axpo.grader(timeout=0.05)\ndef slow(example, rollout):\n    time.sleep(1)\n"
+        "@axpo.grader(timeout=0.05)\ndef slow(example, rollout):\n    time.sleep(0.2)\n"
         "async def half(example, rollout):\n    return 0.5\n"
     )
     verdict = asyncio.run(grade(example(grading="judge:half"), answered("7")))
@@ -172,6 +173,9 @@ def test_a_grader_that_cannot_tell_is_never_the_model_s_mistake(here: Path) -> N
     }.items():
         with pytest.raises(GradingError, match=words):
             asyncio.run(grade(example(grading=f"judge:{name}"), answered("7")))
+    for thread in threading.enumerate():
+        if thread.name == "grader slow":
+            thread.join()
     for name, words in {
         "broken": "grading: RuntimeError: no judge",
         "leaves": "grading: RuntimeError: SystemExit: 2",

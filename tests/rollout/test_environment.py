@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from axpo.report.trees import TreePayload
 from axpo.rollout.agent import Agent
 from axpo.rollout.branching import sample_question
 from axpo.rollout.demonstrations import demonstrate
-from axpo.rollout.episodes import episodes
+from axpo.rollout.episodes import NAME, episodes
 from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.tasks.base import Example, Task
 from axpo.tasks.environment import Environment
@@ -97,8 +97,13 @@ def make_agent(
 
 
 @pytest.fixture(autouse=True)
-def no_games() -> None:
+def no_games() -> Iterator[None]:
+    """Nothing of another test's; threads that were given up have ended."""
     Game.games.clear()
+    yield
+    for thread in threading.enumerate():
+        if thread.name == NAME:
+            thread.join()
 
 
 def play(
@@ -255,7 +260,7 @@ def _raise(error: BaseException) -> Any:
         (lambda self, said: float("nan"), {}, "environment: GradingError: environment gave nan"),
         (lambda self, said: Verdict(2.0), {}, "environment: GradingError: environment gave Verd"),
         (lambda self, said: Image.new("RGB", (500, 2)), {}, "environment: picture 0 of the result"),
-        (lambda self, said: time.sleep(5), {"timeout": 0.05}, "environment: no result after 0.05"),
+        (lambda self, said: time.sleep(0.3), {"timeout": 0.05}, "environment: no result after"),
         (lambda self, said: "", {"__init__": lambda self: None}, "environment: TypeError: "),
     ],
 )
