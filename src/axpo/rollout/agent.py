@@ -1,4 +1,4 @@
-"""The agent loop: think, call, observe, answer; one coroutine a trajectory.
+"""The agent loop: think, call, observe, answer; one coroutine per trajectory.
 
 Owns the limits, the stop reasons and whose fault an ending is:
 
