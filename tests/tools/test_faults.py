@@ -7,6 +7,7 @@ with real tools, and counts processes, threads, descriptors and temporary files 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -75,6 +76,7 @@ def census() -> dict[str, Any]:
 def nothing_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(toolbox_module, "RETRY_WAIT", 0.01)
+    gc.collect()  # what tests before left open and unreachable would be closed in between
     before = census()
     yield
     assert census() == before
