@@ -17,6 +17,8 @@ import pytest
 
 pytest.importorskip("mcp")
 
+from mcp.types import Tool as ServerTool
+
 from axpo.build.tools import recipe_tools
 from axpo.config import McpSettings, parse_config
 from axpo.errors import ConfigError, UserError
@@ -91,6 +93,18 @@ def http() -> Iterator[HttpServer]:
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def listed() -> list[ServerTool]:
+    """What the test server lists, asked once: a start of it takes 0.6 s."""
+    return mcp._listed(stdio())
+
+
+@pytest.fixture
+def known(listed: list[ServerTool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's tools are known before it is started; the tests without this ask it."""
+    monkeypatch.setattr(mcp, "_listed", lambda _: listed)
+
+
 def stdio(**changes: Any) -> McpSettings:
     return McpSettings(command=SERVER, **changes)
 
@@ -144,6 +158,7 @@ def test_results_over_http(http: HttpServer) -> None:
     use(McpSettings(url=f"http://127.0.0.1:{http.port}/mcp"), _results)
 
 
+@pytest.mark.usefixtures("known")
 def test_contents_of_other_kinds() -> None:
     async def scenario(call: Call) -> None:
         seen = (await call("parts")).observation
@@ -163,6 +178,7 @@ def test_contents_of_other_kinds() -> None:
     use(stdio(), scenario)
 
 
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
     "arguments", ['{"text": "\\ud83d"}', '{"text": ' + "[" * 300 + "]" * 300 + "}"]
 )
@@ -193,6 +209,7 @@ def test_what_one_rollout_writes_closes_no_server_for_others(arguments: str) -> 
     assert added.startswith("2 by ")
 
 
+@pytest.mark.usefixtures("known")
 def test_an_answer_that_is_nonsense_ends_that_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as structured content against the tool's own schema, which the SDK refuses."""
 
@@ -223,6 +240,7 @@ def test_the_schema_is_the_servers() -> None:
     assert set(add.spec["function"]["parameters"]["properties"]) == {"a", "b"}
 
 
+@pytest.mark.usefixtures("known")
 def test_a_server_killed_within_a_call_is_our_fault_and_started_again() -> None:
     async def scenario(call: Call) -> None:
         first = await pid(call)
@@ -238,6 +256,7 @@ def test_a_server_killed_within_a_call_is_our_fault_and_started_again() -> None:
     use(stdio(), scenario)
 
 
+@pytest.mark.usefixtures("known")
 def test_a_server_killed_between_calls_is_started_again() -> None:
     async def scenario(call: Call) -> None:
         first = await pid(call)
@@ -249,6 +268,7 @@ def test_a_server_killed_between_calls_is_started_again() -> None:
     use(stdio(), scenario)
 
 
+@pytest.mark.usefixtures("known")
 def test_an_address_that_dies_fails_fast_and_is_reached_again(http: HttpServer) -> None:
     async def scenario(call: Call) -> None:
         await pid(call)
@@ -266,6 +286,7 @@ def test_an_address_that_dies_fails_fast_and_is_reached_again(http: HttpServer) 
     use(McpSettings(url=f"http://127.0.0.1:{http.port}/mcp"), scenario)
 
 
+@pytest.mark.usefixtures("known")
 def test_a_call_past_its_deadline_leaves_the_server_to_the_others() -> None:
     async def scenario(call: Call) -> None:
         first = await pid(call)
@@ -276,6 +297,7 @@ def test_a_call_past_its_deadline_leaves_the_server_to_the_others() -> None:
     assert tools.lanes["hang"].stuck == 0
 
 
+@pytest.mark.usefixtures("known")
 def test_a_new_event_loop_connects_anew() -> None:
     tools = Toolbox({tool.name: tool for tool in server_tools(stdio(tools=("add",)))})
 
