@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,13 @@ ENVIRONMENT = {"PATH": "", "COLUMNS": "100", "NO_COLOR": "1"}
 ENVIRONMENT |= {k: v for k, v in os.environ.items() if k == "PYTHONPATH"}
 
 
-def axpo(*args: str, code: int = 0, **environment: str) -> str:
+def axpo(*args: str, code: int = 0) -> str:
     run = subprocess.run(
         [sys.executable, "-m", "axpo", *args],
         capture_output=True,
         text=True,
         check=False,
-        env=ENVIRONMENT | environment,
+        env=ENVIRONMENT,
     )
     assert run.returncode == code, run.stderr
     assert "Traceback" not in run.stderr
@@ -40,8 +41,13 @@ def axpo(*args: str, code: int = 0, **environment: str) -> str:
 
 
 def show(*args: str, code: int = 0) -> str:
-    """What `axpo show` prints, in this process: it loads PyTorch, which takes a new one 3 s."""
-    found = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke(app, ["show", *args])
+    """What `axpo show` prints."""
+    return here("show", *args, code=code)
+
+
+def here(*args: str, code: int = 0) -> str:
+    """What a command prints in this process: it loads PyTorch, which takes a new one 3 s."""
+    found = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke(app, args)
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         assert isinstance(found.exception, UserError), found.exception
         assert code == 1
@@ -100,9 +106,12 @@ def test_show_warns_of_python_without_a_sandbox() -> None:
     assert "PYTHON RUNS UNSAFE" not in show(str(RECIPE), *find, unsafe)
 
 
-def test_profile_says_what_bounds_a_step_and_leaves_nothing(tmp_path: Path) -> None:
+def test_profile_says_what_bounds_a_step_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     tiny = ("rl.questions=2", "algorithm.rollouts=2", "rollout.max_turn_tokens=8")
-    text = axpo("profile", str(RECIPE), *tiny, "--steps", "2", TMPDIR=str(tmp_path))
+    text = here("profile", str(RECIPE), *tiny, "--steps", "2")
     said = text.splitlines()
     assert "AXPO: 2 questions × 2 rollouts a step" in text and "median of 2" in text
     for phase in ("sampling", "forward", "backward", "optimizer"):

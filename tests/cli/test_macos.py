@@ -54,6 +54,7 @@ import axpo, importlib, pkgutil
 for module in pkgutil.walk_packages(axpo.__path__, "axpo."):
     if module.name not in ("axpo.__main__", "axpo.engines.vllm.worker"):
         importlib.import_module(module.name)
+print(sum(name.startswith("axpo.") for name in sys.modules))
 """
 TRAINING = """
 from axpo.cli.commands import app
@@ -73,22 +74,16 @@ assert run_stages(stages, Path("logs"), "stages") == [] and usable_cores() == os
 """
 
 
-def on_a_mac(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", MAC + code], cwd=folder, capture_output=True, text=True, check=False
-    )
-
-
-def test_every_module_imports(tmp_path: Path) -> None:
+def test_every_module_imports_and_the_reduced_lab_trains(tmp_path: Path) -> None:
+    """In one process: the libraries take it longest."""
     pytest.importorskip("mcp")
-    done = on_a_mac(IMPORTS, tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_reduced_lab_trains(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    done = on_a_mac(TRAINING, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", MAC + IMPORTS + TRAINING], cwd=tmp_path, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    first = done.stdout.splitlines()[0]
+    imported, first, *_ = done.stdout.splitlines()
+    assert int(imported) > 100
     assert "it needs Linux on x86_64 or aarch64" in first and "Darwin on arm64" in first
     assert (tmp_path / "axpo" / "evaluation.json").is_file()
