@@ -206,6 +206,12 @@ def trl_rollouts() -> Rollouts:
     return trl_side.generate(trainer, examples(), CASE.rollouts)
 
 
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that keeps the whole step's start, which is made once."""
+    return tmp_path_factory.mktemp("start")
+
+
 class TestTRL:
     def test_prompts_are_ours(self) -> None:
         ours = [list(group.prompt.tokens) for group in our_groups() for _ in group.rollouts]
@@ -231,15 +237,15 @@ class TestTRL:
                 segment, _ = rendering.observation(turn, [seen], "o")
                 assert tuple(shown) == segment.tokens
 
-    def test_whole_step(self, tmp_path: Path) -> None:
+    def test_whole_step(self, started: Path) -> None:
         pytest.importorskip("trl")
-        (row,) = whole_step.run(quick=True, folder=tmp_path)
+        (row,) = whole_step.run(quick=True, folder=started)
         assert row["ours"]["samples"] == row["theirs"]["samples"] == 16
         assert json.dumps(row)
 
-    def test_whole_step_prompts_are_ours(self, tmp_path: Path) -> None:
+    def test_whole_step_prompts_are_ours(self, started: Path) -> None:
         pytest.importorskip("trl")
-        ours, theirs = whole_step.prompts(whole_step.start_checkpoint(2, tmp_path))
+        ours, theirs = whole_step.prompts(whole_step.start_checkpoint(2, started))
         assert ours == theirs
         assert len(ours[0]) > 20
 
