@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -108,6 +108,12 @@ SCHEMA = pa.schema(
     ]
 )
 
+_OF_GROUP = ("question", "truths", "grading", "example", "options", "cluster", "provenance")
+_OF_TRAJECTORY = (
+    "answer", "answer_start", "reward", "solved_at", "rule", "detail", "fault", "seconds",
+)  # fmt: skip
+"""The columns that hold a field of a group, or of a trajectory, under its own name."""
+
 
 def save_groups(path: Path, groups: Iterable[Group], pictures: Path) -> None:
     """Write `groups` to `path` (Parquet) and their pictures into the folder `pictures`.
@@ -187,13 +193,7 @@ def _prompt_row(group: Group) -> dict[str, Any]:
         "group": group.id,
         "kind": "prompt",
         "segments": [_segment_row(group.prompt)],
-        "question": _text(group.question),
-        "truths": [_text(truth) for truth in group.truths],
-        "grading": group.grading,
-        "example": _text(group.example),
-        "options": [_text(option) for option in group.options],
-        "cluster": _text(group.cluster),
-        "provenance": _text(group.provenance),
+        **{name: _stored(getattr(group, name)) for name in _OF_GROUP},
         "branches": [
             {"source": b.source, "cut": b.cut, "confidence": b.confidence} for b in group.branches
         ],
@@ -206,16 +206,11 @@ def _prompt_row(group: Group) -> dict[str, Any]:
 
 def _group(row: Mapping[str, Any], pictures: Path | None) -> Group:
     """The group of a prompt's row, without trajectories."""
+    kept = {name: row[name] for name in _OF_GROUP}
     group = Group(
         row["group"],
         _segment(row["segments"][0]),
-        row["question"],
-        tuple(row["truths"]),
-        row["grading"],
-        row["example"],
-        tuple(row["options"]),
-        row["cluster"],
-        row["provenance"],
+        **(kept | {"truths": tuple(row["truths"]), "options": tuple(row["options"])}),
         branches=[Branch(b["source"], b["cut"], b["confidence"]) for b in row["branches"]],
         views={v["digest"]: Crop(v["original"], tuple(v["box"])) for v in row["views"]},
         entropies={e["segment"]: e["entropy"] for e in row["entropies"]},
@@ -238,30 +233,22 @@ def _row(group: Group, trajectory: Trajectory, index: int | None) -> dict[str, A
         "cut": branch.cut if branch else None,
         "confidence": branch.confidence if branch else None,
         "stop": trajectory.stop,
-        "answer": _text(trajectory.answer),
-        "answer_start": trajectory.answer_start,
-        "reward": trajectory.reward,
-        "solved_at": trajectory.solved_at,
-        "rule": _text(trajectory.rule),
-        "detail": _text(trajectory.detail),
-        "fault": _text(trajectory.fault),
-        "seconds": trajectory.seconds,
+        **{name: _stored(getattr(trajectory, name)) for name in _OF_TRAJECTORY},
         "segments": [_segment_row(s) for s in trajectory.segments],
-        "calls": [_call_row(c) for c in trajectory.calls],
+        "calls": [
+            {name: _stored(value) for name, value in asdict(c).items()}
+            | {"arguments": json.dumps(c.arguments)}
+            for c in trajectory.calls
+        ],
         "credit": [asdict(c) for c in trajectory.credit],
     }
 
 
-def _call_row(call: Call) -> dict[str, Any]:
-    return asdict(call) | {
-        "name": _text(call.name),
-        "arguments": json.dumps(call.arguments),
-        "error": _text(call.error),
-    }
-
-
-def _text(text: str | None) -> str | None:
-    return None if text is None else text.encode(errors="backslashreplace").decode()
+def _stored(value: Any) -> Any:
+    """`value` with its texts, or those of a tuple, as Parquet can hold them."""
+    if isinstance(value, tuple):
+        return [_stored(item) for item in cast("tuple[Any, ...]", value)]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _segment_row(segment: Segment) -> dict[str, Any]:
@@ -277,14 +264,9 @@ def _segment_row(segment: Segment) -> dict[str, Any]:
 
 
 def _segment(row: Mapping[str, Any]) -> Segment:
-    return Segment(
-        row["id"],
-        Origin(row["origin"]),
-        tuple(row["tokens"]),
-        tuple(row["logprobs"]),
-        tuple(ImageSpan(**span) for span in row["images"]),
-        row["version"],
-    )
+    listed = {"tokens": tuple(row["tokens"]), "logprobs": tuple(row["logprobs"])}
+    images = tuple(ImageSpan(**span) for span in row["images"])
+    return Segment(**{**row, **listed, "origin": Origin(row["origin"]), "images": images})
 
 
 def _trajectory(row: Mapping[str, Any]) -> Trajectory:
@@ -298,13 +280,6 @@ def _trajectory(row: Mapping[str, Any]) -> Trajectory:
             for c in row["calls"]
         ],
         StopReason(row["stop"]) if row["stop"] else None,
-        row["answer"],
-        row["answer_start"],
-        row["reward"],
-        [Credit(**(c | {"stream": Stream(c["stream"])})) for c in row["credit"]],
-        row["fault"],
-        row["seconds"],
-        row["solved_at"],
-        row["rule"],
-        row["detail"],
+        credit=[Credit(**(c | {"stream": Stream(c["stream"])})) for c in row["credit"]],
+        **{name: row[name] for name in _OF_TRAJECTORY},
     )

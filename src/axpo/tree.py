@@ -140,25 +140,12 @@ class Segment:
                     f"segment {self.id}: cut at {at} is inside the image span "
                     f"{span.start}..{span.start + span.length} of picture {span.digest}"
                 )
-        head = Segment(
-            self.id,
-            self.origin,
-            self.tokens[:at],
-            self.logprobs[:at],
-            tuple(s for s in self.images if s.start < at),
-            self.version,
+        before = tuple(s for s in self.images if s.start < at)
+        after = tuple(replace(s, start=s.start - at) for s in self.images if s.start >= at)
+        return (
+            replace(self, tokens=self.tokens[:at], logprobs=self.logprobs[:at], images=before),
+            replace(self, tokens=self.tokens[at:], logprobs=self.logprobs[at:], images=after),
         )
-        tail = Segment(
-            self.id,
-            self.origin,
-            self.tokens[at:],
-            self.logprobs[at:],
-            tuple(
-                ImageSpan(s.digest, s.start - at, s.length) for s in self.images if s.start >= at
-            ),
-            self.version,
-        )
-        return head, tail
 
 
 @dataclass(frozen=True, slots=True)
