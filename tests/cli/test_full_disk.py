@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from axpo.cli.commands import app
 from axpo.engines.weights import save_weights
 from axpo.errors import DiskError
+from axpo.evaluation import driver
 from axpo.evaluation.driver import Shelf
 from axpo.folder import RunFolder, saved_checkpoints, whole_file, write_whole, writing
 from axpo.report.metrics import MetricsWriter, read_metrics
@@ -114,9 +115,12 @@ def test_metrics(small_disk: Callable[[float], Path]) -> None:
     assert [line["step"] for line in read_metrics(folder)] == list(range(known + 1))
 
 
-def test_an_evaluations_shelf(small_disk: Callable[[float], Path]) -> None:
+def test_an_evaluations_shelf(
+    small_disk: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "CHUNK", 1)
     folder = small_disk(1)
-    shelf = Shelf(RunFolder(folder).evaluated, {"model": "m"}, chunk=1)
+    shelf = Shelf(RunFolder(folder).evaluated, {"model": "m"})
     shelf.add(tools_and_plain("first", [1.0], [0.0]))
     filler = fill(folder)
     with pytest.raises(DiskError, match=r"000001\.parquet cannot be written: No space left"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from axpo.engines.vllm import engine, pool
 from axpo.models.loading import Checkpoint
 from tests.support.engine_contract import Writer
 from tests.support.tiny import tiny_checkpoint
@@ -14,7 +15,10 @@ from tests.support.vllm_fakes import Setting
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Iterator[Setting]:
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting]:
+    """Fakes and engines of one test; engines do not wait long between two looks or attempts."""
+    monkeypatch.setattr(pool, "HEALTH_EVERY", 0.05)
+    monkeypatch.setattr(engine, "BACKOFF", 0.01)
     made = Setting(tmp_path)
     yield made
     for fake in made.fakes:

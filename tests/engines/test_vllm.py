@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from axpo.engines.base import Picture
-from axpo.engines.vllm.broadcast import in_buckets
+from axpo.engines.vllm import broadcast
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
@@ -277,11 +277,7 @@ class TestLostServers:
         fake, other = setting.serve(checkpoint, 2, 64, 1)
         servers = [Server(Client(f.url, 2.0, 1.0)) for f in (fake, other)]
         engine = VllmEngine(
-            TrainedModel.of(checkpoint),
-            servers,
-            setting.folder,
-            health_every=0.05,
-            recovery_seconds=60.0,
+            TrainedModel.of(checkpoint), servers, setting.folder, recovery_seconds=60.0
         )
         fake.delay, other.delay = 60.0, 0.4
         requests = prompts(writer, 2, 8)
@@ -576,9 +572,7 @@ class TestBroadcast:
 
     def engine(self, setting: Setting, checkpoint: Checkpoint, fakes: list[FakeVllm]) -> VllmEngine:
         servers = [Server(Client(fake.url, 20.0, 1.0)) for fake in fakes]
-        return VllmEngine(
-            TrainedModel.of(checkpoint), servers, setting.folder, backend="gloo", health_every=0.05
-        )
+        return VllmEngine(TrainedModel.of(checkpoint), servers, setting.folder, backend="gloo")
 
     def test_weights_versions_and_the_order_of_calls(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer
@@ -630,13 +624,14 @@ class TestBroadcast:
         check(newer, engine, requests, run(main()))
         assert fake.calls.count("/init_weight_transfer_engine") == 2
 
-    def test_buckets_keep_order_and_size(self) -> None:
+    def test_buckets_keep_order_and_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(broadcast, "BUCKET", 20)
         weights = {
             name: torch.zeros(size) for name, size in zip("abcde", (2, 3, 9, 1, 4), strict=True)
         }
-        found = in_buckets(weights, size=20)
+        found = broadcast.in_buckets(weights)
         assert [[name for name, _ in bucket] for bucket in found] == [["a", "b"], ["c"], ["d", "e"]]
-        assert in_buckets({}) == []
+        assert broadcast.in_buckets({}) == []
 
 
 def test_collapse_leaves_one_placeholder_a_picture() -> None:

@@ -159,7 +159,7 @@ class TestServers:
         client = Client(fake.url, 20.0, 1.0)
         engine = VllmEngine(
             TrainedModel.of(checkpoint), [Server(client)], setting.folder,
-            recovery_seconds=10.0, health_every=0.05, backoff=0.01, backend=transfer,
+            recovery_seconds=10.0, backend=transfer,
         )  # fmt: skip
         writer = Writer(checkpoint, 0)
         requests = writer.again(writer.request(sizes=(64,)), 4, max_tokens=8)

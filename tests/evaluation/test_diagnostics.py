@@ -269,8 +269,8 @@ class TestFigures:
         assert json.loads(json.dumps(plain)) == plain
 
 
-def shelf_in(folder: Path, *args: Any, **more: Any) -> Shelf:
-    return Shelf(GroupsFolder(folder, folder.parent / "pictures"), *args, **more)
+def shelf_in(folder: Path, *args: Any) -> Shelf:
+    return Shelf(GroupsFolder(folder, folder.parent / "pictures"), *args)
 
 
 class FakeModel:
@@ -339,11 +339,15 @@ def run(
     model: FakeModel, count: int, folder: Path, slots: int = 8, identity: str = "m", **more
 ) -> list[Group]:
     examples = (Example(f"e{i}", "?", (), "7") for i in range(count))
-    shelf = shelf_in(folder, {"model": identity}, chunk=3)
+    shelf = shelf_in(folder, {"model": identity})
     return asyncio.run(driver.sample_examples(model.sampler(slots=slots), examples, shelf, **more))
 
 
 class TestDriver:
+    @pytest.fixture(autouse=True)
+    def chunk(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(driver, "CHUNK", 3)
+
     def test_order_concurrency_and_progress(self, tmp_path: Path) -> None:
         model, seen = FakeModel(), []
         groups = run(
@@ -371,7 +375,7 @@ class TestDriver:
 
     def test_a_kill_costs_at_most_a_chunk(self, tmp_path: Path) -> None:
         folder = tmp_path / "eval"
-        shelf = shelf_in(folder, {"model": "m"}, chunk=3)
+        shelf = shelf_in(folder, {"model": "m"})
         for i in range(5):
             shelf.add(tools_and_plain(f"eval/e{i}", [0.0], [1.0]))
         (folder / "000001.tmp").write_bytes(b"half a file")
@@ -380,12 +384,15 @@ class TestDriver:
         run(model, 5, folder)
         assert sorted(model.asked) == ["eval/e3", "eval/e4"]
 
-    def test_cancelling_keeps_what_is_finished(self, tmp_path: Path) -> None:
+    def test_cancelling_keeps_what_is_finished(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "CHUNK", 100)
         model = FakeModel()
 
         async def interrupted() -> None:
             examples = (Example(f"e{i}", "?", (), "7") for i in range(50))
-            shelf = shelf_in(tmp_path / "eval", {}, chunk=100)
+            shelf = shelf_in(tmp_path / "eval", {})
             stop = asyncio.Event()
 
             def progress(done: Sequence[Group]) -> None:

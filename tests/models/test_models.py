@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from axpo.errors import CheckpointError
+from axpo.models import vision
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.models.positions import Grid, rope_positions
 from axpo.models.tiny import tiny_processor
@@ -155,10 +156,13 @@ def test_patches_are_embedded_as_by_the_convolution(checkpoint: Checkpoint) -> N
         assert (embed(patches) - expected).abs().max() < 1e-5
 
 
-def test_pixels_are_kept_by_content_up_to_a_size(checkpoint: Checkpoint) -> None:
+def test_pixels_are_kept_by_content_up_to_a_size(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pictures = {name: tiny_picture(i) for i, name in enumerate("abc")}
     size = PixelCache(checkpoint.processor.image_processor)("a", pictures["a"]).values.nbytes
-    cache = PixelCache(checkpoint.processor.image_processor, capacity=2 * size)
+    monkeypatch.setattr(vision, "KEPT_BYTES", 2 * size)
+    cache = PixelCache(checkpoint.processor.image_processor)
     first = {name: cache(name, picture) for name, picture in pictures.items()}
     assert cache("c", pictures["c"]) is first["c"]
     assert cache("a", pictures["a"]) is not first["a"]  # the oldest left

@@ -69,8 +69,9 @@ def tracking():
 def search():
     from axpo.tasks.lab import GALLERY
     from axpo.search.gallery import Gallery
-    from axpo.search.tavily import Tavily
-    asyncio.run(Tavily("http://127.0.0.1:9").start())
+    from axpo.search import tavily
+    tavily.URL = "http://127.0.0.1:9"
+    asyncio.run(tavily.Tavily().start())
     asyncio.run(Gallery(GALLERY).start())
 
 def mcp():

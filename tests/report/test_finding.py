@@ -10,9 +10,8 @@ import pytest
 from rich.console import Console
 
 from axpo.evaluation.summary import compare, summarize
-from axpo.report import study_figures
+from axpo.report import screen, study_figures
 from axpo.report.finding import Finding, finding, read_finding, write_finding
-from axpo.report.screen import print_finding
 from axpo.tree import Group
 from tests.support.findings import (
     AHEAD,
@@ -280,12 +279,15 @@ def test_the_page_and_the_screen_read_one_finding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("coloured", [False, True])
-def test_the_last_screen_fits_80_columns_and_leads_with_the_finding(coloured: bool) -> None:
+def test_the_last_screen_fits_80_columns_and_leads_with_the_finding(
+    coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = io.StringIO()
     console = Console(
         file=out, width=80, force_terminal=coloured, color_system="standard" if coloured else None
     )
-    print_finding(of(LOST, KEPT, AHEAD, task="lab"), console)
+    monkeypatch.setattr(screen, "Console", lambda: console)
+    screen.print_finding(of(LOST, KEPT, AHEAD, task="lab"))
     text = out.getvalue()
     assert ("\x1b[" in text) is coloured
     plain = Console(file=io.StringIO()).render_str(text) if coloured else text

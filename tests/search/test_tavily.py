@@ -24,10 +24,10 @@ from axpo.tools.web_search import WebSearchTool
 from tests.support.tavily import RESULTS, SECRET, Server, serving
 
 
-def ask(work: Callable[[Tavily, Server], Awaitable[Any]], **options: Any) -> Any:
+def ask(work: Callable[[Tavily, Server], Awaitable[Any]], timeout: float = 5.0) -> Any:
     async def run() -> Any:
-        async with serving() as server:
-            tavily = Tavily(server.url, **{"timeout": 5.0} | options)
+        async with serving(timeout) as server:
+            tavily = Tavily()
             try:
                 return await work(tavily, server)
             finally:
@@ -198,7 +198,6 @@ def test_the_key_is_in_no_log_repr_answer_or_file(
 def test_another_loop_gets_a_client_of_its_own_and_no_socket_stays() -> None:
     async def life(tavily: Tavily, close: bool) -> None:
         async with serving() as server:
-            tavily._url = server.url
             await tavily.start()
             assert len((await tavily.search("x", 5)).items) == 3
             if close:

@@ -7,6 +7,10 @@ import json
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
+from axpo.search import tavily
+
 SECRET = "tvly-dev-5ecre7-0123456789abcdef"
 RESULTS = {
     "query": "x",
@@ -61,12 +65,16 @@ class Server:
 
 
 @asynccontextmanager
-async def serving() -> Any:
+async def serving(timeout: float = 20.0) -> Any:
+    """Such a server, to which `Tavily` goes; it gives a request up after `timeout` seconds."""
     server = Server()
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     try:
-        yield server
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tavily, "URL", server.url)
+            patch.setattr(tavily, "TIMEOUT", timeout)
+            yield server
     finally:
         listener.close()
         await asyncio.sleep(0.01)

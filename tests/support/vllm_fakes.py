@@ -43,8 +43,7 @@ class Setting:
         servers = [Server(Client(fake.url, 20.0, 1.0), process) for fake in fakes]
         return VllmEngine(
             TrainedModel.of(checkpoint), servers, self.folder,
-            room=4096, in_flight=in_flight,
-            recovery_seconds=1.0, health_every=0.05, backoff=0.01,
+            room=4096, in_flight=in_flight, recovery_seconds=1.0,
         )  # fmt: skip
 
 

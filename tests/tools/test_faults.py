@@ -231,9 +231,9 @@ async def searched(
     ids: list[str], timeout: float, limits: LimitSettings
 ) -> tuple[dict[str, Trajectory], list[str], dict[str, float]]:
     """Trajectories that ask for their own id; all queries that came, the tool's figures."""
-    async with serving() as server:
+    async with serving(timeout) as server:
         server.by_query = {id: (status, body) for id, (status, body, _, _) in FAULTS.items()}
-        tool = WebSearchTool(Tavily(server.url, timeout=timeout), 5, 80)
+        tool = WebSearchTool(Tavily(), 5, 80)
         agent = agent_of({"web_search": tool}, {id: query(id) for id in ids}, limits)
         found = await all_of(agent, ids)
         asked = [body["query"] for _, _, body in server.requests if body]

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from axpo.engines.kv import SlotMemory
+from axpo.models.device import to_device
 from axpo.models.head import head_logits
-from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
 
 FEATURE_TOKENS = 2**16

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from axpo.engines.base import Sampling
-from axpo.models.transfer import to_device
+from axpo.models.device import to_device
 
 
 class Sampler:

@@ -49,11 +49,9 @@ class Shelf:
         folder: GroupsFolder,
         identity: Mapping[str, Any],
         defaults: Mapping[str, Any] | None = None,
-        chunk: int = CHUNK,
     ) -> None:
         self.folder = folder
         self.groups: dict[str, Group] = {}
-        self._chunk = chunk
         self._pending: list[Group] = []
         self._next = 0
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
@@ -66,7 +64,7 @@ class Shelf:
         """Keep a finished group; it is written with the chunk that it completes."""
         self.groups[group.id] = group
         self._pending.append(group)
-        if len(self._pending) >= self._chunk:
+        if len(self._pending) >= CHUNK:
             self.flush()
 
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""The device that a process computes on."""
+"""The device that a process computes on, and the way of host tensors there."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ def torch_device(settings: ModelSettings) -> str:
             "or install a torch that fits this machine's driver"
         )
     return settings.device
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`; the host does not wait until a GPU has it.
+
+    Only page-locked memory can be copied while the host goes on. PyTorch keeps such memory for
+    the next call and reuses it once the copy is done.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -22,8 +22,11 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
-from axpo.models.transfer import to_device
+from axpo.models.device import to_device
 from axpo.pictures import as_rgb
+
+KEPT_BYTES = 2**31
+"""How much of preprocessed pictures is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,15 @@ class Features:
 
 
 class PixelCache:
-    """Preprocesses pictures and keeps at most `capacity` bytes of them by content hash; the least
+    """Preprocesses pictures and keeps at most `KEPT_BYTES` of them by content hash; the least
     recently used leave first.
 
     Threads may share it: the next batch is prepared beside an update.
     """
 
-    def __init__(self, image_processor: Any, capacity: int = 2**31) -> None:
+    def __init__(self, image_processor: Any) -> None:
         self._processor = image_processor
-        self._room = capacity
+        self._room = KEPT_BYTES
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = Lock()
 

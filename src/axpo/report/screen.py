@@ -12,9 +12,9 @@ WIDTH = 96
 STYLES = {"better": "green", "worse": "red", "more": "bold", "less": "bold", "none": ""}
 
 
-def print_finding(found: Finding, console: Console | None = None) -> None:
+def print_finding(found: Finding) -> None:
     """Print the headline, the figures, the other sentences, and what one seed can show."""
-    console = console or Console()
+    console = Console()
     width = min(console.width, WIDTH)
 
     def say(text: str, style: str = "") -> None:

@@ -23,7 +23,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -80,13 +80,9 @@ class Answered(NamedTuple):
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counts since the start; `calls` = `hits` + `misses` + `shared` once all are answered.
+    """Counts since the start: `hits` were recorded before, `misses` were not; `shared` joined an
+    equal call under way; `paid` are the misses that may have been billed."""
 
-    `hits` were recorded before; `shared` joined an equal call under way; `paid` are the misses that
-    may have been billed.
-    """
-
-    calls: int = 0
     hits: int = 0
     misses: int = 0
     shared: int = 0
@@ -110,12 +106,6 @@ class AnswerCache:
         self._prepare()
         self._database = Database(path, self._connect, THREADS)
 
-    @property
-    def stats(self) -> CacheStats:
-        """The counts of all kinds of calls together."""
-        found = [astuple(stats) for stats in self.kinds.values()]
-        return CacheStats(*map(sum, zip(*found, strict=True)))
-
     def figures(self, kind: str) -> dict[str, float]:
         """Counts of one kind of calls ("search", "page", "picture"), as a tool's own figures."""
         stats = self.kinds[kind]
@@ -136,7 +126,6 @@ class AnswerCache:
         `UserError` for a file that is gone or was recorded with other settings.
         """
         stats = self.kinds[key.kind]
-        stats.calls += 1
         task = self._running.get(key)
         if task is None:
             task = asyncio.create_task(self._answer(key, ask, paid, form))

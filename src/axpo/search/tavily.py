@@ -31,6 +31,8 @@ CONNECTIONS = 32
 """How many requests are under way at once; more wait."""
 START_TIMEOUT = 10.0
 """How many seconds the check of the key may take."""
+TIMEOUT = 20.0
+"""Seconds after which a request is given up."""
 
 _REFUSED = "Tavily does not accept the key in TAVILY_API_KEY"
 
@@ -47,14 +49,12 @@ class _Results(BaseModel):
 
 
 class Tavily(TextSource):
-    """Texts from Tavily's API at `url`; a request is given up after `timeout` seconds."""
+    """Texts from Tavily's API."""
 
     paid = True
     identity = f"tavily:{DEPTH}"
 
-    def __init__(self, url: str = URL, timeout: float = 20.0) -> None:
-        self._url = url
-        self._timeout = timeout
+    def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._http: httpx.AsyncClient | None = None
         self._client: AsyncTavilyClient | None = None
@@ -75,7 +75,7 @@ class Tavily(TextSource):
         from tavily import AsyncTavilyClient
 
         self._http = httpx.AsyncClient(
-            base_url=self._url,
+            base_url=URL,
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
             limits=httpx.Limits(max_connections=CONNECTIONS),
         )
@@ -92,13 +92,13 @@ class Tavily(TextSource):
     async def search(self, query: str, results: int) -> Results[Hit]:
         found = await self._ask(
             lambda client: client.search(
-                query, search_depth=DEPTH, max_results=results, timeout=self._timeout
+                query, search_depth=DEPTH, max_results=results, timeout=TIMEOUT
             )
         )
         return Results([self._hit(hit) for hit in found[:results]])
 
     async def page(self, url: str) -> PageText | None:
-        found = await self._ask(lambda client: client.extract([url], timeout=self._timeout))
+        found = await self._ask(lambda client: client.extract([url], timeout=TIMEOUT))
         if not found or not found[0].raw_content:
             return None
         text = self._without_key(found[0].raw_content)

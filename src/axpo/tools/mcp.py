@@ -39,6 +39,7 @@ from axpo.config import McpSettings
 from axpo.errors import InfraError, ModelError, UserError
 from axpo.pictures import PictureError, read_picture
 from axpo.tools.base import Observation, Tool, ToolContext, View
+from axpo.tools.function import as_observation
 
 STOP_SECONDS = 8.0
 """Seconds that a server may take to stop; the SDK kills it before."""
@@ -80,7 +81,7 @@ class McpTool(Tool):
 
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         result = await self._server.call(self._name, arguments)
-        observation = await asyncio.to_thread(as_observation, result)
+        observation = await asyncio.to_thread(_observation, result)
         if result.is_error:
             raise ModelError(observation.text or "the tool failed")
         return observation
@@ -220,7 +221,7 @@ def server_tools(settings: McpSettings) -> list[McpTool]:
     return [McpTool(server, t) for t in listed if not settings.tools or t.name in settings.tools]
 
 
-def as_observation(result: CallToolResult) -> Observation:
+def _observation(result: CallToolResult) -> Observation:
     """The result's texts, one per line, and its pictures; without either its structured content.
 
     Raises `InfraError` for a picture that cannot be read.
@@ -228,8 +229,7 @@ def as_observation(result: CallToolResult) -> Observation:
     parts = [_part(block) for block in result.content]
     if not parts and result.structured_content is not None:
         parts.append(json.dumps(result.structured_content, ensure_ascii=False))
-    texts = [part for part in parts if isinstance(part, str)]
-    return Observation("\n".join(texts), tuple(p for p in parts if isinstance(p, View)))
+    return as_observation(parts)
 
 
 def _part(block: ContentBlock) -> str | View:

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from axpo.models.transfer import to_device
+from axpo.models.device import to_device
 
 BLOCK = 128
 """Queries and keys of one block of the mask: flex_attention's own default."""

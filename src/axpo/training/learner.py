@@ -21,9 +21,9 @@ from axpo.config import OptimizerSettings
 from axpo.engines.base import Engine
 from axpo.errors import NonFiniteError
 from axpo.metrics import Mean, Sum, combined
+from axpo.models.device import to_device
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
-from axpo.models.transfer import to_device
 from axpo.models.vision import Pixels
 from axpo.training import saved
 from axpo.training.batches import Work, micro_batches, prepare, recompute_logprobs

@@ -28,8 +28,8 @@ from functools import partial
 
 import torch
 
+from axpo.models.device import to_device
 from axpo.models.loading import Checkpoint
-from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures
 from axpo.training.attention import NodeStates, tree_layout
 from axpo.training.packing import PackedNode, PackedTree

@@ -15,9 +15,9 @@ from functools import cache
 import torch
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
+from axpo.models.device import to_device
 from axpo.models.head import LOGITS_AT_ONCE, head_logits
 from axpo.models.loading import Checkpoint
-from axpo.models.transfer import to_device
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
 from axpo.training.attention import TreeLayout, tree_layout, use_tree_attention
 from axpo.training.packing import PackedTree

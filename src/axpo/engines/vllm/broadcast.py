@@ -27,14 +27,14 @@ Backend = Literal["nccl", "gloo"]
 Buckets = list[list[tuple[str, torch.Tensor]]]
 
 
-def in_buckets(weights: Mapping[str, torch.Tensor], size: int = BUCKET) -> Buckets:
-    """`weights` in order, in buckets of at most `size` bytes or of one larger tensor."""
+def in_buckets(weights: Mapping[str, torch.Tensor]) -> Buckets:
+    """`weights` in order, in buckets of at most `BUCKET` bytes or of one larger tensor."""
     buckets: Buckets = []
     room = -1
     for name, weight in weights.items():
         if weight.nbytes > room:
             buckets.append([])
-            room = size
+            room = BUCKET
         buckets[-1].append((name, weight))
         room -= weight.nbytes
     return buckets

@@ -47,6 +47,8 @@ from axpo.tree import ImageSpan
 
 ATTEMPTS = 4
 """How many servers a request is given to before it is given up: it may be killing them."""
+BACKOFF = 0.5
+"""Seconds before a request that a server answered wrongly is asked again; doubled each time."""
 ENCODED = 512
 """How many pictures' encodings are kept; those used longest ago leave first."""
 
@@ -72,17 +74,14 @@ class VllmEngine(Engine):
         room: int = 0,
         in_flight: Literal["keep", "restart", "finish"] | None = None,
         recovery_seconds: float = 600.0,
-        health_every: float = 2.0,
-        backoff: float = 0.5,
         backend: Backend | None = None,
     ) -> None:
         self._trained, self._processor = trained, trained.processor
         self._room = room
         self._in_flight = in_flight
-        self._backoff = backoff
         self._hand = HandOver(folder, backend, in_flight == "keep")
         self.stats = EngineStats()
-        self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds, health_every)
+        self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds)
         self._run = uuid.uuid4().hex[:12]
         self._ids = itertools.count()
         self.served_share: float | None = None
@@ -229,7 +228,7 @@ class VllmEngine(Engine):
                 failures.append(f"{server.client.url}: {error}")
                 await self._pool.suspect(server, str(error))
                 with waiting():
-                    await asyncio.sleep(self._backoff * 2 ** len(failures))
+                    await asyncio.sleep(BACKOFF * 2 ** len(failures))
             except Refused as error:
                 raise RequestError(f"request {request.id}: {server.client.url}: {error}") from error
             finally:

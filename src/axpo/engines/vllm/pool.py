@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MISSES = 2
 """How many health checks in a row a server misses before it is lost."""
+HEALTH_EVERY = 2.0
+"""Seconds between health checks of a server with requests in flight."""
 
 
 class Server:
@@ -55,8 +57,8 @@ class Server:
 class Pool:
     """Routes requests to `servers`; `prepare` makes a server that is back fit for work.
 
-    A lost server is waited for at most `recovery_seconds`; `health_every` is the time between
-    health checks of a server with requests in flight. A pool belongs to one event loop at a time.
+    A lost server is waited for at most `recovery_seconds`. A pool belongs to one event loop at a
+    time.
     """
 
     def __init__(
@@ -65,13 +67,11 @@ class Pool:
         prepare: Callable[[Server], Awaitable[None]],
         stats: EngineStats,
         recovery_seconds: float,
-        health_every: float = 2.0,
     ) -> None:
         self.servers = list(servers)
         self._stats = stats
         self._prepare = prepare
         self._recovery_seconds = recovery_seconds
-        self._health_every = health_every
         self._homes: dict[str, Server] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -176,7 +176,7 @@ class Pool:
         """While requests are in flight there, check that the server is well and does something."""
         misses = 0
         while server.up and server.flying and misses < MISSES:
-            await asyncio.sleep(self._health_every)
+            await asyncio.sleep(HEALTH_EVERY)
             misses = 0 if await server.client.healthy() else misses + 1
             if server.up and server.client.silent:
                 self.lose(server, "it is well, but begins and ends no request any more")
@@ -195,7 +195,7 @@ class Pool:
                     raise EngineError(failure)
                 if time.monotonic() > deadline:
                     raise EngineError(f"not back after {self._recovery_seconds:g} s")
-                await asyncio.sleep(min(1.0, self._health_every))
+                await asyncio.sleep(min(1.0, HEALTH_EVERY))
             await self._prepare(server)
             server.up, server.reason = True, ""
         except (Fault, UserError, RuntimeError, OSError) as error:

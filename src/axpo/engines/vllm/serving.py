@@ -1,4 +1,5 @@
-"""`axpo serve`: vLLM servers in the foreground, to which other commands connect."""
+"""Starts vLLM servers: with the engine that asks them, or for `axpo serve` in the foreground, to
+which other commands connect."""
 
 from __future__ import annotations
 
@@ -7,6 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from axpo.config import Config
+from axpo.engines.base import Start
+from axpo.engines.vllm.checks import TrainedModel, dtype_name
+from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.engine import VllmEngine
+from axpo.engines.vllm.pool import Server
 from axpo.engines.vllm.server import ServerProcess, start_servers
 from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
 from axpo.errors import ConfigError, Stopped, UserError
@@ -17,6 +23,32 @@ from axpo.models.shapes import without_weights
 
 LOOK_SECONDS = 1.0
 """Seconds between two checks that the servers still run."""
+
+
+def start_engine(settings: Vllm, start: Start) -> VllmEngine:
+    """Start the recipe's servers of the model, or go to those at `urls`.
+
+    Raises `UserError` where they do not start.
+    """
+    trained = TrainedModel.of(start.checkpoint)
+    processes: list[ServerProcess] = []
+    if settings.python is not None:
+        dtype = dtype_name(trained.dtype)
+        processes = start_servers(settings, trained.processor, dtype, start.folder, trained.lora)
+    started = [(process.url, process) for process in processes]
+    servers = [
+        Server(Client(url, settings.request_seconds, settings.health_seconds), process)
+        for url, process in (*started, *((url, None) for url in settings.urls))
+    ]
+    return VllmEngine(
+        trained,
+        servers,
+        start.folder if settings.folder is None else Path(settings.folder),
+        room=start.room,
+        in_flight=start.in_flight,
+        recovery_seconds=settings.start_seconds,
+        backend=None if settings.transfer == "file" else settings.transfer,
+    )
 
 
 def start(config: Config, model: str, say: Callable[[str], None]) -> list[ServerProcess]:

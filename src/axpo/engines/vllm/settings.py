@@ -118,6 +118,6 @@ class Vllm(EngineSettings):
 
     def start(self, start: Start) -> Engine:
         """Start servers, or use the running ones."""
-        from axpo.engines.vllm.starting import start_engine
+        from axpo.engines.vllm.serving import start_engine
 
         return start_engine(self, start)

@@ -35,8 +35,7 @@ NEEDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC
 class MathWorker:
     """The worker process, started when first needed; safe to call from several threads."""
 
-    def __init__(self, check_seconds: float = CHECK_SECONDS) -> None:
-        self._check_seconds = check_seconds
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
@@ -48,7 +47,7 @@ class MathWorker:
             try:
                 process.stdin.write(json.dumps([list(readings), truth]) + "\n")
                 process.stdin.flush()
-                return self._reply(process, self._check_seconds)["equal"]
+                return self._reply(process, CHECK_SECONDS)["equal"]
             except OSError as error:
                 self._kill()
                 raise GradingError(f"the math worker died: {error}") from error
