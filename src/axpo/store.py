@@ -206,11 +206,12 @@ def _prompt_row(group: Group) -> dict[str, Any]:
 
 def _group(row: Mapping[str, Any], pictures: Path | None) -> Group:
     """The group of a prompt's row, without trajectories."""
-    kept = {name: row[name] for name in _OF_GROUP}
+    kept: dict[str, Any] = {name: row[name] for name in _OF_GROUP}
+    kept |= {"truths": tuple(row["truths"]), "options": tuple(row["options"])}
     group = Group(
         row["group"],
         _segment(row["segments"][0]),
-        **(kept | {"truths": tuple(row["truths"]), "options": tuple(row["options"])}),
+        **kept,
         branches=[Branch(b["source"], b["cut"], b["confidence"]) for b in row["branches"]],
         views={v["digest"]: Crop(v["original"], tuple(v["box"])) for v in row["views"]},
         entropies={e["segment"]: e["entropy"] for e in row["entropies"]},

@@ -197,7 +197,7 @@ def test_the_key_is_in_no_log_repr_answer_or_file(
 
 def test_another_loop_gets_a_client_of_its_own_and_no_socket_stays() -> None:
     async def life(tavily: Tavily, close: bool) -> None:
-        async with serving() as server:
+        async with serving():
             await tavily.start()
             assert len((await tavily.search("x", 5)).items) == 3
             if close:
