@@ -152,8 +152,8 @@ class Resampling(Algorithm):
         return Candidate(group.id, rollout.id, cut, confidence)
 
     def bounds(self, questions: int) -> Bounds:
-        """The budget's continuations, of which one question may get all; a rollout's first call is
-        in its first turn, for one without a call is its last."""
+        """The budget's continuations, of which one question may get all. A rollout's first call is
+        in its first turn, because a turn without a call is the rollout's last."""
         extra = int(self.extra_budget * questions * self.rollouts)
         return Bounds(
             self.rollouts + min(extra, self.rollouts * self.continuations),

@@ -18,8 +18,8 @@ def text_activations(
 ) -> int:
     """Kept for backward by the text model (`text` is its config) for a pass over `tokens`.
 
-    Attention keeps the `keys` that it is given, with their values: in one call a run those of
-    each run in a copy, and its mask (`mask` is the sum of queries times keys); in one call for all
+    Attention keeps the `keys` that it is given, with their values: with one call per run a copy of
+    each run's, and its mask (`mask` is the sum of queries times keys); with one call for all runs
     the pass's own, or a copy of these with those of other passes before them. With `recompute`
     layers keep their input, and one at a time the rest.
     """

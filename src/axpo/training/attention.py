@@ -187,7 +187,7 @@ def tree_attention(
             scaling=scaling,
             **kwargs,  # pyright: ignore[reportArgumentType]
         )
-    # One split for all runs: its backward is one concatenation, where a slice a run would
+    # One split for all runs: its backward is one concatenation, where one slice per run would
     # write a gradient of the full length each.
     queries, keys, values = (x.split(tree.sizes, dim=2) for x in (query, key, value))
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
@@ -210,7 +210,7 @@ def _along_runs(
     layer: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attention [1, H, L, D] in a call a run; arguments are split by the pass's nodes."""
+    """Attention [1, H, L, D] in one call per run; arguments are split by the pass's nodes."""
     out: list[torch.Tensor] = []
     for run in tree.runs:
         # What was computed before comes first on every path: nodes stand behind their ancestors.

@@ -1,6 +1,6 @@
 """A forest's attention in one call: flex_attention over the blocks that the tree leaves.
 
-On a GPU a call a run is bound by launches; here one kernel serves every pass, however short, so
+On a GPU one call per run is bound by launches; here one kernel serves every pass, however short, so
 that a token is rounded alike in whatever tree it stands. Which queries see a key is one range,
 since a subtree is contiguous in preorder: its own query and those behind it up to the end of its
 subtree; for a key of another pass, the queries below its node. Blocks that no such range touches

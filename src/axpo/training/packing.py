@@ -49,12 +49,12 @@ class PackedTree:
 
     `tokens` [L]; `positions` [3, L] (M-RoPE); `previous` [L] is the token that predicts each one
     (-1 at a root); a key k is seen by the queries q with k <= q < `subtree_end`[k]. `pictures`
-    are content digests in placeholder order, one a placement. `index` [T] points into the
+    are content digests in placeholder order, one per placement. `index` [T] points into the
     layout; `advantages`, `weights`, `importance` (factors of the surrogate, 1 without a correction)
     and `old` (nats; 0 where nobody sampled) are [T] float32, `likelihood` and `distilled` (tokens
     without a ratio; those of them sampled elsewhere) [T] bool.
-    `groups` names the trees, `path_tokens` counts the tokens that one row a trajectory would
-    take without padding.
+    `groups` names the trees, `path_tokens` counts the tokens that one row per trajectory
+    would take without padding.
     """
 
     tokens: torch.Tensor
