@@ -304,7 +304,7 @@ class Counting(Lines):
 
     def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         super().step(kind, step, metrics)
-        self.sampled.append(self.runs[0].engine.stats.sampled)
+        self.sampled.append(self.runs[0].agent.engine.stats.sampled)
 
 
 @real
