@@ -24,7 +24,7 @@ bench: $(VENV)/.installed-dev
 pictures: $(VENV)/.installed-dev  # the README's, of the quickstart in $(RUN); needs Chromium
 	$(BIN)/python -m benchmarks.pictures $(RUN)
 
-gpu: $(VENV)/.installed-dev  # on a machine with one, about ten minutes: a verdict a question
+gpu: $(VENV)/.installed-dev  # on a machine with one, about ten minutes: a verdict per question
 	$(BIN)/python -m benchmarks.gpu
 
 gpu-%: $(VENV)/.installed-dev  # one part of it: gpu-tests, gpu-training, gpu-speed, gpu-lab

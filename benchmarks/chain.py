@@ -3,7 +3,7 @@
 Timing needs rollouts of known shape from a model that nobody trained. Here the shape is built
 into the weights: every layer's output is scaled down, so the last hidden state is mostly the
 current token's embedding, and the LM head maps that to the logits of a Markov chain. Sampling at
-temperature 1 then walks the chain, with no hook and a whole forward pass a token. A turn is a
+temperature 1 then walks the chain, with no hook and a whole forward pass per token. A turn is a
 countdown of thinking (its length is drawn uniformly from `THINKING`, so turns are ragged),
 `</think>`, a zoom call whose box is drawn from `BOXES`, `<|im_end|>`. What the layers add still
 moves logprobs by far more than float error, so a wrong mask or position is seen in them.

@@ -95,7 +95,7 @@ METHODS: dict[str, Half] = {
 
 def main() -> None:
     strict = 0.05 / 6
-    print(f"{TRIALS:,} studies a row; standard error of a coverage of 0.95: "
+    print(f"{TRIALS:,} studies per row; standard error of a coverage of 0.95: "
           f"{math.sqrt(0.95 * 0.05 / TRIALS):.4f}")  # fmt: skip
     cases = [(str(spread), normal(spread)) for spread in SPREADS] + [("8 rollouts", rollouts)]
     for name, draw in cases:

@@ -1,8 +1,8 @@
 """`python -m benchmarks.gpu [part ...]`: what waits for a GPU, in parts of less than five minutes.
 
 Each part runs its commands one after the other, with a limit of time each, writes their output to
-`--out` and goes on where one fails. At the end stands a line a question: the verdicts that tests
-and benchmarks print (`VERDICT question: answer`) and, for each command, whether it ran.
+`--out` and goes on where one fails. At the end stands one line per question: the verdicts that
+tests and benchmarks print (`VERDICT question: answer`) and, for each command, whether it ran.
 """
 
 from __future__ import annotations

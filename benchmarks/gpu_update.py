@@ -1,7 +1,7 @@
 """What bfloat16 and the block attention bring on a GPU: seconds and memory of an update, decoding.
 
-`python -m benchmarks.gpu_update` prints a line a case, and whether an update in pieces takes the
-memory that `axpo.costs.memory` says. The model is random, 2,048 wide like Qwen3-VL-2B with
+`python -m benchmarks.gpu_update` prints one line per case, and whether an update in pieces takes
+the memory that `axpo.costs.memory` says. The model is random, 2,048 wide like Qwen3-VL-2B with
 fewer layers; the trees are AXPO's (`models`). Compilation falls into the warm-up.
 """
 
@@ -126,7 +126,7 @@ def held(forest: PackedTree, pieces: Sequence[Piece]) -> tuple[int, int]:
 
 
 def decoding(checkpoint: Checkpoint, group: Group, rows: int, tokens: int) -> dict:
-    """Sampled tokens a second of `rows` rollouts of one prompt, the second time."""
+    """Sampled tokens per second of `rows` rollouts of one prompt, the second time."""
     pictures = tuple(Picture(s.digest, group.pictures[s.digest]) for s in group.prompt.images)
 
     async def main() -> float:

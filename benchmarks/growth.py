@@ -1,6 +1,6 @@
 """How rollouts and training steps grow, one axis at a time around a base point.
 
-Axes: image tokens, response tokens, rollouts a question, tool turns. Beside seconds stand the
+Axes: image tokens, response tokens, rollouts per question, tool turns. Beside seconds stand the
 operations that the result needs at least (`flops`) and the share of a large matrix product's
 speed that this comes to. The training step is `training_step`'s, with padded rows beside it.
 

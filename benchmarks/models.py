@@ -45,7 +45,7 @@ CROP_SHARE = 4
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One question's tree: `response` is the mean of policy tokens a path.
+    """One question's tree: `response` is the mean of policy tokens per path.
 
     With `turns` t > 0 every second rollout and every continuation calls a tool t times: its
     policy tokens are cut by t crops of image_tokens / 4.

@@ -1,4 +1,4 @@
-"""The same update on padded rows: one row a trajectory, as TRL and verl train.
+"""The same update on padded rows: one row per trajectory, as TRL and verl train.
 
 Each row is a trajectory's whole path, prompt and prefix included, padded on the right to the
 longest. The forward pass is transformers' own, on a model with transformers' own kernels; LM

@@ -51,8 +51,8 @@ lab's base model answers in few tokens, the other is random (text width 512, 8 l
 vLLM: above 1 means that vLLM is faster. Its CPU seconds are the server's and this process's
 together; by wall time it has a core more than the others.""",
     "training_step": """One question: 8 rollouts and 4 continuations of a frozen prefix, as AXPO
-trains them. axpo's `Learner.update` on the packed tree against one padded row a trajectory with
-its whole path and pictures (TRL, verl), and against padded rows whose vision tower runs once a
+trains them. axpo's `Learner.update` on the packed tree against one padded row per trajectory with
+its whole path and pictures (TRL, verl), and against padded rows whose vision tower runs once per
 distinct picture (neither library does this). Padded rows run on transformers' own kernels. Loss
 and gradient are the same on all sides, checked before timing (relative difference at most 1e-5,
 float32 on a CPU). Pictures have 256, 512 and 1024 pixels a side:
@@ -69,20 +69,20 @@ on how often tool use fails. Each one calls a tool and is shown a picture, which
 be, so tokens grow by more than samples, and time grows as tokens do.""",
     "growth": """One axis at a time around 256 image tokens, 128 response tokens, 8 rollouts and
 no tool. Rollouts are of 4 questions; those with tool turns come from the model of the first
-section (40 tokens a turn). A training step is one question's, with half as many continuations as
+section (40 tokens per turn). A training step is one question's, with half as many continuations as
 rollouts. Operations are the least that the result needs; their share is of the speed of a
 2048 x 2048 matrix product measured in the same process.""",
     "tools": """First the decode loop: trajectories whose every turn calls the sandboxed `python`,
 the zoom tool or `web_search` over a local corpus, with 200 ms awaited on top of each call (ours)
 against the same tools without (theirs). All trajectories start at once, thinking is ragged, and
-both sides sample the same tokens, which is checked; a ratio is seconds a sampled token, so 1.05
-means 5 % fewer tokens a second. `idle` is the time of a run in which no request was in the engine,
-all trajectories left being in tools; `alone` is the ratio of CPU and idle time together, which is
-wall time without other programs on the machine.
-`Rows a step` is how many tokens a round decodes: where a round costs the same whatever its rows, as
-small batches on a GPU do, tokens a second fall as they fall. Even without the 200 ms a call takes
-several rounds of the decode loop, since coroutines run between rounds: `a call` is its mean time.
-Then each tool's call through the toolbox as a multiple
+both sides sample the same tokens, which is checked; a ratio is seconds per sampled token, so 1.05
+means 5 % fewer tokens per second. `idle` is the time of a run in which no request was in the
+engine, all trajectories left being in tools; `alone` is the ratio of CPU and idle time together,
+which is wall time without other programs on the machine.
+`Rows per step` is how many tokens a round decodes: where a round costs the same whatever its rows,
+as small batches on a GPU do, tokens per second fall as they fall. Even without its 200 ms, a call
+takes several rounds of the decode loop, since coroutines run between rounds: `per call` is its mean
+time. Then each tool's call through the toolbox as a multiple
 of a call of an `async` function that does nothing; there CPU time is this process's, without the
 sandbox's own.""",
 }
@@ -173,7 +173,7 @@ def _vary(rows: Sequence[Row]) -> list[str]:
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    """Ratios, absolute seconds and targets, a line a row."""
+    """Ratios, absolute seconds and targets, one line per row."""
     keys = _vary(rows)
     shared = {key: value for key, value in rows[0]["case"].items() if key not in keys}
     figures = {
@@ -228,7 +228,7 @@ def _growth_tables(rows: Sequence[Row]) -> list[str]:
 def _tools_tables(rows: Sequence[Row]) -> list[str]:
     """Waiting by case, then the overhead of each tool."""
     head = ["trajectories", "thinking tokens", "CPU ratio", "alone", "wall ratio", "tokens/s"]
-    head += ["idle, s", "a call, s", "rows a step", "target"]
+    head += ["idle, s", "per call, s", "rows per step", "target"]
     waiting: list[list[str]] = []
     overhead: list[list[str]] = []
     for row in rows:
@@ -246,7 +246,7 @@ def _tools_tables(rows: Sequence[Row]) -> list[str]:
         waiting.append([*cells, "; ".join(verdicts)])
     lines = ["Slow tools / instant ones:", "", *_markdown(head, waiting)]
     if overhead:
-        head = ["tool", "calls at once", "CPU ratio", "wall ratio", "ms a call"]
+        head = ["tool", "calls at once", "CPU ratio", "wall ratio", "ms per call"]
         lines += ["", "Against an empty call:", "", *_markdown(head, overhead)]
     return lines
 

@@ -20,7 +20,7 @@ BARS = (THEIRS, OTHER_COLOURS[1], OTHER_COLOURS[2])
 AXES = {
     "image_tokens": "image tokens",
     "response": "response tokens",
-    "rollouts": "rollouts a question",
+    "rollouts": "rollouts per question",
     "turns": "tool turns",
 }
 

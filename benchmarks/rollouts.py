@@ -74,7 +74,7 @@ CASES = (
 
 
 class GenerateEngine:
-    """An engine on `model.generate`: a call a turn over all `rows`, from the first token on.
+    """An engine on `model.generate`: one call per turn over all `rows`, from the first token on.
 
     Rows are left-padded to the longest. Each distinct picture goes through the vision tower
     once. It serves when a request of every row waits, samples from torch's own generator and
@@ -209,7 +209,7 @@ def sides(checkpoint: Checkpoint, case: Case, with_trl: bool) -> dict[str, Side]
 
 
 def row(case: Case, against: str, ours: Timing, theirs: Timing) -> dict[str, Any]:
-    """A comparison as plain data; ratios are theirs over ours of seconds a token."""
+    """A comparison as plain data; ratios are theirs over ours of seconds per token."""
     shape = {key: value for key, value in asdict(case).items() if key != "rounds"}
     return {
         "benchmark": "rollouts",
@@ -224,7 +224,7 @@ def row(case: Case, against: str, ours: Timing, theirs: Timing) -> dict[str, Any
 
 
 def summary(timing: Timing) -> dict[str, float]:
-    """Means of a side's rounds, and its tokens a second of CPU time."""
+    """Means of a side's rounds, and its tokens per second of CPU time."""
     rounds = len(timing.cpu)
     keys = timing.figures[0]
     means = {key: sum(f[key] for f in timing.figures) / rounds for key in keys}

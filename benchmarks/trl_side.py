@@ -185,7 +185,7 @@ def _reward(examples: Sequence[Example]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """What TRL's `_generate` made: token ids a rollout, and which of them the policy sampled."""
+    """What TRL's `_generate` made: token ids per rollout, and which of them the policy sampled."""
 
     prompts: list[list[int]]
     completions: list[list[int]]

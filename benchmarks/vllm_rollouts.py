@@ -163,7 +163,7 @@ def _side(
 
 
 def _row(case: Case, against: str, ours: Timing, theirs: Timing) -> Row:
-    """A comparison as plain data; ratios are theirs over vLLM's seconds a token."""
+    """A comparison as plain data; ratios are theirs over vLLM's seconds per token."""
     low, high = case.tokens
     shape = {"model": case.model, "prompts": case.prompts, "rollouts": case.rollouts}
     return {

@@ -36,11 +36,6 @@ from benchmarks.trl_side import Limits, Rollouts
 CASE = Case(image_tokens=64, tool_turns=2, questions=2, rollouts=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @cache
 def checkpoint() -> Checkpoint:
     return chain_checkpoint()

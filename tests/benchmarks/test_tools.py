@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from axpo.sandbox import levels
 from axpo.tools.toolbox import Toolbox
@@ -22,11 +21,6 @@ pytestmark = pytest.mark.skipif(
     reason="no level of the sandbox works here",
 )
 CASE = replace(tools.TINY, questions=2, rollouts=4, tool_turns=2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_waiting_changes_nothing_that_is_sampled_or_seen(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(
     tiny = ("rl.questions=2", "algorithm.rollouts=2", "rollout.max_turn_tokens=8")
     text = here("profile", str(RECIPE), *tiny, "--steps", "2")
     said = text.splitlines()
-    assert "AXPO: 2 questions × 2 rollouts a step" in text and "median of 2" in text
+    assert "AXPO: 2 questions × 2 rollouts per step" in text and "median of 2" in text
     for phase in ("sampling", "forward", "backward", "optimizer"):
         assert any(line.split()[:1] == [phase] for line in said)
     assert any(" % of the step, " in line for line in said)

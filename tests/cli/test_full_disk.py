@@ -156,18 +156,18 @@ def test_an_index_and_what_is_recorded(small_disk: Callable[[float], Path]) -> N
 def test_a_checkpoint(small_disk: Callable[[float], Path]) -> None:
     """Half of one takes no room, the older ones stay, and it is tried once."""
     whole, folder = trainer(), small_disk(100)
-    first = checkpoints.save(folder / "checkpoints", 1, whole)
+    first = checkpoints.save(folder / "checkpoints", 1, whole, {})
     size = sum(file.stat().st_size for file in first.rglob("*")) / MEGABYTE
     small_disk(1.5 * size)
     refused = pytest.raises(DiskError, match=r"step-000002 cannot be written")
     whole.updates = 3
-    with refused, checkpoints.kept_on_stop(folder / "checkpoints", whole, 1):
-        checkpoints.save(folder / "checkpoints", 2, whole)
+    with refused, checkpoints.kept_on_stop(folder / "checkpoints", whole, 1, {}):
+        checkpoints.save(folder / "checkpoints", 2, whole, {})
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000001"]
     assert checkpoints.restore(first, trainer()).step == 1
     small_disk(100)
     whole.updates = 0
-    assert_same(checkpoints.save(folder / "checkpoints", 1, whole), first)
+    assert_same(checkpoints.save(folder / "checkpoints", 1, whole, {}), first)
 
 
 def test_a_run_goes_on_once_there_is_room(small_disk: Callable[[float], Path]) -> None:

@@ -43,6 +43,14 @@ def wait_for(process: subprocess.Popen[str], folder: Path, lines: int) -> None:
         time.sleep(0.02)
 
 
+def stopped(process: subprocess.Popen[str], number: int, what: str) -> int:
+    """Send a signal; how many steps or questions the command says that it has done by then."""
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    return stopped_at(errors, what)
+
+
 def same_weights(one: Path, other: Path) -> bool:
     first, second = (load_file(p / "model" / "model.safetensors") for p in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
@@ -81,10 +89,7 @@ class TestRuns:
         assert kept.is_dir()
         again = start("sft", RECIPE, *SMALL, "--out", out)
         wait_for(again, out, step + 2)
-        again.send_signal(signal.SIGTERM)
-        _, errors = again.communicate(timeout=60)
-        assert again.returncode == 143
-        later = stopped_at(errors, "step")
+        later = stopped(again, signal.SIGTERM, "step")
         assert later >= step + 2 and metrics(out) == later
         assert same_weights(
             out / "checkpoints" / f"step-{later:06d}", unbroken(tmp_path / "whole", "sft", later)
@@ -94,18 +99,12 @@ class TestRuns:
         out = tmp_path / "run"
         first = start("train", RECIPE, *SMALL, "--out", out)
         wait_for(first, out, 2)
-        first.send_signal(signal.SIGTERM)
-        _, errors = first.communicate(timeout=60)
-        assert first.returncode == 143
-        step = stopped_at(errors, "step")
+        step = stopped(first, signal.SIGTERM, "step")
         assert metrics(out) == step
         assert [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{step:06d}"]
         again = start("train", RECIPE, *SMALL, "--out", out)
         wait_for(again, out, step + 2)
-        again.send_signal(signal.SIGINT)
-        _, errors = again.communicate(timeout=60)
-        assert again.returncode == 130
-        later = stopped_at(errors, "step")
+        later = stopped(again, signal.SIGINT, "step")
         assert same_weights(
             out / "checkpoints" / f"step-{later:06d}", unbroken(tmp_path / "whole", "train", later)
         )
@@ -115,10 +114,7 @@ class TestRuns:
         out = tmp_path / "run"
         first = start("eval", RECIPE, *SMALL, "--out", out)
         wait_for(first, out, 3)
-        first.send_signal(signal.SIGINT)
-        _, errors = first.communicate(timeout=60)
-        assert first.returncode == 130
-        done = stopped_at(errors, "question")
+        done = stopped(first, signal.SIGINT, "question")
         assert 3 <= done < 40 and len(list((out / "evaluation").glob("*.parquet"))) > 0
         results: list[object] = []
         for folder in (out, tmp_path / "whole"):

@@ -132,7 +132,7 @@ def test_from_sft_to_axpo_with_everything_on(tmp_path: Path, data: Path, standin
     lines = Lines()
     start = train_sft(sft_config(data, standin), standin, tmp_path / "sft", lines) / "model"
     losses = [metrics["nll"] for _, _, metrics in lines.steps]
-    print(f"SFT: {losses[0]:.2f} -> {losses[-1]:.2f} nats a token")
+    print(f"SFT: {losses[0]:.2f} -> {losses[-1]:.2f} nats per token")
     assert losses[-1] < 0.3 * losses[0]
 
     config, lines = rl_config(data, start), Lines()

@@ -22,21 +22,6 @@ from tests.support.engine_contract import EngineParity, Writer, ask, difference,
 from tests.support.tiny import tiny_checkpoint
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def checkpoint() -> Checkpoint:
-    return tiny_checkpoint(0)
-
-
-@pytest.fixture
-def writer(checkpoint: Checkpoint) -> Writer:
-    return Writer(checkpoint, 0)
-
-
 class TestTransformersEngine(EngineParity):
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> TransformersEngine:
         return TransformersEngine(checkpoint, slots, max_prefill_tokens=512)

@@ -21,7 +21,6 @@ import torch
 
 from axpo.config import LoraSettings, load_config
 from axpo.engines.base import Completion
-from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
@@ -34,7 +33,7 @@ from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers, adapter_weights, merged_weights, served_share
 from axpo.tasks.lab import BASE
 from axpo.training.objective import Objective
-from tests.support.engine_contract import EngineParity, Writer, ask, run
+from tests.support.engine_contract import Writer, ask, run
 from tests.support.fake_vllm import FakeVllm
 from tests.support.in_flight import InFlightModes
 from tests.support.lora import LOSS, adapted, trainer
@@ -46,6 +45,7 @@ from tests.support.vllm_server import (
     HEAD,
     LONG,
     PYTHON,
+    ServerContract,
     differences,
     engine_at,
     killed_in_flight,
@@ -252,22 +252,13 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 
 
 @real
-class TestContract(EngineParity):
-    tolerance = 3e-5
-
+class TestContract(ServerContract):
     @pytest.fixture(autouse=True)
     def _server(self, lora_server: ServerProcess, tmp_path: Path) -> None:
         self.server, self.folder = lora_server, tmp_path
 
     def tiny(self, seed: int) -> Checkpoint:
         return made(seed)
-
-    def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
-        """The server takes 64 at once; with fewer slots fewer are sent to it."""
-        engine = engine_at(self.server, checkpoint, self.folder)
-        for server in engine._pool.servers:
-            server.places = Places(min(slots, server.places.count))
-        return engine
 
 
 @real
@@ -359,7 +350,7 @@ def test_axpo_with_a_killed_server_then_an_evaluation(
     for step in steps:
         assert step["served_share"] == pytest.approx(1.0, abs=1e-5)
         assert step["mismatch_mean"] < 0.03 and step["unscored"] == 0
-    moved = steps[-1]["kl"]  # nats a token from the start, before that step's update
+    moved = steps[-1]["kl"]  # nats per token from the start, before that step's update
     assert moved > 0.1
 
     shares: list[float | None] = []

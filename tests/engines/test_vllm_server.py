@@ -23,7 +23,6 @@ import torch
 from axpo.build.runs import rl_run
 from axpo.config import load_config, parse_config
 from axpo.engines.base import Completion, Request
-from axpo.engines.places import Places
 from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
@@ -46,7 +45,7 @@ from axpo.tasks.lab import BASE
 from axpo.training import rl
 from axpo.training.batches import recompute_logprobs
 from axpo.training.parity import Parity, check_parity, limit
-from tests.support.engine_contract import EngineParity, Writer, ask, run
+from tests.support.engine_contract import Writer, ask, run
 from tests.support.parity import agent_of, detailed
 from tests.support.rollouts import example
 from tests.support.runs import Lines, starting_at, train_rl, train_sft
@@ -55,6 +54,7 @@ from tests.support.vllm_server import (
     HEAD,
     LONG,
     PYTHON,
+    ServerContract,
     differences,
     engine_at,
     killed_in_flight,
@@ -181,22 +181,13 @@ def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 @real
-class TestContract(EngineParity):
-    tolerance = 3e-5
-
+class TestContract(ServerContract):
     @pytest.fixture(autouse=True)
     def _server(self, server: ServerProcess, tmp_path: Path) -> None:
         self.server, self.folder = server, tmp_path
 
     def tiny(self, seed: int) -> Checkpoint:
         return tiny_checkpoint(seed, HEAD)
-
-    def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
-        """The server takes 64 at once; with fewer slots fewer are sent to it."""
-        engine = engine_at(self.server, checkpoint, self.folder)
-        for server in engine._pool.servers:
-            server.places = Places(min(slots, server.places.count))
-        return engine
 
 
 @real
@@ -380,7 +371,7 @@ def test_nothing_drifts_at_learning_rate_0(server: ServerProcess, tmp_path: Path
 
 @real
 def test_bfloat16_passes_and_a_server_of_another_head_is_refused(tmp_path: Path) -> None:
-    """vLLM and the trainer share no kernel: 0.013 nats a token, as much as the trainer's own
+    """vLLM and the trainer share no kernel: 0.013 nats per token, as much as the trainer's own
     rounding moves its logprobs (0.018); the limit is 0.11."""
     tiny_checkpoint(0, HEAD).save(tmp_path / "tiny")
     trained = load_checkpoint(tmp_path / "tiny", dtype=torch.bfloat16)

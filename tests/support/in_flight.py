@@ -30,154 +30,119 @@ class InFlightModes:
     """New weights while requests stand still after 5 of their 12 tokens."""
 
     @pytest.fixture
-    def fake(self, setting: Setting, checkpoint: Checkpoint) -> FakeVllm:
-        (fake,) = setting.serve(checkpoint)
-        fake.hold, self.folder = 5, setting.folder
-        return fake
-
-    @pytest.fixture
     def newer(self) -> Checkpoint:
         return tiny_checkpoint(1)
 
-    @pytest.fixture
-    def requests(self, writer: Writer) -> list[Request]:
-        return prompts(writer, 2, 3, stop=())
+    @pytest.fixture(autouse=True)
+    def _made(
+        self, setting: Setting, checkpoint: Checkpoint, newer: Checkpoint, writer: Writer
+    ) -> None:
+        self.setting, self.checkpoint, self.newer = setting, checkpoint, newer
+        (self.fake,) = setting.serve(checkpoint)
+        self.fake.hold = 5
+        self.requests = prompts(writer, 2, 3, stop=())
 
-    def update(
-        self, engine: VllmEngine, fake: FakeVllm, requests: list[Request], newer: Checkpoint
-    ) -> list[Completion]:
-        """Answers to `requests`, and to one more that is asked while the weights come."""
+    def update(self, engine: VllmEngine) -> list[Completion]:
+        """Answers to the requests, of which the last is asked while the weights come."""
+        requests = self.requests
 
         async def main() -> list[Completion]:
             work = asyncio.create_task(ask(engine, requests[:-1]))
-            while fake.held < len(requests) - 1:
+            while self.fake.held < len(requests) - 1:
                 await asyncio.sleep(0.01)
-            load = asyncio.create_task(engine.load_weights(newer.model.state_dict(), 1))
-            while not list(self.folder.glob("*-1.safetensors")):
+            load = asyncio.create_task(engine.load_weights(self.newer.model.state_dict(), 1))
+            while not list(self.setting.folder.glob("*-1.safetensors")):
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)  # the file is there: now requests wait
             late = asyncio.create_task(engine.generate(requests[-1]))
             await asyncio.sleep(0.1)
-            fake.go_on()
+            self.fake.go_on()
             await load
             return [*await work, await late]
 
         return run(main())
 
-    def test_kept_requests_go_on_with_the_new_weights(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-    ) -> None:
-        engine = setting.engine(checkpoint, [fake], in_flight="keep")
-        done = self.update(engine, fake, requests, newer)
-        assert not fake.aborted and len(fake.bodies) == len(requests)
+    def test_kept_requests_go_on_with_the_new_weights(self) -> None:
+        engine = self.setting.engine(self.checkpoint, [self.fake], in_flight="keep")
+        done = self.update(engine)
+        assert not self.fake.aborted and len(self.fake.bodies) == len(self.requests)
         assert [d.versions for d in done] == [(0,) * 5 + (1,) * 7] * 5 + [(1,) * 12]
-        for request, completion in zip(requests[:-1], done, strict=False):
-            for by, part in ((checkpoint, slice(0, 5)), (newer, slice(5, None))):
+        for request, completion in zip(self.requests[:-1], done, strict=False):
+            for by, part in ((self.checkpoint, slice(0, 5)), (self.newer, slice(5, None))):
                 before = completion.tokens[: part.start]
                 asked = replace(request, tokens=request.tokens + before)
                 tokens, logprobs = completion.tokens[part], completion.logprobs[part]
                 piece = replace(completion, tokens=tokens, logprobs=logprobs)
                 assert difference(by, asked, piece) < 1e-5
-        assert engine.stats.requests == len(requests)
-        assert engine.stats.sampled == 12 * len(requests)
+        assert engine.stats.requests == len(self.requests)
+        assert engine.stats.sampled == 12 * len(self.requests)
 
-    def test_restarted_requests_are_the_new_weights_own(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-    ) -> None:
-        engine = setting.engine(checkpoint, [fake], in_flight="restart")
-        done = self.update(engine, fake, requests, newer)
-        assert len(fake.aborted) == 5
+    def test_restarted_requests_are_the_new_weights_own(self) -> None:
+        engine = self.setting.engine(self.checkpoint, [self.fake], in_flight="restart")
+        done = self.update(engine)
+        assert len(self.fake.aborted) == 5
         assert {d.versions for d in done} == {(1,) * 12}
-        check(newer, engine, requests, done)
+        check(self.newer, engine, self.requests, done)
 
     def test_an_update_takes_none_of_the_time_of_kept_requests(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-        monkeypatch: pytest.MonkeyPatch,
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Neither of what a server may take for one, nor of the trajectory's."""
-        servers = [Server(Client(fake.url, 0.6, 5.0))]
-        engine = VllmEngine(TrainedModel.of(checkpoint), servers, setting.folder, in_flight="keep")
+        servers = [Server(Client(self.fake.url, 0.6, 5.0))]
+        model, folder = TrainedModel.of(self.checkpoint), self.setting.folder
+        engine = VllmEngine(model, servers, folder, in_flight="keep")
         control = FakeVllm._control
 
         async def slow(route: str, body: dict[str, Any]) -> tuple[int, Any]:
             if route == "/update_weights":
                 await asyncio.sleep(1.5)
-                fake.go.set()
-            return await control(fake, route, body)
+                self.fake.go.set()
+            return await control(self.fake, route, body)
 
-        monkeypatch.setattr(fake, "_control", slow)
-        clocks = [Clock(0.6) for _ in requests]
+        monkeypatch.setattr(self.fake, "_control", slow)
+        clocks = [Clock(0.6) for _ in self.requests]
 
         async def one(clock: Clock, request: Request) -> Completion:
             async with clock:
                 return await engine.generate(request)
 
         async def main() -> list[Completion]:
-            work = asyncio.gather(*map(one, clocks, requests))
-            while fake.held < len(requests):
+            work = asyncio.gather(*map(one, clocks, self.requests))
+            while self.fake.held < len(self.requests):
                 await asyncio.sleep(0.01)
-            await engine.load_weights(newer.model.state_dict(), 1)
+            await engine.load_weights(self.newer.model.state_dict(), 1)
             return await work
 
-        assert len(run(main())) == len(requests)
-        assert engine.stats.servers_lost == 0 and len(fake.bodies) == len(requests)
+        assert len(run(main())) == len(self.requests)
+        assert engine.stats.servers_lost == 0 and len(self.fake.bodies) == len(self.requests)
         assert all(clock.waited > 1.5 > 2 * clock.worked for clock in clocks)
 
-    def test_finishing_requests_hold_the_weights_up(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-    ) -> None:
-        engine = setting.engine(checkpoint, [fake], in_flight="finish")
-        done = self.update(engine, fake, requests, newer)
-        assert not fake.aborted
+    def test_finishing_requests_hold_the_weights_up(self) -> None:
+        engine = self.setting.engine(self.checkpoint, [self.fake], in_flight="finish")
+        done = self.update(engine)
+        assert not self.fake.aborted
         assert [d.versions for d in done] == [(0,) * 12] * 5 + [(1,) * 12]
-        for request, completion in zip(requests, done, strict=True):
-            by = newer if completion is done[-1] else checkpoint
+        for request, completion in zip(self.requests, done, strict=True):
+            by = self.newer if completion is done[-1] else self.checkpoint
             assert difference(by, request, completion) < 1e-5
 
-    def test_a_server_that_dies_with_kept_requests_loses_none(
-        self,
-        setting: Setting,
-        checkpoint: Checkpoint,
-        newer: Checkpoint,
-        fake: FakeVllm,
-        requests: list[Request],
-    ) -> None:
+    def test_a_server_that_dies_with_kept_requests_loses_none(self) -> None:
         """They start anew on the other server, which has the new weights."""
-        other = setting.serve(checkpoint)[0]
-        engine = setting.engine(checkpoint, [fake, other], in_flight="keep")
+        other = self.setting.serve(self.checkpoint)[0]
+        engine = self.setting.engine(self.checkpoint, [self.fake, other], in_flight="keep")
 
         async def main() -> list[Completion]:
-            work = asyncio.create_task(ask(engine, requests))
-            while fake.held < 3:
+            work = asyncio.create_task(ask(engine, self.requests))
+            while self.fake.held < 3:
                 await asyncio.sleep(0.01)
-            await engine.load_weights(newer.model.state_dict(), 1)
-            await asyncio.to_thread(fake.die)
+            await engine.load_weights(self.newer.model.state_dict(), 1)
+            await asyncio.to_thread(self.fake.die)
             return await work
 
         done = run(main())
         assert engine.stats.requests == len(done) == 6
         assert engine.stats.servers_lost == 1
-        for request, completion in zip(requests, done, strict=True):
-            by = newer if completion.versions[0] else checkpoint
+        for request, completion in zip(self.requests, done, strict=True):
+            by = self.newer if completion.versions[0] else self.checkpoint
             assert difference(by, request, completion) < 1e-5
         assert sum(d.versions == (1,) * 12 for d in done) >= 3

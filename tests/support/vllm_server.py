@@ -18,12 +18,10 @@ from axpo.engines.base import Completion, Request
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
-from axpo.engines.vllm.pool import Pool, Server
-from axpo.engines.vllm.server import (
-    ServerProcess,
-)
+from axpo.engines.vllm.pool import Places, Pool, Server
+from axpo.engines.vllm.server import ServerProcess
 from axpo.models.loading import Checkpoint
-from tests.support.engine_contract import fresh_logprobs
+from tests.support.engine_contract import EngineParity, fresh_logprobs
 
 PYTHON = os.environ.get("AXPO_VLLM_PYTHON", "")
 real = pytest.mark.skipif(not PYTHON, reason="AXPO_VLLM_PYTHON names no python with vLLM")
@@ -43,6 +41,21 @@ def engine_at(
     with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
         beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()
     return engine
+
+
+class ServerContract(EngineParity):
+    """The contract against a real server: a subclass sets `server` and `folder`."""
+
+    tolerance = 3e-5
+    server: ServerProcess
+    folder: Path
+
+    def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:
+        """The server takes 64 at once; with fewer slots fewer are sent to it."""
+        engine = engine_at(self.server, checkpoint, self.folder)
+        for server in engine._pool.servers:
+            server.places = Places(min(slots, server.places.count))
+        return engine
 
 
 def differences(checkpoint: Checkpoint, request: Request, done: Completion) -> list[float]:

@@ -31,11 +31,6 @@ from tests.support.tiny import in_bfloat16, tiny_checkpoint
 LOSS = partial(ClipLoss().of, kl=0.05)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def values(tensor: torch.Tensor) -> torch.Tensor:
     assert isinstance(tensor, Remote), "this tensor is on the CPU"
     return tensor.local
@@ -161,7 +156,7 @@ def test_update(budget: int, rounded: bool):
 def test_resuming_needs_no_second_model_on_the_device(tmp_path: Path, rounded: bool):
     settings = OptimizerSettings(learning_rate=1e-3)
     saved, other = (in_bfloat16(c) if rounded else c for c in map(tiny_checkpoint, (0, 1)))
-    path = checkpoints.save(tmp_path, 1, Learner(saved, None, settings, 10))
+    path = checkpoints.save(tmp_path, 1, Learner(saved, None, settings, 10), {})
     with gpu():
         moved(other.model)
         resumed = Learner(other, None, settings, 10)

@@ -29,11 +29,6 @@ from tests.support.tiny import tiny_checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     return tiny_checkpoint(0)

@@ -28,11 +28,6 @@ from tests.support.tiny import in_bfloat16, tiny_checkpoint
 RL_RATE = 1e-6
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def rounded(seed: int = 0) -> Checkpoint:
     return in_bfloat16(tiny_checkpoint(seed))
 
@@ -196,7 +191,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path):
     train(unbroken, range(6))
     first = start(rounded(), 1e-4)
     train(first, range(3))
-    path = checkpoints.save(tmp_path, 3, first)
+    path = checkpoints.save(tmp_path, 3, first, {})
     # Other weights: everything must come from the checkpoint.
     resumed = start(rounded(1), 1e-4)
     assert checkpoints.restore(path, resumed).step == 3
@@ -219,7 +214,7 @@ def test_a_checkpoint_of_another_dtype_is_refused(tmp_path: Path):
         (short, long, "holds 92 master weights, expected 0: .*model.dtype"),
         (long, short, "holds 0 master weights, expected 92: .*model.dtype"),
     ):
-        path = checkpoints.save(tmp_path / str(message[6]), 1, some)
+        path = checkpoints.save(tmp_path / str(message[6]), 1, some, {})
         with pytest.raises(ValueError, match=message):
             checkpoints.restore(path, other)
 

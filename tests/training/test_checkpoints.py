@@ -167,7 +167,7 @@ def test_where_all_are_damaged_each_is_named(tmp_path: Path, unbroken: tuple[Pat
 
 def test_damage_changes_nothing_in_memory(tmp_path: Path) -> None:
     trainer = start()
-    path = checkpoints.save(tmp_path, 1, start(seed=3))
+    path = checkpoints.save(tmp_path, 1, start(seed=3), {})
     before = {name: x.clone() for name, x in trainer.checkpoint.model.state_dict().items()}
     cut_short(path / "model" / "model.safetensors")
     with pytest.raises(checkpoints.DamagedError, match=r"model\.safetensors cannot be read"):
@@ -181,8 +181,8 @@ def test_damage_changes_nothing_in_memory(tmp_path: Path) -> None:
 
 def test_another_models_checkpoint_is_refused_whatever_is_older(tmp_path: Path) -> None:
     trainer = start()
-    checkpoints.save(tmp_path, 1, trainer)
-    newer = checkpoints.save(tmp_path, 2, trainer)
+    checkpoints.save(tmp_path, 1, trainer, {})
+    newer = checkpoints.save(tmp_path, 2, trainer, {})
     weights = load_file(newer / "model" / "model.safetensors")
     name = "model.language_model.norm.weight"
     save_file(weights | {name: weights[name][1:].clone()}, newer / "model" / "model.safetensors")
@@ -193,7 +193,7 @@ def test_another_models_checkpoint_is_refused_whatever_is_older(tmp_path: Path) 
 
 def test_only_checkpoints_are_taken_for_some(tmp_path: Path) -> None:
     assert checkpoints.restore_newest(tmp_path / "absent", start()) is None
-    good = checkpoints.save(tmp_path, 3, start())
+    good = checkpoints.save(tmp_path, 3, start(), {})
     (tmp_path / ".writing-step-000006").mkdir()
     (tmp_path / "step-notes").mkdir()
     assert [saved.path for saved in saved_checkpoints(tmp_path)] == [good]
@@ -211,7 +211,7 @@ def test_a_saved_model_loads_on_its_own(tmp_path: Path):
     from axpo.models.loading import load_checkpoint
 
     trainer = start()
-    path = checkpoints.save(tmp_path, 1, trainer)
+    path = checkpoints.save(tmp_path, 1, trainer, {})
     loaded = load_checkpoint(path / "model")
     assert loaded.processor.banned == trainer.checkpoint.processor.banned
     for name, tensor in trainer.checkpoint.model.state_dict().items():
@@ -240,7 +240,7 @@ class TestKeptOnStop:
         for updates in (0, 1):
             with (
                 pytest.raises(OSError),
-                checkpoints.kept_on_stop(tmp_path, self.trained(updates), 2),
+                checkpoints.kept_on_stop(tmp_path, self.trained(updates), 2, {}),
             ):
                 raise OSError
         assert saved_checkpoints(tmp_path) == []
@@ -248,14 +248,14 @@ class TestKeptOnStop:
     def test_weights_that_are_not_finite(self, tmp_path: Path) -> None:
         """An update that overflows is refused before a checkpoint can hold it."""
         trainer = self.trained(1)
-        good = checkpoints.save(tmp_path, 1, trainer)
+        good = checkpoints.save(tmp_path, 1, trainer, {})
         group = branching_group(trainer.checkpoint, 1, "h")
         state = trainer.optimizer.state[trainer.parameters[0]]
         state["exp_avg"].fill_(-3e38)
         state["exp_avg_sq"].fill_(1e-30)
         with (
             pytest.raises(NonFiniteError, match=r"update 2 made weights .*lower learning_rate"),
-            checkpoints.kept_on_stop(tmp_path, trainer, 1),
+            checkpoints.kept_on_stop(tmp_path, trainer, 1, {}),
         ):
             trainer.update([group], Objective(LOSS, "question_mean"))
         assert [saved.path for saved in saved_checkpoints(tmp_path)] == [good]

@@ -204,7 +204,7 @@ def test_update_and_resume(tmp_path, rounded: bool):
         return Learner(on_gpu(seed, rounded), on_gpu(7, rounded), settings, 10)
 
     trainer = start(0)
-    path = checkpoints.save(tmp_path, 0, trainer)
+    path = checkpoints.save(tmp_path, 0, trainer, {})
     resumed = start(1)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -213,7 +213,7 @@ def test_update_and_resume(tmp_path, rounded: bool):
     model = sum(p.nbytes for p in resumed.checkpoint.model.parameters())
     groups = [branching_group(trainer.checkpoint, seed, f"g{seed}") for seed in range(2)]
     assert trainer.update(groups, Objective(LOSS, "question_mean", kl=True))["grad_norm"] > 0
-    checkpoints.restore(checkpoints.save(tmp_path, 1, trainer), resumed)
+    checkpoints.restore(checkpoints.save(tmp_path, 1, trainer, {}), resumed)
     for ours, theirs in zip(resumed.parameters, trainer.parameters, strict=True):
         assert torch.equal(ours, theirs)
         assert ours.dtype == torch.float32 and ours.device.type == "cuda"

@@ -11,11 +11,6 @@ from tests.support.tiny import in_bfloat16, tiny_checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_attention(seed: int):
     """More keys than queries, grouped heads, any length; forward, for a CPU has no backward."""

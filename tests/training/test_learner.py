@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from axpo.algorithms.losses import ClipLoss, TokenBatch, likelihood_loss
+from axpo.algorithms.losses import ClipLoss, likelihood_loss
 from axpo.config import OptimizerSettings
 from axpo.errors import NonFiniteError, TreeError
 from axpo.models.loading import Checkpoint
@@ -19,7 +19,7 @@ from axpo.training.items import Aggregation
 from axpo.training.learner import learning_rate
 from axpo.training.objective import Objective
 from axpo.tree import Group
-from tests.support.learners import CLIP_KL, caught_gradient, flat, trainer
+from tests.support.learners import CLIP_KL, Steep, caught_gradient, flat, trainer
 from tests.support.padded_oracle import (
     Builder,
     branching_group,
@@ -32,11 +32,6 @@ from tests.support.saved_bytes import SavedBytes
 from tests.support.tiny import tiny_checkpoint
 
 CLIP = partial(ClipLoss().of, kl=0.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -169,19 +164,9 @@ def test_non_finite_names_the_group_and_spares_the_weights(
     with pytest.raises(NonFiniteError, match="loss of group g1 is"):
         some.update(groups, Objective(CLIP, "question_mean"))
 
-    calls = []
-
-    def steep(batch: TokenBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        """In the second micro-batch: a finite value with an infinite slope (sqrt at 0)."""
-        loss, stats = CLIP(batch)
-        calls.append(loss)
-        if len(calls) == 2:
-            loss = loss + (batch.logprobs.sum() * 0.0).abs().sqrt()
-        return loss, stats
-
     credit_all(groups[1].rollouts[0], 0, 1.0, 0.25)
     with pytest.raises(NonFiniteError, match="gradient of group g1 is not finite"):
-        some.update(groups, Objective(steep, "question_mean"))
+        some.update(groups, Objective(Steep(2, CLIP), "question_mean"))
     assert torch.equal(flat(checkpoint), before)
     assert torch.equal(some.optimizer.state_dict()["state"][0]["exp_avg"], state)
     assert all(p.grad is None for p in checkpoint.model.parameters())

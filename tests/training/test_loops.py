@@ -62,7 +62,7 @@ def test_what_is_not_finite_is_not_saved_when_a_run_ends(tmp_path: Path) -> None
     learner.updates = 1
     with (
         pytest.raises(OSError, match="the network"),
-        checkpoints.kept_on_stop(tmp_path / "kept", learner, 1),
+        checkpoints.kept_on_stop(tmp_path / "kept", learner, 1, {}),
     ):
         raise OSError("the network is down")
     assert saved_checkpoints(tmp_path / "kept") == []

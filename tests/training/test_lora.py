@@ -156,7 +156,7 @@ def test_resumed_to_the_bit_and_loadable_by_everyone(tmp_path: Path, bfloat16: b
     steps(whole, 0, 4)
     broken = trainer(adapted(made=made))
     steps(broken, 0, 2)
-    path = checkpoints.save(tmp_path, 2, broken)
+    path = checkpoints.save(tmp_path, 2, broken, {})
     again = trainer(adapted(9, made=made))  # what it starts with is replaced
     assert checkpoints.restore(path, again).step == 2
     steps(again, 2, 4)
@@ -181,7 +181,7 @@ def test_resumed_to_the_bit_and_loadable_by_everyone(tmp_path: Path, bfloat16: b
 
 
 def test_a_resume_that_does_not_fit_is_refused(tmp_path: Path):
-    path = checkpoints.save(tmp_path, 1, trainer(adapted()))
+    path = checkpoints.save(tmp_path, 1, trainer(adapted()), {})
     with pytest.raises(ValueError, match=r"42 matrices of other adapters, expected 42"):
         checkpoints.restore(path, trainer(adapted(rank=2)))
     with pytest.raises(ValueError, match="adapters on one side only"):
@@ -207,7 +207,7 @@ def test_an_evaluation_loads_what_was_trained(tmp_path: Path, dtype: str):
     )
     for layer in adapted_layers(checkpoint.model).values():
         layer.lora_B["default"].weight.data.fill_(2e-4)
-    path = checkpoints.save(tmp_path / "run", 1, trainer(checkpoint))
+    path = checkpoints.save(tmp_path / "run", 1, trainer(checkpoint), {})
     found = load_trained(config, path / "model")
     found = replace(found, processor=checkpoint.processor)
     assert bool(adapted_layers(found.model)) == half

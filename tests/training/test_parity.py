@@ -74,7 +74,7 @@ def test_the_engine_of_the_model_passes() -> None:
 
 def test_an_engine_of_another_model_is_refused_with_figures() -> None:
     off = agent(off=0.1)
-    message = r"by 0\.1 nats a token.*the limit is 0\.02 \(float32 rounds by 1e-6\)"
+    message = r"by 0\.1 nats per token.*the limit is 0\.02 \(float32 rounds by 1e-6\)"
     with pytest.raises(UserError, match=message):
         asyncio.run(check_parity(off, RECOMPUTE, groups(off), 0, FLOAT32))
     wide = partial(limit, torch.float32, setting=1.0)

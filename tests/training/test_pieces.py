@@ -7,7 +7,6 @@ import random
 import pytest
 import torch
 
-from axpo.algorithms.losses import TokenBatch
 from axpo.costs.memory import keys_values
 from axpo.errors import NonFiniteError
 from axpo.models.loading import Checkpoint
@@ -17,7 +16,7 @@ from axpo.training.packing import PackedTree
 from axpo.training.pieces import cut, plain_logprobs
 from axpo.training.policy import policy_logprobs
 from axpo.tree import Group
-from tests.support.learners import CLIP_KL, caught_gradient, flat, trainer
+from tests.support.learners import CLIP_KL, Steep, caught_gradient, flat, trainer
 from tests.support.lora import adapted
 from tests.support.packing import CLIP, pack_text, packed, text_group
 from tests.support.padded_oracle import Builder, branching_group, credit_all, demonstration_group
@@ -263,22 +262,13 @@ def test_non_finite_spares_the_weights(checkpoint: Checkpoint):
     """Also where the pieces that went backward before were fine."""
     some = trainer(checkpoint, max_tokens_per_micro_batch=61)
     group = branching_group(checkpoint, 1, "g")
-    before = flat(checkpoint)
-    calls = []
-
-    def steep(batch: TokenBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        loss, stats = CLIP(batch)
-        calls.append(loss)
-        if len(calls) == 2:
-            loss = loss + (batch.logprobs.sum() * 0.0).abs().sqrt()
-        return loss, stats
-
+    before, steep = flat(checkpoint), Steep(2, CLIP)
     with pytest.raises(NonFiniteError, match="gradient of group g is not finite"):
         some.update([group], Objective(steep, "question_mean"))
     credit_all(group.rollouts[0], 0, float("inf"), 0.25)
     with pytest.raises(NonFiniteError, match="loss of group g is"):
         some.update([group], Objective(CLIP, "question_mean"))
-    assert len(calls) > 2
+    assert steep.calls > 2
     assert torch.equal(flat(checkpoint), before)
     assert all(p.grad is None for p in checkpoint.model.parameters())
 

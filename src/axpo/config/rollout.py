@@ -16,9 +16,9 @@ class RolloutSettings(Section):
     tools: tuple[str, ...] = ("image_zoom_in_tool",)
     """Tools that the agent may call: built-in names, or "module:name" of one's own."""
     max_turns: PositiveInt = 3
-    """Policy turns a trajectory (paper: at most 3)."""
+    """Policy turns per trajectory (paper: at most 3)."""
     max_turn_tokens: PositiveInt = 64
-    """Sampled tokens a turn."""
+    """Sampled tokens per turn."""
     max_tokens: PositiveInt = 256
     """Tokens of a trajectory after the prompt, observations included."""
     max_seconds: PositiveFloat = 120.0

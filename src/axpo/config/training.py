@@ -39,9 +39,9 @@ class RLSettings(Section):
     steps: PositiveInt = 60
     """Training steps (batches of questions)."""
     questions: PositiveInt = 16
-    """B, questions a step."""
+    """B: questions per step."""
     updates: PositiveInt = 2
-    """Optimizer updates a step; from 2 on the clip is alive."""
+    """Optimizer updates per step; from 2 on the clip is alive."""
     old_logprobs: Literal["engine", "recompute"] = "engine"
     """pi_old: the engine's own numbers, or the trainer's before the first update."""
     importance_cap: PositiveFloat | None = None

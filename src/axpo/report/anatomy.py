@@ -66,7 +66,7 @@ PHASES = (
 OTHER = Phase("other", "other", "what no phase counts", "#aab2bc", "bookkeeping")
 REST = Phase("rest", "the rest", "small phases and what no phase counts", OTHER.colour)
 INSIDE = (
-    Phase("engine_decode", "decoding", "one token a step", "#2ba39b", tokens="tokens_decoded"),
+    Phase("engine_decode", "decoding", "one token per step", "#2ba39b", tokens="tokens_decoded"),
     Phase("engine_prefill", "prefill", "prompts and observations", "#5cbdb3",
          tokens="tokens_prefilled"),
     Phase("engine_vision", "pictures", "the vision tower", "#93d8cf"),

@@ -102,7 +102,7 @@ def step_costs(told: Account, assumed: bool, device: str) -> dict[str, str]:
     work = step_operations(told.loop, found, told.at_once)
     return {
         **{name: f"{count / 1e6:,.1f} M" for name, count in parameters.items()},
-        "samples a step": _samples(told.loop),
+        "samples per step": _samples(told.loop),
         f"longest prompt {'assumed' if assumed else 'seen'}": prompt,
         "longest possible path": f"{sizes.path:,} tokens",
         "largest possible tree": f"{sizes.tree:,} tokens",

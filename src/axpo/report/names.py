@@ -49,7 +49,7 @@ MORE_CHARTS = (
     Chart("all_wrong_no_tool", "All-wrong no-tool subgroups"),
     Chart("unscored_share", "Not scored", "trajectories that infrastructure failed"),
     Chart("unscored_tool_rate", "Tool rate of those", "the tool rate above leaves them out"),
-    Chart("branches", "Resampled prefixes a step", fraction=False),
+    Chart("branches", "Resampled prefixes per step", fraction=False),
     Chart("extra_samples", "Extra samples", "continuations for each original rollout"),
     Chart("clip_fraction", "Clipped tokens"),
     Chart("kl", "KL to the reference", fraction=False),

@@ -99,8 +99,8 @@ def measure(config: Config, kind: str, steps: int, view: LiveView) -> list[Mappi
 def _what(config: Config, kind: str) -> str:
     model = f"model {config.model.path} on {config.model.device}"
     if kind == "sft":
-        return f"SFT: {config.sft.batch} demonstrations a step, {model}"
-    size = f"{config.rl.questions} questions × {config.algorithm.rollouts} rollouts a step"
+        return f"SFT: {config.sft.batch} demonstrations per step, {model}"
+    size = f"{config.rl.questions} questions × {config.algorithm.rollouts} rollouts per step"
     return f"{config.algorithm.name.upper()}: {size}, {model}"
 
 

@@ -40,7 +40,7 @@ from axpo.training.saved import reading
 @dataclass(frozen=True, slots=True)
 class State:
     """What a run continues from: the step that was finished, and the data that it was made with
-    (`axpo.training.data.state`)."""
+    (`axpo.training.data.data_state`)."""
 
     step: int
     data: dict[str, Any]
@@ -50,18 +50,19 @@ def save(
     folder: Path,
     step: int,
     learner: Learner,
-    data: dict[str, Any] | None = None,
+    data: Mapping[str, Any],
     keep: int | None = 2,
 ) -> Path:
     """Write the checkpoint of `step` in `folder` and remove all but the `keep` newest (None: none
     is removed); returns its path.
 
-    `data` (plain JSON) says what the data was. A checkpoint of the same step is replaced.
+    `data` (plain JSON, `axpo.training.data.data_state`) says what the data was. A checkpoint of the
+    same step is replaced.
     """
     saved = checkpoint_of(folder, step)
     with whole_folder(saved.path) as temporary:
         learner.save(temporary)
-        state = json.dumps({"step": step, "data": data or {}}, indent=1)
+        state = json.dumps({"step": step, "data": data}, indent=1)
         CheckpointFolder(temporary).state.write_text(state)
     if keep is not None:
         for old in saved_checkpoints(folder)[:-keep]:
@@ -71,7 +72,7 @@ def save(
 
 @contextmanager
 def kept_on_stop(
-    folder: Path, learner: Learner, updates: int, data: dict[str, Any] | None = None
+    folder: Path, learner: Learner, updates: int, data: Mapping[str, Any]
 ) -> Iterator[None]:
     """Save what was trained, and the older checkpoints stay, where the block raises an error,
     whatever its kind, or is stopped: the run can go on from here once its cause is put right.

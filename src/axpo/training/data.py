@@ -46,8 +46,6 @@ def check_data(noted: Mapping[str, Any], now: Mapping[str, Any], where: Path) ->
     some twice and others never. Warns (`DataWarning`) of other content: rows may be corrected
     while a run rests.
     """
-    if not noted:
-        return  # made before checkpoints noted it
     if noted["size"] != now["size"]:
         raise ConfigError(
             f"{where} was trained on {noted['size']} {now['split']} examples, there are now "

@@ -136,7 +136,7 @@ async def check_parity(
     allowed = limits(found.tokens)
     if not found.mean <= allowed.mean:
         raise UserError(
-            f"the engine's logprobs differ from the model's by {found.mean:.2g} nats a token on "
+            f"the engine's logprobs differ from the model's by {found.mean:.2g} nats per token on "
             f"average (at most {found.largest:.2g}, over {found.tokens} tokens), the limit is "
             f"{allowed.mean:.2g} ({allowed.why}): the engine does not sample from this model. Look "
             "at dtype, pixel limits and the weights it was started with; "

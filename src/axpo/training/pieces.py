@@ -278,7 +278,7 @@ def _tensors(features: Features) -> tuple[torch.Tensor, ...]:
 
 
 def _encoder_calls(pictures: Sequence[Pixels], merge_size: int, budget: int) -> list[list[Pixels]]:
-    """Neighbouring pictures together, up to `budget` tokens a call; a larger one goes alone."""
+    """Neighbouring pictures together, up to `budget` tokens per call; a larger one goes alone."""
     calls: list[list[Pixels]] = []
     room = 0
     for picture in pictures:

@@ -37,7 +37,7 @@ if (byId("timing")) {
   // One slow step (the first, mostly) must not flatten all others.
   const usual = 1.5 * totals[Math.floor(0.9 * totals.length)], highest = totals.at(-1);
   for (const run of runs) {
-    const note = highest > usual ? `seconds a step, cut at ${+usual.toPrecision(2)} s` : "seconds a step";
+    const note = highest > usual ? `seconds per step, cut at ${+usual.toPrecision(2)} s` : "seconds per step";
     addChart(byId("timing-charts"), run.name, note, 190, bandChart(run.bins, Math.min(highest, usual) * 1.04));
   }
 }
