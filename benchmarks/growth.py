@@ -23,7 +23,7 @@ from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group, sample_group
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools import make_tools
 from axpo.tree import Group
 from benchmarks import rollouts
@@ -113,7 +113,7 @@ def sampling(axis: str, shape: Shape, rounds: int, device: str, peak: float) -> 
 def _sample(checkpoint: Checkpoint, settings: RolloutSettings, shape: Shape) -> list[Group]:
     tools = make_tools(["image_zoom_in_tool"])
     engine = TransformersEngine(checkpoint)
-    agent = Agent(engine, Rendering(checkpoint.processor, tools), tools, settings, grade)
+    agent = Agent(engine, Rendering(checkpoint.processor, tools), tools, settings, Graders().grade)
     examples = chain_examples(QUESTIONS, shape.image_tokens)
 
     async def groups() -> list[Group]:

@@ -27,7 +27,7 @@ from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group, sample_group
 from axpo.tasks.base import Example
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools import make_tools
 from axpo.tree import CallStatus, Group, Origin
 from benchmarks.chain import chain_checkpoint, chain_examples
@@ -162,7 +162,9 @@ def sample(
 ) -> list[Group]:
     """A group of rollouts for each example, all concurrently."""
     tools = make_tools(["image_zoom_in_tool"])
-    agent = Agent(engine, Rendering(checkpoint.processor, tools), tools, case.settings(), grade)
+    agent = Agent(
+        engine, Rendering(checkpoint.processor, tools), tools, case.settings(), Graders().grade
+    )
     seed = int(torch.randint(2**31, ()))  # a new one a run: rounds differ
 
     async def groups() -> list[Group]:

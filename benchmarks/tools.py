@@ -38,7 +38,7 @@ from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group, sample_group
 from axpo.search.index import build_index
 from axpo.tasks.base import Example
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools import make_tools, tool
 from axpo.tools.base import Observation, Tool, ToolContext, View
 from axpo.tools.python import PythonTool
@@ -195,7 +195,7 @@ class Trajectories:
         checkpoint = cold(self._checkpoint)  # pictures are preprocessed anew
         engine = WatchedEngine(checkpoint)
         rendering = Rendering(checkpoint.processor, self.tools)
-        agent = Agent(engine, rendering, self.tools, self._case.settings(), grade)
+        agent = Agent(engine, rendering, self.tools, self._case.settings(), Graders().grade)
         began = time.perf_counter()
         tasks = (
             sample_group(agent, new_group(rendering, example, f"q{i}"), self._case.rollouts, 1)

@@ -32,7 +32,7 @@ from transformers import (
 from axpo.models.loading import Checkpoint, Processor
 from axpo.rollout.control import FAMILY
 from axpo.tasks.base import Example
-from axpo.tasks.grading import grade_text
+from axpo.tasks.grading import Graders
 from axpo.tools.arguments import parse_arguments
 from axpo.tools.base import View
 from axpo.tools.zoom import NAME, SPEC, ZoomArguments, crop
@@ -174,7 +174,7 @@ def _reward(examples: Sequence[Example]) -> Any:
         if message["role"] != "assistant" or message.get("tool_calls"):
             return 0.0
         said = message.get("content", "").strip()
-        return (await grade_text(example.grading, said, example.answer)).reward
+        return (await Graders().grade_answer(example, said)).reward
 
     async def reward(completions: Any, place: list[int], **_: Any) -> list[float]:
         pairs = zip(completions, place, strict=True)

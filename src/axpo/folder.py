@@ -33,7 +33,7 @@ from typing import Any
 
 from axpo.errors import DiskError, UserError
 
-VERSION = 3
+VERSION = 4
 """The version of the folder's layout and of its files' content; a folder that names none is 1."""
 _STEP = re.compile(r"step-(\d{6,})")
 _HIDDEN = ".writing-"

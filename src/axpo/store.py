@@ -31,6 +31,7 @@ from axpo.tree import (
     Group,
     ImageSpan,
     Origin,
+    Point,
     Segment,
     StopReason,
     Stream,
@@ -71,6 +72,7 @@ _BRANCH = pa.struct([("source", pa.string()), ("cut", pa.int32()), ("confidence"
 _VIEW = pa.struct(
     [("digest", pa.string()), ("original", pa.string()), ("box", pa.list_(pa.int32()))]
 )
+_POINT = pa.struct([("text", pa.string()), ("value", pa.float64())])
 _ENTROPY = pa.struct([("segment", pa.string()), ("entropy", pa.float64())])
 SCHEMA = pa.schema(
     [
@@ -98,6 +100,7 @@ SCHEMA = pa.schema(
         ("grading", pa.string()),
         ("example", pa.string()),
         ("options", pa.list_(pa.string())),
+        ("rubric", pa.list_(_POINT)),
         ("cluster", pa.string()),
         ("provenance", pa.string()),
         ("branches", pa.list_(_BRANCH)),
@@ -198,6 +201,7 @@ def _prompt_row(group: Group) -> dict[str, Any]:
             {"source": b.source, "cut": b.cut, "confidence": b.confidence} for b in group.branches
         ],
         "pictures": list(dict.fromkeys([*group.pictures, *shown])),
+        "rubric": [_stored_dict(asdict(point)) for point in group.rubric],
         "views": [asdict(crop) | {"digest": digest} for digest, crop in group.views.items()],
         "entropies": [{"segment": s, "entropy": e} for s, e in group.entropies.items()],
         "meta": json.dumps(dict(group.meta)),
@@ -213,6 +217,7 @@ def _group(row: Mapping[str, Any], pictures: Path | None) -> Group:
         _segment(row["segments"][0]),
         **kept,
         branches=[Branch(b["source"], b["cut"], b["confidence"]) for b in row["branches"]],
+        rubric=tuple(Point(**point) for point in row["rubric"]),
         views={v["digest"]: Crop(v["original"], tuple(v["box"])) for v in row["views"]},
         entropies={e["segment"]: e["entropy"] for e in row["entropies"]},
         meta=json.loads(row["meta"]),
@@ -237,8 +242,7 @@ def _row(group: Group, trajectory: Trajectory, index: int | None) -> dict[str, A
         **{name: _stored(getattr(trajectory, name)) for name in _OF_TRAJECTORY},
         "segments": [_segment_row(s) for s in trajectory.segments],
         "calls": [
-            {name: _stored(value) for name, value in asdict(c).items()}
-            | {"arguments": json.dumps(c.arguments)}
+            _stored_dict(asdict(c)) | {"arguments": json.dumps(c.arguments)}
             for c in trajectory.calls
         ],
         "credit": [asdict(c) for c in trajectory.credit],
@@ -250,6 +254,10 @@ def _stored(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_stored(item) for item in cast("tuple[Any, ...]", value)]
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _stored_dict(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _stored(value) for name, value in values.items()}
 
 
 def _segment_row(segment: Segment) -> dict[str, Any]:

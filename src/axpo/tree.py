@@ -309,13 +309,21 @@ class Crop:
     box: tuple[int, int, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a rubric: what an answer must show, and what that is worth."""
+
+    text: str
+    value: float
+
+
 @dataclass(slots=True)
 class Group:
     """One question's tree, and what was known of the question before anything was sampled.
 
     `truths` are all right answers, the one that is shown first; `grading` names the grader that
     compares an answer with them. `example` is the id of the question in its data set, the same
-    whenever it is asked; `options`, `cluster` and `provenance` are the example's
+    whenever it is asked; `options`, `rubric`, `cluster` and `provenance` are the example's
     (`axpo.tasks.base.Example`).
     `pictures` maps content digests to RGB pictures, and `views` those that a tool cut from another
     to where that was. `entropies` maps ids of policy segments to the entropy of their opening,
@@ -329,6 +337,7 @@ class Group:
     grading: str = ""
     example: str = ""
     options: tuple[str, ...] = ()
+    rubric: tuple[Point, ...] = ()
     cluster: str | None = None
     provenance: str = ""
     rollouts: list[Trajectory] = field(default_factory=list[Trajectory])

@@ -22,7 +22,7 @@ from axpo.models.loading import Checkpoint
 from axpo.plugins import load
 from axpo.rollout.sampling import new_group, sample_group
 from axpo.store import load_groups
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tasks.lab import BASE
 from axpo.tools.base import ToolContext
 from axpo.tools.runner import run_call
@@ -137,10 +137,10 @@ def answered(text: str, calls: int = 0) -> Trajectory:
 @pytest.mark.usefixtures("here")
 def test_the_grader_by_hand() -> None:
     asked = example(answer="Oslo", alternatives=("Bergen",), grading="my_graders:items")
-    verdict = asyncio.run(grade(asked, answered("bergen and Turku")))
+    verdict = asyncio.run(Graders().grade(asked, answered("bergen and Turku")))
     assert verdict == axpo.Verdict(0.5, "items", "named: Bergen")
     short = example(answer="Oslo", alternatives=("Bergen",), grading="my_graders:short")
-    found = asyncio.run(grade(short, answered("bergen and Turku", calls=4)))
+    found = asyncio.run(Graders().grade(short, answered("bergen and Turku", calls=4)))
     assert (found.reward, found.rule) == (pytest.approx(0.3), "my_graders:short")
     assert module("my_graders").items.timeout == 300
     assert module("my_graders").short.timeout == 30
@@ -160,7 +160,7 @@ def test_a_grader_that_cannot_tell_is_never_the_model_s_mistake(here: Path) -> N
         "@axpo.grader(timeout=0.05)\ndef slow(example, rollout):\n    time.sleep(0.2)\n"
         "async def half(example, rollout):\n    return 0.5\n"
     )
-    verdict = asyncio.run(grade(example(grading="judge:half"), answered("7")))
+    verdict = asyncio.run(Graders().grade(example(grading="judge:half"), answered("7")))
     assert verdict == axpo.Verdict(0.5, "judge:half")
     for name, words in {
         "much": "judge:much gave 1.5, expected a number",
@@ -172,7 +172,7 @@ def test_a_grader_that_cannot_tell_is_never_the_model_s_mistake(here: Path) -> N
         "one": r"one\(rollout\): expected a function of an example and a rollout",
     }.items():
         with pytest.raises(GradingError, match=words):
-            asyncio.run(grade(example(grading=f"judge:{name}"), answered("7")))
+            asyncio.run(Graders().grade(example(grading=f"judge:{name}"), answered("7")))
     for thread in threading.enumerate():
         if thread.name == "grader slow":
             thread.join()
@@ -196,7 +196,7 @@ def test_a_plain_grader_does_not_hold_up_the_loop(here: Path) -> None:
 
     async def two() -> list[axpo.Verdict]:
         asked = example(grading="meet:wait")
-        return await asyncio.gather(*(grade(asked, answered("7")) for _ in range(2)))
+        return await asyncio.gather(*(Graders().grade(asked, answered("7")) for _ in range(2)))
 
     assert [verdict.reward for verdict in asyncio.run(two())] == [1.0, 1.0]
 

@@ -32,7 +32,7 @@ from axpo.engines.vllm.pool import Server
 from axpo.rollout.agent import Agent, request_seed
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools.base import Observation, ToolContext
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import Group
@@ -94,7 +94,7 @@ def sampled(
 ) -> tuple[list[Group], Agent]:
     tools = Toolbox({"look": tool or FakeTool(look)}, {"look": LimitSettings(**settings)})
     limits = LIMITS.model_copy(update={"max_seconds": max_seconds})
-    agent = Agent(engine, make_rendering(tools), tools, limits, grade)
+    agent = Agent(engine, make_rendering(tools), tools, limits, Graders().grade)
     groups = [
         new_group(agent.rendering, replace(example(), id=f"{q}", images=()), f"q{q}")
         for q in range(QUESTIONS)
@@ -143,7 +143,7 @@ def test_later_turns_and_continuations_go_before_first_turns() -> None:
     agent_says = {"r/t1": CALL, "r/t2": ANSWER}
     tools = {"look": FakeTool(look)}
     engine = ScriptedEngine(lambda request: agent_says.get(request.id, ANSWER))
-    agent = Agent(engine, make_rendering(tools), tools, LIMITS, grade)
+    agent = Agent(engine, make_rendering(tools), tools, LIMITS, Graders().grade)
     group = new_group(agent.rendering, replace(example(), images=()), "g")
 
     async def main() -> None:

@@ -28,7 +28,7 @@ from axpo.rollout.episodes import NAME, episodes
 from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.tasks.base import Example, Task
 from axpo.tasks.environment import Environment
-from axpo.tasks.grading import Verdict, grade
+from axpo.tasks.grading import Graders, Verdict
 from axpo.tools import make_tools
 from axpo.tools.base import Observation, Tool
 from axpo.tree import Branch, CallStatus, Credit, Group, StopReason, Stream, Trajectory
@@ -93,7 +93,9 @@ def make_agent(
 ) -> Agent:
     rendering = make_rendering(make_tools([ZOOM]) if tools is None else tools)
     asked = episodes(played(kind), rendering)
-    return Agent(engine, rendering, rendering.tools, settings, grade, top_logprobs, episodes=asked)
+    return Agent(
+        engine, rendering, rendering.tools, settings, Graders().grade, top_logprobs, episodes=asked
+    )
 
 
 @pytest.fixture(autouse=True)

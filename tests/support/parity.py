@@ -10,7 +10,7 @@ from axpo.engines.base import Engine
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools import make_tools
 from tests.support.rollouts import ZOOM
 
@@ -19,7 +19,9 @@ def agent_of(engine: Engine, checkpoint: Checkpoint, tokens: int) -> Agent:
     """Rollouts of two turns of at most `tokens` sampled tokens each."""
     tools = make_tools((ZOOM,))
     limits = RolloutSettings(max_turns=2, max_turn_tokens=tokens, max_tokens=1000)
-    return Agent(engine, Rendering(checkpoint.processor, tools, None), tools, limits, grade)
+    return Agent(
+        engine, Rendering(checkpoint.processor, tools, None), tools, limits, Graders().grade
+    )
 
 
 def detailed(seed: int) -> Image.Image:

@@ -11,13 +11,14 @@ from axpo.engines.base import Completion, Engine, Finish, Request
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Example
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools import make_tools
 from axpo.tools.base import Observation, Tool, ToolContext
 from tests.support.tiny import tiny_checkpoint, tiny_picture
 
 CHECKPOINT = tiny_checkpoint()
 ZOOM = "image_zoom_in_tool"
+GRADE = Graders().grade
 LIMITS = RolloutSettings(max_turns=3, max_turn_tokens=2000, max_tokens=4000, max_seconds=20)
 Say = str | Exception | Callable[[Request], Awaitable[str]]
 
@@ -100,7 +101,7 @@ def make_agent(
     engine: FakeEngine,
     tools: Mapping[str, Tool] | None = None,
     settings: RolloutSettings = LIMITS,
-    grader: Any = grade,
+    grader: Any = GRADE,
     top_logprobs: int = 0,
 ) -> Agent:
     rendering = make_rendering(tools)

@@ -9,15 +9,19 @@ import pytest
 
 from axpo.errors import GradingError
 from axpo.tasks.base import Example
-from axpo.tasks.grading import grade, grade_text, maths
+from axpo.tasks.grading import Graders, maths
 from axpo.tasks.grading.maths import MathWorker, anchored
 from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import chosen_letter, final_answer, normalise
 from axpo.tree import Trajectory
 
 
+def asked(grading: str, *truths: str) -> Example:
+    return Example("q", "What is it?", (), truths[0], truths[1:], grading)
+
+
 def score(grading: str, answer: str, truth: str) -> float:
-    return asyncio.run(grade_text(grading, answer, truth)).reward
+    return asyncio.run(Graders().grade_answer(asked(grading, truth), answer)).reward
 
 
 @pytest.mark.parametrize(
@@ -201,16 +205,16 @@ def test_normalise() -> None:
 def test_a_verdict_says_what_it_compared(
     grading: str, answer: str, truth: str, rule: str, detail: str
 ) -> None:
-    verdict = asyncio.run(grade_text(grading, answer, truth))
+    verdict = asyncio.run(Graders().grade_answer(asked(grading, truth), answer))
     assert (verdict.rule, verdict.detail) == (rule, detail)
 
 
 def test_the_best_truth_decides() -> None:
     example = Example("e", "?", (), "red", ("blue", "green"))
     rollout = Trajectory("r", answer="Answer: blue")
-    verdict = asyncio.run(grade(example, rollout))
+    verdict = asyncio.run(Graders().grade(example, rollout))
     assert (verdict.reward, verdict.detail) == (1.0, "read 'blue', expected 'blue'")
     rollout.answer = "x" * 5000
-    wrong = asyncio.run(grade(example, rollout))
+    wrong = asyncio.run(Graders().grade(example, rollout))
     assert wrong.reward == 0.0 and wrong.detail.endswith("..., expected 'red'")
     assert len(wrong.detail) < 100

@@ -12,7 +12,7 @@ from PIL import Image
 
 from axpo.config import load_config
 from axpo.tasks.data.task import DataTask
-from axpo.tasks.grading import grade_text
+from axpo.tasks.grading import Graders
 from axpo.tasks.grading.text import final_answer
 from axpo.tasks.sample import FILES
 from lab_base import sample
@@ -55,6 +55,6 @@ def test_demonstrations_are_right_and_zoom_where_it_helps(task: DataTask) -> Non
         *calls, last = example.demonstration
         assert all("image_zoom_in_tool" in turn for turn in calls)
         answer = final_answer(last.partition("</think>")[2])
-        verdict = asyncio.run(grade_text(example.grading, answer, example.answer))
+        verdict = asyncio.run(Graders().grade_answer(example, answer))
         assert verdict.reward == 1.0
     assert sum(len(example.demonstration) > 1 for example in examples) == 3

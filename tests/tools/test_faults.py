@@ -25,7 +25,7 @@ from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
 from axpo.sandbox import SessionBounds, levels
 from axpo.search.tavily import KEY, Tavily
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools import toolbox as toolbox_module
 from axpo.tools.base import Tool
 from axpo.tools.python import PythonTool
@@ -89,7 +89,9 @@ def agent_of(
     """The trajectories named in `says` begin with that turn and answer in the next."""
     box = Toolbox(tools, dict.fromkeys(tools, limits))
     engine = FakeEngine({f"{id}/t1": say for id, say in says.items()}, ANSWER)
-    return Agent(engine, make_rendering(box), box, LIMITS.model_copy(update=settings), grade)
+    return Agent(
+        engine, make_rendering(box), box, LIMITS.model_copy(update=settings), Graders().grade
+    )
 
 
 async def all_of(

@@ -12,7 +12,7 @@ from axpo.errors import EngineError, InfraError, UserError
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools import toolbox
 from axpo.tools.base import Observation, ToolContext
 from axpo.tools.toolbox import Toolbox
@@ -155,7 +155,7 @@ def test_an_observation_is_cut_by_the_models_tokens() -> None:
         tools = Toolbox({"look": FakeTool(long)}, {"look": limits})
         engine = FakeEngine({"r/t1": LOOK}, ANSWER)
         settings = LIMITS.model_copy(update={"max_tokens": 8000})
-        agent = Agent(engine, make_rendering(tools), tools, settings, grade)
+        agent = Agent(engine, make_rendering(tools), tools, settings, Graders().grade)
         trajectory = asyncio.run(once(agent))
         assert trajectory.stop is StopReason.ANSWER
         return len(trajectory.segments[1])

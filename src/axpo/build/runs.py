@@ -20,7 +20,7 @@ from axpo.rollout.agent import Agent
 from axpo.rollout.episodes import episodes
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Critic
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tools.base import Tool
 from axpo.training import rl, sft
 from axpo.training.learner import Learner
@@ -116,6 +116,6 @@ def build_agent(
     start = Start(checkpoint, RunFolder(out).vllm, config.rollout.max_tokens, in_flight)
     engine = config.engine.start(start)
     return Agent(
-        engine, rendering, tools, config.rollout, grade, config.algorithm.top_logprobs,
+        engine, rendering, tools, config.rollout, Graders().grade, config.algorithm.top_logprobs,
         config.task.solved, episodes(config.task, rendering),
     )  # fmt: skip

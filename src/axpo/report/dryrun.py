@@ -36,7 +36,7 @@ from axpo.rollout.sampling import new_group
 from axpo.sandbox.levels import UNSAFE, lack
 from axpo.search.tavily import KEY
 from axpo.tasks.base import Example, Task
-from axpo.tasks.grading import grade
+from axpo.tasks.grading import Graders
 from axpo.tasks.grading.text import final_answer
 from axpo.tools.python import NAME as PYTHON
 from axpo.tools.toolbox import Toolbox
@@ -173,7 +173,7 @@ async def _demonstrated(
     finally:
         await tools.close()
     answer = final_answer(group.rollouts[0].answer or "")
-    verdict = await grade(example, group.rollouts[0])
+    verdict = await Graders().grade(example, group.rollouts[0])
     if verdict.reward >= config.task.solved:
         return group, ""
     return (

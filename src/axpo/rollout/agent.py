@@ -48,7 +48,8 @@ from axpo.tools.toolbox import Toolbox
 from axpo.tree import Call, CallStatus, Origin, Segment, StopReason, Trajectory
 
 Grade = Callable[[Example, Trajectory], Awaitable[Verdict]]
-"""(example, rollout that answered it, from its prompt on), as `axpo.tasks.grading.grade`."""
+"""(example, rollout that answered it, from its prompt on), as `axpo.tasks.grading.Graders` has
+it."""
 UNANSWERED = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.END_OF_TEXT)
 """Endings of the policy's own making that leave no answer: scored 0."""
 MAX_CALLS = 16

@@ -32,6 +32,7 @@ def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
         grading=example.grading,
         example=example.id,
         options=example.options,
+        rubric=example.rubric,
         cluster=example.cluster,
         provenance=example.provenance,
         pictures={picture.digest: picture.image for picture in pictures},

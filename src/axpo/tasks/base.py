@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_ch
 from pydantic import Field
 
 from axpo.config.base import Part
-from axpo.tree import Group, Trajectory
+from axpo.tree import Group, Point, Trajectory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,9 +31,10 @@ class Example:
     `demonstration` is a teacher's policy turns for SFT: what the policy would sample after the
     generation prompt, turn by turn, without the end-of-turn token. Empty where there is none.
     `options` are the texts of a multiple choice in the order of their letters, which the question
-    lists already. Questions of one `cluster` are resampled together for intervals, for they are not
-    independent (several on one picture); None stands for the question alone. `provenance` says
-    where the question comes from. `meta` is passed on as it is.
+    lists already. `rubric` are the points that the grader "rubric" adds up. Questions of one
+    `cluster` are resampled together for intervals, for they are not independent (several on one
+    picture); None stands for the question alone. `provenance` says where the question comes from.
+    `meta` is passed on as it is.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Example:
     grading: str = "exact"
     demonstration: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    rubric: tuple[Point, ...] = ()
     cluster: str | None = None
     provenance: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Example:
             group.truths[1:],
             group.grading,
             options=group.options,
+            rubric=group.rubric,
             cluster=group.cluster,
             provenance=group.provenance,
             meta=group.meta,

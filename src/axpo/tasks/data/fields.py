@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from axpo.errors import DataError, GradingError
-from axpo.tasks.base import IMAGE
+from axpo.tasks.base import IMAGE, Example
 from axpo.tasks.data.columns import ColumnSettings
 from axpo.tasks.data.pictures import flat
-from axpo.tasks.grading import check_truth
+from axpo.tasks.grading import check_example
 from axpo.tasks.grading.tags import tagged_answer
 from axpo.tasks.grading.text import final_answer, normalise
 from axpo.wording import in_short
@@ -106,9 +106,9 @@ class Fields:
         answers = _answers(self._several(row, columns.answer, place), options, f"{place}: answer")
         grading = self._maybe(row, columns.grading, place, "grading") or self._grading
         grading = grading or ("choice" if options else "exact")
+        asked = Example(place, question, (), answers[0], answers[1:], grading, options=options)
         try:
-            for answer in answers:
-                check_truth(grading, answer)
+            check_example(asked)
         except GradingError as error:
             raise DataError(f"{place}: grading: {error}") from None
         return Record(

@@ -1,49 +1,89 @@
 """Turning an answer into a verdict: a reward (1.0 where it is right, 0.0 where not), and why.
 
-`GRADERS` maps the name in `Example.grading` to an asynchronous check of (answer, truth); a name
-with a colon is a function of a user's own, which is given the example and the whole rollout. A
-wrong or unreadable *answer* scores 0; a check that cannot be made (a truth that is no letter, a
-checker that crashes or hangs) raises `GradingError`: our fault, and the trajectory stays unscored.
+`BUILT_IN` maps the name in `Example.grading` to a grader of axpo's own; a name with a colon is a
+function of a user's own, which is given the example and the whole rollout. A wrong or unreadable
+*answer* scores 0; a check that cannot be made (a truth that is no letter, a judge that does not
+answer) raises `GradingError`: our fault, and the trajectory stays unscored.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from axpo.errors import GradingError, PluginError
 from axpo.plugins import load
 from axpo.tasks.base import Example
 from axpo.tasks.grading.maths import math
-from axpo.tasks.grading.text import choice, exact, normalise, true_letter
-from axpo.tasks.grading.verdict import Grader, Verdict, grader
+from axpo.tasks.grading.text import choice, exact
+from axpo.tasks.grading.verdict import BuiltIn, Grader, Verdict, grader
 from axpo.tree import Trajectory
 
 __all__ = [
-    "GRADERS",
+    "BUILT_IN",
+    "BuiltIn",
     "Grader",
+    "Graders",
+    "Judging",
     "Verdict",
+    "check_example",
     "check_grader",
-    "check_truth",
-    "grade",
-    "grade_text",
     "grader",
 ]
 
-GRADERS: dict[str, Callable[[str, str], Awaitable[Verdict]]] = {
-    "exact": exact,
-    "choice": choice,
-    "math": math,
-}
+BUILT_IN: dict[str, BuiltIn] = {"exact": exact, "choice": choice, "math": math}
+JUDGED: tuple[str, ...] = ()
+"""The graders that ask the judge."""
+
+
+class Judging(Protocol):
+    """A model that judges answers."""
+
+    async def grade(self, example: Example, answer: str) -> Verdict:
+        """Its verdict; raises `GradingError` where it gives none."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Graders:
+    """What grades a run's answers; `judge` is asked by the graders that need one."""
+
+    def __init__(self, judge: Judging | None = None) -> None:
+        self._judge = judge
+
+    async def grade(self, example: Example, trajectory: Trajectory) -> Verdict:
+        """The verdict on a rollout that answered the example.
+
+        Raises `GradingError` where it cannot be told, and what a user's grader raises.
+        """
+        assert trajectory.answer is not None
+        if ":" in example.grading:
+            return await own_grader(example.grading).grade(example.grading, example, trajectory)
+        return await self.grade_answer(example, trajectory.answer)
+
+    async def grade_answer(self, example: Example, answer: str) -> Verdict:
+        """The verdict of axpo's own grader of the example on an answer's text."""
+        check_grader(example.grading)
+        if example.grading not in JUDGED:
+            return await BUILT_IN[example.grading].grade(example, answer)
+        if self._judge is None:
+            raise GradingError(f"the grader {example.grading!r} needs a judge; there is none")
+        return await self._judge.grade(example, answer)
+
+    async def close(self) -> None:
+        """End what the graders hold."""
+        if self._judge is not None:
+            await self._judge.close()
 
 
 def check_grader(grading: str) -> None:
     """Raise `GradingError` that lists the valid names where `grading` is not one."""
     if ":" in grading:
         own_grader(grading)
-    elif grading not in GRADERS:
+    elif grading not in (*BUILT_IN, *JUDGED):
         raise GradingError(
-            f"unknown grader {grading!r}; there are {', '.join(GRADERS)}, "
+            f"unknown grader {grading!r}; there are {', '.join((*BUILT_IN, *JUDGED))}, "
             'or "module:name" of your own'
         )
 
@@ -68,32 +108,11 @@ def _fits(found: object) -> bool:
     return isinstance(found, Grader) or inspect.isroutine(found)
 
 
-def check_truth(grading: str, truth: str) -> None:
-    """Raise `GradingError` where no answer could ever be found right by `grading`."""
-    check_grader(grading)
-    if grading == "choice":
-        true_letter(truth)
-    elif ":" not in grading and not normalise(truth):
-        raise GradingError(f"truth {truth!r} has nothing that an answer could equal")
+def check_example(example: Example) -> None:
+    """Raise `GradingError` where no answer could ever be found right by the example's grader.
 
-
-async def grade_text(grading: str, answer: str, truth: str) -> Verdict:
-    """The verdict on `answer` by axpo's own grader `grading`; raises `GradingError`."""
-    check_grader(grading)
-    return await GRADERS[grading](answer, truth)
-
-
-async def grade(example: Example, trajectory: Trajectory) -> Verdict:
-    """The verdict on a rollout that answered the example: the best for any of its truths.
-
-    Raises `GradingError` where it cannot be told.
+    Its pictures are not looked at.
     """
-    assert trajectory.answer is not None
-    if ":" in example.grading:
-        return await own_grader(example.grading).grade(example.grading, example, trajectory)
-    verdicts: list[Verdict] = []
-    for truth in (example.answer, *example.alternatives):
-        verdicts.append(await grade_text(example.grading, trajectory.answer, truth))
-        if verdicts[-1].reward == 1.0:
-            break
-    return max(verdicts, key=lambda verdict: verdict.reward)
+    check_grader(example.grading)
+    if example.grading in BUILT_IN:
+        BUILT_IN[example.grading].check(example)

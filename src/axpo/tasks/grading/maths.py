@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from axpo.errors import GradingError
-from axpo.tasks.grading.text import final_answer, normalise
-from axpo.tasks.grading.verdict import Verdict, compared
+from axpo.tasks.base import Example
+from axpo.tasks.grading.text import check_text, final_answer, normalise
+from axpo.tasks.grading.verdict import BuiltIn, Verdict, best, compared, truths_of
 
 CHECK_SECONDS = 10.0
 """Deadline of one comparison; nearly all take a few milliseconds."""
@@ -99,7 +100,16 @@ class MathWorker:
 WORKER = MathWorker()
 
 
-async def math(answer: str, truth: str) -> Verdict:
+async def _math(example: Example, answer: str) -> Verdict:
+    verdicts: list[Verdict] = []
+    for truth in truths_of(example):
+        verdicts.append(await equal(answer, truth))
+        if verdicts[-1].reward == 1.0:
+            break
+    return best(verdicts)
+
+
+async def equal(answer: str, truth: str) -> Verdict:
     """1.0 where the final answer is mathematically equal to the truth.
 
     An answer that math-verify cannot read scores 0. One whose comparison outlasts
@@ -111,8 +121,11 @@ async def math(answer: str, truth: str) -> Verdict:
         return compared(normalise(final) == normalise(truth), "math: same text", final, truth)
     # An answer in plain prose is also read as prose: math-verify then looks for the expression.
     readings = [anchored(final)] if marked else [anchored(final), final]
-    equal = await asyncio.to_thread(WORKER.equal, readings, anchored(final_answer(truth)))
-    return compared(equal, "math: math-verify", final, truth)
+    right = await asyncio.to_thread(WORKER.equal, readings, anchored(final_answer(truth)))
+    return compared(right, "math: math-verify", final, truth)
+
+
+math = BuiltIn(_math, check_text)
 
 
 def anchored(text: str) -> str:

@@ -6,8 +6,9 @@ import re
 import unicodedata
 
 from axpo.errors import GradingError
+from axpo.tasks.base import Example
 from axpo.tasks.grading.tags import tagged_answer
-from axpo.tasks.grading.verdict import Verdict, compared
+from axpo.tasks.grading.verdict import BuiltIn, Verdict, best, compared, truths_of
 
 _ANSWER_LINE = re.compile(r"^[\s*#]*(?:final\s+)?answer\s*:[\s*]*(\S.*)$", re.I | re.M)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -46,10 +47,23 @@ def normalise(text: str) -> str:
     return text.strip(_QUOTES).removesuffix(".").strip(_QUOTES)
 
 
-async def exact(answer: str, truth: str) -> Verdict:
-    """1.0 where the final answer equals the truth after `normalise`."""
+async def _exact(example: Example, answer: str) -> Verdict:
     final = final_answer(answer)
-    return compared(normalise(final) == normalise(truth), "exact", final, truth)
+    return best(
+        compared(normalise(final) == normalise(truth), "exact", final, truth)
+        for truth in truths_of(example)
+    )
+
+
+def check_text(example: Example) -> None:
+    """Raise `GradingError` for a truth without anything to compare."""
+    for truth in truths_of(example):
+        if not normalise(truth):
+            raise GradingError(f"truth {truth!r} has nothing that an answer could equal")
+
+
+exact = BuiltIn(_exact, check_text)
+"""1.0 where the final answer equals a truth after `normalise`."""
 
 
 def chosen_letter(answer: str) -> str | None:
@@ -77,7 +91,18 @@ def true_letter(truth: str) -> str:
     return letter[1].upper()
 
 
-async def choice(answer: str, truth: str) -> Verdict:
-    """1.0 where the answer names the truth's letter; raises where the truth is no letter."""
-    letter, right = chosen_letter(answer), true_letter(truth)
-    return compared(letter == right, "choice", letter, right)
+async def _choice(example: Example, answer: str) -> Verdict:
+    letter = chosen_letter(answer)
+    return best(
+        compared(letter == true_letter(truth), "choice", letter, true_letter(truth))
+        for truth in truths_of(example)
+    )
+
+
+def _check_choice(example: Example) -> None:
+    for truth in truths_of(example):
+        true_letter(truth)
+
+
+choice = BuiltIn(_choice, _check_choice)
+"""1.0 where the answer names a truth's letter."""

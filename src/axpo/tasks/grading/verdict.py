@@ -7,7 +7,7 @@ or what it raises): the rollout stays unscored.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, overload
@@ -34,6 +34,34 @@ class Verdict:
     reward: float
     rule: str = ""
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """A grader of axpo's own: its verdict on the text of an answer to an example, the best for any
+    of the truths, and a check of the example that raises `GradingError` where no answer could be
+    found right."""
+
+    grade: Callable[[Example, str], Awaitable[Verdict]]
+    check: Callable[[Example], None]
+
+
+def truths_of(example: Example) -> tuple[str, ...]:
+    """All right answers of an example."""
+    return (example.answer, *example.alternatives)
+
+
+def best(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict with the highest reward, the first of equals; those behind a 1.0 are not asked
+    for."""
+    found: Verdict | None = None
+    for verdict in verdicts:
+        if found is None or verdict.reward > found.reward:
+            found = verdict
+        if verdict.reward == 1.0:
+            break
+    assert found is not None
+    return found
 
 
 def compared(right: bool, rule: str, read: str | None, truth: str) -> Verdict:
