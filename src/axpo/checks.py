@@ -22,6 +22,7 @@ from axpo import plugins, stopping
 from axpo.config import Config, default_config
 from axpo.config.secrets import masked
 from axpo.errors import ConfigError, MissingError, PluginError
+from axpo.evaluation.held_out import check_validation, check_validation_rows
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 from axpo.extras import require
 from axpo.folder import RunFolder, read_json, write_whole
@@ -49,6 +50,8 @@ def check_names(config: Config, *commands: str) -> None:
     check_environment(config, wanted)
     if wanted & MEASURING:
         check_evaluation(config)
+    if "train" in wanted and config.eval.every:
+        check_validation(config)
     if config.model.device not in ("auto", "cpu"):
         from axpo.models.device import torch_device
 
@@ -66,6 +69,8 @@ def check_parts(config: Config, *commands: str) -> None:
     splits = {"sft": "sft", "train": "train"} | dict.fromkeys(MEASURING, config.eval.split)
     for split in dict.fromkeys(splits[command] for command in commands):
         task.size(split)
+    if "train" in commands and config.eval.every:
+        check_validation_rows(config)
     stopping.run(_try(recipe_tools(config)))
 
 

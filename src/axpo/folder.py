@@ -8,6 +8,7 @@ written as a whole. Other modules know the content of the files.
     trees/step-NNNNNN.parquet      a step's trajectory trees
     pictures/                      what trees show, by content
     checkpoints/step-NNNNNN/       model/, adapter/, trainer.pt, state.json
+    validation.json                the evaluations while training, and which step is the best
     evaluation.json, evaluation/   what `axpo eval` found, and the groups it was made of
     diagnosis.json, diagnosis/, again/
     vllm/                          the servers' logs, and weights on their way to them
@@ -54,6 +55,7 @@ class RunFolder:
         self.provenance = path / "provenance.json"
         self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"
+        self.validation = path / "validation.json"
         self.evaluation = path / "evaluation.json"
         self.diagnosis = path / "diagnosis.json"
         self.evaluated = GroupsFolder(path / "evaluation", self.pictures)

@@ -50,6 +50,8 @@ class CountingMonitor:
 
     def phase(self, name: str) -> None: ...
 
+    def ended(self, reason: str) -> None: ...
+
     def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         self.steps.append(step)
 

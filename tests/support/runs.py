@@ -51,11 +51,15 @@ class Lines:
     def __init__(self) -> None:
         self.first: list[int] = []
         self.steps: list[tuple[str, int, Mapping[str, float]]] = []
+        self.reasons: list[str] = []
 
     def start(self, kind: str, first: int, total: int) -> None:
         self.first.append(first)
 
     def phase(self, name: str) -> None: ...
+
+    def ended(self, reason: str) -> None:
+        self.reasons.append(reason)
 
     def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         self.steps.append((kind, step, dict(metrics)))

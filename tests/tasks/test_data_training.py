@@ -39,6 +39,8 @@ class Monitor:
 
     def phase(self, name: str) -> None: ...
 
+    def ended(self, reason: str) -> None: ...
+
     def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         if step == self.last:
             raise Stopped

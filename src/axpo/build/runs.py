@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from axpo.build.models import load_policy, load_reference, load_trained
@@ -12,6 +13,7 @@ from axpo.build.tools import recipe_tools, run_files
 from axpo.config import Config
 from axpo.engines.base import Start
 from axpo.errors import ConfigError
+from axpo.evaluation import validation
 from axpo.evaluation.run import Loaded, Measurement
 from axpo.folder import RunFolder
 from axpo.models.loading import Checkpoint
@@ -26,6 +28,7 @@ from axpo.training import rl, sft
 from axpo.training.learner import Learner
 from axpo.training.parity import limits_of
 from axpo.training.probe import WeightProbe
+from axpo.training.validation import Validation
 
 Say = Callable[[str], None]
 """Hears what is being done, where that takes a while."""
@@ -70,7 +73,11 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
             agent.engine, agent.rendering, learner.logprobs, temperature, limits_of(config)
         )
     files = run_files(config, "train", config.algorithm, config.engine)
-    return rl.RLRun(config, out, task, agent, learner, files, probe)
+    if config.eval.every:
+        files |= run_files(config, config.eval.validation)
+    measure = partial(validation.measure, agent, config)
+    evaluations = Validation(config, RunFolder(out), validation.made_with(config), measure)
+    return rl.RLRun(config, out, task, agent, learner, files, evaluations, probe)
 
 
 def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.SFTRun:

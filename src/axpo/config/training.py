@@ -101,6 +101,35 @@ class EvalSettings(Section):
     """Failed prefixes that the diagnostics resample."""
     prefix_samples: PositiveInt = 16
     """Calls resampled from each (paper: 16)."""
+    every: NonNegativeInt = 0
+    """`axpo train` evaluates the split `validation` before its first step, after each so many steps
+    and after the last; 0 turns this off."""
+    validation: str = "val"
+    """Split of the task that is evaluated while training. Neither the one at `split` nor training's
+    own: what chooses a checkpoint cannot also measure it."""
+    validation_questions: PositiveInt = 64
+    """Questions of each such evaluation, the same ones; a smaller split is taken whole."""
+    validation_samples: PositiveInt = 4
+    """Rollouts a question of each such evaluation, with the same seeds."""
+    metric: Literal["pass@1", "pass@k", "reward_mean"] = "pass@1"
+    """Figure of these evaluations by which one is the best: its checkpoint is kept, and RUN/best
+    names it as model.path. Of equal ones the earlier stays."""
+    patience: PositiveInt | None = None
+    """Training ends after so many of these evaluations in a row that are not better than the best;
+    off by default."""
+
+    @model_validator(mode="after")
+    def _effective(self) -> EvalSettings:
+        of_every = {
+            "validation",
+            "validation_questions",
+            "validation_samples",
+            "metric",
+            "patience",
+        }
+        if self.every == 0 and (idle := of_every & self.model_fields_set):
+            raise ValueError(f"{', '.join(sorted(idle))}: no effect with every = 0; set it")
+        return self
 
 
 class RunSettings(Section):

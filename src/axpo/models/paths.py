@@ -1,4 +1,5 @@
-"""Where a model lies: a run's newest checkpoint, a folder, a Hub id, the shipped base. No torch."""
+"""Where a model lies: a run's newest checkpoint or its best one, a folder, a Hub id, the shipped
+base. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +7,13 @@ import json
 from pathlib import Path
 
 from axpo.errors import ConfigError
-from axpo.folder import CheckpointFolder, RunFolder, saved_checkpoints
+from axpo.folder import (
+    CheckpointFolder,
+    RunFolder,
+    checkpoint_of,
+    read_json,
+    saved_checkpoints,
+)
 from axpo.tasks.lab import BASE
 
 EXPECTED = (
@@ -15,20 +22,24 @@ EXPECTED = (
 )
 _RUNS = "runs"
 """The folder that recipes and documentation write runs to."""
+_BEST = "best"
 _SHOWN = 8
 
 
 def model_path(model: str) -> str:
     """The folder of the model that `model.path` names, or its Hub id.
 
-    That is a run's newest checkpoint, a checkpoint's model, a model's own folder or the shipped
-    base. Raises `ConfigError` for a folder that holds none of these, and for a name of a folder
-    that is not there: it is not looked for on the Hub.
+    That is a run's newest checkpoint, its best one by its evaluations while training (RUN/best), a
+    checkpoint's model, a model's own folder or the shipped base. Raises `ConfigError` for a folder
+    that holds none of these, and for a name of a folder that is not there: it is not looked for on
+    the Hub.
     """
     if model == "lab-base":
         return str(BASE)
     path = Path(model).expanduser()
     if not path.is_dir():
+        if _names_best(path):
+            return _best_model(RunFolder(path.parent))
         if is_local(model):
             raise ConfigError(f"model.path: {absent(model)}; {EXPECTED}")
         return model
@@ -49,7 +60,8 @@ def model_path(model: str) -> str:
 def show_path(model: str) -> str:
     """As `model_path`, but what is not there is given back as it is."""
     path = Path(model).expanduser()
-    return model_path(model) if path.is_dir() or model == "lab-base" else model
+    there = path.is_dir() or _names_best(path) or model == "lab-base"
+    return model_path(model) if there else model
 
 
 def is_local(model: str) -> bool:
@@ -71,6 +83,31 @@ def absent(model: str) -> str:
     more = ", ..." if len(beside) > _SHOWN else ""
     held = f"{above} holds {', '.join(beside[:_SHOWN])}{more}"
     return f"there is no folder {model} ({held}; what begins with a folder is no Hub id)"
+
+
+def _names_best(path: Path) -> bool:
+    """Whether a path that is no folder names the best checkpoint of a run."""
+    return path.name == _BEST and RunFolder(path.parent).validation.is_file()
+
+
+def _best_model(run: RunFolder) -> str:
+    """The model of the run's best checkpoint; what the run began with where no step was better."""
+    best = read_json(run.validation)["best"]
+    if best is None:
+        raise ConfigError(
+            f"model.path: {run.path / _BEST}: none of the run's evaluations could be scored "
+            f"({run.validation}); expected model.path={run.path} for its newest checkpoint"
+        )
+    if best["step"] == 0:
+        return model_path(read_json(run.settings)["model"]["path"])
+    config = checkpoint_of(run.checkpoints, best["step"]).model_config
+    if not config.is_file():
+        raise ConfigError(
+            f"model.path: {run.path / _BEST} is the checkpoint of step {best['step']} "
+            f"({run.validation}), and {config} is not there: put it back, or take "
+            f"model.path={run.path} for the newest checkpoint"
+        )
+    return str(config.parent)
 
 
 def _model_type(config: Path) -> str | None:

@@ -46,6 +46,7 @@ UNBROKEN = 10_000
 RATES = {"samples_per_second": "samples", "tokens_per_second": "tokens_sampled"}
 UNSCORED = "unscored_share"
 """A figure that is shown only where it is not 0."""
+DONE, STOPPED = "done", "stopped"
 RECENT = 20
 """Steps whose pace the ETA goes by."""
 
@@ -70,6 +71,8 @@ FIGURES = (
     LiveFigure(("tool_rate",), "tool rate"),
     LiveFigure(("all_wrong_tool",), "all-wrong tool"),
     LiveFigure(("accuracy", "pass@1"), "accuracy"),
+    LiveFigure(("validation_pass@1",), "validation"),
+    LiveFigure(("validation_best",), "its best"),
     LiveFigure(("recovery_rate",), "recovery"),
     LiveFigure(("samples_per_second",), "samples/s", fraction=False),
     LiveFigure(("tokens_per_second",), "tokens/s", fraction=False),
@@ -164,6 +167,7 @@ class LiveView(ScreenView):
         self.unit, self.total, self.step = "step", 0, 0
         self._passing, self.begun = passing, False
         self._phase, self._phase_since = phase, time.monotonic()
+        self._end = ""
         self._history: dict[str, deque[float]] = {}
         self._ticks: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self._started = time.monotonic()
@@ -182,7 +186,7 @@ class LiveView(ScreenView):
         self._done.set()
         if self.plain:
             self._thread.join()  # its last line must not be a second "done"
-        self._phase = "done" if kind is None else "stopped"
+        self._phase = DONE if kind is None else STOPPED
         self.transient = self._passing or not self.begun
         super().__exit__(kind, *rest)
 
@@ -220,9 +224,17 @@ class LiveView(ScreenView):
         for rate, count in RATES.items():
             if rate not in values and count in values and seconds > 0:
                 values[rate] = values[count] / seconds
-        for name, value in values.items():
+        self.note(values)
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Metrics that belong to no step that is counted here."""
+        for name, value in metrics.items():
             if math.isfinite(value):
                 self._history.setdefault(name, deque(maxlen=200)).append(float(value))
+
+    def end(self, reason: str) -> None:
+        """What is done ends before its last step; said until the end."""
+        self._end = f" early: {reason}"
 
     def eta(self) -> float | None:
         """Seconds to go by the pace of the last steps; None until there is one."""
@@ -258,7 +270,7 @@ class LiveView(ScreenView):
         if not self.begun:
             return [f"{self.title}: {self._phase} | {self._clock()}"]
         share = f"{100 * self.step / self.total:.0f} %" if self.total else "-"
-        parts = [f"{self.unit} {self.step}/{self.total} ({share})", self._clock(), self._phase]
+        parts = [f"{self.unit} {self.step}/{self.total} ({share})", self._clock(), self._said]
         parts += [f"{f.label} {f.text(values[-1])}" for f, values in self._figures()]
         return [f"{self.title}: " + " | ".join(parts)]
 
@@ -278,17 +290,22 @@ class LiveView(ScreenView):
         return [(figure, list(history[key])) for figure, key in found]
 
     def _phase_line(self) -> RenderableType:
-        if self._phase in ("done", "stopped"):
-            return Text(self._phase, style="green" if self._phase == "done" else "yellow")
+        if self._phase in (DONE, STOPPED):
+            return Text(self._said, style="green" if self._phase == DONE else "yellow")
         seconds = time.monotonic() - self._phase_since
         self._spinner.update(text=Text(f"{self._phase}  {seconds:.0f} s", style="bright_black"))
         return self._spinner
+
+    @property
+    def _said(self) -> str:
+        """The phase; of one that is done whether that was early."""
+        return self._phase + (self._end if self._phase == DONE else "")
 
     def _clock(self) -> str:
         passed = duration(time.monotonic() - self._started)
         if not self.begun:
             return passed
-        if self._phase in ("done", "stopped") or self.step >= self.total:
+        if self._phase in (DONE, STOPPED) or self.step >= self.total:
             return f"{passed} in all"
         left = self.eta()
         return f"{passed}, ETA {'...' if left is None else duration(left)}"

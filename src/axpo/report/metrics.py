@@ -1,6 +1,7 @@
 """A run's numbers: append-only `metrics.jsonl`, TensorBoard beside it when asked for.
 
 Each line is one JSON object: `kind` ("sft", "rl", ...), `step`, `time` (epoch seconds) and numbers.
+A line of the kind "validation" is of the weights after `step` steps, an evaluation while training.
 Each line is one write, so a killed process or a full disk loses at most the line being written. A
 resumed run first drops the lines that it will write again. NaN and infinities become null.
 """
@@ -18,6 +19,8 @@ from typing import Any, Self
 from axpo.errors import MetricsError
 from axpo.extras import require
 from axpo.folder import RunFolder, write_whole, writing
+
+VALIDATION = "validation"
 
 
 class MetricsWriter:

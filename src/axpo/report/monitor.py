@@ -10,7 +10,7 @@ from axpo.checks import CHECKING
 from axpo.errors import Stopped
 from axpo.extras import require
 from axpo.report.live import LiveView
-from axpo.report.metrics import MetricsWriter
+from axpo.report.metrics import VALIDATION, MetricsWriter
 from axpo.report.provenance import recorded
 
 PYTORCH = "loading PyTorch"
@@ -31,7 +31,8 @@ class RunMonitor:
         if self._writer is None:  # a start that fails leaves no file behind
             self._writer = self._claim()
         self._writer.resume(kind, first)
-        self._view.begin(first, total, UNITS.get(kind, "step"))
+        if kind != VALIDATION:
+            self._view.begin(first, total, UNITS.get(kind, "step"))
 
     def phase(self, name: str) -> None:
         self._view.phase(name)
@@ -39,7 +40,13 @@ class RunMonitor:
     def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         assert self._writer is not None
         self._writer.write(kind, step, metrics)
-        self._view.update(step + 1, metrics)
+        if kind == VALIDATION:
+            self._view.note(metrics)
+        else:
+            self._view.update(step + 1, metrics)
+
+    def ended(self, reason: str) -> None:
+        self._view.end(reason)
 
 
 @contextmanager

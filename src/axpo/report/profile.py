@@ -56,6 +56,8 @@ class Meter:
         if len(self.lines) == self._total:
             raise Enough
 
+    def ended(self, reason: str) -> None: ...
+
 
 def print_profile(config: Config, kind: str, lines: Sequence[Mapping[str, float]]) -> None:
     """Print the anatomy of the steps of the "rl" or "sft" loop that `measure` measured."""
@@ -83,7 +85,8 @@ def measure(config: Config, kind: str, steps: int, view: LiveView) -> list[Mappi
     # One step more than wanted: at its last step the loop saves trees and a checkpoint.
     section = getattr(config, kind).model_copy(update={"steps": total + 1})
     run = config.run.model_copy(update={"checkpoint_every": NEVER, "trees_every": NEVER})
-    shortened = config.model_copy(update={kind: section, "run": run})
+    unmeasured = config.eval.model_copy(update={"every": 0})
+    shortened = config.model_copy(update={kind: section, "run": run, "eval": unmeasured})
     with TemporaryDirectory(prefix="axpo-profile-") as out:
         meter = Meter(view, total)
         try:

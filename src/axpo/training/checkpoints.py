@@ -51,10 +51,11 @@ def save(
     step: int,
     learner: Learner,
     data: Mapping[str, Any],
+    best: int | None = None,
     keep: int | None = 2,
 ) -> Path:
     """Write the checkpoint of `step` in `folder` and remove all but the `keep` newest (None: none
-    is removed); returns its path.
+    is removed) and that of the step `best`; returns its path.
 
     `data` (plain JSON, `axpo.training.data.data_state`) says what the data was. A checkpoint of the
     same step is replaced.
@@ -65,8 +66,10 @@ def save(
         state = json.dumps({"step": step, "data": data}, indent=1)
         CheckpointFolder(temporary).state.write_text(state)
     if keep is not None:
+        spared = None if best is None else checkpoint_of(folder, best).path
         for old in saved_checkpoints(folder)[:-keep]:
-            remove_folder(old.path)
+            if old.path != spared:
+                remove_folder(old.path)
     return saved.path
 
 

@@ -14,6 +14,9 @@ class Monitor(Protocol):
     def start(self, kind: str, first: int, total: int) -> None:
         """Steps `first` to `total` of `kind` ("sft" or "rl") come; lines from `first` are void.
 
+        Of the kind "validation", evaluations between the others' steps, a step is the number of
+        steps that the weights were trained for.
+
         All was checked: from here on the run's folder is written to.
         """
         ...
@@ -24,6 +27,10 @@ class Monitor(Protocol):
 
     def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` (from 0) is done."""
+        ...
+
+    def ended(self, reason: str) -> None:
+        """Training ends before its last step."""
         ...
 
 

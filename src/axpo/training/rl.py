@@ -36,6 +36,7 @@ from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.objective import Objective
 from axpo.training.parity import QUESTIONS, check_parity, limits_of, mismatch
 from axpo.training.probe import WeightProbe
+from axpo.training.validation import Validation
 from axpo.tree import Group, Trajectory
 
 Result = TypeVar("Result")
@@ -52,6 +53,7 @@ class RLRun:
     agent: Agent
     learner: Learner
     files: Mapping[str, str]
+    validation: Validation
     probe: WeightProbe | None = None
 
 
@@ -100,7 +102,7 @@ async def _train(run: RLRun, monitor: Monitor) -> Path:
 
 async def _steps(run: RLRun, monitor: Monitor) -> Path:
     """What is left of the run's steps; returns the last checkpoint."""
-    config = run.config
+    config, validation = run.config, run.validation
     folder = RunFolder(run.out).checkpoints
     data = data_state(run.task, "train", run.files)
     first = checkpoints.resume(folder, run.learner, data)
@@ -110,7 +112,7 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
         with checkpoints.kept_on_stop(folder, run.learner, config.rl.updates, data):
             start = await _compare_engine(run, collector, first, monitor)
             monitor.start("rl", first, config.rl.steps)
-            for step in range(first, config.rl.steps):
+            async for step in validation.steps(first, monitor):
                 stopping.check()
                 watch = Stopwatch(monitor)
                 before = work_done(run)
@@ -125,11 +127,11 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
                     if step == first:
                         metrics |= start
                     monitor.step("rl", step, metrics)
-                    if checkpoints.due(step, config.rl.steps, config.run.checkpoint_every):
+                    every = config.run.checkpoint_every
+                    if validation.due(step + 1) or checkpoints.due(step, config.rl.steps, every):
                         monitor.phase("saving")
-                        last = await _beside_sampling(
-                            run, checkpoints.save, folder, step + 1, run.learner, data
-                        )
+                        state = step + 1, run.learner, data, validation.best
+                        last = await _beside_sampling(run, checkpoints.save, folder, *state)
     return last
 
 
