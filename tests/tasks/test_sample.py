@@ -13,7 +13,7 @@ from PIL import Image
 from axpo.config import load_config
 from axpo.tasks.data.task import DataTask
 from axpo.tasks.grading import Graders
-from axpo.tasks.grading.text import final_answer
+from axpo.tasks.grading.final import final_answer
 from axpo.tasks.sample import FILES
 from lab_base import sample
 

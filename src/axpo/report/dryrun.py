@@ -37,7 +37,7 @@ from axpo.sandbox.levels import UNSAFE, lack
 from axpo.search.tavily import KEY
 from axpo.tasks.base import Example, Task
 from axpo.tasks.grading import Graders
-from axpo.tasks.grading.text import final_answer
+from axpo.tasks.grading.final import final_answer
 from axpo.tools.python import NAME as PYTHON
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import Group, Origin, Segment, collapse

@@ -18,8 +18,8 @@ from axpo.tasks.base import IMAGE, Example
 from axpo.tasks.data.columns import ColumnSettings
 from axpo.tasks.data.pictures import flat
 from axpo.tasks.grading import check_example
-from axpo.tasks.grading.tags import tagged_answer
-from axpo.tasks.grading.text import final_answer, normalise
+from axpo.tasks.grading.final import final_answer, tagged_answer
+from axpo.tasks.grading.prose import normalise
 from axpo.wording import in_short
 
 Row = Mapping[str, Any]

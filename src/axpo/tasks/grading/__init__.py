@@ -14,8 +14,9 @@ from typing import Protocol
 from axpo.errors import GradingError, PluginError
 from axpo.plugins import load
 from axpo.tasks.base import Example
+from axpo.tasks.grading.choice import choice
+from axpo.tasks.grading.exact import exact
 from axpo.tasks.grading.maths import math
-from axpo.tasks.grading.text import choice, exact
 from axpo.tasks.grading.verdict import BuiltIn, Grader, Verdict, grader
 from axpo.tree import Trajectory
 

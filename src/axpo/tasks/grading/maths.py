@@ -20,7 +20,8 @@ from typing import IO, Any
 
 from axpo.errors import GradingError
 from axpo.tasks.base import Example
-from axpo.tasks.grading.text import check_text, final_answer, normalise
+from axpo.tasks.grading.final import final_answer
+from axpo.tasks.grading.prose import check_text, normalise
 from axpo.tasks.grading.verdict import BuiltIn, Verdict, best, compared, truths_of
 
 CHECK_SECONDS = 10.0
