@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from axpo import stopping
 from axpo.checks import check_folder, check_names, check_parts, note_settings
 from axpo.config import Config
-from axpo.folder import RunFolder
+from axpo.folder import RunFolder, read_json
 from axpo.report.monitor import PYTORCH, RunMonitor, run_monitor
 
 Returned = TypeVar("Returned")
@@ -37,6 +37,18 @@ class TrainedRun:
         """The figures of the run, one dict per step, as in `metrics.jsonl` (docs/report.md)."""
         lines = RunFolder(self.folder).metrics.read_text().splitlines()
         return [json.loads(line) for line in lines]
+
+    @property
+    def validation(self) -> dict[str, Any] | None:
+        """What the evaluations while training found; None if there were none."""
+        file = RunFolder(self.folder).validation
+        return read_json(file) if file.is_file() else None
+
+    @property
+    def best(self) -> Path | None:
+        """The name of the best checkpoint by these, as a `model.path`; None without one."""
+        found = self.validation
+        return RunFolder(self.folder).best if found and found["best"] else None
 
 
 def sft(config: Config, out: str | Path) -> TrainedRun:

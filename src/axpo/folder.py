@@ -43,7 +43,10 @@ _END = 1 << 20
 
 
 class RunFolder:
-    """The places of everything in the run's folder at `path`. Making one touches no disk."""
+    """The places of everything in the run's folder at `path`. Making one touches no disk.
+
+    Nothing lies at `best`: it is the name of the best checkpoint as a model (`axpo.models.paths`).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,6 +59,7 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"
         self.validation = path / "validation.json"
+        self.best = path / "best"
         self.evaluation = path / "evaluation.json"
         self.diagnosis = path / "diagnosis.json"
         self.evaluated = GroupsFolder(path / "evaluation", self.pictures)

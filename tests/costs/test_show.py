@@ -109,6 +109,17 @@ def lines(config: Config, everything: bool = False) -> list[str]:
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
+def test_what_evaluations_while_training_sample_is_told() -> None:
+    """Before step 0, after 30 and 60 of 60, and after 65: 4 times 10 questions with 6 rollouts,
+    beside 65 steps of 18 questions with 8."""
+    settings = ("eval.every=30", "eval.validation_questions=10", "eval.validation_samples=6")
+    said = shown("lab", "rl.steps=65", "rl.questions=18", "algorithm.rollouts=8", *settings)
+    told = " ".join(said.replace("│", " ").split())
+    assert "4 of at most 60 rollouts: 240, 3 % of the steps' 9,360" in told
+    assert "sampling of one, at their limits" in told
+    assert "evaluations while training" not in shown("lab", "rl.steps=65")
+
+
 def test_settings_are_told_by_their_full_names_and_can_be_copied() -> None:
     config = load_config("lab", "rl.optimizer.max_tokens_per_micro_batch=4096")
     head, *told = lines(config)

@@ -51,6 +51,29 @@ def test_what_was_not_scored_is_shown_while_there_is_any() -> None:
     assert "not scored 28 %" in view.lines()[0]
 
 
+def test_an_evaluation_is_shown_with_the_best_so_far() -> None:
+    view = LiveView("AXPO", console=screen(80, False))
+    view.begin(0, 9)
+    view.update(1, METRICS)
+    for value, best in ((0.5, 0.5), (0.25, 0.5)):
+        view.note({"validation_value": value, "validation_best": best})
+    assert view.step == 1
+    assert "validation 25 % (best 50 %)" in view.lines()[0]
+    console = screen(80, False)
+    console.print(view.render())
+    assert "best 50 %" in output(console)
+
+
+def test_what_ends_early_says_why() -> None:
+    console = screen(80, False)
+    with LiveView("AXPO", console=console) as view:
+        view.begin(0, 9)
+        view.update(5, METRICS)
+        view.end("no better pass@1")
+        assert "early" not in view.lines()[0]
+    assert "step 5/9 (56 %) | 0:00 in all | done early: no better pass@1 | " in output(console)
+
+
 def test_terminal_session_draws_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     console = screen(80, True)
     with LiveView("AXPO", console=console) as view:

@@ -18,10 +18,11 @@ from axpo.report.finding import finding
 from axpo.report.html import build_report, script_json
 from axpo.report.runs import RunView
 from axpo.report.trees import HELD_OUT, TreePayload, category, spread
+from axpo.report.validation import validation_text
 from axpo.tree import Call, CallStatus, Group, Origin, Segment
 from tests.support.findings import AHEAD, KEPT, LOST, START
 from tests.support.pages import build
-from tests.support.reported import HOSTILE, decode, make_group, make_run
+from tests.support.reported import HOSTILE, decode, make_group, make_run, make_validation
 
 CHROMIUM = next((p for n in ("chromium", "google-chrome") if (p := shutil.which(n))), None)
 QUIET = (
@@ -53,6 +54,12 @@ addEventListener("load", () => setTimeout(async () => {
   seen.ends = all(".detail .block .tokens").filter((b) => b.textContent.includes("<|im_end|>"))
     .map((b) => [b.parentElement.className.split(" ")[1], b.textContent.length > 10]);
   seen.charts = all("#main-charts svg").length;
+  seen.validation = all("#validation-charts svg").map((s) => ({
+    points: s.querySelectorAll('circle[r="2.5"]').length,
+    best: [...s.querySelectorAll("circle.best")].map((c) =>
+      [c.getAttribute("cx"), c.getAttribute("cy")]),
+    curve: s.querySelector("path.curve").getAttribute("d").split(/[ML]/).slice(1),
+  }));
   seen.curves = all("#main-charts path.curve").length;
   seen.bands = all("#timing-charts svg").map((s) => s.querySelectorAll("path.band").length);
   seen.bars = all(".stack").map((s) => Math.round(s.getBoundingClientRect().width));
@@ -196,6 +203,31 @@ def test_page_says_what_came_out(page: Path) -> None:
     assert "Engine busy: GRPO 78 %, AXPO 58 % of sampling and resampling" in text
 
 
+def test_page_says_which_step_was_the_best(page: Path) -> None:
+    text = html.unescape(page.read_text())
+    said = "Validation Pass@1 was best after step 4 (0.500, 0.250 before training)."
+    cost = "3 evaluations of 64 questions of val, 4 rollouts each, took 10 % of the time."
+    for name in ("GRPO", "AXPO"):
+        assert f"{name}: {said} {cost}" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"best": None}, "None of the evaluations while training could be scored."),
+        (
+            {"best": {"step": 0, "metric": "reward_mean", "value": 0.25}},
+            "Validation mean reward was best before training (0.250).",
+        ),
+        ({"ended": "no better"}, "of the time. Training ended early: no better."),
+        ({"evaluations": []}, ""),
+    ],
+)
+def test_evaluations_while_training_in_words(changed: dict, said: str) -> None:
+    text = validation_text(make_validation([0.25, 0.5]) | changed)
+    assert said in text and bool(said) == bool(text)
+
+
 def test_pictures_are_embedded_once_and_tokens_once(page: Path) -> None:
     data = data_of(page.read_text())
     assert page.read_text().count("data:image/") == len(data["pictures"])
@@ -281,6 +313,16 @@ def test_browser_loads_without_errors_and_runs_no_hostile_script(seen: dict) -> 
 def test_browser_draws_the_curves(seen: dict) -> None:
     assert seen["charts"] == 4
     assert seen["curves"] == 7  # GRPO has no recovery
+
+
+def test_browser_rings_the_best_evaluation_while_training(seen: dict) -> None:
+    """Two charts, Pass@1 and tool rate, in which the second point of each of two runs is the
+    best: every evaluation is a point of one unbroken, unsmoothed line."""
+    assert len(seen["validation"]) == 2
+    for chart in seen["validation"]:
+        assert chart["points"] == 6 and len(chart["best"]) == 2 and len(chart["curve"]) == 3
+        best = [float(v) for v in chart["best"][0]]
+        assert [float(v) for v in chart["curve"][1].split(",")] == pytest.approx(best, abs=0.06)
 
 
 def test_browser_stacks_the_phases_of_each_run(seen: dict) -> None:

@@ -13,7 +13,17 @@ from tests.support.reported import decode, make_run
 
 def build(folder: Path, hostile: bool = True) -> Path:
     runs = [
-        RunView.load(make_run(folder, name, steps=12, groups=3, hostile=hostile, held_out=2))
+        RunView.load(
+            make_run(
+                folder,
+                name,
+                steps=12,
+                groups=3,
+                hostile=hostile,
+                held_out=2,
+                validation=(0.25, 0.5, 0.375),
+            )
+        )
         for name in ("grpo", "axpo")
     ]
     evaluations = {"start": START, "GRPO": LOST, "AXPO": KEPT}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -165,6 +167,21 @@ def make_metrics(algorithm: str, steps: int, seed: int = 0) -> list[dict]:
     return lines
 
 
+def make_validation(values: Sequence[float]) -> dict[str, Any]:
+    """`validation.json` of evaluations every 4 steps, each a second of ten."""
+    best = max(range(len(values)), key=lambda i: values[i])
+    of = {"questions": 64, "eval.validation": "val", "eval.validation_samples": 4}
+    return {
+        "best": {"step": 4 * best, "metric": "pass@1", "value": values[best]},
+        "ended": None,
+        "made_with": of,
+        "evaluations": [
+            {"step": 4 * i, "seconds": 1.0, "since": 10.0, "figures": {"pass@1": value}}
+            for i, value in enumerate(values)
+        ],
+    }
+
+
 def make_run(
     root: Path,
     algorithm: str,
@@ -172,15 +189,25 @@ def make_run(
     groups: int = 6,
     hostile: bool = False,
     held_out: int = 0,
+    validation: Sequence[float] = (),
 ) -> Path:
-    """A run's folder with trees at its first and last step, and answers to held-out questions."""
+    """A run's folder with trees at its first and last step, answers to held-out questions, and
+    evaluations while training, one every 4 steps, that found the values `validation`."""
     folder = root / algorithm
     folder.mkdir(parents=True)
     own = RunFolder(folder)
     own.claim()
     config = {"algorithm": {"name": algorithm}, "rl": {"steps": steps}}
     own.settings.write_text(parse_config(config).model_dump_json())
-    lines = [json.dumps(line) for line in make_metrics(algorithm, steps)]
+    metrics = make_metrics(algorithm, steps)
+    if validation:
+        metrics += [
+            {"kind": "validation", "step": 4 * i, "time": 0.0, "validation_pass@1": value,
+             "validation_tool_rate": 0.5}
+            for i, value in enumerate(validation)
+        ]  # fmt: skip
+        own.validation.write_text(json.dumps(make_validation(validation)))
+    lines = [json.dumps(line) for line in metrics]
     own.metrics.write_text("\n".join(lines) + "\n")
     for step in (0, steps - 1):
         made = [

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import axpo
 from axpo.build import runs
 from axpo.checks import check_names, check_parts
 from axpo.config import Config, parse_config
@@ -28,11 +29,11 @@ from axpo.tree import Group
 from tests.support.checkpoints import assert_same
 from tests.support.data_sets import write_jsonl
 from tests.support.fake_vllm import FakeVllm
-from tests.support.runs import Lines, config, evaluate, train_rl
+from tests.support.runs import Lines, config, evaluate, starting_at, train_rl
 
 Values = Sequence[float | None]
 EVALUATED: Mapping[str, Any] = {
-    "every": 2, "validation_questions": 3, "validation_samples": 4, "questions": 6, "samples": 4,
+    "every": 2, "validation_questions": 6, "validation_samples": 4, "questions": 6, "samples": 4,
     "k": 2,
 }  # fmt: skip
 
@@ -241,7 +242,7 @@ def test_a_run_says_what_it_measured(unbroken: tuple[Path, Lines]) -> None:
     for kind, _, values in lines.steps:
         assert (kind == KIND) == ("validation_pass@1" in values)
         if kind == KIND:
-            assert values["validation_rollouts"] == 12 and values["validation_unscored"] == 0
+            assert values["validation_rollouts"] == 24 and values["validation_unscored"] == 0
             assert {"validation_pass@2", "validation_tool_rate"} <= set(values)
             assert 0 < values["validation_share"] <= 1
 
@@ -354,7 +355,7 @@ def test_sampled_ahead_an_evaluation_is_of_one_version(
 def test_what_ours_fails_is_not_scored_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of the first evaluation, one rollout of three questions' of the others."""
+    """All of the first evaluation, one rollout of the others."""
     build = runs.build_agent
     broken = {"validation/"}
 
@@ -382,14 +383,14 @@ def test_what_ours_fails_is_not_scored_and_the_run_goes_on(
         train_rl(evaluated(), BASE, tmp_path, lines)
     noted = json.loads(RunFolder(tmp_path).validation.read_text())
     first, second, _ = (values for kind, _, values in lines.steps if kind == KIND)
-    assert first["validation_unscored"] == 12 and first["validation_fault_engine"] == 12
+    assert first["validation_unscored"] == 24 and first["validation_fault_engine"] == 24
     assert "validation_pass@1" not in first and "validation_best" not in first
     assert second["validation_unscored"] == 1 and "validation_pass@1" in second
     assert noted["best"]["step"] in (2, 4)
     texts = [str(w.message) for w in said if issubclass(w.category, UnscoredWarning)]
     assert len(texts) == 3
-    assert "validation after step 0: 12 of 12" in texts[0] and "is not compared" in texts[0]
-    assert "validation after step 2: 1 of 12" in texts[1] and "is not compared" not in texts[1]
+    assert "validation after step 0: 24 of 24" in texts[0] and "is not compared" in texts[0]
+    assert "validation after step 2: 1 of 24" in texts[1] and "is not compared" not in texts[1]
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
@@ -426,9 +427,20 @@ def test_rows_of_the_test_split_under_another_name_are_refused(tmp_path: Path) -
         check_parts(data(tmp_path, {"val": "train"}), "train")
 
     write_jsonl(tmp_path / "val.jsonl", *rows(30, 4), *rows(12, 1))
-    with pytest.raises(ConfigError, match=r"1 of 5 questions of 'val' are among those of 'test'"):
+    with pytest.raises(
+        ConfigError, match=r"1 of 5 questions of 'val' are among the first 6 of 'test'"
+    ):
         check_parts(data(tmp_path, validation_questions=5), "train")
 
+    write_jsonl(
+        tmp_path / "val.jsonl", *rows(0, 2), *rows(30, 1)
+    )  # cut off training's, which has them still
+    with pytest.raises(
+        ConfigError, match=r"2 of 3 questions .* the first 3 of 'train', what is tr"
+    ):
+        check_parts(data(tmp_path, validation_questions=6), "train")
+
+    write_jsonl(tmp_path / "val.jsonl", *rows(12, 1))
     (tmp_path / "test.jsonl").unlink()  # not on this machine: there is nothing to compare with
     check_parts(data(tmp_path, validation_questions=5), "train")
 
@@ -457,3 +469,27 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], words: st
 def test_k_needs_as_many_samples() -> None:
     with pytest.raises(ConfigError, match=r"eval\.validation_samples is 3"):
         check_names(evaluated(validation_samples=3, k=4), "train")
+
+
+def test_a_run_that_ends_early_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics, TensorBoard and what the function returns; given again it stays ended."""
+    script = {0: 0.25, 1: 0.5, 2: 0.375}
+
+    async def measure(agent: Any, config: Config, step: int) -> dict[str, float]:
+        return {"pass@1": script[step], "unscored_share": 0.0}
+
+    monkeypatch.setattr(measuring, "measure", measure)
+    ending = config(
+        rl={"steps": 4, "questions": 2},
+        eval=EVALUATED | {"every": 1, "patience": 1},
+        run={"tensorboard": True},
+    )
+    for _ in range(2):
+        run = axpo.train(starting_at(ending, "lab-base"), tmp_path)
+        assert run.checkpoint.name == "step-000002"
+        assert run.best is not None and model_path(str(run.best)).endswith("step-000001/model")
+        kinds = [(line["kind"], line["step"]) for line in run.metrics]
+        assert kinds == [(KIND, 0), ("rl", 0), (KIND, 1), ("rl", 1), (KIND, 2)]
+        assert run.validation is not None
+        assert run.validation["ended"] == "no better pass@1 in 1 evaluation since step 1"
+    assert list((tmp_path / "tensorboard" / KIND).iterdir())

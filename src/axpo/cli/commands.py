@@ -206,7 +206,14 @@ def train(given: Given, out: Out) -> None:
     """Train model.path (start and KL reference) with algorithm.name: grpo, axpo, arpo or rltf."""
     from axpo import api
 
-    print(f"Checkpoint: {api.train(_load(given), out).checkpoint}")
+    run = api.train(_load(given), out)
+    print(f"Checkpoint: {run.checkpoint}")
+    if run.best is not None:
+        print(f"Best: {run.best}")
+    if run.validation is not None:
+        from axpo.report.validation import validation_text
+
+        print(validation_text(run.validation))
 
 
 @app.command("eval")

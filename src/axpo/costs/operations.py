@@ -53,28 +53,52 @@ class Operations:
 def step_operations(loop: Loop, found: MemoryEstimate, at_once: int) -> Operations:
     """Of one step of the loop that `found` is of; `at_once` rollouts are sampled at once."""
     config, sizes = loop.config, found.sizes
-    dimensions = Dimensions.of(loop.model.config)
     groups, answer = config.sft.batch, sizes.path - sizes.prompt
     paths = config.sft.batch
     if loop.kind == "rl":
         groups, paths = config.rl.questions, sizes.rows
-    answers = [(sizes.prompt, answer)] * paths
-    work = ForwardPass(
-        tokens=groups * sizes.prompt + paths * answer,
-        pairs=causal_pairs([(0, sizes.prompt)] * groups + answers),
-        rows=paths * answer,
-        pictures=(),
-    )
-    forward = forward_flops(dimensions, work)
-    pictures = groups * vision_flops(dimensions, sizes.pictures)
+    forward, pictures = _forward(loop, found, groups, paths, answer)
     training = _passes(loop, True) * forward + _passes(loop, found.pictures > 0) * pictures
     if loop.kind == "sft":
         return Operations(sampling=0, training=training, read=0)
+    read = _read(loop, found, paths, answer, at_once)
+    return Operations(sampling=forward + pictures, training=training, read=read)
+
+
+def validation_operations(loop: Loop, found: MemoryEstimate, at_once: int) -> Operations:
+    """Of one evaluation while training (`eval.every`), which samples and trains nothing."""
+    settings, answer = loop.config.eval, loop.config.rollout.max_tokens
+    groups = settings.validation_questions
+    paths = groups * settings.validation_samples
+    forward, pictures = _forward(loop, found, groups, paths, answer)
+    at_once = min(at_once, found.sizes.rows)
+    read = _read(loop, found, paths, answer, at_once)
+    return Operations(sampling=forward + pictures, training=0, read=read)
+
+
+def _forward(
+    loop: Loop, found: MemoryEstimate, groups: int, paths: int, answer: int
+) -> tuple[int, int]:
+    """Operations of one forward pass over the prompts of `groups` and `paths` of `answer` tokens
+    after them; of the text model and of the vision tower."""
+    dimensions, prompt = Dimensions.of(loop.model.config), found.sizes.prompt
+    answers = [(prompt, answer)] * paths
+    work = ForwardPass(
+        tokens=groups * prompt + paths * answer,
+        pairs=causal_pairs([(0, prompt)] * groups + answers),
+        rows=paths * answer,
+        pictures=(),
+    )
+    pictures = groups * vision_flops(dimensions, found.sizes.pictures)
+    return forward_flops(dimensions, work), pictures
+
+
+def _read(loop: Loop, found: MemoryEstimate, paths: int, answer: int, at_once: int) -> int:
+    """Bytes that decoding `paths` of `answer` tokens reads, `at_once` of them beside each other."""
     size, text = loop.value_size, loop.model.config.text_config
     waves = -(-paths // min(paths, at_once))
-    read = waves * answer * found.counts.text * size
-    read += memory.keys_values(text, causal_pairs(answers), size)
-    return Operations(sampling=forward + pictures, training=training, read=read)
+    pairs = causal_pairs([(found.sizes.prompt, answer)] * paths)
+    return waves * answer * found.counts.text * size + memory.keys_values(text, pairs, size)
 
 
 def _passes(loop: Loop, trained: bool) -> int:

@@ -38,7 +38,7 @@ def check_validation(config: Config) -> None:
 
 def check_validation_rows(config: Config) -> None:
     """Open the split `eval.validation`; raise `ConfigError` where it is not there or has no end, or
-    where its questions are training's or among those that `axpo eval` measures."""
+    where its questions are among training's first or those that `axpo eval` measures."""
     task, split = config.task, config.eval.validation
     try:
         size = task.size(split)
@@ -49,17 +49,18 @@ def check_validation_rows(config: Config) -> None:
             f"eval.validation: {split!r} of the {task.name} task has no end (generated or "
             f"streamed); evaluation needs a split of known size; {INSTEAD}"
         )
+    own = _questions(task, split, config.eval.validation_questions)
     for other, what in _forbidden(config).items():
         if _same_content(task, split, other):
             raise ConfigError(
                 f"eval.validation: {split!r} has the rows of {other!r}, {what}; {INSTEAD}"
             )
-    own = _questions(task, split, config.eval.validation_questions)
-    if shared := own & _questions(task, config.eval.split, config.eval.questions):
-        raise ConfigError(
-            f"eval.validation: {len(shared)} of {len(own)} questions of {split!r} are among those "
-            f"of {config.eval.split!r}, {_forbidden(config)[config.eval.split]}; {INSTEAD}"
-        )
+        looked_at = config.eval.questions if other == config.eval.split else len(own)
+        if shared := own & _questions(task, other, looked_at):
+            raise ConfigError(
+                f"eval.validation: {len(shared)} of {len(own)} questions of {split!r} are among "
+                f"the first {looked_at} of {other!r}, {what}; {INSTEAD}"
+            )
 
 
 def _forbidden(config: Config) -> dict[str, str]:
@@ -81,10 +82,10 @@ def _same_content(task: Task, split: str, other: str) -> bool:
 
 
 def _questions(task: Task, split: str, most: int) -> set[str]:
-    """Digests of the first questions of a split, at most so many; empty where there is none."""
+    """Digests of the first questions of a split, at most so many; empty where there is none, or it
+    has no end: what is generated or streamed comes in no order."""
     try:
-        size = task.size(split)
-        count = most if size is None else min(most, size)
+        count = min(most, task.size(split) or 0)
         return {_digest(task.example(split, index)) for index in range(count)}
     except UserError:
         return set()

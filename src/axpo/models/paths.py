@@ -22,7 +22,6 @@ EXPECTED = (
 )
 _RUNS = "runs"
 """The folder that recipes and documentation write runs to."""
-_BEST = "best"
 _SHOWN = 8
 
 
@@ -87,7 +86,8 @@ def absent(model: str) -> str:
 
 def _names_best(path: Path) -> bool:
     """Whether a path that is no folder names the best checkpoint of a run."""
-    return path.name == _BEST and RunFolder(path.parent).validation.is_file()
+    run = RunFolder(path.parent)
+    return path == run.best and run.validation.is_file()
 
 
 def _best_model(run: RunFolder) -> str:
@@ -95,7 +95,7 @@ def _best_model(run: RunFolder) -> str:
     best = read_json(run.validation)["best"]
     if best is None:
         raise ConfigError(
-            f"model.path: {run.path / _BEST}: none of the run's evaluations could be scored "
+            f"model.path: {run.best}: none of the run's evaluations could be scored "
             f"({run.validation}); expected model.path={run.path} for its newest checkpoint"
         )
     if best["step"] == 0:
@@ -103,7 +103,7 @@ def _best_model(run: RunFolder) -> str:
     config = checkpoint_of(run.checkpoints, best["step"]).model_config
     if not config.is_file():
         raise ConfigError(
-            f"model.path: {run.path / _BEST} is the checkpoint of step {best['step']} "
+            f"model.path: {run.best} is the checkpoint of step {best['step']} "
             f"({run.validation}), and {config} is not there: put it back, or take "
             f"model.path={run.path} for the newest checkpoint"
         )

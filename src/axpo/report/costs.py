@@ -14,11 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from axpo.costs.account import Account, account
-from axpo.costs.operations import DEVICES, REFERENCE, UTILISATION, Operations, step_operations
+from axpo.costs.operations import (
+    DEVICES,
+    REFERENCE,
+    UTILISATION,
+    Device,
+    Operations,
+    step_operations,
+    validation_operations,
+)
 from axpo.costs.sizes import ASSUMED, Kind, Loop, check_positions
 from axpo.errors import ConfigError
 from axpo.tree import Segment
-from axpo.wording import duration, in_units
+from axpo.wording import duration, in_units, percent
 
 CERTAIN = "bold"
 TITLES: Mapping[Kind, str] = {"sft": "an SFT step", "rl": "an RL step"}
@@ -108,6 +116,7 @@ def step_costs(told: Account, assumed: bool, device: str) -> dict[str, str]:
         "largest possible tree": f"{sizes.tree:,} tokens",
         "max_tokens_per_micro_batch": f"{found.budget:,}: {found.verdict}",
         **_work(work, told.loop.kind, device),
+        **_validation(told, device),
     }
 
 
@@ -127,15 +136,41 @@ def _operations(count: int) -> str:
 
 def _work(work: Operations, kind: Kind, device: str) -> dict[str, str]:
     """Operations and times on this GPU, on an H100 where there is none that is known."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
-    known = next((d for d in DEVICES if d.name in name), REFERENCE)
-    sampling, training = work.seconds(known)
-    where = f"on one {known.name} at {UTILISATION:.0%}"
-    trained = f"{_operations(work.training)}: {duration(training)} {where}"
+    known = _device(device)
+    trained = f"{_operations(work.training)}: {duration(work.seconds(known)[1])} {_where(known)}"
     if kind == "sft":
         return {"training": trained}
+    return {"sampling, all at their limits": _sampling(work, known), "training on it": trained}
+
+
+def _validation(told: Account, device: str) -> dict[str, str]:
+    """What the evaluations while training sample, and what of that one takes."""
+    config = told.loop.config
+    if told.loop.kind == "sft" or not config.eval.every:
+        return {}
+    count = 1 + -(-config.rl.steps // config.eval.every)
+    each = config.eval.validation_questions * config.eval.validation_samples
+    trained = config.rl.steps * config.rl.questions * config.algorithm.rollouts
+    work = validation_operations(told.loop, told.found, told.at_once)
     return {
-        "sampling, all at their limits": f"{_operations(work.sampling)}, "
-        f"{in_units(work.read)} read: {duration(sampling)} {where} of its peaks",
-        "training on it": trained,
+        "evaluations while training": f"{count} of at most {each:,} rollouts: {count * each:,}, "
+        f"{percent(count * each / trained)} of the steps' {trained:,}",
+        "sampling of one, at their limits": _sampling(work, _device(device)),
     }
+
+
+def _sampling(work: Operations, known: Device) -> str:
+    return (
+        f"{_operations(work.sampling)}, {in_units(work.read)} read: "
+        f"{duration(work.seconds(known)[0])} {_where(known)} of its peaks"
+    )
+
+
+def _where(known: Device) -> str:
+    return f"on one {known.name} at {UTILISATION:.0%}"
+
+
+def _device(device: str) -> Device:
+    """This GPU as its data sheet has it; `REFERENCE` where there is none that is known."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    return next((d for d in DEVICES if d.name in name), REFERENCE)

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from axpo.folder import whole_file
 from axpo.report import summary
 from axpo.report.finding import Finding
+from axpo.report.metrics import VALIDATION
 from axpo.report.names import (
     MAIN_CHARTS,
     MORE_CHARTS,
@@ -27,10 +28,12 @@ from axpo.report.names import (
     colours,
     family_charts,
     tool_charts,
+    validation_charts,
 )
 from axpo.report.runs import RunView, distinct_names, main_kind
 from axpo.report.timing import timing_view
 from axpo.report.trees import CATEGORIES, HELD_OUT, Decode, collect
+from axpo.report.validation import best_metric, best_step, validation_text
 from axpo.report.where import in_a_line, where_from
 from axpo.wording import count_text, percent, seconds_text
 
@@ -67,7 +70,11 @@ def build_report(
     metrics = {key for run in runs for key in run.names(kind)}
     families = family_charts(metrics, found.tools)
     more_charts = (*tool_charts(metrics), *MORE_CHARTS)
-    charts = (*families, *MAIN_CHARTS, *more_charts)
+    validated = validation_charts(
+        {key for run in runs for key in run.names(VALIDATION)},
+        {metric for run in runs if (metric := best_metric(run.validation))},
+    )
+    charts = (*families, *MAIN_CHARTS, *validated, *more_charts)
     curves = [
         _curves(r, name, palette[name], kind, charts) for r, name in zip(runs, names, strict=True)
     ]
@@ -76,6 +83,7 @@ def build_report(
     timing, bands = timing_view(dict(zip(names, runs, strict=True)), kind)
     data: dict[str, Any] = {"runs": curves, "timing": bands, "heldOut": HELD_OUT}
     data |= {"families": of_families, "main": main, "more": more}
+    data |= {"validation": _present(validated, curves)}
     spent = len(json.dumps(data)) + RESERVED_BYTES
     payload = collect(runs, decode, max(0, MAX_BYTES - spent))
     data |= {"categories": CATEGORIES, "strings": payload.strings}
@@ -106,6 +114,11 @@ def build_report(
         differing=differing,
         shared=shared,
         has_curves=bool(main or of_families),
+        validations=[
+            f"{name}: {text}"
+            for name, run in zip(names, runs, strict=True)
+            if (text := validation_text(run.validation))
+        ],
         trees=len(payload.groups),
         left_out=payload.left_out,
         data=script_json(data),
@@ -149,10 +162,11 @@ def _asset(name: str) -> str:
 def _curves(
     run: RunView, name: str, colour: str, kind: str, charts: Sequence[Chart]
 ) -> dict[str, Any]:
-    series = {chart.key: run.series(chart.key, kind) for chart in charts}
+    series = {chart.key: run.series(chart.key, chart.kind or kind) for chart in charts}
     return {
         "name": name,
         "colour": colour,
+        "best": best_step(run.validation),
         "series": {k: [[s, round(v, 6)] for s, v in points] for k, points in series.items()},
     }
 
@@ -160,7 +174,14 @@ def _curves(
 def _present(charts: Sequence[Chart], curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The charts that any run has points for."""
     return [
-        {"key": c.key, "title": c.title, "note": c.note, "fraction": c.fraction, "whole": c.whole}
+        {
+            "key": c.key,
+            "title": c.title,
+            "note": c.note,
+            "fraction": c.fraction,
+            "whole": c.whole,
+            "sparse": bool(c.kind),
+        }
         for c in charts
         if any(run["series"][c.key] for run in curves)
     ]

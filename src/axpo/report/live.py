@@ -53,11 +53,13 @@ RECENT = 20
 
 @dataclass(frozen=True, slots=True)
 class LiveFigure:
-    """A number of a view: the first metric of `keys` that there is."""
+    """A number of a view: the first metric of `keys` that there is; `best` is that of its best
+    value so far, where it is known."""
 
     keys: tuple[str, ...]
     label: str
     fraction: bool = True
+    best: str = ""
 
     def text(self, value: float) -> str:
         """The value with its unit, as short as a glance needs."""
@@ -71,8 +73,7 @@ FIGURES = (
     LiveFigure(("tool_rate",), "tool rate"),
     LiveFigure(("all_wrong_tool",), "all-wrong tool"),
     LiveFigure(("accuracy", "pass@1"), "accuracy"),
-    LiveFigure(("validation_pass@1",), "validation"),
-    LiveFigure(("validation_best",), "its best"),
+    LiveFigure(("validation_value",), "validation", best="validation_best"),
     LiveFigure(("recovery_rate",), "recovery"),
     LiveFigure(("samples_per_second",), "samples/s", fraction=False),
     LiveFigure(("tokens_per_second",), "tokens/s", fraction=False),
@@ -256,7 +257,9 @@ class LiveView(ScreenView):
                 style=style, justify="right" if style == "bold" else "left", no_wrap=True
             )
         for figure, values in self._figures():
-            since = "" if len(values) < 2 else f"from {figure.text(values[0])}"
+            since = self._best(figure)
+            if not since and len(values) > 1:
+                since = f"from {figure.text(values[0])}"
             bars = sparkline(values, min(CELLS, max(8, width - 41)))
             table.add_row(figure.label, figure.text(values[-1]), bars, since)
         return Panel(
@@ -271,7 +274,9 @@ class LiveView(ScreenView):
             return [f"{self.title}: {self._phase} | {self._clock()}"]
         share = f"{100 * self.step / self.total:.0f} %" if self.total else "-"
         parts = [f"{self.unit} {self.step}/{self.total} ({share})", self._clock(), self._said]
-        parts += [f"{f.label} {f.text(values[-1])}" for f, values in self._figures()]
+        for figure, values in self._figures():
+            best = f" ({best})" if (best := self._best(figure)) else ""
+            parts.append(f"{figure.label} {figure.text(values[-1])}{best}")
         return [f"{self.title}: " + " | ".join(parts)]
 
     def _head(self) -> Table:
@@ -288,6 +293,11 @@ class LiveView(ScreenView):
         history = dict(self._history)
         found = figures_of({name: values[-1] for name, values in history.items()})
         return [(figure, list(history[key])) for figure, key in found]
+
+    def _best(self, figure: LiveFigure) -> str:
+        """The figure's best value so far in words; empty where it is not known."""
+        values = self._history.get(figure.best)
+        return f"best {figure.text(values[-1])}" if values else ""
 
     def _phase_line(self) -> RenderableType:
         if self._phase in (DONE, STOPPED):

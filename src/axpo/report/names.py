@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from axpo.report.metrics import VALIDATION
+
 BASE_COLOURS = {"AXPO": "#1f7fd1", "GRPO": "#e08a00"}
 NEUTRAL = "#7a828c"
 OTHER_COLOURS = ("#c2609a", "#12a37a", "#7b5fd0", "#8c5a2b", "#d1343f", "#8f9a00")
@@ -26,7 +28,8 @@ SMOOTHING = 0.8
 class Chart:
     """A curve of the report: the metric `key`, its title, and a note for the reader.
 
-    The axis of a `whole` fraction goes from 0 to 100 % whatever the values.
+    The axis of a `whole` fraction goes from 0 to 100 % whatever the values. `kind` is that of the
+    steps that it is of, if those are not the runs' main ones.
     """
 
     key: str
@@ -34,6 +37,7 @@ class Chart:
     note: str = ""
     fraction: bool = True
     whole: bool = False
+    kind: str = ""
 
 
 MAIN_CHARTS = (
@@ -66,6 +70,8 @@ LABELS: Mapping[str, str] = {
     **{chart.key: chart.title for chart in (*MAIN_CHARTS, *MORE_CHARTS)},
     "distinct_calls": "Distinct calls from one prefix",
 }
+VALIDATED = "validation_"
+"""The beginning of the names of what evaluations while training found."""
 FLOOR = "_floor"
 """The end of the name of a Pass@k that counts unscored rollouts as wrong."""
 EVALUATION_ORDER = (
@@ -85,6 +91,9 @@ TOOL_NAMES: Mapping[str, str] = {
 
 def label(metric: str) -> str:
     """The metric's name for a reader: `pass@4` is Pass@4, `grad_norm` is Gradient norm."""
+    if metric.startswith(VALIDATED):
+        rest = label(metric.removeprefix(VALIDATED))
+        return f"Validation {rest if rest.startswith('Pass@') else rest.lower()}"
     if metric.startswith("pass@"):
         return "P" + metric[1:].replace(FLOOR, ", unscored as wrong")
     return LABELS.get(metric, metric.replace("_", " ").capitalize())
@@ -120,6 +129,18 @@ def tool_charts(metrics: Iterable[str]) -> list[Chart]:
     return [
         Chart(f"tool_{tool}_{figure}", f"{tool}: {TOOL_FIGURES[figure]}", notes[figure])
         for tool, figure in sorted(found, key=lambda it: (it[1] != "rate", it[0]))
+    ]
+
+
+def validation_charts(metrics: Iterable[str], chosen_by: Iterable[str]) -> list[Chart]:
+    """The curves of the evaluations while training: Pass@1, Pass@k, tool rate, and the metrics that
+    the best steps were chosen by."""
+    found = {m.removeprefix(VALIDATED) for m in metrics if m.startswith(VALIDATED)}
+    wanted = {m for m in found if m.startswith("pass@")} | {"tool_rate", *chosen_by}
+    notes = dict.fromkeys(chosen_by, "ring: the best step")
+    return [
+        Chart(f"{VALIDATED}{m}", label(VALIDATED + m), notes.get(m, ""), kind=VALIDATION)
+        for m in evaluation_order(list(wanted & found))
     ]
 
 

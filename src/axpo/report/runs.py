@@ -10,21 +10,23 @@ from typing import Any
 
 from axpo.errors import UserError
 from axpo.folder import RunFolder, read_json
-from axpo.report.metrics import read_metrics
+from axpo.report.metrics import VALIDATION, read_metrics
 from axpo.report.provenance import read_provenance
 from axpo.tree import Group
 
 
 @dataclass(slots=True)
 class RunView:
-    """One run to show. `trees` maps a step to its file, which `groups` reads; `held_out` are the
-    files of the evaluation's groups, which `held_out_groups` reads without their pictures."""
+    """One run to show. `validation` is what its evaluations while training found. `trees` maps a
+    step to its file, which `groups` reads; `held_out` are the files of the evaluation's groups,
+    which `held_out_groups` reads without their pictures."""
 
     name: str
     folder: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
     evaluation: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
     trees: Mapping[int, Path] = field(default_factory=dict)
     held_out: Sequence[Path] = ()
     provenance: Sequence[Mapping[str, Any]] = ()
@@ -40,8 +42,8 @@ class RunView:
         metrics = read_metrics(folder)
         return cls(
             name or _method(config, metrics) or folder.name,
-            folder, config, metrics, _json(own.evaluation), own.saved_trees(),
-            own.evaluated.files(), read_provenance(folder),
+            folder, config, metrics, _json(own.evaluation), _json(own.validation),
+            own.saved_trees(), own.evaluated.files(), read_provenance(folder),
         )  # fmt: skip
 
     def kinds(self) -> list[str]:
@@ -79,7 +81,7 @@ class RunView:
 
 def main_kind(runs: Sequence[RunView]) -> str:
     """The kind of step that the curves show: RL if any run has it, else the first kind found."""
-    kinds = [kind for run in runs for kind in run.kinds()]
+    kinds = [kind for run in runs for kind in run.kinds() if kind != VALIDATION]
     return "rl" if "rl" in kinds or not kinds else kinds[0]
 
 

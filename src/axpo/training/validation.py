@@ -116,10 +116,11 @@ class Validation:
             "validation_seconds": self._done[-1].seconds,
             "validation_share": spent / math.fsum(one.since for one in self._done),
         }
-        if (place := best_of(self._values())) is not None:
-            value = self._values()[place]
-            assert value is not None
-            standing |= {"validation_best": value, "validation_best_step": self._done[place].step}
+        values, place = self._values(), best_of(self._values())
+        if (value := values[-1]) is not None:
+            standing["validation_value"] = value
+        if place is not None and (best := values[place]) is not None:
+            standing |= {"validation_best": best, "validation_best_step": self._done[place].step}
         return standing
 
     def _reason_to_end(self) -> str:
@@ -128,7 +129,8 @@ class Validation:
         over = bool(self._done) and self._done[-1].step == self._config.rl.steps
         if over or patience is None or passed < patience:
             return ""
-        return f"no better {self._metric} in {passed} evaluations since step {self.best}"
+        times = "evaluation" if passed == 1 else "evaluations"
+        return f"no better {self._metric} in {passed} {times} since step {self.best}"
 
     @property
     def _metric(self) -> str:

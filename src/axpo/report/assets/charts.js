@@ -125,14 +125,16 @@ function lineChart(spec) {
       return { low, high, text };
     },
     paint(chart, svg) {
-      const weight = Number(byId("smoothing").value), gap = Math.max(2, GAP * (chart.last - chart.first));
+      const weight = spec.sparse ? 0 : Number(byId("smoothing").value);
+      const gap = spec.sparse ? Infinity : Math.max(2, GAP * (chart.last - chart.first));
       for (const line of lines) {
         line.smooth = smooth(line.raw, weight);
         if (weight) svg.append(el("svg:path", { class: "raw", d: path(chart, line.raw, gap), stroke: line.colour }));
         svg.append(el("svg:path", { class: "curve", d: path(chart, line.smooth, gap), stroke: line.colour }));
         const alone = (i) => i < 0 || i >= line.raw.length, far = (i, j) => alone(j) || Math.abs(line.raw[i][0] - line.raw[j][0]) > gap;
         line.smooth.forEach(([s, v], i) => {
-          if (far(i, i - 1) && far(i, i + 1)) svg.append(el("svg:circle", { cx: chart.x(s), cy: chart.y(v), r: 2.5, fill: line.colour }));
+          if (spec.sparse || (far(i, i - 1) && far(i, i + 1))) svg.append(el("svg:circle", { cx: chart.x(s), cy: chart.y(v), r: 2.5, fill: line.colour }));
+          if (spec.sparse && s === line.best) svg.append(el("svg:circle", { class: "best", cx: chart.x(s), cy: chart.y(v), r: 6, stroke: line.colour }));
         });
       }
     },
@@ -158,6 +160,7 @@ if (byId("curves")) {
   const add = (id, spec, height) => addChart(byId(id), spec.title, spec.note, height, lineChart(spec));
   DATA.families.forEach((spec) => add("family-charts", spec, 180));
   DATA.main.forEach((spec) => add("main-charts", spec, 210));
+  DATA.validation.forEach((spec) => add("validation-charts", spec, 180));
   DATA.more.forEach((spec) => add("more-charts", spec, 150));
   byId("more").hidden = !DATA.more.length;
   byId("smoothing").addEventListener("input", () => charts.forEach(draw));
