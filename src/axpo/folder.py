@@ -11,6 +11,7 @@ written as a whole. Other modules know the content of the files.
     validation.json                the evaluations while training, and which step is the best
     evaluation.json, evaluation/   what `axpo eval` found, and the groups it was made of
     diagnosis.json, diagnosis/, again/
+    data/SPLIT-DIGEST.parquet      checksums of the rows that it was trained on
     vllm/                          the servers' logs, and weights on their way to them
     NAME.done.json, NAME.settings.json, logs/NAME.log, report.html
                                    of the stages of a quickstart or a study
@@ -76,6 +77,10 @@ class RunFolder:
     def trees(self, step: int) -> Path:
         """The file of the trees that a training step sampled."""
         return self.path / "trees" / f"step-{step:06d}.parquet"
+
+    def data(self, split: str, digest: str) -> Path:
+        """The file of what a split of this digest held (`axpo.tasks.contents`)."""
+        return self.path / "data" / f"{split}-{digest}.parquet"
 
     def saved_trees(self) -> dict[int, Path]:
         """The file of each step's trees by its step, in order."""
@@ -342,15 +347,16 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def files_digest(files: Iterable[Path]) -> str:
-    """A digest of the names, sizes, first and last megabytes of `files`, which tells one content
-    from another in a moment even for weights and indexes of many gigabytes."""
+def files_digest(files: Iterable[Path], end: int = _END) -> str:
+    """A digest of the names, sizes, first and last bytes (`end` of each, a megabyte) of `files`,
+    which tells one content from another in a moment even for weights and indexes of many
+    gigabytes."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}/{size}/".encode())
         with file.open("rb") as opened:
-            digest.update(opened.read(_END))
-            opened.seek(max(_END, size - _END))
+            digest.update(opened.read(end))
+            opened.seek(max(end, size - end))
             digest.update(opened.read())
     return digest.hexdigest()[:16]

@@ -31,6 +31,12 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def some(words: Sequence[str], count: int = 3) -> str:
+    """The first few of the words, and how many there are beyond."""
+    more = len(words) - count
+    return ", ".join(words[:count]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def interval_text(estimate: Bounded, digits: int = 3, signed: bool = False) -> str:
     """The interval in brackets; empty if there is none."""
     low, high = estimate.get("low"), estimate.get("high")

@@ -32,7 +32,7 @@ from axpo.folder import (
     whole_folder,
 )
 from axpo.stopping import held
-from axpo.training.data import check_data
+from axpo.training.data import RunData
 from axpo.training.learner import Learner
 from axpo.training.saved import reading
 
@@ -40,7 +40,7 @@ from axpo.training.saved import reading
 @dataclass(frozen=True, slots=True)
 class State:
     """What a run continues from: the step that was finished, and the data that it was made with
-    (`axpo.training.data.data_state`)."""
+    (`axpo.training.data.RunData.state`)."""
 
     step: int
     data: dict[str, Any]
@@ -57,7 +57,7 @@ def save(
     """Write the checkpoint of `step` in `folder` and remove all but the `keep` newest (None: none
     is removed) and that of the step `best`; returns its path.
 
-    `data` (plain JSON, `axpo.training.data.data_state`) says what the data was. A checkpoint of the
+    `data` (plain JSON, `axpo.training.data.RunData.state`) says what the data was. A checkpoint of the
     same step is replaced.
     """
     saved = checkpoint_of(folder, step)
@@ -160,14 +160,14 @@ def restore(path: Path, learner: Learner) -> State:
     return state
 
 
-def resume(folder: Path, learner: Learner, data: Mapping[str, Any]) -> int:
-    """Go on from the newest checkpoint in `folder` on `data` (`axpo.training.data.data_state`);
-    returns its step, 0 where there is none.
+def resume(folder: Path, learner: Learner, data: RunData) -> int:
+    """Go on from the newest checkpoint in `folder` on `data`; returns its step, 0 where there is
+    none.
 
     Raises `ConfigError` where the data is not the one that it was made with.
     """
     state = restore_newest(folder, learner)
     if state is None:
         return 0
-    check_data(state.data, data, checkpoint_of(folder, state.step).path)
+    data.check(state.data, checkpoint_of(folder, state.step).path)
     return state.step

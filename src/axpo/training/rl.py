@@ -30,7 +30,7 @@ from axpo.store import save_groups
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
 from axpo.training.collection import Collector
-from axpo.training.data import data_state
+from axpo.training.data import RunData
 from axpo.training.learner import Learner
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.objective import Objective
@@ -104,14 +104,15 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
     """What is left of the run's steps; returns the last checkpoint."""
     config, validation = run.config, run.validation
     folder = RunFolder(run.out).checkpoints
-    data = data_state(run.task, "train", run.files)
+    data = RunData(run.out, run.task, "train", run.files)
     first = checkpoints.resume(folder, run.learner, data)
     last = checkpoint_of(folder, first).path
     await _hand_over(run, first)
     async with Collector(run.agent, run.task, config) as collector:
-        with checkpoints.kept_on_stop(folder, run.learner, config.rl.updates, data):
+        with checkpoints.kept_on_stop(folder, run.learner, config.rl.updates, data.state):
             start = await _compare_engine(run, collector, first, monitor)
             monitor.start("rl", first, config.rl.steps)
+            data.keep()
             async for step in validation.steps(first, monitor):
                 stopping.check()
                 watch = Stopwatch(monitor)
@@ -130,7 +131,7 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
                     every = config.run.checkpoint_every
                     if validation.due(step + 1) or checkpoints.due(step, config.rl.steps, every):
                         monitor.phase("saving")
-                        state = step + 1, run.learner, data, validation.best
+                        state = step + 1, run.learner, data.state, validation.best
                         last = await _beside_sampling(run, checkpoints.save, folder, *state)
     return last
 

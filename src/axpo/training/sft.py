@@ -21,7 +21,7 @@ from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
 from axpo.tools.toolbox import Toolbox
 from axpo.training import checkpoints
-from axpo.training.data import data_state, training_example
+from axpo.training.data import RunData, training_example
 from axpo.training.learner import Learner
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.objective import Objective
@@ -45,18 +45,19 @@ def train(run: SFTRun, monitor: Monitor) -> Path:
     """Train on the "sft" split what is left of the run's steps; returns the last checkpoint."""
     config, learner = run.config, run.learner
     folder = RunFolder(run.out).checkpoints
-    data = data_state(run.task, "sft", run.files)
+    data = RunData(run.out, run.task, "sft", run.files)
     first = checkpoints.resume(folder, learner, data)
     last = checkpoint_of(folder, first).path
     with (
         Replays(config, run.task, run.rendering) as replays,
-        checkpoints.kept_on_stop(folder, learner, 1, data),
+        checkpoints.kept_on_stop(folder, learner, 1, data.state),
     ):
         # A batch depends on its position alone, so it can be made while the one before is learned.
         upcoming = replays.batch(first)
         if first < config.sft.steps:
             upcoming.result()  # what cannot be replayed ends the start, before anything is written
         monitor.start("sft", first, config.sft.steps)
+        data.keep()
         for step in range(first, config.sft.steps):
             stopping.check()
             watch = Stopwatch(monitor)
@@ -70,7 +71,7 @@ def train(run: SFTRun, monitor: Monitor) -> Path:
                 monitor.step("sft", step, metrics | watch.metrics())
                 if checkpoints.due(step, config.sft.steps, config.run.checkpoint_every):
                     monitor.phase("saving")
-                    last = checkpoints.save(folder, step + 1, learner, data)
+                    last = checkpoints.save(folder, step + 1, learner, data.state)
     return last
 
 

@@ -56,6 +56,7 @@ class Fields:
     def __init__(self, columns: ColumnSettings, grading: str | None) -> None:
         self._columns = columns
         self._grading = grading
+        self._read: dict[str, bool] = {}
 
     def top_level(self, there: Sequence[str], source: object) -> list[str]:
         """The columns that are read, of the columns `there` of `source`.
@@ -82,6 +83,13 @@ class Fields:
             read += found
         return list(dict.fromkeys(read))
 
+    def reads(self, column: str) -> bool:
+        """Whether anything is read from the column."""
+        if column not in self._read:
+            paths = (path for several in _paths(self._columns).values() for path in several)
+            self._read[column] = any(_column(path, [column]) for path in paths)
+        return self._read[column]
+
     def only_pictures(self, column: str) -> bool:
         """Whether only pictures are read from the column."""
         readers = {
@@ -97,7 +105,7 @@ class Fields:
         Raises `DataError` for a value that cannot be used.
         """
         columns = self._columns
-        images = tuple(one for path in columns.images for one in flat(self._one(row, path, place)))
+        images = self.pictures(row, place)
         question = _text(self._one(row, columns.question, place), f"{place}: question")
         options = _options(self._several(row, columns.options, place), f"{place}: options")
         question = _listed(question, options)
@@ -113,7 +121,7 @@ class Fields:
             raise DataError(f"{place}: grading: {error}") from None
         return Record(
             place,
-            self._maybe(row, columns.id, place, "id") or place,
+            self.id(row, place) or place,
             question,
             images,
             answers,
@@ -124,6 +132,15 @@ class Fields:
             self._maybe(row, columns.provenance, place, "provenance"),
             self._meta(row, place),
         )
+
+    def id(self, row: Row, place: str) -> str | None:
+        """The row's id, if it has one."""
+        return self._maybe(row, self._columns.id, place, "id")
+
+    def pictures(self, row: Row, place: str) -> tuple[Any, ...]:
+        """The row's pictures as it holds them."""
+        paths = self._columns.images
+        return tuple(one for path in paths for one in flat(self._one(row, path, place)))
 
     def _one(self, row: Row, path: str, place: str) -> Any:
         """The value at `path`; None if the row has no such column."""

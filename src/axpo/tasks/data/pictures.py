@@ -46,6 +46,12 @@ def check_picture(value: Any, folder: Path, place: str, foreign: bool = False) -
         )
 
 
+def picture_file(value: Any, folder: Path, place: str, foreign: bool) -> Path | None:
+    """The picture's file; None for an encoded picture. Raises as `check_picture` does."""
+    source = _source(value, folder, place, foreign)
+    return source if isinstance(source, Path) else None
+
+
 def open_pictures(
     values: Sequence[Any], folder: Path, place: str, foreign: bool = False
 ) -> tuple[Image.Image, ...]:

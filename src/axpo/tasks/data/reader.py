@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 from itertools import accumulate
 from pathlib import Path
 
 from axpo.tasks.base import EPOCH, Example
+from axpo.tasks.contents import Contents
 from axpo.tasks.data.check import check_rows
+from axpo.tasks.data.contents import rows_contents, shards_contents
 from axpo.tasks.data.fields import Fields, Row
 from axpo.tasks.data.pictures import open_pictures
 from axpo.tasks.data.rows import Rows
@@ -36,6 +37,7 @@ class Reader:
         self._parts: dict[str, list[Rows]] = {}
         self._graders: dict[str, set[str]] = {}
         self._streams: dict[str, RowStream] = {}
+        self._contents: dict[str, Contents] = {}
 
     def size(self, split: str) -> int | None:
         """The number of examples; None if the split is streamed."""
@@ -67,12 +69,16 @@ class Reader:
         chosen = self._settings.grading
         return self._graders.get(split, set() if chosen is None else {chosen})
 
-    def fingerprint(self, split: str) -> str:
-        """A digest of the rows' files in order; empty if the split is streamed."""
-        if split in self._settings.streaming:
-            return ""
-        parts = "/".join(part.fingerprint for part in self._split(split))
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+    def contents(self, split: str) -> Contents:
+        """What the split holds; of a streamed one only its shards are looked at."""
+        if split not in self._contents:
+            if split in self._settings.streaming:
+                found = shards_contents(self._source.shards(self._name_of(split)))
+            else:
+                parts = self._split(split)
+                found = rows_contents(parts, self._fields, self._pictures, self._foreign)
+            self._contents[split] = found
+        return self._contents[split]
 
     def _example(self, row: Row, place: str, folder: Path) -> Example:
         record = self._fields.read(row, place)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from axpo.errors import DataError
 from axpo.folder import whole_file
+from axpo.tasks.contents import checksum
 from axpo.tasks.data.fields import Fields, Row
 
 BATCH = 64
@@ -34,12 +35,10 @@ class Rows(ABC):
     """Rows by number, from 0.
 
     Relative paths of pictures start at `folder`. `encoded` says whether there are encoded pictures,
-    which `texts` leaves out. `fingerprint` tells one content of the rows from another (the files of
-    pictures that they name are not part of it).
+    which `texts` leaves out.
     """
 
     encoded = False
-    fingerprint: str
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -54,6 +53,10 @@ class Rows(ABC):
     def texts(self, index: int) -> Row:
         """The row without encoded pictures, which is much less to read."""
         return self.row(index)
+
+    def encoded_pictures(self) -> dict[str, int]:
+        """What tells one content of the encoded pictures from another: checksums by name."""
+        return {}
 
     def place(self, index: int) -> str:
         """The place of the row in words, for messages and ids."""
@@ -74,14 +77,11 @@ class JsonLines(Rows):
         self._starts = array("q")
         self._numbers = array("q")
         names: dict[str, None] = {}
-        digest = hashlib.sha256()
         try:
-            for row, line in self._index():
+            for row in self._index():
                 names |= dict.fromkeys(row)
-                digest.update(line)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: {error}") from error
-        self.fingerprint = digest.hexdigest()
         self.check()
         fields.top_level(list(names), path)
 
@@ -96,8 +96,8 @@ class JsonLines(Rows):
     def place(self, index: int) -> str:
         return f"{self._path}:{self._numbers[index]}"
 
-    def _index(self) -> Iterator[tuple[Row, bytes]]:
-        """Note where each line begins; yields each line parsed and as it is."""
+    def _index(self) -> Iterator[Row]:
+        """Note where each line begins; yields each line parsed."""
         start = 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -105,7 +105,7 @@ class JsonLines(Rows):
                     self._starts.append(start)
                     self._numbers.append(number)
                     place = f"{self._path}:{number}"
-                    yield _object(_parse(line, place), place), line
+                    yield _object(_parse(line, place), place)
                 start += len(line)
 
 
@@ -115,11 +115,9 @@ class JsonArray(Rows):
     def __init__(self, path: Path, fields: Fields) -> None:
         super().__init__(str(path), path.parent)
         try:
-            content = path.read_bytes()
-            rows = _parse(content, self.name)
+            rows = _parse(path.read_bytes(), self.name)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: {error}") from error
-        self.fingerprint = hashlib.sha256(content).hexdigest()
         if not isinstance(rows, list):
             raise DataError(f"{path}: got {type(rows).__name__}, expected an array of objects")
         self._rows = [_object(row, self.place(index)) for index, row in enumerate(rows)]
@@ -141,9 +139,10 @@ class ArrowRows(Rows):
         columns = parquet_columns(path, fields)
         self._file = pa.ipc.open_file(pa.memory_map(str(arrow_copy(path, columns))))
         self._size = pq.read_metadata(path).num_rows
-        self.fingerprint = _footer(path)
+        self._path = path
         self._texts = _texts(self._file.schema, fields)
-        self.encoded = len(self._texts) < len(columns)
+        self._pictures = [name for name in columns if name not in self._texts]
+        self.encoded = bool(self._pictures)
         self.check()
 
     def __len__(self) -> int:
@@ -157,6 +156,22 @@ class ArrowRows(Rows):
         batch, place = divmod(index, BATCH)
         return self._file.get_batch(batch).select(self._texts).slice(place, 1).to_pylist()[0]
 
+    def encoded_pictures(self) -> dict[str, int]:
+        """Of each row group what the footer says of its pictures; hashing gigabytes of them would
+        take minutes."""
+        if not self.encoded:
+            return {}
+        footer = pq.read_metadata(self._path)
+        groups = (footer.row_group(number) for number in range(footer.num_row_groups))
+        return {
+            f"{self.name} row group {number} (pictures)": checksum([
+                (one.total_compressed_size, one.total_uncompressed_size, str(one.statistics))
+                for one in map(group.column, range(group.num_columns))
+                if one.path_in_schema.partition(".")[0] in self._pictures
+            ])
+            for number, group in enumerate(groups)
+        }  # fmt: skip
+
 
 class HubRows(Rows):
     """A split that `datasets` has prepared on this machine (`datasets.Dataset`)."""
@@ -166,7 +181,7 @@ class HubRows(Rows):
         columns = fields.top_level(data.column_names, name)
         # As Arrow: pictures stay encoded, to be decoded as those of every other source.
         self._data = data.select_columns(columns).with_format("arrow")
-        self.fingerprint = str(data._fingerprint)  # what `datasets` itself knows contents by
+        self._stamp = str(data._fingerprint)  # what `datasets` itself knows contents by
         texts = _texts(self._data.features.arrow_schema, fields)
         self.encoded = len(texts) < len(columns)
         self._texts = self._data.select_columns(texts)
@@ -181,6 +196,10 @@ class HubRows(Rows):
     def texts(self, index: int) -> Row:
         return self._texts[index].to_pylist()[0]
 
+    def encoded_pictures(self) -> dict[str, int]:
+        """One for the data set."""
+        return {f"{self.name} (pictures)": checksum(self._stamp)} if self.encoded else {}
+
 
 def parquet_columns(path: Path, fields: Fields) -> list[str]:
     """The columns of a Parquet file that are read; raises `DataError`."""
@@ -188,17 +207,6 @@ def parquet_columns(path: Path, fields: Fields) -> list[str]:
         return fields.top_level(pq.read_schema(path).names, path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: {error}") from error
-
-
-def _footer(path: Path) -> str:
-    """A digest of a Parquet file's size and footer. The footer says where every column chunk lies,
-    how long it is and which values it spans; hashing gigabytes of pictures would take minutes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 8))
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(max(0, size - 8 - length))
-        return hashlib.sha256(f"{size}/".encode() + file.read()).hexdigest()
 
 
 def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -6,13 +6,17 @@ A split is named as the data names it.
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from axpo.errors import ConfigError, DataError, NoDataError
 from axpo.extras import require
+from axpo.folder import files_digest
 from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.rows import (
     BATCH,
@@ -70,7 +74,10 @@ class Files:
                 "Hub: remove it"
             )
         columns = parquet_columns(path, self._fields)
-        return Shard(str(path), partial(parquet_batches, path, columns), path.parent)
+        count, stamp = pq.read_metadata(path).num_rows, files_digest([path])
+        return Shard(
+            str(path), partial(parquet_batches, path, columns), path.parent, count, stamp
+        )
 
     def _files(self, split: str) -> list[Path]:
         found: list[Path] = []
@@ -101,19 +108,23 @@ class Hub:
 
         self._id, self._fields = id, fields
         self._folder = Path(self._id) if Path(self._id).is_dir() else Path()
-        self._options: dict[str, Any] = {"name": subset, "revision": revision}
-        self._load_dataset = datasets.load_dataset
+        options = {"path": id, "name": subset, "revision": revision}
+        self._load = partial(datasets.load_dataset, **options)
+        self._find = partial(datasets.load_dataset_builder, **options)
         self._errors = (OSError, ValueError, DatasetsError)
 
     def rows(self, split: str) -> list[Rows]:
         """The split's only part, by number."""
-        data = self._load(split, streaming=False)
+        with self._told(split):
+            data = self._load(split=split)
         return [HubRows(data, f"{self._id} {split}", self._folder, self._fields)]
 
     def shards(self, split: str) -> list[Shard]:
         """The split's parts, as they arrive."""
         name = f"{self._id} {split}"
-        data = self._load(split, streaming=True)
+        with self._told(split):
+            found = self._find()  # its hash is the commit's, or of the files' sizes and times
+            data: Any = found.as_streaming_dataset(split=split)
         names = data.column_names or list(next(iter(data), {}))  # JSON tells with its first row
         columns = self._fields.top_level(names, name)
         data = data.select_columns(columns).with_format("arrow")
@@ -122,11 +133,15 @@ class Hub:
         def read(index: int) -> Batches:
             return data.shard(num_shards=count, index=index).iter(batch_size=BATCH)
 
-        return [Shard(f"{name} shard {i}", partial(read, i), self._folder) for i in range(count)]
+        return [
+            Shard(f"{name} shard {i}", partial(read, i), self._folder, stamp=str(found.hash))
+            for i in range(count)
+        ]
 
-    def _load(self, split: str, streaming: bool) -> Any:
+    @contextmanager
+    def _told(self, split: str) -> Iterator[None]:
         try:
-            return self._load_dataset(self._id, split=split, streaming=streaming, **self._options)
+            yield
         except self._errors as error:
             raise DataError(
                 f"task.hub: {self._id}, split {split!r}: {error} (task.subset, task.splits and "

@@ -26,11 +26,14 @@ from axpo.tasks.data.rows import Batches, chunks
 @dataclass(frozen=True, slots=True)
 class Shard:
     """A part of a split: its `name` for a reader and in ids, a function that reads its rows from
-    the beginning, and the folder where relative paths of pictures start."""
+    the beginning, and the folder where relative paths of pictures start. `count` is its number of
+    rows, if that is known, and `stamp` tells one content of it from another."""
 
     name: str
     open: Callable[[], Batches]
     folder: Path
+    count: int | None = None
+    stamp: str = ""
 
 
 @dataclass(frozen=True, slots=True)

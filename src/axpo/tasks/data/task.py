@@ -14,6 +14,7 @@ from axpo.tasks.data.columns import ColumnSettings, OneOrMore
 from axpo.tasks.grading import check_grader
 
 if TYPE_CHECKING:
+    from axpo.tasks.contents import Contents
     from axpo.tasks.data.reader import Reader
 
 
@@ -82,9 +83,9 @@ class DataTask(Task):
         """Names of the graders of the split's rows; the setting's alone where it is streamed."""
         return self._reader.graders(split)
 
-    def fingerprint(self, split: str) -> str:
-        """A digest of the rows' files in order; empty if the split is streamed."""
-        return self._reader.fingerprint(split)
+    def contents(self, split: str) -> Contents:
+        """Its rows; of a streamed split its shards."""
+        return self._reader.contents(split)
 
     @cached_property
     def _reader(self) -> Reader:
