@@ -20,7 +20,7 @@ from axpo.evaluation import run
 from axpo.evaluation.results import compare_runs
 from axpo.report.tables import print_evaluation
 from axpo.tasks.base import Example, Task
-from axpo.tree import Group
+from axpo.tree import Group, Point
 from tests.support.data_sets import write_jsonl
 from tests.support.fake_vllm import FakeVllm
 from tests.support.rollouts import FakeEngine, example, make_agent, zoom
@@ -235,6 +235,7 @@ def test_corrected_data_is_not_mixed_with_what_was_sampled_before(
     corrections: list[dict[str, Any]] = [
         {"answer": "8"}, {"question": "other?"}, {"alternatives": ("8",)},
         {"grading": "math"}, {"cluster": "a"}, {"images": (Image.new("RGB", (64, 64)),)},
+        {"options": ("7", "8")}, {"rubric": (Point("says 7", 1.0),)}, {"meta": {"easy": True}},
     ]  # fmt: skip
     for change in corrections:
 
@@ -246,8 +247,72 @@ def test_corrected_data_is_not_mixed_with_what_was_sampled_before(
         settings = config()
         task = Corrected(name=settings.task.name)
         settings = settings.model_copy(update={"task": task})
-        with pytest.raises(ShelfError, match=r"question test3 as the data had it before"):
+        with pytest.raises(ShelfError, match=r"another: question test3 \([a-z]+: it holds"):
             evaluate(settings, "hub/model", tmp_path, monitor)
+
+
+def test_rows_that_changed_are_named_before_a_model_is_loaded(
+    tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ids, a row that is put in front would shift all others; a row beyond those that were
+    evaluated is no matter."""
+    file, out, monitor = tmp_path / "test.jsonl", tmp_path / "out", CountingMonitor()
+    rows = [{"question": f"Question {i}?", "answer": "7"} for i in range(4)]
+    write_jsonl(file, *rows)
+    settings = f"task={{name='data', path='{file}'}}", "eval.samples=4", "eval.k=2"
+    evaluate(load_config(*settings, "eval.questions=3"), "hub/model", out, monitor)
+    write_jsonl(file, *rows[:3], rows[3] | {"answer": "8"})
+    evaluate(load_config(*settings), "hub/model", out, monitor)
+
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(runs, "load_trained", load)
+    write_jsonl(file, {"question": "New?", "answer": "1"}, *rows)
+    said = r":1 \(question: it holds 'Question 0\?', now 'New\?'; .* and 1 more\. Remove"
+    with pytest.raises(ShelfError, match=said):
+        evaluate(load_config(*settings), "hub/model", out, monitor)
+    with pytest.raises(ShelfError, match=said):
+        diagnose(load_config(*settings), "hub/model", out, monitor)
+
+
+def test_what_was_sampled_of_an_evaluation_that_was_removed(
+    tmp_path: Path, engine: FakeEngine, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The diagnosis's own rollouts have the truths of the evaluation that they were made from."""
+    monitor = CountingMonitor()
+    diagnose(config(), "hub/model", tmp_path, monitor)
+    shutil.rmtree(tmp_path / "evaluation")
+    old = FiveQuestions.example
+    monkeypatch.setattr(
+        FiveQuestions,
+        "example",
+        lambda self, split, index: replace(old(self, split, index), alternatives=("8",)),
+    )
+    for folder in ("diagnosis", "again"):
+        with pytest.raises(ShelfError, match=rf"{folder} was sampled when the data was another: q"):
+            diagnose(config(), "hub/model", tmp_path, monitor)
+        shutil.rmtree(tmp_path / folder)
+    diagnose(config(), "hub/model", tmp_path, monitor)
+
+
+def test_own_code_that_changed_is_named(
+    tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "eval_grader.py").write_text("from eval_words import a\ndef g(e, r): return 1.0\n")
+    (tmp_path / "eval_words.py").write_text("a = 1\n")
+    write_jsonl(tmp_path / "test.jsonl", {"question": "?", "answer": "7"})
+    settings = load_config(
+        "task={name='data', path='test.jsonl', grading='eval_grader:g'}",
+        "eval.samples=4",
+        "eval.k=2",
+    )
+    evaluate(settings, "hub/model", tmp_path / "out", CountingMonitor())
+    (tmp_path / "eval_words.py").write_text("a = 2\n")
+    with pytest.raises(ShelfError, match=r"another evaluation \(changed: eval_words\.py\)"):
+        evaluate(settings, "hub/model", tmp_path / "out", CountingMonitor())
 
 
 def test_comparing_what_was_not_evaluated_alike(tmp_path: Path, engine: FakeEngine) -> None:

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from axpo.errors import ConfigError, DataWarning
 from axpo.store import load_groups
 from axpo.tasks.lab import BASE
 from axpo.tasks.lab.task import LabTask
-from axpo.training.data import check_data, data_state
+from axpo.training.data import RunData
 from tests.support.data_sets import write_jsonl, write_parquet
 from tests.support.runs import train_rl
 
@@ -92,7 +91,7 @@ def test_a_resumed_run_is_the_unbroken_one(
 class TestOtherData:
     """A run that goes on with other rows: the order would change, or only their content."""
 
-    def state(self, folder: Path, kind: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+    def data(self, folder: Path, kind: str, rows: list[dict[str, str]]) -> RunData:
         made = parse_config({"task": {"name": "data", "path": f"{folder}/train.{kind}"}})
         if kind == "parquet":
             write_parquet(folder / "train.parquet", rows)
@@ -100,37 +99,64 @@ class TestOtherData:
             (folder / "train.json").write_text(json.dumps(rows))
         else:
             write_jsonl(folder / "train.jsonl", *rows)
-        return json.loads(json.dumps(data_state(made.task, "train", run_files(made, "train"))))
+        return RunData(folder / "run", made.task, "train", run_files(made, "train"))
 
     @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
     def test_what_is_refused_and_what_is_told(
         self, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        rows = [{"question": f"Question {i}?", "answer": "7"} for i in range(11)]
-        noted = self.state(tmp_path, kind, rows)
-        check_data(noted, self.state(tmp_path, kind, rows), tmp_path)
-        corrected = self.state(tmp_path, kind, [*rows[:5], rows[5] | {"answer": "8"}, *rows[6:]])
-        with pytest.warns(DataWarning, match="other contents of train split"):
-            check_data(noted, corrected, tmp_path)
-        fewer = self.state(tmp_path, kind, rows[1:])
-        with pytest.raises(ConfigError, match="on 11 train examples, there are now 10"):
-            check_data(noted, fewer, tmp_path)
+        rows = [{"id": f"q{i}", "question": f"Question {i}?", "answer": "7"} for i in range(11)]
+        first = self.data(tmp_path, kind, rows)
+        first.keep()
+        noted = json.loads(json.dumps(first.state))
+        self.data(tmp_path, kind, rows).check(noted, tmp_path)
+        corrected = [*rows[:5], rows[5] | {"answer": "8"}, *rows[6:]]
+        with pytest.warns(DataWarning, match=r"other contents of row q5 \(answer\)\. The run goes"):
+            self.data(tmp_path, kind, corrected).check(noted, tmp_path)
+        for changed, said in (
+            (rows[1:], r"1 row is gone \(q0\)"),
+            ([rows[1], rows[0], *rows[2:]], "rows stand at other places from q0 on"),
+        ):
+            now = self.data(tmp_path, kind, changed)
+            with pytest.raises(ConfigError, match=f"other rows of the train split: {said}"):
+                now.check(noted, tmp_path)
+
+    def test_without_the_kept_rows(self, tmp_path: Path) -> None:
+        """The checkpoint was taken to another folder: what changed is not known."""
+        rows = [{"question": f"Question {i}?", "answer": "7"} for i in range(3)]
+        noted = self.data(tmp_path, "jsonl", rows).state
+        corrected = self.data(tmp_path, "jsonl", [rows[0] | {"answer": "8"}, *rows[1:]])
+        with pytest.warns(DataWarning, match="other contents of some rows"):
+            corrected.check(noted, tmp_path)
+        with pytest.raises(ConfigError, match="there were 3, there are 2"):
+            self.data(tmp_path, "jsonl", rows[1:]).check(noted, tmp_path)
 
     def test_own_tools_and_indexes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A tool's module, one that it imports from the user's own folder, and an index."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(tmp_path)
         tools, index = tmp_path / "folder_tools.py", tmp_path / "corpus.db"
-        tools.write_text("a = 1")
+        helper = tmp_path / "folder_parts" / "words.py"
+        helper.parent.mkdir()
+        tools.write_text("import json\ndef a(): from folder_parts import words\n")
+        helper.write_text("from . import more\n")
+        (helper.parent / "more.py").write_text("b = 1\n")
         index.write_bytes(b"one")
         made = parse_config({"rollout": {"tools": ["folder_tools:a", "image_zoom_in_tool"]},
                              "tools": {"search": {"corpus": str(index)}}})  # fmt: skip
-        noted = data_state(LabTask(), "train", run_files(made, "train"))
-        assert set(noted["tools"]) == {"folder_tools.py", "corpus.db"}
-        tools.write_text("a = 2")
+
+        def data() -> RunData:
+            return RunData(tmp_path, LabTask(), "train", run_files(made, "train"))
+
+        noted = data().state
+        parts = {"folder_parts/words.py", "folder_parts/more.py"}
+        assert set(noted["tools"]) == {"folder_tools.py", "corpus corpus.db", *parts}
+        helper.write_text("from . import other\n")
         index.write_bytes(b"two")
-        with pytest.warns(DataWarning, match=r"other contents of corpus\.db, folder_tools\.py"):
-            check_data(noted, data_state(LabTask(), "train", run_files(made, "train")), tmp_path)
+        more = r"corpus corpus\.db; folder_parts/more\.py \(gone\); folder_parts/words\.py"
+        with pytest.warns(DataWarning, match=f"other contents of {more}"):
+            data().check(noted, tmp_path)
 
     def test_modules_of_other_parts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Algorithm, engine, task, its environment, and graders that rows alone name."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from axpo.build.code import own_sources
 from axpo.config import Config, McpSettings, Part, ToolsSettings
 from axpo.errors import ConfigError, GradingError, MissingError, UserError
 from axpo.extras import require
@@ -55,19 +55,19 @@ def _with_lab_indexes(settings: ToolsSettings) -> ToolsSettings:
 
 
 def run_files(config: Config, split: str, *parts: Part) -> dict[str, str]:
-    """What a run on a task's `split` depends on beside the settings, file -> digest: indexes that
-    its tools search, and the modules of what is one's own of tools, graders, task, environment and
-    these further `parts`."""
+    """What a run on a task's `split` depends on beside the settings and the rows, name -> digest:
+    indexes that its tools search, and the sources of what is one's own of tools, graders, task,
+    environment and these further `parts`, with the modules that they import of the same folder."""
     search = _with_lab_indexes(config.tools).search
-    files = [Path(file) for file in (search.corpus, search.gallery) if file is not None]
+    indexes = {"corpus": search.corpus, "gallery": search.gallery}
+    found = {f"{kind} {Path(file).name}": Path(file) for kind, file in indexes.items() if file}
     named = [*config.rollout.tools, *_graders(config, split)]
     modules = [name.partition(":")[0] for name in named if ":" in name]
     modules += [type(part).__module__ for part in (config.task, *parts) if ":" in part.name]
     if (environment := config.task.environment) is not None:
         modules.append(environment.__module__)
-    found = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
-    files += sorted(Path(file) for file in found if file is not None)
-    return {file.name: files_digest([file]) for file in files if file.is_file()}
+    found |= own_sources(modules)
+    return {name: files_digest([file]) for name, file in found.items() if file.is_file()}
 
 
 def _graders(config: Config, split: str) -> set[str]:

@@ -12,7 +12,6 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from axpo.errors import ShelfError
@@ -24,13 +23,20 @@ from axpo.rollout.rendering import as_picture
 from axpo.rollout.sampling import new_group, resample, sample_group
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
+from axpo.tasks.grading.verdict import truths_of
+from axpo.training.data import changed_files
 from axpo.tree import Group
+from axpo.wording import some
 
 Progress = Callable[[Sequence[Group]], None]
 """Hears of the groups that are finished so far, after each."""
 GroupJob = tuple[str, Callable[[], Awaitable[Group]]]
 """A group's id, and what samples it."""
 
+FILES = "tool files"
+"""The key of an identity under which the digests of own code and indexes stand."""
+_DATA = "data"
+"""The key under which the data's fingerprint is noted; it is compared by the questions."""
 CHUNK = 8
 """Groups per file: what a kill can cost at most, besides the groups in flight."""
 
@@ -38,10 +44,11 @@ CHUNK = 8
 class Shelf:
     """Finished groups in `folder`, under one `identity`.
 
-    `identity` says what made the groups (model, split, sampling settings, seed) in plain JSON
-    values and is written with the first groups; a folder with groups of another identity is
+    `identity` says what made the groups (model, split, sampling settings, seed, files) in plain
+    JSON values and is written with the first groups; a folder with groups of another identity is
     refused. If the folder was written before a setting existed, the setting's value in `defaults`
-    is assumed.
+    is assumed. Of the data, `fingerprint` tells contents apart: `check` compares the questions
+    where it is another.
     """
 
     def __init__(
@@ -49,12 +56,15 @@ class Shelf:
         folder: GroupsFolder,
         identity: Mapping[str, Any],
         defaults: Mapping[str, Any] | None = None,
+        fingerprint: str = "",
     ) -> None:
         self.folder = folder
         self.groups: dict[str, Group] = {}
         self._pending: list[Group] = []
         self._next = 0
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._fingerprint = fingerprint
+        self._known = True
         self._check(json.loads(json.dumps(defaults or {})))
         for file in folder.files():
             self.groups |= {group.id: group for group in load_groups(file, folder.pictures)}
@@ -72,7 +82,8 @@ class Shelf:
         if self._pending:
             if self._next == 0:
                 self.folder.path.mkdir(parents=True, exist_ok=True)
-                write_whole(self.folder.identity, json.dumps(self._identity, indent=1))
+                identity = {**self._identity, _DATA: self._fingerprint}
+                write_whole(self.folder.identity, json.dumps(identity, indent=1))
             save_groups(self.folder.file(self._next), self._pending, self.folder.pictures)
             self._next += 1
             self._pending = []
@@ -82,8 +93,11 @@ class Shelf:
         if not self.folder.identity.is_file() or not self.folder.files():
             return
         noted = read_json(self.folder.identity)
+        self._known = noted.pop(_DATA, None) == self._fingerprint
         changed = [
-            f"{key}: expected {wanted!r}, got {was!r}"
+            f"changed: {', '.join(changed_files(was or {}, wanted))}"
+            if key == FILES
+            else f"{key}: expected {wanted!r}, got {was!r}"
             for key, was, wanted in changed_settings(noted, self._identity, defaults)
         ]
         if changed:
@@ -91,6 +105,12 @@ class Shelf:
                 f"{self.folder.path} holds another evaluation ({'; '.join(changed)}); "
                 "remove the folder or choose another"
             )
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """Raise `ShelfError` where a group is not that of its example of today. Nothing is read
+        where the data is known to be the same."""
+        if not self._known and self.groups:
+            _check_same(self, ((f"eval/{e.id}", _asked(e)) for e in examples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,31 +151,52 @@ async def sample_examples(
             if id in order:
                 raise ValueError(f"two examples have the id {example.id}; expected distinct ids")
             order[id] = None
-            if id in shelf.groups:
-                _check_same(shelf.groups[id], example, shelf.folder.path)
+            _check_same(shelf, [(id, _asked(example))])
             yield id, lambda e=example, id=id: sampler.grow(new_group(rendering, e, id))
 
     await _collect(sampler, jobs(), shelf, progress)
     return [shelf.groups[id] for id in order]
 
 
-def _check_same(group: Group, example: Example, folder: Path) -> None:
-    """Raise `ShelfError` where a group that is on disk is not that of today's example."""
-    pictures = [as_picture(image).digest for image in example.images]
-    known = {
-        "question": (group.question, example.question),
-        "answers": (group.truths, (example.answer, *example.alternatives)),
-        "grading": (group.grading, example.grading),
-        "cluster": (group.cluster, example.cluster),
-        "pictures": ([span.digest for span in group.prompt.images], pictures),
+def _asked(example: Example, pictures: Sequence[str] | None = None) -> dict[str, Any]:
+    """What rollouts of the example and their verdicts depend on; its `pictures`' digests are
+    computed where they are not given."""
+    if pictures is None:
+        pictures = [as_picture(image).digest for image in example.images]
+    return {
+        "question": example.question,
+        "answers": truths_of(example),
+        "grading": example.grading,
+        "options": example.options,
+        "rubric": example.rubric,
+        "cluster": example.cluster,
+        "meta": json.loads(json.dumps(dict(example.meta))),
+        "pictures": list(pictures),
     }
-    changed = [
-        f"{k}: it holds {was!r}, now {is_!r}" for k, (was, is_) in known.items() if was != is_
-    ]
+
+
+def _asked_in(group: Group) -> dict[str, Any]:
+    return _asked(Example.of(group), [span.digest for span in group.prompt.images])
+
+
+def _check_same(shelf: Shelf, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raise `ShelfError` where groups that are on disk, by their id, ask something else than is
+    wanted."""
+    changed: list[str] = []
+    for id, asked in wanted:
+        if id in shelf.groups:
+            known = _asked_in(shelf.groups[id])
+            fields = [
+                f"{key}: it holds {known[key]!r}, now {value!r}"
+                for key, value in asked.items()
+                if known[key] != value
+            ]
+            if fields:
+                changed.append(f"question {id.partition('/')[2]} ({'; '.join(fields)})")
     if changed:
         raise ShelfError(
-            f"{folder} holds question {example.id} as the data had it before ({'; '.join(changed)})"
-            "; remove the folder or choose another"
+            f"{shelf.folder.path} was sampled when the data was another: {some(changed)}. Remove "
+            "the folder or choose another"
         )
 
 
@@ -183,6 +224,7 @@ async def resample_prefixes(
             await agent.engine.release(id)
         return group
 
+    _check_same(shelf, ((id, _asked_in(by_id[id])) for id in wanted))
     jobs = ((id, lambda id=id: grow(id)) for id in wanted)
     await _collect(sampler, jobs, shelf, progress)
     return [shelf.groups[id] for id in wanted]
@@ -196,6 +238,7 @@ async def sample_again(
     The new group's id makes its draws differ from the old group's.
     """
     ids = {f"again/{group.example}": group for group in groups}
+    _check_same(shelf, ((id, _asked_in(group)) for id, group in ids.items()))
     jobs = (
         (id, lambda id=id: sampler.grow(_copied(ids[id], id=id, rollouts=[], branches=[])))
         for id in ids

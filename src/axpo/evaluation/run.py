@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from axpo.config import Config, default_config
 from axpo.errors import UnscoredWarning
 from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
 from axpo.evaluation.driver import (
+    FILES,
     GroupSampler,
     Progress,
     Shelf,
@@ -41,6 +42,7 @@ from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group
+from axpo.tasks.base import Example
 from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
 from axpo.training.parity import QUESTIONS, check_parity, limits_of
@@ -97,12 +99,18 @@ class Measurement:
             "model": _fingerprint(self.model),
             "eval.split": config.eval.split,
             "eval.samples": config.eval.samples,
-            "tool files": dict(self.files),
+            FILES: dict(self.files),
             **outcome_settings(config.model_dump(mode="json"), _SAMPLED_WITH),
             **(more or {}),
         }
         plain = default_config(config).model_dump(mode="json")
-        return Shelf(folder, identity, outcome_settings(plain, _SAMPLED_WITH))
+        found = config.task.fingerprint(config.eval.split)
+        return Shelf(folder, identity, outcome_settings(plain, _SAMPLED_WITH), found)
+
+    def examples(self) -> Iterator[Example]:
+        """The questions, in order; each is opened when it is asked for."""
+        split, task = self.config.eval.split, self.config.task
+        return (task.example(split, i) for i in range(self.questions))
 
     @property
     def told(self) -> dict[str, Any]:
@@ -114,6 +122,7 @@ def evaluate(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     """Sample and summarise the recipe's evaluation split; returns `evaluation.json`."""
     config, folder = run.config, run.folder
     shelf = run.shelf(folder.evaluated)
+    shelf.check(run.examples())
 
     async def sample() -> list[Group]:
         async with _loaded(run, monitor) as loaded:
@@ -137,6 +146,7 @@ def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     config, resampling, seed = run.config, Resampling(), run.config.run.seed
     samples, folder = config.eval.prefix_samples, run.folder
     shelf = run.shelf(folder.evaluated)
+    shelf.check(run.examples())
 
     async def sample() -> dict[str, Any]:
         async with _loaded(run, monitor) as loaded:
@@ -187,9 +197,8 @@ async def _sample(
 ) -> list[Group]:
     """The evaluation's groups; those on disk are not sampled again."""
     config = run.config
-    examples = (config.task.example(config.eval.split, i) for i in range(run.questions))
     sampling = GroupSampler(agent, config.eval.samples, config.run.seed, config.engine.slots)
-    return await sample_examples(sampling, examples, shelf, progress)
+    return await sample_examples(sampling, run.examples(), shelf, progress)
 
 
 def _entropies(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,9 @@ class Contents:
         new = [key for key in after if key not in before]
         both = [key for key in after if key in before]
         places = [before[key] for key in both]
-        moved = next((a for a, p, q in zip(both[1:], places, places[1:]) if q < p), None)
+        back = [key for key, (p, q) in zip(both[1:], pairwise(places), strict=False) if q < p]
         content = self._changed(now, places, [after[key] for key in both])
-        return Changes(_order(gone, new, moved), content)
+        return Changes(_order(gone, new, back[0] if back else None), content)
 
     def _by_places(self, now: Contents) -> Changes:
         rows, others = _rows(self, now), _rows(now, self)
@@ -120,7 +121,9 @@ class Contents:
         new = _beyond([(now.keys[i], others[i]) for i in differ if i < len(others)], was)
         return Changes(_order(gone, new, now.keys[differ[0]] if was & is_ else None))
 
-    def _changed(self, now: Contents, before: Sequence[int], after: Sequence[int]) -> tuple[str, ...]:
+    def _changed(
+        self, now: Contents, before: Sequence[int], after: Sequence[int]
+    ) -> tuple[str, ...]:
         """The rows that stood at `before` and are at `after`, as far as a field is another."""
         a, b = np.array(before, np.int64), np.array(after, np.int64)
         changed: dict[int, list[str]] = {}
@@ -170,7 +173,9 @@ def _order(gone: Sequence[str], new: Sequence[str], moved: str | None) -> tuple[
     said: list[str] = []
     for keys, what in ((gone, "gone"), (new, "new")):
         if keys:
-            said.append(f"{len(keys)} {'row is' if len(keys) == 1 else 'rows are'} {what} ({some(keys)})")
+            said.append(
+                f"{len(keys)} {'row is' if len(keys) == 1 else 'rows are'} {what} ({some(keys)})"
+            )
     if moved is not None:
         said.append(f"rows stand at other places from {moved} on")
     return tuple(said)

@@ -57,8 +57,8 @@ def save(
     """Write the checkpoint of `step` in `folder` and remove all but the `keep` newest (None: none
     is removed) and that of the step `best`; returns its path.
 
-    `data` (plain JSON, `axpo.training.data.RunData.state`) says what the data was. A checkpoint of the
-    same step is replaced.
+    `data` (plain JSON, `axpo.training.data.RunData.state`) says what the data was. A checkpoint of
+    the same step is replaced.
     """
     saved = checkpoint_of(folder, step)
     with whole_folder(saved.path) as temporary:

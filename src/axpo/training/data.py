@@ -81,9 +81,9 @@ class RunData:
         if changes.order:
             raise ConfigError(
                 f"{where} was trained on other rows of the {self._split} split: "
-                f"{'; '.join(changes.order)}. The epoch's order would not be the same: put the rows "
-                "back (a row may be corrected in its place), or start anew from this checkpoint: "
-                f"another --out with model.path={where}"
+                f"{'; '.join(changes.order)}. The epoch's order would not be the same: put the "
+                "rows back (a row may be corrected in its place), or start anew from this "
+                f"checkpoint: another --out with model.path={where}"
             )
         if changes.content:
             warnings.warn(
@@ -95,9 +95,10 @@ class RunData:
 
 
 def changed_files(noted: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The files that are others by now, each with what became of it if it is not there in both."""
-    said = [name if name in noted else f"{name} (new)" for name in now if noted.get(name) != now[name]]
-    return sorted(said + [f"{name} (gone)" for name in noted if name not in now])
+    """The files that are others by now, in words."""
+    said = [name for name in noted.keys() & now.keys() if noted[name] != now[name]]
+    said += [f"{name} (new)" for name in now.keys() - noted.keys()]
+    return sorted([*said, *(f"{name} (gone)" for name in noted.keys() - now.keys())])
 
 
 @lru_cache(maxsize=2)

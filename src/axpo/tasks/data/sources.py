@@ -75,9 +75,7 @@ class Files:
             )
         columns = parquet_columns(path, self._fields)
         count, stamp = pq.read_metadata(path).num_rows, files_digest([path])
-        return Shard(
-            str(path), partial(parquet_batches, path, columns), path.parent, count, stamp
-        )
+        return Shard(str(path), partial(parquet_batches, path, columns), path.parent, count, stamp)
 
     def _files(self, split: str) -> list[Path]:
         found: list[Path] = []
