@@ -24,7 +24,8 @@ from axpo.folder import RunFolder, saved_checkpoints
 from axpo.models.loading import load_checkpoint
 from axpo.models.paths import model_path
 from axpo.tasks.lab import BASE
-from axpo.training.validation import KIND, Validation, best_of, without_better
+from axpo.training.monitor import VALIDATION
+from axpo.training.validation import Validation, best_of, without_better
 from axpo.tree import Group
 from tests.support.checkpoints import assert_same
 from tests.support.data_sets import write_jsonl
@@ -240,8 +241,8 @@ def test_a_run_says_what_it_measured(unbroken: tuple[Path, Lines]) -> None:
     out, lines = unbroken
     assert [step for step, _ in figures(out)] == [0, 2, 4]
     for kind, _, values in lines.steps:
-        assert (kind == KIND) == ("validation_pass@1" in values)
-        if kind == KIND:
+        assert (kind == VALIDATION) == ("validation_pass@1" in values)
+        if kind == VALIDATION:
             assert values["validation_rollouts"] == 24 and values["validation_unscored"] == 0
             assert {"validation_pass@2", "validation_tool_rate"} <= set(values)
             assert 0 < values["validation_share"] <= 1
@@ -277,14 +278,14 @@ def test_killed_and_resumed_it_is_the_same(tmp_path: Path, unbroken: tuple[Path,
             super().step(kind, step, metrics)
 
     told: list[Lines] = []
-    for kind, at in ((KIND, 2), ("rl", 3), ("", 0)):
+    for kind, at in ((VALIDATION, 2), ("rl", 3), ("", 0)):
         lines = Killed(kind, at)
         told.append(lines)
         try:
             train_rl(evaluated(), BASE, tmp_path, lines)
         except KeyboardInterrupt:
             continue
-    assert [[s for k, s, _ in lines.steps if k == KIND] for lines in told] == [[0], [2], [4]]
+    assert [[s for k, s, _ in lines.steps if k == VALIDATION] for lines in told] == [[0], [2], [4]]
     assert figures(tmp_path) == figures(unbroken[0])
     best = [
         json.loads(RunFolder(out).validation.read_text())["best"] for out in (tmp_path, unbroken[0])
@@ -382,7 +383,7 @@ def test_what_ours_fails_is_not_scored_and_the_run_goes_on(
     with pytest.warns(UnscoredWarning) as said:
         train_rl(evaluated(), BASE, tmp_path, lines)
     noted = json.loads(RunFolder(tmp_path).validation.read_text())
-    first, second, _ = (values for kind, _, values in lines.steps if kind == KIND)
+    first, second, _ = (values for kind, _, values in lines.steps if kind == VALIDATION)
     assert first["validation_unscored"] == 24 and first["validation_fault_engine"] == 24
     assert "validation_pass@1" not in first and "validation_best" not in first
     assert second["validation_unscored"] == 1 and "validation_pass@1" in second
@@ -489,7 +490,7 @@ def test_a_run_that_ends_early_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         assert run.checkpoint.name == "step-000002"
         assert run.best is not None and model_path(str(run.best)).endswith("step-000001/model")
         kinds = [(line["kind"], line["step"]) for line in run.metrics]
-        assert kinds == [(KIND, 0), ("rl", 0), (KIND, 1), ("rl", 1), (KIND, 2)]
+        assert kinds == [(VALIDATION, 0), ("rl", 0), (VALIDATION, 1), ("rl", 1), (VALIDATION, 2)]
         assert run.validation is not None
         assert run.validation["ended"] == "no better pass@1 in 1 evaluation since step 1"
-    assert list((tmp_path / "tensorboard" / KIND).iterdir())
+    assert list((tmp_path / "tensorboard" / VALIDATION).iterdir())

@@ -20,7 +20,6 @@ from markupsafe import Markup
 from axpo.folder import whole_file
 from axpo.report import summary
 from axpo.report.finding import Finding
-from axpo.report.metrics import VALIDATION
 from axpo.report.names import (
     MAIN_CHARTS,
     MORE_CHARTS,
@@ -35,6 +34,7 @@ from axpo.report.timing import timing_view
 from axpo.report.trees import CATEGORIES, HELD_OUT, Decode, collect
 from axpo.report.validation import best_metric, best_step, validation_text
 from axpo.report.where import in_a_line, where_from
+from axpo.training.monitor import VALIDATION
 from axpo.wording import count_text, percent, seconds_text
 
 MAX_BYTES = 8_000_000

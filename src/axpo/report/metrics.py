@@ -20,8 +20,6 @@ from axpo.errors import MetricsError
 from axpo.extras import require
 from axpo.folder import RunFolder, write_whole, writing
 
-VALIDATION = "validation"
-
 
 class MetricsWriter:
     """Appends metric lines to `run_dir`; a context manager.

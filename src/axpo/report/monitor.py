@@ -10,8 +10,9 @@ from axpo.checks import CHECKING
 from axpo.errors import Stopped
 from axpo.extras import require
 from axpo.report.live import LiveView
-from axpo.report.metrics import VALIDATION, MetricsWriter
+from axpo.report.metrics import MetricsWriter
 from axpo.report.provenance import recorded
+from axpo.training.monitor import VALIDATION
 
 PYTORCH = "loading PyTorch"
 """The first phase of a command that needs PyTorch."""

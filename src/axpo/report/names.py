@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from axpo.report.metrics import VALIDATION
+from axpo.training.monitor import VALIDATION
 
 BASE_COLOURS = {"AXPO": "#1f7fd1", "GRPO": "#e08a00"}
 NEUTRAL = "#7a828c"

@@ -10,8 +10,9 @@ from typing import Any
 
 from axpo.errors import UserError
 from axpo.folder import RunFolder, read_json
-from axpo.report.metrics import VALIDATION, read_metrics
+from axpo.report.metrics import read_metrics
 from axpo.report.provenance import read_provenance
+from axpo.training.monitor import VALIDATION
 from axpo.tree import Group
 
 

@@ -7,6 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
+VALIDATION = "validation"
+"""The kind of evaluations while training (`axpo.training.validation`)."""
+
 
 class Monitor(Protocol):
     """Whoever shows or writes a run's progress."""

@@ -23,10 +23,8 @@ from axpo import stopping
 from axpo.config import Config
 from axpo.errors import ConfigError
 from axpo.folder import RunFolder, read_json, write_whole
-from axpo.training.monitor import Monitor
+from axpo.training.monitor import VALIDATION, Monitor
 
-KIND = "validation"
-"""The kind of these evaluations' lines in the metrics."""
 Measure = Callable[[int], Awaitable[Mapping[str, float]]]
 """Figures of the current weights, those after so many steps; `unscored_share` is one of them."""
 
@@ -92,7 +90,9 @@ class Validation:
         if not self._config.eval.every:
             return
         self._done = [one for one in self._done if one.step <= first]
-        monitor.start(KIND, self._done[-1].step + 1 if self._done else 0, self._config.rl.steps)
+        monitor.start(
+            VALIDATION, self._done[-1].step + 1 if self._done else 0, self._config.rl.steps
+        )
         if self._done:
             self._write()
         self._last = time.perf_counter()
@@ -106,7 +106,7 @@ class Validation:
         self._last = now
         metrics = {f"validation_{name}": value for name, value in figures.items()}
         # The line before the file: a kill between them has both made again, none counts twice.
-        monitor.step(KIND, step, metrics | self._standing())
+        monitor.step(VALIDATION, step, metrics | self._standing())
         self._write()
 
     def _standing(self) -> dict[str, float]:
