@@ -61,7 +61,8 @@ def check_names(config: Config, *commands: str) -> None:
 def check_parts(config: Config, *commands: str) -> None:
     """Open the splits that these commands read, and start the tools once, the sandbox's proof among
     them. Raises `UserError` that says what to do."""
-    from axpo.build.tools import recipe_tools  # NumPy and pictures take a moment
+    from axpo.build.judge import recipe_judge  # NumPy and pictures take a moment
+    from axpo.build.tools import recipe_tools
 
     _check_sandbox(config)
     task = config.task
@@ -72,6 +73,9 @@ def check_parts(config: Config, *commands: str) -> None:
     if "train" in commands and config.eval.every:
         check_validation_rows(config)
     stopping.run(_try(recipe_tools(config)))
+    graded = dict.fromkeys(splits[command] for command in commands if command != "sft")
+    if graded and (judge := recipe_judge(config, *graded)) is not None:
+        stopping.run(judge.close())
 
 
 def _check_sandbox(config: Config) -> None:

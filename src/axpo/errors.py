@@ -23,7 +23,7 @@
     Fault                         ours, not the policy's: the rollout is not scored
     ├── InfraError                a tool
     │   └── LateError
-    ├── SearchFault
+    ├── SourceFault
     │   └── NotRecordedError
     ├── GradingError
     ├── EngineError
@@ -127,7 +127,8 @@ class StageError(UserError):
 
 
 class BudgetSpent(UserError):
-    """No paid search is left: what is recorded is answered, everything else stops the run."""
+    """No paid call of a search or a judge is left: what is recorded is answered, everything
+    else stops the run."""
 
 
 class ModelError(Exception):
@@ -155,8 +156,9 @@ class LateError(InfraError):
     """A tool's deadline passed without a result."""
 
 
-class SearchFault(Fault):
-    """A search failed through no fault of the caller; its tool turns this into an `InfraError`.
+class SourceFault(Fault):
+    """A source of answers (a search, a judge) failed through no fault of the caller; a tool turns
+    this into an `InfraError`, a grader into a `GradingError`.
 
     `retryable`: the same call may work a moment later. `charged`: the call may have been billed.
     """
@@ -167,7 +169,7 @@ class SearchFault(Fault):
         self.charged = charged
 
 
-class NotRecordedError(SearchFault):
+class NotRecordedError(SourceFault):
     """A replay's file has no answer to this question; the policy is told that nothing was found."""
 
 

@@ -21,8 +21,9 @@ from axpo.errors import DiskError
 from axpo.evaluation import driver
 from axpo.evaluation.driver import Shelf
 from axpo.folder import RunFolder, saved_checkpoints, whole_file, write_whole, writing
+from axpo.recorded.database import Database
 from axpo.report.metrics import MetricsWriter, read_metrics
-from axpo.search.database import Database, new_index
+from axpo.search.database import new_index
 from axpo.training import checkpoints
 from tests.support.checkpoints import assert_same
 from tests.support.checkpoints import start as trainer

@@ -329,7 +329,7 @@ def test_a_grader_that_fails_is_our_fault() -> None:
     _, trajectory = run(make_agent(says(ANSWER), grader=broken))
     assert (trajectory.stop, trajectory.reward) == (StopReason.ANSWER, None)
     assert trajectory.fault == "grading: RuntimeError: no judge"
-    _, unknown = run(make_agent(says(ANSWER)), grading="judge")
+    _, unknown = run(make_agent(says(ANSWER)), grading="nobody")
     assert unknown.reward is None
     assert unknown.fault is not None and "there are exact, choice, math" in unknown.fault
 

@@ -14,12 +14,12 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from axpo.errors import BudgetSpent, SearchFault, UserError
+from axpo.errors import BudgetSpent, SourceFault, UserError
+from axpo.recorded import cache as cache_module
+from axpo.recorded.cache import AnswerCache, Mode
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import new_group, sample_group
-from axpo.search import cache as cache_module
 from axpo.search.base import Hit, PageText, Results, TextSource
-from axpo.search.cache import AnswerCache, Mode
 from axpo.search.recorded import RecordedSearch
 from axpo.tools.base import ToolContext
 from axpo.tools.runner import run_call
@@ -239,7 +239,7 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_replayed(
         await search.close()
 
     asyncio.run(ask("record"))
-    monkeypatch.setattr("axpo.search.database.os.access", lambda *_: False)
+    monkeypatch.setattr("axpo.recorded.database.os.access", lambda *_: False)
     before = {file.name for file in tmp_path.iterdir()}
     asyncio.run(ask("replay"))
     assert {file.name for file in tmp_path.iterdir()} == before == {"a.db"}
@@ -288,7 +288,7 @@ def test_an_answer_paid_for_is_kept_though_nobody_waits(tmp_path: Path) -> None:
 
 def test_a_shared_fault_reaches_all_and_is_not_kept(tmp_path: Path) -> None:
     async def run() -> None:
-        backend = Counting(SearchFault("busy", retryable=True))
+        backend = Counting(SourceFault("busy", retryable=True))
         search, cache = recorded(tmp_path / "a.db", backend)
         both = await asyncio.gather(
             search.search("x", 5), search.search("x", 5), return_exceptions=True
@@ -331,7 +331,7 @@ def test_the_budget_stops_paid_calls_for_good(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "calls"),
-    [(SearchFault("timed out", charged=True), 1), (SearchFault("429"), 0), (ValueError("bug"), 1)],
+    [(SourceFault("timed out", charged=True), 1), (SourceFault("429"), 0), (ValueError("bug"), 1)],
 )
 def test_what_may_have_been_billed_stays_spent(
     tmp_path: Path, fault: Exception, calls: int
@@ -350,7 +350,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from pydantic import TypeAdapter
-from axpo.search.cache import AnswerCache, Key
+from axpo.recorded.cache import AnswerCache, Key
 from axpo.errors import BudgetSpent
 
 async def run(path, name, count):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from axpo.errors import ModelError, UserError
-from axpo.search.cache import AnswerCache
+from axpo.recorded.cache import AnswerCache
 from axpo.search.gallery import CUTOFF, Gallery, Match, build_gallery
 from axpo.search.recorded import RecordedPictures
 from axpo.tasks.data.pictures import open_pictures

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from axpo.errors import SearchFault, UserError
+from axpo.errors import SourceFault, UserError
+from axpo.recorded.cache import AnswerCache
 from axpo.search.base import Hit, PageText
-from axpo.search.cache import AnswerCache
 from axpo.search.recorded import RecordedSearch
 from axpo.search.tavily import KEY, Tavily
 from axpo.tools.base import ToolContext
@@ -110,10 +110,10 @@ def test_a_failure_is_ours_and_says_what_it_was(
     status: int, body: Any, message: str, retryable: bool, charged: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    async def work(tavily: Tavily, server: Server) -> SearchFault:
+    async def work(tavily: Tavily, server: Server) -> SourceFault:
         await tavily.start()
         server.status, server.body = status, body
-        with pytest.raises(SearchFault) as error:
+        with pytest.raises(SourceFault) as error:
             await tavily.search("x", 5)
         return error.value
 
@@ -155,7 +155,7 @@ def test_a_refused_key_stops_the_start_and_a_server_that_is_down_does_not(
             await tavily.start()
             assert len((await tavily.search("x", 5)).items) == 3
             await tavily.close()
-        with pytest.raises(SearchFault, match="not started"):
+        with pytest.raises(SourceFault, match="not started"):
             await tavily.search("x", 5)
 
     monkeypatch.setattr("axpo.search.tavily.START_TIMEOUT", 0.3)
@@ -175,7 +175,7 @@ def test_the_key_is_in_no_log_repr_answer_or_file(
         found = await search.search("x", 5)
         page = await search.page("u")
         server.status = 500
-        with pytest.raises(SearchFault) as error:
+        with pytest.raises(SourceFault) as error:
             await search.search("y", 5)
         shown = [found, page, tavily, search, tavily.identity, error.value, vars(tavily)]
         files = b"".join(file.read_bytes() for file in tmp_path.rglob("*"))

@@ -121,8 +121,8 @@ def test_a_dead_worker_is_replaced() -> None:
 
 
 def test_an_unknown_grader_lists_the_valid_ones() -> None:
-    with pytest.raises(GradingError, match="unknown grader 'judge'; there are exact, choice, math"):
-        score("judge", "1", "1")
+    with pytest.raises(GradingError, match="unknown grader 'jugde'; there are exact, choice, math"):
+        score("jugde", "1", "1")
 
 
 @pytest.mark.parametrize(

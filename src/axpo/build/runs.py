@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from axpo.build.judge import recipe_judge
 from axpo.build.models import load_policy, load_reference, load_trained
 from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
 from axpo.build.tools import recipe_tools, run_files
@@ -51,13 +52,15 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
             f"algorithm.name: {config.algorithm.name!r} needs critiques; the {task.name} task "
             "offers none"
         )
+    splits = ("train", config.eval.validation) if config.eval.every else ("train",)
+    judge = recipe_judge(config, *splits)
     path = model_path(config.model.path)
     preflight(config, "rl", path, task, tools)
     say(LOADING)
     checkpoint, reference = load_policy(config, path), load_reference(config, path)
     say(config.engine.starting)
     out = Path(tempfile.mkdtemp(prefix="axpo-")) if out is None else out
-    agent = build_agent(config, checkpoint, tools, out)
+    agent = build_agent(config, checkpoint, tools, Graders(judge), out)
     temperature = config.rollout.temperature
     learner = Learner(
         checkpoint,
@@ -101,18 +104,19 @@ def evaluation_run(config: Config, out: Path) -> Measurement:
     def load(say: Say) -> Loaded:
         say(CHECKING)
         tools = recipe_tools(config)
+        judge = recipe_judge(config, config.eval.split)
         check_sampling(config, path)
         say(LOADING)
         checkpoint = load_trained(config, path)
         say(config.engine.starting)
-        return Loaded(build_agent(config, checkpoint, tools, out), checkpoint)
+        return Loaded(build_agent(config, checkpoint, tools, Graders(judge), out), checkpoint)
 
     files = run_files(config, config.eval.split)
     return Measurement(config, out, path, files, load)
 
 
 def build_agent(
-    config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool], out: Path
+    config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool], graders: Graders, out: Path
 ) -> Agent:
     """An agent that samples with `checkpoint`'s weights; the engine's logs go to `out`.
 
@@ -123,6 +127,6 @@ def build_agent(
     start = Start(checkpoint, RunFolder(out).vllm, config.rollout.max_tokens, in_flight)
     engine = config.engine.start(start)
     return Agent(
-        engine, rendering, tools, config.rollout, Graders().grade, config.algorithm.top_logprobs,
-        config.task.solved, episodes(config.task, rendering),
+        engine, rendering, tools, config.rollout, graders.grade, config.algorithm.top_logprobs,
+        config.task.solved, episodes(config.task, rendering), graders,
     )  # fmt: skip

@@ -56,12 +56,15 @@ def _with_lab_indexes(settings: ToolsSettings) -> ToolsSettings:
 
 def run_files(config: Config, split: str, *parts: Part) -> dict[str, str]:
     """What a run on a task's `split` depends on beside the settings and the rows, name -> digest:
-    indexes that its tools search, and the sources of what is one's own of tools, graders, task,
-    environment and these further `parts`, with the modules that they import of the same folder."""
-    search = _with_lab_indexes(config.tools).search
-    indexes = {"corpus": search.corpus, "gallery": search.gallery}
-    found = {f"{kind} {Path(file).name}": Path(file) for kind, file in indexes.items() if file}
-    named = [*config.rollout.tools, *_graders(config, split)]
+    indexes that its tools search, the judge's prompts, and the sources of what is one's own of
+    tools, graders, task, environment and these further `parts`, with the modules that they import
+    of the same folder."""
+    search, judge = _with_lab_indexes(config.tools).search, config.judge
+    files = {"corpus": search.corpus, "gallery": search.gallery}
+    if judge is not None:
+        files |= {"judge.prompt": judge.prompt, "judge.rubric": judge.rubric}
+    found = {f"{kind} {Path(file).name}": Path(file) for kind, file in files.items() if file}
+    named = [*config.rollout.tools, *recipe_graders(config, split)]
     modules = [name.partition(":")[0] for name in named if ":" in name]
     modules += [type(part).__module__ for part in (config.task, *parts) if ":" in part.name]
     if (environment := config.task.environment) is not None:
@@ -70,8 +73,8 @@ def run_files(config: Config, split: str, *parts: Part) -> dict[str, str]:
     return {name: files_digest([file]) for name, file in found.items() if file.is_file()}
 
 
-def _graders(config: Config, split: str) -> set[str]:
-    """Those of the task's split; raises `ConfigError` for one that is not there."""
+def recipe_graders(config: Config, split: str) -> set[str]:
+    """The graders of the task's split; raises `ConfigError` for one that is not there."""
     found = config.task.graders(split)
     for name in found:
         try:

@@ -7,6 +7,7 @@ the others are our choices and are listed in `docs/paper_map.md`.
 
 from axpo.config.base import NonNegativeInt, Part, PositiveInt, Section
 from axpo.config.config import Config, default_config
+from axpo.config.judge import JudgeSettings
 from axpo.config.model import LoraSettings, ModelSettings
 from axpo.config.reading import (
     apply_settings,
@@ -26,6 +27,7 @@ from axpo.config.training import OptimizerSettings, RunSettings
 
 __all__ = [
     "Config",
+    "JudgeSettings",
     "LimitSettings",
     "LoraSettings",
     "McpSettings",

@@ -10,6 +10,7 @@ from pydantic import Field, create_model, model_validator
 
 from axpo import plugins
 from axpo.config.base import Part, Section
+from axpo.config.judge import JudgeSettings
 from axpo.config.model import ModelSettings
 from axpo.config.rollout import (
     RolloutSettings,
@@ -46,6 +47,8 @@ class Config(Section):
     rl: RLSettings = RLSettings()
     sft: SFTSettings = SFTSettings()
     eval: EvalSettings = EvalSettings()
+    judge: JudgeSettings | None = None
+    """The model that the graders "judge" and "rubric" ask; none by default."""
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")

@@ -11,9 +11,9 @@ from axpo.config.secrets import masked
 
 OUTCOME = {
     "sft": ("model", "task", "rollout", "tools", "sft"),
-    "train": ("model", "task", "rollout", "tools", "algorithm", "rl"),
-    "eval": ("model", "task", "rollout", "tools", "eval"),
-    "diagnose": ("model", "task", "rollout", "tools", "eval"),
+    "train": ("model", "task", "rollout", "tools", "judge", "algorithm", "rl"),
+    "eval": ("model", "task", "rollout", "tools", "judge", "eval"),
+    "diagnose": ("model", "task", "rollout", "tools", "judge", "eval"),
 }
 """Command -> the sections of the settings that its outcome depends on. `engine` is none of them:
 it says where tokens are sampled, and how fast, and may change when a run goes on."""
@@ -21,6 +21,7 @@ _MAY_CHANGE = re.compile(
     r"tools\.search\.budget"
     r"|tools\.limits\..*\.(timeout|concurrency|calls_per_second|retries|max_stuck)"
     r"|model\.(device|memory_gb|threads|gradient_checkpointing)"
+    r"|judge\.(url|record|key|budget|concurrency|retries|timeout|deadline)"
     r"|rollout\.max_seconds"
     r"|(rl|sft)\.optimizer\.max_tokens_per_micro_batch"
 )
@@ -37,7 +38,7 @@ def outcome_settings(values: Mapping[str, Any], sections: Sequence[str]) -> dict
     """
     found: dict[str, Any] = {"run.seed": values.get("run", {}).get("seed")}
     for section in sections:
-        found |= flattened(masked(values.get(section, {})), f"{section}.")
+        found |= flattened(masked(values.get(section) or {}), f"{section}.")
     found.pop("tools.limits", None)
     for key in [key for key in found if key.startswith("tools.limits.")]:
         if found[key] == _LIMITS[key.rpartition(".")[2]]:

@@ -48,7 +48,7 @@ from axpo.training.monitor import Monitor
 from axpo.training.parity import QUESTIONS, check_parity, limits_of
 from axpo.tree import Group
 
-_SAMPLED_WITH = ("task", "rollout", "tools")
+_SAMPLED_WITH = ("task", "rollout", "tools", "judge")
 """Sections of the settings that sampled groups depend on, besides the model."""
 RECENT = 64
 """How many questions the live figures are of, the last ones."""
@@ -124,17 +124,19 @@ def evaluate(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     shelf = run.shelf(folder.evaluated)
     shelf.check(run.examples())
 
-    async def sample() -> list[Group]:
+    async def sample() -> tuple[list[Group], dict[str, float]]:
         async with _loaded(run, monitor) as loaded:
             monitor.start("eval", 0, run.questions)
             monitor.phase("sampling")
-            return await _sample(run, loaded.agent, shelf, _show_questions(monitor))
+            progress = _show_questions(monitor, loaded.agent)
+            groups = await _sample(run, loaded.agent, shelf, progress)
+            return groups, loaded.agent.graders.figures
 
-    groups = stopping.run(sample())
+    groups, judged = stopping.run(sample())
     monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, folder.evaluated)
     summary = summarize(groups, config.eval.k, config.run.seed, by=config.eval.by, **run.told)
-    return _write(folder.evaluation, summary.to_dict())
+    return _write(folder.evaluation, summary.to_dict() | judged)
 
 
 def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
@@ -248,10 +250,11 @@ def _say_unscored(config: Config, groups: Sequence[Group], folder: GroupsFolder)
         )
 
 
-def _show_questions(monitor: Monitor) -> Progress:
+def _show_questions(monitor: Monitor, agent: Agent) -> Progress:
     def progress(done: Sequence[Group]) -> None:
         recent = done[-RECENT:]
-        monitor.step("eval", len(done) - 1, gap(recent) | unscored_figures(recent))
+        figures = gap(recent) | unscored_figures(recent) | agent.graders.figures
+        monitor.step("eval", len(done) - 1, figures)
 
     return progress
 

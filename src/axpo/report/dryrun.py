@@ -36,7 +36,7 @@ from axpo.rollout.sampling import new_group
 from axpo.sandbox.levels import UNSAFE, lack
 from axpo.search.tavily import KEY
 from axpo.tasks.base import Example, Task
-from axpo.tasks.grading import Graders
+from axpo.tasks.grading import JUDGED, Graders
 from axpo.tasks.grading.final import final_answer
 from axpo.tools.python import NAME as PYTHON
 from axpo.tools.toolbox import Toolbox
@@ -95,12 +95,14 @@ def _noted(missing: list[str], what: str) -> Iterator[None]:
 
 
 def _tools_lack(config: Config) -> Iterator[str]:
-    """What the tools need to run."""
+    """What the tools and the judge need to run."""
     reason = lack(config.tools.python.level) if PYTHON in config.rollout.tools else None
     if reason is not None:
         yield f"A sandbox for the tool {PYTHON!r}: {reason}"
     if config.tools.search.backend == "tavily" and KEY not in os.environ:
         yield f"The search tool's key: export {KEY}=... (https://tavily.com)"
+    if config.judge is not None and config.judge.key and config.judge.key not in os.environ:
+        yield f"The judge's key: export {config.judge.key}=..."
 
 
 def _print_example(
@@ -172,6 +174,8 @@ async def _demonstrated(
         group = await demonstrate(rendering, tools, config.rollout, example, "demonstration", asked)
     finally:
         await tools.close()
+    if example.grading in JUDGED:  # asking costs
+        return group, ""
     answer = final_answer(group.rollouts[0].answer or "")
     verdict = await Graders().grade(example, group.rollouts[0])
     if verdict.reward >= config.task.solved:

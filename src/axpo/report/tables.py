@@ -34,6 +34,20 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     _print(title, columns)
     if result["unscored"]:
         output_console().print(_unscored(result), highlight=False, markup=False)
+    if "judge_requests" in result:
+        output_console().print(_judged(result), highlight=False, markup=False)
+
+
+def _judged(result: Mapping[str, Any]) -> str:
+    """What the judge did for the command that wrote `evaluation.json` last."""
+    cost = f", cost {result['judge_cost']:.4g}" if result["judge_cost"] else ""
+    return (
+        f"Judge: {result['judge_requests']:.0f} requests, {result['judge_recorded']:.0f} replies "
+        f"recorded before, {result['judge_failures']:.0f} questions without a reply, "
+        f"{result['judge_unreadable']:.0f} replies without a verdict, "
+        f"{result['judge_prompt_tokens']:,.0f} + {result['judge_reply_tokens']:,.0f} tokens, "
+        f"{result['judge_seconds']:.1f} s{cost}"
+    )
 
 
 def _unscored(result: Mapping[str, Any]) -> str:

@@ -34,14 +34,14 @@ from axpo.algorithms.entropy import opening_entropy
 from axpo.clock import Clock
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, Finish, Picture, Request, Sampling
-from axpo.errors import EngineError
+from axpo.errors import EngineError, UserError
 from axpo.rollout.episodes import NAME as ENVIRONMENT
 from axpo.rollout.parsing import ParsedCall, ParsedTurn
 from axpo.rollout.paths import Path, remember_views
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Example
 from axpo.tasks.environment import Reply
-from axpo.tasks.grading import Verdict
+from axpo.tasks.grading import Graders, Verdict
 from axpo.tools.base import Observation, Tool, ToolContext
 from axpo.tools.runner import CallResult, refuse, run_call
 from axpo.tools.toolbox import Toolbox
@@ -87,7 +87,8 @@ class Agent:
 
     With `top_logprobs` of them at every token, the group's `entropies` get that of each turn's
     opening (`axpo.algorithms.entropy`). A reward of at least `solved_at` solves a question.
-    `episodes` are the task's environments (`axpo.rollout.episodes`).
+    `episodes` are the task's environments (`axpo.rollout.episodes`). `graders`, where `grade` is
+    theirs, end with the agent.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Agent:
         top_logprobs: int = 0,
         solved_at: float = 1.0,
         episodes: Toolbox | None = None,
+        graders: Graders | None = None,
     ) -> None:
         if set(tools) != set(rendering.tools):
             raise ValueError(
@@ -114,13 +116,15 @@ class Agent:
         self.top_logprobs = top_logprobs
         self.solved_at = solved_at
         self.episodes = episodes
+        self.graders = graders or Graders()
         self.stats = AgentStats()
 
     async def close(self) -> None:
-        """End the tools, the environments and the engine."""
+        """End the tools, the environments, the graders and the engine."""
         await self.tools.close()
         if self.episodes is not None:
             await self.episodes.close()
+        await self.graders.close()
         await self.engine.close()
 
     def room(self, path: Path) -> int:
@@ -132,7 +136,8 @@ class Agent:
 
     async def run(self, path: Path, id: str, seed: int) -> Trajectory:
         """Go on from `path` to an end; the trajectory holds what was added. Pictures that tools
-        return are put into the path's group. Raises `UserError` where a tool does not start."""
+        return are put into the path's group. Raises `UserError` where a tool does not start, and
+        `BudgetSpent`."""
         await self.tools.start()
         trajectory = Trajectory(id, solved_at=self.solved_at)
         clock = Clock(self.settings.max_seconds)
@@ -307,6 +312,8 @@ class Agent:
             began = time.perf_counter()
             try:
                 _judge(trajectory, await self.grade(path.example, _whole(path, trajectory)))
+            except UserError:  # a spent budget, a full disk
+                raise
             except Exception as error:
                 trajectory.fault = f"grading: {type(error).__name__}: {error}"
             finally:

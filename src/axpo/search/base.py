@@ -68,11 +68,11 @@ class TextSource(AnswerSource):
 
     @abstractmethod
     async def search(self, query: str, results: int) -> Results[Hit]:
-        """At most `results` hits; raises `SearchFault`."""
+        """At most `results` hits; raises `SourceFault`."""
 
     @abstractmethod
     async def page(self, url: str) -> PageText | None:
-        """The page at `url`, or None where it leads to nothing; raises `SearchFault`."""
+        """The page at `url`, or None where it leads to nothing; raises `SourceFault`."""
 
 
 def shortened(text: str, characters: int) -> str:

@@ -12,8 +12,9 @@ import sqlite3
 from functools import partial
 from pathlib import Path
 
+from axpo.recorded.database import Database, open_index
 from axpo.search.base import Hit, PageText, Results, TextSource, shortened
-from axpo.search.database import Database, open_index, read_facts
+from axpo.search.database import read_facts
 from axpo.search.index import words
 
 TITLE_WEIGHT = 2.0

@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict
 from axpo.errors import UserError
 from axpo.extras import require
 from axpo.pictures import PictureError, as_rgb, read_picture
+from axpo.recorded.database import Database, open_index
 from axpo.search.base import AnswerSource, Results
-from axpo.search.database import BuiltIndex, Database, new_index, open_index, read_facts
+from axpo.search.database import BuiltIndex, new_index, read_facts
 from axpo.search.index import read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -57,7 +58,7 @@ class PictureSource(AnswerSource):
 
     @abstractmethod
     async def find(self, picture: Image.Image, results: int) -> Results[Match]:
-        """At most `results` pictures that look like `picture`; raises `SearchFault`."""
+        """At most `results` pictures that look like `picture`; raises `SourceFault`."""
 
 
 class Caption(BaseModel):

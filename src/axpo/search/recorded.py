@@ -17,8 +17,8 @@ from pydantic import TypeAdapter
 
 from axpo.errors import NotRecordedError
 from axpo.pictures import picture_digest
+from axpo.recorded.cache import AnswerCache, Key
 from axpo.search.base import AnswerSource, Hit, Item, PageText, Results, TextSource
-from axpo.search.cache import AnswerCache, Key
 from axpo.search.gallery import Match, PictureSource
 
 Asked = TypeVar("Asked", bound=AnswerSource)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from axpo.errors import MissingError, SearchFault, UserError
+from axpo.errors import MissingError, SourceFault, UserError
 from axpo.extras import require
 from axpo.search.base import Hit, PageText, Results, TextSource, shortened
 
@@ -112,9 +112,9 @@ class Tavily(TextSource):
     async def _ask(
         self, call: Callable[[AsyncTavilyClient], Awaitable[dict[str, Any]]]
     ) -> list[_Found]:
-        """The checked results of one request; raises `SearchFault` for any failure."""
+        """The checked results of one request; raises `SourceFault` for any failure."""
         if self._client is None:
-            raise SearchFault("the Tavily client is not started")
+            raise SourceFault("the Tavily client is not started")
         try:
             answer = await call(self._client)
         except Exception as error:
@@ -123,7 +123,7 @@ class Tavily(TextSource):
             return _Results.model_validate(answer).results
         except ValidationError:
             message = "Tavily's answer is not of the expected form"
-            raise SearchFault(message, retryable=True, charged=True) from None
+            raise SourceFault(message, retryable=True, charged=True) from None
 
     def _hit(self, found: _Found) -> Hit:
         snippet = " ".join(self._without_key(found.content or "").split())
@@ -138,28 +138,28 @@ class Tavily(TextSource):
         return text.replace(key, "[key]")
 
 
-def _fault(error: Exception) -> SearchFault:
+def _fault(error: Exception) -> SourceFault:
     """The fault that `error` means, without its words. Tavily bills successful requests only."""
     from tavily import errors
 
     if isinstance(error, errors.TimeoutError):
-        return SearchFault("Tavily did not answer in time", retryable=True, charged=True)
+        return SourceFault("Tavily did not answer in time", retryable=True, charged=True)
     if isinstance(error, errors.UsageLimitExceededError):
-        return SearchFault("Tavily: too many requests (429)", retryable=True)
+        return SourceFault("Tavily: too many requests (429)", retryable=True)
     if isinstance(error, errors.InvalidAPIKeyError):
-        return SearchFault(f"{_REFUSED} (401)")
+        return SourceFault(f"{_REFUSED} (401)")
     if isinstance(error, errors.ForbiddenError):
-        return SearchFault("Tavily: the plan's limit is reached, or the request is forbidden (403)")
+        return SourceFault("Tavily: the plan's limit is reached, or the request is forbidden (403)")
     if isinstance(error, errors.BadRequestError):
-        return SearchFault("Tavily: bad request (400)")
+        return SourceFault("Tavily: bad request (400)")
     if isinstance(error, httpx.HTTPStatusError):
         status = error.response.status_code
         retryable = status >= httpx.codes.INTERNAL_SERVER_ERROR
-        return SearchFault(f"Tavily answered with status {status}", retryable=retryable)
+        return SourceFault(f"Tavily answered with status {status}", retryable=retryable)
     if isinstance(error, httpx.HTTPError):
         name = type(error).__name__
-        return SearchFault(f"no connection to Tavily ({name})", retryable=True, charged=True)
+        return SourceFault(f"no connection to Tavily ({name})", retryable=True, charged=True)
     if isinstance(error, ValueError):  # not JSON
-        return SearchFault("Tavily's answer is not JSON", retryable=True, charged=True)
+        return SourceFault("Tavily's answer is not JSON", retryable=True, charged=True)
     message = f"Tavily's answer is not of the expected form ({type(error).__name__})"
-    return SearchFault(message, retryable=True, charged=True)
+    return SourceFault(message, retryable=True, charged=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from axpo.config import SearchSettings, ToolsSettings
 from axpo.errors import UserError
+from axpo.recorded.cache import AnswerCache
 from axpo.search.base import TextSource
-from axpo.search.cache import AnswerCache
 from axpo.search.corpus import Corpus
 from axpo.search.gallery import Gallery, PictureSource
 from axpo.search.recorded import RecordedPictures, RecordedSearch

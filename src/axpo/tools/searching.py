@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from axpo.errors import InfraError, SearchFault
+from axpo.errors import InfraError, SourceFault
 from axpo.search.base import AnswerSource, shortened
 from axpo.tools.base import Observation, Tool, ToolContext
 
@@ -37,12 +37,12 @@ class SearchTool(Tool, Generic[Answers]):
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         try:
             return await self._answer(arguments, context)
-        except SearchFault as fault:
+        except SourceFault as fault:
             raise InfraError(str(fault), retryable=fault.retryable) from fault
 
     @abstractmethod
     async def _answer(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
-        """Answer a call; may raise `SearchFault`."""
+        """Answer a call; may raise `SourceFault`."""
 
     async def close(self) -> None:
         await self.source.close()

@@ -261,6 +261,7 @@ def work_done(run: RLRun) -> dict[str, float]:
             for name, lane in run.agent.tools.lanes.items()
             for figure, value in lane.counters().items()
         },
+        **run.agent.graders.figures,
     }
 
 

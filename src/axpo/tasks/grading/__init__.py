@@ -9,6 +9,7 @@ answer) raises `GradingError`: our fault, and the trajectory stays unscored.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from axpo.errors import GradingError, PluginError
@@ -17,6 +18,8 @@ from axpo.tasks.base import Example
 from axpo.tasks.grading.choice import choice
 from axpo.tasks.grading.exact import exact
 from axpo.tasks.grading.maths import math
+from axpo.tasks.grading.prose import check_text
+from axpo.tasks.grading.rubric import check_rubric
 from axpo.tasks.grading.verdict import BuiltIn, Grader, Verdict, grader
 from axpo.tree import Trajectory
 
@@ -33,8 +36,8 @@ __all__ = [
 ]
 
 BUILT_IN: dict[str, BuiltIn] = {"exact": exact, "choice": choice, "math": math}
-JUDGED: tuple[str, ...] = ()
-"""The graders that ask the judge."""
+JUDGED: dict[str, Callable[[Example], None]] = {"judge": check_text, "rubric": check_rubric}
+"""The graders that ask the judge, and what checks an example of theirs."""
 
 
 class Judging(Protocol):
@@ -42,6 +45,11 @@ class Judging(Protocol):
 
     async def grade(self, example: Example, answer: str) -> Verdict:
         """Its verdict; raises `GradingError` where it gives none."""
+        ...
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Counts and sums since the start, as metrics; always of the same names."""
         ...
 
     async def close(self) -> None: ...
@@ -71,6 +79,12 @@ class Graders:
         if self._judge is None:
             raise GradingError(f"the grader {example.grading!r} needs a judge; there is none")
         return await self._judge.grade(example, answer)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the judge did since the start, as metrics; empty without one."""
+        found = {} if self._judge is None else self._judge.figures
+        return {f"judge_{name}": value for name, value in found.items()}
 
     async def close(self) -> None:
         """End what the graders hold."""
@@ -117,3 +131,5 @@ def check_example(example: Example) -> None:
     check_grader(example.grading)
     if example.grading in BUILT_IN:
         BUILT_IN[example.grading].check(example)
+    elif example.grading in JUDGED:
+        JUDGED[example.grading](example)

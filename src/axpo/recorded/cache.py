@@ -30,8 +30,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from axpo.errors import BudgetSpent, NotRecordedError, SearchFault, UserError
-from axpo.search.database import Database, open_index
+from axpo.errors import BudgetSpent, NotRecordedError, SourceFault, UserError
+from axpo.recorded.database import Database, open_index
 
 FORMAT = 1
 """The version of the file's tables and of the form of an answer."""
@@ -92,14 +92,18 @@ class CacheStats:
 class AnswerCache:
     """The answers in the file at `path`; "record" asks for a missing one, "replay" refuses it.
 
-    The whole file may hold at most `budget` paid calls; None is no limit.
+    The whole file may hold at most `budget` paid calls; None is no limit. `section` is that of the
+    settings, for messages.
     """
 
-    def __init__(self, path: Path, mode: Mode, budget: int | None = None) -> None:
+    def __init__(
+        self, path: Path, mode: Mode, budget: int | None = None, section: str = "tools.search"
+    ) -> None:
         self.mode = mode
         self.kinds: defaultdict[str, CacheStats] = defaultdict(CacheStats)
         self._path = path
         self._budget = budget
+        self._section = section
         self._running: dict[Key, asyncio.Task[Answered]] = {}
         self._paid: set[asyncio.Task[Answered]] = set()
         self._checked: set[tuple[str, str, str]] = set()
@@ -173,7 +177,7 @@ class AnswerCache:
             stats.paid += 1
         try:
             answer = await ask()
-        except SearchFault as fault:
+        except SourceFault as fault:
             if paid and not fault.charged:
                 await self._database.run(_refund)
                 stats.paid -= 1
@@ -188,7 +192,7 @@ class AnswerCache:
         """The answer of `work`; raises `UserError` where it fails because the file is gone."""
         try:
             return await self._database.run(work)
-        except SearchFault:
+        except SourceFault:
             self._check_file()
             raise
 
@@ -210,8 +214,8 @@ class AnswerCache:
 
     def _other_settings(self, key: Key, found: str) -> UserError:
         return UserError(
-            f"{self._path} holds {key.kind} answers {found}: give tools.search the settings that "
-            f"they were recorded with, or {_HOW}"
+            f"{self._path} holds {key.kind} answers {found}: give {self._section} the settings "
+            f"that they were recorded with, or {_HOW}"
         )
 
     def _check_file(self) -> None:
@@ -259,8 +263,8 @@ class AnswerCache:
         if not file.execute(_SPEND, limit).rowcount:
             (calls,) = file.execute("SELECT calls FROM spent").fetchone()
             raise BudgetSpent(
-                f"tools.search.budget: {calls} paid calls recorded in {self._path}, the budget is "
-                f"{self._budget}; raise it and run the same command again, which goes on where "
+                f"{self._section}.budget: {calls} paid calls recorded in {self._path}, the budget "
+                f"is {self._budget}; raise it and run the same command again, which goes on where "
                 "this run stopped"
             )
 

@@ -1,0 +1,66 @@
+"""Settings of the judge: a model that the graders "judge" and "rubric" ask."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from axpo.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class JudgeSettings(Section):
+    """A model behind an OpenAI-compatible API that says whether answers are right."""
+
+    url: str
+    """Base address of the API; requests go to URL/chat/completions."""
+    model: str
+    """The model's name there."""
+    record: str
+    """File of recorded answers: what is in it is never asked, or paid for, again."""
+    key: str | None = None
+    """Name of the environment variable that holds the API's key; none by default."""
+    prompt: str | None = None
+    """A shipped prompt or a file of your own for the grader "judge"; by default "answer", or
+    "picture" with picture = true."""
+    rubric: str = "rubric"
+    """A shipped prompt or a file of your own for the grader "rubric"."""
+    picture: bool = False
+    """Send the question's pictures too."""
+    budget: NonNegativeInt | None = None
+    """Paid calls over the whole life of `record`; no limit by default."""
+    concurrency: PositiveInt = 16
+    """Requests that are under way at once; further ones wait, which is nobody's time (choice)."""
+    retries: NonNegativeInt = 4
+    """Further requests after one that failed, and further questions after a reply without a
+    verdict (choice)."""
+    timeout: PositiveFloat = 60.0
+    """Seconds of one request (choice)."""
+    deadline: PositiveFloat = 300.0
+    """Seconds of one question with its retries and the waits between them (choice)."""
+    max_tokens: PositiveInt = 1024
+    """Tokens of a reply; one that is cut off there gives no verdict (choice)."""
+    temperature: NonNegativeFloat = 0.0
+    """Temperature of the judge."""
+    more: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Further fields of a request, in place of axpo's own where they have the same name; a field
+    set to "" is not sent."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> JudgeSettings:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError("url: expected an address that begins with http:// or https://")
+        if self.key is not None and not _NAME.fullmatch(self.key):  # it may be the key itself
+            raise ValueError(
+                "key: expected the name of an environment variable, such as OPENAI_API_KEY, which "
+                "holds the key"
+            )
+        if self.deadline < self.timeout:
+            raise ValueError(
+                f"deadline: {self.deadline:g} s are less than the {self.timeout:g} s of one "
+                "request (timeout); raise it or lower timeout"
+            )
+        return self
