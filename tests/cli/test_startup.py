@@ -237,7 +237,7 @@ def test_demonstrations_that_cannot_be_learned(tiny: str) -> None:
     said = start("sft", *settings, "rollout.max_turn_tokens=200", "rollout.max_tokens=100")
     assert "raise rollout.max_tokens, now 100, by at least 18" in said
     demonstrated("<think>\nhm" + TURNS[0])
-    assert "begins with '<think>', with which this model's chat template" in start("sft", *settings)
+    assert "begins with '<think>', but this model's chat template" in start("sft", *settings)
     demonstrated("</think>\n<tool_call>\n{}\n</tool_call>", *TURNS)  # seen when it is replayed
     assert "call 1 is malformed" in start("sft", *settings)
 

@@ -399,7 +399,7 @@ class TestContinuations:
         (continuation,) = grown(agent, group, cut, 1).continuations
         assert (continuation.stop, continuation.reward) == (StopReason.ENVIRONMENT_FAULT, None)
         assert continuation.fault is not None
-        assert continuation.fault.startswith("environment: rebuilt, it answers turn 1 otherwise")
+        assert continuation.fault.startswith("environment: rebuilt, it does not answer turn 1")
 
     def test_one_that_cannot_be_rebuilt_stops_a_run_that_tries(self) -> None:
         kind = type("Live", (Game,), {"rebuilds": False})

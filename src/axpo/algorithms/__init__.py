@@ -1,1 +1,1 @@
-"""Algorithms: pure functions on groups, a page each; `base` says what one is."""
+"""Algorithms are pure functions on groups, one page each; `base` says what one is."""

@@ -2,14 +2,15 @@
 
 A question has a budget of N rollouts. A share of them starts from the prompt. Then, turn by turn,
 a trajectory whose turn after an observation opens with P = alpha + beta (H - H_init) > tau gets
-one more rollout from right after that observation (beam 2), as long as the budget lasts; what is
-left of it is filled with rollouts from the prompt. H is the entropy of a turn's opening, H_init
-that of the path's first turn. The paper's open code draws instead: it branches with probability P
-(`entropy_rule = "draw"`). All N are then one GRPO group (arXiv 2402.03300): a branched member
-counts as a rollout of its own, its tokens before the cut included, which the tree stores once.
+one more rollout that begins right after that observation (beam 2), as long as the budget lasts.
+The rest of the budget is filled with rollouts from the prompt. H is the entropy of a turn's
+opening, H_init that of the path's first turn. The paper's open code draws instead: it branches with
+probability P (`entropy_rule = "draw"`). All N are then one GRPO group (arXiv 2402.03300): a
+branched member counts as a rollout of its own, including the tokens before its cut, which the tree
+stores once.
 
-The decision of a turn depends only on that turn and the first one, so it is the same whether it is
-taken while trajectories run or after they have ended (as `axpo.rollout.sampling` does).
+The decision about a turn depends only on that turn and the first one, so it is the same whether it
+is taken while trajectories run or after they have ended (as `axpo.rollout.branching` does).
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ from axpo.tree import Credit, Group, Origin, Stream, Trajectory
 
 
 class Arpo(Algorithm):
-    """Branches after observations by entropy."""
+    """An algorithm that branches after observations by entropy."""
 
     top_logprobs: ClassVar[int] = TOP_LOGPROBS
 
     initial_share: Fraction = 0.5
-    """Share of the N that is sampled before any branch (arXiv 2507.19849: 8 of 16)."""
+    """Share of the N rollouts that is sampled before any branch (arXiv 2507.19849: 8 of 16)."""
     entropy_rule: Literal["threshold", "draw"] = "threshold"
-    """"threshold" branches where P > tau (arXiv 2507.19849), "draw" with probability P, as its open
+    """"threshold" branches if P > tau (arXiv 2507.19849), "draw" with probability P, as its open
     code does."""
     entropy_base: float = 0.5
     """alpha of P = alpha + beta dH (arXiv 2507.19849: 0.5)."""
     entropy_gain: float = 0.2
     """beta of P = alpha + beta dH (arXiv 2507.19849: 0.2)."""
     entropy_threshold: float = 0.5
-    """tau; a trajectory branches where P > tau (arXiv 2507.19849: 0.5)."""
+    """tau; a trajectory branches if P > tau (arXiv 2507.19849: 0.5)."""
 
     @model_validator(mode="after")
     def _effective(self) -> Arpo:
@@ -55,15 +56,15 @@ class Arpo(Algorithm):
 
     @property
     def first_rollouts(self) -> int:
-        """The initial share of N, at least one."""
-        # The decimal that the recipe says, not its binary neighbour.
+        """The number of rollouts in the initial share of N; at least one."""
+        # This takes the decimal that the recipe says, not its binary neighbour.
         return max(1, math.floor(Exact(repr(self.initial_share)) * self.rollouts))
 
     def forks(self, group: Group, turn: int, seed: int) -> list[Fork]:
-        """Where the group's trajectories branch at their `turn`th turn, within the budget.
+        """Forks of the trajectories that branch at their `turn`th turn, each once, in the budget.
 
-        Each at most once; where the budget ends, the earlier in the group's order go first. A
-        turn's draw is the same whatever else is there.
+        If the budget does not suffice for all, the earlier ones in the group's order branch. A
+        turn's draw depends only on the seed and the turn.
         """
         found: list[Fork] = []
         for trajectory in group.trajectories():
@@ -80,7 +81,7 @@ class Arpo(Algorithm):
         return found[: max(0, self.missing_rollouts(group))]
 
     def credit(self, group: Group) -> dict[str, list[Credit]]:
-        """GRPO's advantage over all scored members, each on its whole path, each slot 1/N."""
+        """GRPO's advantage over all scored members, each on its whole path; a slot weighs 1/N."""
         pool = rewards(group.trajectories())
         items: dict[str, list[Credit]] = {}
         for member in group.trajectories():
@@ -96,7 +97,7 @@ class Arpo(Algorithm):
         return items
 
     def bounds(self, questions: int) -> Bounds:
-        """Branches are among the N, and branch again."""
+        """Branches count among the N, and may branch again."""
         return Bounds(self.rollouts, sources=None)
 
 
@@ -110,7 +111,7 @@ def _entropy(group: Group, segment: str) -> float:
 
 
 def _turns(group: Group, trajectory: Trajectory) -> list[tuple[int, str]]:
-    """(path offset, segment id) of each policy turn of the trajectory's path."""
+    """The (path offset, segment id) of each policy turn of the trajectory's path."""
     turns: list[tuple[int, str]] = []
     position = 0
     for segment in group.after_prompt(trajectory):

@@ -2,8 +2,9 @@
 
 The thinking prefixes of the least confident calls are frozen, each through its opening call tag,
 and K continuations are sampled from each (`axpo.algorithms.resampling`). Continuations compete with
-each other, the prefix competes with the group by whether it could be recovered, and the source's
-failed continuation is masked: each token is credited by one stream only. Ablations are settings.
+each other. The prefix competes with the group, as right or wrong depending on whether it could be
+recovered. The source's own failed ending is masked: each token is credited by one stream only.
+Ablations are settings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Axpo(Resampling):
     """False: continuations join the rollouts' advantage group (ablation)."""
 
     def credit(self, group: Group) -> dict[str, list[Credit]]:
-        """Every trajectory's items. A branch without a scored continuation is as if never grown."""
+        """Every trajectory's items. A branch without a scored continuation counts as not grown."""
         original = rewards(group.rollouts)
         branches = {b.source: b for b in group.branches if b.recovered is not None}
         if not original:
@@ -51,7 +52,7 @@ class Axpo(Resampling):
 def _prefix_advantage(
     branch: Branch, own: float, original: list[float], shared: list[float] | None
 ) -> float:
-    """r^prefix against the original rewards with the source's own replaced by r^prefix."""
+    """The advantage of r^prefix in the original rewards, where it replaces the source's own."""
     recovered = 1.0 if branch.recovered else 0.0
     if shared is not None:
         return advantage(recovered, shared)
@@ -63,7 +64,7 @@ def _prefix_advantage(
 def _continuation_items(
     branch: Branch, shared: list[float] | None, weight: float
 ) -> dict[str, list[Credit]]:
-    """Each continuation against its siblings (or the shared group); the prefix is masked."""
+    """Each continuation's item, by its siblings (or the shared group), without the prefix."""
     pool = shared or rewards(branch.continuations)
     return {
         c.id: [

@@ -1,8 +1,8 @@
-"""What an algorithm is: settings, what it needs, and pure functions on groups.
+"""What an algorithm is: its settings, its needs, and pure functions on groups.
 
-A group's life in a step: `first_rollouts` grow from its prompt, then, turn by turn, what `forks`
-asks for, until it has its `rollouts`; `plan` says what is resampled across the batch; `credit` says
-what each token is worth, `token_loss` what the learner minimises. Nothing here touches a model or
+In a step, a group grows `first_rollouts` from its prompt, then, turn by turn, those that `forks`
+asks for, until it has its `rollouts`. `plan` says what is resampled across the batch, `credit` what
+each token is worth, and `token_loss` what the learner minimises. Nothing here touches a model or
 changes a group. A new algorithm overrides what it does differently.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Grow `continuations` trajectories from `source`'s path up to offset `cut`."""
+    """A request to grow `continuations` trajectories from `source`'s path up to offset `cut`."""
 
     group: str
     source: str
@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """One more rollout from `source`'s path up to offset `cut`."""
+    """A request for one more rollout from `source`'s path up to offset `cut`."""
 
     source: str
     cut: int
@@ -45,10 +45,10 @@ class Fork:
 class Bounds:
     """The most that an algorithm samples, from which costs are estimated.
 
-    `paths` trajectories in one question's tree, and `extra` ones in a batch beside its rollouts,
-    which are called `extra_name`. A path holds `attempts` times `rollout.max_tokens` at most.
-    Trajectories branch from at most `sources` others of their tree (None: from any), where
-    `first_turn` within those' first turn.
+    `paths` is the most trajectories in one question's tree; `extra` is the most in a batch beside
+    its rollouts, and `extra_name` what they are called. A path holds at most `attempts` times
+    `rollout.max_tokens`. Trajectories branch from at most `sources` others of their tree (None:
+    from any of them); with `first_turn` only within the first turn of their source.
     """
 
     paths: int
@@ -64,26 +64,26 @@ class Algorithm(Part):
 
     kind: ClassVar[str] = "algorithm"
     top_logprobs: ClassVar[int] = 0
-    """Highest logprobs that the engine returns at each token; from 1 on a group knows the entropy
-    of its turns' openings (`axpo.algorithms.entropy`)."""
+    """How many of the highest logprobs the engine returns at each token. From 1 on, a group knows
+    the entropy of its turns' openings (`axpo.algorithms.entropy`)."""
     needs_critic: ClassVar[bool] = False
     """Whether each rollout gets a critique by the task (`axpo.tasks.base.Critic`), and a second
     attempt after it."""
     resamples_failures: ClassVar[bool] = False
-    """Whether `plan` grows branches from failed rollouts alone: then a recovered branch is one that
-    resampling saved."""
+    """Whether `plan` grows branches from failed rollouts alone, so that a recovered branch is one
+    that resampling saved."""
 
     rollouts: Annotated[int, Field(ge=2)] = 8
     """N, rollouts per question (paper: 8; ARPO's: 16, its branches among them)."""
     loss: PolicyLoss = ClipLoss()
-    """What is made of the ratio: name = "clip" is DAPO's asymmetric clip, "cispo" the capped weight
-    of arXiv 2506.13585."""
+    """How the ratio enters the loss: name = "clip" is DAPO's asymmetric clip, "cispo" the capped
+    weight of arXiv 2506.13585."""
     kl: NonNegativeFloat = 1e-3
     """beta of the k3 KL estimate to the SFT policy (paper: 1e-3)."""
     max_k3: PositiveFloat | None = None
     """A token's k3 is at most this (verl: 10). Off by default."""
     aggregation: Literal["question_mean", "token_mean"] = "question_mean"
-    """question_mean: Eq. 5, each slot 1/N, then mean over questions (choice)."""
+    """question_mean is Eq. 5: each slot weighs 1/N, then the mean over questions (choice)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Algorithm:
@@ -98,41 +98,46 @@ class Algorithm(Part):
 
     @property
     def first_rollouts(self) -> int:
-        """Rollouts that a question gets from its prompt before any is forked; at most N."""
+        """The number of a question's rollouts that start before any is forked; at most N."""
         return self.rollouts
 
     def missing_rollouts(self, group: Group) -> int:
-        """What the group lacks of its N rollouts."""
+        """The number of rollouts that the group lacks to have N."""
         return self.rollouts - sum(1 for _ in group.trajectories())
 
     @property
     def continues(self) -> bool:
-        """Whether trajectories go on from inside others, as `plan` or `forks` say: an environment
-        must then be one that can be rebuilt."""
+        """Whether trajectories go on from inside others, by `plan` or `forks`. Then an environment
+        must be one that can be rebuilt."""
         mine, base = type(self), Algorithm
         return mine.plan is not base.plan or mine.forks is not base.forks
 
     def forks(self, group: Group, turn: int, seed: int) -> list[Fork]:
-        """Rollouts that go on from others of `group`, whose `turn`-th turn (from 2) is there.
+        """The forks of those trajectories of `group` that have a `turn`-th turn (from 2 on).
 
-        Only asked where `first_rollouts` leaves some of the N. `seed` fixes what is drawn.
+        It is only called if `first_rollouts` is less than N. `seed` fixes what is drawn.
         """
         return []
 
     def plan(self, groups: Sequence[Group], seed: int, pending: int = 0) -> list[Plan]:
-        """What is resampled of a batch; with `pending` more groups of it still being sampled,
-        what will be resampled whatever they turn out to be."""
+        """What is resampled of a batch.
+
+        While `pending` more of its groups are still being sampled, only plans are returned that
+        hold however those turn out.
+        """
         return []
 
     def credit(self, group: Group) -> Mapping[str, list[Credit]]:
-        """The loss items of each trajectory by its id; one that is left out is not trained."""
+        """The loss items of each trajectory by its id; a trajectory without any is not trained."""
         raise NotImplementedError(f"{type(self).__name__} has no credit()")
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a micro-batch's tokens, a scalar with a gradient, and its metrics
-        (`axpo.metrics`), in which a mean's parts are sums over tokens."""
+        """The loss of a micro-batch's tokens, a scalar with a gradient, and its metrics.
+
+        In the metrics (`axpo.metrics`) a mean's parts are sums over tokens.
+        """
         return self.loss.of(batch, self.kl, self.max_k3)
 
     def bounds(self, questions: int) -> Bounds:
-        """The most that is sampled in a batch of so many questions."""
+        """The most that is sampled in a batch of `questions`."""
         return Bounds(self.rollouts)

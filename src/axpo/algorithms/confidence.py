@@ -10,9 +10,9 @@ from axpo.tree import Origin, Segment
 
 
 def span_confidence(segments: Sequence[Segment], start: int, end: int) -> float:
-    """Mean probability that the sampling policy gave the tokens at path offsets [start, end).
+    """The mean probability that the sampling policy gave the tokens at path offsets [start, end).
 
-    Raises `TreeError` where the span holds a token that was not sampled.
+    Raises `TreeError` if the span holds a token that was not sampled.
     """
     logprobs: list[float] = []
     position = 0

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 TOP_LOGPROBS = 10
-"""Logprobs of a token that its entropy sums over."""
+"""The number of a token's highest logprobs over which its entropy is summed."""
 OPENING = 20
-"""First tokens of a turn whose entropies are summed."""
+"""The number of a turn's first tokens whose entropies are summed."""
 
 
 def opening_entropy(top_logprobs: Sequence[Sequence[float]], vocabulary: int) -> float:

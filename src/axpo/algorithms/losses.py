@@ -1,8 +1,8 @@
 """Losses on flat vectors of trained tokens. Every function here is pure.
 
-Shape: T trained tokens of one micro-batch, whatever trees they come from. `weights` already
-hold the item, slot and batch means (`axpo.training.items.item_weights`), so each loss is a
-plain weighted sum and micro-batches add up to the batch.
+T is the number of trained tokens of one micro-batch, of all its trees. `weights` already hold the
+means over items, slots and the batch (`axpo.training.items.item_weights`), so each loss is a plain
+weighted sum and micro-batches add up to the batch.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     LossAndMetrics = tuple[Tensor, dict[str, float]]
-    """A scalar with a gradient, and its metrics (`axpo.metrics`): a mean's parts are sums over
-    tokens."""
+    """A scalar with a gradient, and its metrics (`axpo.metrics`), in which a mean's parts are sums
+    over tokens."""
     Loss = Callable[["TokenBatch"], LossAndMetrics]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Trained tokens, each [T] float.
+    """The trained tokens of a micro-batch; each field is [T] float unless said otherwise.
 
     `logprobs` are under the policy (with grad), `old` under the policy that sampled, `ref` under
-    the reference (None without KL), `advantages` and `weights` as credited. `likelihood` marks
+    the reference (None without KL); `advantages` and `weights` are as credited. `likelihood` marks
     tokens that are trained by plain log-likelihood, `distilled` the subset that was sampled in a
-    different context (RLTF); each [T] bool, None where the loss asks for neither. `importance` [T]
-    float weighs only the surrogate (`truncated_ratios`), never the KL term or a likelihood; None
-    counts as 1.
+    different context (RLTF); both are [T] bool, or None if the loss needs neither. `importance`
+    weighs only the surrogate (`truncated_ratios`), never the KL term or a likelihood; None counts
+    as 1.
     """
 
     logprobs: Tensor
@@ -62,11 +62,13 @@ class TokenBatch:
 def truncated_ratios(
     trained: Tensor, sampled: Tensor, cap: float, level: Literal["token", "sequence"]
 ) -> Tensor:
-    """min(pi_trainer / pi_engine, cap) [n] of a credit's tokens by their logprobs [n] before it.
+    """min(pi_trainer / pi_engine, cap) [n] of one credit's tokens.
 
-    Truncated importance sampling for an engine whose probabilities differ from the trainer's
-    (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training";
-    TRL's `vllm_importance_sampling_correction`). "sequence": the run's product for all of it.
+    `trained` and `sampled` [n] are their logprobs before the update, by the trainer and by the
+    engine. This is truncated importance sampling for an engine whose probabilities differ from the
+    trainer's (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training"; TRL's `vllm_importance_sampling_correction`). With "sequence" every token gets the
+    product over all of them.
     """
     gaps = trained - sampled
     if level == "sequence":
@@ -84,8 +86,8 @@ class ClipLoss(Section):
     high: PositiveFloat = 0.4
     """rho is clipped from above at 1 + high (paper: 0.4)."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Where A < 0 a token's loss is at most this times |A|, however large rho is
-    (arXiv 1912.09729; verl's clip_ratio_c, there 3). Off by default, as in the paper."""
+    """If A < 0, a token's loss is at most this times |A|, however large rho is (arXiv 1912.09729;
+    verl's clip_ratio_c, 3 there). Off by default, as in the paper."""
     max_log_ratio: PositiveFloat | None = None
     """log rho, and k3's log(pi_ref / pi), are clamped to this size (verl: 20). Off by default."""
 
@@ -93,12 +95,13 @@ class ClipLoss(Section):
         """- sum w [min(rho A, clip(rho, 1-low, 1+high) A) - kl k3] (arXiv 2605.28774).
 
         rho = exp(logprob - old); k3 = exp(ref - logprob) - (ref - logprob) - 1. Importance factors
-        weigh only the min. verl's bounds have no gradient beyond them, and no effect where they are
-        None: `dual_clip` c makes the min at least c A where A < 0 (arXiv 1912.09729),
-        `max_log_ratio` clamps logprob - old and ref - logprob to its size, `max_k3` caps k3.
+        weigh only the min. Three bounds of verl's have no effect while they are None, and no
+        gradient where they bind: `dual_clip` c makes the min at least c A where A < 0
+        (arXiv 1912.09729), `max_log_ratio` clamps logprob - old and ref - logprob to its size, and
+        `max_k3` caps k3.
 
-        Metrics: `clip_fraction` (tokens where a clip binds), `kl` (k3), `ratio` and `ratio_max`,
-        `old_kl` (old - logprob), `gap` (its size) and `gap_max`.
+        The metrics are `clip_fraction` (share of tokens where a clip binds), `kl` (k3), `ratio` and
+        `ratio_max`, `old_kl` (old - logprob), `gap` (its absolute value) and `gap_max`.
         """
         ratio = _bounded(batch.logprobs - batch.old, self.max_log_ratio).exp()
         clipped = ratio.clamp(1.0 - self.low, 1.0 + self.high)
@@ -119,14 +122,14 @@ class CispoLoss(Section):
     name: Literal["cispo"] = "cispo"
     """Which loss: "clip" or "cispo"."""
     max_ratio: PositiveFloat = 5.0
-    """rho itself is capped at this value, with no floor (MiniMax: about 5). An absolute bound,
-    where some libraries take the offset eps of 1 + eps."""
+    """rho itself is capped at this value, without a floor (MiniMax: about 5). Some libraries take
+    the offset eps of 1 + eps instead."""
 
     def of(self, batch: TokenBatch, kl: float, max_k3: float | None = None) -> LossAndMetrics:
         """- sum w [sg(min(rho, max_ratio)) A logprob - kl k3]: CISPO (arXiv 2506.13585, Eq. 4-5).
 
         The importance weight is capped and constant; the gradient goes only through logprob, so
-        that no token is dropped. There is no floor. `max_k3` and metrics are as in `ClipLoss.of`.
+        that no token is dropped. `max_k3` and the metrics are as in `ClipLoss.of`.
         """
         ratio = (batch.logprobs.detach() - batch.old).exp()
         surrogate = ratio.clamp(max=self.max_ratio) * batch.advantages * batch.logprobs
@@ -137,7 +140,7 @@ class CispoLoss(Section):
 PolicyLoss = Annotated[
     ClipLoss | CispoLoss, Field(discriminator="name"), BeforeValidator(named("clip"))
 ]
-"""What is made of the ratio of two policies; "clip" unless `name` says otherwise."""
+"""The loss on the ratio of two policies; "clip" unless `name` says otherwise."""
 
 
 def _bounded(log_ratio: Tensor, size: float | None) -> Tensor:
@@ -156,7 +159,7 @@ def _k3(batch: TokenBatch, max_log_ratio: float | None, max_k3: float | None) ->
 def _loss(
     batch: TokenBatch, surrogate: Tensor, ratio: Tensor, binds: Tensor, kl: float, k3: Tensor | None
 ) -> LossAndMetrics:
-    """The surrogate less the KL term, weighted and negated, with its figures."""
+    """The surrogate less the KL term, weighted and negated, with its metrics."""
     gap = batch.old - batch.logprobs.detach()
     stats: dict[str, float] = {
         "clip_fraction": Mean(binds.sum()),
@@ -175,6 +178,6 @@ def _loss(
 
 
 def likelihood_loss(batch: TokenBatch) -> LossAndMetrics:
-    """- sum w A logprob: cross-entropy of demonstrations (A = 1), with the metric `nll`."""
+    """- sum w A logprob, the cross-entropy of demonstrations (A = 1), with the metric `nll`."""
     loss = -(batch.weights * batch.advantages * batch.logprobs).sum()
     return loss, {"nll": Mean(-batch.logprobs.detach().sum())}

@@ -1,11 +1,11 @@
 """Which failed prefixes are resampled (arXiv 2605.28774): for AXPO, and for the diagnosis.
 
-A question is triggered where its tool-using rollouts are all wrong. Each of them has one prefix,
-which ends with the opening tag of a call; the least confident of the batch are resampled, as far as
-the budget of floor(r B N) continuations lasts. The ablations are settings.
+A question is triggered if its tool-using rollouts are all wrong. Each of them has one prefix, which
+ends with the opening tag of a call. The least confident prefixes of the batch are resampled, as far
+as the budget of floor(r B N) continuations lasts. The ablations are settings.
 
-Beyond the paper, and never part of it: `branch_at = "least_confident"` may freeze a longer prefix,
-through the tag of a later call of a multi-turn rollout.
+`branch_at = "least_confident"` goes beyond the paper: it may freeze a longer prefix, through the
+tag of a later call of a multi-turn rollout.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Candidate:
 
 
 class Resampling(Algorithm):
-    """An algorithm that resamples failed prefixes; the credit is its own."""
+    """An algorithm that resamples failed prefixes; subclasses say how they are credited."""
 
     resamples_failures: ClassVar[bool] = True
 
@@ -65,17 +65,17 @@ class Resampling(Algorithm):
 
     @property
     def continues(self) -> bool:
-        """Continuations from scratch begin at the prompt."""
+        """Whether continuations begin inside their source; "scratch" ones begin at the prompt."""
         return self.prefix != "scratch"
 
     def prefix_budget(self, questions: int) -> int:
-        """M = floor(r B N / K): never more than floor(r B N) extra continuations per batch."""
-        # The decimal that the recipe says, not its binary neighbour: 0.07 * 100 must not lose one.
+        """M = floor(r B N / K) prefixes: at most floor(r B N) extra continuations per batch."""
+        # This takes the decimal of the recipe, not its binary neighbour: 0.07 * 100 is exactly 7.
         extra = Exact(repr(self.extra_budget)) * questions * self.rollouts
         return math.floor(extra / self.continuations)
 
     def candidates(self, group: Group) -> list[Candidate]:
-        """The group's prefixes that may be resampled; empty where it is not triggered."""
+        """The group's prefixes that may be resampled; empty if the group is not triggered."""
         members = subgroup(group, tool=self.resample == "tool")
         if not all_wrong(members):
             return []
@@ -83,7 +83,7 @@ class Resampling(Algorithm):
         return [made for rollout in members if (made := make(group, rollout)) is not None]
 
     def plan(self, groups: Sequence[Group], seed: int, pending: int = 0) -> list[Plan]:
-        """The batch's branches: triggered questions, breadth-first, floor(r B N / K) at most."""
+        """The batch's branches: triggered questions breadth-first, at most floor(r B N / K)."""
         questions = len(groups) + pending
         if self.prefix_budget(questions) <= pending:
             return []
@@ -99,12 +99,12 @@ class Resampling(Algorithm):
     ) -> list[Plan]:
         """Spend the budget over the triggered questions' `candidates` (one list per question).
 
-        Every question gets its first prefix before any gets a second; where the budget ends inside
-        a round, the least confident of that round go first (our choice). What is not used is not
+        Every question gets its first prefix before any gets a second; if the budget ends inside a
+        round, the least confident of that round go first (our choice). What is not used is not
         carried over.
 
         Only branches that are certain are returned: those that the budget reaches even if each of
-        the `pending` questions takes a place in every round.
+        the `pending` questions takes one branch in every round.
         """
         queues = [self.rank(c, seed) for c in candidates if c]
         left = self.prefix_budget(questions)
@@ -118,9 +118,9 @@ class Resampling(Algorithm):
         return [Plan(c.group, c.source, c.cut, c.confidence, self.continuations) for c in chosen]
 
     def rank(self, candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
-        """Least confident first; ties by source id, so that the order of rollouts never matters.
+        """The candidates, least confident first; ties go by source id, never by order of rollouts.
 
-        `ranking = "random"` orders by a draw seeded by (seed, source id) instead (ablation).
+        `ranking = "random"` orders them by a draw from (seed, source id) instead (ablation).
         """
         if self.ranking == "random":
             return sorted(candidates, key=lambda c: (_draw(seed, c.source), c.source))
@@ -129,10 +129,10 @@ class Resampling(Algorithm):
     def _tool_candidate(self, group: Group, rollout: Trajectory) -> Candidate:
         """The rollout's prefix up to and including the opening tag of its first call.
 
-        Confidence is taken over the whole call span, opening tag to closing tag. With
-        `prefix = "scratch"` the whole rollout is resampled (cut 0) and ranked the same. With
-        `branch_at = "least_confident"` (ours, beyond the paper) a later call may take the first's
-        place; what was thought, called and observed before it is then part of the frozen prefix.
+        Confidence is taken over the whole call, from opening tag to closing tag. With
+        `prefix = "scratch"` the whole rollout is resampled (cut 0) and ranked in the same way. With
+        `branch_at = "least_confident"` (beyond the paper) a later call may take the first one's
+        place; then all that was thought, called and observed before it is in the frozen prefix.
         """
         calls = rollout.calls[:1] if self.branch_at == "first" else _branching_calls(rollout)
         ranked = [(span_confidence(rollout.segments, c.start, c.end), c.start) for c in calls]
@@ -141,9 +141,9 @@ class Resampling(Algorithm):
         return Candidate(group.id, rollout.id, cut, confidence)
 
     def _answer_candidate(self, group: Group, rollout: Trajectory) -> Candidate | None:
-        """The ablation's prefix of a no-tool rollout: its thinking; ranked by its answer's tokens.
+        """The ablation's prefix of a no-tool rollout: its thinking, ranked by its answer's tokens.
 
-        None where thinking never ended, so that there is no answer to resample (choice).
+        None if thinking never ended, because there is no answer to resample (choice).
         """
         if rollout.answer_start is None or rollout.answer_start >= rollout.tokens:
             return None
@@ -152,8 +152,10 @@ class Resampling(Algorithm):
         return Candidate(group.id, rollout.id, cut, confidence)
 
     def bounds(self, questions: int) -> Bounds:
-        """The budget's continuations, of which one question may get all. A rollout's first call is
-        in its first turn, because a turn without a call is the rollout's last."""
+        """The budget's continuations, of which one question may get all.
+
+        A rollout's first call is in its first turn, because a turn without a call is its last.
+        """
         extra = int(self.extra_budget * questions * self.rollouts)
         return Bounds(
             self.rollouts + min(extra, self.rollouts * self.continuations),
@@ -165,9 +167,9 @@ class Resampling(Algorithm):
 
 
 def _branching_calls(rollout: Trajectory) -> list[Call]:
-    """The first call, and those that an observation answered.
+    """The first call, and the later calls that an observation answered.
 
-    The others stand in a last turn, where a limit leaves no room for an answer after a call.
+    Calls that no observation answered stand in a last turn, after which the limits leave no room.
     """
     answered = 0
     position = 0

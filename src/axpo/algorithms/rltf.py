@@ -1,14 +1,16 @@
-"""RLTF (arXiv 2602.02482): learn from critiques what a second attempt did better.
+"""RLTF (arXiv 2602.02482) learns from critiques what a second attempt did better.
 
 Each of a question's N rollouts y0 gets a critique c0, and a second attempt y1 is sampled after
-(x, y0, c0). Three terms are trained: GRPO on the first attempts, which are what counts when nobody
-criticises; self-distillation, the likelihood of y1 after the question alone,
--A log pi(y1 | x) with A = R(y1) - mean R(y0) (no ratio, no deviation; tokens below a logprob floor
-are dropped); feedback modelling, the cross-entropy of c0 after (x, y0).
+(x, y0, c0). Three terms are trained:
 
-In the tree the critique follows its rollout's last turn, as tokens of the policy that nobody
-sampled. The second attempt is a branch of its rollout at offset 0: where it is trained, not where
-it was sampled (`axpo.rollout.critiques`).
+- GRPO on the first attempts, which are what counts when nobody criticises;
+- self-distillation, the likelihood of y1 after the question alone: -A log pi(y1 | x) with
+  A = R(y1) - mean R(y0), without ratio or deviation; tokens below a logprob floor are dropped;
+- feedback modelling, the cross-entropy of c0 after (x, y0).
+
+In the tree the critique follows its rollout's last turn, as policy tokens that nobody sampled. The
+second attempt is a branch of its rollout at offset 0, because it is trained there, although it was
+sampled after the critique (`axpo.rollout.critiques`).
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ if TYPE_CHECKING:
 
 
 class Rltf(Algorithm):
-    """Learns from critiques and second attempts, beside GRPO."""
+    """GRPO that also learns from critiques and second attempts."""
 
     needs_critic: ClassVar[bool] = True
 
     distill_weight: NonNegativeFloat = 0.1
-    """Weight of -A log pi(second attempt | question) beside GRPO (its paper: 0.1)."""
+    """Weight of -A log pi(second attempt | question) beside GRPO (RLTF's paper: 0.1)."""
     distill_floor: float = -5.0
-    """Distilled tokens with a lower logprob are dropped (its paper: -5)."""
+    """Distilled tokens with a lower logprob are dropped (RLTF's paper: -5)."""
     feedback_weight: NonNegativeFloat = 0.1
-    """Weight of the critiques' cross-entropy beside GRPO (its paper: 0.1)."""
+    """Weight of the critiques' cross-entropy beside GRPO (RLTF's paper: 0.1)."""
 
     @model_validator(mode="after")
     def _weighted(self) -> Rltf:
@@ -51,7 +53,7 @@ class Rltf(Algorithm):
         return self
 
     def credit(self, group: Group) -> dict[str, list[Credit]]:
-        """GRPO on first attempts, the critiques behind them, and the distilled second attempts."""
+        """Items of first attempts (GRPO), of the critiques after them and of second attempts."""
         pool = rewards(group.rollouts)
         if not pool:
             return {}
@@ -76,10 +78,10 @@ class Rltf(Algorithm):
         return items
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
-        """The ratio's loss on the tokens that have one, - sum w A logprob on the others.
+        """The ratio's loss on the tokens that have a ratio, - sum w A logprob on the others.
 
         Distilled tokens with a logprob below the floor are dropped; they stay in the denominators.
-        Further metrics: `nll` (of critiques' and distilled tokens) and `dropped` (tokens).
+        Further metrics are `nll` (of critiques' and distilled tokens) and `dropped` (tokens).
         """
         assert batch.likelihood is not None and batch.distilled is not None
         loss, stats = super().token_loss(batch.part(~batch.likelihood))
@@ -88,7 +90,7 @@ class Rltf(Algorithm):
         return loss + more, stats | figures | {"dropped": Mean(dropped.sum())}
 
     def bounds(self, questions: int) -> Bounds:
-        """A second attempt for each first one, sampled behind it and its critique."""
+        """One second attempt per first one, sampled after it and its critique."""
         return Bounds(
             2 * self.rollouts,
             extra=questions * self.rollouts,
@@ -99,9 +101,10 @@ class Rltf(Algorithm):
 
 
 def critique_span(rollout: Trajectory) -> tuple[int, int, int]:
-    """(end of the attempt, start of the critique's words, their end); all equal without one.
+    """The offsets (end of the attempt, start of the critique's words, their end).
 
-    The critique is the policy's only segment without logprobs; an observation opens its turn.
+    All three are equal without a critique. The critique is the policy's only segment without
+    logprobs; an observation opens its turn.
     """
     position = opening = 0
     for segment in rollout.segments:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from axpo.tree import CallStatus, Group, Trajectory
 
 FAMILY = "family"
-"""Key of `Group.meta`: the kind of question, where the examples tell (each with a tool of its own,
-in the lab)."""
+"""The key of `Group.meta` that holds the kind of question, if the examples tell it (in the lab each
+kind has its own tool)."""
 
 
 def scored(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
@@ -25,21 +25,21 @@ def rewards(trajectories: Iterable[Trajectory]) -> list[float]:
 
 
 def subgroup(group: Group, *, tool: bool) -> list[Trajectory]:
-    """Scored rollouts that used a tool (or did not). A malformed call counts as use."""
+    """The scored rollouts that used a tool (or did not). A malformed call counts as use."""
     return [r for r in scored(group.rollouts) if r.uses_tool is tool]
 
 
 def tools_used(groups: Iterable[Group]) -> list[str]:
     """The sorted names of the tools that answered at least one call of a rollout.
 
-    A name that a model makes up is not among them.
+    A name that the model makes up is not among them.
     """
     calls = [call for g in groups for r in g.rollouts for call in r.calls]
     return sorted({c.name for c in calls if c.status is CallStatus.OK and c.name is not None})
 
 
 def family_of(group: Group) -> str | None:
-    """The question's family; None where its example names none."""
+    """The question's family; None if its example names none."""
     return str(group.meta[FAMILY]) if FAMILY in group.meta else None
 
 
@@ -49,27 +49,30 @@ def families(groups: Iterable[Group]) -> list[str]:
 
 
 def callers(group: Group, tool: str) -> list[Trajectory]:
-    """Scored rollouts that called `tool`, whatever came of it."""
+    """The scored rollouts that called `tool`, with success or not."""
     return [r for r in scored(group.rollouts) if any(c.name == tool for c in r.calls)]
 
 
 def all_wrong(trajectories: Sequence[Trajectory]) -> bool:
-    """The trigger: non-empty, and none is solved (arXiv 2605.28774)."""
+    """The trigger: there are `trajectories`, and none is solved (arXiv 2605.28774)."""
     return bool(trajectories) and not any(t.solved for t in trajectories)
 
 
 def gap(groups: Sequence[Group]) -> dict[str, float]:
     """The gap's figures over a batch; a rate whose denominator is empty is left out.
 
-    `reward_mean`: mean reward; `accuracy`: share of solved rollouts, and `accuracy_tool` and
-    `accuracy_no_tool` the same of rollouts with and without a tool. `tool_rate`: share of rollouts
-    that tried a tool. `all_wrong_tool`: share of the questions with tool-using rollouts where all
-    of them are wrong; `all_wrong_no_tool` likewise.
-    `recovery_rate`: share of the resampled prefixes of failed rollouts with a solved continuation.
-    For each tool that was used: `tool_<name>_rate`, share of rollouts that called it, and
-    `tool_<name>_all_wrong`, share of the questions with such rollouts where all of them are wrong.
-    For each family of questions: `family_<name>_tool_rate` and `family_<name>_accuracy`, shares of
-    the rollouts on its own questions.
+    - `reward_mean`: the mean reward;
+    - `accuracy`: the share of solved rollouts; `accuracy_tool` and `accuracy_no_tool` are the same
+      for rollouts with and without a tool;
+    - `tool_rate`: the share of rollouts that tried a tool;
+    - `all_wrong_tool`: of the questions with tool-using rollouts, the share where all of those are
+      wrong; `all_wrong_no_tool` likewise;
+    - `recovery_rate`: of the resampled prefixes of failed rollouts, the share with a solved
+      continuation;
+    - `tool_<name>_rate`, for each tool that was used: the share of rollouts that called it;
+    - `tool_<name>_all_wrong`: of the questions with such rollouts, the share where all are wrong;
+    - `family_<name>_tool_rate`, `family_<name>_accuracy`, for each family of questions: the tool
+      rate and accuracy of the rollouts on its questions.
     """
     rollouts = [r for g in groups for r in scored(g.rollouts)]
     figures: dict[str, float] = {}

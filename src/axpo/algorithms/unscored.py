@@ -1,8 +1,8 @@
-"""Trajectories that nobody could score: how many, what failed, and how far they had come.
+"""Trajectories that nobody could score: how many there are, what failed, and how far they came.
 
-They leave every statistic (`subgroups`). That is right while they are few and of all kinds alike;
-a tool that fails takes out those alone that use it, and what is left looks like a policy that
-needs no tools. So they are counted with their cause, and bounded.
+They count in no statistic (`subgroups`). That is right while they are few and alike in kind to the
+others. But a tool that fails removes only the rollouts that use it, and what is left looks like a
+policy that needs no tools. Therefore they are counted with their cause, and bounded.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from axpo.errors import UnscoredWarning, UserError
 from axpo.tree import CallStatus, Group, StopReason, Trajectory
 
 SHOWN = 3
-"""Causes that a message names, the most frequent first."""
+"""How many causes a message names, the most frequent first."""
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def unscored(groups: Sequence[Group]) -> list[tuple[Group, Trajectory]]:
-    """Those without a reward, continuations too, each with its group."""
+    """The trajectories without a reward, continuations included, each with its group."""
     return [(g, t) for g in groups for t in g.trajectories() if not t.scored]
 
 
 def unscored_share(groups: Sequence[Group]) -> float:
-    """Of all trajectories; 0 where there are none."""
+    """The unscored trajectories' share of all; 0 if there are no trajectories."""
     total = sum(1 for g in groups for _ in g.trajectories())
     return len(unscored(groups)) / total if total else 0.0
 
 
 def failed(trajectory: Trajectory) -> str:
-    """What failed an unscored trajectory: "tool_<name>", "engine", "environment", "max_seconds" or
+    """Why a trajectory is unscored: "tool_<name>", "engine", "environment", "max_seconds" or
     "grading"."""
     if trajectory.stop is StopReason.TOOL_FAULT:
         broken = [c.name for c in trajectory.calls if c.status is CallStatus.INFRA_ERROR]
@@ -47,15 +47,17 @@ def failed(trajectory: Trajectory) -> str:
 
 
 def turn_reached(group: Group, trajectory: Trajectory) -> int:
-    """The policy's turn, from 1, in which a trajectory ended."""
+    """The number of the policy's turn, from 1, in which a trajectory ended."""
     path = group.after_prompt(trajectory)
     return 1 + len({s.id for s in path if s.origin.is_observation})
 
 
 def unscored_figures(groups: Sequence[Group]) -> dict[str, float]:
-    """`unscored` and `unscored_share`; where there are any, `unscored_tool_rate` (share of them
-    that tried a tool) and their counts by what failed, `fault_<what>`, and by turn reached,
-    `unscored_turn_<n>`."""
+    """The metrics `unscored` (a count) and `unscored_share`.
+
+    If any are unscored, also `unscored_tool_rate` (the share of them that tried a tool) and their
+    counts by cause, `fault_<cause>`, and by the turn reached, `unscored_turn_<n>`.
+    """
     found = unscored(groups)
     figures = {"unscored": float(len(found)), "unscored_share": unscored_share(groups)}
     if not found:
@@ -67,8 +69,8 @@ def unscored_figures(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def unscored_text(groups: Sequence[Group]) -> str:
-    """The same in words, with what the most frequent faults say: one of those that differ in
-    their numbers alone."""
+    """The same in words, with the most frequent faults. Of faults that differ only in numbers one
+    is quoted."""
     found = unscored(groups)
     total = sum(1 for g in groups for _ in g.trajectories())
     used = sum(t.uses_tool for _, t in found)
@@ -88,16 +90,16 @@ def unscored_text(groups: Sequence[Group]) -> str:
 
 
 def check_scored(groups: Sequence[Group], run: RunSettings) -> None:
-    """Warn where more than `run.unscored_warn` of the trajectories could not be scored.
+    """Warn if more than the share `run.unscored_warn` of the trajectories could not be scored.
 
-    Raises `UserError` where learning from the others would mislead: where more than
-    `run.unscored_stop` could not be scored, or nothing was.
+    Raises `UserError` if learning from the others would mislead: if more than `run.unscored_stop`
+    could not be scored, or none could.
     """
     share = unscored_share(groups)
     if share > run.unscored_stop:
         raise UserError(
             f"{unscored_text(groups)}. That is more than run.unscored_stop = "
-            f"{run.unscored_stop:g}: what is left is not what the policy does. Put right what "
+            f"{run.unscored_stop:g}: the rest does not show what the policy does. Repair what "
             "fails and give the same command again, or raise run.unscored_stop"
         )
     if share == 1:

@@ -52,7 +52,7 @@ class Account:
 
     @property
     def refusal(self) -> str:
-        """Why what every update holds does not fit beside the servers; empty where it does."""
+        """Why what every update holds does not fit beside the servers; empty if it does."""
         found, card, taken = self.found, self.card, self.taken
         if card.memory is None or found.weights <= card.memory - taken:
             return ""
@@ -74,7 +74,7 @@ class Account:
 def account(loop: Loop, prompt: Segment, device: str) -> Account:
     """Add up what the loop needs on its card with a longest prompt such as `prompt`.
 
-    Raises `ConfigError` where servers have too small a share of it for themselves.
+    Raises `ConfigError` if servers have too small a share of it for themselves.
     """
     config, card = loop.config, recipe_card(loop.config.model, device)
     servers = None

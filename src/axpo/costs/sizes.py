@@ -132,7 +132,7 @@ def assumed_prompt(loop: Loop) -> Segment:
 
 
 def check_positions(loop: Loop, prompt: Segment) -> None:
-    """Raise `ConfigError` where a path can grow beyond what the model or an engine takes."""
+    """Raise `ConfigError` if a path can grow beyond what the model or an engine takes."""
     config, path = loop.config, sizes(loop, prompt).path
     limit = loop.model.config.text_config.max_position_embeddings
     if path > limit:

@@ -189,18 +189,18 @@ class EngineSettings(Part):
         return None
 
     def check(self, shapes: Any, dtype: str, device: str) -> None:
-        """Raise `ConfigError`, before any weights are loaded, where the engine cannot serve a model
+        """Raise `ConfigError`, before any weights are loaded, if the engine cannot serve a model
         of the config `shapes` (transformers) in `dtype`, which is trained on `device`."""
 
     def taken(self, model: Any, dtype: str, card: Card, device: str) -> Servers | None:
         """What the engine takes of the `card` of `device` beside this process; None if nothing.
 
-        `model` needs shapes only. Raises `ConfigError` where its share is too small for itself.
+        `model` needs shapes only. Raises `ConfigError` if its share is too small for itself.
         """
         return None
 
     def start(self, start: Start) -> Engine:
-        """Start the engine, which may take a while; raises `UserError` where it does not start."""
+        """Start the engine, which may take a while; raises `UserError` if it does not start."""
         raise NotImplementedError(f"{type(self).__name__} has no start()")
 
 
@@ -212,7 +212,7 @@ class Engine(ABC):
     """The version of the weights that sample now; `load_weights` sets it."""
     served_share: float | None = None
     """The share, from 0 to 1, of training's changes that the engine's weights carry since the last
-    hand-over; None where they are the trainer's own."""
+    hand-over; None if they are the trainer's own."""
 
     @abstractmethod
     async def generate(self, request: Request) -> Completion:

@@ -24,7 +24,7 @@ def check_request(
 ) -> tuple[tuple[ImageSpan, ...], tuple[Pixels, ...]]:
     """Where the request's pictures lie and how a model sees them, both in order.
 
-    Raises `RequestError` where the model of `processor` cannot be asked this.
+    Raises `RequestError` if the model of `processor` cannot be asked this.
     """
     check_tokens(request, processor.vocabulary)
     found: list[Pixels] = []

@@ -15,7 +15,7 @@ from axpo.wording import in_units
 class Card:
     """`memory` bytes that a run may take, of `whole` that servers take a share of.
 
-    None where this system does not say. `gpu`: a GPU's, not main memory; `named` by the recipe.
+    None if this system does not say. `gpu`: a GPU's, not main memory; `named` by the recipe.
     """
 
     memory: int | None

@@ -74,7 +74,7 @@ class Processor:
     ) -> Processor:
         """From the parts of the checkpoint at `path`; `banned` are tokens beside `VISION_TOKENS`.
 
-        Raises `CheckpointError` where the vocabulary lacks one of these or of the family's.
+        Raises `CheckpointError` if the vocabulary lacks one of these or of the family's.
         """
         unsampled = dict.fromkeys((*VISION_TOKENS, *banned))
         return cls(
@@ -138,7 +138,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
-    """Id of a special token; raises `CheckpointError` where the vocabulary lacks it."""
+    """Id of a special token; raises `CheckpointError` if the vocabulary lacks it."""
     id = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(id, int) or id == tokenizer.unk_token_id:
         raise CheckpointError(f"{path}: the tokenizer has no {token!r}; a Qwen3-VL one is needed")
@@ -233,7 +233,7 @@ def load_checkpoint(
 
 
 def _chat_template(path: str, download: bool) -> str | None:
-    """The template of the checkpoint's `chat_template.json`; None where there is none."""
+    """The template of the checkpoint's `chat_template.json`; None if there is none."""
     try:
         file = cached_file(path, TEMPLATE, local_files_only=not download)
         text = Path(str(file)).read_text()

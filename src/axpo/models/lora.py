@@ -141,7 +141,7 @@ def adapted_names(weights: Iterable[str]) -> list[str]:
 
 
 def adapter_settings(model: nn.Module) -> LoraSettings | None:
-    """The adapters of `model` as settings; None where it has none."""
+    """The adapters of `model` as settings; None if it has none."""
     layers = list(adapted_layers(model))
     if not layers:
         return None
@@ -207,7 +207,7 @@ def put_adapters(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def load_adapters(model: nn.Module, folder: Path) -> None:
-    """Take back what `save_adapters` wrote; raises `ValueError` where it does not fit `model`."""
+    """Take back what `save_adapters` wrote; raises `ValueError` if it does not fit `model`."""
     own, stored = adapter_weights(model.state_dict()), load_file(folder / WEIGHTS)
     shapes = {name: tensor.shape for name, tensor in own.items()}
     if {name: tensor.shape for name, tensor in stored.items()} != shapes:

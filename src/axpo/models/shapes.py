@@ -28,7 +28,7 @@ _NAME = re.compile(r"(?<!\w)qwen3-vl-\d+b(?!\w)", re.IGNORECASE)
 class Shapes:
     """`model`: a Qwen3VLForConditionalGeneration on the meta device.
 
-    `processor` is None where the checkpoint's tokenizer or image processor is not on this machine;
+    `processor` is None if the checkpoint's tokenizer or image processor is not on this machine;
     `missing` then says so, and whose sizes stand in where its config is not either.
     """
 
@@ -47,7 +47,7 @@ def find_shapes(path: str, banned: Sequence[str] = ()) -> Shapes:
     cannot sample `banned`.
 
     A path that is not on this machine may name a published model ("Qwen/Qwen3-VL-2B-Thinking",
-    "runs/qwen3-vl-2b/sft"). Raises `CheckpointError` where it names none.
+    "runs/qwen3-vl-2b/sft"). Raises `CheckpointError` if it names none.
     """
     try:
         processor = load_processor(path, download=False, banned=banned)

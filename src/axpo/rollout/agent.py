@@ -1,24 +1,25 @@
 """The agent loop: think, call, observe, answer; one coroutine per trajectory.
 
-Owns the limits, the stop reasons and whose fault an ending is:
+This module owns the limits, the stop reasons and the rule whose fault an ending is:
 
-- an answer is graded; running out of turns or tokens scores 0 (the model's fault: the recipe's
-  limits are part of the task), and so does a turn that calls a tool and then ends the whole text
-  (`<|endoftext|>`) instead of itself: the model never saw anything follow that (choice);
-- where the task has an environment, it is told each turn without a call, the last allowed one
-  too: that turn is the answer if it says that the episode is over;
-- a fault of a tool, the environment or the engine, and running out of wall time, is ours: the
-  trajectory keeps what was sampled, says why in `fault`, and stays unscored. Wall time counts as
-  ours because it measures this machine and its load, not the policy (choice); what a trajectory
-  waits for a place, in the engine's queue or a tool's, does not count (`axpo.clock`);
-- a grader that fails leaves the answer unscored too.
+- An answer is graded. Running out of turns or tokens scores 0 (it is the model's fault: the
+  recipe's limits are part of the task). So does a turn that calls a tool and then ends the whole
+  text (`<|endoftext|>`) instead of the turn: the model never saw anything follow that (choice).
+- If the task has an environment, it is told every turn without a call, the last allowed one too.
+  The turn is the answer if the environment says that the episode is over.
+- A fault of a tool, the environment or the engine is an infrastructure fault, and so is running out
+  of wall time: the trajectory keeps what was sampled, says why in `fault`, and stays unscored. Wall
+  time measures this machine and its load, not the policy (choice); the time that a trajectory waits
+  for a place, in the engine's queue or a tool's, does not count (`axpo.clock`).
+- If the grader fails, the answer stays unscored too.
 
-However a trajectory ends, cancelled ones included, every tool is told once that it is over.
+Every tool is told once that a trajectory is over, however it ended, by cancellation as well.
 
 On the last allowed turn no call is run. A turn that reaches a token limit ends the trajectory,
-and its calls are not run: what would have followed is unknown (choice). Of a turn's calls the
-first `MAX_CALLS` are run; the model reads that the others were not. So no turn takes as long as
-whoever wrote it likes, to end by wall time, unscored; the time of code is bounded by its own tool.
+and its calls are not run: what would have followed is unknown (choice). The first `MAX_CALLS` calls
+of a turn are run; the model reads that the others were not. Without this bound a policy could
+write a turn that lasts until the wall time is over, and stay unscored. Each tool bounds the time of
+the code that it runs.
 """
 
 from __future__ import annotations
@@ -48,34 +49,35 @@ from axpo.tools.toolbox import Toolbox
 from axpo.tree import Call, CallStatus, Origin, Segment, StopReason, Trajectory
 
 Grade = Callable[[Example, Trajectory], Awaitable[Verdict]]
-"""(example, rollout that answered it, from its prompt on), as `axpo.tasks.grading.Graders` has
-it."""
+"""Grades (example, rollout that answered it, from its prompt on): `axpo.tasks.grading.Graders`."""
 UNANSWERED = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.END_OF_TEXT)
-"""Endings of the policy's own making that leave no answer: scored 0."""
+"""Endings without an answer that are the policy's own doing; they score 0."""
 MAX_CALLS = 16
-"""Calls of one turn that are run (choice)."""
+"""The most calls of one turn that are run (choice)."""
 
 
 def request_seed(seed: int, trajectory: str, turn: int) -> int:
-    """A request's seed: the same whatever is sampled beside it, in whatever order."""
+    """A request's seed, which depends neither on what is sampled beside it nor on the order."""
     digest = hashlib.sha256(f"{seed}/{trajectory}/{turn}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def request_priority(path: Path) -> int:
-    """Who is next in an engine's queue: the path that has more turns behind it.
+    """A path's priority in an engine's queue: the number of turns that are behind it.
 
-    A later turn goes before first turns, so that what was begun is ended, on what the engine still
-    keeps of it, before more is begun. A path that goes on in the middle of a turn, from a cut, is
-    as far as one whose turn is over.
+    Later turns go before first turns: the engine ends what it began, while it still keeps the keys
+    and values of it, before it begins more. A path that goes on from a cut in the middle of a turn
+    counts that turn as behind it.
     """
     return path.turn + bool(path.current_turn)
 
 
 @dataclass(slots=True)
 class AgentStats:
-    """Seconds (wall) in tools and environments, in grading and waiting for places since the start,
-    summed over trajectories: they overlap each other and the engine."""
+    """Wall seconds since the start in tools and environments, in grading, and waiting for places.
+
+    They are summed over trajectories, which overlap each other and the engine's work.
+    """
 
     seconds_tools: float = 0.0
     seconds_grade: float = 0.0
@@ -85,10 +87,10 @@ class AgentStats:
 class Agent:
     """Runs trajectories with one engine, one set of tools and one recipe's limits.
 
-    With `top_logprobs` of them at every token, the group's `entropies` get that of each turn's
-    opening (`axpo.algorithms.entropy`). A reward of at least `solved_at` solves a question.
-    `episodes` are the task's environments (`axpo.rollout.episodes`). `graders`, where `grade` is
-    theirs, end with the agent.
+    With `top_logprobs` above 0 the engine returns that many highest logprobs at every token, and
+    the entropy of each turn's opening (`axpo.algorithms.entropy`) is noted in `Group.entropies`. A
+    reward of at least `solved_at` solves a question. `episodes` are the task's environments
+    (`axpo.rollout.episodes`). `graders` (if `grade` is theirs) are closed with the agent.
     """
 
     def __init__(
@@ -128,16 +130,18 @@ class Agent:
         await self.engine.close()
 
     def room(self, path: Path) -> int:
-        """Tokens that the limits leave for the path's current turn."""
+        """The number of tokens that the limits leave for the path's current turn."""
         settings = self.settings
         return min(
             settings.max_turn_tokens - len(path.current_turn), settings.max_tokens - path.length
         )
 
     async def run(self, path: Path, id: str, seed: int) -> Trajectory:
-        """Go on from `path` to an end; the trajectory holds what was added. Pictures that tools
-        return are put into the path's group. Raises `UserError` where a tool does not start, and
-        `BudgetSpent`."""
+        """Go on from `path` until the trajectory ends; return what was added to the path.
+
+        Pictures that tools return are put into the path's group. Raises `UserError` if a tool does
+        not start, and `BudgetSpent`.
+        """
         await self.tools.start()
         trajectory = Trajectory(id, solved_at=self.solved_at)
         clock = Clock(self.settings.max_seconds)
@@ -181,7 +185,7 @@ class Agent:
             await self._call(path, trajectory, parsed.calls)
 
     async def _sample(self, path: Path, trajectory: Trajectory, seed: int) -> Completion | None:
-        """Sample the rest of the current turn; None where a token limit leaves no room."""
+        """Sample the rest of the current turn; None if a token limit leaves no room."""
         settings, room = self.settings, self.room(path)
         if room < 1:
             return None
@@ -208,7 +212,7 @@ class Agent:
         return completion
 
     async def _say(self, path: Path, trajectory: Trajectory, turn: ParsedTurn) -> None:
-        """End with a turn without a call as the answer, unless the environment goes on."""
+        """Take a turn without a call as the answer, unless the environment goes on."""
         reply = await self._reply(path, trajectory, turn.answer)
         if reply is None:
             return
@@ -228,7 +232,7 @@ class Agent:
             self._show(path, trajectory, [reply], *shown)
 
     async def _reply(self, path: Path, trajectory: Trajectory, said: str) -> Reply | None:
-        """What the environment answers to a turn; None where it fails."""
+        """The environment's reply to a turn; None if it fails."""
         if self.episodes is None:
             return Reply(over=True)
         context = ToolContext(tuple(path.views), trajectory.id, tuple(path.told))
@@ -242,7 +246,7 @@ class Agent:
         return None
 
     async def _call(self, path: Path, trajectory: Trajectory, calls: Sequence[ParsedCall]) -> None:
-        """Run a turn's calls in order and add what they showed; none is run after a stop."""
+        """Run a turn's calls in order and add their observations; none is run after a stop."""
         results: list[CallResult] = []
         for place, call in enumerate(calls):
             result = await self._result(path, trajectory, call, place)
@@ -275,7 +279,7 @@ class Agent:
     async def _result(
         self, path: Path, trajectory: Trajectory, call: ParsedCall, place: int
     ) -> CallResult:
-        """Run the turn's call number `place`, from 0."""
+        """Run one call; `place` counts the turn's calls from 0."""
         if call.error is not None or call.name is None:
             return refuse(CallStatus.MALFORMED, call.error or "no function name")
         if trajectory.stop is not None:
@@ -298,7 +302,7 @@ class Agent:
     def _record(
         self, path: Path, trajectory: Trajectory, call: ParsedCall, result: CallResult
     ) -> None:
-        """Note a call; one that lies in the prefix as a whole is its source's, run again here."""
+        """Note a call, unless it lies wholly in the prefix: then it is the source's, run again."""
         if path.offset(call.end) > path.base:
             start, end = path.offset(call.start), path.offset(call.end)
             trajectory.calls.append(
@@ -337,7 +341,7 @@ def _whole(path: Path, trajectory: Trajectory) -> Trajectory:
 
 
 def _sampled(id: str, completion: Completion) -> list[Segment]:
-    """A completion as policy segments of one id: one for each version that sampled in it."""
+    """A completion as policy segments of one id, one per run of tokens of one weights version."""
     tokens, logprobs, versions = completion.tokens, completion.logprobs, completion.versions
     starts = [i for i, v in enumerate(versions) if i == 0 or v != versions[i - 1]]
     return [

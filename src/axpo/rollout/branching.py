@@ -1,4 +1,4 @@
-"""A question's rollouts as its algorithm wants them: from the prompt, or branching on the way."""
+"""A question's rollouts as its algorithm wants them: from the prompt, or forked from others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from axpo.tree import Group
 async def sample_question(
     agent: Agent, group: Group, algorithm: Algorithm, seed: int, task: Task
 ) -> None:
-    """Give a new `group` its N rollouts, and where the algorithm wants critiques a second attempt
-    after each, for which the `task` must be a `Critic`."""
+    """Give a new `group` its N rollouts; where the algorithm wants critiques, also second attempts.
+
+    For critiques the `task` must be a `Critic`.
+    """
     await sample_group(agent, group, algorithm.first_rollouts, seed)
     if algorithm.missing_rollouts(group) > 0:
         await _fork(agent, group, algorithm, seed)
@@ -24,10 +26,10 @@ async def sample_question(
 
 
 async def _fork(agent: Agent, group: Group, algorithm: Algorithm, seed: int) -> None:
-    """The forks of each turn, then what the N rollouts still lack.
+    """Sample each turn's forks, then fill up to N rollouts from the prompt.
 
-    A round's forks are sampled to their end before the next round looks at the group; seeds
-    and decisions are those of a turn-by-turn rollout.
+    The forks of one turn are sampled to their end before the next turn's are decided. Seeds and
+    decisions are the same as if all trajectories took turns.
     """
     for turn in range(2, agent.settings.max_turns + 1):
         branches = [

@@ -13,9 +13,9 @@ from axpo.tree import Branch, Group, Origin, Segment, Trajectory, joined_images
 
 
 async def add_second_attempts(agent: Agent, group: Group, critic: Critic, seed: int) -> None:
-    """Append to each scored rollout its critique and branch its second attempt, `{id}/c0`, at 0.
+    """Append a critique to each scored rollout; sample its second attempt, `{id}/c0`, cut at 0.
 
-    A second attempt has limits of its own, as if its question were all that came before it.
+    A second attempt has limits of its own, as if only its question came before it.
     """
     firsts = [rollout for rollout in group.rollouts if rollout.scored]
     questions = [_criticised(agent, group, first, critic) for first in firsts]
@@ -30,9 +30,9 @@ async def add_second_attempts(agent: Agent, group: Group, critic: Critic, seed: 
 
 
 def _criticised(agent: Agent, group: Group, first: Trajectory, critic: Critic) -> Group:
-    """Give `first` its critique; returns (x, y0, c0) as a question of its own.
+    """Give `first` its critique; return (x, y0, c0) as a question of its own.
 
-    It has the group's id, under which the engine keeps what it computed of x and y0.
+    It keeps the group's id, under which the engine has stored what it computed for x and y0.
     """
     text = critic.critique(group, first)
     parts = agent.rendering.critique(first.segments[-1].tokens, text, first.id)
@@ -45,6 +45,6 @@ def _criticised(agent: Agent, group: Group, first: Trajectory, critic: Critic) -
 
 
 def _joined(id: str, path: Sequence[Segment]) -> Segment:
-    """A whole path as a prompt, its pictures where they are."""
+    """A whole path as one prompt segment, with the pictures in their places."""
     tokens = tuple(token for segment in path for token in segment.tokens)
     return Segment(id, Origin.PROMPT, tokens, images=tuple(joined_images(path)))

@@ -1,7 +1,7 @@
 """A teacher's demonstration as a tree with one leaf, for supervised training.
 
-The agent loop itself runs the demonstration, with an engine that repeats the teacher's turns: real
-tools answer, so the observations are those that the policy will meet.
+The agent loop itself runs the demonstration, with an engine that repeats the teacher's turns. Real
+tools answer, so that the observations are those that the policy will meet.
 """
 
 from __future__ import annotations
@@ -68,8 +68,11 @@ class _Teacher(Engine):
 
 
 def check_demonstration(rendering: Rendering, settings: RolloutSettings, example: Example) -> None:
-    """Raise `DemonstrationError` for what can be told of a demonstration without any tool: turns
-    that the policy could not sample, and more tokens than the limits allow."""
+    """Check a demonstration as far as that needs no tool.
+
+    Raises `DemonstrationError` for turns that the policy could not sample, and for more tokens than
+    the limits allow.
+    """
     used = 0
     for number, text in enumerate(example.demonstration, start=1):
         where = f"example {example.id}: turn {number}"
@@ -84,7 +87,7 @@ def check_demonstration(rendering: Rendering, settings: RolloutSettings, example
 
 
 def _raise_limits(settings: RolloutSettings, tokens: int, room: int) -> str:
-    """What to set where a turn of so many tokens has no more than `room`."""
+    """The settings to change if a turn takes `tokens` and the limits leave `room`."""
     lines: list[str] = []
     if tokens > settings.max_turn_tokens:
         lines.append(
@@ -100,14 +103,14 @@ def _raise_limits(settings: RolloutSettings, tokens: int, room: int) -> str:
 def _turn(rendering: Rendering, text: str, where: str) -> tuple[int, ...]:
     if rendering.thinking and text.lstrip().startswith("<think>"):
         raise DemonstrationError(
-            f"{where} begins with '<think>', with which this model's chat template ends the prompt "
-            "already: take it off, a turn begins inside the thinking"
+            f"{where} begins with '<think>', but this model's chat template already ends the "
+            "prompt with it: take it off, a turn begins inside the thinking"
         )
     tokens = rendering.demonstrated(text)
     if tokens is None:
         raise DemonstrationError(
-            f"{where} begins with {text.lstrip(chr(10))[:8]!r}, of which the tokenizer makes one "
-            "token with what the prompt ends with; take the white space off"
+            f"{where} begins with {text.lstrip(chr(10))[:8]!r}, which the tokenizer joins with the "
+            "end of the prompt into one token; take the white space off"
         )
     if spelled := sorted({rendering.decode([t]) for t in tokens if t in rendering.banned}):
         raise DemonstrationError(
@@ -129,10 +132,10 @@ async def demonstrate(
     group_id: str,
     episodes: Toolbox | None = None,
 ) -> Group:
-    """`example.demonstration` as a group with one rollout, credited as a whole.
+    """`example.demonstration` as a group with one rollout, which is credited as a whole.
 
-    The policy's segments have no logprobs (nobody sampled them). A teacher may be wrong, so the
-    answer is not graded. `episodes` are the task's environments. Raises `DemonstrationError` where
+    The policy's segments have no logprobs, because nobody sampled them. A teacher may be wrong, so
+    the answer is not graded. `episodes` are the task's environments. Raises `DemonstrationError` if
     there is no demonstration, a call is refused, or it does not end in an answer within the limits.
     """
     if not example.demonstration:

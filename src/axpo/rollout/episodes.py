@@ -1,7 +1,7 @@
-"""A task's environments as the agent asks them: within a tool's limits, one per trajectory.
+"""The agent asks a task's environments, one per trajectory, as if they were a tool.
 
-Places, deadlines, whose fault a failure is and what is told to whom at the end are those of a tool
-that the policy does not see (`axpo.tools.toolbox`).
+Places, deadlines, the rule whose fault a failure is, and the end of a trajectory are those of a
+tool that the policy does not see (`axpo.tools.toolbox`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NAME = "environment"
 
 
 def episodes(task: Task, rendering: Rendering) -> Toolbox | None:
-    """What an agent asks the task's environments through; None where the task has none."""
+    """The toolbox through which an agent asks the task's environments; None if it has none."""
     return Toolbox({NAME: _Episodes(task, rendering)}) if task.environment else None
 
 
 class _Episodes(Tool):
-    """A call's arguments are the `example` and what the policy `said`; of an earlier one also the
-    `segment` that answered it."""
+    """A call's arguments are the `example` and what the policy `said`; an earlier call's also hold
+    the `segment` that answered it."""
 
     name = NAME
     spec: dict[str, Any] = {}  # noqa: RUF012
@@ -61,8 +61,8 @@ class _Episodes(Tool):
             segment, _ = self._rendering.reply(reply, told["segment"].id)
             if _is_over(reply) or segment != told["segment"]:
                 raise InfraError(
-                    f"rebuilt, it answers turn {number} otherwise than before; expected replies "
-                    "that depend on the example and the turns alone, or rebuilds = False"
+                    f"rebuilt, it does not answer turn {number} as before; expected replies that "
+                    "depend on the example and the turns alone, or rebuilds = False"
                 )
 
     async def _reply(self, arguments: dict[str, Any], trajectory: str) -> Reply:

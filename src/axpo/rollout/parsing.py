@@ -1,17 +1,17 @@
 """What a sampled turn says: thinking, tool calls with their token spans, or an answer.
 
-Works on token ids, never on re-encoded text: only the real control tokens count, so a tag that is
-spelled by ordinary tokens is text. The rule for what is a call:
+The parser works on token ids, never on re-encoded text: only real control tokens count, so a tag
+that is spelled by ordinary tokens is text. The rule for what is a call:
 
 - thinking ends at the turn's first `</think>`; an opening `<tool_call>` before it is a literal
   tag inside thinking, not a call;
 - in a turn without `</think>`, the first `<tool_call>` itself ends the thinking and is a call;
-- a turn grown from a cut right after a call's opening tag keeps that call, whatever follows.
+- a turn that goes on from a cut right after a call's opening tag keeps that call, whatever follows.
 
-The first two agree with `renderers.parse_response`, and a test holds them to it. The parser is our
-own for the third, and because renderers lets things escape that a policy can sample and that
-whoever handles the call later (tools, servers, the run's files) cannot take: deep nesting,
-integers longer than Python converts, and halves of surrogate pairs. Such a call is malformed.
+The first two agree with `renderers.parse_response`, which a test checks. The parser is our own
+because of the third, and because renderers lets through what a policy can sample but what later
+readers of the call (tools, servers, the run's files) cannot handle: deep nesting, integers longer
+than Python converts, and halves of surrogate pairs. Such a call is malformed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 DEPTH = 32
-"""Levels of lists and objects in a call, its own object the first (choice)."""
+"""The most levels of lists and objects in a call; its own object is the first (choice)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
-    """Ids that structure a turn. `thinking`: the generation prompt has opened it."""
+    """The token ids that structure a turn. `thinking`: whether the prompt has opened thinking."""
 
     think_end: int
     call: int
@@ -38,7 +38,7 @@ class ControlTokens:
 
 @dataclass(frozen=True, slots=True)
 class ParsedCall:
-    """One attempt at tokens [start, end) of its turn; `error` says why it is malformed."""
+    """One attempted call, at tokens [start, end) of its turn; `error` says why it is malformed."""
 
     start: int
     end: int
@@ -49,10 +49,10 @@ class ParsedCall:
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """A turn's calls, or its answer where it has none.
+    """A turn's calls, or its answer if it has none.
 
-    `content` is the first token after thinking, None where thinking never ended; then `answer`
-    is "" (the turn said nothing).
+    `content` is the index of the first token after thinking. It is None if thinking never ended;
+    then `answer` is "" (the turn said nothing).
     """
 
     calls: tuple[ParsedCall, ...]
@@ -66,7 +66,10 @@ def parse_turn(
     decode: Callable[[list[int]], str],
     call_at: int | None = None,
 ) -> ParsedTurn:
-    """Parse the policy's tokens of one turn; `call_at` is an opening tag known to be a call."""
+    """Parse the policy's tokens of one turn.
+
+    `call_at` is the index of an opening tag that is known to begin a call.
+    """
     end = next((i for i, token in enumerate(turn) if token in control.stop), len(turn))
     ids = list(turn[:end])
     content = call_at if call_at is not None else _content_start(ids, control)
@@ -77,7 +80,7 @@ def parse_turn(
     while at is not None:
         close = _find(ids, control.call_end, at + 1)
         if close is None:
-            error = "the call is never closed"  # told to the policy, so no tag is spelled
+            error = "the call is never closed"  # The policy reads this, so it spells no tag.
             calls.append(ParsedCall(at, len(ids), error=error))
             break
         calls.append(_read_call(at, close + 1, decode(ids[at + 1 : close])))
@@ -116,7 +119,7 @@ def _read_call(start: int, end: int, text: str) -> ParsedCall:
 
 
 def _unusable(value: Any, levels: int = DEPTH) -> str | None:
-    """What a later reader of the call would stumble over; never looks deeper than it allows."""
+    """What a later reader of the call could not handle; None if it could."""
     if isinstance(value, str):
         return None if _is_text(value) else "half of a surrogate pair"
     if not isinstance(value, dict | list):

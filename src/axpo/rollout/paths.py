@@ -1,7 +1,7 @@
 """A growing path: all that the agent loop must know of what was sampled and seen so far.
 
-A path starts at a group's prompt, or at a cut in the tree: then its prefix is replayed from the
-tree, so that a continuation goes on exactly where its source stood, with the same pictures and
+A path starts at a group's prompt or at a cut in the tree. From a cut, its prefix is replayed from
+the tree, so that a continuation goes on exactly where its source stood, with the same pictures and
 the same counts against the limits.
 """
 
@@ -30,12 +30,13 @@ from axpo.tree import (
 
 @dataclass(slots=True)
 class Path:
-    """`tokens` begin with the prompt; `turn_start` is where the policy's current turn begins.
+    """What the policy sees: `tokens`, which begin with the prompt, and their `pictures`.
 
-    `turn` counts policy turns from 1; `call_at` is the offset within the current turn of the
-    first call that the path was grown from; `base` is the path offset of its first own token.
-    Of what lies before it, `prefix` holds segments and whole calls, `earlier` the calls of whole
-    turns that went well, by tool, and `told` the turns that the environment answered.
+    `turn_start` is the index of the current turn's first token, and `turn` counts the policy's
+    turns from 1. `call_at` is the offset within the current turn of the first call that lies before
+    the cut. `base` is the path offset of the path's first own token. `prefix` holds the segments
+    and whole calls before `base`, `earlier` its successful calls in whole turns, by tool, and
+    `told` the turns that the environment answered.
     """
 
     group: Group
@@ -53,7 +54,7 @@ class Path:
 
     @property
     def length(self) -> int:
-        """Tokens after the prompt."""
+        """The number of tokens after the prompt."""
         return len(self.tokens) - len(self.group.prompt)
 
     @property
@@ -62,7 +63,7 @@ class Path:
         return self.tokens[self.turn_start :]
 
     def offset(self, within_turn: int) -> int:
-        """Path offset of a token of the current turn."""
+        """The path offset of a token of the current turn."""
         return self.turn_start - len(self.group.prompt) + within_turn
 
     def add_policy(self, tokens: Sequence[int]) -> None:
@@ -70,7 +71,7 @@ class Path:
         self.tokens += tokens
 
     def add_observation(self, segment: Segment, views: Sequence[View]) -> None:
-        """Add an observation, its pictures in placeholder order; the next turn begins."""
+        """Add an observation with its pictures in placeholder order, and begin the next turn."""
         self.tokens += segment.tokens
         self._see(segment, views)
         self.turn += 1
@@ -84,8 +85,10 @@ class Path:
 
 
 def start_path(group: Group, example: Example | None = None) -> Path:
-    """The path of a new rollout: the prompt alone. `example` is what the group was made of, where
-    its prompt says more than that."""
+    """The path of a new rollout: the prompt alone.
+
+    Pass `example` if the group's prompt holds more than the example that tools are to know.
+    """
     example = Example.of(group) if example is None else example
     path = Path(group, example, list(group.prompt.tokens), turn_start=len(group.prompt))
     path._see(group.prompt, _known_views(group, group.prompt))
@@ -93,7 +96,7 @@ def start_path(group: Group, example: Example | None = None) -> Path:
 
 
 def branch_path(group: Group, branch: Branch, rendering: Rendering) -> Path:
-    """The path up to a branch's cut; raises `TreeError` where there is nothing to sample next."""
+    """The path up to a branch's cut; raises `TreeError` if nothing can be sampled there."""
     source = group.trajectory(branch.source)
     where = f"cut at {branch.cut} of {source.id}"
     prefix, rest = cut_segments(group.after_prompt(source), branch.cut)
@@ -122,7 +125,7 @@ def branch_path(group: Group, branch: Branch, rendering: Rendering) -> Path:
 def remember_views(
     group: Group, segment: Segment, pictures: Sequence[Picture], views: Sequence[View]
 ) -> None:
-    """Keep in the group what an observation showed and which originals it was cut from."""
+    """Keep in the group an observation's pictures and the originals that they were cut from."""
     for span, picture, view in zip(segment.images, pictures, views, strict=True):
         group.pictures.setdefault(picture.digest, picture.image)
         if view.original is view.image:
@@ -138,7 +141,7 @@ def remember_views(
 def _calls(group: Group, trajectory: Trajectory) -> list[Call]:
     """The calls of a trajectory's whole path, in order.
 
-    A call that the cut goes through is the continuation's own, where it has sampled the rest.
+    A call that the cut goes through belongs to the continuation once it has sampled the rest.
     """
     branch = group.branch_of(trajectory)
     before = _calls(group, group.trajectory(branch.source)) if branch else []
@@ -148,7 +151,7 @@ def _calls(group: Group, trajectory: Trajectory) -> list[Call]:
 
 
 def _note_turn(path: Path, calls: Sequence[Call]) -> None:
-    """Note what the turn that ends here has called."""
+    """Note the successful calls of the turn that ends here."""
     for call in calls:
         within = path.offset(0) <= call.start < path.length
         if within and call.status is CallStatus.OK and call.name is not None:
@@ -157,7 +160,7 @@ def _note_turn(path: Path, calls: Sequence[Call]) -> None:
 
 
 def _told(path: Path, segment: Segment, rendering: Rendering) -> EarlierCall:
-    """The turn that ends here, which the environment answered with `segment`."""
+    """The turn that ends here as a call of the environment, which answered with `segment`."""
     said = rendering.parse(path.current_turn).answer
     arguments = {"example": path.example, "said": said, "segment": segment}
     return EarlierCall(arguments, len(path.views))

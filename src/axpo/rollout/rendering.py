@@ -1,18 +1,18 @@
-"""Between examples, observations and token ids, in the Qwen3-VL wire format.
+"""Examples and observations become token ids, and sampled ids text, in the Qwen3-VL wire format.
 
-Owns the conventions of a rollout's text. `renderers` writes the format; here its one placeholder
-a picture becomes as many tokens as our own preprocessing gives the picture, so that pictures are
-preprocessed once, with the pixel cap that engine and trainer use. Sampled tokens are never
-rendered again: an observation is only what follows them.
+This module owns the conventions of a rollout's text. `renderers` writes the format with one
+placeholder per picture; here the placeholder becomes as many tokens as our own preprocessing gives
+the picture, so that pictures are preprocessed once, with the pixel cap that engine and trainer use.
+Sampled tokens are never rendered again: an observation is only what follows them.
 
-Thinking. Every turn of a Thinking model starts inside thinking: the generation prompt ends
+Thinking. Every turn of a Thinking model starts inside thinking: the generation prompt ends with
 `<|im_start|>assistant\\n<think>\\n` (part of the prompt or observation segment, so never trained).
-Whether a checkpoint thinks is read off its chat template; one without a template is refused.
+The chat template tells whether a checkpoint thinks; a checkpoint without a template is refused.
 All past thinking stays on the path, as the family's template keeps it within a tool loop.
 
-Text from outside (questions, tool results) cannot open or close anything: where it spells a
-control token, a space is put into it (`control`). A tool's spec that spells one is refused: it must
-stand in the prompt as it is.
+Text from outside (questions, tool results) cannot open or close anything: if it spells a control
+token, a space is put into it (`control`). A tool's spec that spells one is refused, because a spec
+must stand in the prompt unchanged.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def detect_thinking(tokenizer: Any) -> bool:
 class Rendering:
     """Renders prompts and observations for one processor and one set of tools.
 
-    Raises `ConfigError` for a tool whose spec spells a control token, `CheckpointError` for a
+    Raises `ConfigError` for a tool whose spec spells a control token, and `CheckpointError` for a
     tokenizer without a chat template.
     """
 
@@ -98,15 +98,15 @@ class Rendering:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; control tokens written in it are real ones."""
+        """The token ids of `text`; control tokens that it spells become real ones."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, control tokens included."""
+        """The text of token ids, control tokens included."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def prompt(self, example: Example, id: str) -> tuple[Segment, tuple[Picture, ...]]:
-        """The prompt segment, up to where the policy starts, and its pictures in order."""
+        """The prompt segment, which ends where the policy starts, and its pictures in order."""
         pictures = tuple(as_picture(image) for image in example.images)
         content = self._content(example.question, len(pictures), id)
         messages: list[Any] = [{"role": "user", "content": content}]
@@ -124,9 +124,9 @@ class Rendering:
     def observation(
         self, turn: Sequence[int], results: Sequence[Observation], id: str
     ) -> tuple[Segment, tuple[Picture, ...]]:
-        """What follows the policy's `turn`: the calls' results in one user turn, and its pictures.
+        """The segment after the policy's `turn`, the calls' results in one user turn, and pictures.
 
-        Closes the turn where the policy did not, and opens the policy's next one.
+        The segment closes the turn if the policy did not, and opens the policy's next one.
         """
         pictures: list[Picture] = []
         messages: list[Any] = []
@@ -135,7 +135,7 @@ class Rendering:
             messages.append({"role": "tool", "content": content})
             pictures += found
         before = [*self._generation_prompt, *turn]
-        # renderers reads the turn's state off the generation prompt; the path before is not needed.
+        # renderers needs the generation prompt to know the turn's state, and nothing before it.
         bridged = self._renderer.bridge_to_next_turn(
             self._generation_prompt, list(turn), messages, process_multimodal=False
         )
@@ -145,9 +145,11 @@ class Rendering:
         return self._segment(id, Origin.OBSERVATION, tokens, pictures), tuple(pictures)
 
     def reply(self, shown: Observation, id: str) -> tuple[Segment, tuple[Picture, ...]]:
-        """What follows a turn that the policy closed where an environment answers: a user turn,
-        what opens the policy's next one, and its pictures."""
-        # Not renderers' bridge: it extends no turn that ended inside its thinking.
+        """The segment of an environment's reply to a turn that the policy closed, and its pictures.
+
+        The segment holds a user turn and opens the policy's next one.
+        """
+        # renderers' bridge is not used: it refuses a turn that ended inside its thinking.
         content, pictures = self._shown(shown)
         messages: list[Any] = [{"role": "user", "content": content}]
         rendered = self._renderer.render(
@@ -157,15 +159,16 @@ class Rendering:
         return self._segment(id, Origin.ENVIRONMENT, tokens, pictures), tuple(pictures)
 
     def critique(self, turn: Sequence[int], text: str, id: str) -> list[Segment]:
-        """A user turn that says `text` after the policy's `turn`: its opening, its words, and what
-        opens the policy's next turn.
+        """A user turn that says `text` after the policy's `turn`, as three segments.
 
-        The words are a policy segment that nobody sampled, so that they can be trained on.
+        They are the turn's opening, its words and the opening of the policy's next turn. The words
+        are a policy segment that nobody sampled, so that they can be trained on.
         """
-        # Not renderers' bridge: it extends no turn that ended inside its thinking.
+        # renderers' bridge is not used: it refuses a turn that ended inside its thinking.
         closed = bool(turn) and turn[-1] == self._turn_end
         opening = self.encode(("" if closed else "<|im_end|>") + "\n<|im_start|>user\n")
-        words = self._text.plain(text).strip()  # a line break would join that after "user"
+        # The tokenizer would join a line break at the beginning with the one after "user".
+        words = self._text.plain(text).strip()
         after = [*self.encode("<|im_end|>\n"), *self._generation_prompt]
         return [
             Segment(f"{id}/o", Origin.OBSERVATION, tuple(opening)),
@@ -176,9 +179,9 @@ class Rendering:
     def demonstrated(self, text: str) -> list[int] | None:
         """A teacher's turn as the policy would sample it after the generation prompt.
 
-        Line breaks at its beginning are dropped, as the family's template drops them. None where
-        its first token would still be another one after what the prompt ends with: the tokenizer
-        makes one token of both, which a policy that starts there cannot sample.
+        Line breaks at its beginning are dropped, as the family's template drops them. None if the
+        tokenizer joins its first characters with the end of the prompt into one token, which a
+        policy that starts after the prompt cannot sample.
         """
         text = text.lstrip("\n")
         before = self.decode(self._generation_prompt)
@@ -187,11 +190,11 @@ class Rendering:
         return tokens if whole == [*self._generation_prompt, *tokens] else None
 
     def ends_text(self, turn: Sequence[int]) -> bool:
-        """Whether the policy ended more than its turn: a stop token that is no `<|im_end|>`."""
+        """Whether the policy ended the whole text: by a stop token other than `<|im_end|>`."""
         return bool(turn) and turn[-1] in self.stop and turn[-1] != self._turn_end
 
     def parse(self, turn: Sequence[int], call_at: int | None = None) -> ParsedTurn:
-        """See `parse_turn`; spans count from the turn's first token."""
+        """Parse a turn (`parse_turn`); spans count from the turn's first token."""
         return parse_turn(turn, self._control, self.decode, call_at)
 
     def _segment(
@@ -232,7 +235,7 @@ class Rendering:
         return [*text, *({"type": "image"} for _ in pictures)], pictures
 
     def _content(self, question: str, pictures: int, id: str) -> list[dict[str, str]]:
-        """A question's text and pictures, in the order that they are shown in."""
+        """A question's text and pictures, in the order in which they are shown."""
         between = question.split(IMAGE)
         if len(between) == 1:
             return [*({"type": "image"} for _ in range(pictures)), self._part(question)]

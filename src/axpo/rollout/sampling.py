@@ -2,8 +2,9 @@
 
 Trajectories run concurrently. Each draws from its own seed, so the result does not depend on how
 they were scheduled; a fault ends one trajectory and leaves the others. What the engine keeps for
-a group is left in place for `resample`: release it (`engine.release(group.id)`) once a group is
-done with. Where sampling a group is cancelled or fails as a whole, that happens here.
+a group is left in place for `resample`: the caller releases it (`engine.release(group.id)`) when
+the group needs no more samples. If sampling a group is cancelled or fails as a whole, it is
+released here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
-    """A group with its prompt and pictures and nothing sampled."""
+    """A group with the example's prompt and pictures, for which nothing is sampled yet."""
     prompt, pictures = rendering.prompt(example, f"{group_id}/prompt")
     return Group(
         group_id,
@@ -41,7 +42,7 @@ def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
 
 
 async def sample_group(agent: Agent, group: Group, n: int, seed: int) -> Group:
-    """Give `group` `n` more rollouts, ids `{group.id}/r{i}`; returns it."""
+    """Give `group` `n` more rollouts, with ids `{group.id}/r{i}`; return the group."""
     first = len(group.rollouts)
     runs = [agent.run(start_path(group), f"{group.id}/r{first + i}", seed) for i in range(n)]
     try:
@@ -53,12 +54,12 @@ async def sample_group(agent: Agent, group: Group, n: int, seed: int) -> Group:
 
 
 async def resample(agent: Agent, group: Group, branch: Branch, k: int, seed: int) -> None:
-    """Fill `branch.continuations` with `k` continuations, ids `{source}/c{i}`
-    (`{source}/b{j}c{i}` in the source's further branches).
+    """Add `k` continuations to `branch`.
 
-    They go on from the cut under the same limits, the prefix's turns and tokens included (wall
-    time is their own). Where the limits leave no room after the cut, none is grown. Raises
-    `TreeError` for a cut after which there is nothing to sample.
+    Their ids are `{source}/c{i}`, or `{source}/b{j}c{i}` in the source's further branches. They go
+    on from the cut under the same limits: the prefix's turns and tokens count, its wall time does
+    not. If the limits leave no room after the cut, none is grown. Raises `TreeError` for a cut
+    after which nothing can be sampled.
     """
     paths = [branch_path(group, branch, agent.rendering) for _ in range(k)]
     if paths and agent.room(paths[0]) < 1:
@@ -72,7 +73,8 @@ async def resample(agent: Agent, group: Group, branch: Branch, k: int, seed: int
 
 
 async def together(runs: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """All results in order; the first error cancels the others and is raised as it is."""
+    """Await `runs` at once; return their results in order. The first error cancels the others and
+    is raised as it is."""
     try:
         async with asyncio.TaskGroup() as tasks:
             pending = [tasks.create_task(run) for run in runs]

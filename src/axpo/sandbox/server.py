@@ -39,7 +39,7 @@ BOOT = (
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a child ended; `status` is as from `os.wait`, and None where the server died too."""
+    """How a child ended; `status` is as from `os.wait`, and None if the server died too."""
 
     status: int | None
     cpu: float = 0.0

@@ -1,8 +1,10 @@
 """Tools that an agent can call.
 
-What a tool is (`base`), how a function becomes one (`function`) and a server's do (`mcp`), how a
-call is run (`runner`) with its limits and figures (`toolbox`). Each built-in tool is a file of its
-own, made by `built_in`; a recipe names it by its name, and others as "module:name".
+- `base`: what a tool is; `function`: a Python function as a tool; `mcp`: an MCP server's tools
+- `runner`: how a call is run; `toolbox`: its limits and figures
+- `built_in`: makes the built-in tools, each of which has a file of its own; `loading`: a user's own
+
+A recipe names a built-in tool by its name, and any other as "module:name".
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ __all__ = ["TOOLS", "Tool", "make_tools", "tool"]
 def make_tools(
     names: Iterable[str], settings: ToolsSettings | None = None, max_seconds: float = math.inf
 ) -> dict[str, Tool]:
-    """Tools by their own names, in order; raises `ValueError` that says what is valid.
+    """The tools that a recipe calls `names`, by their own names and in order.
 
-    `max_seconds` is a trajectory's time.
+    `max_seconds` is a trajectory's time. Raises `ValueError`, which says what is valid.
     """
     settings = settings or ToolsSettings()
     web = cache(partial(web_backend, settings.search))

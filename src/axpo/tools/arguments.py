@@ -1,5 +1,4 @@
-"""The arguments that a tool takes, and their check by pydantic: the first problem becomes one short
-line."""
+"""The arguments that a tool takes. pydantic checks them; the first problem becomes a short line."""
 
 from __future__ import annotations
 
@@ -13,13 +12,13 @@ from axpo.errors import ModelError
 from axpo.tools.base import ToolContext, View
 
 SHOWN = 40
-"""Characters of a wrong value that an error message repeats."""
+"""How many characters of a wrong value an error message repeats."""
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class Arguments(BaseModel):
-    """Base of a built-in tool's arguments: names that it does not have are refused."""
+    """The base of a built-in tool's arguments; unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,17 +40,20 @@ def function(name: str, description: str, argument: str, kind: str, meaning: str
 
 
 def shorten(value: Any) -> str:
-    """A value as an error message shows it."""
+    """The `repr` of a value as an error message shows it, at most `SHOWN` characters."""
     try:
         text = repr(value)
-    except ValueError:  # an integer with more digits than Python prints
+    except ValueError:  # It is an integer with more digits than Python prints.
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def parse_arguments(model: type[Parsed], arguments: Any) -> Parsed:
-    """`arguments` as `model`; raises `ModelError` with the field, its value and what is expected,
-    which is the `description` of the model's field."""
+    """`arguments` as `model`.
+
+    Raises `ModelError` with the field, its value and what is expected, which is the `description`
+    of the model's field.
+    """
     try:
         return model.model_validate(arguments)
     except ValidationError as error:
@@ -69,7 +71,7 @@ def parse_json_arguments(model: type[Parsed], arguments: Any) -> Parsed:
     """
     try:
         text = json.dumps(arguments)
-    except ValueError as error:  # an integer with more digits than Python prints
+    except ValueError as error:  # It is an integer with more digits than Python prints.
         raise ModelError(f"arguments cannot be read: {error}") from error
     try:
         return model.model_validate_json(text)
@@ -82,9 +84,9 @@ def parse_json_arguments(model: type[Parsed], arguments: Any) -> Parsed:
 
 
 def text_argument(field: str, value: str, characters: int) -> str:
-    """The string `value` of an argument without anything that is no character.
+    """The string `value` of an argument without surrogates and outer white space.
 
-    Raises `ModelError` where nothing is left, or more than `characters`.
+    Raises `ModelError` if nothing is left, or more than `characters`.
     """
     text = value.encode("utf-8", "ignore").decode().strip()
     if not text:
@@ -95,7 +97,7 @@ def text_argument(field: str, value: str, characters: int) -> str:
 
 
 def chosen_view(context: ToolContext, index: int) -> View:
-    """The picture that the argument `img_idx` means; raises `ModelError` where there is none."""
+    """The picture that the argument `img_idx` means; raises `ModelError` if there is none."""
     if not context.views:
         raise ModelError(f"img_idx is {shorten(index)}: there is no image")
     if not 0 <= index < len(context.views):
@@ -108,7 +110,7 @@ def _first(error: ValidationError) -> ErrorDetails:
 
 
 def _field(model: type[BaseModel], arguments: Any, problem: ErrorDetails) -> str:
-    """The model's field that a problem lies in; raises `ModelError` where it is in none of them."""
+    """The model's field in which a problem lies; raises `ModelError` if it lies in none of them."""
     path = [str(part) for part in problem["loc"]]
     names = ", ".join(model.model_fields) or "none"
     if not path:

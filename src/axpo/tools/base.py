@@ -1,9 +1,10 @@
 """What a tool is: a JSON schema and an asynchronous call with an honest outcome.
 
-A `ModelError` is the caller's mistake and becomes an error observation that a model can learn
-from; anything else that escapes a tool is ours (`InfraError`) and never scored against it. A
-`UserError` is for whoever started the run to put right, and stops it.
-A picture that a tool hands out is a `View`: it remembers where in which original it was cut, so
+A `ModelError` is the model's mistake and becomes an error observation from which it can learn. A
+`UserError` stops the run, so that whoever started it can repair the cause. Any other exception of a
+tool is an infrastructure fault (`InfraError`) and never scored against the model.
+
+A picture that a tool returns is a `View`: it remembers from where in which original it was cut, so
 that a later call can go back to the original's pixels.
 """
 
@@ -25,10 +26,10 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A picture as the model sees it: `box` (left, top, right, bottom) pixels of `original`.
+    """A picture as the model sees it: the pixels `box` (left, top, right, bottom) of `original`.
 
-    Both are shown as `pictures.as_rgb` gives them; an original that its EXIF data turns is
-    refused as a fault of the tool, as `box` would then count other pixels.
+    Both pictures are shown as `pictures.as_rgb` returns them. An original that its EXIF data turns
+    is refused as a fault of the tool, because `box` would then count other pixels.
     """
 
     image: Image.Image
@@ -37,7 +38,7 @@ class View:
 
     @classmethod
     def whole(cls, picture: Image.Image) -> View:
-        """A picture that was cut from nothing; raises `PictureError` for one that is none."""
+        """A whole picture, which was cut from no other; raises `PictureError` if it is unusable."""
         shown = as_rgb(picture)
         return cls(shown, shown, (0, 0, shown.width, shown.height))
 
@@ -46,7 +47,7 @@ class View:
 class Observation:
     """What the model sees of a call's result: text, then pictures.
 
-    `cached` only counts: the tool had the result already.
+    `cached` says, for the metrics alone, that the tool already had the result.
     """
 
     text: str = ""
@@ -56,7 +57,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class EarlierCall:
-    """A call that went well before the cut; `pictures` is how many it could see."""
+    """A successful call before the cut; `pictures` is the number of pictures that it could see."""
 
     arguments: dict[str, Any]
     pictures: int
@@ -66,8 +67,8 @@ class EarlierCall:
 class ToolContext:
     """What a call may look at: every picture of the trajectory so far, in order.
 
-    `trajectory` is the id of the trajectory that calls, unique among those that run. `earlier`
-    are the tool's calls in the prefix that the trajectory was grown from, for `resume`.
+    `trajectory` is the id of the calling trajectory, unique among those that run. `earlier` holds,
+    for `resume`, the tool's calls in the prefix from which the trajectory goes on.
     """
 
     views: tuple[View, ...] = ()
@@ -76,23 +77,23 @@ class ToolContext:
 
 
 class Tool(ABC):
-    """Base class of every tool: sets `name`, `spec` and `timeout`, and answers calls.
+    """The base class of every tool; a subclass sets `name`, `spec` and `timeout` and answers calls.
 
     The other members have defaults, for tools that keep nothing between calls. A member of a
-    subclass whose name only resembles one of these is refused, as it would never be called.
+    subclass whose name only resembles one of these is refused, because it would never be called.
     """
 
     name: str
-    """What the model calls it."""
+    """The name by which the model calls the tool."""
     spec: dict[str, Any]
     """The function in OpenAI's format: {"type": "function", "function": {...}}."""
     timeout: float
-    """Deadline of one call in seconds; a call past it is our fault."""
+    """The deadline of one call in seconds; a later call is an infrastructure fault."""
     limits: LimitSettings = LimitSettings()
-    """The tool's defaults for what a recipe may set."""
+    """The tool's defaults for the limits that a recipe may set."""
     Settings: ClassVar[type[Section] | None] = None
-    """What a recipe may set of a class that it names in `rollout.tools`, in `tools.own.<name>`; the
-    class is made with one."""
+    """The settings of a tool that a recipe names by its class; the recipe gives them in
+    `tools.own.<name>`, and the class is made with them."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -106,34 +107,33 @@ class Tool(ABC):
 
     @abstractmethod
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
-        """Raises `ModelError` for a wrong call and `InfraError` for a fault of ours."""
+        """Answer a call; raises `ModelError` for a wrong one, `InfraError` if the tool fails."""
 
     async def start(self) -> None:  # noqa: B027
-        """Called once before the first trajectory, and again after `close` or on another event
-        loop. A `UserError` that names the remedy stops the run."""
+        """It is called before the first trajectory, and again after `close` or on another event
+        loop. It may raise a `UserError` that names the remedy; this stops the run."""
 
     async def resume(self, context: ToolContext) -> None:  # noqa: B027
-        """Called before the first call of a trajectory that goes on from a cut.
+        """It is called before the first call of a trajectory that goes on from a cut.
 
-        `context.earlier` holds the calls of this tool that the prefix made: bring back what they
-        left.
+        `context.earlier` holds the calls of this tool in the prefix, whose effects it restores.
         """
 
     async def end(self, trajectory: str) -> None:  # noqa: B027
-        """Called once when a trajectory is over, however it ended, cancellation included: what is
-        kept for it can go. Trajectories that never called the tool are told too."""
+        """It is called once when a trajectory is over, however it ended, even by cancellation, so
+        that the tool can drop what it kept. The trajectory may never have called the tool."""
 
     async def close(self) -> None:  # noqa: B027
-        """Called once at the end of the run."""
+        """It is called once at the end of the run."""
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """Counts that only grow, shown among those that the toolbox keeps of the tool."""
+        """Counts that only grow; they are shown beside those that the toolbox keeps."""
         return {}
 
     @property
     def stuck(self) -> int:
-        """How many calls were given up and still run, as far as the tool alone can know."""
+        """The number of calls that were given up and still run, as far as only the tool knows."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Makes the built-in tools from the settings."""
+"""This module makes the built-in tools from the settings."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ TOOLS = tuple(
 def built_in(
     name: str, settings: ToolsSettings, max_seconds: float, web: Callable[[], TextSource]
 ) -> Tool:
-    """The built-in tool `name`; `web` gives the backend that its web tools share.
+    """The built-in tool `name`; `web` returns the backend that the web tools share.
 
-    Raises `ValueError` for another name and `UserError` for what the settings lack.
+    Raises `ValueError` for another name and `UserError` if a setting is missing.
     """
     search = settings.search
     match name:
@@ -52,7 +52,7 @@ def built_in(
 
 
 def web_backend(settings: SearchSettings) -> TextSource:
-    """The source of `web_search` and `web_extractor`; raises `UserError` for what is missing."""
+    """The source of `web_search` and `web_extractor`; raises `UserError` if one is unset."""
     backend: TextSource
     if settings.backend == "tavily":
         backend = Tavily()

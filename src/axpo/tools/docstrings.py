@@ -1,4 +1,4 @@
-"""Reads a docstring in Google's style: the function's description and those of its arguments."""
+"""A docstring in Google's style describes a function and its arguments; here it is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
 
 def parse_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """The description (all before the first section) and each argument's description by name."""
+    """The description (all text before the first section), and each argument's by its name."""
     description: list[str] = []
     arguments: dict[str, list[str]] = {}
     section: str | None = None

@@ -1,12 +1,12 @@
 """A typed function with a docstring becomes a tool: `@tool`.
 
-Owns how a signature becomes a JSON schema and a function's result an observation. What the model
-writes is checked with pydantic's strict JSON rules: "3" is no number, 3.5 is no integer, and a
-name that the function does not have is refused.
+This module turns a signature into a JSON schema and a function's result into an observation. What
+the model writes is checked with pydantic's strict JSON rules: "3" is not a number, 3.5 is not an
+integer, and a name that the function does not have is refused.
 
-A plain function runs in a thread of its own, so that it may block; an `async` one runs on the
-event loop and must not. A thread cannot be stopped: one that goes on after its call is over is
-counted in `stuck` until it ends, and dies with the process.
+A plain function runs in a thread of its own, so it may block; an `async` one runs on the event loop
+and must not. A thread cannot be stopped: if it goes on after its call is over, it is counted in
+`stuck` until it ends, and dies with the process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from axpo.tools.docstrings import parse_docstring
 from axpo.tools.results import refused_result
 
 TIMEOUT = 10.0
-"""Seconds of one call of a function that names no deadline."""
+"""The default deadline of one call of a function, in seconds."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -61,7 +61,7 @@ class FunctionTool(Tool):
 
     @property
     def stuck(self) -> int:
-        """Threads that still run though their call is over."""
+        """The number of threads that still run although their call is over."""
         return self._threads.stuck
 
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
@@ -73,7 +73,7 @@ class FunctionTool(Tool):
             if inspect.iscoroutinefunction(self.function):
                 return as_observation(await self.function(**values))
             return await self._threads.run(lambda: as_observation(self.function(**values)))
-        except SystemExit as error:  # would end the whole run
+        except SystemExit as error:  # It would end the whole run.
             raise RuntimeError(f"{self.name} called exit") from error
 
 
@@ -93,8 +93,8 @@ def tool(
 ) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
     """Make a function a tool: `@tool`, or `@tool(timeout=30)`.
 
-    `name` is the function's by default, `timeout` the deadline of one call in seconds, `limits`
-    the tool's defaults for what a recipe may set. Raises `ToolDefinitionError`.
+    `name` is the function's own by default, `timeout` the deadline of one call in seconds, and
+    `limits` the tool's defaults for the limits that a recipe may set. Raises `ToolDefinitionError`.
     """
 
     def make(function: Callable[..., Any]) -> FunctionTool:
@@ -104,7 +104,7 @@ def tool(
 
 
 def as_observation(value: Any) -> Observation:
-    """What a function returned: text, a picture, a list of both, or an observation as it is."""
+    """A function's result (text, a picture, a list of both, or an observation) as observation."""
     if isinstance(value, Observation):
         return value
     parts: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
@@ -114,7 +114,7 @@ def as_observation(value: Any) -> Observation:
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, Image.Image):
-            part.load()  # a file that cannot be read fails here, as this call
+            part.load()  # A file that cannot be read then fails in this call.
             views.append(View.whole(part))
         elif isinstance(part, View):
             views.append(part)
@@ -129,9 +129,9 @@ def as_observation(value: Any) -> Observation:
 def _arguments_model(
     function: Callable[..., Any], name: str, documented: dict[str, str]
 ) -> tuple[type[BaseModel], str | None]:
-    """What the model may write, and the parameter that takes the `ToolContext`.
+    """The model of the arguments, and the name of the parameter that takes the `ToolContext`.
 
-    Raises `ToolDefinitionError`, for what can never be a result too.
+    Raises `ToolDefinitionError`, also for a return type that can never be a result.
     """
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -171,7 +171,7 @@ def _described(hint: Any) -> bool:
 
 
 def _plain(schema: Any, names: bool = False) -> Any:
-    """`schema` without the titles that pydantic adds; `names`: its keys are fields' names."""
+    """`schema` without pydantic's titles; with `names` its keys are the names of fields."""
     if isinstance(schema, list):
         return [_plain(part) for part in schema]
     if not isinstance(schema, dict):

@@ -1,9 +1,9 @@
-"""`image_search`: where a picture of the trajectory is known from.
+"""`image_search` finds where a picture of the trajectory is known from.
 
 Name and argument are those of Qwen-Agent's tool; unlike there, an index past the last picture is an
-error that a model can learn from. If nothing is known of a crop, the picture it was cut from is
-looked up (choice). Recipes that train leave this tool out by default: it is the unseen one of an
-evaluation.
+error from which the model can learn. If nothing is known about a crop, the picture from which it
+was cut is looked up (choice). Recipes that train leave this tool out by default, so that it is new
+to the model in an evaluation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from axpo.tools.searching import SearchTool, numbered
 
 
 class ImageArguments(Arguments):
-    """Arguments of one call, checked without coercion."""
+    """The arguments of one call, checked without coercion."""
 
     img_idx: StrictInt = Field(description="an integer")
 

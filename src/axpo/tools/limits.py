@@ -1,4 +1,4 @@
-"""How many calls of a tool run at once and how often, and how much of a result is shown."""
+"""Limits on how many calls of a tool run at once and how often, and on how much is shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from axpo.tools.base import Observation, View
 
 
 class Tokens(Protocol):
-    """What turns text into token ids and back, to count a result's text as the model does."""
+    """A tokenizer, which turns text into token ids and back, to count text as the model does."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -25,10 +25,10 @@ class Tokens(Protocol):
 
 
 class Gate:
-    """Limits how many calls run at once and how often; belongs to one event loop.
+    """A limit on how many calls run at once and how often; it belongs to one event loop.
 
-    A call gives its place back at its deadline at the latest, so every call gets one. That may take
-    long, but a limit on the wait would fail only the trajectories that use tools.
+    A call gives its place back at its deadline at the latest, so every call gets one in the end.
+    The wait has no limit, because it would make only those trajectories fail that use tools.
     """
 
     def __init__(self, limits: LimitSettings) -> None:
@@ -41,7 +41,7 @@ class Gate:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold a place, which is taken at the pace; the wait for both is `waiting`."""
+        """Hold a place, once the rate allows a call; the wait for both counts as `waiting`."""
         with waiting():
             await self._places.acquire()
         try:
@@ -72,8 +72,8 @@ async def capped(
 ) -> Observation:
     """`observation` within the limits; without `tokens` its text is measured in characters only.
 
-    Raises `ModelError` for a picture whose shape no model takes, because the call's arguments
-    decide its shape (choice), and `InfraError` for one that cannot be shown.
+    Raises `ModelError` for a picture whose shape no model accepts, because the call's arguments
+    decide its shape (choice), and `InfraError` for a picture that cannot be shown.
     """
     text = readable(observation.text, limits, tokens)
     views: list[View] = []
@@ -83,8 +83,9 @@ async def capped(
             check_shape(*view.image.size)
         except PictureError as error:
             raise ModelError(f"{name} is {error}") from error
-        if not _is_ready(view, limits.max_pixels):  # in a thread: it can take a second
+        if not _is_ready(view, limits.max_pixels):
             try:
+                # This runs in a thread, because it can take a second.
                 view = await asyncio.to_thread(shown, view, limits.max_pixels)
             except PictureError as error:
                 raise InfraError(f"{name}: {error}") from error
@@ -93,13 +94,13 @@ async def capped(
 
 
 def readable(text: str, limits: LimitSettings, tokens: Tokens | None) -> str:
-    """`text` as a tokenizer takes it (no half of a surrogate pair) and within the limits."""
+    """`text` within the limits, and without halves of surrogate pairs, which tokenizers refuse."""
     text = cut_characters(text.encode("utf-8", "replace").decode(), limits.max_characters)
     return cut_tokens(text, limits.max_tokens, tokens) if tokens is not None and text else text
 
 
 def shown(view: View, max_pixels: int) -> View:
-    """`view` in RGB with at most `max_pixels`; it remembers its original in full.
+    """`view` in RGB with at most `max_pixels`; its original keeps its size.
 
     Raises `PictureError`.
     """
@@ -119,8 +120,8 @@ def _is_ready(view: View, max_pixels: int) -> bool:
 
 
 def cut_characters(text: str, limit: int) -> str:
-    """The beginning and the end of `text`, at most `limit` characters with a note between them of
-    how much was left out."""
+    """The beginning and the end of `text`, and a note between them of how much was left out; all
+    together take at most `limit` characters."""
     if len(text) <= limit:
         return text
     keep = max(0, limit - len(_left_out(len(text), "characters")))
@@ -130,7 +131,7 @@ def cut_characters(text: str, limit: int) -> str:
 
 
 def cut_tokens(text: str, limit: int, tokens: Tokens) -> str:
-    """`text` cut as by `cut_characters`, but to `limit` tokens; a split character is left out."""
+    """`text` cut as by `cut_characters`, but to `limit` tokens; split characters are left out."""
     ids = tokens.encode(text)
     if len(ids) <= limit:
         return text

@@ -1,4 +1,4 @@
-"""A user's own tool, named `module:name`: an instance, or a class with the recipe's settings."""
+"""A user's own tool, named `module:name`: an instance, or a class made with a recipe's settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from axpo.tools.base import Observation, Tool
 
 
 def load_tool(name: str, own: Section | None = None) -> Tool:
-    """The tool `name` (`module:name`); a class is made with its section of `own`, by the tool's
-    name. Raises `ValueError` that says which part is wrong."""
+    """The tool `name` (`module:name`).
+
+    A class is made with the section of `own` that has the tool's name. Raises `ValueError`, which
+    says what is wrong.
+    """
     found = load(name, _fits, "tools")
     if isinstance(found, type) and issubclass(found, Tool):
         found = _made(name, found, own)
@@ -31,8 +34,10 @@ def load_tool(name: str, own: Section | None = None) -> Tool:
 
 
 def own_settings(names: Iterable[str]) -> dict[str, type[Section]]:
-    """The settings that a recipe with the tools `names` may give them: by the tool's name, of each
-    class that has `Settings`. Raises `ValueError`."""
+    """The settings classes of the tools `names`, by the tool's name, of each tool that has one.
+
+    Raises `ValueError`.
+    """
     kinds: dict[str, type[Section]] = {}
     for name in names:
         found = load(name, _fits, "tools")
@@ -41,7 +46,7 @@ def own_settings(names: Iterable[str]) -> dict[str, type[Section]]:
         if not (isinstance(found.Settings, type) and issubclass(found.Settings, Section)):
             raise ValueError(f"{name!r}: derive its Settings from axpo.Section")
         if not isinstance(getattr(found, "name", None), str):
-            raise ValueError(f"{name!r}: a class with Settings needs a name, which they are under")
+            raise ValueError(f"{name!r}: a class with Settings needs a name, its recipe section")
         kinds[found.name] = found.Settings
     return kinds
 
@@ -62,7 +67,7 @@ def _made(name: str, kind: type[Tool], own: Section | None) -> Tool:
 
 
 def _kind(found: object) -> str:
-    """What was found instead of a tool, and what to do."""
+    """What was found instead of a tool, and what to do about it."""
     if isinstance(found, type):
         return f"a class, not a tool; derive {found.__name__} from axpo.tools.Tool"
     kind = type(found).__name__
@@ -73,7 +78,7 @@ def _kind(found: object) -> str:
 
 
 def _returned(tool: Tool) -> type | None:
-    """The class that its call returns, where it says so."""
+    """The class that a call of the tool returns; None if its annotation does not say."""
     try:
         hint = typing.get_type_hints(type(tool).__call__).get("return")
     except NameError:

@@ -1,13 +1,13 @@
-"""Tools of an MCP server, over the official SDK: a process that is started (stdio) or an address
-(HTTP).
+"""The tools of an MCP server, by the official SDK. A server is a process that is started (stdio) or
+an address (HTTP).
 
-A task of its own holds the connection, because the SDK wants the same task to open and to close it.
-When the server dies, the calls in flight fail as infrastructure and the next call starts it again;
-the more often it dies in a row, the longer it is left alone, and meanwhile every call fails at
-once. A call is never repeated: it may have done something before the server died.
+A separate task holds the connection, because the SDK requires that the same task opens and closes
+it. When the server dies, the calls in flight fail as infrastructure faults, and the next call
+starts it again. The more often it dies in a row, the longer it stays down; meanwhile every call
+fails at once. A call is never repeated: it may have had an effect before the server died.
 
-An error that the server reports of a tool is shown to the model, because the protocol does not say
-whose fault it is (choice). The server checks the arguments.
+An error that the server reports about a tool is shown to the model, because the protocol does not
+say whose fault it is (choice). The server checks the arguments.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from axpo.tools.base import Observation, Tool, ToolContext, View
 from axpo.tools.function import as_observation
 
 STOP_SECONDS = 8.0
-"""Seconds that a server may take to stop; the SDK kills it before."""
+"""Seconds that we wait for a server to stop; the SDK kills it before."""
 BACKOFF, BACKOFF_MAX = 1.0, 60.0
-"""Seconds without a new attempt after the second failure in a row, and how far they double."""
+"""Seconds without a new attempt after the second failure in a row, which double up to a maximum."""
 ALIVE_SECONDS = 2.0
-"""Seconds after which a server that was asked for a sign of life counts as lost."""
+"""Seconds within which a server must list its tools to count as alive."""
 ANSWERED = (INTERNAL_ERROR, METHOD_NOT_FOUND)
-"""Codes of errors after which the connection still serves other calls."""
+"""Codes of errors after which the connection can still serve other calls."""
 
 
 class McpTool(Tool):
@@ -69,14 +69,14 @@ class McpTool(Tool):
         self._name = tool.name
 
     async def start(self) -> None:
-        """Connect; raises `UserError`."""
+        """Connect to the server; raises `UserError`."""
         try:
             await self._server.connected()
         except InfraError as error:
             raise UserError(str(error)) from error
 
     async def close(self) -> None:
-        """Stop the server's process, or leave the address."""
+        """Stop the server's process, or close the connection to its address."""
         await self._server.close()
 
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
@@ -88,7 +88,7 @@ class McpTool(Tool):
 
 
 class McpServer:
-    """A connection that all calls share and that is made again when it was lost."""
+    """A connection that all calls share; it is made again after it was lost."""
 
     def __init__(self, settings: McpSettings) -> None:
         self.settings = settings
@@ -99,8 +99,11 @@ class McpServer:
         self._not_before = 0.0
 
     async def call(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
-        """Call the server's tool `name`; raises `InfraError` where the server is down, answers
-        nonsense or dies meanwhile."""
+        """Call the server's tool `name`.
+
+        Raises `ModelError` for wrong arguments, and `InfraError` if the server is down, gives an
+        unreadable answer or dies during the call.
+        """
         client = await self.connected()
         try:
             result = await client.call_tool(name, arguments)
@@ -111,7 +114,7 @@ class McpServer:
                 self._lost(client)
             raise InfraError(f"{self._who} failed: {error}") from error
         except Exception as error:
-            # One nonsensical answer is no reason to end the other calls under way.
+            # One unreadable answer is no reason to end the other calls in flight.
             if not await _answers(client):
                 self._lost(client)
             raise InfraError(f"{self._who} failed: {_reason(error)}") from error
@@ -128,7 +131,7 @@ class McpServer:
         return await asyncio.shield(connection)
 
     async def close(self) -> None:
-        """Stop; a later call starts it again."""
+        """Stop the server; a later call starts it again."""
         connection, self._connection = self._connection, None
         if connection is not None and not connection.done():
             connection.cancel()
@@ -167,7 +170,7 @@ class McpServer:
                 ready.set_exception(InfraError(_reason(error)))
 
     def _lost(self, client: Client) -> None:
-        """Let go of a connection that failed, unless another call has done so."""
+        """Drop a connection that failed, unless another call has already done so."""
         connection = self._connection
         if connection is None or not connection.done() or not _usable(connection):
             return
@@ -192,7 +195,7 @@ class McpServer:
 
 
 async def _answers(client: Client) -> bool:
-    """Whether the connection still stands."""
+    """Whether the connection still works."""
     try:
         async with asyncio.timeout(ALIVE_SECONDS):
             await client.list_tools()
@@ -202,7 +205,8 @@ async def _answers(client: Client) -> bool:
 
 
 def _usable(connection: asyncio.Task[Client]) -> bool:
-    """Whether it is made or may still be: it has not failed, and its event loop runs."""
+    """Whether a connection has not failed and belongs to the running event loop; it may still be in
+    the making."""
     if connection.get_loop() is not asyncio.get_running_loop():
         return False
     return not connection.done() or not (connection.cancelled() or connection.exception())
@@ -211,7 +215,7 @@ def _usable(connection: asyncio.Task[Client]) -> bool:
 def server_tools(settings: McpSettings) -> list[McpTool]:
     """The tools that a server lists; the connection is closed again.
 
-    Raises `UserError` where the server does not answer or lacks one of `settings.tools`.
+    Raises `UserError` if the server does not answer or lacks one of `settings.tools`.
     """
     listed = _listed(settings)
     names = [tool.name for tool in listed]
@@ -222,7 +226,7 @@ def server_tools(settings: McpSettings) -> list[McpTool]:
 
 
 def _observation(result: CallToolResult) -> Observation:
-    """The result's texts, one per line, and its pictures; without either its structured content.
+    """The result's texts, one per line, and its pictures; or else its structured content.
 
     Raises `InfraError` for a picture that cannot be read.
     """
@@ -265,7 +269,7 @@ def _client(settings: McpSettings, errors: IO[str]) -> Client:
 
 
 def _listed(settings: McpSettings) -> list[ServerTool]:
-    """Every tool of the server; raises `UserError` with the last line of its own output."""
+    """Every tool of the server; raises `UserError` with the last line of the server's output."""
     with tempfile.TemporaryFile("w+") as said:
         try:
             return stopping.run(_ask(settings, said))
@@ -289,7 +293,7 @@ async def _ask(settings: McpSettings, errors: IO[str]) -> list[ServerTool]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost error: the SDK wraps them in groups."""
+    """The innermost error in words; the SDK wraps errors in groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """The Python tool: one notebook per trajectory, in a sandbox that is checked before it is used.
 
-A mistake of the model's code, taking too long included, is an observation; only a fault of the
+A mistake of the model's code, even that it takes too long, is an observation; only a fault of the
 sandbox is an `InfraError`.
 """
 
@@ -39,16 +39,16 @@ SPEC = function(
 )
 TOTAL = 60.0
 """Seconds that all cells of a trajectory together may run. A recipe's tool gets half of
-`rollout.max_seconds` where that is less: otherwise code that sleeps could end its trajectory by
-wall time, unscored (choice)."""
+`rollout.max_seconds` if that is less: otherwise code that sleeps could end its trajectory by wall
+time, unscored (choice)."""
 MAX_CODE = 50_000
-"""Characters of a cell's code (choice)."""
+"""The most characters of a cell's code (choice)."""
 RESTARTED = "(The session was restarted; earlier variables and files are lost.)"
-"""The model is told this once after a fault of the sandbox: its code may rely on what is lost."""
+"""The model is told this once after a fault of the sandbox, because its code may rely on them."""
 
 
 class PythonArguments(Arguments):
-    """Arguments of one call."""
+    """The arguments of one call."""
 
     code: StrictStr = Field(description="a string of Python code")
 
@@ -56,7 +56,7 @@ class PythonArguments(Arguments):
 class PythonTool(Tool):
     """`python(code)` in a `Sandbox` of this `level` with these `packages` (see `Sandbox`).
 
-    The cells of a trajectory, those before its cut included, may run for `total` seconds.
+    The cells of a trajectory, including those before its cut, may run for `total` seconds.
     """
 
     name = NAME
@@ -73,7 +73,7 @@ class PythonTool(Tool):
     ) -> None:
         self.bounds = bounds or SessionBounds()
         self.total = total
-        # Longer than a cell's two stages, the removal of a lost session and a new start together.
+        # It covers a cell's two stages, the removal of a lost session and a new start together.
         self.timeout = self.bounds.seconds + 3 * self.bounds.grace + self.bounds.start
         self._sandbox = Sandbox(level, packages, self.bounds)
         self._sessions: dict[str, Session] = {}
@@ -82,7 +82,7 @@ class PythonTool(Tool):
         self._restarted: set[str] = set()  # lost a session and were not told yet
 
     async def start(self) -> None:
-        """Start the sandbox, which proves that it holds; raises `InfraError` otherwise."""
+        """Start the sandbox and have it prove itself; raises `InfraError` if it does not hold."""
         with _faults_are_ours():
             await self._sandbox.start()
 
@@ -96,7 +96,7 @@ class PythonTool(Tool):
             return await self._cell(call.code, context)
 
     async def _cell(self, code: str, context: ToolContext, again: bool = False) -> Observation:
-        """Run a cell; one that runs `again` counts in the total, but has a cell's whole time."""
+        """Run a cell. With `again` it counts in the total, but may take a cell's whole time."""
         lock = self._locks.setdefault(context.trajectory, asyncio.Lock())
         async with lock:
             seconds = self.bounds.seconds if again else self._seconds(context.trajectory)
@@ -120,7 +120,7 @@ class PythonTool(Tool):
         return seen
 
     def _seconds(self, trajectory: str) -> float:
-        """How long the next cell may take; raises `ModelError` where nothing is left."""
+        """The seconds that the next cell may take; raises `ModelError` if none are left."""
         left = self.total - self._used.get(trajectory, 0.0)
         if left <= 0:
             raise ModelError(
@@ -129,7 +129,7 @@ class PythonTool(Tool):
         return min(self.bounds.seconds, left)
 
     async def resume(self, context: ToolContext) -> None:
-        """Run the cells of a prefix again, in a new session; the model has seen their results."""
+        """Run the cells of a prefix again in a new session; their results are not shown again."""
         with _faults_are_ours():
             for call in context.earlier:
                 seen = replace(context, views=context.views[: call.pictures])
@@ -138,14 +138,14 @@ class PythonTool(Tool):
     async def _session(self, trajectory: str, code: str) -> Session:
         session = self._sessions.get(trajectory)
         if session is None:
-            with waiting():  # for another trajectory that starts a new server
+            with waiting():  # Another trajectory may be starting a new server.
                 server = await self._sandbox.ready()
             session = await self._sandbox.open(server, code)
             self._sessions[trajectory] = session
         return session
 
     def _observation(self, result: Result, seconds: float) -> Observation:
-        """The result of a cell that could take `seconds`, as the model reads it."""
+        """The result of a cell that was allowed `seconds`, as the model reads it."""
         views = tuple(View.whole(image) for image in result.images)
         text = result.text.rstrip("\n")
         if result.interrupted:
@@ -166,7 +166,7 @@ class PythonTool(Tool):
         """Kill a trajectory's session and remove its folder."""
         lock = self._locks.setdefault(trajectory, asyncio.Lock())
         if (running := self._sessions.get(trajectory)) is not None:
-            running.kill()  # a cell that still runs ends at once, and gives up the lock
+            running.kill()  # A cell that still runs ends at once and releases the lock.
         async with lock:
             session = self._sessions.pop(trajectory, None)
             if session is not None:
@@ -187,7 +187,7 @@ class PythonTool(Tool):
 
 @contextmanager
 def _faults_are_ours() -> Iterator[None]:
-    """Turn a fault of the sandbox into one of the tool."""
+    """Turn a fault of the sandbox into an infrastructure fault of the tool."""
     try:
         yield
     except SandboxFault as fault:

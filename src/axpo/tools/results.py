@@ -1,8 +1,7 @@
-"""Which return types of a tool's function are refused, as far as its annotation says.
+"""A tool's function is refused if its annotation names a return type that no model can be shown.
 
-A type that can never be shown to a model is refused where the tool is defined. Otherwise each of
-its calls would fail, through no fault of the model, and training would lose every trajectory that
-calls it.
+It is refused where the tool is defined. Otherwise each of its calls would fail, through no fault of
+the model, and training would lose every trajectory that calls it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ PARTS: tuple[type, ...] = (str, Image.Image, View)
 
 
 def refused_result(hint: Any) -> str | None:
-    """Why a `hint` is no result, and what to return instead; None where it may be one."""
+    """Why a type `hint` is no result, and what to return instead; None if it may be a result."""
     wrong = _impossible(hint, (*PARTS, Observation), lists=True)
     if wrong is None:
         return None
@@ -41,8 +40,8 @@ def _advice(wrong: Any) -> str:
 
 
 def _impossible(hint: Any, kinds: tuple[type, ...], lists: bool) -> Any | None:
-    """The first part of `hint` that is none of `kinds` and, with `lists`, no list of parts."""
-    hint = getattr(hint, "__supertype__", hint)  # a NewType's
+    """The first part of `hint` that is none of `kinds` and, with `lists`, no list of `PARTS`."""
+    hint = getattr(hint, "__supertype__", hint)  # A NewType names its type there.
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _impossible(arguments[0], kinds, lists)
@@ -52,7 +51,7 @@ def _impossible(hint: Any, kinds: tuple[type, ...], lists: bool) -> Any | None:
         return _first([type(value) for value in arguments], kinds, lists)
     found = origin or hint
     if not isinstance(found, type) or found in (object, Any):
-        return None  # it says too little
+        return None  # The annotation says too little.
     if lists and (issubclass(found, list | tuple) or _holds(found, list)):
         return _first([a for a in arguments if a is not ...], PARTS, lists=False)
     if issubclass(found, kinds) or any(_holds(found, kind) for kind in kinds):
@@ -66,7 +65,7 @@ def _first(hints: Iterable[Any], kinds: tuple[type, ...], lists: bool) -> Any | 
 
 
 def _holds(wide: type, kind: type) -> bool:
-    """Whether a `kind` is a `wide`; True for a protocol, which cannot be asked."""
+    """Whether `kind` is a subclass of `wide`; True for a protocol, which cannot be asked."""
     try:
         return issubclass(kind, wide)
     except TypeError:

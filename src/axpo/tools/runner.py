@@ -1,8 +1,8 @@
-"""Running one call: whatever happens becomes a status, an observation and perhaps an error.
+"""Running a call: whatever happens becomes a status, an observation and perhaps an error.
 
-This is the one place that decides whose fault a failed call is. The caller's mistakes (malformed,
-unknown tool, wrong arguments) become an observation that the model reads; a missed deadline or any
-other exception of a tool is a fault of the infrastructure.
+Only this module decides whose fault a failed call is. The model's mistakes (malformed call, unknown
+tool, wrong arguments) become an observation that the model reads; a missed deadline or any other
+exception of a tool is an infrastructure fault.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from axpo.tree import CallStatus
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """What came of a call; `error` is what the model reads, or what failed where the status is
-    infra_error."""
+    """The outcome of a call. `error` is what the model reads; if the status is infra_error, what
+    failed."""
 
     status: CallStatus
     observation: Observation
@@ -44,7 +44,7 @@ async def run_call(
 ) -> CallResult:
     """Run tool `name` within the limits of its toolbox (the defaults for a plain mapping).
 
-    It raises nothing but cancellation and `UserError` (a tool that does not start, a spent budget).
+    Raises only `UserError` (a tool does not start, a budget is spent), and when it is cancelled.
     """
     toolbox = Toolbox.of(tools)
     lane = toolbox.lanes.get(name)

@@ -1,4 +1,4 @@
-"""The base of the search tools: their source, whose fault a failure is, and how results read."""
+"""The base of the search tools: their source, whose fault a failure is, and the form of results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Answers = TypeVar("Answers", bound=AnswerSource)
 
 
 class SearchTool(Tool, Generic[Answers]):
-    """A tool that asks `source`, which starts and closes with it."""
+    """A tool that asks a `source`, which starts and closes with the tool."""
 
     timeout = 30.0
     kind: str
@@ -28,7 +28,7 @@ class SearchTool(Tool, Generic[Answers]):
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """The counts that the record of answers keeps of this tool's calls."""
+        """The counts of this tool's calls that a record of answers keeps."""
         return self.source.figures(self.kind)
 
     async def start(self) -> None:
@@ -42,14 +42,14 @@ class SearchTool(Tool, Generic[Answers]):
 
     @abstractmethod
     async def _answer(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
-        """Answer a call; may raise `SourceFault`."""
+        """Answer a call; it may raise `SourceFault`."""
 
     async def close(self) -> None:
         await self.source.close()
 
 
 def numbered(results: list[tuple[str, str, str]]) -> str:
-    """The title, url and text of each result as a model reads them, best first."""
+    """The (title, url, text) of each result, best first, as the model reads them."""
     shown: list[str] = []
     for rank, (title, url, text) in enumerate(results, 1):
         head = f"[{rank}] {shortened(title, MAX_TITLE)}".rstrip()

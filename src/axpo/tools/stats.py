@@ -1,4 +1,4 @@
-"""Counts of what became of a tool's calls, for the metrics of a run."""
+"""Counts of the outcomes of a tool's calls, for the metrics of a run."""
 
 from __future__ import annotations
 
@@ -8,40 +8,42 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 KEPT = 1024
-"""How many of the latest latencies the percentiles are taken over."""
+"""The number of latest latencies from which the percentiles are taken."""
 
 
 class CallOutcome(StrEnum):
-    """How a call ended; all but the first two are no fault of the model."""
+    """How a call ended; only MODEL_ERROR is the model's fault."""
 
     OK = "ok"
     MODEL_ERROR = "model_error"
     FAULT = "fault"
     """The tool said that it failed (`InfraError`)."""
     CRASH = "crash"
-    """Any other exception."""
+    """The tool raised any other exception."""
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
-    """The trajectory ended first."""
+    """The trajectory ended before the call."""
 
 
 @dataclass(slots=True)
 class ToolStats:
-    """Figures of one tool since the start; `latencies` are the seconds from getting a place to the
-    result."""
+    """The figures of one tool since the start.
+
+    `latencies` are the seconds from when a call got a place until its result.
+    """
 
     outcomes: Counter[CallOutcome] = field(default_factory=Counter[CallOutcome])
     retries: int = 0
     cache_hits: int = 0
     given_up: int = 0
-    """Calls that went on after their deadline or their trajectory's end."""
+    """The number of calls that went on after their deadline or their trajectory's end."""
     end_errors: int = 0
-    """Trajectories after which the tool could not clear up."""
+    """The number of trajectories after which the tool failed to clean up."""
     seconds_queued: float = 0.0
     latencies: deque[float] = field(default_factory=lambda: deque[float](maxlen=KEPT))
 
     def counters(self) -> dict[str, float]:
-        """The figures that only grow; a step's figures are their difference."""
+        """The figures that only grow; a step's figures are the differences between two readings."""
         return {
             "calls": float(self.outcomes.total()),
             **{str(outcome): float(self.outcomes[outcome]) for outcome in CallOutcome},
@@ -61,5 +63,5 @@ class ToolStats:
 
 
 def _quantile(ordered: Sequence[float], q: float) -> float:
-    """The nearest rank."""
+    """The quantile by nearest rank."""
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]

@@ -1,12 +1,12 @@
-"""An agent's tools, each with its places, deadline, retries, figures and life.
+"""An agent's tools, each with its places, deadline, retries and figures, from start to close.
 
 A `Lane` carries out the calls of one tool; a `Toolbox` starts the tools, tells them when a
 trajectory ends, and closes them. `runner` decides whose fault a failure is.
 
-Nothing here waits for a tool that does not listen. A call is cancelled at its deadline or when its
-trajectory ends. If it goes on all the same (a thread, a tool that swallows cancellation), it is
-given up: its place is free again, and it counts as stuck until it ends. A tool with `max_stuck`
-such calls is refused.
+Nothing here waits for a tool that does not react. A call is cancelled at its deadline or when its
+trajectory ends. If it goes on nevertheless (a thread, a tool that swallows cancellation), it is
+given up: its place is free again, and the call counts as stuck until it ends. Further calls of a
+tool with `max_stuck` such calls are refused.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from axpo.tools.limits import Gate, Tokens, capped
 from axpo.tools.stats import ToolStats
 
 GRACE = 1.0
-"""Seconds that a cancelled call has to clear up before it is given up."""
+"""Seconds that a cancelled call has to clean up before it is given up."""
 END_SECONDS = 10.0
-"""Seconds that a tool has to clear up after a trajectory, and to close."""
+"""Seconds that a tool has to clean up after a trajectory, and to close."""
 RETRY_WAIT, RETRY_WAIT_MAX = 0.1, 5.0
-"""Seconds before the second attempt (plus up to one second, drawn), and how far they double."""
+"""Seconds before the second attempt (plus up to one at random), which double up to a maximum."""
 
 Result = TypeVar("Result")
 
@@ -55,17 +55,17 @@ class Lane:
 
     @property
     def stuck(self) -> int:
-        """How many calls were given up and still run."""
+        """The number of calls that were given up and still run."""
         return len(self._given_up) + self.tool.stuck
 
     def counters(self) -> dict[str, float]:
-        """The figures that only grow: those of the calls, and the tool's own."""
+        """The figures that only grow: those of the calls and the tool's own."""
         return {**self.tool.figures, **self.stats.counters()}
 
     async def call(
         self, arguments: dict[str, Any], context: ToolContext, tokens: Tokens | None
     ) -> Observation:
-        """The tool's result within the limits; raises `LateError`, or its error."""
+        """The tool's result within the limits; raises `LateError`, or the tool's error."""
         queued = time.perf_counter()
         async with self.gate.place():
             began = time.perf_counter()
@@ -86,8 +86,10 @@ class Lane:
         await self.tool.end(trajectory)
 
     async def _resume(self, context: ToolContext) -> None:
-        """Once per trajectory, let the tool make the calls before the cut again, each with a call's
-        deadline; a failure is the infrastructure's."""
+        """Let the tool repeat the calls before the cut, once per trajectory.
+
+        Each call adds its deadline to the time allowed; a failure is an infrastructure fault.
+        """
         if not context.earlier or context.trajectory in self._resumed:
             return
         try:
@@ -104,7 +106,8 @@ class Lane:
         task: asyncio.Task[Result] | None = None
         try:
             async with Clock(seconds):
-                task = asyncio.create_task(work)  # here, so that its waits stop the clock
+                # The task is made inside the block so that its waits stop the clock.
+                task = asyncio.create_task(work)
                 await asyncio.wait({task})
         except TimeoutError:
             if task is None or not task.done():
@@ -113,7 +116,7 @@ class Lane:
             if task is not None and not task.done():
                 await self._give_up(task)
         assert task is not None
-        if task.cancelled():  # by itself: not to be taken for the end of the trajectory
+        if task.cancelled():  # It did so itself, which must not look like the trajectory's end.
             raise InfraError("the tool cancelled its own call")
         return task.result()
 
@@ -123,7 +126,7 @@ class Lane:
         attempts = stamina.retry_context(
             on=_worth_another,
             attempts=1 + self.limits.retries,
-            timeout=None,  # the call's deadline holds for all of them
+            timeout=None,  # The call's deadline covers all attempts.
             wait_initial=RETRY_WAIT,
             wait_max=RETRY_WAIT_MAX,
         )
@@ -137,7 +140,7 @@ class Lane:
         return await capped(observation, self.limits, tokens)
 
     async def _give_up(self, task: asyncio.Task[Any]) -> None:
-        """Cancel a call; it is stuck from now on, until it ends."""
+        """Cancel a call; it counts as stuck until it ends."""
         self._given_up.add(task)
         task.add_done_callback(self._ended)
         task.cancel()
@@ -147,16 +150,16 @@ class Lane:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._given_up.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody is left to read it
+            task.exception()  # Unread, asyncio would log it.
 
 
 Step = Callable[[Lane], Awaitable[None]]
 
 
 class Toolbox(Mapping[str, Tool]):
-    """Tools by name, with their limits (defaults where none are given) and figures.
+    """Tools by name, with their limits (by default the tools' own) and figures.
 
-    Agents may share one. It belongs to one event loop at a time: on another it starts anew.
+    Agents may share a toolbox. It belongs to one event loop at a time; on another it starts anew.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class Toolbox(Mapping[str, Tool]):
 
     @classmethod
     def of(cls, tools: Mapping[str, Tool]) -> Toolbox:
-        """`tools` as a toolbox: itself where it is one."""
+        """`tools` as a toolbox; a toolbox is returned unchanged."""
         return tools if isinstance(tools, Toolbox) else cls(tools)
 
     def __getitem__(self, name: str) -> Tool:
@@ -189,7 +192,7 @@ class Toolbox(Mapping[str, Tool]):
         return {name: lane.stats for name, lane in self.lanes.items()}
 
     async def start(self) -> None:
-        """Start every tool, once; raises `UserError` where one does not start, at each call."""
+        """Start every tool once; if one does not start, every call raises its `UserError`."""
         loop = asyncio.get_running_loop()
         if self._starting is None or self._starting.get_loop() is not loop:
             for lane in self.lanes.values():
@@ -198,14 +201,14 @@ class Toolbox(Mapping[str, Tool]):
         await asyncio.shield(self._starting)
 
     async def end(self, trajectory: str) -> None:
-        """Tell every tool that a trajectory is over, even if the caller is cancelled meanwhile."""
+        """Tell every tool that a trajectory is over, even if the caller is cancelled."""
         task = asyncio.create_task(self._all("end", lambda lane: lane.end(trajectory)))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Close every tool that was started; a later start begins a new life."""
+        """Close the tools if they were started; they may be started again."""
         starting, self._starting = self._starting, None
         if starting is None:
             return
@@ -226,19 +229,19 @@ class Toolbox(Mapping[str, Tool]):
                 ) from error
 
     async def _all(self, step: str, call: Step) -> None:
-        """Take the step with every tool; a failure harms no other tool."""
+        """Take the step with every tool; a failure of one does not affect the others."""
         await asyncio.gather(
             *(_forgiven(lane, name, step, call) for name, lane in self.lanes.items())
         )
 
 
 def _worth_another(error: Exception) -> bool:
-    """Whether another attempt may succeed: the tool failed, and does not say otherwise."""
+    """Whether another attempt may succeed: the tool failed and does not exclude it."""
     return isinstance(error, InfraError) and error.retryable
 
 
 async def _forgiven(lane: Lane, name: str, step: str, call: Step) -> None:
-    """Clear up; a failure or a timeout is counted, and the first one is logged."""
+    """Clean up; a failure or a timeout is counted, and the tool's first one is logged."""
     try:
         async with asyncio.timeout(END_SECONDS):
             await call(lane)

@@ -1,6 +1,6 @@
-"""`web_extractor`: the page behind a result of `web_search`.
+"""`web_extractor` reads the page behind a result of `web_search`.
 
-Name and argument are those of Qwen-Agent's tool, which the family knows.
+Name and argument are those of Qwen-Agent's tool, which the model family knows.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from axpo.tools.base import Observation, ToolContext
 from axpo.tools.searching import MAX_TITLE, SearchTool
 
 MAX_URL = 2000
-"""Characters of a url, at most."""
+"""The most characters of a url."""
 
 
 class PageArguments(Arguments):
-    """Arguments of `web_extractor`, checked without coercion."""
+    """The arguments of `web_extractor`, checked without coercion."""
 
     url: StrictStr = Field(description="a string")
 
 
 class WebExtractorTool(SearchTool[TextSource]):
-    """`web_extractor(url)`: the first `characters` of a result's page."""
+    """`web_extractor(url)` returns the first `characters` of a result's page."""
 
     name = "web_extractor"
     spec = function(name, "Read the page of a search result.", "url", "string", "The page's url.")

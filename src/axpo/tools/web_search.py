@@ -1,8 +1,8 @@
-"""`web_search`: the model asks a search backend, and reads its results.
+"""`web_search` asks a search backend and shows the model its results.
 
-Name and argument (one string) are those of Qwen-Agent's tool, which the family knows. A tool of its
-own (`web_extractor`) opens a page, not an argument of the search: each tool has one required
-argument, and no call can be half of both.
+Name and argument (one string) are those of Qwen-Agent's tool, which the model family knows. Another
+tool (`web_extractor`) opens a page, instead of a second argument here: so each tool has one
+required argument, and no call can be half a search and half a visit.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from axpo.tools.base import Observation, ToolContext
 from axpo.tools.searching import SearchTool, numbered
 
 MAX_QUERY = 400
-"""Characters of a query, at most; Tavily takes no more."""
+"""The most characters of a query; Tavily accepts no more."""
 
 
 class SearchArguments(Arguments):
-    """Arguments of `web_search`, checked without coercion."""
+    """The arguments of `web_search`, checked without coercion."""
 
     query: StrictStr = Field(description="a string")
 
 
 class WebSearchTool(SearchTool[TextSource]):
-    """`web_search(query)`: at most `results` numbered results with title, url and snippet.
+    """`web_search(query)` returns at most `results` numbered results: title, url and snippet.
 
     A snippet is cut to `snippet` characters.
     """

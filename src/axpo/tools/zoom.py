@@ -1,7 +1,7 @@
-"""The Qwen3-VL family's zoom tool: crop a region of any picture seen so far, enlarged if small.
+"""The Qwen3-VL family's zoom tool crops a region of any picture so far, and enlarges small crops.
 
 Coordinates are relative, 0-1000 on both axes, as the family is trained to write them. A crop of
-a crop is cut from the original picture, so a chain of zooms never loses resolution.
+a crop is cut from the original picture, so that a chain of zooms never loses resolution.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NAME = "image_zoom_in_tool"
 SCALE = 1000
 """Relative coordinates run from 0 to this (Qwen3-VL's grounding convention)."""
 MIN_SIDE = 32
-"""Shorter side of a returned crop in pixels, at least: the side of one image token (patch 16 x
-merge 2), as in Qwen-Agent's zoom tool for Qwen3-VL."""
+"""The least length in pixels of a crop's shorter side: that of one image token (patch 16 x merge
+2), as in Qwen-Agent's zoom tool for Qwen3-VL."""
 
 Coordinate = StrictInt | Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -54,7 +54,7 @@ SPEC: dict[str, Any] = {
 
 
 class ZoomArguments(Arguments):
-    """Arguments of one call, checked without coercion."""
+    """The arguments of one call, checked without coercion."""
 
     bbox_2d: tuple[Coordinate, Coordinate, Coordinate, Coordinate] = Field(
         description="[x1, y1, x2, y2], numbers from 0 to 1000"
@@ -64,9 +64,9 @@ class ZoomArguments(Arguments):
 
 
 def pixel_box(view: View, bbox: tuple[float, float, float, float]) -> Box:
-    """The original's pixels that relative `bbox` of `view` covers, rounded outwards.
+    """The original's pixels that the relative `bbox` of `view` covers, rounded outwards.
 
-    Inverted corners are swapped and the region is cut to the picture. Raises `ModelError` where
+    Inverted corners are swapped and the region is cut to the picture. Raises `ModelError` if
     nothing is left or the region is too thin.
     """
     left, top, right, bottom = view.box
@@ -90,7 +90,7 @@ def pixel_box(view: View, bbox: tuple[float, float, float, float]) -> Box:
 
 
 def crop(view: View, bbox: tuple[float, float, float, float]) -> View:
-    """Relative `bbox` of `view`, cut from its original; small crops are enlarged (bicubic)."""
+    """The relative `bbox` of `view`, cut from its original; small crops are enlarged (bicubic)."""
     box = pixel_box(view, bbox)
     image = view.original.crop(box)
     factor = MIN_SIDE / min(image.size)
@@ -101,7 +101,7 @@ def crop(view: View, bbox: tuple[float, float, float, float]) -> View:
 
 
 class ZoomTool(Tool):
-    """`image_zoom_in_tool(bbox_2d, label, img_idx)`; answers with the crop, without text."""
+    """`image_zoom_in_tool(bbox_2d, label, img_idx)` answers with the crop, without text."""
 
     name = NAME
     spec = SPEC

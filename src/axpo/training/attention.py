@@ -42,7 +42,7 @@ class NodeRun:
     """Queries of the pass's nodes [first, last), which see their path and themselves.
 
     The path is `given`, nodes of the forest that another pass computed, then `above`, nodes of
-    this one. `mask` [queries, keys] is additive; None where plain causal order serves.
+    this one. `mask` [queries, keys] is additive; None if plain causal order serves.
     """
 
     first: int

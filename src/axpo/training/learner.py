@@ -184,7 +184,7 @@ class Learner:
         """Go on from what `save` wrote into `folder`, to the bit.
 
         With adapters the weights below them are those that the run starts from, not the merged
-        ones. Raises `DamagedError` where a file is missing or cannot be read, with nothing changed,
+        ones. Raises `DamagedError` if a file is missing or cannot be read, with nothing changed,
         and `ValueError` where it is another model's or of another dtype.
         """
         state = saved.read(folder, self.checkpoint)

@@ -47,7 +47,7 @@ class MasterWeights:
     def publish(self) -> torch.Tensor | None:
         """Round the masters into the model's weights (to nearest, ties to even).
 
-        Returns the share of rounded weights that took another value, on their device; None where
+        Returns the share of rounded weights that took another value, on their device; None if
         all weights are float32. At RL's rates it is small for long: a master starts on the grid
         of bfloat16 and must walk half a step of it before its weight moves.
         """
@@ -68,7 +68,7 @@ class MasterWeights:
     def load(self, state: Sequence[torch.Tensor]) -> None:
         """Take back a `state`, in place, and round it into the model's weights.
 
-        Raises `ValueError` where it belongs to a model of another dtype, with nothing changed.
+        Raises `ValueError` if it belongs to a model of another dtype, with nothing changed.
         """
         if len(state) != len(self._masters):
             raise ValueError(

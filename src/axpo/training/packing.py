@@ -92,7 +92,7 @@ def pack(
     `grids` gives a picture's patch grid by digest; `old` replaces the recorded logprobs, and
     `correction` of (old, recorded) gives the importance factors of an item that has ratios.
     Nodes that no trained token depends on (a masked failed rest, uncredited rollouts) are left
-    out: less work, same result. Raises `TreeError` where `old` lacks a trained token.
+    out: less work, same result. Raises `TreeError` if `old` lacks a trained token.
     """
     layout = _lay_out(_needed(group.nodes(), chosen), grids, merge_size)
     recorded = _recorded(group, chosen)

@@ -155,7 +155,7 @@ async def check_parity(
 
 
 def _check_pictures(logprobs: Logprobs, groups: Sequence[Group], trained: OldLogprobs) -> None:
-    """Raise `UserError` where the engine computes on other pictures than the model."""
+    """Raise `UserError` if the engine computes on other pictures than the model."""
     engine = _joined(groups, lambda group, path: sampled_logprobs(path, missing=math.nan))
     ours = _joined(groups, lambda group, path: trained[group.id, path.id])
     found = logprobs(groups, rounded_otherwise=True)

@@ -44,7 +44,7 @@ def write(folder: Path, checkpoint: Checkpoint, state: Mapping[str, Any]) -> Non
 def read(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Any]:
     """Put back what `write` wrote, but for the learner's `state`, which is returned.
 
-    Raises `DamagedError` where a file cannot be read, with nothing changed, and `ValueError` that
+    Raises `DamagedError` if a file cannot be read, with nothing changed, and `ValueError` that
     names `folder` where it is another model's.
     """
     found, model = CheckpointFolder(folder), checkpoint.model

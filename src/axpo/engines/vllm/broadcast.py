@@ -60,7 +60,7 @@ class Broadcast:
 
     @classmethod
     async def connect(cls, client: Client, backend: Backend) -> Broadcast:
-        """Meet the workers of the server of `client`; raises `ServerLost` where that fails."""
+        """Meet the workers of the server of `client`; raises `ServerLost` if that fails."""
         ranks = 1 + len(await client.rpc("axpo_facts"))
         host = _address_towards(client.url)
         limit = timedelta(seconds=CONTROL_SECONDS)

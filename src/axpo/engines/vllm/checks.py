@@ -53,7 +53,7 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
     """A model without its weights: `tensors` are those of its state dict on the meta device, and
-    `lora` the adapters among them, None where it has none."""
+    `lora` the adapters among them, None if it has none."""
 
     processor: Processor
     tensors: Mapping[str, torch.Tensor]
@@ -86,7 +86,7 @@ class Served:
 async def check_server(client: Client, trained: TrainedModel, room: int) -> Served:
     """What the server serves: the model that is `trained`.
 
-    Paths hold more than `room` tokens. Raises `ConfigError` where it serves another one, or not
+    Paths hold more than `room` tokens. Raises `ConfigError` if it serves another one, or not
     as training needs it.
     """
     try:
@@ -239,7 +239,7 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
 
 
 def refused_heads(size: int) -> str | None:
-    """Why vLLM on a CPU cannot serve attention heads of `size`; None where it can."""
+    """Why vLLM on a CPU cannot serve attention heads of `size`; None if it can."""
     if size in CPU_HEADS:
         return None
     return (

@@ -191,7 +191,7 @@ class Client:
     async def _ask(
         self, method: str, route: str, seconds: float, read: Callable[[Any], T], **content: Any
     ) -> T:
-        """What `read` finds in the answer; raises `AnswerFault` where it finds nothing."""
+        """What `read` finds in the answer; raises `AnswerFault` if it finds nothing."""
         answer = await self._call(method, route, seconds, **content)
         try:
             return read(answer)
@@ -239,7 +239,7 @@ class Client:
 
 
 async def _chunks(route: str, response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes; raises `AnswerFault` where it is compressed, which was not asked for
+    """The body as it comes; raises `AnswerFault` if it is compressed, which was not asked for
     (a few bytes may stand for gigabytes), or larger than `ANSWER_BYTES`."""
     if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
         raise AnswerFault(f"{route}: an answer with content-encoding {encoding!r:.40}")

@@ -138,7 +138,7 @@ class VllmEngine(Engine):
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Sample with `weights` (a state dict of the model) from now on; all caches are dropped.
 
-        New requests wait until it is done. Raises `EngineError` where no server takes them, and
+        New requests wait until it is done. Raises `EngineError` if no server takes them, and
         with requests in flight that nothing was said about; `ValueError` for names or shapes that
         do not fit, with nothing changed.
         """
@@ -290,7 +290,7 @@ class VllmEngine(Engine):
             end()
 
     def _accept(self, server: Server, request: Request, answer: Any, oldest: int) -> Completion:
-        """The completion; raises `ServerLost` where it was sampled by other weights than those
+        """The completion; raises `ServerLost` if it was sampled by other weights than those
         handed over from place `oldest` on."""
         read = read_answer(request, answer, self._processor.vocabulary)
         due = dict(self._handed_over[oldest:])
@@ -338,7 +338,7 @@ class VllmEngine(Engine):
         await asyncio.gather(*(self._prepare(server) for server in up))
 
     def _check_untouched(self) -> None:
-        """Raise `ConfigError` where a server no longer has the weights that it started with."""
+        """Raise `ConfigError` if a server no longer has the weights that it started with."""
         for server in self._pool.servers:
             if server.up and server.weights != UNNAMED:
                 raise ConfigError(

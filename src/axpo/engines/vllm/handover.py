@@ -62,7 +62,7 @@ class HandOver:
         return Weights(name, path, {}, told)
 
     async def load(self, server: Server, weights: Weights) -> None:
-        """Let `server` sample with `weights`; raises `ConfigError` where it does not see the file,
+        """Let `server` sample with `weights`; raises `ConfigError` if it does not see the file,
         and the errors of `Client.load`."""
         if weights.path is None:
             assert self._backend is not None

@@ -215,7 +215,7 @@ def start_servers(
 
     With `lora` they take such adapters.
 
-    Raises `ConfigError` where vLLM is missing or cannot serve it, and `UserError` with the end of
+    Raises `ConfigError` if vLLM is missing or cannot serve it, and `UserError` with the end of
     the log where a server does not come up; then none is left running.
     """
     installation = fitting_installation(settings, processor.config, dtype)

@@ -28,7 +28,7 @@ LOOK_SECONDS = 1.0
 def start_engine(settings: Vllm, start: Start) -> VllmEngine:
     """Start the recipe's servers of the model, or go to those at `urls`.
 
-    Raises `UserError` where they do not start.
+    Raises `UserError` if they do not start.
     """
     trained = TrainedModel.of(start.checkpoint)
     processes: list[ServerProcess] = []
@@ -72,7 +72,7 @@ def start(config: Config, model: str, say: Callable[[str], None]) -> list[Server
 def serve(servers: Sequence[ServerProcess]) -> None:
     """Print the lines for other recipes, and wait until a stop is asked for.
 
-    Raises `UserError` where a server ends by itself.
+    Raises `UserError` if a server ends by itself.
     """
     addresses = ", ".join(f'"{server.url}"' for server in servers)
     print('Ready. In other recipes:\n\n[engine]\nname = "vllm"')

@@ -90,7 +90,7 @@ class Vllm(EngineSettings):
         return f"starting {self.servers} vLLM server{'s' if self.servers > 1 else ''}"
 
     def missing(self) -> str | None:
-        """Why vLLM's own environment is not there; None where it is."""
+        """Why vLLM's own environment is not there; None if it is."""
         if self.python is None or shutil.which(self.python) is not None:
             return None
         return (

@@ -30,9 +30,9 @@ CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 def started_servers(
     settings: Vllm, model: Any, dtype: str, card: Card, device: str
 ) -> Servers | None:
-    """The servers that this process starts on the card of `device`; None where there are none.
+    """The servers that this process starts on the card of `device`; None if there are none.
 
-    `model` needs shapes only. Raises `ConfigError` where a server's share of the card does not hold
+    `model` needs shapes only. Raises `ConfigError` if a server's share of the card does not hold
     the weights and one path of `engine.max_length`.
     """
     if settings.python is None:

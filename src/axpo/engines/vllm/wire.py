@@ -150,7 +150,7 @@ def _whole(number: Any) -> int:
 
 
 def _weights(spans: Any, tokens: int) -> list[str]:
-    """The name of the weights that sampled each of the `tokens`; empty where none is named."""
+    """The name of the weights that sampled each of the `tokens`; empty if none is named."""
     names: list[str] = []
     for span in spans:
         start, end = _whole(span["start"]), _whole(span["end"])

@@ -33,7 +33,7 @@ def write(fd: int, frame: bytes) -> None:
 
 
 def read(fd: int) -> tuple[dict[str, Any], bytes]:
-    """The next frame of a blocking descriptor; raises `EOFError` where the other side is gone."""
+    """The next frame of a blocking descriptor; raises `EOFError` if the other side is gone."""
     text, pixels = LENGTHS.unpack(_exactly(fd, LENGTHS.size))
     return json.loads(_exactly(fd, text)), _exactly(fd, pixels)
 
