@@ -1,4 +1,5 @@
 """Engines sample tokens.
 
-`transformers` in this process, `vllm` over HTTP, `scripted` for tests and demonstrations.
+`transformers` samples in this process, `vllm` over HTTP, and `scripted` plays a script in tests and
+dry runs.
 """

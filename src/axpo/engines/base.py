@@ -45,12 +45,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. `seed` fixes this request's draws, whatever else runs beside it (in bfloat16
-    logits round differently in a batch of another shape, so that a draw may give another token).
+    """How a request is sampled.
 
-    `banned` ids get probability 0 before the softmax (vision placeholders); `stop` ids end
-    sampling and are returned as the last token. RL needs temperature 1, top_p 1 and top_k 0.
-    `top_logprobs` asks for that many of the highest logprobs at every token.
+    `seed` fixes this request's draws, whatever else runs beside it (in bfloat16 logits round
+    differently in a batch of another shape, so that a draw may give another token). `banned` ids
+    get probability 0 before the softmax (vision placeholders); `stop` ids end sampling and are
+    returned as the last token. RL needs temperature 1, top_p 1 and top_k 0. `top_logprobs` asks for
+    that many of the highest logprobs at every token.
     """
 
     max_tokens: int
@@ -77,9 +78,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Sample after `tokens` (placeholders expanded), `pictures` in placeholder order.
+    """A request to sample after `tokens` (with expanded placeholders).
 
-    The waiting request of the highest `priority` gets the next place; among equals, the first.
+    `pictures` are in the order of their placeholders. The waiting request of the highest `priority`
+    gets the next place; among equals, the first.
     """
 
     id: str
@@ -92,14 +94,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was sampled. `logprobs[i]` is the log-probability (nats) of `tokens[i]` under the
-    distribution that sampled it, with temperature and ban but before top-p/top-k truncation.
-    `top_logprobs[i]` are the highest of that distribution in falling order (fewer where fewer ids
-    may be sampled); it is empty unless asked for.
+    """What was sampled.
 
-    `versions[i]` is the version of the weights that sampled `tokens[i]`. Versions never fall, and
-    differ only where weights were loaded meanwhile. `reused` counts path tokens that were not
-    computed again.
+    `logprobs[i]` is the log-probability (nats) of `tokens[i]` under the distribution that sampled
+    it, with temperature and ban but before top-p/top-k truncation. `top_logprobs[i]` are the
+    highest of that distribution in falling order (fewer if fewer ids may be sampled); it is empty
+    unless asked for. `versions[i]` is the version of the weights that sampled `tokens[i]`. Versions
+    never fall, and differ only if weights were loaded during sampling. `reused` counts path tokens
+    that were not computed again.
     """
 
     tokens: tuple[int, ...]
@@ -112,11 +114,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """What an engine outside this process takes of the card: `count` servers, called `what`, of
-    `share` bytes each.
+    """The memory that an engine outside this process takes on the card.
 
-    Of a server's share, `weights` bytes hold its part of the model; a token of KV cache takes
-    `token` bytes.
+    It runs `count` servers, called `what`, of `share` bytes each. In a server's share, `weights`
+    bytes hold its part of the model, and a token of KV cache takes `token` bytes.
     """
 
     what: str
@@ -127,13 +128,13 @@ class Servers:
 
     @property
     def taken(self) -> int:
-        """Bytes of the card that all of them take."""
+        """The bytes of the card that all servers take together."""
         return self.count * self.share
 
     @property
     def room(self) -> int:
-        """Tokens of KV cache that one server has at most: its activations and CUDA graphs, some GB
-        of a real model, come out of the same share."""
+        """The most tokens of KV cache that one server can hold. Its activations and CUDA graphs,
+        some GB for a real model, come out of the same share."""
         return max(0, self.share - self.weights) // self.token
 
 
@@ -142,8 +143,8 @@ class Start:
     """What an engine is started with: the model, whose weights are version 0, and the run's limits.
 
     `folder` is for logs and weights, and a path may hold `room` tokens after its prompt.
-    `in_flight` says what becomes of requests when new weights come (`rl.in_flight`); it is None
-    where none are in flight then.
+    `in_flight` says what happens to requests in flight when new weights come (`rl.in_flight`); None
+    means that there are none then.
     """
 
     checkpoint: Checkpoint
@@ -155,7 +156,7 @@ class Start:
 class EngineSettings(Part):
     """The settings of an engine, which also describe the engine before it runs and start it.
 
-    `axpo.config` loads the class with the recipe, so heavy imports belong into `start`.
+    `axpo.config` loads the class with the recipe, so heavy imports belong in `start`.
     """
 
     kind: ClassVar[str] = "engine"
@@ -164,13 +165,13 @@ class EngineSettings(Part):
     is used and after each update, and may sample while this process trains."""
 
     slots: PositiveInt = 256
-    """How many sequences are kept or run at once, in each server where there are several; in this
+    """How many sequences are kept or run at once (in each server, if there are several); in this
     process these are KV slots. Further requests wait, and later turns go before first turns."""
 
     @property
     def longest_path(self) -> int | None:
         """How many tokens a path may have, its prompt included (the setting `max_length`); None
-        where the engine has no limit of its own."""
+        if the engine has no limit of its own."""
         return None
 
     @property
@@ -205,24 +206,24 @@ class EngineSettings(Part):
 
 
 class Engine(ABC):
-    """A running engine. Cancel a request by cancelling the task that awaits it."""
+    """A running engine. A request is cancelled by cancelling the task that awaits it."""
 
     stats: EngineStats
     version: int = 0
     """The version of the weights that sample now; `load_weights` sets it."""
     served_share: float | None = None
-    """The share, from 0 to 1, of training's changes that the engine's weights carry since the last
-    hand-over; None if they are the trainer's own."""
+    """The share, from 0 to 1, of training's changes that the weights carry which were published
+    last; None if they are the trainer's own."""
 
     @abstractmethod
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; raises `RequestError` or `EngineError`.
 
-        The time until sampling begins is `waiting` (`axpo.clock`).
+        The time until sampling begins counts as `waiting` (`axpo.clock`).
         """
 
     async def probe(self, request: Request) -> Mapping[str, Completion]:
-        """The answer of each server that is up to `request`, by its name; it is not counted."""
+        """The answer to `request` of each server that is up, by its name; it is not counted."""
         return {type(self).__name__: await self.generate(request)}
 
     @abstractmethod
@@ -231,7 +232,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
-        """Sample with these weights from the next request on; everything kept is dropped."""
+        """Sample with these weights from the next request on, and drop everything that is kept."""
 
     @abstractmethod
     async def close(self) -> None:

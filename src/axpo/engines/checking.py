@@ -1,7 +1,7 @@
-"""What makes a request servable: the checks that every engine does before it computes anything.
+"""The checks that every engine does before it computes anything for a request.
 
-A wrong placeholder count would otherwise shift pictures silently, and an id outside the
-vocabulary fails deep in an embedding; here both name the request.
+A wrong number of placeholders would otherwise shift pictures silently, and an id outside the
+vocabulary would fail deep in an embedding; here both errors name the request.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def check_request(
     request: Request, processor: Processor
 ) -> tuple[tuple[ImageSpan, ...], tuple[Pixels, ...]]:
-    """Where the request's pictures lie and how a model sees them, both in order.
+    """The spans of the request's pictures and their pixels, both in order.
 
-    Raises `RequestError` if the model of `processor` cannot be asked this.
+    Raises `RequestError` if the model of `processor` cannot serve the request.
     """
     check_tokens(request, processor.vocabulary)
     found: list[Pixels] = []
@@ -57,10 +57,10 @@ def check_tokens(request: Request, vocabulary: int) -> None:
 def image_spans(
     request: Request, image_token: int, length: Callable[[Picture], int]
 ) -> tuple[ImageSpan, ...]:
-    """Where each picture's placeholders lie in `request.tokens`, in order.
+    """The span of each picture's placeholders in `request.tokens`, in order.
 
-    `length` gives the placeholder tokens that a picture takes. Raises `RequestError` with got
-    and expected where runs of `image_token` and pictures do not correspond.
+    `length` returns the number of placeholder tokens that a picture takes. Raises `RequestError`,
+    with got and expected, if runs of `image_token` and pictures do not correspond.
     """
     runs: list[tuple[int, int]] = []
     if image_token in request.tokens:
@@ -73,7 +73,7 @@ def image_spans(
     if len(runs) != len(request.pictures):
         raise RequestError(
             f"request {request.id}: got {len(runs)} runs of image placeholders (id {image_token}), "
-            f"expected {len(request.pictures)}, one a picture"
+            f"expected {len(request.pictures)}, one per picture"
         )
     spans: list[ImageSpan] = []
     for i, ((start, size), picture) in enumerate(zip(runs, request.pictures, strict=True)):

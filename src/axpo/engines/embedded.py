@@ -7,10 +7,10 @@ from axpo.engines.base import Engine, EngineSettings, Start
 
 
 class Transformers(EngineSettings):
-    """Samples in this process, with the trainer's own weights."""
+    """The engine that samples in this process, with the trainer's own weights."""
 
     max_prefill_tokens: PositiveInt = 4096
-    """Tokens of one prefill call, padding included, at most."""
+    """The most tokens of one prefill call, padding included."""
 
     def start(self, start: Start) -> Engine:
         """An engine that shares the model's weights."""

@@ -23,9 +23,9 @@ from axpo.tree import ImageSpan
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A checked request with its positions [3, length], its draws and what it sampled so far.
+    """A checked request with its positions [3, length], its random generator and its sample so far.
 
-    `wait` is over once the job has a row.
+    `wait` is over as soon as the job has a row.
     """
 
     request: Request
@@ -45,11 +45,11 @@ class Job:
 
     @property
     def pending(self) -> int:
-        """Tokens of the request that are left to compute."""
+        """The number of the request's tokens that are left to compute."""
         return len(self.tokens) - self.reused
 
     def new_pictures(self) -> dict[str, Pixels]:
-        """Pictures, by digest, whose placeholders are among the pending tokens."""
+        """The pictures, by digest, whose placeholders are among the pending tokens."""
         pairs = zip(self.spans, self.pixels, strict=True)
         return {span.digest: pixels for span, pixels in pairs if span.start >= self.reused}
 
@@ -60,7 +60,7 @@ class Job:
         return Prefill(self.tokens[start:], start, self.positions[:, start:], pictures)
 
     def record(self, token: int, logprob: float) -> bool:
-        """Add a sampled token; returns whether it is the last."""
+        """Add a sampled token; return whether it is the last."""
         self.sampled.append(token)
         self.logprobs.append(logprob)
         sampling = self.request.sampling
@@ -68,13 +68,13 @@ class Job:
         return over or not self.finite
 
     def record_top(self, highest: Sequence[float]) -> None:
-        """Keep as many of the `highest` logprobs at the next token as were asked for."""
+        """Keep as many of the `highest` logprobs at the next token as the request asks for."""
         if count := self.request.sampling.top_logprobs:
             self.top_logprobs.append(tuple(p for p in highest[:count] if p > -math.inf))
 
     @property
     def finite(self) -> bool:
-        """Whether the last logprob is a number: diverged weights give none."""
+        """Whether the last logprob is finite, which it is not if the weights have diverged."""
         return math.isfinite(self.logprobs[-1])
 
     def completion(self, version: int) -> Completion:
@@ -107,10 +107,10 @@ def accept(
 
 
 def prefill_batches(jobs: Sequence[Job], max_tokens: int) -> Iterator[tuple[int, list[Job]]]:
-    """Consecutive `jobs` (sorted by pending tokens) to prefill in one call, with their offset.
+    """The (offset, jobs) of each prefill call; `jobs` are sorted by their pending tokens.
 
-    A call holds at most `max_tokens`, padding included (a longer row has a call of its own), and no
-    row that would make most of the others padding.
+    A call holds consecutive jobs of at most `max_tokens`, padding included (a longer row has a call
+    of its own), and no row that would make most of the others padding.
     """
     first = 0
     for i in range(1, len(jobs) + 1):

@@ -1,8 +1,8 @@
-"""Memory of keys and values: one row per sequence, left-aligned, each with its own length.
+"""The memory of keys and values: one left-aligned row per sequence, each with its own length.
 
 Rows and columns grow by doubling. A forward pass works on a contiguous block of rows (`view`),
-so attention reads the memory in place: nothing is gathered or concatenated. Columns past a
-row's length hold leftovers; the mask hides them and the next tokens overwrite them.
+so that attention reads the memory in place: nothing is gathered or concatenated. Columns beyond a
+row's length hold old values; the mask hides them, and the next tokens overwrite them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class SlotMemory(Cache):
         return self._layers
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._rows = self._columns = 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._view: tuple[slice, torch.Tensor, torch.Tensor, int] | None = None
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for `rows` rows of `columns` tokens; the content stays."""
+        """Grow to at least `rows` rows of `columns` tokens; the content stays."""
         if rows <= self._rows and columns <= self._columns:
             return
         wanted_rows, wanted_columns = rows, columns
@@ -51,7 +51,7 @@ class SlotMemory(Cache):
         heads, width = self._shape
         for memory in (self._keys, self._values):
             for layer in range(self._layers):
-                # Zeros, not empty: a masked NaN times zero would still be NaN.
+                # Empty memory may hold NaN, and a masked NaN times zero would still be NaN.
                 grown = torch.zeros(rows, heads, columns, width, **self._options)
                 if self._rows:
                     grown[: self._rows, :, : self._columns] = memory[layer]
@@ -82,9 +82,9 @@ class SlotMemory(Cache):
             memory[row].zero_()
 
     def view(self, first: int, columns: torch.Tensor, width: int) -> None:
-        """Aim the next forward pass at rows from `first`.
+        """Let the next forward pass work on the rows from `first` on.
 
-        Its tokens [n, q] are written at `columns` [n, q]; attention sees the first `width`.
+        Its tokens [n, q] are written at `columns` [n, q]; attention sees the first `width` columns.
         """
         rows = slice(first, first + columns.shape[0])
         index = torch.arange(rows.start, rows.stop, device=columns.device)[:, None]
@@ -98,7 +98,8 @@ class SlotMemory(Cache):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store a layer's new keys and values [n, kv_heads, q, head_dim]; return all in view."""
+        """Store a layer's new keys and values [n, kv_heads, q, head_dim]; return all that the pass
+        sees."""
         assert self._view is not None, "view() comes before every forward pass"
         rows, index, columns, width = self._view
         keys, values = self._keys[layer_idx], self._values[layer_idx]

@@ -1,4 +1,4 @@
-"""Places for a limited number of requests at once; the others wait by priority."""
+"""Places for a limited number of requests at once; the other requests wait by priority."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from axpo.clock import waiting
 
 
 class Places:
-    """`count` places: the waiting request of the highest priority is next, then the first to come.
+    """`count` places for requests, on one event loop.
 
-    Places belong to one event loop.
+    The waiting request of the highest priority gets the next place; among equals, the first.
     """
 
     def __init__(self, count: int) -> None:
@@ -25,7 +25,7 @@ class Places:
 
     @asynccontextmanager
     async def take(self, priority: int) -> AsyncIterator[None]:
-        """Hold a place; the time until it is free is `waiting`."""
+        """Hold a place; the time until one is free counts as `waiting`."""
         with waiting():
             await self._enter(priority)
         try:
@@ -34,7 +34,7 @@ class Places:
             self._leave()
 
     async def _enter(self, priority: int) -> None:
-        if self._free:  # then nobody waits
+        if self._free:  # Then nobody waits.
             self._free -= 1
             return
         place = asyncio.get_running_loop().create_future()
@@ -42,12 +42,12 @@ class Places:
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # it was given one at the same moment
+            if place.done() and not place.cancelled():  # It got a place at the same moment.
                 self._leave()
             raise
 
     def _leave(self) -> None:
-        """Give the place to whoever is next."""
+        """Give the place to the next request."""
         while self._queue:
             place = heapq.heappop(self._queue)[2]
             if not place.done():

@@ -1,7 +1,7 @@
 """Forward passes of the in-process engine: pictures to features, prompts and steps to logits.
 
-Owns the features of pictures seen lately and the tensors of one pass. Position ids are always
-explicit: the model's own `rope_deltas` are left over from whatever batch ran last.
+This module owns the features of recent pictures and the tensors of one pass. Position ids are
+always explicit, because the model's own `rope_deltas` are left over from the last batch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from axpo.models.head import head_logits
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
 
 FEATURE_TOKENS = 2**16
-"""Placeholder tokens whose features are kept; the pictures used longest ago leave first."""
+"""The most placeholder tokens whose features are kept; the least recently used pictures leave
+first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """New tokens of one row: `tokens` follow the first `start` ones, which are stored.
+    """The new tokens of one row: `tokens` follow the first `start` ones, which are stored.
 
-    `positions` [3, len(tokens)]; `pictures` are the digests whose placeholders they hold.
+    `positions` is [3, len(tokens)]; `pictures` are the digests whose placeholders the tokens hold.
     """
 
     tokens: list[int]
@@ -36,7 +37,7 @@ class Prefill:
 
 
 class Runner:
-    """Runs `model` on a `SlotMemory`; call under `torch.inference_mode`."""
+    """Runs `model` on a `SlotMemory`; its methods are called under `torch.inference_mode`."""
 
     def __init__(self, model: Any, memory: SlotMemory) -> None:
         self._model = model
@@ -45,9 +46,9 @@ class Runner:
         self._features: OrderedDict[str, Features] = OrderedDict()
 
     def encode(self, pictures: dict[str, Pixels]) -> int:
-        """Make the features of `pictures` (by digest) ready in one call; returns how many were new.
+        """Compute the features of `pictures` (by digest) in one call; return how many were new.
 
-        They are ready until the next `encode`.
+        The features are kept at least until the next `encode`.
         """
         new = [digest for digest in pictures if digest not in self._features]
         encoded = encode_pictures(self._model, [pictures[digest] for digest in new])
@@ -64,7 +65,7 @@ class Runner:
         self._features.clear()
 
     def prefill(self, first: int, pieces: Sequence[Prefill]) -> torch.Tensor:
-        """Logits [n, V] after the last token of each piece; rows `first`, `first` + 1, ..."""
+        """The logits [n, V] after the last token of each piece, which are in rows from `first` on."""
         longest = max(len(piece.tokens) for piece in pieces)
         tokens = torch.full((len(pieces), longest), self._padding)
         positions = torch.zeros(3, len(pieces), longest, dtype=torch.long)
@@ -84,7 +85,7 @@ class Runner:
     def step(
         self, tokens: Sequence[int], columns: Sequence[int], positions: Sequence[int]
     ) -> torch.Tensor:
-        """Logits [n, V] after one more token in each of the rows 0, 1, ..., n - 1."""
+        """The logits [n, V] after one more token in each of the rows 0, 1, ..., n - 1."""
         index = to_device(torch.tensor([tokens, columns, positions]), self._model.device)
         position = index[2, None, :, None].expand(3, -1, -1)
         aligned, width = len(set(columns)) == 1, max(columns) + 1
@@ -102,10 +103,10 @@ class Runner:
         columns: torch.Tensor,
         pictures: Sequence[Features] = (),
     ) -> torch.Tensor:
-        """Hidden states [n, q, hidden] of `tokens` [n, q], stored at `columns` [n, q].
+        """The hidden states [n, q, hidden] of `tokens` [n, q], which go to `columns` [n, q].
 
         The pass sees the rows from `first` on and the first `width` columns. `aligned` says that
-        all rows are equally long; on a GPU the host would have to wait to learn it.
+        all rows are equally long; on a GPU the host would have to wait to find that out.
         """
         device = self._model.device
         self._memory.reserve(first + len(tokens), width)
@@ -121,7 +122,7 @@ class Runner:
         ).last_hidden_state
 
     def _mask(self, columns: torch.Tensor, width: int) -> torch.Tensor:
-        """Additive mask [n or 1, 1, q, width]: a token sees its own column and those before."""
+        """The additive mask [n or 1, 1, q, width]: a token sees its own column and those before."""
         hidden = torch.arange(width, device=columns.device) > columns[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=columns.device)
         return mask.masked_fill_(hidden, float("-inf"))

@@ -1,6 +1,6 @@
 """Samples a batch of rows, each from its own seed, so that neighbours never change a draw.
 
-A row's draw is one uniform number mapped through the inverse CDF (float64) of its distribution.
+A row's draw is one uniform number, mapped through the inverse CDF (float64) of its distribution.
 The order of operations is: ban, temperature, log-softmax (these are `Completion.logprobs`), then
 top-k, then top-p on what top-k kept, renormalised.
 """
@@ -16,7 +16,7 @@ from axpo.models.device import to_device
 
 
 class Sampler:
-    """The settings of a batch of rows as tensors, which every step can use again."""
+    """The settings of a batch of rows as tensors, which every step reuses."""
 
     def __init__(self, rows: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
         self._device = device
@@ -36,14 +36,14 @@ class Sampler:
             )[:, None]
 
     def _where(self, flags: list[bool]) -> torch.Tensor | None:
-        """Indices of the rows that are flagged; None if there are none."""
+        """The indices of the flagged rows; None if there are none."""
         rows = [i for i, flag in enumerate(flags) if flag]
         return torch.tensor(rows, device=self._device) if rows else None
 
     def _ban_index(
         self, rows: Sequence[Sampling]
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None:
-        """Banned columns if all rows ban the same ids, else (rows, columns)."""
+        """The banned columns if all rows ban the same ids, else (rows, columns)."""
         if len({row.banned for row in rows}) == 1:
             banned = rows[0].banned
             return torch.tensor(banned, device=self._device) if banned else None
@@ -54,7 +54,7 @@ class Sampler:
     def __call__(
         self, logits: torch.Tensor, uniforms: Sequence[float]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sampled ids [R] and their logprobs [R] (nats) from `logits` [R, V].
+        """The sampled ids [R] and their logprobs [R] (nats) from `logits` [R, V].
 
         `uniforms` holds one number in [0, 1) per row.
         """
@@ -68,7 +68,7 @@ class Sampler:
         return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
     def logprobs(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-softmax [R, V] in float32 after ban and temperature."""
+        """The log-softmax [R, V] in float32 after ban and temperature."""
         logits = logits.float()
         if isinstance(self._banned, tuple):
             logits = logits.index_put(self._banned, logits.new_tensor(float("-inf")))
@@ -83,7 +83,7 @@ class Sampler:
         return self.logprobs(logits).topk(min(count, logits.shape[-1])).values
 
     def _truncate(self, weights: torch.Tensor) -> torch.Tensor:
-        """Zero what top-k and top-p leave out of `weights` [rows, V]."""
+        """`weights` [rows, V] with 0 for the ids that top-k and top-p exclude."""
         ordered, index = weights.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(weights.shape[1], device=weights.device)
         ordered = ordered.masked_fill(rank >= self._top_k, 0.0)
@@ -94,10 +94,10 @@ class Sampler:
 
 
 def _inverse_cdf(weights: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
-    """First index of each row of `weights` [R, V] whose cumulative sum passes its uniform.
+    """The first index of each row of `weights` [R, V] whose cumulative sum exceeds its uniform.
 
-    An index of weight 0 adds nothing to the sum, so it is never the first to pass. (A row of
-    NaN has no such index; its logprob tells.)
+    An index of weight 0 adds nothing to the sum, so it is never the first to exceed it. (A row of
+    NaN has no such index; its logprob shows that.)
     """
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]

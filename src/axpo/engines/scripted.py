@@ -1,7 +1,7 @@
-"""An engine that samples what a script says, for tests, dry runs and demonstrations.
+"""An engine that samples what a script says, for tests and dry runs.
 
 It computes nothing and needs no model, but keeps the contract: requests are checked, stop ids
-and token limits hold, requests can be slow, fail, or be cancelled.
+and token limits hold, and requests can be slow, fail, or be cancelled.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Script = Callable[[Request], "Sequence[int] | Exception"]
 
 
 class ScriptedEngine(Engine):
-    """Implements `axpo.engines.base.Engine` with a `script` in the model's place.
+    """An `axpo.engines.base.Engine` with a `script` in the model's place.
 
-    The script returns the ids to sample, or an exception for the request to fail with. Ids
-    after the first stop id or beyond `max_tokens` are not sampled; a script that ends early is
-    followed by the request's first stop id. Every token has the logprob `logprob`, and the
-    request's `top_logprobs` are the first of those that `top` gives (`logprob` alone by default).
-    `delay` seconds (a number, or a function of the request) pass before the answer; `slots`
-    requests are in work at once, all by default. Requests are checked against `vocabulary`, and
-    their placeholders against `image_token` and `picture_tokens` (how many placeholders a picture
-    takes) if both are given. `requests` lists the requests so far.
+    The script returns the ids to sample, or an exception with which the request fails. Ids after
+    the first stop id or beyond `max_tokens` are not sampled; a script that ends early is followed
+    by the request's first stop id. Every token has the logprob `logprob`, and the request's
+    `top_logprobs` are the first of those that `top` returns (by default `logprob` alone). `delay`
+    seconds (a number, or a function of the request) pass before the answer; at most `slots`
+    requests run at once, by default all. Requests are checked against `vocabulary`, and their
+    placeholders against `image_token` and `picture_tokens` (which returns how many placeholders a
+    picture takes) if both are given. `requests` lists the requests so far.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ScriptedEngine(Engine):
         return self._complete(request, answer)
 
     async def release(self, group: str) -> None:
-        """Nothing is kept for a group."""
+        """Do nothing: nothing is kept for a group."""
 
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Take the version; raises `EngineError` while requests are in flight."""

@@ -1,8 +1,8 @@
 """Decides which sequence lives in which row: reuse of prefixes, placement, eviction.
 
-Running sequences occupy the first rows, without gaps, so that a step is one block. The rows
-behind them keep finished sequences: a request of the same group takes over the one that it
-continues, or copies the longest prefix that it shares with any, running ones included.
+Running sequences occupy the first rows, without gaps, so that a step is one block. The rows after
+them keep finished sequences: a request of the same group takes over the row that it continues, or
+copies the longest prefix that it shares with any row, running ones included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from axpo.tree import ImageSpan
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One row. The keys and values of the first `length` of `tokens` are stored in it.
+    """One row, which stores the keys and values of the first `length` of `tokens`.
 
     `tokens` is longer than `length` only while the rest is about to be computed.
     """
@@ -30,7 +30,7 @@ class Slot:
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:
-    """Length of the longest prefix that `a` and `b` share."""
+    """The length of the longest prefix that `a` and `b` share."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high
@@ -46,10 +46,10 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 def reusable(
     tokens: list[int], spans: Sequence[ImageSpan], other: Slot, common: int | None = None
 ) -> int:
-    """How many of the first tokens can be reused from `other`, once all of its own are computed.
+    """How many of the first tokens can be reused from `other` once all of its tokens are computed.
 
-    The last token is always left to compute (its output is what sampling needs), the pictures
-    must be the same, and a picture is taken whole or not at all.
+    The last token is always left to compute, because sampling needs its output. The pictures must
+    be the same, and a picture is reused whole or not at all.
     """
     if common is None:
         common = common_prefix(tokens, other.tokens)
@@ -76,9 +76,9 @@ class SlotPool:
     def match(
         self, group: str, tokens: list[int], spans: Sequence[ImageSpan]
     ) -> tuple[Slot | None, int, int]:
-        """The best source of a prefix: (slot, tokens ready in it, tokens that some slot will have).
+        """The best source of a prefix: (slot, tokens ready in it, tokens that any slot will have).
 
-        The third number is larger than the second while a prefix is about to be computed.
+        The third number is larger than the second while a longer prefix is about to be computed.
         """
         best: Slot | None = None
         ready = soon = 0
@@ -88,7 +88,7 @@ class SlotPool:
             common = common_prefix(tokens, slot.tokens)
             soon = max(soon, reusable(tokens, spans, slot, common))
             now = reusable(tokens, spans, slot, min(common, slot.length))
-            # A slot that the request continues in place saves the copy.
+            # A slot that the request can continue in place saves the copy.
             if now > ready or (now and now == ready and self._continues(slot, common)):
                 best, ready = slot, now
         return best, ready, soon
@@ -100,7 +100,7 @@ class SlotPool:
         self, group: str, tokens: list[int], spans: tuple[ImageSpan, ...], source: Slot | None,
         ready: int,
     ) -> Slot | None:  # fmt: skip
-        """A running slot for `tokens` with the first `ready` stored; None while all are busy."""
+        """A running slot for `tokens` that stores the first `ready`; None while all are busy."""
         if source is not None and self._continues(source, common_prefix(tokens, source.tokens)):
             target = source
         else:
@@ -117,7 +117,7 @@ class SlotPool:
         return target
 
     def _free(self) -> Slot | None:
-        """An empty slot, a new one, or the idle one that was used longest ago."""
+        """An empty slot, a new one, or the least recently used idle one; None if all run."""
         idle = self.slots[self.running :]
         for slot in idle:
             if slot.group is None:
@@ -134,7 +134,7 @@ class SlotPool:
         slot.used = self._clock
 
     def place(self, slot: Slot, row: int) -> None:
-        """Move `slot` to `row`, whose occupant takes its place."""
+        """Move `slot` to `row`, and that row's slot to its place."""
         if slot.row == row:
             return
         other = self.slots[row]
@@ -149,11 +149,11 @@ class SlotPool:
         self.place(slot, self.running)
 
     def forget(self, slot: Slot) -> None:
-        """Keep nothing of a slot that is not running."""
+        """Drop the content of a slot that is not running."""
         slot.group, slot.tokens, slot.spans, slot.length = None, [], (), 0
 
     def release(self, group: str) -> None:
-        """Keep nothing of `group`; its running slots go on and are free once they retire."""
+        """Drop what is kept of `group`; its running slots go on and are free once they retire."""
         for slot in self.slots:
             if slot.group == group:
                 slot.group = None
@@ -161,6 +161,6 @@ class SlotPool:
                     self.forget(slot)
 
     def clear(self) -> None:
-        """Keep nothing at all; nothing may be running."""
+        """Drop all slots, none of which may be running."""
         self.slots.clear()
         self.running = 0

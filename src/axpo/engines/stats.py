@@ -1,4 +1,4 @@
-"""The counts of an engine, for metrics and for tests that prove that work is shared."""
+"""The counts of an engine, for metrics and for tests which prove that work is shared."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 class EngineStats:
     """Counters since the engine was made; they count tokens unless said otherwise.
 
-    `prefilled` and `decoded` tokens were computed, `reused` ones were not. `pictures` went through
-    the vision tower; `evictions` are kept sequences that made room for others. The seconds (wall)
-    of vision tower, prefill and decoding do not overlap and include sampling and bookkeeping.
-    `picture_bytes` were sent to servers as encoded pictures; `servers_lost` counts servers that had
-    to be given up or brought back.
+    `prefilled` and `decoded` tokens were computed, `reused` ones were not. `pictures` counts those
+    that went through the vision tower, and `evictions` kept sequences that made room for others.
+    The wall seconds of vision tower, prefill and decoding do not overlap and include sampling and
+    bookkeeping. `picture_bytes` counts the bytes of encoded pictures that were sent to servers, and
+    `servers_lost` the servers that had to be given up or brought back.
     """
 
     requests: int = 0

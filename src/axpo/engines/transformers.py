@@ -29,19 +29,18 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels
 
 TURNS = 8
-"""Turns of the event loop between two rounds: several pass between a tool's answer and the next
-request (measured: 0.04 s instead of 0.30 s per call beside 64 rows)."""
+"""Turns of the event loop between two rounds. Several turns pass between a tool's answer and the
+next request (measured: 0.04 s instead of 0.30 s per call beside 64 rows)."""
 PATIENCE = 4
-"""How many rounds a few requests wait for others while many rows run: a prefill and a vision call
-cost about as much for one request as for several."""
+"""How many rounds a few requests wait for others while many rows run, because a prefill and a
+vision call cost about as much for one request as for several."""
 
 
 class TransformersEngine(Engine):
-    """Samples with the model of `checkpoint`.
+    """An engine that samples with the model of `checkpoint`.
 
-    `slots` sequences are kept or running at once; further requests wait their turn.
-    `max_prefill_tokens` bounds one prefill call, padding included (a longer request goes alone).
-    `stats` counts since the start.
+    At most `slots` sequences are kept or run at once; further requests wait. `max_prefill_tokens`
+    bounds one prefill call, padding included (a longer request goes alone).
     """
 
     def __init__(
@@ -57,8 +56,8 @@ class TransformersEngine(Engine):
         self._memory = SlotMemory(model.config.text_config, slots, model.dtype, model.device)
         self._pool = SlotPool(self._memory, slots)
         self._runner = Runner(model, self._memory)
-        self._waiting: list[Job] = []  # in the order in which they get a row
-        self._running: list[Job] = []  # row i of the memory computes for _running[i]
+        self._waiting: list[Job] = []  # Jobs are in the order in which they get a row.
+        self._running: list[Job] = []  # Row i of the memory computes for _running[i].
         self._sampler: Sampler | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -102,7 +101,7 @@ class TransformersEngine(Engine):
         self._pool.clear()
         self._runner.forget_features()
         if self._model.device.type != "cpu":
-            # The training step gets the memory. A CPU keeps it, where new pages are expensive.
+            # The training step needs a GPU's memory. On a CPU new pages are expensive.
             self._memory.free()
 
     async def close(self) -> None:
@@ -125,7 +124,7 @@ class TransformersEngine(Engine):
             self._abandon("the engine's loop was cancelled")
 
     def _round(self) -> None:
-        """Admit and prefill until nothing more fits, then one token for every running row."""
+        """Admit and prefill until nothing more fits, then compute one token per running row."""
         if self._worth_admitting():
             while wave := self._admit():
                 self._prefill(wave)
@@ -144,13 +143,13 @@ class TransformersEngine(Engine):
         return True
 
     def _admit(self) -> list[Job]:
-        """Give waiting jobs a row, in their order; returns the jobs to prefill, shortest first.
+        """Give waiting jobs a row, in their order; return the jobs to prefill, shortest first.
 
-        A job whose prefix is about to be computed for another of its group waits for it.
+        A job whose prefix is about to be computed for another job of its group waits for it.
         """
         wave: list[Job] = []
         deferred: list[Job] = []
-        # Reserved at once: growing request by request would copy the memory each time.
+        # All is reserved at once: growing per request would copy the memory each time.
         self._memory.reserve(
             min(self._slots, len(self._running) + len(self._waiting)),
             max(len(job.tokens) for job in self._waiting) if self._waiting else 0,
@@ -180,9 +179,10 @@ class TransformersEngine(Engine):
         return wave
 
     def _prefill(self, wave: Sequence[Job]) -> None:
-        """Compute the pending tokens of `wave`, the last of the running rows; sample their first.
+        """Compute the pending tokens of `wave`, which are the last running rows, and sample one
+        token for each.
 
-        A failing call fails its own jobs only.
+        A call that fails makes only its own jobs fail.
         """
         began = time.perf_counter()
         offset = len(self._running) - len(wave)
@@ -216,7 +216,7 @@ class TransformersEngine(Engine):
         self.stats.seconds_prefill += time.perf_counter() - encoded
 
     def _step(self) -> None:
-        """One token for every running row."""
+        """Compute one token for every running row."""
         began = time.perf_counter()
         jobs = self._running
         steps = [len(job.sampled) - 1 for job in jobs]
@@ -240,13 +240,13 @@ class TransformersEngine(Engine):
         self.stats.seconds_decode += time.perf_counter() - began
 
     def _sample(self, jobs: Sequence[Job], logits: torch.Tensor, sampler: Sampler) -> list[Job]:
-        """Add a token to each job from `logits` [n, V]; returns the jobs that are done."""
+        """Add a token to each job from `logits` [n, V]; return the jobs that are done."""
         tokens, logprobs = sampler(logits, [job.random.random() for job in jobs])
         if count := max(job.request.sampling.top_logprobs for job in jobs):
             for job, highest in zip(jobs, sampler.top(logits, count).tolist(), strict=True):
                 job.record_top(highest)
         self.stats.sampled += len(jobs)
-        # One transfer for both, exact in float64.
+        # One transfer serves both, which are exact in float64.
         drawn, scores = torch.stack([tokens.double(), logprobs.double()]).tolist()
         pairs = zip(jobs, drawn, scores, strict=True)
         return [job for job, token, logprob in pairs if job.record(int(token), logprob)]
@@ -271,20 +271,20 @@ class TransformersEngine(Engine):
                 job.future.set_exception(failure)
 
     def _cancel(self, job: Job) -> None:
-        """Free the row of a cancelled request at once."""
+        """Free the row of a cancelled request."""
         if job.slot is not None:
             self._retire(job, keep=True)
         elif job in self._waiting:
             self._waiting.remove(job)
 
     def _retire(self, job: Job, keep: bool) -> None:
-        """End a running job; `keep` its keys and values for requests to come."""
+        """End a running job; with `keep` its keys and values stay for later requests."""
         slot, job.slot = job.slot, None
         assert slot is not None
         row = slot.row
         with torch.inference_mode():
             if keep:
-                slot.tokens += job.sampled[:-1]  # the last one was sampled, but not computed on
+                slot.tokens += job.sampled[:-1]  # Nothing was computed for the last one.
             else:
                 self._memory.wipe(row)
                 self._pool.forget(slot)
@@ -301,7 +301,7 @@ class TransformersEngine(Engine):
         self._running.clear()
         if jobs or self._closed:
             self._pool.clear()
-            self._memory.free()  # a pass that broke off may have left NaN in it
+            self._memory.free()  # An interrupted pass may have left NaN in it.
         for job in jobs:
             job.slot = None
             if not job.future.done():

@@ -1,4 +1,4 @@
-"""New weights into a module that samples: everything is checked before anything is written."""
+"""Puts new weights into a module that samples; all are checked before anything is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None
 
 
 def placeholders(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A state dict of `module` on the meta device: names, shapes, and what is one tensor."""
+    """A state dict of `module` on the meta device: names, shapes, and names that share a tensor."""
     own = module.state_dict(keep_vars=True)
     distinct = {id(tensor): tensor.detach().to("meta") for tensor in own.values()}
     return {name: distinct[id(tensor)] for name, tensor in own.items()}
@@ -36,10 +36,11 @@ def placeholders(module: nn.Module) -> dict[str, torch.Tensor]:
 def distinct_weights(
     own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`weights` (a state dict) for a model whose own is `own`, each of them once.
+    """`weights` (a state dict) for a model whose own state dict is `own`, each tensor once.
 
-    Of names that stand for one tensor in `own` any will do; the first stands for all. Raises
-    `ValueError` naming unknown, missing or mis-shaped tensors, or tied ones that differ.
+    If several names stand for one tensor in `own`, any of them may be given; the first one is
+    returned. Raises `ValueError`, which names unknown, missing or mis-shaped tensors, or tied ones
+    that differ.
     """
     if unknown := sorted(set(weights) - set(own)):
         raise ValueError(f"weights hold {some_names(unknown)}, which the model does not have")
@@ -72,7 +73,7 @@ def distinct_weights(
 
 
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file that is there whole or not at all."""
+    """Write a safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, durable=False) as temporary:
         save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, temporary)

@@ -1,1 +1,1 @@
-"""Loading a Qwen3-VL checkpoint and what engine and trainer share of it."""
+"""Loads a Qwen3-VL checkpoint, and holds what engine and trainer share of the model."""

@@ -2,8 +2,8 @@
 
 transformers' non-flash vision attention calls its kernel once per picture. The function here
 takes the packed sequence (the flash interface) and runs pictures of equal length as one batch.
-The patch embedding is a convolution whose stride is its kernel, and so a matrix product, which
-takes a third of the convolution's time on a CPU (`benchmarks`).
+The patch embedding is a convolution whose stride equals its kernel. It is computed as a matrix
+product, which takes a third of the convolution's time on a CPU (`benchmarks`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
-# "flash" in the name makes transformers hand over cu_seq_lens and the whole packed sequence.
+# "flash" in the name makes transformers pass cu_seq_lens and the whole packed sequence.
 VARLEN_VISION = "axpo_flash_interface_sdpa"
 
 
@@ -59,6 +59,6 @@ class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
 
 
 def use_fast_vision(model: nn.Module) -> None:
-    """Make `model` (Qwen3VLForConditionalGeneration) encode its pictures in these ways."""
+    """Make `model` (Qwen3VLForConditionalGeneration) encode pictures with this module's code."""
     model.model.visual.config._attn_implementation = VARLEN_VISION  # pyright: ignore
     model.model.visual.patch_embed.__class__ = LinearPatchEmbed  # pyright: ignore

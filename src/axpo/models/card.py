@@ -1,4 +1,4 @@
-"""The memory that a run may take: that of the card its recipe names, or of this machine."""
+"""The memory that a run may take: that of the card that its recipe names, or of this machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from axpo.wording import in_units
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """`memory` bytes that a run may take, of `whole` that servers take a share of.
+    """The bytes of `memory` that a run may take, and the `whole` of which servers take a share.
 
-    None if this system does not say. `gpu`: a GPU's, not main memory; `named` by the recipe.
+    Both are None if this system does not tell them. `gpu` says whether it is a GPU's memory, not
+    main memory; `named` whether the recipe names it.
     """
 
     memory: int | None
@@ -25,7 +26,7 @@ class Card:
 
     @property
     def what(self) -> str:
-        """The memory as a reader says it."""
+        """The memory in words."""
         if self.memory is None:
             return "of this machine"
         return in_units(self.memory) + (" (model.memory_gb)" if self.named else " free")
@@ -44,7 +45,8 @@ def recipe_card(settings: ModelSettings, device: str) -> Card:
 
 
 def main_memory() -> int | None:
-    """Bytes of main memory that are free, at most a container's limit."""
+    """The free bytes of main memory, at most a container's limit; None if the system does not
+    tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
@@ -52,5 +54,5 @@ def main_memory() -> int | None:
         return None
     try:
         return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
+    except (OSError, ValueError):  # There is no such file, or it says "max".
         return free

@@ -1,4 +1,4 @@
-"""The device that a process computes on, and the way of host tensors there."""
+"""The device on which a process computes, and the copy of host tensors to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from axpo.errors import ConfigError, MissingError
 
 
 def torch_device(settings: ModelSettings) -> str:
-    """Set this process's threads; returns the device.
+    """Set this process's number of threads; return the device's name.
 
-    Raises `ConfigError` for a device that torch does not know, `MissingError` for one that is not
-    here.
+    Raises `ConfigError` for a device that torch does not know, and `MissingError` for one that this
+    machine does not have.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -36,7 +36,7 @@ def torch_device(settings: ModelSettings) -> str:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`; the host does not wait until a GPU has it.
+    """`tensor` on `device`; the host does not wait until a GPU has received it.
 
     Only page-locked memory can be copied while the host goes on. PyTorch keeps such memory for
     the next call and reuses it once the copy is done.

@@ -1,11 +1,11 @@
-"""The output layer, whose logits are float32 on a GPU whatever the model's dtype is.
+"""The output layer. Its logits are float32 on a GPU, whatever the model's dtype is.
 
-In bfloat16 a logit of 16 is rounded to a multiple of 1/8, and engine and trainer, whose hidden
-states differ by a rounding, end on other multiples. MiniMax-M1 (arXiv 2506.13585) found its main
-difference between sampling and training here. A GPU multiplies bfloat16 into float32 in one kernel;
-a CPU would have to widen the weight each time (six times as long for a decoding step of 152K words
-at width 2,048), so there the layer keeps its dtype. Engine, trainer and servers must do the same
-(`head_dtype`): a single one that differs would land between the others' multiples.
+In bfloat16 a logit of 16 is rounded to a multiple of 1/8. The hidden states of engine and trainer
+differ by roundings, so their logits would be rounded to different multiples; MiniMax-M1
+(arXiv 2506.13585) found its main difference between sampling and training here. A GPU multiplies
+bfloat16 into float32 in one kernel. A CPU would have to widen the weight each time (six times as
+long for a decoding step of 152K words at width 2,048), so there the layer keeps its dtype. Engine,
+trainer and servers must all do the same (`head_dtype`): one that differs would have other logits.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 import torch
 
 LOGITS_AT_ONCE = 2**26
-"""Logits (tokens x vocabulary) that may be kept for backward; beyond it they are recomputed."""
+"""The most logits (tokens x vocabulary) kept for backward; larger numbers are recomputed."""
 
 
 def head_dtype(model: Any) -> torch.dtype:
-    """The dtype in which the logits of `model`'s output layer are summed and kept."""
+    """The dtype in which the logits of `model`'s output layer are computed and kept."""
     weight = model.lm_head.weight
     return torch.float32 if weight.is_cuda else weight.dtype
 
 
 def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits [n, V] (float32, at the precision of `head_dtype`) of `model`'s output layer after
-    `hidden` [n, hidden]; differentiable.
+    """The logits [n, V] of `model`'s output layer for `hidden` [n, hidden]; differentiable.
 
-    The gradient is rounded to the model's dtype for its two products, as autocast does.
+    They are float32 numbers with the precision of `head_dtype`. The gradient is rounded to the
+    model's dtype for its two products, as autocast does.
     """
     if head_dtype(model) == model.lm_head.weight.dtype:
         return model.lm_head(hidden).float()
@@ -36,7 +36,8 @@ def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 class Float32Logits(torch.autograd.Function):
-    """(hidden [n, hidden], weight [V, hidden]) of one short dtype -> logits [n, V] in float32."""
+    """The product of hidden [n, hidden] and weight [V, hidden], both in one 16-bit dtype, as
+    logits [n, V] in float32."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -52,5 +53,5 @@ class Float32Logits(torch.autograd.Function):
 
 
 def widening_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b in float32 of short matrices; torch has this kernel on GPUs only."""
+    """a @ b in float32 for 16-bit matrices; torch has this kernel on GPUs only."""
     return torch.mm(a, b, out_dtype=torch.float32)

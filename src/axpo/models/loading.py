@@ -1,4 +1,4 @@
-"""A Qwen3-VL checkpoint folder (or Hub id): its processor, which needs no weights, and model."""
+"""Loads a Qwen3-VL checkpoint (a folder or Hub id): its processor, without weights, and model."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ VISION_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Placeholders that a policy must never sample (the trainer could not place their features)."""
+"""Placeholders that a policy must never sample, because they would have no picture's features."""
 
 TEMPLATE = "chat_template.json"
-"""Where older checkpoints have their chat template; their tokenizer does not read it."""
+"""The file of older checkpoints' chat template, which their tokenizer does not read."""
 PASSED_ON = ("video_preprocessor_config.json", TEMPLATE)
-"""Files of a checkpoint that go along with it: AutoProcessor and vLLM look for them."""
+"""Files that are copied with a checkpoint, because AutoProcessor and vLLM look for them."""
 
 
 @dataclass(frozen=True)
 class Processor:
     """What a checkpoint holds beside its weights: enough to render, to check and to count.
 
-    `config` is its model's (a Qwen3VLConfig). `banned` are the ids that the policy cannot have
-    sampled, those of `VISION_TOKENS` among them; `stop` the end-of-turn ids, `passed_on` files for
-    other readers of the checkpoint.
+    `config` is its model's (a Qwen3VLConfig). `banned` holds the ids that the policy cannot sample,
+    including those of `VISION_TOKENS`; `stop` the ids that end a turn; `passed_on` files for other
+    readers of the checkpoint.
     """
 
     path: str
@@ -72,9 +72,10 @@ class Processor:
         banned: Sequence[str] = (),
         passed_on: tuple[Path, ...] = (),
     ) -> Processor:
-        """From the parts of the checkpoint at `path`; `banned` are tokens beside `VISION_TOKENS`.
+        """A processor of the parts of the checkpoint at `path`.
 
-        Raises `CheckpointError` if the vocabulary lacks one of these or of the family's.
+        `banned` are tokens beside `VISION_TOKENS`. Raises `CheckpointError` if the vocabulary lacks
+        one of them or of the family's tokens.
         """
         unsampled = dict.fromkeys((*VISION_TOKENS, *banned))
         return cls(
@@ -94,17 +95,17 @@ class Processor:
 
     @property
     def vocabulary(self) -> int:
-        """How many ids the model's output layer has."""
+        """The number of ids in the model's output layer."""
         return self.config.text_config.vocab_size
 
     @property
     def image_token(self) -> int:
-        """The id that stands for a part of a picture."""
+        """The id of the placeholder that stands for a part of a picture."""
         return self.config.image_token_id
 
     @property
     def merge_size(self) -> int:
-        """Patches a side that become one token."""
+        """The number of patches per side that become one token."""
         return self.config.vision_config.spatial_merge_size
 
 
@@ -113,10 +114,10 @@ class Checkpoint:
     """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration."""
 
     processor: Processor
-    model: Any  # Qwen3VLForConditionalGeneration, whose annotations refuse its own calls
+    model: Any  # The annotations of Qwen3VLForConditionalGeneration refuse its own calls.
 
     def save(self, folder: Path) -> None:
-        """Write everything that `load_checkpoint` reads; adapters are merged into the weights."""
+        """Write all that `load_checkpoint` reads; adapters are merged into the weights."""
         with _no_progress_bars():
             weights = merged_weights(self.model, self.model.state_dict())
             self.model.save_pretrained(folder, state_dict=weights)
@@ -138,7 +139,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
-    """Id of a special token; raises `CheckpointError` if the vocabulary lacks it."""
+    """The id of a special token; raises `CheckpointError` if the vocabulary lacks it."""
     id = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(id, int) or id == tokenizer.unk_token_id:
         raise CheckpointError(f"{path}: the tokenizer has no {token!r}; a Qwen3-VL one is needed")
@@ -153,7 +154,7 @@ def read_config(path: str | Path, *, download: bool = True) -> Any:
     if (Path(path) / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{path} holds adapters alone; give the merged weights beside them (model/ of a "
-            "checkpoint), or what PEFT's merge_and_unload makes of them"
+            "checkpoint), or merge them with PEFT's merge_and_unload"
         )
     try:
         config: Any = AutoConfig.from_pretrained(path, local_files_only=not download)
@@ -180,7 +181,7 @@ def _absent(path: str, error: OSError, download: bool) -> str:
 def load_processor(
     path: str | Path, *, download: bool = True, banned: Sequence[str] = ()
 ) -> Processor:
-    """What `path` (folder or Hub id) holds beside weights; raises `CheckpointError`.
+    """The processor of the checkpoint at `path` (folder or Hub id); raises `CheckpointError`.
 
     Without `download` a Hub id must have been downloaded before. `banned` are tokens that the
     policy cannot sample, beside the placeholders of pictures.
@@ -190,7 +191,7 @@ def load_processor(
     local: dict[str, Any] = {"local_files_only": not download}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
-        if tokenizer.vocab_size <= 1:  # what transformers makes of a folder without its files
+        if tokenizer.vocab_size <= 1:  # transformers makes this of a folder without its files.
             raise OSError("its tokenizer is not there.")
         image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **local)
     except OSError as error:
@@ -208,13 +209,13 @@ def load_checkpoint(
     *,
     banned: Sequence[str] = (),
 ) -> Checkpoint:
-    """Load `path` (folder or Hub id); raises `CheckpointError` with what is missing.
+    """Load `path` (folder or Hub id); raises `CheckpointError`, which says what is missing.
 
-    Weights are rounded to `dtype` where the folder holds them more exactly. Dropout does not
-    exist in Qwen3-VL; the model is left in eval mode. `banned` as in `load_processor`.
+    Weights are rounded to `dtype` if the folder holds them more exactly. Qwen3-VL has no dropout;
+    the model is left in eval mode. `banned` is as in `load_processor`.
     """
     processor = load_processor(path, banned=banned)
-    # A local folder loads in a moment; a download keeps its bar.
+    # A local folder loads in a moment; only a download needs its progress bar.
     try:
         with _no_progress_bars() if Path(path).is_dir() else nullcontext():
             loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
@@ -233,7 +234,7 @@ def load_checkpoint(
 
 
 def _chat_template(path: str, download: bool) -> str | None:
-    """The template of the checkpoint's `chat_template.json`; None if there is none."""
+    """The template in the checkpoint's `chat_template.json`; None if there is none."""
     try:
         file = cached_file(path, TEMPLATE, local_files_only=not download)
         text = Path(str(file)).read_text()
@@ -262,13 +263,13 @@ def _check_whole(path: str, info: Mapping[str, Any]) -> None:
 
 
 def some_names(names: Sequence[str]) -> str:
-    """The first names of a long list."""
+    """The first three of `names`, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def _passed_on(path: str, download: bool) -> tuple[Path, ...]:
-    """Those of `PASSED_ON` that the checkpoint has."""
+    """The files of `PASSED_ON` that the checkpoint has."""
     found: list[Path] = []
     for name in PASSED_ON:
         with suppress(OSError):

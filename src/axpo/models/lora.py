@@ -1,14 +1,14 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT: W + (alpha / rank) B A, with W frozen.
 
-They are put into the model itself, whose class and module names stay; only its targeted linear
-layers become PEFT's. B starts at 0, so the adapted model starts as the model itself, and with its
-adapters off it is that model at any time: the KL reference needs no weights of its own. Engines
-in other processes get A and B themselves (`adapter_weights`); readers of checkpoints get plain
+Adapters are put into the model itself, whose class and module names stay; only its targeted linear
+layers become PEFT's. B starts at 0, so the adapted model starts as the model itself. With its
+adapters off it is that model at any time, so the KL reference needs no weights of its own. Engines
+in other processes get A and B themselves (`adapter_weights`). Readers of checkpoints get plain
 weights under the model's own names (`merged_weights`), which in bfloat16 lose most of a small
 change: W + scale B A is rounded to one part in 256 of W.
 
-There is no dropout: tokens that branches share are computed once, in pieces some twice, and
-sampler and trainer must be one distribution.
+There is no dropout, because sampler and trainer must have the same distribution, and because tokens
+that branches share are computed once, and some tokens of pieces twice.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from torch import nn
 from axpo.config import LoraSettings
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-"""PEFT's file names."""
+"""The names of PEFT's files."""
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
-"""PEFT's files name modules as its own wrapper sees them."""
+"""PEFT's files put this before names of modules, because its own wrapper has them so."""
 
 
 def targets(settings: LoraSettings) -> str:
-    """A regular expression of the full names of the adapted layers."""
+    """A regular expression that matches the full names of the adapted layers."""
     text = rf"model\.language_model\.layers\..*\.(?:{'|'.join(settings.targets)})"
     vision = r"model\.visual\..*\.(?:qkv|attn\.proj|linear_fc1|linear_fc2)"
     return rf"{text}|{vision}" if settings.vision else text
@@ -51,9 +51,9 @@ def targeted_layers(model: nn.Module, settings: LoraSettings) -> list[nn.Linear]
 
 
 def add_adapters(model: nn.Module, settings: LoraSettings, base: str, seed: int) -> None:
-    """Put adapters into `model` (Qwen3VLForConditionalGeneration), in its dtype, A by `seed`.
+    """Put adapters into `model` (Qwen3VLForConditionalGeneration), in the model's dtype.
 
-    `base` is the path or Hub id that PEFT's files will name.
+    A is drawn by `seed`. `base` is the path or Hub id that PEFT's files will name.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -78,7 +78,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """A and B of every adapter."""
+    """The matrices A and B of every adapter."""
     return [
         matrix[_ADAPTER].weight
         for layer in adapted_layers(model).values()
@@ -88,7 +88,7 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """`model` as it was before its adapters, while the context lasts."""
+    """Within the context, `model` computes without its adapters."""
     layers = adapted_layers(model).values()
     try:
         for layer in layers:
@@ -103,10 +103,10 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 def merged_weights(
     model: nn.Module, weights: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`weights`, a state dict of `model`, as one of the model without adapters.
+    """`weights`, a state dict of `model`, as a state dict of the same model without adapters.
 
-    What an adapter changes is a new tensor on the CPU: W + scale B A in float32, rounded to W's
-    dtype. Everything else is passed on as it is; without adapters that is all.
+    A weight that an adapter changes becomes a new tensor on the CPU: W + scale B A in float32,
+    rounded to W's dtype. All other tensors are passed on unchanged.
     """
     layers = adapted_layers(model)
     merged: dict[str, torch.Tensor] = {}
@@ -126,7 +126,7 @@ def merged_weights(
 
 
 def adapter_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A and B of `weights`, a model's state dict, by the names of PEFT's files."""
+    """The matrices A and B in `weights`, a model's state dict, by the names of PEFT's files."""
     return {
         f"{_PREFIX}{name.replace(f'.{_ADAPTER}.', '.')}": tensor
         for name, tensor in weights.items()
@@ -135,7 +135,7 @@ def adapter_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def adapted_names(weights: Iterable[str]) -> list[str]:
-    """Names of the layers with adapters, by the names of a state dict."""
+    """The names of the layers with adapters, from the names in a state dict."""
     found = (name.partition(f".lora_A.{_ADAPTER}.") for name in weights)
     return [layer for layer, sign, _ in found if sign]
 
@@ -158,15 +158,15 @@ def adapter_settings(model: nn.Module) -> LoraSettings | None:
 def served_share(
     trained: Mapping[str, torch.Tensor], served: Mapping[str, torch.Tensor], scale: float
 ) -> float:
-    """How much of the change that the adapters make reaches an engine that was given `served`.
+    """The share of the adapters' change that reaches an engine that was given `served`.
 
     The trained change of a layer is D = scale B A of `trained` (`adapter_weights`), as the
-    learner's forward computes it. The served change S is that of `served` (the same as they were
-    handed over), with scale B rounded to B's dtype, as vLLM does. The share is
-    <S, D> / <D, D>, both summed over all adapted layers: 1 where everything is carried, or where
-    nothing has changed yet; 0 where the engine samples with the weights below the adapters.
+    learner's forward computes it. The served change S is the same for `served`, the matrices as
+    they were handed over, with scale B rounded to B's dtype, as vLLM does. The share is
+    <S, D> / <D, D>, both summed over all adapted layers. It is 1 if everything is carried or
+    nothing has changed yet, and 0 if the engine samples with the weights below the adapters.
 
-    No product of the weights' size is made: <S, D> is the sum of the elements of
+    No product of the weights' size is computed: <S, D> is the sum of the elements of
     (B_S^T B_D) * (A_S A_D^T), which are rank x rank.
     """
     carried = whole = 0.0
@@ -193,12 +193,12 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
 
 
 def base_of(folder: Path) -> str:
-    """The path or Hub id of the weights that the adapters in `folder` belong to."""
+    """The path or Hub id of the weights to which the adapters in `folder` belong."""
     return str(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])
 
 
 def put_adapters(model: nn.Module, folder: Path) -> None:
-    """Put the adapters in `folder` into `model`, which has none and is of their base."""
+    """Put the adapters in `folder` into `model`, which has none and is their base."""
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, _ADAPTER)
@@ -207,7 +207,7 @@ def put_adapters(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def load_adapters(model: nn.Module, folder: Path) -> None:
-    """Take back what `save_adapters` wrote; raises `ValueError` if it does not fit `model`."""
+    """Load what `save_adapters` wrote; raises `ValueError` if it does not fit `model`."""
     own, stored = adapter_weights(model.state_dict()), load_file(folder / WEIGHTS)
     shapes = {name: tensor.shape for name, tensor in own.items()}
     if {name: tensor.shape for name, tensor in stored.items()} != shapes:

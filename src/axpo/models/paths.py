@@ -1,5 +1,5 @@
-"""Where a model lies: a run's newest checkpoint or its best one, a folder, a Hub id, the shipped
-base. No torch."""
+"""What a model's name means: a run's newest or best checkpoint, a folder, a Hub id or the shipped
+base. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SHOWN = 8
 def model_path(model: str) -> str:
     """The folder of the model that `model.path` names, or its Hub id.
 
-    That is a run's newest checkpoint, its best one by its evaluations while training (RUN/best), a
-    checkpoint's model, a model's own folder or the shipped base. Raises `ConfigError` for a folder
-    that holds none of these, and for a name of a folder that is not there: it is not looked for on
-    the Hub.
+    The folder is that of a run's newest checkpoint, its best one by its evaluations while training
+    (RUN/best), a checkpoint's model, a model's own or the shipped base's. Raises `ConfigError` for
+    a folder that holds none of these, and for the name of a folder that does not exist: it is not
+    looked for on the Hub.
     """
     if model == "lab-base":
         return str(BASE)
@@ -57,21 +57,21 @@ def model_path(model: str) -> str:
 
 
 def show_path(model: str) -> str:
-    """As `model_path`, but what is not there is given back as it is."""
+    """As `model_path`, but a name that is no folder here is returned unchanged."""
     path = Path(model).expanduser()
     there = path.is_dir() or _names_best(path) or model == "lab-base"
     return model_path(model) if there else model
 
 
 def is_local(model: str) -> bool:
-    """Whether a name can only mean a folder: Hub ids are OWNER/NAME, and no folder's."""
+    """Whether a name can only mean a folder: a Hub id is OWNER/NAME, and OWNER is no folder."""
     first, slash, name = model.partition("/")
     hub_id = bool(first and slash and name) and "/" not in name and "\\" not in model
     return not hub_id or first in (".", "..", "~", _RUNS) or Path(first).is_dir()
 
 
 def absent(model: str) -> str:
-    """Says that a local folder is not there, and what lies beside it."""
+    """A message that a local folder does not exist, with what lies beside it."""
     path = Path(model).expanduser()
     if path.is_file():
         return f"{model} is a file"
@@ -111,7 +111,7 @@ def _best_model(run: RunFolder) -> str:
 
 
 def _model_type(config: Path) -> str | None:
-    """What a model's config.json says it is; None for another file, such as a run's settings."""
+    """The `model_type` of a model's config.json; None for other files, such as a run's settings."""
     try:
         return json.loads(config.read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):

@@ -1,7 +1,7 @@
 """M-RoPE positions of a run of tokens (Qwen3-VL: transformers' `get_rope_index`).
 
-Text counts up by one on all three axes; a picture's tokens spread over (t, h, w) from the
-current position, and what follows continues after the larger of its sides.
+Text counts up by one on all three axes. A picture's tokens spread over (t, h, w) from the current
+position; what follows continues after the larger of the picture's sides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Grid = tuple[int, int, int]
 def rope_positions(
     length: int, spans: Iterable[tuple[ImageSpan, Grid]], start: int, merge_size: int
 ) -> tuple[torch.Tensor, int]:
-    """Positions [3, length] from position `start`, and the position that follows them.
+    """The positions [3, length] from position `start` on, and the position that follows them.
 
     `spans` are the run's pictures in order, each with its patch grid (t, h, w) and wholly within
     the run.

@@ -1,8 +1,8 @@
-"""A model's sizes without weights: its own where it is on this machine, else the published ones.
+"""A model's sizes without weights: its own if it is on this machine, else the published ones.
 
-The configs of Qwen3-VL's dense models up to 8B ship in `configs`, so that what a recipe needs can
-be added up before anything is downloaded. They hold what config.json of
-Qwen/Qwen3-VL-{2B,4B,8B}-Thinking (and -Instruct) say of shapes.
+The configs of Qwen3-VL's dense models up to 8B ship in `configs`, so that a recipe's needs can be
+added up before anything is downloaded. They hold what config.json of
+Qwen/Qwen3-VL-{2B,4B,8B}-Thinking (and -Instruct) say about shapes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _NAME = re.compile(r"(?<!\w)qwen3-vl-\d+b(?!\w)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """`model`: a Qwen3VLForConditionalGeneration on the meta device.
+    """A `model` (Qwen3VLForConditionalGeneration) on the meta device, and its `processor`.
 
-    `processor` is None if the checkpoint's tokenizer or image processor is not on this machine;
-    `missing` then says so, and whose sizes stand in where its config is not either.
+    The processor is None if the checkpoint's tokenizer or image processor is not on this machine.
+    `missing` then says so; if the config is missing too, it also says whose sizes are used.
     """
 
     model: Any
@@ -43,11 +43,11 @@ def published(name: str) -> Any:
 
 
 def find_shapes(path: str, banned: Sequence[str] = ()) -> Shapes:
-    """The sizes of the checkpoint at `path` (folder or Hub id); nothing is downloaded. Its policy
-    cannot sample `banned`.
+    """The sizes of the checkpoint at `path` (folder or Hub id); nothing is downloaded.
 
     A path that is not on this machine may name a published model ("Qwen/Qwen3-VL-2B-Thinking",
-    "runs/qwen3-vl-2b/sft"). Raises `CheckpointError` if it names none.
+    "runs/qwen3-vl-2b/sft"). Raises `CheckpointError` if it names none. `banned` is as in
+    `load_processor`.
     """
     try:
         processor = load_processor(path, download=False, banned=banned)
@@ -69,6 +69,6 @@ def find_shapes(path: str, banned: Sequence[str] = ()) -> Shapes:
 
 
 def without_weights(config: Any) -> Any:
-    """A Qwen3VLForConditionalGeneration of `config` that has shapes only (the meta device)."""
+    """A Qwen3VLForConditionalGeneration of `config` on the meta device, with shapes only."""
     with torch.device("meta"):
         return Qwen3VLForConditionalGeneration(config)

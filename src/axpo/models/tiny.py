@@ -1,14 +1,14 @@
 """A random Qwen3-VL of half a million parameters that stands in for a real one.
 
-Everything that the family has is here: DeepStack, grouped query heads, interleaved M-RoPE, tied
-embeddings, 16-pixel patches merged 2 x 2, the processor's real limits (64 to 16,384 tokens a
-picture), the special tokens by their real names. Text is bytes. Its answers are noise, but every
-step of a recipe runs:
+It has everything that the family has: DeepStack, grouped query heads, interleaved M-RoPE, tied
+embeddings, 16-pixel patches merged 2 x 2, the processor's real limits (64 to 16,384 tokens per
+picture), and the special tokens by their real names. Its text tokens are bytes. Its answers are
+noise, but every step of a recipe runs:
 
     python -m axpo.models.tiny runs/tiny
     axpo train qwen3-vl qwen3-vl-2b --out runs/try model.path=runs/tiny engine={}
 
-The weights are large enough that a wrong mask, position or picture moves logprobs by far more
+The weights are large enough that a wrong mask, position or picture changes logprobs by far more
 than rounding does.
 """
 
@@ -37,12 +37,12 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
-"""The family's turns, for those who look into a checkpoint: a model that begins in thinking."""
+"""The family's turns. They show a reader of the checkpoint that its turns begin in thinking."""
 PATCH, MERGE = 16, 2
 MIN_PIXELS, MAX_PIXELS = 64 * 32**2, 16384 * 32**2
-"""Limits of Qwen3-VL's own preprocessor_config.json: 65,536 and 16,777,216."""
+"""The limits in Qwen3-VL's own preprocessor_config.json: 65,536 and 16,777,216."""
 POSITIONS = 262_144
-"""max_position_embeddings of the family."""
+"""The family's max_position_embeddings."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -63,8 +63,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def whole_config(
     tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vision: dict[str, Any]
 ) -> Qwen3VLConfig:
-    """A model's config from its two parts: float32, one matrix for input and output embeddings,
-    and the ids that `tokenizer` gives to the tokens around pictures."""
+    """A model's config from its two parts.
+
+    It is float32, with one matrix for input and output embeddings, and has the ids that `tokenizer`
+    gives to the tokens around pictures.
+    """
 
     def token(name: str) -> int:
         return token_id(tokenizer, name, "tiny")
@@ -87,7 +90,7 @@ def tiny_config(
     patch: int = PATCH,
     positions: int = POSITIONS,
 ) -> Qwen3VLConfig:
-    """64 hidden, 3 text layers of 4 heads (2 of keys and values), 3 vision layers."""
+    """The config: width 64, 3 text layers of 4 heads (2 of keys and values), 3 vision layers."""
 
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
@@ -109,7 +112,10 @@ def tiny_config(
 
 
 def tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
-    """Seeded fp32 weights of standard deviation about 1/sqrt(fan in); global RNG untouched."""
+    """A model with float32 weights drawn by `seed`, of standard deviation about 1/sqrt(fan in).
+
+    The global random generator is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
@@ -127,7 +133,7 @@ def tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGenerat
 def tiny_processor(
     patch: int = PATCH, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> Qwen2VLImageProcessorPil:
-    """The family's image processor; pictures of `min_pixels` to `max_pixels`."""
+    """The family's image processor, for pictures of `min_pixels` to `max_pixels`."""
     return Qwen2VLImageProcessorPil(
         patch_size=patch,
         merge_size=MERGE,
@@ -139,7 +145,7 @@ def tiny_processor(
 
 
 def write_tiny(folder: Path, seed: int = 0) -> Checkpoint:
-    """Write the stand-in into `folder`, as the Hub has the family's; returns it."""
+    """Write the stand-in into `folder`, in the form of the family's on the Hub; return it."""
     tokenizer = tiny_tokenizer()
     model = tiny_model(tiny_config(tokenizer), seed)
     processor = Processor.of(str(folder), model.config, tokenizer, tiny_processor())

@@ -1,6 +1,6 @@
 """Turns pictures into what the model computes on: pixels by its processor, then features.
 
-Engine and trainer share one preprocessing, and so one pixel cap.
+Engine and trainer share one preprocessing, and therefore one pixel cap.
 """
 
 from __future__ import annotations
@@ -26,35 +26,37 @@ from axpo.models.device import to_device
 from axpo.pictures import as_rgb
 
 KEPT_BYTES = 2**31
-"""How much of preprocessed pictures is kept."""
+"""The most bytes of preprocessed pictures that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """`values` [patches, channels * temporal * patch^2]; `grid` (t, h, w) in patches."""
+    """A picture's `values` [patches, channels * temporal * patch^2] and `grid` (t, h, w) in
+    patches."""
 
     values: torch.Tensor
     grid: tuple[int, int, int]
 
     def tokens(self, merge_size: int) -> int:
-        """How many placeholder tokens the picture takes in the prompt."""
+        """The number of placeholder tokens that the picture takes in the prompt."""
         t, h, w = self.grid
         return t * h * w // merge_size**2
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """A picture after the vision tower: `embeds` [tokens, hidden], also per deepstack layer."""
+    """A picture after the vision tower: `embeds` [tokens, hidden], and the same per deepstack
+    layer."""
 
     embeds: torch.Tensor
     deepstack: tuple[torch.Tensor, ...]
 
 
 class PixelCache:
-    """Preprocesses pictures and keeps at most `KEPT_BYTES` of them by content hash; the least
-    recently used leave first.
+    """A cache that preprocesses pictures and keeps them by content hash.
 
-    Threads may share it: the next batch is prepared beside an update.
+    It keeps at most `KEPT_BYTES`; the least recently used pictures leave first. Threads may share
+    it: the next batch is prepared during an update.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -82,10 +84,10 @@ class PixelCache:
 
 
 def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
-    """`image` at the size that the processor gives it, by the processor's own code.
+    """`image` at the size that the processor gives it, resized by the processor's own code.
 
-    A processor that gets this picture under `seen_limits` gives the same pixels, even with another
-    resampling.
+    A processor with the limits `seen_limits` leaves this picture's pixels as they are, even if it
+    resamples in another way.
     """
     pixels = np.asarray(as_rgb(image)).transpose(2, 0, 1)
     factor = image_processor.patch_size * image_processor.merge_size
@@ -98,11 +100,11 @@ def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
 
 
 def seen_limits(image_processor: Any) -> dict[str, int]:
-    """Pixel limits ("shortest_edge", "longest_edge": areas) that leave `as_seen` pictures alone.
+    """Pixel limits ("shortest_edge", "longest_edge": areas) that do not change `as_seen` pictures.
 
     The processor's own limits do not: it rounds sides to whole tokens, and a narrow picture that
-    the rounding has moved past a limit would be resized once more. Sides of at least 1 token and a
-    ratio of at most 200, rounded up from an area of m tokens, cover less than
+    rounding has moved past a limit would be resized once more. A picture with sides of at least 1
+    token and a ratio of at most 200, rounded up from an area of m tokens, covers less than
     m + (sqrt(200) + 1) sqrt(m) + 1 tokens.
     """
     token = (image_processor.patch_size * image_processor.merge_size) ** 2
@@ -113,17 +115,17 @@ def seen_limits(image_processor: Any) -> dict[str, int]:
 
 
 def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:
-    """The features of all `pixels` by one call of the vision tower of `model`; differentiable where
-    grad is on."""
+    """The features of all `pixels` by one call of the vision tower of `model`; differentiable if
+    gradients are on."""
     if not pixels:
         return []
     visual = model.model.visual
-    # Pictures of one size become one attention batch when they stand side by side.
+    # Pictures of one size become one attention batch if they are adjacent.
     order = sorted(range(len(pixels)), key=lambda i: pixels[i].grid)
     values = to_device(torch.cat([pixels[i].values for i in order]).to(visual.dtype), visual.device)
     grids = torch.tensor([pixels[i].grid for i in order])
     out = model.model.get_image_features(values, grids, **_layout(visual, grids))
-    ranks = sorted(range(len(order)), key=order.__getitem__)  # back to the pictures' own order
+    ranks = sorted(range(len(order)), key=order.__getitem__)  # This restores the pictures' order.
     return [
         Features(out.pooler_output[rank], tuple(layer[rank] for layer in out.deepstack_features))
         for rank in ranks
@@ -133,8 +135,8 @@ def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:
 def _layout(visual: Any, grids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The indices and positions that the tower derives from `grids` [pictures, 3].
 
-    They are computed on the CPU: the tower reads sizes off these numbers, which would make the host
-    wait for a GPU each time. The attention wants its lengths on the host, too.
+    They are computed on the CPU: the tower reads sizes from these numbers, and on a GPU the host
+    would have to wait for each. The attention needs its lengths on the host, too.
     """
     indices, weights = get_vision_interpolation_indices_and_weights(
         grids,

@@ -1,9 +1,9 @@
 """Broadcasts weights to a server's workers: the trainer is rank 0 of a process group with them.
 
 vLLM's own NCCL backend joins by `PyNcclCommunicator`, whose trainer half needs vLLM in the
-trainer's environment. Both halves here are torch's; the other one is `worker.Transfer`. Each server
-has a group of its own, so that a lost server takes no other with it. Small tensors travel together
-in buckets, and the update's metadata says where each begins and ends.
+trainer's environment. Here both halves are torch's; the other half is `worker.Transfer`. Each
+server has a group of its own, so that a lost server breaks no other's. Small tensors are sent
+together in buckets, and the update's metadata says where each begins and ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from axpo.engines.vllm.client import CONTROL_SECONDS, Client
 from axpo.errors import Fault, ServerLost
 
 BUCKET = 2**28
-"""Bytes of a bucket; a larger tensor has a bucket of its own."""
+"""The most bytes of a bucket; a larger tensor has a bucket of its own."""
 Backend = Literal["nccl", "gloo"]
 Buckets = list[list[tuple[str, torch.Tensor]]]
 
@@ -60,7 +60,7 @@ class Broadcast:
 
     @classmethod
     async def connect(cls, client: Client, backend: Backend) -> Broadcast:
-        """Meet the workers of the server of `client`; raises `ServerLost` if that fails."""
+        """Form a group with the workers of `client`'s server; raises `ServerLost` if that fails."""
         ranks = 1 + len(await client.rpc("axpo_facts"))
         host = _address_towards(client.url)
         limit = timedelta(seconds=CONTROL_SECONDS)
@@ -85,8 +85,10 @@ class Broadcast:
         name: str,
         keep: bool,
     ) -> None:
-        """Let the server sample with `weights`, called `name`, and with what it is `told` of them;
-        see `Client.load`."""
+        """Let the server sample with `weights`, called `name`; `told` are further facts about them.
+
+        `keep` is as in `Client.load`.
+        """
         buckets = in_buckets(weights)
 
         async def update(update: Any) -> None:
@@ -95,7 +97,7 @@ class Broadcast:
         await client.load({"buckets": described(buckets), **told}, name, keep, update)
 
     def send(self, buckets: Buckets) -> None:
-        """Broadcast each bucket as one tensor of bytes; returns when the last one is through."""
+        """Broadcast each bucket as one tensor of bytes; return when the last one is sent."""
         for bucket in buckets:
             flat = [w.detach().contiguous().view(-1).view(torch.uint8) for _, w in bucket]
             whole = torch.cat([part.to(self._device) for part in flat])
@@ -105,10 +107,10 @@ class Broadcast:
 
 
 async def _both(asking: Any, here: Any) -> Any:
-    """Await the server's answer while `here` runs beside it; returns the result of `here`.
+    """Await the server's answer while `here` runs in a thread; return the result of `here`.
 
-    If the server fails, `here` waits for it until the group's time is over; nobody waits for `here`
-    then, and the group is given up.
+    If the server fails, `here` waits for it until the group's time is over. Then nobody awaits
+    `here`, and the group is given up.
     """
     posted, beside = asyncio.ensure_future(asking), asyncio.ensure_future(asyncio.to_thread(here))
     try:

@@ -52,8 +52,8 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A model without its weights: `tensors` are those of its state dict on the meta device, and
-    `lora` the adapters among them, None if it has none."""
+    """A model without its weights: `tensors` is its state dict on the meta device, `lora` the
+    settings of the adapters in it, None if it has none."""
 
     processor: Processor
     tensors: Mapping[str, torch.Tensor]
@@ -63,7 +63,7 @@ class TrainedModel:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> TrainedModel:
-        """What is to be known of the model of `checkpoint`."""
+        """The description of the model of `checkpoint`."""
         model = checkpoint.model
         return cls(
             checkpoint.processor,
@@ -76,18 +76,18 @@ class TrainedModel:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The name that a server serves the `model` under, its adapter included, and how many requests
-    it runs at once."""
+    """The name under which a server serves the `model` with its adapter, and the number of requests
+    that it runs at once."""
 
     model: str
     places: int
 
 
 async def check_server(client: Client, trained: TrainedModel, room: int) -> Served:
-    """What the server serves: the model that is `trained`.
+    """Check that the server serves the model that is `trained`.
 
-    Paths hold more than `room` tokens. Raises `ConfigError` if it serves another one, or not
-    as training needs it.
+    Paths hold more than `room` tokens. Raises `ConfigError` if it serves another model, or not as
+    training needs it.
     """
     try:
         routes = await client.routes()
@@ -104,7 +104,7 @@ async def check_server(client: Client, trained: TrainedModel, room: int) -> Serv
         found = differences(facts, expected_facts(trained))
         models = await client.models()
         if facts.get("protocol") != PROTOCOL:
-            pass  # it is refused; another version may name the other facts otherwise
+            pass  # It is refused; another version may give the other facts other names.
         elif trained.lora is not None:
             layers, rank = adapted_names(trained.tensors), trained.lora.rank
             found += await _unadapted(client, layers, rank, facts["lora_rank"], models)
@@ -131,8 +131,8 @@ async def check_server(client: Client, trained: TrainedModel, room: int) -> Serv
 async def _unadapted(
     client: Client, layers: list[str], needed: int, rank: int, models: list[str]
 ) -> list[str]:
-    """What keeps a server that takes adapters of `rank` (0: none) from serving the `layers`' of the
-    rank `needed`."""
+    """What prevents a server that takes adapters of `rank` (0: none) from serving those of `layers`
+    with the rank `needed`."""
     if not rank:
         return [
             "it takes no adapters (start it with `axpo serve` of this recipe, or with "
@@ -145,7 +145,7 @@ async def _unadapted(
         ]
     if ADAPTER not in models:
         return [f"it does not know the adapter (start it with --lora-modules {ADAPTER}={ADAPTER})"]
-    # A worker of a pipeline has some of the layers: what none of them has is missing.
+    # Each worker of a pipeline has some of the layers; a layer is missing if none has it.
     answers = await client.rpc("axpo_unadapted", json.dumps(layers))
     missing = sorted(set(layers).intersection(*answers))
     if not missing:
@@ -170,7 +170,8 @@ def server_rank(rank: int) -> int:
 
 
 def lora_arguments(rank: int, vision: bool) -> list[str]:
-    """Arguments of a server that takes adapters of `rank`, with `vision` on the vision part too."""
+    """The arguments of a server that takes adapters of `rank`; with `vision` also those of the
+    vision part."""
     return [
         "--enable-lora", "--max-loras", "1", "--max-lora-rank", str(server_rank(rank)),
         "--lora-modules", f"{ADAPTER}={ADAPTER}",
@@ -179,7 +180,7 @@ def lora_arguments(rank: int, vision: bool) -> list[str]:
 
 
 def expected_facts(trained: TrainedModel) -> dict[str, Any]:
-    """What `Extension.axpo_facts` should say of a server of the model that is `trained`."""
+    """The facts that `Extension.axpo_facts` should return on a server of the `trained` model."""
     processor = trained.processor
     words = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True)
     return {

@@ -1,8 +1,8 @@
 """One vLLM server over HTTP: its routes, and the meaning of each kind of failure.
 
-A request may be repeated at will: its seed fixes what is sampled, and an answer that never came
-was not counted. So the type of a failure says who could do better: another server (`ServerLost`),
-the same server a moment later (`AnswerFault`), or nobody (`Refused`, `EngineError`).
+A request may be repeated: its seed fixes what is sampled, and an answer that never came was not
+counted. The type of a failure says who may succeed with it: another server (`ServerLost`), the same
+server a moment later (`AnswerFault`), or nobody (`Refused`, `EngineError`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from axpo.engines.vllm.wire import NONSENSE, joined, shown
 from axpo.errors import AnswerFault, EngineError, Refused, ServerLost
 
 KEPT_SECONDS = 3.0
-"""An idle connection is given up after this time; the server would close it after 5 seconds."""
+"""Seconds after which an idle connection is dropped; the server would close it after 5 seconds."""
 CONTROL_SECONDS = 600.0
-"""A control call may take this long: weights of many gigabytes are read from a disk."""
+"""Seconds that a control call may take: weights of many gigabytes are read from a disk."""
 ANSWER_BYTES = 2**26
-"""Bytes of an answer, at most: 40,960 tokens of about 150 bytes each, ten times over."""
+"""The most bytes of an answer: ten times 40,960 tokens of about 150 bytes each."""
 GENERATE = "/inference/v1/generate"
 
 T = TypeVar("T")
 
 
 class Client:
-    """Speaks to the server at `url`; usable from one event loop after another."""
+    """A client of the server at `url`; it can be used on one event loop after another."""
 
     def __init__(self, url: str, request_seconds: float, health_seconds: float) -> None:
         self.url = url.rstrip("/")
@@ -47,12 +47,14 @@ class Client:
 
     @property
     def silent(self) -> bool:
-        """Whether requests wait here and none has received anything for most of the time that one
-        may take. It is said before that time is over: others would take their places at once."""
+        """Whether requests wait here and none has received anything for most of `request_seconds`.
+
+        It must be known before that time is over, because then other requests take the places.
+        """
         return bool(self._clocks) and time.monotonic() - self._heard > 0.75 * self._request_seconds
 
     async def generate(self, body: dict[str, Any], accepted: Callable[[], None]) -> Any:
-        """The answer; cancelling this closes the connection, which aborts the request.
+        """The server's answer; cancelling this closes the connection, which aborts the request.
 
         `accepted` is called when the server has the first token. Until then the request is in the
         server's queue (`waiting`); from then on the server may take `request_seconds`, weight
@@ -81,7 +83,7 @@ class Client:
 
     async def healthy(self) -> bool:
         """Whether the server says in time that it is well."""
-        seconds = self._health_seconds  # in all: httpx's own are for each read
+        seconds = self._health_seconds  # This limits the whole; httpx's limits are for each read.
         try:
             async with (
                 asyncio.timeout(seconds),
@@ -130,9 +132,9 @@ class Client:
         keep: bool,
         beside: Callable[[Awaitable[Any]], Awaitable[None]] | None = None,
     ) -> None:
-        """Sample from now on with the weights that `update` describes, called `name`.
+        """Let the server sample from now on with the weights that `update` describes as `name`.
 
-        `beside` awaits the update and sends the weights meanwhile. Pausing drops the prefix,
+        `beside` awaits the update and meanwhile sends the weights. Pausing drops the prefix,
         picture and encoder caches, which the old weights filled. With `keep` requests in flight
         go on from their tokens, whose keys and values are computed again; otherwise they are
         aborted.
@@ -160,10 +162,10 @@ class Client:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A client for one request at a time: the idle one that was used last, or a new one.
+        """A client for one request at a time: the last used idle one, or a new one.
 
-        A shared client looks at each of its connections several times per request, which is most of
-        a request's cost with hundreds at once. Connections belong to one event loop.
+        A shared client would look at each of its connections several times per request, which is
+        most of a request's cost with hundreds at once. Connections belong to one event loop.
         """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
@@ -191,7 +193,7 @@ class Client:
     async def _ask(
         self, method: str, route: str, seconds: float, read: Callable[[Any], T], **content: Any
     ) -> T:
-        """What `read` finds in the answer; raises `AnswerFault` if it finds nothing."""
+        """What `read` makes of the answer; raises `AnswerFault` if it cannot read it."""
         answer = await self._call(method, route, seconds, **content)
         try:
             return read(answer)
@@ -201,7 +203,7 @@ class Client:
             ) from error
 
     async def _call(self, method: str, route: str, seconds: float, **content: Any) -> Any:
-        """The parsed answer, whole after `seconds`: httpx's own limits are for each read."""
+        """The parsed answer, complete within `seconds` (httpx's own limits are for each read)."""
         try:
             async with asyncio.timeout(seconds), self._stream(method, route, **content) as response:
                 text = await _text(route, response)
@@ -216,7 +218,7 @@ class Client:
     async def _stream(
         self, method: str, route: str, **content: Any
     ) -> AsyncIterator[httpx.Response]:
-        """A response of status 200, whose body is still to be read; raises what another means."""
+        """A response of status 200, whose body is still to be read; other statuses raise errors."""
         timeout = httpx.Timeout(None, connect=self._health_seconds)
         try:
             async with (
@@ -239,8 +241,11 @@ class Client:
 
 
 async def _chunks(route: str, response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes; raises `AnswerFault` if it is compressed, which was not asked for
-    (a few bytes may stand for gigabytes), or larger than `ANSWER_BYTES`."""
+    """The body as it comes.
+
+    Raises `AnswerFault` if it is compressed, which was not asked for (a few bytes may stand for
+    gigabytes), or larger than `ANSWER_BYTES`.
+    """
     if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
         raise AnswerFault(f"{route}: an answer with content-encoding {encoding!r:.40}")
     size = 0

@@ -2,9 +2,9 @@
 
 The engine knows the requests in flight, the weights that servers must sample with, and the
 pictures' encodings. A request's seed fixes its sample, and it is counted when its one answer is
-accepted: asking again after a lost server loses nothing and doubles nothing. An answer is accepted
-only from weights that were due since it was asked for, which exposes a server that was restarted
-by somebody else.
+accepted, so that asking again after a lost server loses nothing and counts nothing twice. An answer
+is accepted only from weights that were due since it was asked for, which exposes a server that
+somebody else has restarted.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ from axpo.models.vision import as_seen
 from axpo.tree import ImageSpan
 
 ATTEMPTS = 4
-"""How many servers a request is given to before it is given up: it may be killing them."""
+"""How many times a request is tried before it is given up: it may be killing the servers."""
 BACKOFF = 0.5
-"""Seconds before a request that a server answered wrongly is asked again; doubled each time."""
+"""Seconds before a request with a wrong answer is asked again; they double each time."""
 ENCODED = 512
-"""How many pictures' encodings are kept; those used longest ago leave first."""
+"""How many pictures' encodings are kept; the least recently used leave first."""
 
 
 class VllmEngine(Engine):
-    """Samples with `servers` of the model that is `trained`.
+    """An engine that samples with `servers` of the model that is `trained`.
 
-    Weights (of a model with adapters these alone, for the servers have the rest) are written into
+    Weights (only the adapters, if there are any: the servers have the rest) are written into
     `folder`, which the servers must see under the same path, or broadcast by a process group of
-    `backend`. `room` is what a path may hold after its prompt (tokens).
-    `in_flight` says what becomes of requests in flight when new weights come: they "keep" their
-    tokens and go on from them, "restart" with the same seed, or "finish" first; by default there
-    must be none. `stats.pictures` counts pictures that a server took; times are not known here.
-    Raises `ConfigError` from the first request or update where a server does not fit.
+    `backend`. `room` is the number of tokens that a path may hold after its prompt. `in_flight`
+    says what happens to requests in flight when new weights come: they "keep" their tokens and go
+    on from them, "restart" with the same seed, or "finish" first; by default there must be none.
+    `stats.pictures` counts pictures that a server took; times are not known here. The first request
+    or update raises `ConfigError` if a server does not fit.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class VllmEngine(Engine):
         self._run = uuid.uuid4().hex[:12]
         self._ids = itertools.count()
         self.served_share: float | None = None
-        """`axpo.models.lora.served_share` of the last hand-over; None without adapters, for then
-        servers get the bytes that the trainer's forward computes with."""
+        """`axpo.models.lora.served_share` of the weights published last. None without adapters,
+        because servers then get the same bytes with which the trainer's forward computes."""
         self._model = ""
         self._weights: Weights | None = None
         self._handed_over = [(UNNAMED, 0)]
@@ -114,9 +114,9 @@ class VllmEngine(Engine):
         return work.result()
 
     async def probe(self, request: Request) -> dict[str, Completion]:
-        """The answer of each server that is up to `request`, by its address; it is not counted.
+        """The answer to `request` of each server that is up, by its address; it is not counted.
 
-        A server that cannot answer is lost, or left out.
+        A server that cannot answer is lost or left out.
         """
         await self._start()
         spans, _ = check_request(request, self._processor)
@@ -132,14 +132,14 @@ class VllmEngine(Engine):
         return found
 
     async def release(self, group: str) -> None:
-        """Forget which server serves `group`; its cache makes room by itself."""
+        """Forget which server serves `group`; the server's cache makes room by itself."""
         self._pool.release(group)
 
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Sample with `weights` (a state dict of the model) from now on; all caches are dropped.
 
-        New requests wait until it is done. Raises `EngineError` if no server takes them, and
-        with requests in flight that nothing was said about; `ValueError` for names or shapes that
+        New requests wait until it is done. Raises `EngineError` if no server takes the weights, or
+        if requests are in flight and `in_flight` is None; and `ValueError` for names or shapes that
         do not fit, with nothing changed.
         """
         if self._pending and self._in_flight is None:
@@ -156,13 +156,13 @@ class VllmEngine(Engine):
             self._handed_over.append((name, version))
             self._pool.retry_lost()
             await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
-            await self._pool.acquire("")  # waits for one, where all were lost
+            await self._pool.acquire("")  # If all servers were lost, this waits for one.
             self._pool.release("")
         if before is not None and before.path != kept.path:
             before.forget()
 
     async def close(self) -> None:
-        """Stop; pending requests raise `EngineError`. Servers that were started here end."""
+        """Stop, and end the servers started here; pending requests raise `EngineError`."""
         self._closed = True
         for work in self._pending:
             work.cancel()
@@ -173,7 +173,7 @@ class VllmEngine(Engine):
             self._weights.forget()
 
     def _keep(self, name: str, weights: Mapping[str, torch.Tensor]) -> Weights:
-        """`weights`, a state dict of the model, where servers can get them."""
+        """Put `weights`, a state dict of the model, where servers can get them."""
         lora = self._trained.lora
         if lora is None:
             return self._hand.keep(name, weights, {})
@@ -185,7 +185,7 @@ class VllmEngine(Engine):
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:
-        """Give no request to a server meanwhile; requests in flight end as `in_flight` says."""
+        """Within the context servers get no request; those in flight end as `in_flight` says."""
         self._update = asyncio.Event()
         try:
             if self._in_flight == "restart":
@@ -211,7 +211,7 @@ class VllmEngine(Engine):
             server.asked += 1
             try:
                 async with server.places.take(request.priority):
-                    if not server.up:  # lost meanwhile, with nothing asked of it
+                    if not server.up:  # It was lost before the request was sent.
                         continue
                     ask = asyncio.ensure_future(self._ask(server, request, spans))
                     self._asking.add(ask)
@@ -238,7 +238,7 @@ class VllmEngine(Engine):
     async def _ask(
         self, server: Server, request: Request, spans: Sequence[ImageSpan]
     ) -> Completion:
-        """The server's answer; a picture goes there once, with the first request that shows it."""
+        """The server's answer; a picture is sent once, with the first request that shows it."""
         shown = {p.digest for p in request.pictures}
         for attempt in range(ATTEMPTS):
             while others := [server.coming[digest] for digest in shown if digest in server.coming]:
@@ -246,7 +246,7 @@ class VllmEngine(Engine):
                     await others[0].wait()
             if self._update is not None:
                 raise Interrupted
-            oldest = len(self._handed_over) - 1  # pictures may have been waited for
+            oldest = len(self._handed_over) - 1  # It is read after the wait for pictures.
             known = {d: server.known[d] for d in shown if d in server.known}
             new = shown if attempt == ATTEMPTS - 1 else shown - known.keys()
             try:
@@ -254,8 +254,8 @@ class VllmEngine(Engine):
             except Refused as error:
                 if "data is not provided" not in str(error) or new == shown:
                     raise
-                for digest, id in known.items():  # its cache has dropped some
-                    if server.known.get(digest) == id:  # and nobody brought it again meanwhile
+                for digest, id in known.items():  # The server's cache has dropped some.
+                    if server.known.get(digest) == id:  # Nobody has brought it again meanwhile.
                         del server.known[digest]
             else:
                 return self._accept(server, request, answer, oldest)
@@ -264,7 +264,7 @@ class VllmEngine(Engine):
     async def _send(
         self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
     ) -> Any:
-        """The server's answer to `request`, which brings those of its pictures that are `new`."""
+        """The server's answer to `request`, which is sent with those of its pictures in `new`."""
         urls = [self._url(p) if p.digest in new else None for p in request.pictures]
         id = f"{self._run}-{next(self._ids)}-{request.id}"
         body = request_body(request, id, self._model, spans, urls)
@@ -290,8 +290,8 @@ class VllmEngine(Engine):
             end()
 
     def _accept(self, server: Server, request: Request, answer: Any, oldest: int) -> Completion:
-        """The completion; raises `ServerLost` if it was sampled by other weights than those
-        handed over from place `oldest` on."""
+        """The completion; raises `ServerLost` if it was sampled by other weights than those that
+        `_handed_over` holds from index `oldest` on."""
         read = read_answer(request, answer, self._processor.vocabulary)
         due = dict(self._handed_over[oldest:])
         if wrong := set(read.weights) - set(due):
@@ -303,7 +303,7 @@ class VllmEngine(Engine):
     def _url(self, picture: Picture) -> str:
         url = self._encoded.pop(picture.digest, None)
         if url is None:
-            # vLLM's processor resamples otherwise than the trainer's.
+            # vLLM's processor resamples in another way than the trainer's.
             url = picture_url(as_seen(self._processor.image_processor, picture.image))
         self._encoded[picture.digest] = url
         if len(self._encoded) > ENCODED:
@@ -315,14 +315,14 @@ class VllmEngine(Engine):
         stats.requests += 1
         stats.reused += completion.reused
         stats.prefilled += len(request.tokens) - completion.reused
-        stats.decoded += len(completion.tokens) - 1  # the first one comes out of the prefill
+        stats.decoded += len(completion.tokens) - 1  # The prefill gives the first one.
         stats.sampled += len(completion.tokens)
         return completion
 
     # ------------------------------------------------------------------ servers and weights
 
     async def _start(self) -> None:
-        """Check every server, once on each event loop; raises `ConfigError` if one does not fit."""
+        """Check every server once per event loop; raises `ConfigError` if one does not fit."""
         if self._pool.attach() or self._ready is None:
             self._ready = asyncio.ensure_future(self._check_all())
         await asyncio.shield(self._ready)
@@ -347,7 +347,7 @@ class VllmEngine(Engine):
                 )
 
     async def _prepare(self, server: Server) -> None:
-        """Check a server, and give it the weights that are due."""
+        """Check a server and give it the weights that are due."""
         served = await check_server(server.client, self._trained, self._room)
         self._model, server.places = served.model, Places(served.places)
         server.weights = await server.client.weights()
@@ -355,7 +355,7 @@ class VllmEngine(Engine):
             await self._hand.load(server, self._weights)
 
     async def _hand_over(self, server: Server) -> None:
-        """Load the weights that are due; a server that cannot is lost."""
+        """Load the weights that are due; a server that cannot load them is lost."""
         assert self._weights is not None
         try:
             await self._hand.load(server, self._weights)

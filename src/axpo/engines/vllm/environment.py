@@ -55,7 +55,7 @@ def build(folder: Path) -> Path:
         venv.create(folder, with_pip=True)
     try:
         _pip(python, "install", TORCH)
-    except subprocess.CalledProcessError:  # PyPI has no CPU build; PyTorch's own index does
+    except subprocess.CalledProcessError:  # PyPI has no CPU build; PyTorch's own index has one.
         _pip(python, "install", TORCH, "--index-url", TORCH_INDEX)
     _pip(python, "install", TORCH, VLLM)
     _pip(python, "uninstall", "--yes", *UNUSABLE)

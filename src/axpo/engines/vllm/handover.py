@@ -1,4 +1,4 @@
-"""Hands weights to a server: by a file that both sides see, or by a broadcast to its workers."""
+"""Gives weights to a server by a file that both sides see, or by a broadcast to its workers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from axpo.errors import ConfigError
 class Weights:
     """The name under which servers know weights, and where the weights are.
 
-    They are in the file `path` or, for a broadcast, in memory as a `copy` (the trainer's own change
-    while a lost server comes back). Servers are `told` more beside them: the scale of adapters.
+    They are in the file `path` or, for a broadcast, in memory as a `copy`, because the trainer's
+    own may change before a lost server comes back. `told` holds what servers are told beside them:
+    the scale of adapters.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Weights:
 class HandOver:
     """Gives servers weights through `folder`, or by process groups of `backend`.
 
-    With `keep` requests in flight go on from their tokens (`Client.load`).
+    With `keep`, requests in flight go on from their tokens (`Client.load`).
     """
 
     def __init__(self, folder: Path, backend: Backend | None, keep: bool) -> None:
@@ -62,8 +63,10 @@ class HandOver:
         return Weights(name, path, {}, told)
 
     async def load(self, server: Server, weights: Weights) -> None:
-        """Let `server` sample with `weights`; raises `ConfigError` if it does not see the file,
-        and the errors of `Client.load`."""
+        """Let `server` sample with `weights`.
+
+        Raises `ConfigError` if it does not see the file, and the errors of `Client.load`.
+        """
         if weights.path is None:
             assert self._backend is not None
             if server.link is None:
@@ -81,7 +84,7 @@ class HandOver:
 
 
 async def _check_seen(server: Server, path: Path) -> None:
-    """Raise `ConfigError` for a path that the server cannot read: it would kill it half-way."""
+    """Raise `ConfigError` for a path that the server cannot read, which would kill the server."""
     sizes = await server.client.rpc("axpo_file_size", str(path))
     if any(size != [path.stat().st_size] for size in sizes):
         raise ConfigError(

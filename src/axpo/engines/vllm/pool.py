@@ -1,9 +1,9 @@
-"""Several vLLM servers as one: who gets a request, who is lost, and who is back.
+"""Several vLLM servers as one: which gets a request, which is lost, and which is back.
 
 A group's requests stay on one server, whose prefix cache holds the group's prompt; a new group
 goes to the server with the fewest requests in flight. A server that stops answering is lost: its
-requests in flight are given back to their askers at once, who ask elsewhere. In the background it
-is restarted (or waited for), made ready again, and takes part once more.
+requests in flight fail at once, and their callers ask another server. In the background the lost
+server is restarted (or waited for), made ready again, and used again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from axpo.engines.vllm.server import ServerProcess
 
 MISSES = 2
-"""How many health checks in a row a server misses before it is lost."""
+"""How many health checks in a row a server may miss before it is lost."""
 HEALTH_EVERY = 2.0
 """Seconds between health checks of a server with requests in flight."""
 
@@ -31,11 +31,11 @@ HEALTH_EVERY = 2.0
 class Server:
     """A server and what is known about it.
 
-    `known` maps the digest of each picture that it has to the request that brought it; `coming`
-    maps those that a request is taking there to an event that is set when that is over. `asked`
-    counts the requests that it has to answer, including those that wait for a place or a picture;
-    `flying` holds those under way, no more than it has `places`. `link` is the process group by
-    which it gets weights, where they are broadcast.
+    `known` maps the digest of each picture that the server has to the request that brought it.
+    `coming` maps each picture that a request is bringing to an event, which is set when that is
+    over. `asked` counts the requests that the server has to answer, including those that wait for a
+    place or a picture; `flying` holds those in flight, at most as many as it has `places`. `link`
+    is the process group by which it gets weights, if they are broadcast.
     """
 
     def __init__(self, client: Client, process: ServerProcess | None = None) -> None:
@@ -55,10 +55,10 @@ class Server:
 
 
 class Pool:
-    """Routes requests to `servers`; `prepare` makes a server that is back fit for work.
+    """Routes requests to `servers`; `prepare` makes a server ready that has come back.
 
-    A lost server is waited for at most `recovery_seconds`. A pool belongs to one event loop at a
-    time.
+    The pool waits for a lost server for at most `recovery_seconds`. It belongs to one event loop at
+    a time.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Pool:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self) -> bool:
-        """Take up work on the running event loop; returns whether it is another than before."""
+        """Begin work on the running event loop; return whether it is another than before."""
         loop = asyncio.get_running_loop()
         if loop is self._loop:
             return False
@@ -91,7 +91,7 @@ class Pool:
     async def acquire(self, group: str) -> Server:
         """The server for a request of `group`, as soon as there is one.
 
-        Raises `EngineError` when no server is left and none will be back.
+        Raises `EngineError` if no server is left and none will come back.
         """
         while True:
             up = [server for server in self.servers if server.up]
@@ -109,13 +109,13 @@ class Pool:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
     def release(self, group: str) -> None:
-        """Forget where the group's requests went."""
+        """Forget which server serves the group."""
         self._homes.pop(group, None)
 
     async def ask(self, server: Server, body: dict[str, Any], accepted: Callable[[], None]) -> Any:
         """The server's answer (see `Client.generate`).
 
-        Raises `ServerLost` when the server is lost, `Interrupted` when its requests are taken back.
+        Raises `ServerLost` when the server is lost, and `Interrupted` when `interrupt` is called.
         """
         if not server.up:
             raise ServerLost(server.reason)
@@ -133,12 +133,12 @@ class Pool:
         return post.result()
 
     async def suspect(self, server: Server, reason: str) -> None:
-        """Lose the server unless it says that it is well (a connection may just have broken)."""
+        """Lose the server unless it says that it is well: perhaps only a connection broke."""
         if server.up and not await server.client.healthy() and server.up:
             self.lose(server, reason)
 
     def lose(self, server: Server, reason: str) -> None:
-        """Give the server's requests back to their askers, and bring it back in the background."""
+        """Let the server's requests fail with `ServerLost`, and bring it back in the background."""
         if not server.up:
             return
         self._stats.servers_lost += 1
@@ -149,7 +149,7 @@ class Pool:
         self._recover_soon(server)
 
     def interrupt(self) -> None:
-        """Give all requests in flight back to their askers; the servers abort them."""
+        """Let all requests in flight fail with `Interrupted`; the servers abort them."""
         for server in self.servers:
             for post in server.flying:
                 post.cancel()
@@ -173,7 +173,7 @@ class Pool:
         server.recovery = asyncio.ensure_future(self._recover(server))
 
     async def _watch(self, server: Server) -> None:
-        """While requests are in flight there, check that the server is well and does something."""
+        """While the server has requests in flight, check that it is well and makes progress."""
         misses = 0
         while server.up and server.flying and misses < MISSES:
             await asyncio.sleep(HEALTH_EVERY)
@@ -188,7 +188,7 @@ class Pool:
         lost, deadline = server.reason, time.monotonic() + self._recovery_seconds
         try:
             if server.process is not None:
-                # Here, not in a thread: the server ends with the thread that started it.
+                # This runs in no other thread: the server ends with the thread that started it.
                 server.process.restart()
             while not await server.client.healthy():
                 if server.process is not None and (failure := server.process.failure()):

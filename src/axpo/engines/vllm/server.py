@@ -1,7 +1,7 @@
 """vLLM servers that axpo starts: their arguments, their log, and their end.
 
 A server runs in vLLM's own environment, in a process group of its own that ends with this process.
-Its output goes to a log file; when it does not start, the log's last error is the message.
+Its output goes to a log file; if it does not start, the message quotes the log's last error.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from axpo.models.vision import seen_limits
 
 WORKER = Path(__file__).with_name("worker.py")
 MODULE = "axpo_vllm_worker"
-"""The worker's name inside a server, which gets a copy of that file only: axpo's environment must
-not be importable there."""
+"""The worker's name inside a server. The server gets a copy of that file only, because axpo's
+environment must not be importable there."""
 STOP_SECONDS = 10.0
 _PDEATHSIG = 1
 _WHAT_IS_THERE = (
@@ -59,7 +59,7 @@ class Installation:
 
 
 def find_installation(python: str) -> Installation:
-    """The vLLM beside `python`; raises `ConfigError` that says how to build it."""
+    """The vLLM of `python`'s environment; raises `ConfigError`, which says how to build one."""
     command = [python, "-c", _WHAT_IS_THERE]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -76,7 +76,7 @@ def find_installation(python: str) -> Installation:
 def fitting_installation(settings: Vllm, model: Any, dtype: str) -> Installation:
     """The vLLM of `settings`, if it can serve a model with the config `model`.
 
-    Raises `ConfigError` for settings of which a server on a CPU would die.
+    Raises `ConfigError` for settings that would kill a server on a CPU.
     """
     assert settings.python is not None
     found = find_installation(settings.python)
@@ -104,9 +104,10 @@ def arguments(
     dtype: str,
     lora: LoraSettings | None = None,
 ) -> list[str]:
-    """What training (of adapters, with `lora`) needs of a server, then the recipe's own arguments,
-    which win. The output layer is as that of a trainer on the same kind of device
-    (`axpo.models.head`)."""
+    """The arguments that training (with `lora` of adapters) needs, then the recipe's, which win.
+
+    The output layer computes as a trainer's on the same kind of device does (`axpo.models.head`).
+    """
     needed = [
         "--model", processor.path, "--served-model-name", "policy", "--host", "127.0.0.1",
         "--dtype", dtype, "--max-model-len", str(settings.max_length),
@@ -121,7 +122,7 @@ def arguments(
         "--mm-processor-kwargs", json.dumps({"size": seen_limits(processor.image_processor)}),
     ]  # fmt: skip
     if installation.cpu:
-        # Seeded requests beside a chunked prefill kill the engine on a CPU.
+        # On a CPU seeded requests beside a chunked prefill kill the engine.
         needed += [
             "--no-enable-chunked-prefill", "--block-size", "32", "--enforce-eager",
             "--max-num-batched-tokens", str(max(8192, settings.max_length)),
@@ -175,13 +176,13 @@ class ServerProcess:
         self.start()
 
     def failure(self) -> str | None:
-        """Why the server will never be ready; None while it still may be."""
+        """Why the server will never be ready; None while it may still become ready."""
         if self._process is None or self._process.poll() is None:
             return None
         return f"it ended with status {self._process.returncode}; {self._last_words()}"
 
     def stop(self) -> None:
-        """End the server and all that it started, within `STOP_SECONDS`."""
+        """End the server and all processes that it started, within `STOP_SECONDS`."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -190,7 +191,7 @@ class ServerProcess:
         self._folder.cleanup()
 
     def _kill(self) -> None:
-        """Kill the group: the engine's process outlives a killed server for a while."""
+        """Kill the whole group, because the engine's process outlives a killed server."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -213,10 +214,9 @@ def start_servers(
 ) -> list[ServerProcess]:
     """Start the recipe's servers of the processor's checkpoint as it is on disk; wait for all.
 
-    With `lora` they take such adapters.
-
-    Raises `ConfigError` if vLLM is missing or cannot serve it, and `UserError` with the end of
-    the log where a server does not come up; then none is left running.
+    With `lora` they take such adapters. Raises `ConfigError` if vLLM is missing or cannot serve the
+    model, and `UserError` with the end of the log if a server does not start; then none is left
+    running.
     """
     installation = fitting_installation(settings, processor.config, dtype)
     options = arguments(installation, settings, processor, dtype, lora)
@@ -263,6 +263,6 @@ def _free_port() -> int:
 
 
 def _end_with_parent() -> None:
-    """Have the child asked to end when the thread that started it ends (Linux)."""
+    """Let Linux ask the child to end when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)

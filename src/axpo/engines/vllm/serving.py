@@ -1,4 +1,4 @@
-"""Starts vLLM servers: with the engine that asks them, or for `axpo serve` in the foreground, to
+"""Starts vLLM servers with the engine that asks them, or in the foreground for `axpo serve`, to
 which other commands connect."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOOK_SECONDS = 1.0
 
 
 def start_engine(settings: Vllm, start: Start) -> VllmEngine:
-    """Start the recipe's servers of the model, or go to those at `urls`.
+    """Start the recipe's servers of the model, or connect to those at `urls`.
 
     Raises `UserError` if they do not start.
     """
@@ -52,7 +52,7 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
 
 
 def start(config: Config, model: str, say: Callable[[str], None]) -> list[ServerProcess]:
-    """Start the recipe's servers, which takes a while; `say` is told of progress."""
+    """Start the recipe's servers, which takes a while; `say` gets messages about the progress."""
     settings = config.engine
     if not isinstance(settings, Vllm) or settings.python is None:
         raise ConfigError(
@@ -70,7 +70,7 @@ def start(config: Config, model: str, say: Callable[[str], None]) -> list[Server
 
 
 def serve(servers: Sequence[ServerProcess]) -> None:
-    """Print the lines for other recipes, and wait until a stop is asked for.
+    """Print the lines for other recipes, and wait until the command is stopped.
 
     Raises `UserError` if a server ends by itself.
     """

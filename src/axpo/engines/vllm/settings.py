@@ -1,4 +1,4 @@
-"""The settings of vLLM servers, which describe them before anything runs."""
+"""The settings of vLLM servers, which also describe the servers before they run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Vllm(EngineSettings):
     servers: PositiveInt = 1
     """How many servers are started."""
     port: NonNegativeInt = 0
-    """The port of the first server that is started, which the others' follow; 0 takes free ones."""
+    """The port of the first server that is started; the others get the next ones. 0 takes free
+    ports."""
     max_length: PositiveInt = 8192
     """How many tokens of a path, its prompt included, a started server takes."""
     arguments: tuple[str, ...] = ()
@@ -50,9 +51,8 @@ class Vllm(EngineSettings):
     health_seconds: PositiveFloat = 10.0
     """How many seconds a busy server may take to say that it is well."""
     max_logprob_difference: PositiveFloat | None = None
-    """Training is refused where the mean difference (nats) of a server's logprobs from the
-    trainer's is larger. By default it depends on dtype and number of tokens (choice;
-    docs/vllm.md)."""
+    """Training is refused if the mean difference (nats) of a server's logprobs from the trainer's
+    is larger. The default depends on dtype and number of tokens (choice; docs/vllm.md)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Vllm:
@@ -90,7 +90,7 @@ class Vllm(EngineSettings):
         return f"starting {self.servers} vLLM server{'s' if self.servers > 1 else ''}"
 
     def missing(self) -> str | None:
-        """Why vLLM's own environment is not there; None if it is."""
+        """Why vLLM's own environment is missing; None if it is there."""
         if self.python is None or shutil.which(self.python) is not None:
             return None
         return (
@@ -99,7 +99,7 @@ class Vllm(EngineSettings):
         )
 
     def check(self, shapes: Any, dtype: str, device: str) -> None:
-        """Refuse a vLLM that cannot serve the model, and weights from GPU to GPU without one."""
+        """Refuse a vLLM that cannot serve the model, and transfer from GPU to GPU without a GPU."""
         from axpo.engines.vllm.server import fitting_installation
 
         if self.python is not None:

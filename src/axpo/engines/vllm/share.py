@@ -2,7 +2,7 @@
 
 A server takes its share of a card when it starts and keeps it: the weights come first, the rest is
 KV cache. If it has several cards, each holds a part of its weights and of its KV cache. Servers
-take the first cards that this process sees, so several servers take their shares of the same one.
+take the first cards that this process sees, so several servers share the same card.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from axpo.models.card import Card
 from axpo.wording import in_units
 
 UTILIZATION = 0.92
-"""The --gpu-memory-utilization that vLLM 0.32 uses where a recipe gives none."""
+"""The --gpu-memory-utilization that vLLM 0.32 uses by default."""
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 """The environment variable with the GiB of KV cache of a server on a CPU; 1 unless it is set."""
 
@@ -72,7 +72,7 @@ def _memory_arguments(arguments: Sequence[str]) -> tuple[float, int]:
     parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
     parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1)
     dashed: list[str] = []
-    for argument in arguments:  # vLLM takes underscores in names as well
+    for argument in arguments:  # vLLM accepts underscores in names as well.
         name, equals, value = argument.partition("=")
         long = name.startswith("--")
         dashed.append(f"{name.replace('_', '-')}{equals}{value}" if long else argument)

@@ -68,14 +68,14 @@ def request_body(
             "top_k": sampling.top_k,
             "seed": sampling.seed,
             "logprobs": 0,
-            "ignore_eos": True,  # `stop` says what ends a turn, not the model's files
+            "ignore_eos": True,  # `stop` says what ends a turn; the model's files do not.
             "stop_token_ids": list(sampling.stop),
             "logit_bias": {str(id): BAN for id in sampling.banned},
             "detokenize": False,
             "stream_interval": sampling.max_tokens,
         },
         "return_token_ids": True,
-        "priority": -request.priority,  # vLLM serves the lowest first
+        "priority": -request.priority,  # vLLM serves the lowest number first.
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -109,10 +109,10 @@ def joined(parts: Sequence[str]) -> dict[str, Any]:
 
 
 def read_answer(request: Request, answer: Any, vocabulary: int) -> Answer:
-    """The completion that `answer` (parsed JSON) holds, of ids below `vocabulary`.
+    """The completion in `answer` (parsed JSON), whose ids must be below `vocabulary`.
 
     Raises `AnswerFault` for an answer that is cut short or makes no sense, and `EngineError` for
-    one which shows that the server computes on other tokens than it was asked to.
+    one which shows that the server computed on other tokens than those of the request.
     """
     try:
         (choice,) = answer["choices"]
@@ -143,7 +143,7 @@ def read_answer(request: Request, answer: Any, vocabulary: int) -> Answer:
 
 
 def _whole(number: Any) -> int:
-    """`number`, which must be an integer; `int` would also take "7", True and 7.9."""
+    """`number`, which must be an integer; `int` would also accept "7", True and 7.9."""
     if type(number) is not int:
         raise TypeError(f"{number!r:.40} is no integer")
     return number
@@ -165,7 +165,7 @@ def _weights(spans: Any, tokens: int) -> list[str]:
 def _check_ids(
     request: Request, tokens: Sequence[int], scores: Sequence[tuple[int, float]], vocabulary: int
 ) -> None:
-    """Raise `AnswerFault` for ids that were not asked for; the next answer may be right."""
+    """Raise `AnswerFault` for ids that the request excludes; the next answer may be right."""
     sampling = request.sampling
     if [token for token, _ in scores] != list(tokens) or not tokens:
         raise AnswerFault(f"{len(scores)} logprobs beside {len(tokens)} tokens that are not theirs")

@@ -1,12 +1,12 @@
-"""axpo's part inside a vLLM server; it runs in the server's own environment and knows no axpo.
+"""axpo's part inside a vLLM server; it runs in the server's own environment and imports no axpo.
 
 It is loaded by `--worker-extension-cls` and is the only file here that imports vllm. It adds
 
 - `axpo`, a weight-transfer backend: an update names a file that the trainer has written, or the
-  tensors that it broadcasts. Of a model with adapters only these come, and they are never merged
+  tensors that it broadcasts. If the model has adapters, only these come, and they are never merged
   into the weights below them;
 - logprobs before top-k and top-p: vLLM's `processed_logprobs` include temperature and bias, but are
-  renormalised over the ids that truncation keeps, and axpo's are not;
+  renormalised over the ids that truncation keeps, while axpo's are not;
 - `axpo_facts`, which the trainer compares with its own model before it samples.
 """
 
@@ -45,11 +45,11 @@ from vllm.transformers_utils.processor import cached_image_processor_from_config
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
 PROTOCOL = 3
-"""It goes up when this file and the trainer's side of it (`checks`) change together."""
+"""The version of what this file and the trainer's side (`checks`) say to each other."""
 ADAPTER = "axpo-adapter"
 """The path (`--lora-modules NAME=PATH`) of the adapter that weight updates bring."""
 JOIN_SECONDS = 600.0
-"""Within this time the trainer and every worker must join, and a broadcast must end."""
+"""Seconds within which the trainer and every worker must join, and a broadcast must end."""
 
 
 @dataclass
@@ -64,9 +64,12 @@ class Joining(WeightTransferInitInfo):
 
 @dataclass
 class Update(WeightTransferUpdateInfo):
-    """All weights by the checkpoint's names: the `path` of a safetensors file, or `buckets` of
-    tensors (name, dtype, shape) that the trainer broadcasts as bytes, one bucket after another.
-    With `lora` (rank, alpha) the tensors are an adapter's, by the names of PEFT's files."""
+    """All weights by the checkpoint's names, in a file or by a broadcast.
+
+    They are in the safetensors file `path`, or in `buckets` of tensors (name, dtype, shape) that
+    the trainer broadcasts as bytes, one bucket after another. With `lora` (rank, alpha) the tensors
+    are an adapter's, by the names of PEFT's files.
+    """
 
     path: str | None = None
     buckets: list[list[dict[str, Any]]] | None = None
@@ -75,7 +78,7 @@ class Update(WeightTransferUpdateInfo):
 
 @dataclass
 class Adapter:
-    """The matrices A and B as they came, by the names of PEFT's files."""
+    """The matrices A and B as the trainer sent them, by the names of PEFT's files."""
 
     rank: int
     alpha: int
@@ -83,7 +86,7 @@ class Adapter:
 
 
 _adapter: Adapter | None = None
-"""The latest adapter; None until one has come, and the model is as it was loaded."""
+"""The latest adapter; None until one has come: then the model is as it was loaded."""
 
 
 class Transfer(WeightTransferEngine[Joining, Update]):
@@ -117,7 +120,7 @@ class Transfer(WeightTransferEngine[Joining, Update]):
 
     def finish_weight_update(self) -> None:
         if self._adapts():
-            return  # vLLM now drops the adapter that it has, and asks for it again (`_trained`)
+            return  # vLLM now drops its adapter and asks for it again (`_trained`).
         finalize_layerwise_reload(self.model, self.model_config)
         if current_platform.is_cpu():
             _repack_tied_heads(self.model)
@@ -145,7 +148,7 @@ def _received(
     ]
     whole = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
     group.broadcast(whole, 0).wait()
-    # Copies, because bytes in the middle of a bucket may lie where their dtype must not begin.
+    # They are copied, because a part may begin where tensors of its dtype must not begin.
     return [
         (tensor["name"], part.clone().view(dtype).view(tensor["shape"]))
         for tensor, dtype, part in zip(bucket, dtypes, whole.split(sizes), strict=True)
@@ -159,7 +162,7 @@ def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:
-    """Renew the packed copies that a CPU's matrix products hold of tied weights: the reload renews
+    """Renew the packed copies of tied weights that matrix products on a CPU use; the reload renews
     only the embedding's."""
     for layer in model.modules():
         if hasattr(layer, "cpu_linear") and layer.weight.numel():
@@ -173,9 +176,9 @@ def _trained(load: Callable[..., LoRAModel]) -> Callable[..., LoRAModel]:
         if request.lora_path != ADAPTER:
             return load(self, request)
         if _adapter is None:
-            manager = self._adapter_manager  # A and B are 0
+            manager = self._adapter_manager  # It makes an adapter whose A and B are 0.
             return manager.create_dummy_lora(request.lora_int_id, 1, self.embedding_modules)
-        # Copies: vLLM multiplies B by the scale in place.
+        # They are copied, because vLLM multiplies B by the scale in place.
         tensors = {name: tensor.clone() for name, tensor in _adapter.tensors.items()}
         helper = PEFTHelper(r=_adapter.rank, lora_alpha=_adapter.alpha, target_modules=[])
         return LoRAModel.from_lora_tensors(
@@ -196,7 +199,7 @@ def _renaming(manager: WorkerLoRAManager) -> Any:
 
 
 def _before_truncation(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A `TopKTopPSampler.forward_*` whose logprobs are those before `k` and `p` apply."""
+    """A `TopKTopPSampler.forward_*` whose logprobs are those before `k` and `p` are applied."""
 
     def wrapped(
         self: TopKTopPSampler,
@@ -218,7 +221,7 @@ def _digest(value: object) -> str:
 
 
 class Extension:
-    """Mixed into vLLM's worker; its methods are called by `/collective_rpc`."""
+    """A mixin of vLLM's worker; its methods are called by `/collective_rpc`."""
 
     def axpo_facts(self) -> dict[str, Any]:
         """Facts about the model that this worker serves."""
@@ -243,7 +246,7 @@ class Extension:
         }
 
     def axpo_unadapted(self, names: str) -> list[str]:
-        """The layers among the checkpoint's `names` (JSON) of which this worker adapts nothing."""
+        """The layers among the checkpoint's `names` (JSON) that this worker does not adapt."""
         manager = self.model_runner.lora_manager  # type: ignore[attr-defined]
         adapted = set(manager._adapter_manager.modules)
         adapted.update(*manager._adapter_manager.packed_modules.values())
@@ -255,7 +258,7 @@ class Extension:
         return [name for name in json.loads(names) if here(name) not in adapted]
 
     def axpo_file_size(self, path: str) -> list[int]:
-        """The bytes of a file as this worker sees it; -1 where it does not see it."""
+        """The size in bytes of a file as this worker sees it; -1 if it does not see it."""
         return [Path(path).stat().st_size if Path(path).is_file() else -1]
 
 
