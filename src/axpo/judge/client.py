@@ -7,6 +7,7 @@ so that the key reaches no log, error or file.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from axpo.errors import SourceFault
 
 WAIT, WAIT_MAX = 0.5, 30.0
 """Seconds before the first retry and before any, unless the server names others (Retry-After)."""
+# Retries are counted; without a handler each would be printed.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
 _AGAIN = {408, 409, 425, 429}
 
 
@@ -117,9 +120,9 @@ class ChatClient:
         raise SourceFault(message, charged=billed > 0)
 
     async def close(self) -> None:
-        """End the connections."""
+        """End the connections; those of an event loop that is over have ended with it."""
         http, self._http = self._http, None
-        if http is not None:
+        if http is not None and self._loop is asyncio.get_running_loop():
             await http.aclose()
 
     async def _post(self, body: Mapping[str, Any]) -> Reply:
