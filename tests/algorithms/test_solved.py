@@ -122,7 +122,7 @@ def test_unscored_is_neither() -> None:
 
 def test_the_setting_reaches_what_is_sampled() -> None:
     task = {"name": "data", "path": "x.jsonl", "solved": 0.5}
-    agent = build_agent(parse_config({"task": task}), CHECKPOINT, {}, Path())
+    agent = build_agent(parse_config({"task": task}), CHECKPOINT, {}, None, Path())
     assert agent.solved_at == 0.5
 
     async def half(example: Example, trajectory: Trajectory) -> Verdict:

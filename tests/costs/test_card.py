@@ -221,6 +221,23 @@ def test_the_servers_share_is_subtracted():
     assert account(sft, assumed_prompt(sft), "cpu").servers is None
 
 
+JUDGE = "judge={{model='j', record='r', vllm={{python='p', share=0.3{}}}}}"
+
+
+def test_the_judge_s_server_takes_its_share_of_the_same_card():
+    """Sampling servers take 19.2 GB, the judge's 24 GB; the state of 42.6 GB does not fit then."""
+    told = reckon("2b", "axpo", JUDGE.format(""))
+    assert told.judge == 24 * 10**9
+    assert told.taken == round(0.24 * 80e9) + told.judge
+    assert "which servers take 43.2 GB" in told.refusal and "judge.vllm.share" in told.refusal
+    lines = dict(memory_lines(told))
+    assert lines["share of the judge's vLLM server started beside"] == "24.0 GB"
+    assert lines["share of the vLLM server started beside"] == "19.2 GB"
+    assert reckon("2b", "sft", JUDGE.format("")).judge == 0
+    elsewhere = reckon("2b", "axpo", JUDGE.format(", cards='1'"))
+    assert elsewhere.judge == 0 and not elsewhere.refusal
+
+
 # ------------------------------------------------------------------ servers
 
 WHOLE = Card(80 * 10**9, 80 * 10**9, gpu=True, named=True)
@@ -347,6 +364,13 @@ def test_sampling_alone_is_checked_as_well(tmp_path: Path):
         check_sampling(config(0.7, 3 * size), tmp_path)
     with pytest.raises(ConfigError, match="a server has"):
         check_sampling(config(0.3, 3 * size), tmp_path)
+    # The judge's server alone: the engine samples in this process.
+    judge = {"model": "j", "record": "r", "vllm": {"python": "p", "share": 0.7}}
+    values = {"model": {"memory_gb": 3 * size / 1e9}, "judge": judge}
+    with pytest.raises(ConfigError, match=r"lower .*judge\.vllm\.share"):
+        check_sampling(parse_config(values), tmp_path)
+    judge["vllm"]["share"] = 0.6
+    check_sampling(parse_config(values), tmp_path)
 
 
 def test_prompts_that_nobody_has_seen():

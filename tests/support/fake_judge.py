@@ -126,8 +126,11 @@ def judging(judge: FakeJudge | None = None) -> Iterator[FakeJudge]:
 
         def log_message(self, *_: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # all connections of a client may come at once
+        daemon_threads = True
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     judge.url = f"http://127.0.0.1:{server.server_address[1]}/v1"

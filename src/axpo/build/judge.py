@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from axpo.build.tools import recipe_graders
 from axpo.config import Config
 from axpo.errors import ConfigError, DataError
 from axpo.judge import Judge, make_judge
 from axpo.tasks.grading import JUDGED
+
+if TYPE_CHECKING:
+    from axpo.engines.vllm.server import ServerProcess
 
 
 def recipe_judge(config: Config, *splits: str) -> Judge | None:
@@ -25,7 +31,7 @@ def recipe_judge(config: Config, *splits: str) -> Judge | None:
         if asking:
             raise ConfigError(
                 f"judge: rows are graded by {asking[0]!r}, which asks a judge: set judge.url, "
-                "judge.model and judge.record"
+                "judge.model and judge.record (docs/judge.md)"
             )
         return None
     if not asking and not _asked_elsewhere(config):
@@ -34,6 +40,25 @@ def recipe_judge(config: Config, *splits: str) -> Judge | None:
             "task.grading"
         )
     return make_judge(settings) if asking else None
+
+
+def start_judge(
+    config: Config, judge: Judge, logs: Path, say: Callable[[str], None]
+) -> ServerProcess | None:
+    """Start the vLLM server of the recipe's judge, with its log in `logs`; None where the recipe
+    names none.
+
+    It ends when the judge is closed. Raises `UserError` where it does not start.
+    """
+    settings = config.judge
+    if settings is None or settings.vllm is None:
+        return None
+    from axpo.engines.vllm.judge import start_server  # torch takes a moment
+
+    say(f"starting the judge's vLLM server; log in {logs}")
+    server = start_server(settings.vllm, settings.model, logs / "judge.log")
+    judge.serve(server)
+    return server
 
 
 def _asked_elsewhere(config: Config) -> bool:

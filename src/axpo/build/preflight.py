@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from axpo.config import Config, RolloutSettings
-from axpo.costs.account import Account, account
+from axpo.costs.account import Account, account, judge_share
 from axpo.costs.sizes import Kind, Loop, check_positions
 from axpo.errors import ConfigError, MemoryWarning
 from axpo.models.card import recipe_card
@@ -99,15 +99,16 @@ def check_sampling(config: Config, path: str | Path) -> None:
     card = recipe_card(config.model, device)
     model = without_weights(read_config(path))
     servers = config.engine.taken(model, config.model.dtype, card, device)
-    if servers is None or card.memory is None:
+    taken = judge_share(config, card) + (servers.taken if servers else 0)
+    if not taken or card.memory is None:
         return
     size = getattr(torch, config.model.dtype).itemsize
     weights = size * sum(p.numel() for p in model.parameters())
-    if weights > card.memory - servers.taken:
+    if weights > card.memory - taken:
         raise ConfigError(
-            f"engine.arguments: servers take {in_units(servers.taken)}, this process "
-            f"{in_units(weights)} for the model that it compares them with; there are "
-            f"{card.what}: lower --gpu-memory-utilization"
+            f"engine.arguments, judge.vllm: servers take {in_units(taken)}, this process "
+            f"{in_units(weights)} for the model that samples or that servers are compared with; "
+            f"there are {card.what}: lower --gpu-memory-utilization or judge.vllm.share"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from axpo.build.judge import recipe_judge
+from axpo.build.judge import recipe_judge, start_judge
 from axpo.build.models import load_policy, load_reference, load_trained
 from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
 from axpo.build.tools import recipe_tools, run_files
@@ -17,6 +17,7 @@ from axpo.errors import ConfigError
 from axpo.evaluation import validation
 from axpo.evaluation.run import Loaded, Measurement
 from axpo.folder import RunFolder
+from axpo.judge import Judge
 from axpo.models.loading import Checkpoint
 from axpo.models.paths import model_path
 from axpo.rollout.agent import Agent
@@ -58,9 +59,8 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
     preflight(config, "rl", path, task, tools)
     say(LOADING)
     checkpoint, reference = load_policy(config, path), load_reference(config, path)
-    say(config.engine.starting)
     out = Path(tempfile.mkdtemp(prefix="axpo-")) if out is None else out
-    agent = build_agent(config, checkpoint, tools, Graders(judge), out)
+    agent = build_agent(config, checkpoint, tools, judge, out, say)
     temperature = config.rollout.temperature
     learner = Learner(
         checkpoint,
@@ -108,24 +108,36 @@ def evaluation_run(config: Config, out: Path) -> Measurement:
         check_sampling(config, path)
         say(LOADING)
         checkpoint = load_trained(config, path)
-        say(config.engine.starting)
-        return Loaded(build_agent(config, checkpoint, tools, Graders(judge), out), checkpoint)
+        return Loaded(build_agent(config, checkpoint, tools, judge, out, say), checkpoint)
 
     files = run_files(config, config.eval.split)
     return Measurement(config, out, path, files, load)
 
 
 def build_agent(
-    config: Config, checkpoint: Checkpoint, tools: Mapping[str, Tool], graders: Graders, out: Path
+    config: Config,
+    checkpoint: Checkpoint,
+    tools: Mapping[str, Tool],
+    judge: Judge | None,
+    out: Path,
+    say: Say = lambda _: None,
 ) -> Agent:
-    """An agent that samples with `checkpoint`'s weights; the engine's logs go to `out`.
+    """An agent that samples with `checkpoint`'s weights; the logs of engine and judge go to `out`.
 
-    Starting the engine may take a while; raises `UserError` where it does not start.
+    Starting them may take a while; raises `UserError` where one does not start.
     """
     rendering = Rendering(checkpoint.processor, tools, config.task.system)
     in_flight = config.rl.in_flight if config.rl.max_staleness else None
     start = Start(checkpoint, RunFolder(out).vllm, config.rollout.max_tokens, in_flight)
-    engine = config.engine.start(start)
+    graders = Graders(judge)
+    server = None if judge is None else start_judge(config, judge, start.folder, say)
+    say(config.engine.starting)
+    try:
+        engine = config.engine.start(start)
+    except BaseException:
+        if server is not None:
+            server.stop()
+        raise
     return Agent(
         engine, rendering, tools, config.rollout, graders.grade, config.algorithm.top_logprobs,
         config.task.solved, episodes(config.task, rendering), graders,

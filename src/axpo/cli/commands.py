@@ -257,6 +257,49 @@ def serve(given: Given) -> None:
     serve(servers)
 
 
+judge = typer.Typer(
+    cls=Commands, help="Measure the model that grades.", no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
+app.add_typer(judge, name="judge")
+
+
+@judge.command("check")
+def check_judge(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="JSONL file of labelled answers, or the shipped ones: labelled"
+        ),
+    ],
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]... [SECTION.KEY=VALUE]...", help="what has [judge]"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="JSON file for all of it")
+    ] = None,
+) -> None:
+    """How far the recipe's judge agrees with labelled answers, and where it differs."""
+    from axpo.config import load_config
+    from axpo.report.live import LiveView
+
+    config = load_config(*(given or ()))
+    with LiveView("judge check", f"reading {file}", passing=True) as view:
+        from axpo.report.judged import as_json, measure, print_checked
+
+        found = measure(config, file, Path("runs/vllm"), view)
+    print_checked(found)
+    if out is not None:
+        import json
+
+        from axpo.folder import write_whole
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, json.dumps(as_json(found), indent=1, ensure_ascii=False))
+        print(f"JSON: {out}")
+
+
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="evaluated run folders, baseline first")],

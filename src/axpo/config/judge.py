@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from axpo.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SHARE = "--gpu-memory-utilization"
+
+
+class JudgeServer(Section):
+    """A vLLM server of `judge.model`, a folder or a Hub id, that starts and ends with the run."""
+
+    python: str
+    """The python of vLLM's own environment (docs/vllm.md)."""
+    max_length: PositiveInt = 8192
+    """How many tokens of a question to the judge, its reply included, the server takes."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The share of its card that the server takes, weights included (choice). What is sampled and
+    trained with on the same card must fit beside it; `axpo show` adds it up."""
+    cards: str | None = None
+    """The cards that it sees, as CUDA_VISIBLE_DEVICES has them ("1", "2,3"); those of this process
+    by default. Cards that are named here are taken to be others than the trainer's."""
+    arguments: tuple[str, ...] = ()
+    """Further arguments of the server, such as "--tensor-parallel-size=2"."""
+    start_seconds: PositiveFloat = 600.0
+    """How many seconds the server may take to start."""
+
+    @model_validator(mode="after")
+    def _counted(self) -> JudgeServer:
+        given = [argument.partition("=")[0].replace("_", "-") for argument in self.arguments]
+        if _SHARE in given:
+            raise ValueError(f"arguments: {_SHARE} is the setting `share` here; set that instead")
+        return self
 
 
 class JudgeSettings(Section):
     """A model behind an OpenAI-compatible API that says whether answers are right."""
 
-    url: str
+    url: str | None = None
     """Base address of the API; requests go to URL/chat/completions."""
+    vllm: JudgeServer | None = None
+    """A vLLM server that is started instead."""
     model: str
-    """The model's name there."""
+    """The model's name at `url`; for `vllm` its folder or Hub id."""
     record: str
     """File of recorded answers: what is in it is never asked, or paid for, again."""
     key: str | None = None
@@ -51,7 +80,12 @@ class JudgeSettings(Section):
 
     @model_validator(mode="after")
     def _usable(self) -> JudgeSettings:
-        if not self.url.startswith(("http://", "https://")):
+        if (self.url is None) == (self.vllm is None):
+            raise ValueError(
+                "url, vllm: expected one of them, url for a server that runs or the section "
+                "judge.vllm to start one"
+            )
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise ValueError("url: expected an address that begins with http:// or https://")
         if self.key is not None and not _NAME.fullmatch(self.key):  # it may be the key itself
             raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from axpo.config import Config
 from axpo.costs.estimate import MemoryEstimate, estimate
 from axpo.costs.sizes import Loop
 from axpo.models.card import Card, recipe_card
@@ -20,17 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What `loop` needs (`found`) and `servers` take of `card`."""
+    """What `loop` needs (`found`), and `servers` and the `judge`'s server take, of `card`."""
 
     loop: Loop
     found: MemoryEstimate
     card: Card
     servers: Servers | None
+    judge: int = 0
 
     @property
     def taken(self) -> int:
         """Bytes of the card that servers take."""
-        return self.servers.taken if self.servers else 0
+        return self.judge + (self.servers.taken if self.servers else 0)
 
     @property
     def total(self) -> int:
@@ -57,8 +59,10 @@ class Account:
         if card.memory is None or found.weights <= card.memory - taken:
             return ""
         ways = ["name a larger card" if card.named else "free some memory"]
-        if taken:
+        if self.servers:
             ways.append("lower the servers' --gpu-memory-utilization (engine.arguments)")
+        if self.judge:
+            ways.append("lower judge.vllm.share")
         if self.loop.config.model.lora is None:
             ways.append("train adapters (model.lora)")
             if self.loop.trains_vision:
@@ -77,7 +81,18 @@ def account(loop: Loop, prompt: Segment, device: str) -> Account:
     Raises `ConfigError` if servers have too small a share of it for themselves.
     """
     config, card = loop.config, recipe_card(loop.config.model, device)
-    servers = None
+    servers, judge = None, 0
     if loop.kind == "rl":
         servers = config.engine.taken(loop.model, config.model.dtype, card, device)
-    return Account(loop=loop, found=estimate(loop, prompt, card.gpu), card=card, servers=servers)
+        judge = judge_share(config, card)
+    found = estimate(loop, prompt, card.gpu)
+    return Account(loop=loop, found=found, card=card, servers=servers, judge=judge)
+
+
+def judge_share(config: Config, card: Card) -> int:
+    """Bytes of the card that a server which is started for the judge takes."""
+    server = config.judge.vllm if config.judge else None
+    if server is None or server.cards is not None or not card.gpu:
+        return 0
+    assert card.whole is not None
+    return int(server.share * card.whole)

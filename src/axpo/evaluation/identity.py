@@ -21,7 +21,7 @@ _MAY_CHANGE = re.compile(
     r"tools\.search\.budget"
     r"|tools\.limits\..*\.(timeout|concurrency|calls_per_second|retries|max_stuck)"
     r"|model\.(device|memory_gb|threads|gradient_checkpointing)"
-    r"|judge\.(url|record|key|budget|concurrency|retries|timeout|deadline)"
+    r"|judge\.(url|vllm.*|record|key|budget|concurrency|retries|timeout|deadline)"
     r"|rollout\.max_seconds"
     r"|(rl|sft)\.optimizer\.max_tokens_per_micro_batch"
 )

@@ -82,15 +82,20 @@ class _Busy(SourceFault):
 class ChatClient:
     """Asks one model at one address; belongs to one event loop at a time."""
 
-    def __init__(self, settings: JudgeSettings, url: str, key: str | None) -> None:
-        address = httpx.URL(url)
+    def __init__(self, settings: JudgeSettings, key: str | None) -> None:
         self.stats = ClientStats()
-        self._address = address.copy_with(path=f"{address.path.rstrip('/')}/chat/completions")
-        self._shown = masked_text(url)
         self._key = key
+        if settings.url is not None:
+            self.connect(settings.url)
         self._settings = settings
         self._http: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def connect(self, url: str) -> None:
+        """Ask the API at `url` from now on."""
+        address = httpx.URL(url)
+        self._address = address.copy_with(path=f"{address.path.rstrip('/')}/chat/completions")
+        self._shown = masked_text(url)
 
     async def ask(self, body: Mapping[str, Any]) -> Reply:
         """The reply to a request; raises `SourceFault`."""

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 from pydantic import TypeAdapter
@@ -48,8 +48,16 @@ _REPLY = TypeAdapter(Reply)
 Read = TypeVar("Read")
 
 
-def make_judge(settings: JudgeSettings, url: str | None = None) -> Judge:
-    """The judge of these settings, at `url` where it is not the settings' own.
+class Server(Protocol):
+    """A server that was started for the judge."""
+
+    url: str
+
+    def stop(self) -> None: ...
+
+
+def make_judge(settings: JudgeSettings) -> Judge:
+    """The judge of these settings, which with `vllm` has no server yet (`Judge.serve`).
 
     Sends nothing. Raises `MissingError` for a key or a prompt that is not there, and `UserError`
     for a file that holds no recorded answers.
@@ -67,7 +75,7 @@ def make_judge(settings: JudgeSettings, url: str | None = None) -> Judge:
     prompt = settings.prompt or ("picture" if settings.picture else "answer")
     return Judge(
         settings,
-        ChatClient(settings, url or settings.url, key),
+        ChatClient(settings, key),
         read_prompt(prompt, "judge.prompt", ("question", "truths", "answer|turn")),
         read_prompt(settings.rubric, "judge.rubric", ("question", "rubric", "answer|turn")),
         AnswerCache(Path(settings.record), "record", settings.budget, "judge"),
@@ -87,9 +95,15 @@ class Judge:
     ) -> None:
         self._settings, self._client, self._recorded = settings, client, recorded
         self._prompt, self._rubric = prompt, rubric
+        self._server: Server | None = None
         self._unreadable = 0
         self._gate: Gate | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def serve(self, server: Server) -> None:
+        """Ask `server` from now on; it ends with the judge."""
+        self._server = server
+        self._client.connect(f"{server.url}/v1")
 
     async def grade(self, example: Example, answer: str) -> Verdict:
         """The verdict on the text of an answer; what equals a truth is right without a question.
@@ -128,9 +142,12 @@ class Judge:
         }
 
     async def close(self) -> None:
-        """Wait a moment for replies under way, which are paid for, and end the connections."""
+        """Wait a moment for replies under way, which are paid for, and end the connections
+        and the server that was started."""
         await self._recorded.close()
         await self._client.close()
+        if self._server is not None:
+            await asyncio.to_thread(self._server.stop)
 
     async def _points(self, example: Example, answer: str) -> Verdict:
         """The share of the rubric's points that the model awards; 1 where all is right."""

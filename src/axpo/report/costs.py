@@ -66,8 +66,10 @@ def memory_lines(told: Account) -> list[tuple[str, str]]:
         ("their logits", found.logits),
         (f"activations of pictures{apart}", found.pictures),
         ("KV cache of the engine in this process", found.kv),
-        (f"share of the {told.servers.what if told.servers else ''} started beside", told.taken),
+        ("share of the judge's vLLM server started beside", told.judge),
     ]
+    if told.servers is not None:
+        bounds.append((f"share of the {told.servers.what} started beside", told.servers.taken))
     lines = [(name, in_units(size)) for name, size in state]
     lines.append(("state", in_units(found.weights)))
     lines += [(name, in_units(size)) for name, size in bounds if size]

@@ -58,18 +58,19 @@ class Installation:
     cpu: bool
 
 
-def find_installation(python: str) -> Installation:
-    """The vLLM of `python`'s environment; raises `ConfigError`, which says how to build one."""
+def find_installation(python: str, section: str = "engine") -> Installation:
+    """The vLLM of `python`'s environment, which the recipe's `section` names; raises `ConfigError`,
+    which says how to build one."""
     command = [python, "-c", _WHAT_IS_THERE]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(
-            f"engine.python: {python} does not run ({error}); {VLLM_ENVIRONMENT}"
+            f"{section}.python: {python} does not run ({error}); {VLLM_ENVIRONMENT}"
         ) from None
     kind, _, version = found.stdout.strip().partition(" ")
     if not version:
-        raise ConfigError(f"engine.python: {python} has no vLLM; {VLLM_ENVIRONMENT}")
+        raise ConfigError(f"{section}.python: {python} has no vLLM; {VLLM_ENVIRONMENT}")
     return Installation(python, version, kind == "cpu" or version.endswith("+cpu"))
 
 
@@ -122,24 +123,35 @@ def arguments(
         "--mm-processor-kwargs", json.dumps({"size": seen_limits(processor.image_processor)}),
     ]  # fmt: skip
     if installation.cpu:
-        # On a CPU seeded requests beside a chunked prefill kill the engine.
-        needed += [
-            "--no-enable-chunked-prefill", "--block-size", "32", "--enforce-eager",
-            "--max-num-batched-tokens", str(max(8192, settings.max_length)),
-        ]  # fmt: skip
+        needed += cpu_arguments(settings.max_length)
     if lora is not None:
         needed += lora_arguments(lora.rank, lora.vision)
     return [*needed, *settings.arguments]
 
 
+def cpu_arguments(max_length: int) -> list[str]:
+    """What a server on a CPU needs: seeded requests beside a chunked prefill kill the engine."""
+    return [
+        "--no-enable-chunked-prefill", "--block-size", "32", "--enforce-eager",
+        "--max-num-batched-tokens", str(max(8192, max_length)),
+    ]  # fmt: skip
+
+
 class ServerProcess:
-    """One server on `port`, whose output goes to `log`."""
+    """One server on `port`, whose output goes to `log`; `cards` (CUDA_VISIBLE_DEVICES) are those
+    that it sees, this process's by default."""
 
     def __init__(
-        self, installation: Installation, arguments: Sequence[str], port: int, log: Path
+        self,
+        installation: Installation,
+        arguments: Sequence[str],
+        port: int,
+        log: Path,
+        cards: str | None = None,
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
+        self._cards = {} if cards is None else {"CUDA_VISIBLE_DEVICES": cards}
         self._folder = tempfile.TemporaryDirectory(prefix="axpo-vllm-")
         shutil.copy(WORKER, Path(self._folder.name) / f"{MODULE}.py")
         self._command = [
@@ -161,6 +173,7 @@ class ServerProcess:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             CPU_CACHE: "1",
             **os.environ,
+            **self._cards,
             "VLLM_SERVER_DEV_MODE": "1",
             "PYTHONPATH": self._folder.name,
         }
@@ -222,20 +235,29 @@ def start_servers(
     options = arguments(installation, settings, processor, dtype, lora)
     servers: list[ServerProcess] = []
     for i in range(settings.servers):
-        port = settings.port + i if settings.port else _free_port()
+        port = settings.port + i if settings.port else free_port()
         servers.append(ServerProcess(installation, options, port, logs / f"vllm-{i}.log"))
+    start_all(servers, settings.start_seconds, "engine")
+    return servers
+
+
+def start_all(servers: Sequence[ServerProcess], seconds: float, section: str) -> None:
+    """Start servers and wait until all are ready, at most the `section`'s `start_seconds`.
+
+    Raises `UserError` with the end of the log where one does not come up; then none is left
+    running.
+    """
     try:
         for server in servers:
             server.start()
-        _wait_until_well(servers, settings.start_seconds)
+        _wait_until_well(servers, seconds, section)
     except BaseException:
         for server in servers:
             server.stop()
         raise
-    return servers
 
 
-def _wait_until_well(servers: Sequence[ServerProcess], seconds: float) -> None:
+def _wait_until_well(servers: Sequence[ServerProcess], seconds: float, section: str) -> None:
     deadline = time.monotonic() + seconds
     for server in servers:
         while not _well(server.url):
@@ -244,7 +266,7 @@ def _wait_until_well(servers: Sequence[ServerProcess], seconds: float) -> None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"the vLLM server at {server.url} is not ready after "
-                    f"engine.start_seconds = {seconds:g}"
+                    f"{section}.start_seconds = {seconds:g}"
                 )
             time.sleep(0.5)
 
@@ -256,7 +278,8 @@ def _well(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
