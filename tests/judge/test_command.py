@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shlex
@@ -15,12 +14,10 @@ from typer.testing import CliRunner
 
 from axpo.cli.commands import app
 from axpo.config import load_config
-from axpo.errors import ConfigError, GradingError, UserError
-from axpo.judge import make_judge
+from axpo.errors import ConfigError, UserError
 from axpo.judge.check import LABELLED, read_labelled
 from tests.support.fake_judge import FakeJudge, judging, text_of
 from tests.support.judge_server import stand_in
-from tests.support.rollouts import example
 
 PAGE = (Path(__file__).parents[2] / "docs" / "judge.md").read_text()
 
