@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from axpo.errors import DataError
-from axpo.tasks.data.columns import ColumnSettings
-from axpo.tasks.data.fields import Fields, Record
+from axpo.tasks.base import Example
+from axpo.tasks.data.fields import Fields
+from axpo.tasks.data.sets import SetSettings
 from tests.support.data_sets import colour, picture, task_of, write_jsonl, write_parquet
 
 
-def read(row: dict[str, Any], grading: str | None = None, **columns: Any) -> Record:
-    return Fields(ColumnSettings(**columns), grading).read({"question": "?", **row}, "here")
+def read(row: dict[str, Any], grading: str | None = None, **columns: Any) -> Example:
+    return read_with({"columns": columns, "grading": grading}, **row)
 
 
-def asked(question: str, *images: str) -> Record:
+def read_with(settings: dict[str, Any], **row: Any) -> Example:
+    """A row as an example; its pictures, as the row holds them, stand for the decoded ones."""
+    fields = Fields(SetSettings.model_validate(settings))
+    example, images = fields.read({"question": "?", **row}, "here")
+    return replace(example, images=images)
+
+
+def truths(example: Example) -> tuple[str, ...]:
+    return (example.answer, *example.alternatives)
+
+
+def asked(question: str, *images: str) -> Example:
     return read({"question": question, "images": list(images), "answer": "7"})
 
 
@@ -48,19 +61,19 @@ def test_several_columns_are_put_together() -> None:
     row = {"image1": "a", "image2": None, "image3": ["b", "c"], "gt": "cat", "other": ["feline", 3]}
     record = read(row, images=["image1", "image2", "image3"], answer=["gt", "other"])
     assert record.images == ("a", "b", "c")
-    assert record.answers == ("cat", "feline", "3")
+    assert truths(record) == ("cat", "feline", "3")
     meta = {"level": 3, "source": {"name": "x"}, "answer": "7"}
     record = read(meta, meta=["level", "source"])
     assert record.meta == {"level": 3, "name": "x"}
     dotted = read({"reward_model.ground_truth": "7"}, answer="reward_model.ground_truth")
-    assert dotted.answers == ("7",)
+    assert truths(dotted) == ("7",)
 
 
 def test_options_cluster_and_provenance(tmp_path: Path) -> None:
     record = read({"options": ["red", "blue"], "answer": "A", "cluster": 12, "provenance": "MMMU"})
     assert (record.options, record.cluster, record.provenance) == (("red", "blue"), "12", "MMMU")
     record = read({"answer": "7", "picture": {"id": "p1"}}, cluster="picture.id")
-    assert (record.options, record.cluster, record.provenance) == ((), "p1", None)
+    assert (record.options, record.cluster, record.provenance) == ((), "p1", "")
     with pytest.raises(DataError, match="here: cluster: got '', expected a text"):
         read({"answer": "7", "cluster": ""})
     rows = [{"question": "?", "answer": "7"}, {"question": "?", "answer": "7", "source": "a"}]
@@ -86,24 +99,24 @@ def test_options_cluster_and_provenance(tmp_path: Path) -> None:
 )
 def test_answers_of_a_multiple_choice_become_letters(answer: Any, letters: str) -> None:
     record = read({"options": ["red", "blue", "green"], "answer": answer})
-    assert (record.answers, record.grading) == (tuple(letters), "choice")
+    assert (truths(record), record.grading) == (tuple(letters), "choice")
     assert record.question == "?\nA. red\nB. blue\nC. green"
 
 
 def test_tags_around_a_truth_are_taken_off() -> None:
     """The rows of R1-style sets have their answers so."""
-    assert read({"answer": "<answer> 17 cm </answer>"}).answers == ("17 cm",)
-    assert read({"answer": "<answer>17 cm"}).answers == ("<answer>17 cm",)
+    assert read({"answer": "<answer> 17 cm </answer>"}).answer == "17 cm"
+    assert read({"answer": "<answer>17 cm"}).answer == "<answer>17 cm"
 
 
 def test_options_in_columns_of_their_own_and_as_a_dict() -> None:
     columns = {"options": ["A", "B", "C", "D"]}
     record = read({"A": "one", "B": "two", "C": None, "D": None, "answer": "B"}, **columns)
-    assert (record.question, record.answers) == ("?\nA. one\nB. two", ("B",))
+    assert (record.question, truths(record)) == ("?\nA. one\nB. two", ("B",))
     record = read({"A": None, "B": None, "C": None, "D": None, "answer": "B"}, **columns)
     assert (record.question, record.grading) == ("?", "exact")
     record = read({"options": {"A": "one", "B": "two"}, "answer": "two"}, "math")
-    assert (record.answers, record.grading) == (("B",), "math")
+    assert (truths(record), record.grading) == (("B",), "math")
     assert read({"options": ["(A) x", "(B) y"], "answer": "A"}).question == "?\n(A) x\n(B) y"
     assert read({"options": ["A", "B"], "answer": "A"}).question == "?"
 
@@ -126,7 +139,7 @@ def test_options_that_no_answer_fits(options: Any, answer: Any, message: str) ->
 
 
 def test_a_letter_that_is_another_options_text_stays_the_letter() -> None:
-    assert read({"options": ["B", "A"], "answer": "A"}).answers == ("A",)
+    assert read({"options": ["B", "A"], "answer": "A"}).answer == "A"
 
 
 # Public training sets, with their own columns -------------------------------------------------

@@ -80,7 +80,7 @@ def test_a_wrong_column_lists_those_that_are_there(folder: Path) -> None:
         task_of(f"path = '{path}'\n{columns}").size("train")
     nested = write_parquet(folder / "t.parquet", [{"q": "?", "reward": {"truth": "7"}}])
     columns = "columns = {question = 'q', answer = 'reward.trutth'}"
-    with pytest.raises(DataError, match=r"row 0: no 'trutth' of 'reward.trutth'; .* \['truth'\]"):
+    with pytest.raises(DataError, match=r"row 0: reward.trutth: no 'trutth' in it; .* \['truth'\]"):
         task_of(f"path = '{nested}'\n{columns}").size("train")
 
 

@@ -150,7 +150,7 @@ def test_streaming_copies_nothing(tmp_path: Path, cache: Path) -> None:
         ("path = 'a.parquet'\nwindow = 5", "task.window: no effect without streaming"),
         ("path = 'a.parquet'\nsplits = {sft = 'train'}", "task.splits: no effect without {split}"),
         ("path = 'a.parquet'\nsubset = 'x'", "task.subset: no effect without hub"),
-        ("path = 'a.parquet'\nhub = 'a/b'", "task.path, hub: the data task needs one of them"),
+        ("path = 'a.parquet'\nhub = 'a/b'", "task.path, hub: a data set needs one of them"),
         ("path = 'a.parquet'\nfamilies = ['find']", "task.families: belongs to task.name = 'lab'"),
         ("path = 'a.parquet'\ncolumns = {image = 'x'}", "task.columns.image: .* mean 'images'"),
     ],

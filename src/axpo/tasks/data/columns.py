@@ -32,6 +32,9 @@ class ColumnSettings(Section):
     """The truth, or a list of truths of which each is right."""
     options: OneOrMore = ("options",)
     """The options of a multiple choice, which are listed below the question; may be missing."""
+    rubric: OneOrMore = ("rubric",)
+    """The points of a rubric: a list of {text, value}, or two columns, a list of texts and a list
+    of values; may be missing."""
     grading: str = "grading"
     """The row's grader; may be missing (task.grading)."""
     demonstration: str = "demonstration"

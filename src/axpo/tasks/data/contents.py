@@ -17,9 +17,8 @@ import numpy as np
 from axpo.folder import files_digest
 from axpo.tasks.contents import Contents, checksum
 from axpo.tasks.data.check import CHECKED
-from axpo.tasks.data.fields import Fields
+from axpo.tasks.data.loaded import Part
 from axpo.tasks.data.pictures import picture_file
-from axpo.tasks.data.rows import Rows
 from axpo.tasks.data.stream import Shard
 
 END = 4096
@@ -29,18 +28,17 @@ READERS, FILES = 16, 256
 millisecond per file."""
 
 
-def rows_contents(
-    parts: Sequence[Rows], fields: Fields, image_folder: Path | None, foreign: bool
-) -> Contents:
-    """The contents of a split's parts; the picture files are those of the first 100,000 rows, which
-    is how many are checked when a split is opened."""
+def rows_contents(parts: Sequence[Part]) -> Contents:
+    """The contents of a split's parts, without rows that are left out; the picture files are those
+    of the first 100,000 rows, which is how many are checked when a split is opened."""
     count = sum(len(part) for part in parts)
     sums: dict[str, np.ndarray] = {}
     keys: list[str] = []
     ids = True
     pictures: dict[Path, None] = {}
     for number, (part, index) in enumerate(_rows(parts)):
-        row, place = part.texts(index), part.place(index)
+        fields, place = part.data.fields, part.rows.place(index)
+        row = part.rows.light(index)
         id = fields.id(row, place)
         ids &= id is not None
         keys.append(place if id is None else id)
@@ -50,11 +48,12 @@ def rows_contents(
                     sums[name] = np.zeros(count, np.uint32)
                 sums[name][number] = checksum(value)
         if number < CHECKED:
-            folder = image_folder or part.folder
+            folder = part.data.image_folder or part.rows.folder
             for picture in fields.pictures(row, place):
-                if (file := picture_file(picture, folder, place, foreign)) is not None:
+                file = picture_file(picture, folder, place, part.data.foreign)
+                if file is not None:
                     pictures[file] = None
-    files = {name: value for part in parts for name, value in part.encoded_pictures().items()}
+    files = {name: value for part in parts for name, value in part.rows.encoded_pictures().items()}
     return Contents(tuple(keys), sums, ids, files | _picture_sums(list(pictures)))
 
 
@@ -69,9 +68,9 @@ def shards_contents(shards: Iterable[Shard]) -> Contents:
     return Contents(tuple(named), {"content": np.array(list(named.values()), np.uint32)})
 
 
-def _rows(parts: Iterable[Rows]) -> Iterator[tuple[Rows, int]]:
+def _rows(parts: Iterable[Part]) -> Iterator[tuple[Part, int]]:
     for part in parts:
-        for index in range(len(part)):
+        for index in part.kept:
             yield part, index
 
 

@@ -10,52 +10,35 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from axpo.errors import DataError, GradingError
-from axpo.tasks.base import IMAGE, Example
+from axpo.tasks.base import Example
+from axpo.tasks.data import values
+from axpo.tasks.data.arrow import Row
 from axpo.tasks.data.columns import ColumnSettings
 from axpo.tasks.data.pictures import flat
+from axpo.tasks.data.sets import PLACEHOLDER, Scalar, SetSettings, is_range
 from axpo.tasks.grading import check_example
-from axpo.tasks.grading.final import final_answer, tagged_answer
-from axpo.tasks.grading.prose import normalise
 from axpo.wording import in_short
 
-Row = Mapping[str, Any]
 REQUIRED = ("question", "answer")
-NOTICED = ("images", "options", "demonstration")
+NOTICED = ("images", "options", "demonstration", "rubric")
 """Fields that a misspelt name would lose unnoticed."""
-_PLACEHOLDER = re.compile(r"<image ?(\d*)>")
-_LABEL = r"^\s*\(?{letter}(?:[.:)]|\s*$)"
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SET = "set"
+"""The key of `Example.meta` that holds the name of a mixture's set."""
+_CONVERSATIONS = {"messages", "conversations", "message_list", "prompt"}
 _ABSENT = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """The fields of a row: the question with a `<image>` where each picture stands (or none), its
-    pictures as the row holds them, and all right answers."""
-
-    place: str
-    id: str
-    question: str
-    images: tuple[Any, ...]
-    answers: tuple[str, ...]
-    grading: str
-    demonstration: tuple[str, ...]
-    options: tuple[str, ...]
-    cluster: str | None
-    provenance: str | None
-    meta: Mapping[str, Any]
-
-
 class Fields:
-    """Reads rows by `columns`; `grading` is the grader of rows that name none."""
+    """Reads the rows of a data set by its settings; `name` is its name in a mixture. With `skip`
+    a row that cannot be used does not end the command."""
 
-    def __init__(self, columns: ColumnSettings, grading: str | None) -> None:
-        self._columns = columns
-        self._grading = grading
+    def __init__(self, settings: SetSettings, name: str = "", skip: bool = False) -> None:
+        self._settings = settings
+        self._columns = settings.columns
+        self._name, self.skip = name, skip
         self._read: dict[str, bool] = {}
 
     def top_level(self, there: Sequence[str], source: object) -> list[str]:
@@ -72,7 +55,7 @@ class Fields:
                 path = next(path for path in paths if _column(path, there) is None)
                 raise DataError(
                     f"{source}: no column {path!r}; there are {', '.join(there)} "
-                    f"(task.columns.{field} names the {field}'s)"
+                    f"(task.columns.{field} names the {field}'s){_conversations(there)}"
                 )
             near = difflib.get_close_matches(field, there, 1, 0.8) if field in NOTICED else []
             if near and paths and not found:
@@ -81,61 +64,80 @@ class Fields:
                     f"{near[0]!r}, or rename it if it is something else"
                 )
             read += found
+        for path in self._settings.where:
+            if (name := _column(path, there)) is None:
+                near = difflib.get_close_matches(path, there, 1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise DataError(
+                    f"{source}: task.where: no column {path!r}; {hint}there are {', '.join(there)}"
+                )
+            read.append(name)
         return list(dict.fromkeys(read))
 
     def reads(self, column: str) -> bool:
-        """Whether anything is read from the column."""
+        """Whether a field is read from the column."""
         if column not in self._read:
             paths = (path for several in _paths(self._columns).values() for path in several)
             self._read[column] = any(_column(path, [column]) for path in paths)
         return self._read[column]
 
-    def only_pictures(self, column: str) -> bool:
-        """Whether only pictures are read from the column."""
-        readers = {
-            field
-            for field, paths in _paths(self._columns).items()
-            if any(_column(path, [column]) for path in paths)
-        }
-        return readers == {"images"}
+    def passes(self, row: Row, place: str) -> bool:
+        """Whether `task.where` takes the row."""
+        return all(
+            _meets(self._one(row, path, place), wanted, f"{place}: where: {path}")
+            for path, wanted in self._settings.where.items()
+        )
 
-    def read(self, row: Row, place: str, pictures: bool = True) -> Record:
-        """The fields of the row; without `pictures` its pictures are not looked at.
+    def read(self, row: Row, place: str) -> tuple[Example, tuple[Any, ...]]:
+        """The row as an example without its pictures, and these as the row holds them in the order
+        of their places; without a provenance it is empty.
 
         Raises `DataError` for a value that cannot be used.
         """
-        columns = self._columns
-        images = self.pictures(row, place)
-        question = _text(self._one(row, columns.question, place), f"{place}: question")
-        options = _options(self._several(row, columns.options, place), f"{place}: options")
-        question = _listed(question, options)
-        if pictures:
-            question, images = _place_pictures(question, images, f"{place}: question")
-        answers = _answers(self._several(row, columns.answer, place), options, f"{place}: answer")
-        grading = self._maybe(row, columns.grading, place, "grading") or self._grading
-        grading = grading or ("choice" if options else "exact")
-        asked = Example(place, question, (), answers[0], answers[1:], grading, options=options)
-        try:
-            check_example(asked)
-        except GradingError as error:
-            raise DataError(f"{place}: grading: {error}") from None
-        return Record(
-            place,
-            self.id(row, place) or place,
-            question,
-            images,
-            answers,
-            grading,
-            _turns(self._one(row, columns.demonstration, place), f"{place}: demonstration"),
+        columns, what = self._columns, f"{place}: question"
+        asked = values.question(self._one(row, columns.question, place), what)
+        options = values.options(self._several(row, columns.options, place), f"{place}: options")
+        asked = values.with_options(asked, options)
+        if "<video>" in asked:
+            raise DataError(
+                f"{place}: video: the question places <video>, and there are pictures alone: leave "
+                "such rows out (task.where, or task.bad_rows = 'skip')"
+            )
+        asked, images = values.place_pictures(asked, self.pictures(row, place), what, PLACEHOLDER)
+        if self._settings.instruction:
+            asked += f"\n{self._settings.instruction}"
+        truths = values.answers(
+            self._several(row, columns.answer, place), options, self._settings.answer_lists,
+            f"{place}: answer",
+        )  # fmt: skip
+        grading = self._maybe(row, columns.grading, place, "grading") or self._settings.grading
+        found = Example(
+            self.id(row, place) or self._named(place),
+            asked,
+            (),
+            truths[0],
+            truths[1:],
+            grading or ("choice" if options else "exact"),
+            values.turns(self._one(row, columns.demonstration, place), f"{place}: demonstration"),
             options,
+            self._rubric(row, place),
             self._maybe(row, columns.cluster, place, "cluster"),
-            self._maybe(row, columns.provenance, place, "provenance"),
+            self._maybe(row, columns.provenance, place, "provenance") or "",
             self._meta(row, place),
         )
+        try:
+            check_example(found)
+        except GradingError as error:
+            raise DataError(f"{place}: grading: {error}") from None
+        return found, images
 
     def id(self, row: Row, place: str) -> str | None:
         """The row's id, if it has one."""
-        return self._maybe(row, self._columns.id, place, "id")
+        found = self._maybe(row, self._columns.id, place, "id")
+        return None if found is None else self._named(found)
+
+    def _named(self, id: str) -> str:
+        return f"{self._name}/{id}" if self._name else id
 
     def pictures(self, row: Row, place: str) -> tuple[Any, ...]:
         """The row's pictures as it holds them."""
@@ -153,19 +155,23 @@ class Fields:
                 if depth == 0 or value is None:
                     return None
                 there = list(value) if isinstance(value, Mapping) else in_short(value)
-                raise DataError(f"{place}: no {part!r} of {path!r}; there is {there}")
+                raise DataError(f"{place}: {path}: no {part!r} in it; there is {there}")
             value = inner
         return value
 
     def _maybe(self, row: Row, path: str, place: str, field: str) -> str | None:
         """The text at `path`; None if the row has none."""
         value = self._one(row, path, place)
-        return None if value is None else _text(value, f"{place}: {field}")
+        return None if values.missing(value) else values.text(value, f"{place}: {field}")
 
     def _several(self, row: Row, paths: Sequence[str], place: str) -> Any:
         """The value of one column, or the list of the values of several."""
-        values = [self._one(row, path, place) for path in paths]
-        return values[0] if len(values) == 1 else values
+        found = [self._one(row, path, place) for path in paths]
+        return found[0] if len(found) == 1 else found
+
+    def _rubric(self, row: Row, place: str) -> Any:
+        columns = [self._one(row, path, place) for path in self._columns.rubric]
+        return values.rubric(columns, f"{place}: rubric")
 
     def _meta(self, row: Row, place: str) -> dict[str, Any]:
         meta: dict[str, Any] = {}
@@ -176,7 +182,31 @@ class Fields:
             json.dumps(meta)
         except TypeError as error:
             raise DataError(f"{place}: meta: {error}; expected what JSON can hold") from None
-        return meta
+        if self._name and SET in meta:
+            raise DataError(f"{place}: meta: {SET!r} is the name of the row's set in a mixture")
+        return meta | {SET: self._name} if self._name else meta
+
+
+def _meets(value: Any, wanted: Sequence[Scalar], what: str) -> bool:
+    """Whether a value is in a range, or among (has one of) these values."""
+    if values.missing(value):
+        return False
+    if not is_range(tuple(wanted)):
+        return any(one in wanted for one in values.as_list(value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{what}: got {in_short(value)}, expected a number for a range")
+    low, high = wanted
+    return low <= value <= high  # pyright: ignore[reportOperatorIssue]
+
+
+def _conversations(there: Sequence[str]) -> str:
+    """What to say of the columns that hold conversations."""
+    if not (found := [name for name in there if name in _CONVERSATIONS]):
+        return ""
+    return (
+        f". {found[0]!r} seems to hold conversations: '{found[0]}.-1.content' is the text of the "
+        f"last message; as demonstrations: {values.CONVERSATION}"
+    )
 
 
 def _paths(columns: ColumnSettings) -> dict[str, tuple[str, ...]]:
@@ -195,102 +225,3 @@ def _step(value: Any, part: str) -> Any:
         place = int(part)
         return value[place] if -len(value) <= place < len(value) else _ABSENT
     return _ABSENT
-
-
-def _text(value: Any, what: str) -> str:
-    """The value as a text that is not empty; a number becomes text."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{what}: got {in_short(value)}, expected a text that is not empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{what}: character {error.start} of {in_short(value)} is half of one (a surrogate "
-            "without the other); write it whole or leave it out"
-        ) from None
-    return value
-
-
-def _place_pictures(
-    question: str, images: tuple[Any, ...], what: str
-) -> tuple[str, tuple[Any, ...]]:
-    """The question with plain placeholders, and the pictures in the order of their places."""
-    marks = _PLACEHOLDER.findall(question)
-    if not marks:
-        return question, images
-    order = [int(mark) - 1 if mark else place for place, mark in enumerate(marks)]
-    if sorted(order) != list(range(len(images))):
-        named = ", ".join(mark.group() for mark in _PLACEHOLDER.finditer(question))
-        raise DataError(
-            f"{what}: it places {named}, the row has {len(images)} pictures; expected each once, "
-            "or no placeholders"
-        )
-    return _PLACEHOLDER.sub(IMAGE, question), tuple(images[place] for place in order)
-
-
-def _options(value: Any, what: str) -> tuple[str, ...]:
-    """The texts of the options in the order of their letters."""
-    if isinstance(value, Mapping):
-        value = {letter: text for letter, text in value.items() if text is not None}
-        if list(value) != list(LETTERS[: len(value)]):
-            raise DataError(f"{what}: letters {list(value)}, expected A, B, C, ...")
-        value = list(value.values())
-    values = value if isinstance(value, list) else [value]
-    while values and values[-1] is None:
-        values = values[:-1]
-    if len(values) == 1 or len(values) > len(LETTERS):
-        raise DataError(f"{what}: got {in_short(value)}, expected a list of 2 to 26 texts")
-    return tuple(_text(one, what) for one in values)
-
-
-def _answers(value: Any, options: Sequence[str], what: str) -> tuple[str, ...]:
-    """All right answers, as letters if there are options."""
-    values = [one for column in _as_list(value) for one in _as_list(column) if one is not None]
-    found = tuple(dict.fromkeys(_answer(one, options, what) for one in values))
-    if not found:
-        raise DataError(
-            f"{what}: got {in_short(value)}, expected a text, a number or a list of them"
-        )
-    return found
-
-
-def _answer(value: Any, options: Sequence[str], what: str) -> str:
-    text = _text(value, what)
-    if "\\boxed" in text or tagged_answer(text) is not None:
-        text = final_answer(text)
-    if not options:
-        return text
-    same = [normalise(option) == normalise(text) for option in options]
-    letters = {letter for letter, equal in zip(LETTERS, same, strict=False) if equal}
-    if isinstance(value, int) and 0 <= value < len(options):
-        letters.add(LETTERS[value])  # counted from 0
-    letter = text.strip().strip("()").upper()
-    if len(letter) == 1 and letter in LETTERS[: len(options)]:
-        letters = {letter}
-    if len(letters) != 1:
-        raise DataError(
-            f"{what}: got {in_short(value)}, expected a letter up to {LETTERS[len(options) - 1]}, "
-            f"an option's text or its number from 0, and no doubt which: {in_short(list(options))}"
-        )
-    return letters.pop()
-
-
-def _listed(question: str, options: Sequence[str]) -> str:
-    """The question with its options below it, each after its letter unless the option begins with
-    it."""
-    if all(option.strip() == letter for letter, option in zip(LETTERS, options, strict=False)):
-        return question  # they are in the picture
-    lettered = list(zip(LETTERS, options, strict=False))
-    labelled = all(re.match(_LABEL.format(letter=letter), option) for letter, option in lettered)
-    lines = options if labelled else [f"{letter}. {option}" for letter, option in lettered]
-    return "\n".join([question, *lines])
-
-
-def _turns(value: Any, what: str) -> tuple[str, ...]:
-    return tuple(_text(turn, what) for turn in _as_list(value) if turn is not None)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

@@ -1,21 +1,24 @@
-"""Reads the data set that a recipe names: the rows of a split as examples."""
+"""Reads the data sets that a recipe names: the rows of a split as examples."""
 
 from __future__ import annotations
 
 import bisect
+import warnings
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
 
+from axpo.errors import ConfigError, DataError, DataWarning
 from axpo.tasks.base import EPOCH, Example
 from axpo.tasks.contents import Contents
-from axpo.tasks.data.check import check_rows
+from axpo.tasks.data.check import SEEN, Sieve
 from axpo.tasks.data.contents import rows_contents, shards_contents
-from axpo.tasks.data.fields import Fields, Row
-from axpo.tasks.data.pictures import open_pictures
-from axpo.tasks.data.rows import Rows
-from axpo.tasks.data.sources import Files, Hub
-from axpo.tasks.data.stream import RowStream
+from axpo.tasks.data.loaded import DataSet, Part
+from axpo.tasks.data.sets import MixedSet
+from axpo.tasks.data.stream import Keep, RowStream
 from axpo.tasks.data.task import DataTask
+
+REPEATED = ("train", "sft")
+"""The splits in which a set of a mixture is repeated."""
 
 
 class Reader:
@@ -26,18 +29,17 @@ class Reader:
 
     def __init__(self, settings: DataTask) -> None:
         self._settings = settings
-        self._fields = Fields(settings.columns, settings.grading)
-        self._pictures = Path(settings.image_folder) if settings.image_folder else None
-        self._foreign = settings.hub is not None
-        self._source: Files | Hub
-        if settings.hub is not None:
-            self._source = Hub(settings.hub, settings.subset, settings.revision, self._fields)
-        else:
-            self._source = Files(settings.path, self._fields)
-        self._parts: dict[str, list[Rows]] = {}
-        self._graders: dict[str, set[str]] = {}
+        skip = settings.bad_rows == "skip"
+        self._share = settings.bad_share if skip else None
+        self._mixed: list[tuple[MixedSet, DataSet]] = [
+            (one, DataSet(one.over(settings), one.name, skip)) for one in settings.sets
+        ]
+        self._only = None if settings.sets else DataSet(settings, "", skip)
+        self._parts: dict[str, list[Part]] = {}
+        self._sieves: dict[str, list[Sieve]] = {}
         self._streams: dict[str, RowStream] = {}
         self._contents: dict[str, Contents] = {}
+        self._unreadable: dict[str, set[str]] = {}
 
     def size(self, split: str) -> int | None:
         """The number of examples; None if the split is streamed."""
@@ -46,73 +48,106 @@ class Reader:
         return sum(len(part) for part in self._split(split))
 
     def example(self, split: str, index: int) -> Example:
-        """The `index`-th row; raises `IndexError` past the end.
+        """The `index`-th row that is used; raises `IndexError` past the end.
 
         In a streamed split it is the row at position `index % EPOCH` in the order of seed
-        `index // EPOCH`.
+        `index // EPOCH`. Where bad rows are skipped, the next row stands for one whose pictures
+        cannot be read.
         """
+        while True:
+            try:
+                return self._example(split, index)
+            except DataError as error:
+                size = self.size(split)
+                self._note_unreadable(split, error, SEEN if size is None else size)
+                index = index + 1 if size is None else (index + 1) % size
+
+    def _example(self, split: str, index: int) -> Example:
         if split in self._settings.streaming:
             seed, position = divmod(index, EPOCH)
-            return self._example(*self._stream(split).row(position, seed))
+            row, place, folder = self._stream(split).row(position, seed)
+            return self._sets(split)[0].example(row, place, folder)
         parts = self._split(split)
         ends = list(accumulate(len(part) for part in parts))
         if not 0 <= index < ends[-1]:
             raise IndexError(f"no example {index} in {split}, it has {ends[-1]}")
         number = bisect.bisect_right(ends, index)
-        part, inner = parts[number], index - ends[number] + len(parts[number])
-        return self._example(part.row(inner), part.place(inner), part.folder)
+        return parts[number].example(index - ends[number] + len(parts[number]))
+
+    def _note_unreadable(self, split: str, error: DataError, rows: int) -> None:
+        """Raise the error unless bad rows are skipped and it is among the share that may be."""
+        seen = self._unreadable.setdefault(split, set())
+        seen.add(str(error))
+        if self._share is None or len(seen) > self._share * rows:
+            raise error
+        if len(seen) == 1:
+            warnings.warn(
+                f"{split} split: {error}. The next row stands for this one, and for others like it",
+                DataWarning,
+                stacklevel=2,
+            )
 
     def graders(self, split: str) -> set[str]:
         """Those that rows name or have by default; the setting's where the split is streamed."""
+        if split in self._settings.streaming:
+            chosen = self._settings.grading
+            return set() if chosen is None else {chosen}
+        self._split(split)
+        return {name for sieve in self._sieves[split] for name in sieve.graders}
+
+    def notes(self, split: str) -> str:
+        """A line per set: how many rows it has, how many are left out and why."""
         if split not in self._settings.streaming:
             self._split(split)
-        chosen = self._settings.grading
-        return self._graders.get(split, set() if chosen is None else {chosen})
+        return "\n".join(map(str, self._sieves.get(split, ())))
 
     def contents(self, split: str) -> Contents:
         """What the split holds; of a streamed one only its shards are looked at."""
         if split not in self._contents:
             if split in self._settings.streaming:
-                found = shards_contents(self._source.shards(self._name_of(split)))
+                (data,) = self._sets(split)
+                found = shards_contents(data.source.shards(data.split(split)))
             else:
-                parts = self._split(split)
-                found = rows_contents(parts, self._fields, self._pictures, self._foreign)
+                found = rows_contents(list(dict.fromkeys(self._split(split))))
             self._contents[split] = found
         return self._contents[split]
 
-    def _example(self, row: Row, place: str, folder: Path) -> Example:
-        record = self._fields.read(row, place)
-        return Example(
-            id=record.id,
-            question=record.question,
-            images=open_pictures(record.images, self._pictures or folder, place, self._foreign),
-            answer=record.answers[0],
-            alternatives=record.answers[1:],
-            grading=record.grading,
-            demonstration=record.demonstration,
-            options=record.options,
-            cluster=record.cluster,
-            provenance=record.provenance or self._place(place),
-            meta=record.meta,
-        )
+    def _sets(self, split: str) -> list[DataSet]:
+        """The sets that are part of the split."""
+        if self._only is not None:
+            return [self._only]
+        found = [data for one, data in self._mixed if not one.only or split in one.only]
+        if not found:
+            raise ConfigError(f"task.sets: none is part of the split {split!r} (their only)")
+        return found
 
-    def _place(self, place: str) -> str:
-        """A row's place as its provenance, with the settings' revision of a data set of the Hub."""
-        revision = self._settings.revision
-        return place if revision is None else f"{place}, revision {revision}"
-
-    def _split(self, split: str) -> list[Rows]:
+    def _split(self, split: str) -> list[Part]:
         if split not in self._parts:
-            parts = self._source.rows(self._name_of(split))
-            graders = check_rows(parts, self._fields, self._pictures, self._foreign)
-            self._parts[split], self._graders[split] = parts, graders
+            repeats = {one.name: one.repeat for one, _ in self._mixed if split in REPEATED}
+            parts: list[Part] = []
+            sieves: list[Sieve] = []
+            for data in self._sets(split):
+                sieve = Sieve(data, split, self._share)
+                rows = data.source.rows(data.split(split))
+                found = [Part(data, one, sieve.kept(one)) for one in rows]
+                sieve.end()
+                sieves.append(sieve)
+                parts += found * repeats.get(data.name, 1)
+            self._parts[split], self._sieves[split] = parts, sieves
         return self._parts[split]
 
     def _stream(self, split: str) -> RowStream:
         if split not in self._streams:
-            shards = self._source.shards(self._name_of(split))
-            self._streams[split] = RowStream(shards, self._settings.window)
+            (data,) = self._sets(split)
+            shards = data.source.shards(data.split(split))
+            keep = self._keep(split, data)
+            self._streams[split] = RowStream(shards, self._settings.window, keep)
         return self._streams[split]
 
-    def _name_of(self, split: str) -> str:
-        return self._settings.splits.get(split, split)
+    def _keep(self, split: str, data: DataSet) -> Keep | None:
+        """What looks at the rows of a streamed split, where some may be left out."""
+        if self._share is None and not data.settings.where:
+            return None
+        sieve = Sieve(data, split, self._share)
+        self._sieves[split] = [sieve]
+        return partial(sieve.arrives, check=self._share is not None)

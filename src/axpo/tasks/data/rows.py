@@ -13,7 +13,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,19 @@ import pyarrow.parquet as pq
 from axpo.errors import DataError
 from axpo.folder import whole_file
 from axpo.tasks.contents import checksum
-from axpo.tasks.data.fields import Fields, Row
+from axpo.tasks.data.arrow import Layout, Row, chunks, encoded_columns, without_bytes
+from axpo.tasks.data.fields import Fields
 
 BATCH = 64
 """How many rows a batch of the Arrow copy has, and how many rows are copied at a time."""
 BUFFER = 1 << 20
-Batches = Iterable[pa.RecordBatch | pa.Table]
 
 
 class Rows(ABC):
     """Rows by number, from 0.
 
-    Relative paths of pictures start at `folder`. `encoded` says whether there are encoded pictures,
-    which `texts` leaves out.
+    Relative paths of pictures start at `folder`.
     """
-
-    encoded = False
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -50,8 +47,9 @@ class Rows(ABC):
     def row(self, index: int) -> Row:
         """The row with this number."""
 
-    def texts(self, index: int) -> Row:
-        """The row without encoded pictures, which is much less to read."""
+    def light(self, index: int) -> Row:
+        """The row with one byte for each encoded picture, which is much less to read; quick for one
+        row after another."""
         return self.row(index)
 
     def encoded_pictures(self) -> dict[str, int]:
@@ -78,9 +76,13 @@ class JsonLines(Rows):
         self._numbers = array("q")
         names: dict[str, None] = {}
         try:
-            for row in self._index():
-                names |= dict.fromkeys(row)
-        except (OSError, UnicodeDecodeError) as error:
+            for line, place in self._index():
+                try:
+                    names |= dict.fromkeys(_object(_parse(line, place), place))
+                except DataError:
+                    if not fields.skip:
+                        raise
+        except OSError as error:
             raise DataError(f"{path}: {error}") from error
         self.check()
         fields.top_level(list(names), path)
@@ -91,21 +93,22 @@ class JsonLines(Rows):
     def row(self, index: int) -> Row:
         with self._path.open("rb") as file:
             file.seek(self._starts[index])
-            return json.loads(file.readline())
+            line = file.readline()
+        place = self.place(index)
+        return _object(_parse(line, place), place)
 
     def place(self, index: int) -> str:
         return f"{self._path}:{self._numbers[index]}"
 
-    def _index(self) -> Iterator[Row]:
-        """Note where each line begins; yields each line parsed."""
+    def _index(self) -> Iterator[tuple[bytes, str]]:
+        """Note where each line begins; yields each line and its place."""
         start = 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     self._starts.append(start)
                     self._numbers.append(number)
-                    place = f"{self._path}:{number}"
-                    yield _object(_parse(line, place), place)
+                    yield line, f"{self._path}:{number}"
                 start += len(line)
 
 
@@ -116,19 +119,23 @@ class JsonArray(Rows):
         super().__init__(str(path), path.parent)
         try:
             rows = _parse(path.read_bytes(), self.name)
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise DataError(f"{path}: {error}") from error
         if not isinstance(rows, list):
             raise DataError(f"{path}: got {type(rows).__name__}, expected an array of objects")
-        self._rows = [_object(row, self.place(index)) for index, row in enumerate(rows)]
+        self._rows = rows
         self.check()
-        fields.top_level(list(dict.fromkeys(name for row in self._rows for name in row)), path)
+        names: dict[str, None] = {}
+        for index, row in enumerate(rows):
+            if isinstance(row, dict) or not fields.skip:
+                names |= dict.fromkeys(self.row(index))
+        fields.top_level(list(names), path)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row(self, index: int) -> Row:
-        return self._rows[index]
+        return _object(self._rows[index], self.place(index))
 
 
 class ArrowRows(Rows):
@@ -140,9 +147,9 @@ class ArrowRows(Rows):
         self._file = pa.ipc.open_file(pa.memory_map(str(arrow_copy(path, columns))))
         self._size = pq.read_metadata(path).num_rows
         self._path = path
-        self._texts = _texts(self._file.schema, fields)
-        self._pictures = [name for name in columns if name not in self._texts]
-        self.encoded = bool(self._pictures)
+        self._layout = Layout(self._file.schema)
+        self._pictures = encoded_columns(self._file.schema)
+        self._light = LightRows(self._layout, self._batch)
         self.check()
 
     def __len__(self) -> int:
@@ -150,16 +157,18 @@ class ArrowRows(Rows):
 
     def row(self, index: int) -> Row:
         batch, place = divmod(index, BATCH)
-        return self._file.get_batch(batch).slice(place, 1).to_pylist()[0]
+        return self._layout.row(self._file.get_batch(batch), place)
 
-    def texts(self, index: int) -> Row:
-        batch, place = divmod(index, BATCH)
-        return self._file.get_batch(batch).select(self._texts).slice(place, 1).to_pylist()[0]
+    def light(self, index: int) -> Row:
+        return self._light.row(index)
+
+    def _batch(self, start: int) -> pa.RecordBatch:
+        return self._file.get_batch(start // BATCH)
 
     def encoded_pictures(self) -> dict[str, int]:
         """Of each row group what the footer says of its pictures; hashing gigabytes of them would
         take minutes."""
-        if not self.encoded:
+        if not self._pictures:
             return {}
         footer = pq.read_metadata(self._path)
         groups = (footer.row_group(number) for number in range(footer.num_row_groups))
@@ -173,6 +182,23 @@ class ArrowRows(Rows):
         }  # fmt: skip
 
 
+class LightRows:
+    """Rows without encoded pictures, one batch of `BATCH` at a time; `batch` gives that which
+    begins at a number."""
+
+    def __init__(self, layout: Layout, batch: Callable[[int], pa.RecordBatch | pa.Table]) -> None:
+        self._layout, self._batch = layout, batch
+        self._start = -1
+        self._rows: Sequence[Row] = ()
+
+    def row(self, index: int) -> Row:
+        place = index % BATCH
+        if self._start != index - place:
+            self._start = index - place
+            self._rows = self._layout.rows(without_bytes(self._batch(self._start)))
+        return self._rows[place]
+
+
 class HubRows(Rows):
     """A split that `datasets` has prepared on this machine (`datasets.Dataset`)."""
 
@@ -182,23 +208,26 @@ class HubRows(Rows):
         # As Arrow: pictures stay encoded, to be decoded as those of every other source.
         self._data = data.select_columns(columns).with_format("arrow")
         self._stamp = str(data._fingerprint)  # what `datasets` itself knows contents by
-        texts = _texts(self._data.features.arrow_schema, fields)
-        self.encoded = len(texts) < len(columns)
-        self._texts = self._data.select_columns(texts)
+        schema = self._data.features.arrow_schema
+        self._layout, self._encoded = Layout(schema), bool(encoded_columns(schema))
+        self._light = LightRows(self._layout, self._batch)
         self.check()
 
     def __len__(self) -> int:
         return len(self._data)
 
     def row(self, index: int) -> Row:
-        return self._data[index].to_pylist()[0]
+        return self._layout.row(self._data[index], 0)
 
-    def texts(self, index: int) -> Row:
-        return self._texts[index].to_pylist()[0]
+    def light(self, index: int) -> Row:
+        return self._light.row(index)
+
+    def _batch(self, start: int) -> pa.Table:
+        return self._data[start : start + BATCH]
 
     def encoded_pictures(self) -> dict[str, int]:
         """One for the data set."""
-        return {f"{self.name} (pictures)": checksum(self._stamp)} if self.encoded else {}
+        return {f"{self.name} (pictures)": checksum(self._stamp)} if self._encoded else {}
 
 
 def parquet_columns(path: Path, fields: Fields) -> list[str]:
@@ -219,7 +248,7 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBat
 def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     """The Arrow copy of a Parquet file's `columns`, made if there is none of this version."""
     about = path.stat()
-    key = [str(path.resolve()), about.st_size, about.st_mtime_ns, list(columns), BATCH]
+    key = [str(path.resolve()), about.st_size, about.st_mtime_ns, list(columns), BATCH, "labels"]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "axpo" / "data"
     copy = base / f"{path.stem}-{name}.arrow"
@@ -228,7 +257,8 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     try:
         base.mkdir(parents=True, exist_ok=True)
         # An Arrow file takes no dictionary that changes on the way (pandas' categories).
-        schema = pa.schema([_plain(pq.read_schema(path).field(name)) for name in columns])
+        whole = pq.read_schema(path)
+        schema = pa.schema([_plain(whole.field(name)) for name in columns], whole.metadata)
         with (
             whole_file(copy, durable=False) as partial,
             pa.OSFile(str(partial), "wb") as sink,
@@ -241,40 +271,9 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     return copy
 
 
-def chunks(batches: Batches, size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size` rows; the last may be smaller."""
-    held: list[pa.Table] = []
-    count = 0
-    for batch in batches:
-        table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-        held.append(table)
-        count += table.num_rows
-        while count >= size:
-            rows = pa.concat_tables(held)
-            yield rows.slice(0, size)
-            held, count = [rows.slice(size)], count - size
-    if count:
-        yield pa.concat_tables(held)
-
-
 def _plain(column: pa.Field) -> pa.Field:
     kind = column.type
     return column.with_type(kind.value_type) if pa.types.is_dictionary(kind) else column
-
-
-def _texts(schema: pa.Schema, fields: Fields) -> list[str]:
-    """The names of the columns that are read for more than encoded pictures."""
-    return [
-        column.name
-        for column in schema
-        if not (_holds_bytes(column.type) and fields.only_pictures(column.name))
-    ]
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return True
-    return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _object(row: Any, place: str) -> Row:
@@ -286,5 +285,5 @@ def _object(row: Any, place: str) -> Row:
 def _parse(text: bytes, place: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # other encodings, and deep nesting, as well
         raise DataError(f"{place}: not JSON: {error}") from None

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from axpo.errors import ConfigError, DataError, NoDataError
 from axpo.extras import require
 from axpo.folder import files_digest
+from axpo.tasks.data.arrow import Batches
 from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.rows import (
     BATCH,
     ArrowRows,
-    Batches,
     HubRows,
     JsonArray,
     JsonLines,
@@ -36,6 +36,7 @@ SUFFIXES: dict[str, Callable[[Path, Fields], Rows]] = {
     ".jsonl": JsonLines,
     ".json": JsonArray,
     ".parquet": ArrowRows,
+    ".pq": ArrowRows,
 }
 
 
@@ -68,7 +69,7 @@ class Files:
         return [self._shard(path) for path in self._files(split)]
 
     def _shard(self, path: Path) -> Shard:
-        if path.suffix != ".parquet":
+        if SUFFIXES[path.suffix] is not ArrowRows:
             raise ConfigError(
                 f"task.streaming: {path} is read by line anyway; streaming is for Parquet and the "
                 "Hub: remove it"

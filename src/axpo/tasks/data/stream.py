@@ -19,8 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from axpo.errors import DataError
-from axpo.tasks.data.fields import Row
-from axpo.tasks.data.rows import Batches, chunks
+from axpo.tasks.data.arrow import Batches, Layout, Row, chunks, without_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,14 @@ class Shard:
     stamp: str = ""
 
 
+Keep = Callable[[Row, str, Path], bool]
+"""Whether a row is used, given without encoded pictures, with its place and its shard's folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows of a shard from number `start` on, the order in which they are given out, and the
-    position of the first of them."""
+    """Rows of a shard from number `start` on, the order in which those that are used are given out,
+    and the position of the first of them."""
 
     shard: Shard
     start: int
@@ -57,9 +60,10 @@ class RowStream:
     """Rows by position in a seed's endless order; going forward is cheap, going back starts
     again."""
 
-    def __init__(self, shards: Sequence[Shard], size: int) -> None:
+    def __init__(self, shards: Sequence[Shard], size: int, keep: Keep | None = None) -> None:
         self._shards = shards
         self._size = size
+        self._keep = keep
         self._seed: int | None = None
         self._reader: list[Iterator[Window]] = []
         # Threads of a shard that is still open would abort the process as it exits.
@@ -70,17 +74,17 @@ class RowStream:
         """The row at `position` (from 0) in the seed's order, its place, and its shard's folder."""
         window = self._window
         if window is None or seed != self._seed or position < window.position:
-            self._seed, self._reader[:] = seed, [_read(self._shards, self._size, seed)]
+            self._seed, self._reader[:] = seed, [_read(self._shards, self._size, seed, self._keep)]
             window = next(self._reader[0])
         while position >= window.end:
             window = next(self._reader[0])
         self._window = window
         index = window.order[position - window.position]
         place = f"{window.shard.name} row {window.start + index}"
-        return window.rows.slice(index, 1).to_pylist()[0], place, window.shard.folder
+        return Layout(window.rows.schema).row(window.rows, index), place, window.shard.folder
 
 
-def _read(shards: Sequence[Shard], size: int, seed: int) -> Iterator[Window]:
+def _read(shards: Sequence[Shard], size: int, seed: int, keep: Keep | None) -> Iterator[Window]:
     """One window after another, endlessly."""
     epoch, position = 0, 0
     while True:
@@ -89,13 +93,27 @@ def _read(shards: Sequence[Shard], size: int, seed: int) -> Iterator[Window]:
             start = 0
             for rows in chunks(shards[number].open(), size):
                 order = _shuffled(rows.num_rows, f"{seed}/{epoch}/{number}/{start}")
+                if keep is not None:
+                    kept = _kept(shards[number], start, rows, keep)
+                    order = [index for index in order if index in kept]
                 yield Window(shards[number], start, rows, order, position)
-                start += len(order)
+                start += rows.num_rows
                 position += len(order)
         if position == before:
             names = ", ".join(shard.name for shard in shards)
             raise DataError(f"{names}: no rows; expected at least one")
         epoch += 1
+
+
+def _kept(shard: Shard, start: int, rows: pa.Table, keep: Keep) -> set[int]:
+    """The numbers within a window of the rows that are used."""
+    light = Layout(rows.schema).rows(without_bytes(rows))
+    places = (f"{shard.name} row {start + index}" for index in range(len(light)))
+    return {
+        index
+        for index, (row, place) in enumerate(zip(light, places, strict=True))
+        if keep(row, place, shard.folder)
+    }
 
 
 def _shuffled(count: int, seed: str) -> list[int]:
