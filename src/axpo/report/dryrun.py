@@ -138,6 +138,7 @@ def _print_row(console: Console, task: Task) -> None:
     for turn in example.demonstration:
         console.print(Text(turn, COLOURS[Origin.POLICY]), soft_wrap=True)
     console.print(Text(f"Pictures: {sizes or 'none'}. {_right(example)}"), soft_wrap=True)
+    _print_notes(console, task, split)
 
 
 def _show_example(
@@ -155,9 +156,15 @@ def _show_example(
             missing.append(f"What the example's demonstration needs: {error}")
     _print_group(console, rendering, group, split)
     console.print(Text(_right(example)), soft_wrap=True)
+    _print_notes(console, task, split)
     if said:
         console.print(Text(said, "yellow"), soft_wrap=True)
     return group.prompt
+
+
+def _print_notes(console: Console, task: Task, split: str) -> None:
+    if notes := task.notes(split):
+        console.print(Text(notes), soft_wrap=True)
 
 
 def _right(example: Example) -> str:

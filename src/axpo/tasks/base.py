@@ -103,6 +103,11 @@ class Task(Part):
         """The `index`-th example of `split` ("train", "val", "test", "sft"); deterministic."""
         raise NotImplementedError(f"{type(self).__name__} has no example()")
 
+    def notes(self, split: str) -> str:
+        """What `axpo show` says of `split`, such as how many rows are left out; by default
+        nothing."""
+        return ""
+
     def graders(self, split: str) -> set[str]:
         """Names of the graders of `split`; by default that of its first example."""
         return {self.example(split, 0).grading}

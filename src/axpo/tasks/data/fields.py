@@ -17,7 +17,7 @@ from axpo.tasks.base import Example
 from axpo.tasks.data import values
 from axpo.tasks.data.arrow import Row
 from axpo.tasks.data.columns import ColumnSettings
-from axpo.tasks.data.pictures import flat
+from axpo.tasks.data.pictures import NO_VIDEO, flat
 from axpo.tasks.data.sets import PLACEHOLDER, Scalar, SetSettings, is_range
 from axpo.tasks.grading import check_example
 from axpo.wording import in_short
@@ -94,18 +94,12 @@ class Fields:
 
         Raises `DataError` for a value that cannot be used.
         """
-        columns, what = self._columns, f"{place}: question"
-        asked = values.question(self._one(row, columns.question, place), what)
+        columns = self._columns
         options = values.options(self._several(row, columns.options, place), f"{place}: options")
-        asked = values.with_options(asked, options)
-        if "<video>" in asked:
-            raise DataError(
-                f"{place}: video: the question places <video>, and there are pictures alone: leave "
-                "such rows out (task.where, or task.bad_rows = 'skip')"
-            )
-        asked, images = values.place_pictures(asked, self.pictures(row, place), what, PLACEHOLDER)
-        if self._settings.instruction:
-            asked += f"\n{self._settings.instruction}"
+        turns = values.turns(
+            self._one(row, columns.demonstration, place), f"{place}: demonstration"
+        )
+        asked, images = self._asked(row, options, place)
         truths = values.answers(
             self._several(row, columns.answer, place), options, self._settings.answer_lists,
             f"{place}: answer",
@@ -118,7 +112,7 @@ class Fields:
             truths[0],
             truths[1:],
             grading or ("choice" if options else "exact"),
-            values.turns(self._one(row, columns.demonstration, place), f"{place}: demonstration"),
+            turns,
             options,
             self._rubric(row, place),
             self._maybe(row, columns.cluster, place, "cluster"),
@@ -130,6 +124,17 @@ class Fields:
         except GradingError as error:
             raise DataError(f"{place}: grading: {error}") from None
         return found, images
+
+    def _asked(self, row: Row, options: Sequence[str], place: str) -> tuple[str, tuple[Any, ...]]:
+        """The whole question, and the pictures in the order of their places in it."""
+        what = f"{place}: question"
+        asked = values.question(self._one(row, self._columns.question, place), what)
+        asked = values.with_options(asked, options)
+        if "video" in (kind for kind, _ in PLACEHOLDER.findall(asked)):
+            raise DataError(f"{place}: video: the question places a video; {NO_VIDEO}")
+        asked, images = values.place_pictures(asked, self.pictures(row, place), what)
+        instruction = self._settings.instruction
+        return f"{asked}\n{instruction}" if instruction else asked, images
 
     def id(self, row: Row, place: str) -> str | None:
         """The row's id, if it has one."""

@@ -23,6 +23,8 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
 _BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
 """The beginnings of JPEG, PNG, WEBP, GIF, BMP and TIFF in base64."""
+_VIDEO = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+NO_VIDEO = "only pictures are shown: leave such rows out (task.where, or task.bad_rows = 'skip')"
 _SHORTEST = 64
 """A text with fewer characters is a path even if it begins like base64."""
 
@@ -78,6 +80,8 @@ def _source(value: Any, folder: Path, place: str, foreign: bool) -> Path | bytes
             f"{place}: images: got {in_short(value)}, expected a path, bytes, base64 or "
             "{bytes, path}"
         )
+    if value.lower().endswith(_VIDEO):
+        raise DataError(f"{place}: video: {in_short(value)} is a video; {NO_VIDEO}")
     if found := _DATA.match(value):
         return _decode(value[found.end() :], place)
     if _URL.match(value) and not value.startswith("file://"):

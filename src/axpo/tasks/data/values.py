@@ -14,6 +14,7 @@ from typing import Any
 
 from axpo.errors import DataError
 from axpo.tasks.base import IMAGE
+from axpo.tasks.data.sets import PLACEHOLDER
 from axpo.tasks.grading.final import final_answer, tagged_answer
 from axpo.tasks.grading.prose import normalise
 from axpo.tree import Point
@@ -140,6 +141,8 @@ def _answer(value: Any, given: Sequence[str], what: str) -> str:
     found = text(value, what)
     if "\\boxed" in found or tagged_answer(found) is not None:
         found = final_answer(found)
+        if not found or "\\boxed" in found:
+            raise DataError(f"{what}: got {in_short(value)}, expected something within the mark")
     if not given:
         return found
     same = [normalise(option) == normalise(found) for option in given]
@@ -244,18 +247,16 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def place_pictures(
-    asked: str, images: tuple[Any, ...], what: str, placeholder: re.Pattern[str]
-) -> tuple[str, tuple[Any, ...]]:
+def place_pictures(asked: str, images: tuple[Any, ...], what: str) -> tuple[str, tuple[Any, ...]]:
     """The question with plain placeholders, and the pictures in the order of their places."""
-    marks = placeholder.findall(asked)
+    marks = PLACEHOLDER.findall(asked)
     if not marks:
         return asked, images
     order = [int(mark) - 1 if mark else place for place, (_, mark) in enumerate(marks)]
     if sorted(order) != list(range(len(images))):
-        named = ", ".join(mark.group() for mark in placeholder.finditer(asked))
+        named = ", ".join(mark.group() for mark in PLACEHOLDER.finditer(asked))
         raise DataError(
             f"{what}: it places {named}, the row has {len(images)} pictures; expected each once, "
             "or no placeholders"
         )
-    return placeholder.sub(IMAGE, asked), tuple(images[place] for place in order)
+    return PLACEHOLDER.sub(IMAGE, asked), tuple(images[place] for place in order)
