@@ -23,7 +23,9 @@ def test_the_page_s_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     settings = load_config("lab", "task={name='data', path='sample'}", *given).judge
     assert settings is not None and settings.prompt is not None
     Path(settings.prompt).write_text(prompt)
-    replies = iter(["<judge>Yes</judge> Felis catus is the cat.", "<judge>No</judge> A dog is none."])
+    replies = iter(
+        ["<judge>Yes</judge> Felis catus is the cat.", "<judge>No</judge> A dog is none."]
+    )
     with judging(FakeJudge(lambda _: next(replies))) as server:
         asked = question(answer="a cat")
         assert graded(server, tmp_path, "Felis catus", asked, prompt=settings.prompt).reward == 1.0

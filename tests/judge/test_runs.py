@@ -119,7 +119,7 @@ def test_what_a_recipe_lacks_or_has_in_vain(tmp_path: Path) -> None:
     server = FakeJudge()
     server.url = "http://127.0.0.1:9/v1"
     for command in ("train", "eval"):
-        with pytest.raises(ConfigError, match="graded by 'judge', which asks a judge: set judge.u"):
+        with pytest.raises(ConfigError, match="graded by 'judge', which asks a judge: set"):
             checks.check_parts(recipe(tmp_path, None), command)
     in_vain = recipe(tmp_path, server, "exact")
     with pytest.raises(ConfigError, match="no row is graded by judge or rubric; remove it"):

@@ -7,6 +7,7 @@ so that the key reaches no log, error or file.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -100,6 +101,7 @@ class ChatClient:
     async def ask(self, body: Mapping[str, Any]) -> Reply:
         """The reply to a request; raises `SourceFault`."""
         settings, billed, message = self._settings, 0, ""
+        content = await asyncio.to_thread(_encoded, body)  # with pictures it is large
         attempts = stamina.retry_context(
             on=_worth_another,
             attempts=1 + settings.retries,
@@ -113,7 +115,7 @@ class ChatClient:
                     with attempt:
                         billed += 1
                         try:
-                            return await self._post(body)
+                            return await self._post(content)
                         except SourceFault as fault:
                             billed -= not fault.charged
                             raise
@@ -130,12 +132,12 @@ class ChatClient:
         if http is not None and self._loop is asyncio.get_running_loop():
             await http.aclose()
 
-    async def _post(self, body: Mapping[str, Any]) -> Reply:
+    async def _post(self, content: bytes) -> Reply:
         self.stats.requests += 1
         began, seconds = time.perf_counter(), self._settings.timeout
         try:
             async with asyncio.timeout(seconds):  # httpx's own are for each read
-                response = await self._connected().post(self._address, json=body)
+                response = await self._connected().post(self._address, content=content)
         except TimeoutError:
             raise self._fault(f"no answer in {seconds:g} s", charged=True) from None
         except httpx.ConnectError:
@@ -181,12 +183,19 @@ class ChatClient:
         if self._http is None or self._loop is not loop:  # connections cannot move to another one
             count = self._settings.concurrency
             self._loop = loop
+            headers = {"Content-Type": "application/json"}
+            if self._key:
+                headers["Authorization"] = f"Bearer {self._key}"
             self._http = httpx.AsyncClient(
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                headers=headers,
                 limits=httpx.Limits(max_connections=count, max_keepalive_connections=count),
                 timeout=None,
             )
         return self._http
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body).encode()
 
 
 def _worth_another(error: Exception) -> bool | float:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -97,6 +98,8 @@ class Judge:
         self._prompt, self._rubric = prompt, rubric
         self._server: Server | None = None
         self._unreadable = 0
+        # One thread: several at work on large pictures would hold up the event loop.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge-pictures")
         self._gate: Gate | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -146,6 +149,7 @@ class Judge:
         and the server that was started."""
         await self._recorded.close()
         await self._client.close()
+        self._thread.shutdown(cancel_futures=True)
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
 
@@ -187,7 +191,7 @@ class Judge:
     async def _reply(self, system: str, user: str, pictures: Sequence[Image.Image]) -> Reply:
         """The recorded reply to these messages, or a new one."""
         settings = self._settings
-        digests = [await asyncio.to_thread(picture_digest, picture) for picture in pictures]
+        digests = [await self._seen(picture_digest, picture) for picture in pictures]
         fields = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
         fields = {name: value for name, value in (fields | settings.more).items() if value != ""}
         asked = {"model": settings.model, "system": system, "user": user, "pictures": digests}
@@ -196,7 +200,7 @@ class Judge:
         key = Key(settings.model, KIND, hashlib.sha256(sent.encode()).hexdigest(), "{}")
 
         async def ask() -> dict[str, Any]:
-            shown = [await asyncio.to_thread(data_url, picture) for picture in pictures]
+            shown = [await self._seen(data_url, picture) for picture in pictures]
             said = messages(system, user, shown)
             reply = await self._client.ask({"model": settings.model, "messages": said, **fields})
             return {**asked, **told, **reply.model_dump()}  # all of it, for whoever audits the file
@@ -207,6 +211,9 @@ class Judge:
         except SourceFault as fault:
             raise GradingError(f"judge {settings.model}: {fault}") from fault
         return found.value
+
+    async def _seen(self, work: Callable[[Image.Image], str], picture: Image.Image) -> str:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, picture)
 
     def _places(self) -> Gate:
         loop = asyncio.get_running_loop()

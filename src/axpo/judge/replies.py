@@ -21,7 +21,6 @@ _LINE = re.compile(
     re.I,
 )
 _FIRST = re.compile(r"<judge>\s*(yes|no)\s*</judge>", re.I)
-_FENCE = re.compile(r"\s*```\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def read_marks(reply: str, rubric: Sequence[Point]) -> Marks | None:
     """The points that the judge awards, from the JSON object that ends its reply, in a code fence
     or not; None where there is none of the required form, or one with a point that is not there.
     """
-    found = _last_object(_FENCE.sub("", spoken(reply)))
+    found = _last_object(spoken(reply).removesuffix("```"))
     if found is None:
         return None
     correct = found.get("fully_correct")
@@ -68,13 +67,9 @@ def read_marks(reply: str, rubric: Sequence[Point]) -> Marks | None:
 
 
 def _last_object(text: str) -> dict[str, Any] | None:
-    """The outermost JSON object that ends with `text`."""
-    decoder = json.JSONDecoder()
-    for brace in re.finditer(r"\{", text):
-        try:
-            found, end = decoder.raw_decode(text, brace.start())
-        except (ValueError, RecursionError):
-            continue
-        if end == len(text) and isinstance(found, dict):
-            return found
-    return None
+    """The JSON object without objects in it that ends with `text`."""
+    try:
+        found = json.loads(text[text.rfind("{") :])
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
