@@ -65,7 +65,7 @@ class Runner:
         self._features.clear()
 
     def prefill(self, first: int, pieces: Sequence[Prefill]) -> torch.Tensor:
-        """The logits [n, V] after the last token of each piece, which are in rows from `first` on."""
+        """The logits [n, V] after each piece's last token; pieces are in rows from `first` on."""
         longest = max(len(piece.tokens) for piece in pieces)
         tokens = torch.full((len(pieces), longest), self._padding)
         positions = torch.zeros(3, len(pieces), longest, dtype=torch.long)
