@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from inspect import isabstract
@@ -144,8 +145,13 @@ def missing_packages(config: Config, commands: Set[str]) -> Iterator[str]:
                 require(module, key)
         except MissingError as error:
             yield str(error)
-    if commands != {"sft"} and (lack := config.engine.missing()) is not None:
+    if commands == {"sft"}:
+        return
+    if (lack := config.engine.missing()) is not None:
         yield lack
+    server = config.judge.vllm if config.judge else None
+    if server is not None and shutil.which(server.python) is None:
+        yield f"judge.vllm.python: there is no program {server.python} (docs/vllm.md)"
 
 
 def check_evaluation(config: Config) -> None:

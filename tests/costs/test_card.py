@@ -25,6 +25,7 @@ from axpo.models.tiny import write_tiny
 from axpo.report.costs import memory_lines, servers_text
 from axpo.tasks.lab import BASE
 from axpo.tree import ImageSpan, Origin, Segment
+from tests.support.judge_server import stand_in
 from tests.support.recipes import REAL, given
 
 PAGE = Path(__file__).parents[2] / "docs" / "vllm.md"
@@ -365,7 +366,7 @@ def test_sampling_alone_is_checked_as_well(tmp_path: Path):
     with pytest.raises(ConfigError, match="a server has"):
         check_sampling(config(0.3, 3 * size), tmp_path)
     # The judge's server alone: the engine samples in this process.
-    judge = {"model": "j", "record": "r", "vllm": {"python": "p", "share": 0.7}}
+    judge = {"model": "j", "record": "r", "vllm": {"python": stand_in(tmp_path), "share": 0.7}}
     values = {"model": {"memory_gb": 3 * size / 1e9}, "judge": judge}
     with pytest.raises(ConfigError, match=r"lower .*judge\.vllm\.share"):
         check_sampling(parse_config(values), tmp_path)

@@ -11,13 +11,15 @@ import pytest
 from pydantic import ValidationError
 
 import axpo
+from axpo.build import runs
+from axpo.checks import check_names
 from axpo.config import load_config
 from axpo.config.judge import JudgeServer
 from axpo.engines.embedded import Transformers
 from axpo.engines.vllm import judge
 from axpo.engines.vllm.judge import start_server
 from axpo.engines.vllm.server import ServerProcess
-from axpo.errors import ConfigError, UserError
+from axpo.errors import ConfigError, MissingError, UserError
 from axpo.tasks.lab import BASE
 from tests.support.judge_server import stand_in
 from tests.support.tiny import tiny_checkpoint
@@ -125,6 +127,21 @@ class TestRun:
             axpo.train(load_config(*settings), out=tmp_path / "run")
         (server,) = started
         assert gone(server.url)
+
+    def test_what_cannot_start_is_said_before_the_model_is_loaded(
+        self, tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        away = load_config(*settings, "judge.vllm.python=/no/python")
+        with pytest.raises(MissingError, match=r"judge\.vllm\.python: .*no program /no/python"):
+            check_names(away, "train")
+        check_names(away, "sft")
+
+        def loaded(*_: object) -> None:
+            raise AssertionError("the model was loaded")
+
+        monkeypatch.setattr(runs, "load_policy", loaded)
+        with pytest.raises(ConfigError, match=r"judge\.vllm\.python: .* has no vLLM"):
+            runs.rl_run(load_config(*settings, f"judge.vllm.python={sys.executable}"), tmp_path)
 
     def test_an_address_and_a_server(self, settings: list[str]) -> None:
         with pytest.raises(ConfigError, match=r"judge\.url, vllm: expected one of them"):

@@ -16,6 +16,8 @@ import torch
 from axpo.config import Config, RolloutSettings
 from axpo.costs.account import Account, account, judge_share
 from axpo.costs.sizes import Kind, Loop, check_positions
+from axpo.engines.vllm.judge import SECTION
+from axpo.engines.vllm.server import find_installation
 from axpo.errors import ConfigError, MemoryWarning
 from axpo.models.card import recipe_card
 from axpo.models.device import torch_device
@@ -63,6 +65,7 @@ def preflight(
     check_positions(loop, prompt)
     if kind == "rl":
         config.engine.check(processor.config, config.model.dtype, device)
+        _check_judge(config)
     told = account(loop, prompt, device)
     if told.refusal:
         raise ConfigError(told.refusal)
@@ -95,6 +98,7 @@ def _warn(told: Account, device: str) -> None:
 def check_sampling(config: Config, path: str | Path) -> None:
     """Before the checkpoint at `path` is loaded to sample alone: whether its weights fit beside
     the servers that sample. Raises `ConfigError`."""
+    _check_judge(config)
     device = torch_device(config.model)
     card = recipe_card(config.model, device)
     model = without_weights(read_config(path))
@@ -110,6 +114,13 @@ def check_sampling(config: Config, path: str | Path) -> None:
             f"{in_units(weights)} for the model that samples or that servers are compared with; "
             f"there are {card.what}: lower --gpu-memory-utilization or judge.vllm.share"
         )
+
+
+def _check_judge(config: Config) -> None:
+    """Raise `ConfigError` where the server that the judge needs could not be started."""
+    server = config.judge.vllm if config.judge else None
+    if server is not None:
+        find_installation(server.python, SECTION)
 
 
 def check_policy_sampling(rollout: RolloutSettings) -> None:

@@ -21,8 +21,8 @@ class JudgeServer(Section):
     max_length: PositiveInt = 8192
     """How many tokens of a question to the judge, its reply included, the server takes."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The share of its card that the server takes, weights included (choice). What is sampled and
-    trained with on the same card must fit beside it; `axpo show` adds it up."""
+    """The share of its card that the server takes, weights included (choice); on a CPU it has no
+    effect. What is sampled and trained with on the same card must fit beside it."""
     cards: str | None = None
     """The cards that it sees, as CUDA_VISIBLE_DEVICES has them ("1", "2,3"); those of this process
     by default. Cards that are named here are taken to be others than the trainer's."""
