@@ -132,7 +132,7 @@ def test_a_teachers_line_break_is_dropped_and_other_space_is_named() -> None:
     tokenizer = merging_tokenizer()
     joined = Rendering(with_tokenizer(tokenizer), {})
     joined.tokenizer.add_tokens(["\n so"])
-    with pytest.raises(DemonstrationError, match=r"example q1: turn 1 begins with ' so</thi', of"):
+    with pytest.raises(DemonstrationError, match=r"q1: turn 1 begins with ' so</thi', which"):
         shown = example(demonstration=(" so</think>7",), images=())
         asyncio.run(demonstrate(joined, {}, LIMITS, shown, "d"))
 

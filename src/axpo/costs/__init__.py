@@ -1,1 +1,1 @@
-"""What a recipe costs before it runs: sizes, memory, operations, and its sum against a card."""
+"""Estimates a recipe's costs before it runs: sizes, memory and operations, against a card."""

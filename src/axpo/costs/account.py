@@ -1,6 +1,6 @@
-"""The sum of a recipe's memory against its card: certain parts, upper bounds, the servers' share.
+"""A recipe's memory against its card: parts that are certain, upper bounds, the servers' share.
 
-Servers are started after this sum is made, so their share is not yet missing from what is free.
+Servers start after this sum is made, so their share still counts as free memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What `loop` needs (`found`), and `servers` and the `judge`'s server take, of `card`."""
+    """The memory that `loop` (`found`), `servers` and the `judge`'s server take, on `card`."""
 
     loop: Loop
     found: MemoryEstimate
@@ -31,17 +31,17 @@ class Account:
 
     @property
     def taken(self) -> int:
-        """Bytes of the card that servers take."""
+        """The bytes of the card that servers take, with the judge's."""
         return self.judge + (self.servers.taken if self.servers else 0)
 
     @property
     def total(self) -> int:
-        """Bytes of the card that may be needed at the worst moment."""
+        """The bytes of the card that may be needed at the worst moment."""
         return self.found.total + self.taken
 
     @property
     def at_once(self) -> int:
-        """Rollouts of the longest path that are sampled at once."""
+        """The number of rollouts of the longest path that are sampled at once."""
         slots = self.loop.config.engine.slots
         if self.servers is None:
             return slots
@@ -49,12 +49,12 @@ class Account:
 
     @property
     def exceeds(self) -> bool:
-        """Whether the upper bound is above what the card has."""
+        """Whether the upper bound is above the card's memory."""
         return self.card.memory is not None and self.total > self.card.memory
 
     @property
     def refusal(self) -> str:
-        """Why what every update holds does not fit beside the servers; empty if it does."""
+        """Why the memory of every update does not fit beside the servers; empty if it does."""
         found, card, taken = self.found, self.card, self.taken
         if card.memory is None or found.weights <= card.memory - taken:
             return ""
@@ -76,7 +76,7 @@ class Account:
 
 
 def account(loop: Loop, prompt: Segment, device: str) -> Account:
-    """Add up what the loop needs on its card with a longest prompt such as `prompt`.
+    """Add up what the loop needs on its card if `prompt` is the longest prompt.
 
     Raises `ConfigError` if servers have too small a share of it for themselves.
     """

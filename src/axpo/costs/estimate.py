@@ -1,8 +1,8 @@
-"""Bytes of training and sampling that a recipe can come to.
+"""The bytes that training and sampling by a recipe can take.
 
-`axpo.costs.sizes` says how many tokens there may be and `axpo.costs.memory` turns them into bytes:
-upper bounds, with a picture for each call of each path. Weights, masters, gradients and moments
-are no bound but certain. A tree of any size trains (`axpo.training.pieces`).
+`axpo.costs.sizes` says how many tokens there may be, and `axpo.costs.memory` turns them into bytes.
+They are upper bounds, with a picture for each call of each path; only weights, masters, gradients
+and moments are certain. A tree of any size can be trained (`axpo.training.pieces`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from axpo.tools.web_search import WebSearchTool
 from axpo.tree import Segment
 
 PIXELS = {WebSearchTool.name: 0, WebExtractorTool.name: 0, PythonTool.name: 640 * 480}
-"""Pixels that these tools' results are taken to show, a figure of matplotlib's default size among
-them (choice); any other tool's, a picture as large as its limit."""
+"""The pixels that results of these tools are assumed to show; python's is a figure of matplotlib's
+default size (choice). Any other tool is assumed to show a picture as large as its limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """`sizes`, the tokens of one pass, the number of `pieces` of the largest tree, and bytes.
+    """The `sizes`, the tokens of one pass, the number of `pieces` of the largest tree, and bytes.
 
-    `parts` are there at every update. Pieces share `trunk`, keys and values of at most
-    `trunk_tokens` at once, and `features` of pictures. `otherwise`: activations and pictures with
-    the other value of model.gradient_checkpointing.
+    Every update takes the bytes of `parts`. Pieces share `trunk`, which is keys and values of at
+    most `trunk_tokens` at once, and `features` of pictures. `otherwise` is what activations and
+    pictures would take with the other value of model.gradient_checkpointing.
     """
 
     sizes: Sizes
@@ -51,29 +51,30 @@ class MemoryEstimate:
 
     @property
     def weights(self) -> int:
-        """Bytes of weights and what the optimizer adds to them."""
+        """The bytes of the weights and of what the optimizer adds to them."""
         return sum(self.parts.values())
 
     @property
     def total(self) -> int:
-        """Bytes at the worst moment; a tree in pieces never holds tokens and pictures at once."""
+        """The bytes at the worst moment; in a tree in pieces, tokens and pictures never have graphs
+        at once."""
         graphs = (self.trunk + self.activations + self.logits, self.pictures)
         worst = max(graphs) if self.pieces > 1 else sum(graphs)
         return self.weights + self.kv + self.features + worst
 
     @property
     def verdict(self) -> str:
-        """What becomes of the largest tree."""
+        """A description of how the largest tree is trained."""
         if self.pieces == 1:
             return "fits"
         return f"the largest tree will be split into about {self.pieces} pieces"
 
 
 def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
-    """Upper bounds in bytes of the loop with a longest prompt such as `prompt`.
+    """The upper bounds in bytes of the loop if `prompt` is the longest prompt.
 
-    On a GPU attention is one call, which copies keys only where a piece sees the trunk, and
-    keeps no masks.
+    On a GPU attention is one call, which copies keys only if a piece sees the trunk, and keeps no
+    masks.
     """
     config, found, size = loop.config, sizes(loop, prompt), loop.value_size
     text, vision = loop.model.config.text_config, loop.model.config.vision_config
@@ -84,8 +85,8 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
     shared, above = _trunk(loop, found, pieces)
     held = trunk = 0
     if pieces > 1:
-        # Leaves with gradients: what stands above a piece, and of the piece itself what stands
-        # above the next one; and the keys and values of the whole piece, of which these are parts.
+        # Leaves with gradients are what is above a piece, and the part of the piece that is above
+        # the next one. To these come the keys and values of the whole piece.
         held = min(shared, above + tokens, 2 * above - found.prompt)
         trunk = memory.keys_values(text, 2 * held + tokens, size)
     runs = -(-tokens // config.rollout.max_tokens)
@@ -116,7 +117,7 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
 
 
 def _state(loop: Loop, counted: Counts) -> dict[str, int]:
-    """Bytes that no limit of tokens changes."""
+    """The bytes that no limit of tokens changes."""
     base = counted.text + counted.vision
     model, kl = loop.config.model, loop.config.algorithm.kl
     separate = loop.kind == "rl" and kl > 0 and model.lora is None
@@ -129,9 +130,10 @@ def _state(loop: Loop, counted: Counts) -> dict[str, int]:
 
 
 def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tuple[int, int, int]:
-    """Kept for backward of text and of pictures, and of both with the other gradient checkpointing.
+    """The bytes kept for backward of text, of pictures, and of both with the other gradient
+    checkpointing.
 
-    A low-rank adapter keeps what A makes; its input is the layer's own.
+    A low-rank adapter keeps the output of A; its input is that of the layer.
     """
     model, text = loop.config.model, loop.model.config.text_config
     size, vision = loop.value_size, loop.model.config.vision_config
@@ -155,8 +157,8 @@ def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tup
 
 
 def _shown(loop: Loop, found: Sizes) -> int:
-    """Picture tokens of the largest tree: the prompt's, and one of each call's result or
-    environment's reply."""
+    """The picture tokens of the largest tree: the prompt's, and one picture for each result of a
+    call or reply of an environment."""
     config, vision = loop.config, loop.model.config.vision_config
     limits, usual = config.tools.limits, LimitSettings().max_pixels
     pixels = [
@@ -172,10 +174,10 @@ def _shown(loop: Loop, found: Sizes) -> int:
 
 
 def _trunk(loop: Loop, found: Sizes, pieces: int) -> tuple[int, int]:
-    """Tokens that later pieces may look back on, and the most of them that stand above one piece.
+    """The tokens that later pieces may see, and the most of them that are above one piece.
 
-    A leaf that fits into a piece is in no other; then only sources of branches are looked back
-    on, and no more of them than branches leave.
+    A leaf that fits into a piece is in no other piece. Then later pieces see only the sources of
+    branches, which are at most as many as the branches.
     """
     if pieces == 1:
         return 0, 0
@@ -196,7 +198,7 @@ def _trunk(loop: Loop, found: Sizes, pieces: int) -> tuple[int, int]:
 
 
 def _rows(loop: Loop, found: Sizes) -> int:
-    """Rows of the engine's memory, which doubles them as needed; servers have their own."""
+    """The rows of the engine's memory, which grows by doubling; servers have their own memory."""
     if loop.config.engine.external:
         return 0
     slots = loop.config.engine.slots
@@ -204,5 +206,5 @@ def _rows(loop: Loop, found: Sizes) -> int:
 
 
 def _columns(found: Sizes) -> int:
-    """Columns of the engine's memory: the next power of two, at least 64."""
+    """The columns of the engine's memory: the next power of two, at least 64."""
     return max(64, 1 << (found.path - 1).bit_length())

@@ -1,4 +1,4 @@
-"""Floating-point operations of a Qwen3-VL forward pass: linear layers and attention, by formula.
+"""The floating-point operations of a Qwen3-VL forward pass: linear layers and attention.
 
 A multiplication and an addition are two operations. Norms, activations, rotary embeddings and
 softmax are left out, as torch's `FlopCounterMode` leaves them out, which gives the same numbers.
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dimensions:
-    """Widths and depths; `query` and `key` are heads times head size of the text model."""
+    """A model's widths and depths; `query` and `key` are the text model's heads times head size."""
 
     hidden: int
     layers: int
@@ -32,7 +32,7 @@ class Dimensions:
 
     @classmethod
     def of(cls, config: Any) -> Dimensions:
-        """From a Qwen3VLConfig."""
+        """The dimensions in a Qwen3VLConfig."""
         text, vision = config.text_config, config.vision_config
         return cls(
             hidden=text.hidden_size,
@@ -52,9 +52,9 @@ class Dimensions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardPass:
-    """What a forward pass computes.
+    """The size of a forward pass.
 
-    It is over `tokens` text tokens with `pairs` attended pairs and `rows` rows of the LM head;
+    It computes `tokens` text tokens with `pairs` attended pairs, and `rows` rows of the LM head;
     `pictures` are the image tokens of each picture that goes through the vision tower.
     """
 
@@ -65,7 +65,7 @@ class ForwardPass:
 
 
 def forward_flops(of: Dimensions, work: ForwardPass) -> int:
-    """Operations of the forward pass that does `work`."""
+    """The operations of the forward pass `work`."""
     linear = of.hidden * (2 * of.query + 2 * of.key + 3 * of.mlp)
     text = of.layers * (2 * work.tokens * linear + 4 * work.pairs * of.query)
     head = 2 * work.rows * of.hidden * of.vocabulary
@@ -73,7 +73,7 @@ def forward_flops(of: Dimensions, work: ForwardPass) -> int:
 
 
 def vision_flops(of: Dimensions, tokens: int) -> int:
-    """Operations of the vision tower on a picture of `tokens` image tokens."""
+    """The operations of the vision tower on a picture of `tokens` image tokens."""
     patches, merged = tokens * of.merge**2, of.vision_hidden * of.merge**2
     layer = 2 * patches * of.vision_hidden * (4 * of.vision_hidden + 2 * of.vision_mlp)
     attention = 4 * patches**2 * of.vision_hidden
@@ -83,5 +83,8 @@ def vision_flops(of: Dimensions, tokens: int) -> int:
 
 
 def causal_pairs(pieces: Iterable[tuple[int, int]]) -> int:
-    """Pairs of (tokens before it, its length) pieces: each token sees those before and itself."""
+    """The attended pairs of pieces given as (tokens before it, its length).
+
+    Each token sees all tokens before it and itself.
+    """
     return sum(length * before + length * (length + 1) // 2 for before, length in pieces)

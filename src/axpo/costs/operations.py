@@ -1,8 +1,8 @@
 """What a step of a recipe computes and reads at most, and how long a device takes at least.
 
-Every rollout and continuation is taken at its token limit and on a path of its own, which is what
-the engine samples; training computes shared prefixes once, so it is below this. Pictures of tool
-results are left out: how many there are nobody knows before.
+Every rollout and continuation is assumed to reach its token limit on a path of its own, which is
+what the engine samples. Training computes shared prefixes once, so it takes less. Pictures of tool
+results are left out, because their number is not known before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from axpo.costs.sizes import Loop
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU by its data sheet: dense bfloat16 operations and bytes of memory traffic a second."""
+    """A GPU by its data sheet: dense bfloat16 operations and bytes of memory traffic per second."""
 
     name: str
     operations: float
@@ -30,28 +30,30 @@ DEVICES = (
     Device("A100", 312e12, 2.04e12),
     Device("L40S", 362e12, 0.864e12),
 )
-"""NVIDIA's data sheets (SXM with 80 GB or more where there are several)."""
+"""GPUs by NVIDIA's data sheets (SXM with 80 GB or more if there are several)."""
 REFERENCE = DEVICES[1]
 UTILISATION = 0.4
-"""Share of a device's peak at which times are stated; what is reached depends on the shapes."""
+"""The share of a device's peak for which times are given; the real share depends on the shapes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
-    """`sampling` and `training` in floating-point operations; `read`, bytes that decoding reads."""
+    """The floating-point operations of `sampling` and `training`; decoding reads `read` bytes."""
 
     sampling: int
     training: int
     read: int
 
     def seconds(self, device: Device) -> tuple[float, float]:
-        """Of sampling (the larger of operations and traffic) and of training at `UTILISATION`."""
+        """The seconds of sampling (by operations or by traffic, whichever take longer) and of
+        training, at `UTILISATION`."""
         sampling = max(self.sampling / device.operations, self.read / device.traffic)
         return sampling / UTILISATION, self.training / device.operations / UTILISATION
 
 
 def step_operations(loop: Loop, found: MemoryEstimate, at_once: int) -> Operations:
-    """Of one step of the loop that `found` is of; `at_once` rollouts are sampled at once."""
+    """The operations of one step of the loop whose estimate is `found`, with `at_once` rollouts
+    sampled at once."""
     config, sizes = loop.config, found.sizes
     groups, answer = config.sft.batch, sizes.path - sizes.prompt
     paths = config.sft.batch
@@ -102,8 +104,8 @@ def _read(loop: Loop, found: MemoryEstimate, paths: int, answer: int, at_once: i
 
 
 def _passes(loop: Loop, trained: bool) -> int:
-    """Forward passes that one token's training is worth: backward to the inputs is one more, to
-    weights another."""
+    """The number of forward passes that cost as much as training one token; backward to the inputs
+    costs one, backward to the weights another."""
     config, passes = loop.config, 1
     if trained:
         passes += 1 if config.model.lora is not None else 2

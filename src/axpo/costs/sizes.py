@@ -1,7 +1,7 @@
-"""What a step of a recipe can come to, in tokens, and a model's parameters.
+"""The tokens that a step of a recipe can have, and a model's parameters.
 
-Sizes follow from the recipe and one prompt. They are upper bounds of what the recipe allows: every
-rollout at its token limit, every continuation that one question could get.
+Sizes follow from the recipe and one prompt. They are upper bounds: every rollout reaches its token
+limit, and one question gets all the continuations that it could get.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from axpo.tree import ImageSpan, Origin, Segment
 
 Kind = Literal["sft", "rl"]
 ASSUMED = "assumed"
-"""Id of a prompt that nobody has seen."""
+"""The id of a prompt that is assumed, because none can be rendered."""
 ASSUMED_TEXT = 1024
-"""Tokens of text (system, tools, question) of such a prompt (choice)."""
+"""The number of text tokens (system, tools, question) in an assumed prompt (choice)."""
 ASSUMED_PICTURES = 16_384
-"""Its picture tokens: one picture at the family's upper limit of pixels (choice)."""
+"""The number of its picture tokens: one picture at the family's upper limit of pixels (choice)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
     """The SFT or the RL loop of a recipe.
 
-    `model` is a Qwen3VLForConditionalGeneration, of which shapes are enough.
+    `model` is a Qwen3VLForConditionalGeneration, for which shapes are enough.
     """
 
     config: Config
@@ -38,7 +38,7 @@ class Loop:
 
     @property
     def optimizer(self) -> OptimizerSettings:
-        """The loop's own."""
+        """The loop's optimizer settings."""
         return self.config.sft.optimizer if self.kind == "sft" else self.config.rl.optimizer
 
     @property
@@ -49,13 +49,13 @@ class Loop:
 
     @property
     def value_size(self) -> int:
-        """Bytes of a value of the model's dtype."""
+        """The bytes of a value of the model's dtype."""
         return getattr(torch, self.config.model.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Tokens that an update can come to.
+    """The tokens that an update can have.
 
     The prompt has `prompt` tokens, `pictures` of them picture tokens; `path` is the longest path
     and `tree` the largest tree, which has `paths` paths. An update trains `trees` trees; the
@@ -73,7 +73,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Parameters of the model, its adapters apart, and how many of them all are trained."""
+    """The numbers of parameters: of the model's parts, of its adapters, and of those trained."""
 
     text: int
     vision: int
@@ -82,7 +82,7 @@ class Counts:
 
 
 def sizes(loop: Loop, prompt: Segment) -> Sizes:
-    """What the recipe allows from `prompt` on."""
+    """The sizes that the recipe allows after `prompt`."""
     config = loop.config
     attempts, paths, trees, rows = 1, 1, config.sft.batch, 0
     if loop.kind == "rl":
@@ -103,7 +103,7 @@ def sizes(loop: Loop, prompt: Segment) -> Sizes:
 
 
 def counts(loop: Loop) -> Counts:
-    """Parameters as the loop trains them."""
+    """The numbers of parameters in the loop."""
     model, lora = loop.model, loop.config.model.lora
     vision = sum(p.numel() for p in model.model.visual.parameters())
     text = sum(p.numel() for p in model.parameters()) - vision
@@ -116,9 +116,9 @@ def counts(loop: Loop) -> Counts:
 
 
 def assumed_prompt(loop: Loop) -> Segment:
-    """A prompt as long as there may be, where data or tokenizer are not there to render one.
+    """A prompt of the largest allowed length, for when data or tokenizer are missing to render one.
 
-    The model's positions and in RL the servers' `max_length` hold a path with it; a longer one is
+    A path after it fits the model's positions and, in RL, the engine's limit; longer prompts are
     refused.
     """
     config, room = loop.config, loop.model.config.text_config.max_position_embeddings
@@ -132,7 +132,7 @@ def assumed_prompt(loop: Loop) -> Segment:
 
 
 def check_positions(loop: Loop, prompt: Segment) -> None:
-    """Raise `ConfigError` if a path can grow beyond what the model or an engine takes."""
+    """Raise `ConfigError` if a path can become longer than the model or the engine allows."""
     config, path = loop.config, sizes(loop, prompt).path
     limit = loop.model.config.text_config.max_position_embeddings
     if path > limit:

@@ -1,8 +1,8 @@
 """The proof at every start that the sandbox holds: a real session tries to get out.
 
-Each canary is something that no level but "unsafe" allows. They run through the same path as
-the model's code; this side looks at the host (was the listener reached, is the file unchanged).
-A canary that is not denied, or a session that cannot compute, refuses the start.
+Each canary tries something that no level but "unsafe" allows. Canaries run in the same way as the
+model's code; this side checks the host (the listener must not be reached, the file must not be
+changed). If a canary is not denied, or a session cannot compute, the start is refused.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ with open("own", "w") as file:
 print(json.dumps({name: denied(attempt) for name, attempt in attempts.items()}))
 """
 NUMBER = len([line for line in CODE.splitlines() if line.startswith('    "')])
-"""How many canaries `CODE` holds; all must answer."""
+"""The number of canaries in `CODE`, all of which must answer."""
 CHECK = """
 import importlib.util, numpy
 from PIL import Image
@@ -98,7 +98,7 @@ async def check(server: ForkServer, folder: Path) -> None:
 
 
 def _escaped(text: str) -> list[str]:
-    """Names of the canaries that were not denied."""
+    """The names of the canaries that were not denied."""
     try:
         denied = json.loads(text)
         names = [name for name, answer in denied.items() if answer is not True]

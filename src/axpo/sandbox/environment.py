@@ -1,11 +1,11 @@
-"""The sandbox's own Python: its interpreter, its packages, and the paths a session may read.
+"""The sandbox's own Python: its interpreter, its packages, and the paths that a session may read.
 
-The interpreter is the running one's base, started without `site`, so nothing installed on the
-host is importable. The packages come from one folder, made in one of three ways:
+The interpreter is the running one's base, started without `site`, so that nothing installed on the
+host is importable. The packages come from one folder, which is made in one of three ways:
 
-- "own": `pip install --target` into a cache folder, once (needs the network the first time);
-- "current": a folder of links to the running environment's copies of just these packages.
-  Nothing to install, but a session reads those packages' files where they lie;
+- "own": `pip install --target` into a cache folder, once (the first time needs the network);
+- "current": a folder of links to the running environment's copies of these packages alone. Nothing
+  is installed, but a session reads those packages' files where they are;
 - a path: a folder that somebody made with `pip install --target`.
 """
 
@@ -30,22 +30,22 @@ BELOW_THEM = (
     *("contourpy", "cycler", "fonttools", "kiwisolver", "mpmath"),
     *("packaging", "pyparsing", "python-dateutil", "six"),
 )
-"""Packages that these requirements install; which of them depends on versions. For "current"."""
+"""Packages that these requirements may install, depending on versions; "current" needs them."""
 
 IMPORTS = (
     *("numpy", "numpy.random", "numpy.linalg"),
     *("PIL.Image", "PIL.ImageDraw", "PIL.PngImagePlugin", "PIL.JpegImagePlugin"),
 )
-"""Imported by the fork server at its start: every session has them."""
+"""Modules that the fork server imports at its start, so that every session has them."""
 ON_DEMAND = {
     "sympy": ("sympy",),
     "matplotlib": ("matplotlib.pyplot", "matplotlib.backends.backend_agg"),
 }
-"""Imported by the fork server when a session's first cell names them: they take 60 MB, and a
-fork's time grows with the server's memory."""
+"""Modules that the fork server imports when a session's first cell names them: they take 60 MB, and
+a fork's time grows with the server's memory."""
 
 FLAGS = ("-I", "-S", "-B")
-"""No environment variables, no user or site packages, no bytecode written."""
+"""They mean: no environment variables, no user or site packages, no bytecode written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def cache_folder() -> Path:
 
 
 def named_in(code: str) -> list[str]:
-    """Modules of `ON_DEMAND` that the code may import."""
+    """The modules of `ON_DEMAND` that the code may import."""
     return [module for name, modules in ON_DEMAND.items() if name in code for module in modules]
 
 
@@ -89,7 +89,7 @@ async def prepare(packages: str | Path, scratch: Path) -> PythonEnvironment:
     variables = {
         "MPLBACKEND": "agg",
         "MPLCONFIGDIR": str(fonts),
-        "OPENBLAS_NUM_THREADS": "1",  # a session may start no threads
+        "OPENBLAS_NUM_THREADS": "1",  # A session must not start threads.
         "OMP_NUM_THREADS": "1",
         "LANG": "C.UTF-8",
     }
@@ -111,7 +111,7 @@ async def _install(cache: Path) -> Path:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
     try:
         await _run([*command, "--target", str(partial), *REQUIREMENTS], dict(os.environ))
-        # Another process may have been first; its folder is as good.
+        # Another process may have been first; then its folder is used.
         return folder if folder.is_dir() else partial.rename(folder)
     except SandboxFault as error:
         raise SandboxFault(
@@ -123,7 +123,7 @@ async def _install(cache: Path) -> Path:
 
 
 def _link_current(folder: Path) -> list[Path]:
-    """Link the running environment's packages into `folder`; returns where they lie."""
+    """Link the running environment's packages into `folder`; return where they are."""
     folder.mkdir()
     targets: list[Path] = []
     for name in (*DISTRIBUTIONS, *BELOW_THEM):
@@ -151,7 +151,7 @@ def _standard_library() -> list[Path]:
 
 
 def _system() -> list[Path]:
-    """Shared libraries, time zones and the harmless devices, as far as they exist."""
+    """The shared libraries, time zones and harmless devices, as far as they exist."""
     triple = f"{platform.machine()}-linux-gnu"
     names = [f"/lib/{triple}", f"/usr/lib/{triple}", "/lib64", "/usr/lib64", "/etc/ld.so.cache"]
     names += ["/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom"]
@@ -172,7 +172,7 @@ async def _run(command: list[str], variables: dict[str, str]) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
+        start_new_session=True,  # The parent handles a terminal's Ctrl-C.
     )
     _, errors = await process.communicate()
     if process.returncode:

@@ -1,4 +1,4 @@
-"""A session's folder from outside: whether it is too full, and its removal whatever it holds."""
+"""A session's folder, from outside: whether it is too full, and its removal with any content."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def overfull(folder: Path, size: int, entries: int) -> bool:
     """Whether `folder` holds over `size` bytes or over `entries` files; no link is followed.
 
-    The count stops at the first excess, so that a folder full of files costs little to look at.
-    Files that vanish meanwhile do not count.
+    The count stops at the first excess, so that a folder full of files costs little time. Files
+    that vanish during the count do not count.
     """
     waiting = [str(folder)]
     try:
@@ -29,22 +29,22 @@ def overfull(folder: Path, size: int, entries: int) -> bool:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
     except OSError:
-        return True  # a path too long to name: nothing that a tool's call needs
+        return True  # A path is too long to name, which no call of a tool needs.
     return False
 
 
 def remove(folder: Path) -> None:
     """Remove `folder` and everything below it, at any depth; no link is followed.
 
-    Every folder that is found is first moved to the top, so that depth costs no recursion and no
-    long paths, both of which the model's code could overstretch.
+    Every folder is first moved to the top, so that depth needs neither recursion nor long paths;
+    the model's code could exceed the limits of both.
     """
     try:
         top = os.open(folder, FOLDER)
     except FileNotFoundError:
         return
     try:
-        while names := os.listdir(top):  # noqa: PTH208 (a descriptor)
+        while names := os.listdir(top):  # noqa: PTH208 (it is a descriptor)
             for name in names:
                 _remove_entry(top, name)
     finally:
@@ -53,12 +53,12 @@ def remove(folder: Path) -> None:
 
 
 def _remove_entry(top: int, name: str) -> None:
-    """Remove one entry of `top`; the folders that it holds go up to `top`."""
+    """Remove one entry of `top`; the folders in it are moved to `top`."""
     try:
-        os.unlink(name, dir_fd=top)  # a link or a file; a folder refuses
+        os.unlink(name, dir_fd=top)  # This works for a link or a file.
         return
     except IsADirectoryError:
-        os.chmod(name, 0o700, dir_fd=top)  # it may have been made without rights
+        os.chmod(name, 0o700, dir_fd=top)  # It may have been made without rights.
     inner = os.open(name, FOLDER, dir_fd=top)
     try:
         for child in os.listdir(inner):  # noqa: PTH208

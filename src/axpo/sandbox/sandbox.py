@@ -1,4 +1,4 @@
-"""The life of a sandbox: its fork server, proven at every start, and the folder of its sessions."""
+"""A sandbox from start to close: its fork server, proven at every start, and its folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class Sandbox:
-    """Opens sessions between `start` and `close`.
+    """A sandbox, which opens sessions between `start` and `close`.
 
-    `level` is "bubblewrap", "landlock", or None for the strongest that this machine has;
-    "unsafe" must be asked for. `packages` is as `environment` explains it.
+    `level` is "bubblewrap", "landlock", "unsafe", or None for the strongest that this machine has,
+    which is never "unsafe". `packages` is explained in `environment`.
     """
 
     def __init__(self, level: str | None, packages: str | Path, bounds: SessionBounds) -> None:
@@ -39,7 +39,7 @@ class Sandbox:
             self.level = await asyncio.to_thread(levels.choose, self.level)
             if self.level == "unsafe":
                 logger.warning(levels.UNSAFE)
-            self._folder.mkdir(mode=0o300)  # a session cannot list its neighbours
+            self._folder.mkdir(mode=0o300)  # A session must not list its neighbours.
             self._environment = await prepare(self.packages, scratch)
             await self.ready()
         except BaseException:
@@ -47,7 +47,7 @@ class Sandbox:
             raise
 
     async def ready(self) -> ForkServer:
-        """The fork server; a new one, checked again, where the last has ended."""
+        """The fork server; if it has ended, a new one, which is checked again."""
         async with self._starting:
             server = self.server
             if server is not None and server.alive:
@@ -55,7 +55,7 @@ class Sandbox:
             if server is not None:
                 logger.warning("the Python sandbox's fork server has ended; starting another")
                 await server.close()
-            assert self.level is not None  # chosen by `start`
+            assert self.level is not None  # `start` has chosen it.
             server = ForkServer(self.level, self._environment, self._folder, self.bounds)
             await server.start(self._errors)
             self.server = server
@@ -76,7 +76,7 @@ class Sandbox:
         return self._folder / secrets.token_hex(16)
 
     async def close(self) -> None:
-        """End the fork server, and with it every session, and remove every file."""
+        """End the fork server and with it every session, and remove every file."""
         if self.server is not None:
             await self.server.close()
             self.server = None
@@ -85,7 +85,7 @@ class Sandbox:
     def _remove(self) -> None:
         """Remove every file, also those of sessions that ended together with their server."""
         if self._scratch is None:
-            return  # never started
+            return  # It was never started.
         scratch = Path(self._scratch.name)
         if (sessions := scratch / "sessions").is_dir():
             sessions.chmod(0o700)

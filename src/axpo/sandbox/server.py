@@ -1,6 +1,6 @@
-"""The parent's side of the fork server: it starts the server, asks for sessions, hears of ends.
+"""The parent's side of the fork server: it starts the server and asks for sessions.
 
-The parent keeps a pidfd of every child, so it stops, interrupts and kills a session itself,
+The parent keeps a pidfd of every child, so that it can stop, interrupt and kill a session itself,
 whatever namespace it is in and however busy the server is.
 """
 
@@ -27,7 +27,7 @@ from axpo.sandbox.inside.confine import Limits
 from axpo.sandbox.limits import SessionBounds
 
 MESSAGE = 1 << 16
-"""Bytes of a control message, at most."""
+"""The most bytes of a control message."""
 START = 60.0
 """Seconds that importing the packages may take on a busy machine."""
 CODE = Path(inside.__file__).parent
@@ -39,7 +39,7 @@ BOOT = (
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a child ended; `status` is as from `os.wait`, and None if the server died too."""
+    """How a child ended; `status` is as from `os.wait`, or None if the server died too."""
 
     status: int | None
     cpu: float = 0.0
@@ -52,16 +52,16 @@ class Child:
     connection: socket.socket
     pidfd: int
     end: asyncio.Future[End]
-    _lock: threading.Lock = field(default_factory=threading.Lock)  # looks signal from a thread
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # A thread may signal, too.
 
     def signal(self, number: int) -> None:
-        """Send a signal; nothing happens where the child has ended."""
+        """Send a signal; nothing happens if the child has ended."""
         with self._lock, contextlib.suppress(ProcessLookupError):
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, number)
 
     def close(self) -> None:
-        """Kill the child and give up what belongs to it."""
+        """Kill the child and close its descriptors."""
         self.signal(signal.SIGKILL)
         with self._lock:
             if self.pidfd >= 0:
@@ -71,7 +71,7 @@ class Child:
 
 
 class ForkServer:
-    """One fork server; `alive` turns false when its process has ended, by itself or not."""
+    """One fork server; `alive` becomes False when its process has ended, for any reason."""
 
     def __init__(
         self, level: str, environment: PythonEnvironment, folder: Path, bounds: SessionBounds
@@ -117,7 +117,7 @@ class ForkServer:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log,
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
+                start_new_session=True,  # The parent handles a terminal's Ctrl-C.
             )
         self._control.setblocking(False)
         try:
@@ -149,7 +149,7 @@ class ForkServer:
             async with asyncio.timeout(self.bounds.start):
                 return Child(ours, await asyncio.shield(started), end)
         except BaseException:
-            ours.close()  # the child ends by itself when it has nobody to talk to
+            ours.close()  # The child ends by itself when its connection is closed.
             started.add_done_callback(_drop)
             raise
 
@@ -158,13 +158,13 @@ class ForkServer:
             try:
                 socket.send_fds(self._control, [order], [fd])
                 return
-            except BlockingIOError:  # many sessions at once: the server is a moment behind
+            except BlockingIOError:  # With many sessions at once the server may be behind.
                 await asyncio.sleep(0.002)
             except OSError as error:
                 raise SandboxFault(f"the Python sandbox's fork server has ended: {error}") from None
 
     def _hear(self) -> None:
-        """Read one message of the server; the event loop calls this."""
+        """Read one message from the server; the event loop calls this."""
         try:
             data, fds, _, _ = socket.recv_fds(self._control, MESSAGE, 1)
         except BlockingIOError:
@@ -183,7 +183,7 @@ class ForkServer:
                 end.set_result(End(message["status"], message["cpu"]))
 
     def _lost(self) -> None:
-        """The server has ended, and with it every child."""
+        """Note that the server has ended, and with it every child."""
         self.alive = False
         self._loop.remove_reader(self._control)
         for started in self._started.values():
@@ -205,6 +205,6 @@ class ForkServer:
 
 
 def _drop(started: asyncio.Future[int]) -> None:
-    """Close the pidfd of a child that nobody waits for any more."""
+    """Close the pidfd of a child for which nobody waits any more."""
     if not started.cancelled() and started.exception() is None:
         os.close(started.result())

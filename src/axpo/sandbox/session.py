@@ -1,8 +1,8 @@
-"""A session as the parent sees it: a cell in, a checked answer out.
+"""The parent's side of a session: it sends cells and checks the answers.
 
 The model's code can tamper with the other side, so every length, field and picture of an answer is
-checked before it is used, and anything wrong ends the session. Between cells the child is stopped:
-nothing that a cell left behind runs on.
+checked before it is used, and anything wrong ends the session. Between cells the child is stopped,
+so that nothing that a cell started goes on.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from axpo.sandbox.limits import SessionBounds
 from axpo.sandbox.server import Child, End, ForkServer
 
 WATCH = 0.1
-"""Seconds between two looks at a session's folder while a cell runs."""
+"""Seconds between two checks of a session's folder while a cell runs."""
 ESCAPED = 12
-"""Bytes of JSON that one character of text takes at most (two escaped surrogates)."""
+"""The most bytes of JSON that one character of text takes (two escaped surrogates)."""
 OVERHEAD = 4096
-"""Bytes of JSON beside the text."""
+"""The most bytes of JSON beside the text."""
 
 
 class Stop(Enum):
-    """Why a session ended in the middle of a cell, when that was the code's doing."""
+    """Why a session ended in the middle of a cell, if the code caused it."""
 
     TIME = "time"
     FOLDER = "folder"
@@ -62,7 +62,7 @@ class _Answer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a cell showed; `stop` is set where the session is gone, `detail` says more."""
+    """What a cell showed; `stop` is set if the session has ended, and `detail` says more."""
 
     text: str = ""
     images: tuple[Image.Image, ...] = ()
@@ -76,11 +76,11 @@ class BadAnswer(Exception):
 
 
 class Session:
-    """A child process, its folder and its connection; made by `open`."""
+    """A child process, its folder and its connection; `open` makes one."""
 
     def __init__(self, child: Child, folder: Path, bounds: SessionBounds) -> None:
         self.child, self.folder, self.bounds = child, folder, bounds
-        self.sent = 0  # pictures that the child has
+        self.sent = 0  # The number of pictures that the child has.
         self.cells = 0
         self.lost = False
         self._reader: asyncio.StreamReader
@@ -90,7 +90,7 @@ class Session:
     async def open(cls, server: ForkServer, folder: Path, code: str = "") -> Session:
         """Start a session in the new folder `folder`; raises `SandboxFault`.
 
-        The packages that its first cell, `code`, names are there at once.
+        The packages that its first cell, `code`, names are already imported.
         """
         folder.mkdir(mode=0o700)
         session: Session | None = None
@@ -109,7 +109,7 @@ class Session:
         return session
 
     async def _greet(self) -> None:
-        limit = 1 << 20  # bytes that the reader takes before it makes the child wait
+        limit = 1 << 20  # The reader takes so many bytes before it makes the child wait.
         streams = asyncio.open_connection(sock=self.child.connection, limit=limit)
         self._reader, self._writer = await streams
         try:
@@ -122,7 +122,7 @@ class Session:
         self.child.signal(signal.SIGSTOP)
 
     async def run(self, code: str, pictures: Sequence[Image.Image], seconds: float) -> Result:
-        """Run one cell with the pictures that are new to it, interrupted after `seconds`.
+        """Run one cell with the pictures that are new to the child; interrupt it after `seconds`.
 
         Raises `SandboxFault`.
         """
@@ -146,7 +146,7 @@ class Session:
                 self.kill()
 
     def _request(self, code: str, pictures: Sequence[Image.Image]) -> bytes:
-        """A cell with the pictures that the child has not got yet."""
+        """The request for a cell, with the pictures that the child does not have yet."""
         images = [as_rgb(picture) for picture in pictures]
         headers = [{"width": image.width, "height": image.height} for image in images]
         message = {"id": self.cells, "code": code, "first": self.sent, "pictures": headers}
@@ -181,14 +181,14 @@ class Session:
             try:
                 full = await asyncio.shield(look)
             except asyncio.CancelledError:
-                await look  # it sets the child going, and the child is to be stopped after it
+                await look  # It lets the child go on, so the child must be stopped after it.
                 raise
             if full:
                 return
 
     def _look(self) -> bool:
-        """Whether the folder holds too much. The child is stopped meanwhile: otherwise code could
-        move its files to where the look has been, or has not come yet."""
+        """Whether the folder holds too much. The child is stopped meanwhile, because otherwise code
+        could move its files to folders that were already counted."""
         self.child.signal(signal.SIGSTOP)
         try:
             return folders.overfull(self.folder, self.bounds.folder, self.bounds.entries)
@@ -196,7 +196,7 @@ class Session:
             self.child.signal(signal.SIGCONT)
 
     async def _exchange(self, request: bytes) -> Result:
-        assert self._writer is not None  # `open` has greeted
+        assert self._writer is not None  # `open` has set it.
         self._writer.write(request)
         await self._writer.drain()
         lengths = await self._reader.readexactly(wire.LENGTHS.size)
@@ -226,7 +226,7 @@ class Session:
         spent = code in (-signal.SIGXCPU, -signal.SIGKILL) and end.cpu >= self.bounds.cpu
         if spent:
             return f"used up its {self.bounds.cpu} s of processor time"
-        if code == -signal.SIGKILL:  # a session cannot do this to itself
+        if code == -signal.SIGKILL:  # A session cannot do this to itself.
             raise SandboxFault("a Python session was killed from outside")
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
@@ -257,7 +257,7 @@ def _parse(text: bytes) -> _Answer:
 def _images(
     headers: list[_Header], pixels: bytes, bounds: SessionBounds
 ) -> tuple[Image.Image, ...]:
-    """The pictures of an answer; nothing is decoded, sizes must fit the bytes exactly."""
+    """The pictures of an answer; nothing is decoded, and sizes must fit the bytes exactly."""
     if len(headers) > bounds.pictures:
         raise BadAnswer(f"{len(headers)} pictures")
     images: list[Image.Image] = []

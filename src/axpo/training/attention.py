@@ -1,16 +1,16 @@
-"""Attention over a packed forest: by runs of the tree, on a GPU in one call over its blocks.
+"""Attention over a packed forest: on a CPU by runs of the tree, on a GPU in one call over blocks.
 
-A *run* is a chain of nodes in which each is the first child of the one before: it lies in one
-piece in the preorder layout, so it costs one attention call, its tokens as queries against its
-path as keys. There are as many runs as leaves. No [L, L] mask exists anywhere. On a GPU so many
-calls are bound by their launches, and SDPA has several kernels to choose from, each with its own
-rounding: `axpo.training.flex` is one call and one kernel for all.
+A *run* is a chain of nodes in which each is the first child of the one before. It is contiguous in
+the preorder layout, so it costs one attention call, with its tokens as queries and its path as
+keys. There are as many runs as leaves. No [L, L] mask exists anywhere. On a GPU the launches of so
+many calls would take most of the time, and SDPA would choose among several kernels, each with its
+own rounding; `axpo.training.flex` is one call and one kernel for all.
 
-A pass may compute some of the nodes only: the keys and values of those above come from passes
-before (`TreeLayout.given`), its own can be kept for passes to come (`TreeLayout.kept`).
+A pass may compute only some of the nodes: the keys and values of the nodes above come from earlier
+passes (`TreeLayout.given`), and its own can be kept for later passes (`TreeLayout.kept`).
 
-The function is registered with transformers and falls back to plain SDPA when a call brings no
-`tree`: trainer and in-process engine share one module and may alternate freely.
+The function is registered with transformers and falls back to plain SDPA if a call has no `tree`:
+trainer and in-process engine share one module and may alternate freely.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ TREE_SDPA = "axpo_tree_sdpa"
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 NodeStates = dict[tuple[int, int], KeysValues]
-"""(node, layer) -> the node's keys (rotated) and values, each [1, H_kv, tokens, D]."""
+"""By (node, layer), the node's keys (rotated) and values, each [1, H_kv, tokens, D]."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRun:
-    """Queries of the pass's nodes [first, last), which see their path and themselves.
+    """The queries of the pass's nodes [first, last), which see their path and themselves.
 
-    The path is `given`, nodes of the forest that another pass computed, then `above`, nodes of
-    this one. `mask` [queries, keys] is additive; None if plain causal order serves.
+    The path consists of the nodes `given`, which another pass computed, then the nodes `above` of
+    this pass. `mask` [queries, keys] is additive; None if plain causal order is enough.
     """
 
     first: int
@@ -54,7 +54,7 @@ class NodeRun:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """All queries of the pass in one call: keys are the nodes `given` and the pass's own."""
+    """All queries of the pass in one call; its keys are the nodes `given` and the pass's own."""
 
     given: tuple[int, ...]
     mask: BlockMask
@@ -62,10 +62,10 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """How one pass attends: `sizes` of its nodes and the runs over them, or `blocks`.
+    """How one pass attends: the `sizes` of its nodes, and either `runs` over them or `blocks`.
 
-    `given` holds the states of nodes outside the pass. The states of `keep`, pairs of a node's
-    place in the pass and its number in the forest, are put into `kept` as layers are computed.
+    `given` holds the states of nodes outside the pass. `keep` holds pairs of a node's place in the
+    pass and its number in the forest; their states are put into `kept` as layers are computed.
     """
 
     sizes: tuple[int, ...]
@@ -84,9 +84,9 @@ def tree_layout(
     given: Mapping[tuple[int, int], KeysValues] | None = None,
     keep: Sequence[int] = (),
 ) -> TreeLayout:
-    """How to attend over the forest `nodes`; masks of `dtype` on `device`, for all layers.
+    """How all layers attend over the forest's `nodes`, with masks of `dtype` on `device`.
 
-    A pass over some of the nodes names them in `chosen` (ascending); ancestors that it leaves
+    A pass over some of the nodes names them in `chosen` (ascending); the ancestors that it leaves
     out must be in `given`. The states of the nodes `keep` are kept.
     """
     device = torch.device(device)
@@ -104,10 +104,10 @@ def tree_layout(
 
 
 def in_blocks(device: torch.device) -> bool:
-    """Whether attention takes the block kernel there.
+    """Whether attention on `device` uses the block kernel.
 
-    Always on a GPU: which of SDPA's kernels a run would get depends on its mask, its length and
-    its heads, and each rounds in its own way.
+    It always does on a GPU: there SDPA would choose a run's kernel by its mask, its length and its
+    heads, and each kernel rounds in its own way.
     """
     return device.type == "cuda"
 
@@ -118,7 +118,7 @@ def _runs(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[NodeRun, ...]:
-    """The runs of the nodes in `place`, which maps each to its place in the pass."""
+    """The runs of the nodes in `place`, which maps each node to its place in the pass."""
     chosen = list(place)
     sizes = [node.end - node.start for node in nodes]
     runs: list[NodeRun] = []
@@ -142,7 +142,8 @@ def _runs(
 
 
 def _blocks(nodes: Sequence[PackedNode], place: Mapping[int, int], device: torch.device) -> Blocks:
-    """Each node's keys are for the queries of its subtree, which lie in one piece of the pass."""
+    """The blocks of a pass: each node's keys are seen by its subtree, whose queries are contiguous
+    in the pass."""
     spans: dict[int, tuple[int, int]] = {}
     queries = 0
     for node in place:
@@ -173,9 +174,9 @@ def tree_attention(
     tree: TreeLayout | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attend along the paths of `tree`; query [1, H, L, D], key and value [1, H_kv, L, D].
+    """Attend along the paths of `tree`; query is [1, H, L, D], key and value are [1, H_kv, L, D].
 
-    Returns [1, L, H, D]. Without `tree`: transformers' own SDPA, masks and caches included.
+    Returns [1, L, H, D]. Without `tree` this is transformers' own SDPA, masks and caches included.
     """
     if tree is None:
         return sdpa_attention_forward(
@@ -187,8 +188,8 @@ def tree_attention(
             scaling=scaling,
             **kwargs,  # pyright: ignore[reportArgumentType]
         )
-    # One split for all runs: its backward is one concatenation, where one slice per run would
-    # write a gradient of the full length each.
+    # All runs share one split, whose backward is one concatenation. The backward of a slice per run
+    # would write a gradient of the full length each time.
     queries, keys, values = (x.split(tree.sizes, dim=2) for x in (query, key, value))
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     tree.kept.update({(node, layer): (keys[i], values[i]) for i, node in tree.keep})
@@ -213,7 +214,7 @@ def _along_runs(
     """Attention [1, H, L, D] in one call per run; arguments are split by the pass's nodes."""
     out: list[torch.Tensor] = []
     for run in tree.runs:
-        # What was computed before comes first on every path: nodes stand behind their ancestors.
+        # Nodes of earlier passes come first on every path, as nodes follow their ancestors.
         before = [tree.given[node, layer] for node in run.given]
         path = [*run.above, *range(run.first, run.last)]
         out.append(
@@ -235,5 +236,5 @@ AttentionMaskInterface.register(TREE_SDPA, sdpa_mask)
 
 
 def use_tree_attention(model: nn.Module) -> None:
-    """Let `model` (Qwen3VLForConditionalGeneration) take `tree=`; other calls stay as they were."""
+    """Let `model` (Qwen3VLForConditionalGeneration) accept `tree=`; other calls do not change."""
     model.model.language_model.config._attn_implementation = TREE_SDPA  # pyright: ignore

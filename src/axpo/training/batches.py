@@ -1,4 +1,4 @@
-"""From an update's groups to its micro-batches: what is trained, packed, with its pictures."""
+"""Turns an update's groups into micro-batches: packed trees with what is trained and shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from axpo.tree import Group
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One group ready for the forward pass: the items it trains, its tree, its pictures."""
+    """A group that is ready for the forward pass: the items that it trains, its tree, its
+    pictures."""
 
     group: Group
     items: list[Item]
@@ -32,12 +33,12 @@ class Work:
 
 
 def prepare(processor: Processor, groups: Sequence[Group], objective: Objective) -> list[Work]:
-    """What each group with something to learn from needs; raises `TreeError` naming the group."""
+    """The `Work` of each group with something to learn; raises `TreeError`, naming the group."""
     credited = [items(group) for group in groups]
     weights = item_weights(credited, objective.aggregation)
     prepared: list[Work] = []
     for group, all_items, all_weights in zip(groups, credited, weights, strict=True):
-        # Without a KL term an item without advantage moves no weight.
+        # Without a KL term an item without advantage changes no weight.
         useful = [objective.kl or item.credit.advantage != 0.0 for item in all_items]
         chosen = [item for item, keep in zip(all_items, useful, strict=True) if keep]
         if not chosen:
@@ -57,9 +58,9 @@ def prepare(processor: Processor, groups: Sequence[Group], objective: Objective)
 
 
 def micro_batches(prepared: Sequence[Work], budget: int) -> list[list[Work]]:
-    """Trees together up to `budget` tokens, each into the first batch with room, largest first.
+    """Batches of at most `budget` tokens: each tree, largest first, goes into the first with room.
 
-    A tree above the budget stays alone; it is trained in pieces.
+    A tree above the budget has a batch of its own; it is trained in pieces.
     """
     batches: list[list[Work]] = []
     rooms: list[int] = []
@@ -83,10 +84,10 @@ def recompute_logprobs(
     budget: int,
     rounded_otherwise: bool = False,
 ) -> OldLogprobs:
-    """`checkpoint`'s logprobs of every token of `groups` with something to learn from it.
+    """`checkpoint`'s logprobs of every token of `groups` that would be trained; NaN for the others.
 
-    NaN stands beside the tokens without; no tree above `budget` tokens is computed at once.
-    `rounded_otherwise`: as another right implementation of the model may round them.
+    A tree above `budget` tokens is computed in pieces. With `rounded_otherwise` they are rounded
+    as another correct implementation of the model may round them.
     """
     found: dict[tuple[str, str], torch.Tensor] = {}
     for work in prepare(checkpoint.processor, groups, Objective(kl=kl)):
@@ -103,8 +104,8 @@ def recompute_logprobs(
 
 
 def _rounded_otherwise(model: Any) -> RemovableHandle:
-    """Until the context that this is ends, the model's passes round the embeddings of its tokens
-    once more, up or down at random (seeded): what follows rounds otherwise from then on."""
+    """Within this context the model's passes round the embeddings of their tokens once more, up or
+    down at random (seeded), so that everything after them is rounded in another way."""
 
     def shake(_module: Any, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator(out.device).manual_seed(0)

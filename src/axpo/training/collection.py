@@ -1,10 +1,10 @@
-"""The steps' questions with their rollouts, in order; some sampled ahead of the training.
+"""Samples the steps' questions in order, some of them ahead of training.
 
-A batch is trained with the weights of version `step`. Its sampling may start once the engine has
-version `step - max_staleness`, so no token is older than that when it is trained; with 0 it starts
-when the step before it is over, and every token is the policy's own. B questions have places; a
-question of the next batch takes the place of one that is done, so an engine with batches to spare
-never waits for a batch's slowest rollout.
+The batch of `step` is trained from weights of version `step`. Its sampling may start once the
+engine has version `step - max_staleness`, so no token is older than that when it is trained. With 0
+it starts when the step before is over, and every token is the policy's own. B questions are sampled
+at once; a question of the next batch takes the place of one that is done, so that an engine which
+may sample ahead never waits for a batch's slowest rollout.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from axpo.tree import Group
 
 
 class Collector:
-    """Samples the batches of a run's steps; use as an async context manager.
+    """Samples the batches of a run's steps. It is an async context manager.
 
-    Leaving it cancels what is still being sampled.
+    Leaving the context cancels what is still being sampled.
     """
 
     def __init__(self, agent: Agent, task: Task, config: Config) -> None:
@@ -51,8 +51,8 @@ class Collector:
     async def take(self, step: int, watch: Callable[[str], None]) -> list[Group]:
         """The batch of `step`, sampled and scored; the engine must have the weights of `step`.
 
-        Batches that the new weights allow start. `watch` hears of the phases; of batches sampled
-        ahead only that they are waited for.
+        This also starts the batches that the new weights allow. `watch` is told the phases; if
+        batches are sampled ahead, only that this one is awaited.
         """
         ahead = self._config.rl.max_staleness
         watch("sample")
@@ -65,16 +65,18 @@ class Collector:
         return groups
 
     def prepare(self, step: int) -> None:
-        """Render the questions of the batch that will be the next to start, once `step` is.
+        """Render, after `step` has started, the questions of the batch that will start next.
 
-        In a thread beside the update, whose time is torch's; that of sampling is Python's as well.
+        This runs in a thread during the update, which spends its time in torch; sampling also
+        spends time in Python.
         """
         due = step + self._config.rl.max_staleness
         if due < self._config.rl.steps and due not in self._prepared:
             self._prepared[due] = self._beside.submit(self.new_groups, due)
 
     def new_groups(self, step: int) -> list[Group]:
-        """The step's B questions, rendered, their pictures preprocessed; nothing is sampled."""
+        """The step's B questions as groups, with rendered prompts and preprocessed pictures, for
+        which nothing is sampled yet."""
         first, seed = step * self._config.rl.questions, self._config.run.seed
         return [
             new_group(
@@ -94,9 +96,9 @@ class Collector:
     async def sample(self, groups: Sequence[Group], watch: Callable[[str], None]) -> None:
         """Sample N rollouts of each question, and the continuations of the batch's branches.
 
-        The budget ranks across the questions of the batch. A branch that it reaches whatever the
-        unfinished questions turn out to be (`plan`'s `pending`) grows at once, beside their
-        rollouts; only what depends on them waits. Which branches grow is not changed by it.
+        The budget ranks prefixes across the questions of the batch. A branch that it reaches
+        however the unfinished questions turn out (`plan`'s `pending`) grows at once, beside their
+        rollouts; only branches that depend on them wait. In the end the same branches grow.
         """
         algorithm, seed = self._config.algorithm, self._config.run.seed
         done: dict[str, Group] = {}

@@ -1,10 +1,10 @@
 """A forest's attention in one call: flex_attention over the blocks that the tree leaves.
 
-On a GPU one call per run is bound by launches; here one kernel serves every pass, however short, so
-that a token is rounded alike in whatever tree it stands. Which queries see a key is one range,
-since a subtree is contiguous in preorder: its own query and those behind it up to the end of its
-subtree; for a key of another pass, the queries below its node. Blocks that no such range touches
-cost nothing. PyTorch has no backward of this on a CPU.
+On a GPU the launches of one call per run would take most of the time. Here one kernel serves every
+pass, however short, so that a token is rounded in the same way whatever tree it is in. The queries
+that see a key are one range, because a subtree is contiguous in preorder: the key's own query and
+those after it up to the end of its subtree; for a key of another pass, the queries below its node.
+Blocks that no such range touches cost nothing. PyTorch has no backward of this on a CPU.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from torch.nn.functional import pad
 from axpo.models.device import to_device
 
 BLOCK = 128
-"""Queries and keys of one block of the mask: flex_attention's own default."""
+"""The number of queries and keys in one block of the mask: flex_attention's own default."""
 LEAST = BLOCK + 1
-"""Queries and keys that a pass is padded to: one block alone would be a dimension of 1, for which
-everything is compiled anew, and fewer queries than a block would take flex's decoding kernel."""
+"""The number of queries and keys to which a pass is padded. One block alone would be a dimension of
+1, for which everything is compiled again, and fewer queries than a block would use flex's decoding
+kernel."""
 
 COMPILATIONS = 32
-"""Above what passes differ in: with a gradient for all of queries, keys and values, for some or
-for none, with keys of other passes or without, and three until all lengths are known to vary."""
+"""The most compilations. Passes need fewer: they differ in having gradients for all, some or none
+of queries, keys and values, and in having keys of other passes; and three compilations pass before
+torch knows that all lengths vary."""
 
 
 def block_mask(
@@ -34,9 +36,9 @@ def block_mask(
 ) -> BlockMask:
     """The mask of one pass, for all its layers.
 
-    Keys come in nodes of `sizes`; `ranges` [first, end) are the queries that a node's keys are
-    for. The last `queries` keys are the queries' own: each is seen from its own query on. What
-    pads a pass to `LEAST` is seen by none; as a query it sees the last node.
+    Keys come in nodes of `sizes`; `ranges` [first, end) are the queries that see a node's keys. The
+    last `queries` keys are the queries' own; each is seen from its own query on. The keys that pad
+    a pass to `LEAST` are seen by no query; the queries that pad it see the last node.
     """
     rows, columns = (-(-max(n, LEAST) // BLOCK) for n in (queries, sum(sizes)))
     lengths = to_device(torch.tensor(sizes), device)
@@ -50,7 +52,7 @@ def block_mask(
     first, end = (pad(x, (0, columns * BLOCK - keys)) for x in (first, end))
     low = torch.arange(0, rows * BLOCK, BLOCK, dtype=torch.int32, device=device)[:, None]
     high = (low + BLOCK).clamp(max=max(queries, LEAST))
-    # [rows, keys] in comparisons alone, a byte each: with numbers it would be sixteen.
+    # Comparisons take one byte per element of [rows, keys]; numbers would take sixteen.
     seen = ((first < high) & (end > low)).view(rows, columns, BLOCK).any(-1)
     latest, earliest = first.view(columns, BLOCK).amax(-1), end.view(columns, BLOCK).amin(-1)
     whole = (latest <= low) & (earliest >= high)
@@ -75,7 +77,8 @@ def _visible(
 
 
 def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many blocks each row of `blocks` [rows, columns] has, and all columns, those first."""
+    """The number of blocks in each row of `blocks` [rows, columns], and all columns, with those of
+    its blocks first."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None].contiguous()
 
@@ -87,7 +90,7 @@ def forest_attention(
     mask: BlockMask,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attention [1, H, L, D] of query [1, H, L, D] over key and value [1, H_kv, K, D]."""
+    """The attention [1, H, L, D] of query [1, H, L, D] over key and value [1, H_kv, K, D]."""
     attend = _compiled() if query.is_cuda else flex_attention
     length, grouped = query.shape[2], query.shape[1] != key.shape[1]
     query, key, value = (_padded(x) for x in (query, key, value))
@@ -102,9 +105,12 @@ def _padded(states: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _compiled() -> Callable[..., torch.Tensor]:
-    """Compiled once for all lengths, or not at all: uncompiled, the whole [H, L, K] is written
-    out, 69 GB for 16K queries over 32K keys. With `fullgraph` torch raises where it would fall
-    back to that: on a graph break and at its limit of recompilations."""
+    """flex_attention, compiled once for all lengths.
+
+    It is never used uncompiled, which would write out the whole [H, L, K]: 69 GB for 16K queries
+    over 32K keys. With `fullgraph` torch raises an error instead of falling back to that, on a
+    graph break and at its limit of recompilations.
+    """
     if torch._dynamo.config.disable:
         raise RuntimeError(
             "torch.compile is switched off (TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE), but "

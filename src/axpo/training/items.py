@@ -1,6 +1,6 @@
 """Loss items: a group's credit, checked, as runs of policy tokens with their weights.
 
-An update has millions of tokens: everything here handles runs, never a token.
+An update has millions of tokens, so everything here handles runs, never single tokens.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Aggregation = Literal["question_mean", "token_mean"]
 
 @dataclass(frozen=True, slots=True)
 class TokenRun:
-    """Policy tokens at the path offsets [start, end), all stored by `owner`."""
+    """The policy tokens at the path offsets [start, end), which `owner` stores."""
 
     owner: Trajectory
     start: int
     end: int
 
     def within(self, start: int, end: int) -> TokenRun:
-        """What lies in [start, end)."""
+        """The part of the run in [start, end)."""
         return replace(self, start=max(self.start, start), end=min(self.end, end))
 
 
@@ -32,7 +32,7 @@ class TokenRun:
 class Item:
     """One credit and what it trains: `runs` of policy tokens in the order of the path.
 
-    They are stored by its own trajectory and, for a whole path, by its sources too.
+    The credit's trajectory stores them; for a path credit also its sources.
     """
 
     trajectory: Trajectory
@@ -40,21 +40,21 @@ class Item:
     runs: tuple[TokenRun, ...]
 
     def __len__(self) -> int:
-        """How many tokens it trains."""
+        """The number of tokens that the item trains."""
         return sum(run.end - run.start for run in self.runs)
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Their path offsets."""
+        """The path offsets of the item's tokens."""
         return tuple(offset for run in self.runs for offset in range(run.start, run.end))
 
 
 def items(group: Group) -> list[Item]:
     """The group's loss items in trajectory order.
 
-    Raises `TreeError` naming the trajectory where a credit leaves the trajectory's own tokens (for
-    a path credit its path), holds no policy token, overlaps another, or asks for old logprobs that
-    nobody recorded.
+    Raises `TreeError`, naming the trajectory, if a credit leaves the trajectory's own tokens (for a
+    path credit its path), holds no policy token, overlaps another credit, or needs old logprobs
+    that were not recorded.
     """
     found: list[Item] = []
     for trajectory in group.trajectories():
@@ -93,7 +93,7 @@ def _policy_runs(group: Group, trajectory: Trajectory) -> list[tuple[TokenRun, b
     """The path's policy segments as runs, each with whether its logprobs were recorded."""
     runs: list[tuple[TokenRun, bool]] = []
     start = 0
-    # A path's segments are cut where its trajectories are: each has one owner.
+    # A path's segments are cut where its trajectories are, so that each has one owner.
     for segment in group.after_prompt(trajectory):
         end = start + len(segment)
         if segment.origin is Origin.POLICY:
@@ -104,12 +104,12 @@ def _policy_runs(group: Group, trajectory: Trajectory) -> list[tuple[TokenRun, b
 
 
 def item_weights(groups: Sequence[Sequence[Item]], aggregation: Aggregation) -> list[list[float]]:
-    """Weight of each token of each item; `groups` are the `items` of ALL groups of an update.
+    """The weight of each token, per item; `groups` are the `items` of ALL groups of an update.
 
-    question_mean (Eq. 5): the credit's weight over the item's tokens, over the number
-    of questions. token_mean: one over all trained tokens; credit weights play no role. Both
-    denominators count the whole update, groups without credit and every micro-batch included:
-    with local counts a token's weight would depend on what it happens to be packed with, and
+    question_mean (Eq. 5) is the credit's weight over the item's number of tokens, over the number
+    of questions. token_mean is one over the number of all trained tokens; credit weights do not
+    matter. Both denominators count the whole update, with groups without credit and every
+    micro-batch: with local counts a token's weight would depend on what it is packed with, and
     micro-batches would not add up to the batch.
     """
     if aggregation == "question_mean":

@@ -1,9 +1,9 @@
 """The learner: groups with credit in, new weights and metrics out.
 
-Whatever is done with the model that is trained goes through five methods: `update`, `logprobs`,
-`publish`, `save` and `load`. RL, SFT, the parity check and checkpoints use these alone (and
-`updates`, a count), so that another learner, on many devices, can stand in its place. It does not
-know the algorithm: credit says what each token is worth, the `Objective` what to do with it.
+The model that is trained is used through five methods only: `update`, `logprobs`, `publish`, `save`
+and `load`. RL, SFT, the parity check and checkpoints use these (and `updates`, a count), so that
+another learner, on many devices, can take its place. It does not know the algorithm: credit says
+what each token is worth, the `Objective` what to do with it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from axpo.training.pieces import plain_logprobs, training_passes
 from axpo.tree import Group
 
 PHASES = ("pack", "reference", "forward", "backward", "optimizer")
-"""What an update's time goes to, as metrics `seconds_<phase>`."""
+"""The phases of an update, whose time the metrics `seconds_<phase>` give."""
 
 
 class _Laps:
-    """Adds the seconds since the last lap to a phase; on a GPU once its work is done."""
+    """A clock that adds the seconds since its last call to a phase, after a GPU has finished."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
@@ -54,12 +54,12 @@ class _Laps:
 
 
 class Learner:
-    """Trains `checkpoint`'s model in place and hands its weights to `engine`, where there is one.
+    """Trains `checkpoint`'s model in place and gives its weights to `engine`, if there is one.
 
-    `reference` is a second, frozen checkpoint for the KL term, None without one. A model with
-    adapters trains these alone and, with them off, is its own reference.
-    `total_updates` is the length of the schedule, `temperature` the sampler's. `updates` counts
-    those that were made.
+    `reference` is a second, frozen checkpoint for the KL term; None without one. Of a model with
+    adapters only these are trained; with its adapters off, the model is its own reference.
+    `total_updates` is the length of the schedule, and `temperature` the sampler's. `updates` counts
+    the updates so far.
     """
 
     def __init__(
@@ -98,16 +98,16 @@ class Learner:
         self.optimizer = _optimizer(self.parameters, settings)
 
     def update(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
-        """One optimizer step on all of `groups`; its metrics say how they add up (`axpo.metrics`).
+        """Make one optimizer step on all of `groups`; return its metrics (`axpo.metrics`).
 
-        Groups with nothing to learn from are skipped but count in the denominators; where all are,
-        the weights stay as they are. Raises `TreeError` (bad credit) and `NonFiniteError`, each
+        Groups with nothing to learn are skipped but count in the denominators; if all are skipped,
+        the weights stay as they are. Raises `TreeError` (bad credit) and `NonFiniteError`, both
         naming the group and before any weight has changed.
 
-        `weights_moved` is the share of bfloat16 weights that took another value (`masters`).
-        `seconds_pack`, `_reference`, `_forward`, `_backward` and `_optimizer` add up to the
-        call's wall time; `chunks` counts its forward/backward passes, a piece of a tree above
-        `max_tokens_per_micro_batch` each.
+        The metric `weights_moved` is the share of bfloat16 weights that took another value
+        (`masters`). `seconds_pack`, `_reference`, `_forward`, `_backward` and `_optimizer` add up
+        to the call's wall time. `chunks` counts forward/backward passes: a tree above
+        `max_tokens_per_micro_batch` has one per piece.
         """
         if objective.kl and self.reference is None and not self._adapted:
             raise ValueError("kl needs a reference checkpoint; give the Learner one")
@@ -148,10 +148,10 @@ class Learner:
     def logprobs(
         self, groups: Sequence[Group], kl: bool = False, rounded_otherwise: bool = False
     ) -> OldLogprobs:
-        """The current weights' logprobs of every token that an update of `groups` trains, with
-        `kl` or without; `rounded_otherwise` as `batches.recompute_logprobs` says.
+        """The current weights' logprobs of every token that an update of `groups` would train.
 
-        The trees stay as they are; an `Objective` takes the result as `old`.
+        That depends on `kl`; `rounded_otherwise` is as in `batches.recompute_logprobs`. The trees
+        do not change; an `Objective` takes the result as `old`.
         """
         budget = self.settings.max_tokens_per_micro_batch
         return recompute_logprobs(
@@ -168,9 +168,11 @@ class Learner:
         await self._engine.load_weights(self.checkpoint.model.state_dict(), version)
 
     def save(self, folder: Path) -> None:
-        """Write what `load` reads into `folder`: the model, its adapters, and what training goes on
-        with, this process's random states among it. Raises `NonFiniteError`, with nothing written,
-        for weights that are not finite."""
+        """Write into `folder` what `load` reads: the model, its adapters, and the training's state,
+        including this process's random states.
+
+        Raises `NonFiniteError`, with nothing written, if weights are not finite.
+        """
         if not self._finite():
             raise NonFiniteError(f"the weights after update {self.updates} are not finite")
         state = {
@@ -183,9 +185,9 @@ class Learner:
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote into `folder`, to the bit.
 
-        With adapters the weights below them are those that the run starts from, not the merged
+        With adapters the weights below them are those from which the run starts, not the merged
         ones. Raises `DamagedError` if a file is missing or cannot be read, with nothing changed,
-        and `ValueError` where it is another model's or of another dtype.
+        and `ValueError` if it belongs to another model or another dtype.
         """
         state = saved.read(folder, self.checkpoint)
         self._masters.load(state.get("masters", ()))
@@ -195,7 +197,7 @@ class Learner:
     def _accumulate(
         self, batch: Sequence[Work], objective: Objective, laps: _Laps
     ) -> Iterator[tuple[float, Mapping[str, float]]]:
-        """Forward and backward of one micro-batch; yields each pass's loss and metrics."""
+        """Go forward and backward on one micro-batch; yield each pass's loss and metrics."""
         forest = join([work.tree for work in batch])
         pixels = {d: p for work in batch for d, p in work.pixels.items()}
         where = f"group{'s' if len(forest.groups) > 1 else ''} {', '.join(forest.groups)}"
@@ -229,7 +231,7 @@ class Learner:
             return plain_logprobs(reference, forest, pixels, self.temperature, budget)
 
     def _step(self) -> dict[str, Mean]:
-        """Clip and step; metrics of it, the gradient's norm before clipping among them."""
+        """Clip the gradient and step; return metrics, with the gradient's norm before clipping."""
         norm = self._gradient_norm()
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
         rate = learning_rate(self.settings, self.updates, self.total_updates)
@@ -258,9 +260,9 @@ class Learner:
 
 
 def learning_rate(settings: OptimizerSettings, update: int, total: int) -> float:
-    """Rate of the `update`-th update (from 0) of `total`: linear warm-up, then the decay.
+    """The rate of the `update`-th update (from 0) of `total`: linear warm-up, then the decay.
 
-    Warm-up wastes no update at rate 0: w steps of it take 1/(w+1), 2/(w+1), ... of the peak.
+    Warm-up wastes no update at rate 0: its w steps have 1/(w+1), 2/(w+1), ... of the peak.
     """
     peak, warmup = settings.learning_rate, settings.warmup_steps
     if update < warmup:
@@ -276,7 +278,7 @@ def learning_rate(settings: OptimizerSettings, update: int, total: int) -> float
 def _optimizer(
     parameters: Sequence[torch.nn.Parameter], settings: OptimizerSettings
 ) -> torch.optim.AdamW:
-    """AdamW; norms and biases (1-D) are never decayed."""
+    """An AdamW optimizer that never decays norms and biases (1-D)."""
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
     return torch.optim.AdamW(

@@ -1,13 +1,13 @@
-"""Float32 master weights: what the optimizer works on where the model's weights are bfloat16.
+"""Float32 master weights, on which the optimizer works if the model's weights are bfloat16.
 
-bfloat16 resolves about one part in 256, an update at RL's learning rates is smaller: added to
-the weight itself it would round away. So each such weight has a master in float32. A gradient
-is added to its master's as soon as a backward pass has made it, so that micro-batches add up in
-float32 and no second set of gradients stays; norm, clip and AdamW see masters only; `publish`
-rounds them into the model. A weight that is float32 already is its own master and costs nothing.
+bfloat16 resolves about one part in 256. An update at RL's learning rates is smaller and would round
+away if it were added to the weight itself, so each such weight has a master in float32. A gradient
+is added to its master's as soon as a backward pass has computed it, so that micro-batches add up in
+float32 and no second set of gradients is kept. Norm, clip and AdamW see masters only; `publish`
+rounds them into the model. A float32 weight is its own master and costs nothing.
 
-Bytes a trained parameter, weights, gradients and AdamW's moments: 16 in float32, 18 here.
-bfloat16 pays by faster kernels and by half the activations and keys and values, not here.
+Weights, gradients and AdamW's moments take 16 bytes per trained parameter in float32, and 18 here.
+bfloat16 saves time by faster kernels, and memory by half the activations, keys and values.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _HOOK = "_axpo_master_hook"
 
 
 class MasterWeights:
-    """The masters of `weights`, in `parameters` in the same order.
+    """The masters of `weights`; `parameters` holds them in the same order.
 
-    Gradients of bfloat16 weights land in their master's `grad` (float32); the weight's own stays
-    None after a backward pass. A weight has one master: new ones take over from those before.
+    Gradients of bfloat16 weights are added to their master's `grad` (float32); the weight's own is
+    None after a backward pass. A weight has one master; a new one replaces the one before.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter]) -> None:
@@ -47,9 +47,9 @@ class MasterWeights:
     def publish(self) -> torch.Tensor | None:
         """Round the masters into the model's weights (to nearest, ties to even).
 
-        Returns the share of rounded weights that took another value, on their device; None if
-        all weights are float32. At RL's rates it is small for long: a master starts on the grid
-        of bfloat16 and must walk half a step of it before its weight moves.
+        Returns the share of rounded weights that took another value, on their device; None if all
+        weights are float32. At RL's learning rates the share stays small for long: a master starts
+        on the grid of bfloat16, and must move by half a step of it before its weight changes.
         """
         moved: list[torch.Tensor] = []
         for weight, master in zip(self._rounded, self._masters, strict=True):
@@ -61,12 +61,12 @@ class MasterWeights:
         return torch.stack(moved).sum() / sum(weight.numel() for weight in self._rounded)
 
     def state(self) -> list[torch.Tensor]:
-        """The masters that the model's own weights do not hold; empty for a float32 model."""
+        """The masters of bfloat16 weights; empty for a float32 model."""
         return [master.detach() for master in self._masters]
 
     @torch.no_grad()
     def load(self, state: Sequence[torch.Tensor]) -> None:
-        """Take back a `state`, in place, and round it into the model's weights.
+        """Load a `state` in place, and round it into the model's weights.
 
         Raises `ValueError` if it belongs to a model of another dtype, with nothing changed.
         """
@@ -89,7 +89,7 @@ def _moving_to(master: nn.Parameter) -> Callable[[torch.Tensor], None]:
         if master.grad is None:
             master.grad = weight.grad.float()
         else:
-            master.grad.add_(weight.grad)  # promoted: the sum is float32
+            master.grad.add_(weight.grad)  # The sum is float32.
         weight.grad = None
 
     return move

@@ -1,4 +1,4 @@
-"""What an update minimises: everything that the learner is told beside the groups."""
+"""What an update minimises: all that the learner is told beside the groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """By default that of demonstrations: the mean negative log-likelihood of their tokens.
+    """The objective of an update; by default that of demonstrations, which is the mean negative
+    log-likelihood of their tokens.
 
     `kl` asks for the reference's logprobs. `old` (from `Learner.logprobs`) replaces the sampler's
     logprobs, and `correction` weighs the surrogate of an item's tokens by both

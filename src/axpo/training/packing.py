@@ -1,8 +1,8 @@
-"""Packed trees: a group's tokens laid out flat, each once, with what trains them.
+"""Packed trees: a group's tokens in one flat layout, each once, with what trains them.
 
-Owns the step from loss items (`axpo.training.items`) to training arrays: `pack` lays the tree out
-in depth-first preorder and `join` puts several trees side by side. An update has millions of
-tokens: Python handles runs, segments and nodes, torch their tokens. Only tokens and indices live
+This module turns loss items (`axpo.training.items`) into training arrays: `pack` lays the tree out
+in depth-first preorder, and `join` puts several trees side by side. An update has millions of
+tokens: Python handles runs, segments and nodes, torch their tokens. Only tokens and indices are
 here: the forward pass is `axpo.training.policy`, the attention over the layout
 `axpo.training.attention`.
 """
@@ -22,21 +22,22 @@ from axpo.training.items import Item, TokenRun
 from axpo.tree import Group, Node, Stream, Trajectory, joined_images
 
 OldLogprobs = Mapping[tuple[str, str], torch.Tensor]
-"""(group id, trajectory id) -> a logprob for each of the trajectory's own tokens, NaN if none;
-[tokens] float64 on the CPU, as for the recorded ones."""
+"""By (group id, trajectory id) the logprobs [tokens] of the trajectory's own tokens, NaN for tokens
+without one; float64 on the CPU, as the recorded ones are."""
 Correction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(old, recorded) logprobs [n] of an item's tokens -> a factor [n] for each token's surrogate."""
+"""From (old, recorded) logprobs [n] of an item's tokens, a factor [n] for each token's
+surrogate."""
 
 
 PER_TOKEN = ("advantages", "weights", "importance", "old", "likelihood", "distilled")
-"""What a packed tree holds for each trained token, by the names of a `TokenBatch`."""
+"""The fields of a packed tree that hold one value per trained token, named as in `TokenBatch`."""
 LIKELIHOOD = (Stream.DEMONSTRATION, Stream.DISTILLED)
-"""Streams whose tokens have no ratio."""
+"""The streams whose tokens have no ratio."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedNode:
-    """Tokens [start, end) of the layout; `parent` indexes the forest's nodes (-1: a root)."""
+    """The tokens [start, end) of the layout; `parent` indexes the forest's nodes (-1: a root)."""
 
     start: int
     end: int
@@ -45,16 +46,16 @@ class PackedNode:
 
 @dataclass(frozen=True, slots=True)
 class PackedTree:
-    """One tree or several side by side: L tokens, of which T are trained.
+    """One tree, or several side by side: L tokens, of which T are trained.
 
-    `tokens` [L]; `positions` [3, L] (M-RoPE); `previous` [L] is the token that predicts each one
-    (-1 at a root); a key k is seen by the queries q with k <= q < `subtree_end`[k]. `pictures`
-    are content digests in placeholder order, one per placement. `index` [T] points into the
-    layout; `advantages`, `weights`, `importance` (factors of the surrogate, 1 without a correction)
-    and `old` (nats; 0 where nobody sampled) are [T] float32, `likelihood` and `distilled` (tokens
-    without a ratio; those of them sampled elsewhere) [T] bool.
-    `groups` names the trees, `path_tokens` counts the tokens that one row per trajectory
-    would take without padding.
+    `tokens` is [L], and `positions` [3, L] (M-RoPE). `previous` [L] is the token that predicts each
+    one (-1 at a root). A key k is seen by the queries q with k <= q < `subtree_end`[k]. `pictures`
+    are content digests in placeholder order, one per placement. `index` [T] points into the layout.
+    `advantages`, `weights`, `importance` (factors of the surrogate, 1 without a correction) and
+    `old` (nats; 0 if nobody sampled the token) are [T] float32. `likelihood` (tokens without a
+    ratio) and `distilled` (those of them that were sampled in another context) are [T] bool.
+    `groups` names the trees; `path_tokens` counts the tokens that one row per trajectory would take
+    without padding.
     """
 
     tokens: torch.Tensor
@@ -86,13 +87,14 @@ def pack(
     old: OldLogprobs | None = None,
     correction: Correction | None = None,
 ) -> PackedTree:
-    """Lay out what `chosen` items need of the group's tree, each token once.
+    """Lay out the part of the group's tree that the `chosen` items need, each token once.
 
-    `weights` holds one number an item, the weight of each of its tokens (`item_weights`).
-    `grids` gives a picture's patch grid by digest; `old` replaces the recorded logprobs, and
-    `correction` of (old, recorded) gives the importance factors of an item that has ratios.
-    Nodes that no trained token depends on (a masked failed rest, uncredited rollouts) are left
-    out: less work, same result. Raises `TreeError` if `old` lacks a trained token.
+    `weights` holds one number per item, the weight of each of its tokens (`item_weights`). `grids`
+    returns a picture's patch grid by digest. `old` replaces the recorded logprobs, and
+    `correction` of (old, recorded) gives the importance factors of an item that has ratios. Nodes
+    on which no trained token depends (the masked end of a failed source, uncredited rollouts) are
+    left out, which saves work and changes no result. Raises `TreeError` if `old` lacks a trained
+    token.
     """
     layout = _lay_out(_needed(group.nodes(), chosen), grids, merge_size)
     recorded = _recorded(group, chosen)
@@ -141,9 +143,9 @@ def _path_tokens(group: Group, chosen: Sequence[Item]) -> int:
 
 @dataclass(slots=True)
 class _Layout:
-    """`pack`'s lists as they grow, one entry a node.
+    """`pack`'s lists as they grow; all but `pictures` and `parts` get an entry per node.
 
-    `parts` are the nodes of a trajectory in order: (first and last path offset, layout place).
+    `parts` holds each trajectory's nodes in order: (first path offset, end, place in the layout).
     """
 
     tokens: list[torch.Tensor]
@@ -153,7 +155,7 @@ class _Layout:
     parts: dict[str, list[tuple[int, int, int]]]
 
     def places(self, run: TokenRun) -> list[torch.Tensor]:
-        """Where the run's tokens lie; in one piece within a node."""
+        """The places of the run's tokens in the layout, one tensor per node."""
         return [
             torch.arange(max(run.start, first), min(run.end, end)) + (place - first)
             for first, end, place in self.parts[run.owner.id]
@@ -162,12 +164,12 @@ class _Layout:
 
 
 def _needed(nodes: Sequence[Node], chosen: Sequence[Item]) -> list[Node]:
-    """The nodes with a trained token and their ancestors, parents renumbered."""
+    """The nodes with a trained token and their ancestors, with renumbered parents."""
     trained: dict[str, list[TokenRun]] = {}
     for run in (run for item in chosen for run in item.runs):
         trained.setdefault(run.owner.id, []).append(run)
     keep = [False] * len(nodes)
-    for i in reversed(range(len(nodes))):  # a parent stands before its children
+    for i in reversed(range(len(nodes))):  # A parent comes before its children.
         node, end = nodes[i], nodes[i].start + len(nodes[i])
         runs = trained.get(node.trajectory, ())
         keep[i] |= any(run.start < end and node.start < run.end for run in runs)
@@ -180,7 +182,7 @@ def _needed(nodes: Sequence[Node], chosen: Sequence[Item]) -> list[Node]:
 
 def _lay_out(nodes: Sequence[Node], grids: Callable[[str], Grid], merge_size: int) -> _Layout:
     layout = _Layout([], [], [], [], {})
-    following: list[int] = []  # position that follows each node
+    following: list[int] = []  # The position that follows each node.
     start = 0
     for node in nodes:
         length = len(node)
@@ -203,12 +205,12 @@ def _lay_out(nodes: Sequence[Node], grids: Callable[[str], Grid], merge_size: in
 
 
 def _tensor(values: Sequence[float], dtype: type[np.generic]) -> torch.Tensor:
-    # By way of numpy: torch takes a sequence's values one by one, ten times as slowly.
+    # numpy is ten times as fast as torch, which reads a sequence's values one by one.
     return torch.from_numpy(np.array(values, dtype))
 
 
 def _previous(nodes: Sequence[PackedNode]) -> torch.Tensor:
-    """The token before each one: its neighbour, or at a node's start the parent's last."""
+    """The token before each one: its neighbour, or the parent's last at the start of a node."""
     previous = torch.arange(-1, nodes[-1].end - 1)
     for node in nodes:
         previous[node.start] = nodes[node.parent].end - 1 if node.parent >= 0 else -1
@@ -225,13 +227,15 @@ def _subtree_ends(nodes: Sequence[PackedNode]) -> torch.Tensor:
 
 
 def _recorded(group: Group, chosen: Sequence[Item]) -> OldLogprobs:
-    """The logprobs of whoever sampled the trajectories of `chosen`; 0 where nobody did."""
+    """The logprobs under the policy that sampled the trajectories of `chosen`; 0 for tokens that
+    nobody sampled."""
     owners = {run.owner.id: run.owner for item in chosen for run in item.runs}
     return {(group.id, id): sampled_logprobs(owner, missing=0.0) for id, owner in owners.items()}
 
 
 def sampled_logprobs(trajectory: Trajectory, missing: float) -> torch.Tensor:
-    """The recorded logprobs [tokens] (float64) of its own tokens, `missing` where none are."""
+    """The recorded logprobs [tokens] (float64) of the trajectory's own tokens; `missing` for tokens
+    without one."""
     parts = [
         _tensor(segment.logprobs or (missing,) * len(segment), np.float64)
         for segment in trajectory.segments
@@ -240,7 +244,7 @@ def sampled_logprobs(trajectory: Trajectory, missing: float) -> torch.Tensor:
 
 
 def _logprobs(group: Group, item: Item, given: OldLogprobs) -> torch.Tensor:
-    """What is `given` for the item's tokens."""
+    """The logprobs that are `given` for the item's tokens."""
     parts: list[torch.Tensor] = []
     for run in item.runs:
         start = group.offset(run.owner)
@@ -256,7 +260,7 @@ def _logprobs(group: Group, item: Item, given: OldLogprobs) -> torch.Tensor:
 
 
 def join(trees: Sequence[PackedTree]) -> PackedTree:
-    """Several trees side by side; none sees another."""
+    """Several trees side by side, none of which sees another."""
     starts = accumulate((len(tree) for tree in trees[:-1]), initial=0)
     firsts = accumulate((len(tree.nodes) for tree in trees[:-1]), initial=0)
     pairs = list(zip(trees, starts, strict=True))

@@ -1,12 +1,12 @@
-"""Whether an engine samples from the model that is meant: its logprobs beside a forward pass here.
+"""Checks that an engine samples from the right model, by comparing its logprobs with the trainer's.
 
-The loss compares them as numerator and denominator of one ratio. A wrong pixel cap, dtype, ban or
-weight shows here first, as figures, for whatever engine: at the start by rollouts of a few
-questions, tool turns and their pictures included (`check_parity`), after every update of the
-weights by `axpo.training.probe`. Both ask two things. Is the difference within `limit`? It must
-leave room for bfloat16's rounding, in which a wrong picture can hide. So also: is the engine nearer
-to the model than to a control, the model with one thing wrong, as often as the model itself is when
-it rounds otherwise (`vote`)?
+The loss uses both as numerator and denominator of one ratio. A wrong pixel cap, dtype, ban or
+weight shows here first, in figures, for any engine: at the start by rollouts of a few questions,
+with tool turns and their pictures (`check_parity`), and after every update of the weights by
+`axpo.training.probe`. Both check two things. The difference must be within `limit`; but this must
+leave room for bfloat16's rounding, in which a wrong picture can hide. Therefore the engine must
+also be nearer to the model than to a control, which is the model with one thing wrong, about as
+often as the model itself is when it is rounded in another way (`vote`).
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from axpo.training.packing import OldLogprobs, sampled_logprobs
 from axpo.tree import Credit, Group, Segment, Stream, Trajectory
 
 QUESTIONS, ROLLOUTS = 4, 2
-"""What is sampled for the check."""
+"""The numbers of questions, and of rollouts per question, that the check samples."""
 ERRORS = 4.0
-"""Standard errors by which a figure over few tokens may lie beyond its limit: once in 30,000."""
+"""The standard errors by which a figure over few tokens may exceed its limit: once in 30,000."""
 DECISIVE, SHARE = 6.0, 0.1
-"""The vote on pictures, of thousands of tokens, counts those that a control moves by so many times
-the model's own rounding (an engine that rounds twice as much is right at 94 of 100 of them); a
-share that is so much smaller than the model's own is not rounding's."""
+"""The vote on pictures has thousands of tokens. It counts those that a control moves by more than
+DECISIVE times the model's own rounding (an engine that rounds twice as much is right at 94 of 100
+of them). If the engine's share is smaller than the model's own by SHARE, rounding is not the
+cause."""
 TOKEN_SD, RATIO_SD = 0.08, 0.1
-"""In bfloat16: deviations of a token's |engine - trainer| and of its exp(trainer - engine)."""
+"""The deviations in bfloat16 of a token's |engine - trainer| and of its exp(trainer - engine)."""
 
 
 class Logprobs(Protocol):
-    """The model's own logprobs of what groups train (`Learner.logprobs`)."""
+    """A function that returns the model's logprobs of what groups train (`Learner.logprobs`)."""
 
     def __call__(
         self, groups: Sequence[Group], *, rounded_otherwise: bool = False
@@ -49,9 +50,11 @@ class Logprobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a right engine stays within: `mean` bounds the mean of |engine - trainer| (nats a
-    token), `ratio` how far the mean of exp(trainer - engine) lies from 1; `why` says where the
-    numbers come from, for messages."""
+    """The limits within which a correct engine stays.
+
+    `mean` bounds the mean of |engine - trainer| (nats per token), `ratio` the distance of the mean
+    of exp(trainer - engine) from 1. `why` says in messages where the numbers come from.
+    """
 
     mean: float
     ratio: float
@@ -59,11 +62,11 @@ class Limit:
 
 
 Limits = Callable[[int], Limit]
-"""The limit for so many tokens."""
+"""A function that returns the limit for a number of tokens."""
 
 
 def limits_of(config: Config) -> Limits:
-    """`limit` with the run's dtype and setting."""
+    """The function `limit` with the run's dtype and setting."""
     dtype = getattr(torch, config.model.dtype)
     return partial(limit, dtype, setting=config.engine.max_difference)
 
@@ -71,19 +74,19 @@ def limits_of(config: Config) -> Limits:
 def limit(dtype: torch.dtype, tokens: int, setting: float | None = None) -> Limit:
     """The limit for a model of `dtype` over `tokens` sampled tokens.
 
-    In float32 two right computations differ by 1e-6 on average and 1e-5 at most (measured, engines
-    in this process and vLLM), whatever the number of tokens: 0.02 is far above that.
+    In float32 two correct computations differ by 1e-6 on average and by at most 1e-5 (measured with
+    the engine in this process and with vLLM), whatever the number of tokens. 0.02 is far above.
 
     bfloat16 keeps 8 bits, and every kernel rounds at other places. The 25 tokens of Qwen3-1.7B that
-    vllm-project/vllm issue 18352 prints, vLLM beside transformers, differ by 0.046 on average with
-    a deviation of 0.077 from token to token; random models of width 512 to 1,024 by 0.005 to 0.024
-    (docs/vllm.md). So the true mean may be 0.1, twice the largest that was seen, and the mean of n
-    tokens lies within 4 standard errors of it, 4 x 0.08 / sqrt(n): 0.11 for 1,000 tokens, 0.15 for
-    48. Tokens drawn by the engine have an expected ratio of 1 whatever the trainer's model is, if
-    both distributions sum to 1 over the same tokens: 0.02 as in float32, and 4 standard errors of
-    a deviation of 0.1.
+    vllm-project/vllm issue 18352 prints for vLLM and transformers differ by 0.046 on average, with
+    a deviation of 0.077 from token to token; those of random models of width 512 to 1,024 differ by
+    0.005 to 0.024 (docs/vllm.md). So the true mean is allowed to be 0.1, twice the largest seen,
+    and the mean of n tokens may exceed it by 4 standard errors, 4 x 0.08 / sqrt(n): the limit is
+    0.11 for 1,000 tokens and 0.15 for 48. Tokens drawn by the engine have an expected ratio of 1,
+    whatever the trainer's model is, if both distributions sum to 1 over the same tokens. Its limit
+    is 0.02 as in float32, and 4 standard errors of a deviation of 0.1.
 
-    `setting` (engine.max_logprob_difference) takes the place of both.
+    A `setting` (engine.max_logprob_difference) replaces both.
     """
     if setting is not None:
         return Limit(setting, math.expm1(setting), "engine.max_logprob_difference")
@@ -96,9 +99,10 @@ def limit(dtype: torch.dtype, tokens: int, setting: float | None = None) -> Limi
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Differences (nats) engine minus trainer over `tokens` sampled tokens.
+    """The differences (nats) engine minus trainer over `tokens` sampled tokens.
 
-    `ratio` is the mean of exp(trainer - engine): 1 where both are the same distribution.
+    `mean` and `largest` are of their sizes. `ratio` is the mean of exp(trainer - engine), which is
+    1 if both are the same distribution.
     """
 
     tokens: int
@@ -107,7 +111,7 @@ class Parity:
     ratio: float
 
     def metrics(self, name: str) -> dict[str, float]:
-        """As metrics `{name}_mean`, `{name}_max` and `{name}_ratio`."""
+        """The metrics `{name}_mean`, `{name}_max` and `{name}_ratio`."""
         return {
             f"{name}_mean": self.mean,
             f"{name}_max": self.largest,
@@ -118,11 +122,10 @@ class Parity:
 async def check_parity(
     agent: Agent, logprobs: Logprobs, groups: Sequence[Group], seed: int, limits: Limits
 ) -> Parity:
-    """Sample rollouts of `groups` (new ones, which are used up) and compare with the model that
-    `logprobs` are of.
+    """Sample rollouts of `groups`, which must be new, and compare them with the model's `logprobs`.
 
-    Raises `UserError` with the figures where they are beyond the limit or lose a vote against the
-    model with other pictures (`CONTROLS`), and where nothing could be sampled.
+    Raises `UserError` with the figures if they exceed the limit or lose a vote against the model
+    with other pictures (`CONTROLS`), and if nothing could be sampled.
     """
     await together([sample_group(agent, group, ROLLOUTS, seed) for group in groups])
     for group in groups:
@@ -177,15 +180,17 @@ CONTROLS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
         (max(1, image.width // 4), max(1, image.height // 4))
     ).resize(image.size),
 }
-"""What may be wrong with pictures though their number of tokens is right: none or others are
-seen, or the same more coarsely."""
+"""What may be wrong with pictures although their number of tokens is right: the engine sees none or
+others, or the same ones more coarsely."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """Of `tokens` at which a control differs from the model by more than the model rounds, the
-    engine's logprobs are nearer to the model's at `nearer`, and the model's own, rounded otherwise,
-    at `expected`."""
+    """The result of a vote over the `tokens` at which a control clearly differs from the model.
+
+    The engine's logprobs are nearer to the model's than to the control's at `nearer` of them; the
+    model's own, rounded in another way, at `expected` of them.
+    """
 
     tokens: int
     nearer: int
@@ -193,14 +198,14 @@ class Vote:
 
     @property
     def lost(self) -> bool:
-        """Whether the engine computes something else than the model. Where a control changes next
-        to nothing, both counts are those of a coin, and nothing is lost."""
+        """Whether the engine computes something else than the model. If a control changes almost
+        nothing, both counts are those of a coin, and the vote is not lost."""
         share = (self.nearer + self.expected) / max(1, 2 * self.tokens)
         error = math.sqrt(2 * self.tokens * share * (1 - share))
         return self.expected - self.nearer > SHARE * self.tokens + ERRORS * error
 
     def words(self, control: str) -> str:
-        """For messages."""
+        """The result in words, for messages."""
         return (
             f"the engine's logprobs are nearer to the model's than to those of {control} at "
             f"{self.nearer} of {self.tokens} tokens that tell them apart, expected about "
@@ -217,9 +222,9 @@ def vote(
 ) -> Vote:
     """Compare logprobs [tokens] of the engine with the model's and the control's.
 
-    `again` are the model's once more, rounded otherwise; tokens count that the control moves by
-    more than `decisive` times the mean of what that does. Those that one of them does not know
-    (NaN) are left out.
+    `again` holds the model's own, rounded in another way. Those tokens count whose logprob the
+    control changes by more than `decisive` times the mean change in `again`. Tokens that are NaN
+    for one of them are left out.
     """
     noise = (again - model).abs().nanmean()
     counted = (model - control).abs() > decisive * noise
@@ -231,7 +236,7 @@ def vote(
 
 
 def _credited(groups: Sequence[Group]) -> list[Group]:
-    """The groups with a sampled token, every one of which is to be looked at."""
+    """The groups with a sampled token, credited so that every sampled token is compared."""
     for rollout in (t for group in groups for t in group.rollouts):
         rollout.credit = [Credit(0, rollout.tokens, 1.0, Stream.ROLLOUT, 1.0)]
     return [g for g in groups if any(t.tokens for t in g.rollouts)]
@@ -244,7 +249,7 @@ def _joined(
 
 
 def _shown(group: Group, name: str, change: Callable[[Image.Image], Image.Image]) -> Group:
-    """`group` with its pictures changed, under names of their own."""
+    """`group` with changed pictures, whose digests are changed too."""
 
     def other(segment: Segment) -> Segment:
         spans = (replace(span, digest=f"{name} {span.digest}") for span in segment.images)
@@ -256,7 +261,10 @@ def _shown(group: Group, name: str, change: Callable[[Image.Image], Image.Image]
 
 
 def mismatch(groups: Sequence[Group], trained: OldLogprobs) -> Parity | None:
-    """The engine's logprobs in `groups` against `trained`, the trainer's, where both know one."""
+    """The engine's logprobs in `groups` against `trained`, the trainer's, at tokens with both.
+
+    None if there are no such tokens.
+    """
     parts = [
         sampled_logprobs(trajectory, missing=math.nan) - trained[group.id, trajectory.id]
         for group in groups

@@ -1,23 +1,25 @@
 """A forest of any size, forward and backward, in memory that a token budget bounds.
 
-A forest within the budget is one pass. A larger tree is cut into *pieces*, consecutive runs of
-its preorder layout, and only one piece at a time holds a graph for backward. What pieces share
-is computed without graph and then stands as *leaves* that gather gradients: the features of the
-pictures, and the keys and values of the *trunk*, the nodes that a later piece looks back on.
-Pieces are trained last to first, and what stands above a piece is computed when the last piece
-below it comes. By the time a piece goes backward, every piece below it has left its gradient on
-the trunk's leaves, so one backward call starts from the piece's loss and from its own keys and
-values with those gradients; these leaves are then done. The pictures go last, the same way.
+A forest within the budget is one pass. A larger tree is cut into *pieces*, consecutive parts of its
+preorder layout, and only one piece at a time has a graph for backward. What pieces share is
+computed without a graph, and then serves as *leaves* that collect gradients: the features of the
+pictures, and the keys and values of the *trunk*, which are the nodes that a later piece sees.
 
-This is the chain rule in another order: the gradient is exact. A token's logprob is trained in
-the piece of the token that *predicts* it, so nothing but keys and values crosses a border, and a
-border may lie anywhere: between branches, inside a path, inside a picture.
+Pieces are trained from last to first. The nodes above a piece are computed when the last piece
+below them is trained. When a piece goes backward, every piece below it has added its gradient to
+the trunk's leaves. So one backward call starts from the piece's loss and from its own keys and
+values with those gradients, and its leaves are no longer needed. The pictures come last, in the
+same way.
 
-Memory beside weights: the activations of one piece (at most `budget` tokens) or of one encoder
-call (at most `budget` picture tokens, or one picture), keys and values of the trunk above the
-piece and of its own, and the pictures' features; keys, values and features twice, with their
-gradients.
-Work: the trunk and the pictures go forward twice, all else as often as without pieces.
+This is the chain rule in another order, so the gradient is exact. A token's logprob is trained in
+the piece of the token that *predicts* it. Therefore only keys and values cross a border, and a
+border may be anywhere: between branches, inside a path, inside a picture.
+
+The memory beside the weights holds the activations of one piece (at most `budget` tokens) or of one
+encoder call (at most `budget` picture tokens, or one picture), the keys and values of the piece's
+trunk and of the trunk above it, and the pictures' features; the latter three twice, because they
+have gradients. The trunk and the pictures go forward twice, everything else as often as without
+pieces.
 """
 
 from __future__ import annotations
@@ -46,10 +48,10 @@ from axpo.training.policy import (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Nodes [first, last) of a cut forest: its layout's tokens [start, end).
+    """The nodes [first, last) of a cut forest, which are its layout's tokens [start, end).
 
-    `trunk` are those of the nodes that later pieces look back on; `trained` [t] are the places
-    in the forest's `index` of the trained tokens that this piece's tokens predict.
+    `trunk` holds those of the nodes that later pieces see; `trained` [t] the places in the forest's
+    `index` of the trained tokens that this piece's tokens predict.
     """
 
     first: int
@@ -62,9 +64,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A part of the trained tokens: `logprobs` [t] of those at the places `trained` [t] of T.
+    """The `logprobs` [t] of the trained tokens at the places `trained` [t] of T; both may be empty.
 
-    Both may be empty. `backward(loss)` belongs to every pass, before the next one is asked for.
+    `backward(loss)` must be called for every pass before the next one is taken.
     """
 
     trained: torch.Tensor
@@ -75,9 +77,9 @@ class Pass:
 def cut(forest: PackedTree, budget: int) -> tuple[PackedTree, list[Piece]]:
     """Cut `forest` into pieces of at most `budget` tokens.
 
-    Nodes stay whole as long as they fit, for what is cut through becomes trunk; one that does
-    not fit opens a piece, and one larger than the budget goes on through several. The forest
-    that is returned has the pieces' parts of such nodes as nodes of their own.
+    Nodes stay whole as long as they fit, because a node that is cut becomes trunk. A node that does
+    not fit begins a new piece, and a node larger than the budget extends over several. In the
+    returned forest the parts of such nodes are nodes of their own.
     """
     nodes: list[PackedNode] = []
     last_part: list[int] = []
@@ -123,10 +125,10 @@ def training_passes(
     temperature: float,
     budget: int,
 ) -> Iterator[Pass]:
-    """Passes that cover each trained token once; together they leave the loss's gradient.
+    """Passes that cover each trained token once and together leave the loss's gradient.
 
-    Their losses add up, for token weights hold the whole update's denominators. The gradient is
-    whole once the iterator is exhausted: the pictures come last.
+    Their losses add up, because token weights hold the whole update's denominators. The gradient is
+    complete when the iterator is exhausted, because the pictures come last.
     """
     if len(forest) <= budget:
         logprobs = policy_logprobs(checkpoint, forest, pixels, temperature)
@@ -149,14 +151,14 @@ def plain_logprobs(
     budget: int,
     read: Read = log_probability,
 ) -> torch.Tensor:
-    """`policy_logprobs` without a gradient, in pieces where `forest` exceeds the budget."""
+    """`policy_logprobs` without a gradient, in pieces if `forest` exceeds the budget."""
     if len(forest) <= budget:
         return policy_logprobs(checkpoint, forest, pixels, temperature, read)
     split = _Split(checkpoint, forest, pixels, temperature, budget, read)
     out = torch.empty(forest.index.numel(), device=checkpoint.model.device)
     for piece in split.pieces:
         out[to_device(piece.trained, out.device)], kept = split.forward(piece)
-        # Copies: views would hold the keys of the whole piece.
+        # They are copied, because views would keep the keys of the whole piece.
         split.remember({key: (k.clone(), v.clone()) for key, (k, v) in kept.items()})
         split.forget_before(piece.end)
     return out
@@ -165,8 +167,8 @@ def plain_logprobs(
 class _Split:
     """A forest in pieces, with the leaves that they share.
 
-    `states` are the trunk's keys and values, `shown` the pictures' features; where grad is on,
-    both gather it.
+    `states` are the trunk's keys and values, `shown` the pictures' features; if gradients are on,
+    both collect them.
     """
 
     def __init__(
@@ -197,9 +199,9 @@ class _Split:
                 leaf.requires_grad_()
 
     def prepare_above(self, piece: Piece) -> None:
-        """Compute those of the nodes above `piece` that no piece after it has looked back on.
+        """Compute those of the nodes above `piece` that no later piece has needed.
 
-        All stand above its first node: what a later one looks back on spans what is between.
+        All of them are above its first node, because pieces are contiguous in preorder.
         """
         nodes, above = self.forest.nodes, list[int]()
         node = nodes[piece.first].parent
@@ -207,27 +209,27 @@ class _Split:
             above.append(node)
             node = nodes[node].parent
         for node in reversed(above):
-            # A pass a node: what it computed is the node's alone, to be kept and freed as it is.
+            # One pass per node makes states that are the node's alone, and can be freed alone.
             with torch.no_grad():
                 _, kept = self._hidden((node,), (node,))
             self.remember(kept)
 
     def forget_before(self, end: int) -> None:
-        """Drop nodes that no token from `end` on looks back on."""
+        """Drop the nodes that no token from `end` on sees."""
         nodes, after = self.forest.nodes, self.forest.subtree_end
         for node, layer in list(self.states):
             if after[nodes[node].start] <= end:
                 del self.states[node, layer]
 
     def remember(self, kept: NodeStates) -> None:
-        """Let later pieces see these nodes of a pass without graph, as leaves where grad is on."""
+        """Let later pieces see these nodes of a pass without graph; leaves if gradients are on."""
         grad = torch.is_grad_enabled()
         for key, pair in kept.items():
             keys, values = (x.requires_grad_(grad) for x in pair)
             self.states[key] = keys, values
 
     def forward(self, piece: Piece) -> tuple[torch.Tensor, NodeStates]:
-        """Logprobs [t] of the piece's trained tokens; keys and values of its trunk."""
+        """The logprobs [t] of the piece's trained tokens, and the keys and values of its trunk."""
         hidden, kept = self._hidden(range(piece.first, piece.last), piece.trunk)
         index = self.forest.index[piece.trained]
         rows, tokens = self.forest.previous[index] - piece.start, self.forest.tokens[index]
@@ -243,19 +245,19 @@ class _Split:
         return hidden_states(self.checkpoint, self.forest, at, self.shown, layout), layout.kept
 
     def backward(self, kept: NodeStates, loss: torch.Tensor) -> None:
-        """Backward from `loss` and from what later pieces want of this one's trunk."""
+        """Go backward from `loss` and from the gradients of later pieces on this one's trunk."""
         tensors: list[torch.Tensor] = [loss]
         gradients: list[torch.Tensor | None] = [None]
-        while kept:  # emptied, so that no piece outlives its turn
+        while kept:  # It is emptied, so that nothing keeps the piece in memory.
             key, pair = kept.popitem()
             for tensor, leaf in zip(pair, self.states.pop(key), strict=True):
-                if tensor.requires_grad:  # not below the first adapter
+                if tensor.requires_grad:  # It does not below the first adapter.
                     tensors.append(tensor)
                     gradients.append(leaf.grad)
         torch.autograd.backward(tensors, gradients)
 
     def backward_pictures(self) -> None:
-        """Encode the pictures again, with graph, and pass on what their features gathered."""
+        """Encode the pictures again with a graph; go backward from their features' gradients."""
         if self.shown is None or not self.trains_pictures:
             return
         leaves = _tensors(self.shown.features)
@@ -278,7 +280,7 @@ def _tensors(features: Features) -> tuple[torch.Tensor, ...]:
 
 
 def _encoder_calls(pictures: Sequence[Pixels], merge_size: int, budget: int) -> list[list[Pixels]]:
-    """Neighbouring pictures together, up to `budget` tokens per call; a larger one goes alone."""
+    """Neighbouring pictures, up to `budget` tokens per call; a larger picture has its own call."""
     calls: list[list[Pixels]] = []
     room = 0
     for picture in pictures:

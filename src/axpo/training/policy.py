@@ -1,9 +1,9 @@
-"""Log-probabilities of a forest's trained tokens under a checkpoint: the one forward pass.
+"""The forward pass of training: log-probabilities of a forest's trained tokens by a checkpoint.
 
-Policy, reference and recomputed old logprobs all come from here. It samples nothing; it repeats
-what the sampler did (ban, temperature) so that the ratio starts at 1. `policy_logprobs` is the
-whole forest at once; `axpo.training.pieces` puts the same steps together for one that is too
-large for that.
+The logprobs of policy and reference and recomputed old ones all come from here. Nothing is sampled;
+ban and temperature are applied as the sampler does, so that the ratio starts at 1.
+`policy_logprobs` computes the whole forest at once; `axpo.training.pieces` uses the same steps for
+a forest that is too large for that.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from axpo.training.packing import PackedTree
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a forest shows: features of its distinct pictures, one below the other.
+    """The features of a forest's distinct pictures, one below the other.
 
-    `rows` [L] is the row of `features` that a placeholder token shows, -1 for any other token.
+    `rows` [L] is the row of `features` that each placeholder token shows; -1 for other tokens.
     """
 
     features: Features
@@ -35,20 +35,20 @@ class Shown:
 
 
 Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits [n, V], row [t], tokens [t]) -> a figure [t] of the distribution `logits[row[i]]`, from
-which `tokens[i]` was drawn."""
+"""From (logits [n, V], row [t], tokens [t]), a figure [t] of the distributions `logits[row[i]]`,
+from which `tokens[i]` were drawn."""
 
 
 def log_probability(logits: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """That of the token (nats).
+    """The log-probabilities [t] of the tokens (nats).
 
-    logsumexp and a gather instead of a log-softmax: no second array of the logits' size.
+    logsumexp and a gather take no second array of the logits' size, as a log-softmax would.
     """
     return logits[row, tokens] - logits.logsumexp(dim=-1)[row]
 
 
 def entropy(logits: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The distribution's own (nats), whatever was drawn."""
+    """The entropies [t] of the distributions (nats), whichever tokens were drawn."""
     return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)[row]
 
 
@@ -59,11 +59,11 @@ def policy_logprobs(
     temperature: float = 1.0,
     read: Read = log_probability,
 ) -> torch.Tensor:
-    """Log-probabilities [T] (nats, float32) of `forest`'s trained tokens; differentiable.
+    """The log-probabilities [T] (nats, float32) of `forest`'s trained tokens; differentiable.
 
     `pixels` holds the forest's pictures by digest. Each distinct picture is encoded once, all
-    of them in one call, and placed wherever the forest holds it. `temperature` and the
-    checkpoint's banned ids act as they do at sampling. `read` may take something else from the
+    of them in one call, and placed wherever the forest shows it. `temperature` and the
+    checkpoint's banned ids act as they do in sampling. `read` may take another figure from the
     distributions (`entropy`).
     """
     model = checkpoint.model
@@ -77,7 +77,7 @@ def policy_logprobs(
 
 
 def distinct_pictures(forest: PackedTree) -> list[str]:
-    """Digests of the forest's pictures in order of appearance."""
+    """The digests of the forest's pictures in order of appearance, each once."""
     return list(dict.fromkeys(forest.pictures))
 
 
@@ -87,7 +87,7 @@ def show(
     pictures: Sequence[str],
     features: Sequence[Features],
 ) -> Shown | None:
-    """Where `forest` shows the `features` of its distinct `pictures`; None without any."""
+    """The `features` of `forest`'s distinct `pictures`, and their places; None without pictures."""
     if not pictures:
         return None
     spans: dict[str, torch.Tensor] = {}
@@ -111,7 +111,8 @@ def hidden_states(
     shown: Shown | None,
     layout: TreeLayout,
 ) -> torch.Tensor:
-    """Last hidden states [n, hidden] of the tokens `at` places of the forest, by `layout`."""
+    """The last hidden states [n, hidden] of the tokens `at` these places of the forest, which
+    attend by `layout`."""
     model = checkpoint.model
     device = model.device
     use_tree_attention(model)
@@ -140,14 +141,17 @@ def token_logprobs(
     temperature: float,
     read: Read = log_probability,
 ) -> torch.Tensor:
-    """What `read` says [T] of `tokens[i]` after `hidden[rows[i]]`; `LOGITS_AT_ONCE` in a chunk."""
+    """The figures [T] that `read` takes for `tokens[i]` after `hidden[rows[i]]`.
+
+    They are computed in chunks of at most `LOGITS_AT_ONCE` logits.
+    """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; training needs one above 0")
     device = checkpoint.model.device
     chunk = max(1, LOGITS_AT_ONCE // checkpoint.processor.vocabulary)
     parts: list[torch.Tensor] = []
     for some, following in zip(rows.split(chunk), tokens.split(chunk), strict=True):
-        # On the CPU: the size of the result would make the host wait for a GPU.
+        # It runs on the CPU, because on a GPU the host would wait for the size of the result.
         distinct, row = (to_device(x, device) for x in some.unique(return_inverse=True))
         args = (checkpoint, hidden[distinct], row, to_device(following, device), temperature, read)
         if rows.numel() > chunk and torch.is_grad_enabled():
@@ -159,7 +163,7 @@ def token_logprobs(
 
 @cache
 def _index(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """`ids` on `device`, copied once: every chunk of every pass bans the same ones."""
+    """`ids` on `device`, copied once, because every chunk of every pass bans the same ones."""
     return to_device(torch.tensor(ids), device)
 
 
@@ -171,7 +175,7 @@ def _read(
     temperature: float,
     read: Read,
 ) -> torch.Tensor:
-    """What `read` says of the distributions after `hidden`, ban and temperature applied."""
+    """What `read` takes from the distributions after `hidden`, with ban and temperature."""
     logits = head_logits(checkpoint.model, hidden)
     logits = logits.index_fill(1, _index(checkpoint.processor.banned, logits.device), float("-inf"))
     return read(logits if temperature == 1.0 else logits / temperature, row, tokens)

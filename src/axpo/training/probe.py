@@ -1,17 +1,16 @@
-"""Whether every server samples with the weights that it was handed, after each update of them.
+"""Checks, after each update, that every server samples with the weights that it was given.
 
-One request, the same each time: a turn of the chat format that shows a picture, so that features
-which a server kept from before are seen as well. Three things are looked at, for they see
-different faults:
+Each time every server gets the same request, a turn of the chat format that shows a picture, so
+that old features in a server's cache are found as well. Three checks find different faults:
 
-- the mean difference from the trainer's logprobs, within `parity.limit`: weights that are grossly
-  wrong, or wrong in a part that matters;
-- an answer that is the same to the bit as before the update, where the trainer's logprobs of it are
-  not: weights from before, however small the update was, where nothing else runs on the server;
-- a vote between two of the trainer's, with today's weights and with those of earlier answers, as
-  far as both answers are the same (`parity.vote`): it is lost by a server that has not got today's,
-  or not all of them. This sees them once what was trained since stands out of the rounding, long
-  before the mean does.
+- The mean difference from the trainer's logprobs must be within `parity.limit`. This finds weights
+  that are grossly wrong, or wrong in a part that matters.
+- An answer that is the same to the bit as before the update, although the trainer's logprobs of it
+  have changed, shows old weights, however small the update was, if the server runs nothing else.
+- A vote compares the trainer's logprobs by the current weights and by those of earlier answers, as
+  far as both answers are the same (`parity.vote`). A server that lacks the current weights, or some
+  of them, loses it. This finds them as soon as training has changed logprobs by more than rounding
+  does, long before the mean difference shows them.
 """
 
 from __future__ import annotations
@@ -33,20 +32,21 @@ from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory
 
 TEXT = "Describe the picture: which colours are where, and what could it be?"
 SIDE = 256
-"""Pixels: 64 tokens of a Qwen3-VL."""
+"""The picture's side in pixels: 64 tokens of a Qwen3-VL."""
 TOKENS = 48
-"""Sampled tokens of each answer."""
+"""The number of sampled tokens of each answer."""
 CONTROLS = 8
-"""Earlier answers that are kept of each server: those that begin otherwise than the others."""
+"""The number of earlier answers kept of each server, all of which begin differently."""
 DECISIVE = 2.0
-"""The vote counts tokens that training has moved by so many times the rounding. Few, of 48: what
-keeps rounding from losing it is that a loss takes nearly half of them (`Vote.lost`)."""
+"""The vote counts tokens whose logprobs training has changed by more than so many times the
+rounding. Few of 48 do, but rounding cannot lose the vote, because that takes nearly half of them
+(`Vote.lost`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A server's answer, and the trainer's logprobs [tokens] of it at that time, `again` with
-    other roundings."""
+    """A server's answer, and the trainer's logprobs [tokens] of it at that time: `ours`, and
+    `again` with other roundings."""
 
     answer: Completion
     ours: torch.Tensor
@@ -54,9 +54,9 @@ class Seen:
 
 
 class WeightProbe:
-    """Asks every server of `engine` after each update; see above.
+    """Checks every server of `engine` after each update (see above).
 
-    `logprobs` are the trainer's, at `temperature`.
+    `logprobs` returns the trainer's, at `temperature`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class WeightProbe:
         self._controls: dict[str, deque[Seen]] = {}
 
     async def check(self) -> dict[str, float]:
-        """The largest server's mean difference as metric `probe_difference`.
+        """The largest of the servers' mean differences, as metric `probe_difference`.
 
         Raises `UserError` for a server that samples with other weights.
         """
@@ -130,7 +130,7 @@ class WeightProbe:
         answers: Mapping[tuple[int, ...], tuple[float, ...]],
         rounded_otherwise: bool = False,
     ) -> dict[tuple[int, ...], torch.Tensor]:
-        """The trainer's own of the answers' tokens."""
+        """The trainer's logprobs of the answers' tokens."""
         paths: dict[tuple[int, ...], Trajectory] = {}
         for i, (tokens, logprobs) in enumerate(answers.items()):
             segment = Segment(f"probe/{i}", Origin.POLICY, tokens, logprobs)
@@ -147,13 +147,16 @@ def _theirs(seen: Seen) -> torch.Tensor:
 
 
 def _common(first: Seen, second: Seen) -> int:
-    """How many tokens both answers begin with: only there do they go on from the same path."""
+    """The number of tokens with which both answers begin; only they were sampled on one path."""
     pairs = zip(first.answer.tokens, second.answer.tokens, strict=True)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(first.answer.tokens))
 
 
 def _same_though_changed(before: Seen, seen: Seen) -> bool:
-    """In bfloat16 a small update may round away in some tokens, hardly in most of them."""
+    """Whether a server's answer is the same to the bit although the trainer's logprobs changed.
+
+    In bfloat16 a small update may round away for some tokens, but hardly for most of them.
+    """
     old, new = before.answer, seen.answer
     if (old.tokens, old.logprobs) != (new.tokens, new.logprobs):
         return False
@@ -161,7 +164,7 @@ def _same_though_changed(before: Seen, seen: Seen) -> bool:
 
 
 def _picture() -> Image.Image:
-    """The same on every machine: a vertical, a horizontal and a round gradient in three colours."""
+    """A vertical, a horizontal and a round gradient in three colours, the same on every machine."""
     down = Image.linear_gradient("L")
     across = down.transpose(Image.Transpose.ROTATE_90)
     return Image.merge("RGB", (down, across, Image.radial_gradient("L"))).resize((SIDE, SIDE))

@@ -1,9 +1,9 @@
 """Gradient checkpointing (arXiv 1604.06174): layers keep their input and are computed again.
 
-Every text layer and every block of the vision tower drops what it would keep for backward but its
-input, and runs a second time when its backward comes. Only where a graph is being made: sampling,
-reference and the trunk of pieces are computed as ever. The result is the same to the bit on the
-same kernels, for Qwen3-VL has nothing random.
+Every text layer and every block of the vision tower keeps only its input for backward, and runs a
+second time when its backward comes. This happens only while a graph is being made: sampling,
+reference and the trunk of pieces are computed as before. The result is the same to the bit on the
+same kernels, because Qwen3-VL has nothing random.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _recomputed(forward: Forward, hidden: torch.Tensor, **kwargs: Any) -> torch.
         nonlocal again
         tree: TreeLayout | None = kwargs.get("tree")
         if again and tree is not None:
-            # What later pieces see was kept the first time; they are done by now.
+            # What later pieces see was kept the first time, and they are done by now.
             return forward(hidden, **(kwargs | {"tree": replace(tree, keep=())}))
         again = True
         return forward(hidden, **kwargs)

@@ -1,6 +1,6 @@
-"""A learner's files: the model, its adapters, and what its training goes on with, to the bit.
+"""A learner's files: the model, its adapters, and the state from which training goes on exactly.
 
-`axpo.folder.CheckpointFolder` says what lies where.
+`axpo.folder.CheckpointFolder` says where they are.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _DAMAGE = (
     OSError, EOFError, pickle.UnpicklingError, SafetensorError,
     json.JSONDecodeError, UnicodeDecodeError,
 )  # fmt: skip
-"""What the libraries raise of a file that was cut short, or is no such file. torch's reader raises
-a `RuntimeError` as well."""
+"""The errors that libraries raise for a file that was cut short or has another format. torch's
+reader raises a `RuntimeError` as well."""
 
 
 def write(folder: Path, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
@@ -42,10 +42,10 @@ def write(folder: Path, checkpoint: Checkpoint, state: Mapping[str, Any]) -> Non
 
 
 def read(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Put back what `write` wrote, but for the learner's `state`, which is returned.
+    """Load what `write` wrote, and return the learner's `state`.
 
-    Raises `DamagedError` if a file cannot be read, with nothing changed, and `ValueError` that
-    names `folder` where it is another model's.
+    Raises `DamagedError` if a file cannot be read, with nothing changed, and `ValueError`, which
+    names `folder`, if it belongs to another model.
     """
     found, model = CheckpointFolder(folder), checkpoint.model
     if bool(adapted_layers(model)) != found.adapter.is_dir():
@@ -56,7 +56,7 @@ def read(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Any]:
         with reading(found.adapter):
             load_adapters(model, found.adapter)
     else:
-        # Tensor by tensor from the host's memory: a second model may not fit on the device.
+        # They are copied one by one from the host: a second model may not fit on the device.
         weights = _read_weights(found.model)
         try:
             copy_weights(model, weights)
@@ -80,7 +80,7 @@ def _read_weights(model: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """The block reads `file`: what says that it is not what was written is a `DamagedError`."""
+    """The block reads `file`; errors which show that it is damaged become a `DamagedError`."""
     try:
         yield
     except (*_DAMAGE, RuntimeError) as error:
@@ -91,7 +91,7 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def _random_state() -> dict[str, Any]:
-    """Python's, numpy's and torch's generators as tensors and plain values."""
+    """The states of Python's, numpy's and torch's generators as tensors and plain values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),

@@ -22,14 +22,14 @@ PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 CAPABILITY_VERSION = 0x20080522
 LAST_CAPABILITY = 63
 CONNECTION = 3
-"""Descriptor of the connection once `confine` has returned."""
+"""The descriptor of the connection after `confine` has returned."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Resources of one session."""
+    """The limits of one session's resources."""
 
     memory: int
     """Bytes of address space."""
@@ -38,7 +38,7 @@ class Limits:
     file: int
     """Bytes of one file."""
     files: int = 32
-    """Descriptors open at once."""
+    """The number of descriptors open at once."""
 
 
 def _prctl(option: int, *arguments: int) -> None:
@@ -50,7 +50,7 @@ def _prctl(option: int, *arguments: int) -> None:
 
 def _drop_capabilities() -> None:
     for capability in range(LAST_CAPABILITY + 1):
-        # Refused where there is nothing to drop, and beyond the kernel's last capability.
+        # It is refused if there is nothing to drop, and beyond the kernel's last capability.
         with contextlib.suppress(OSError):
             _prctl(PR_CAPBSET_DROP, capability)
     with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ def _limit_resources(limits: Limits) -> None:
         resource.RLIMIT_AS: limits.memory,
         resource.RLIMIT_FSIZE: limits.file,
         resource.RLIMIT_NOFILE: limits.files,
-        resource.RLIMIT_NPROC: 0,  # not counted for root: seccomp has fork and clone
+        resource.RLIMIT_NPROC: 0,  # It does not hold for root; seccomp denies fork and clone.
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
@@ -93,14 +93,14 @@ def confine(
     """Lock this freshly forked process in; `server` is the process that it must not outlive."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in range(3):  # the server's are files of the parent's
+    for stream in range(3):  # The server's streams are files of the parent's.
         os.dup2(nothing, stream)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != server:
         raise OSError("the fork server died while this session started")
     os.umask(0o077)
     os.chdir(folder)
-    with contextlib.suppress(OSError):  # absent inside bubblewrap, which mounts no /proc
+    with contextlib.suppress(OSError):  # It is missing inside bubblewrap, which mounts no /proc.
         Path("/proc/self/oom_score_adj").write_text("1000")
     own = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     if level == "unsafe":

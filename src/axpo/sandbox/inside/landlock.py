@@ -1,8 +1,8 @@
-"""Landlock by its system calls: which files a process may touch, no TCP, no signals outwards.
+"""Landlock by its system calls: which files a process may use, no TCP, no signals to others.
 
-Access is granted, never denied: a path without a rule cannot be read, written, listed or
+Rules grant access and never deny it: a path without a rule cannot be read, written, listed or
 executed. ABI 6 (Linux 6.12) is the first that also keeps signals and abstract unix sockets
-inside. Landlock does not decide over `stat`, `chmod` and `utime`; seccomp denies the last two.
+inside. Landlock does not control `stat`, `chmod` and `utime`; seccomp denies the last two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-"""The same numbers on every architecture."""
+"""The system calls' numbers, which are the same on every architecture."""
 SCOPED_ABI = 6
 """The first ABI with everything that the level "landlock" promises."""
 
@@ -23,10 +23,10 @@ MAKE_DIR, MAKE_REG = 1 << 7, 1 << 8
 REFER, TRUNCATE = 1 << 13, 1 << 14
 READ = READ_FILE | READ_DIR
 WRITE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG
-WRITE |= REFER | TRUNCATE  # REFER: renaming between its own subfolders
-"""No links, devices, sockets or pipes are made; nothing is executed."""
+WRITE |= REFER | TRUNCATE  # REFER allows renaming between its own subfolders.
+"""They allow no making of links, devices, sockets or pipes, and no executing."""
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
-"""Rights that a rule for something other than a folder may name."""
+"""The rights that a rule for something other than a folder may name."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,7 +40,7 @@ def _call(number: int, *arguments: object) -> int:
 
 
 def abi() -> int:
-    """The kernel's Landlock ABI, 0 where it has none."""
+    """The kernel's Landlock ABI; 0 if it has none."""
     try:
         return _call(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     except OSError:
@@ -48,14 +48,14 @@ def abi() -> int:
 
 
 def _handled(version: int) -> tuple[int, int, int]:
-    """Every right that `version` of the ABI knows over files, over TCP and over other processes."""
+    """All rights that `version` of the ABI knows for files, for TCP and for other processes."""
     files = (1 << 13) - 1
     files |= (version >= 2) << 13 | (version >= 3) << 14 | (version >= 5) << 15
     return files, 0b11 if version >= 4 else 0, 0b11 if version >= SCOPED_ABI else 0
 
 
 def restrict(readable: Iterable[int], writable: Iterable[int], version: int) -> None:
-    """Lock this process in for good: only files below these open paths stay within its reach."""
+    """Confine this process for good: it can then reach only files below these open paths."""
     files, net, scoped = _handled(version)
     attributes = struct.pack("QQQ", files, net, scoped)
     ruleset = _call(

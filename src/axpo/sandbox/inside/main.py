@@ -1,8 +1,8 @@
 """The fork server: imports packages once, then forks one confined child per session.
 
-It never runs the model's code, reads no environment and holds no secret. An order on its control
-socket is {"id", "folder", "imports"} with one end of a connection as descriptor. It imports those
-of the modules that it lacks, answers {"id"} with the child's pidfd and, when the child has ended,
+It never runs the model's code, reads no environment and has no secret. An order on its control
+socket is {"id", "folder", "imports"} with one end of a connection as descriptor. The server imports
+the modules that it lacks, answers {"id"} with the child's pidfd and, when the child has ended,
 {"id", "status", "cpu"}. The children die with it, and it ends when its control socket closes.
 """
 
@@ -30,11 +30,11 @@ from .matplotlib_folder import ReadOnlyFolder
 from .notebook import Notebook
 
 MESSAGE = 1 << 16
-"""Bytes of the longest control message."""
+"""The most bytes of a control message."""
 
 
 class Forker:
-    """Forks children on order; it knows its control socket and the children that are alive."""
+    """The server, which knows its control socket and the children that are alive."""
 
     def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
         self.control = control
@@ -46,7 +46,7 @@ class Forker:
         self.readable = tuple(os.open(path, os.O_PATH) for path in settings["readable"])
         self.process = os.getpid()
         self.poll = select.poll()
-        self.children: dict[int, tuple[int, int]] = {}  # pidfd: (session, process)
+        self.children: dict[int, tuple[int, int]] = {}  # (session, process) by pidfd
 
     def serve(self) -> None:
         """Take orders until the parent closes the control socket."""
@@ -63,7 +63,7 @@ class Forker:
         if not data:
             return False
         order = json.loads(data)
-        with contextlib.suppress(Exception):  # the session's own import says what is wrong
+        with contextlib.suppress(Exception):  # The session's own import says what is wrong.
             _load(order["imports"])
         process = os.fork()
         if process == 0:
@@ -84,7 +84,7 @@ class Forker:
         self.control.send(json.dumps({"id": session, "status": status, "cpu": cpu}).encode())
 
     def _child(self, connection: int, folder: Path) -> None:
-        """Be the child, and never return: it must not come back as a second server."""
+        """Run the child, and never return: a child must not become a second server."""
         code = 1
         try:
             confine(connection, folder, self.readable, self.limits, self.level, self.process)
@@ -103,7 +103,7 @@ class Forker:
 
 
 def _module(file: str) -> types.ModuleType:
-    """The module in `file`, which needs no package around it."""
+    """The module in `file`, loaded without its package."""
     loader = importlib.machinery.SourceFileLoader(Path(file).stem, file)
     module = types.ModuleType(loader.name)
     loader.exec_module(module)
@@ -111,7 +111,7 @@ def _module(file: str) -> types.ModuleType:
 
 
 def _load(modules: Sequence[str]) -> None:
-    """Import the missing modules; the imported objects stay shared between the children."""
+    """Import the missing modules, whose objects the children then share in memory."""
     missing = [name for name in modules if name not in sys.modules]
     for name in missing:
         importlib.import_module(name)
@@ -121,9 +121,9 @@ def _load(modules: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Start from the settings in the only argument, say so, and serve."""
+    """Read the settings from the only argument, say that the server is ready, and serve."""
     settings = json.loads(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles a terminal's Ctrl-C.
     sys.path.append(settings["packages"])
     sys.meta_path.insert(0, ReadOnlyFolder())
     _load(settings["imports"])

@@ -1,7 +1,7 @@
-"""matplotlib takes its folder, which a session can only read, as it is.
+"""Makes matplotlib use its folder as it is, although a session can only read it.
 
-Otherwise, whenever a later cell is the first to import it, it would make another folder among the
-session's files, list all fonts anew, and print four lines about that with paths of the host.
+Otherwise, if a later cell were the first to import matplotlib, it would make another folder among
+the session's files, list all fonts again, and print four lines about that with paths of the host.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType
 
 
 class ReadOnlyFolder(importlib.abc.MetaPathFinder):
-    """Finds matplotlib once, as the import system does, and changes how it is loaded."""
+    """A finder that finds matplotlib once, as the import system does, but with another loader."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -32,7 +32,7 @@ class ReadOnlyFolder(importlib.abc.MetaPathFinder):
 class _Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         access = os.access
-        os.access = lambda *_, **__: True  # asked whether the folder can be written, once
+        os.access = lambda *_, **__: True  # matplotlib asks once whether it can write the folder.
         try:
             super().exec_module(module)
             for remember in (module.get_configdir, module.get_cachedir):

@@ -1,7 +1,7 @@
-"""A notebook's cells: state persists, the last expression is shown, errors are observations.
+"""Runs a notebook's cells: state persists, the last expression is shown, errors become text.
 
-Everything here shares a process with the model's code and may be tampered with by it; the
-parent therefore checks every answer and trusts none.
+Everything here shares a process with the model's code, which may tamper with it; therefore the
+parent checks every answer.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from . import wire
 from .output import Pictures, Text, is_figure, is_picture
 
 RESERVE = 16 << 20
-"""Bytes of address space that are given back after a cell, so that a cell which ran out of memory
-can be answered."""
+"""Bytes of address space that are freed after a cell, so that there is room for an answer if the
+cell ran out of memory."""
 FRAMES = 6
-"""How many lines of the model's own code a traceback shows, the innermost last."""
+"""The most lines of the model's own code that a traceback shows; the innermost is last."""
 
 
 class Notebook:
@@ -53,7 +53,7 @@ class Notebook:
         self._prepare_packages()
 
     def _prepare_packages(self) -> None:
-        """Give every session the same random numbers, and let nothing open a window."""
+        """Give every session the same random numbers, and prevent windows from being opened."""
         random.seed(0)
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed(0)
@@ -109,7 +109,7 @@ class Notebook:
             start = end
 
     def _run(self, code: str) -> tuple[str, Pictures]:
-        """Run one cell; whatever it raises becomes text."""
+        """Run one cell; anything that it raises becomes text."""
         self.cell += 1
         self.interrupted = False
         text, self.pictures = Text(self.characters), Pictures(**self.limits)
@@ -146,14 +146,14 @@ class Notebook:
             if is_picture(value) or is_figure(value):
                 self.show(value)
                 if is_figure(value) and (pyplot := sys.modules.get("matplotlib.pyplot")):
-                    pyplot.close(value)  # otherwise it is shown again below
+                    pyplot.close(value)  # Otherwise it would be shown again below.
             elif value is not None:
                 text.write(repr(value))
         self.pictures.add_open_figures()
 
 
 def trim(error: BaseException) -> str:
-    """The traceback of `error` with the model's own lines only."""
+    """The traceback of `error`, with only the model's own lines."""
     report = traceback.TracebackException.from_exception(error, compact=True)
     link: traceback.TracebackException | None = report
     while link is not None:

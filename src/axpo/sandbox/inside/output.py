@@ -1,4 +1,4 @@
-"""A cell's output: text, cut in the middle if it is too long, and pictures, made small enough."""
+"""A cell's output: text, cut in the middle if it is too long, and pictures of a limited size."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Text(io.TextIOBase):
         self.head += text[:room]
         rest = text[max(room, 0) :][-self.half :]
         self.tail += rest
-        if len(self.tail) > 4 * self.half:  # seldom, so that many short writes stay cheap
+        if len(self.tail) > 4 * self.half:  # It is cut seldom, so that short writes are cheap.
             self.tail = self.tail[-self.half :]
         return len(text)
 
     def value(self) -> str:
-        """The text, with a note of what was left out; half of a surrogate pair becomes a "?"."""
+        """The text, with a note of what was left out; half of a surrogate pair becomes "?"."""
         tail = self.tail[-self.half :]
         left_out = self.written - len(self.head) - len(tail)
         note = f"\n... {left_out} characters left out ...\n" if left_out else ""
@@ -43,7 +43,7 @@ class Text(io.TextIOBase):
 class Pictures:
     """The pictures that a cell shows, at most `count`.
 
-    `to_show` is `axpo.pictures.to_show`, given `pixels` and `side`: RGB within these limits.
+    `to_show` is `axpo.pictures.to_show`, which returns an RGB picture within `pixels` and `side`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Pictures:
         self.left_out = 0
 
     def add(self, image: Any) -> None:
-        """Show a PIL image, made smaller where it is too large; raises `ValueError`."""
+        """Show a PIL image, made smaller if it is too large; raises `ValueError`."""
         if len(self.shown) == self.count:
             self.left_out += 1
             return
@@ -84,13 +84,13 @@ class Pictures:
                 pyplot.close("all")
 
     def packed(self) -> tuple[list[dict[str, Any]], bytes]:
-        """The pictures' headers and pixels, as a frame carries them."""
+        """The pictures' headers and pixels, as a frame holds them."""
         headers = [{"width": image.width, "height": image.height} for image in self.shown]
         return headers, b"".join(image.tobytes() for image in self.shown)
 
 
 def is_picture(value: Any) -> bool:
-    """Whether a value is a PIL image; PIL need not have been imported."""
+    """Whether a value is a PIL image; this does not import PIL."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(value, module.Image)
 

@@ -1,11 +1,11 @@
-"""A seccomp filter built by hand: it allows the few system calls that computing needs.
+"""A seccomp filter, built by hand, that allows the few system calls that computing needs.
 
 It is an allow-list because new system calls appear in every release. A call that is not in it fails
-with EPERM and does not kill, so that the model's code sees a `PermissionError` and can go on.
-Absent on purpose: fork, vfork, clone (no process, no thread), execve, every socket call,
-memfd_create, ptrace, process_vm_*, kill and its kin (a child signals nobody; the parent does),
-chmod, chown, utime, links, mount, io_uring, bpf, keyctl, shm*, userfaultfd, prctl, seccomp, timers
-and splice.
+with EPERM and does not kill, so that the model's code sees a `PermissionError` and can go on. These
+are left out on purpose: fork, vfork, clone (no process, no thread), execve, every socket call,
+memfd_create, ptrace, process_vm_*, kill and similar calls (only the parent sends signals), chmod,
+chown, utime, links, mount, io_uring, bpf, keyctl, shm*, userfaultfd, prctl, seccomp, timers and
+splice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import platform
 import struct
 
 ABSENT = -1
-"""The architecture has no such call: its table never had the old form."""
+"""It stands for a call that an architecture does not have, because it never had the old form."""
 
 CALLS: dict[str, tuple[int, int]] = {  # name: (x86-64, aarch64); the frequent ones first
     "read": (0, 63), "write": (1, 64), "mmap": (9, 222), "munmap": (11, 215),
@@ -47,20 +47,20 @@ CALLS: dict[str, tuple[int, int]] = {  # name: (x86-64, aarch64); the frequent o
 IOCTL, FCNTL, PRLIMIT, CLONE3 = (16, 29), (72, 25), (302, 261), (435, 435)
 
 IOCTLS = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)
-"""TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX, which `isatty` and `open` ask."""
+"""TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX and FIOCLEX, which `isatty` and `open` use."""
 FCNTLS = (0, 1, 2, 3, 4, 1030)
-"""Duplicates and flags; not F_SETOWN or F_SETSIG, which send signals, and no file locks: they
-belong to the file, so that sessions which can open the same one could talk by them."""
+"""Duplicates and flags. F_SETOWN and F_SETSIG are left out because they send signals; file locks
+because sessions which can open the same file could communicate by them."""
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""`platform.machine()`: column of the tables, the kernel's audit number."""
+"""By `platform.machine()`, the column of the tables and the kernel's audit number."""
 
 LOAD, EQUAL, ABOVE, RETURN = 0x20, 0x15, 0x35, 0x06
 ALLOW, FAIL, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 """Offsets in `struct seccomp_data`."""
 X32 = 0x40000000
-"""Bit of the x32 calls, a second table on x86-64 that the filter does not know."""
+"""The bit of the x32 calls, a second table on x86-64 that the filter does not know."""
 
 Instruction = tuple[int, int, int, int]
 
@@ -68,11 +68,11 @@ Instruction = tuple[int, int, int, int]
 def _only_own_limits(number: int) -> list[Instruction]:
     """Allow prlimit to read the caller's own limits (pid 0, no new limit), else fail.
 
-    A session that lowers one could have the kernel kill it, which would pass for a fault of the
-    sandbox.
+    A session that lowers a limit could make the kernel kill it, which would look like a fault of
+    the sandbox.
     """
     body: list[Instruction] = []
-    # The process, then both words of the pointer to the new limit.
+    # These are the process, then both words of the pointer to the new limit.
     for offset in (ARGUMENTS, ARGUMENTS + 16, ARGUMENTS + 20):
         body += [(LOAD, 0, 0, offset), (EQUAL, 1, 0, 0), (RETURN, 0, 0, FAIL | errno.EPERM)]
     body.append((RETURN, 0, 0, ALLOW))
@@ -120,7 +120,7 @@ class _Program(ctypes.Structure):
 
 
 def install() -> None:
-    """Filter this process for good; it must have given up new privileges before."""
+    """Filter this process for good; it must have given up new privileges before that."""
     code = program(platform.machine())
     filters = _Program(len(code) // 8, ctypes.c_char_p(code))
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,8 +1,7 @@
 """Frames between the parent and a session: two lengths, a JSON object, then raw bytes.
 
-Pictures travel as raw pixels, so neither side runs an image decoder on what the other wrote: a
-picture is RGB, and valid if its bytes number width x height x channels. Nothing
-is ever unpickled.
+Pictures are sent as raw pixels, so that neither side runs an image decoder on what the other wrote:
+a picture is RGB, and valid if it has width x height x channels bytes. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import struct
 from typing import Any
 
 LENGTHS = struct.Struct("!II")
-"""The number of bytes of JSON, then that of pixels."""
+"""The number of bytes of JSON, then the number of bytes of pixels."""
 
 CHANNELS = 3
-"""Bytes of a pixel: RGB."""
+"""The bytes of a pixel, which is RGB."""
 
 
 def pack(message: dict[str, Any], pixels: bytes = b"") -> bytes:
