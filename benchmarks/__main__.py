@@ -35,6 +35,7 @@ BENCHMARKS = (
     "extra_samples",
     "growth",
     "tools",
+    "gradings",
 )
 OUT, PAGE = Path("docs/performance.json"), Path("docs/performance.md")
 QUICK = Path("runs/benchmarks/quick")

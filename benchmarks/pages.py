@@ -37,6 +37,7 @@ TITLES: Mapping[str, str] = {
     "extra_samples": "What AXPO's extra samples cost",
     "growth": "How time grows",
     "tools": "Tools beside the decode loop",
+    "gradings": "Grading hostile answers",
 }
 TEXTS: Mapping[str, str] = {
     "rollouts": """The same questions, sampled by axpo's engine, by TRL's GRPOTrainer, and by
@@ -85,6 +86,14 @@ takes several rounds of the decode loop, since coroutines run between rounds: `p
 time. Then each tool's call through the toolbox as a multiple
 of a call of an `async` function that does nothing; there CPU time is this process's, without the
 sandbox's own.""",
+    "gradings": """Ten thousand answers, 64 graded at once: texts of up to a million characters that a
+scanner may take more than linear time for, formulas from easy to huge, and twenty sums, products
+and integrals, every one another, that compute until they are stopped. Every answer gets a verdict.
+`Block` is the longest time that the event loop stood still (a task that ticks every millisecond
+measures it), `of it CPU` the loop's own processor time between two ticks, which other programs on
+the machine do not add to. `Slowest` is the longest that one grading took, waiting behind bombs
+included. Memory is resident: what this process grew by, and the sum over the math workers and
+their children, which share most of their pages.""",
 }
 COLUMNS: Mapping[str, str] = {
     "image_tokens": "image tokens",
@@ -141,13 +150,15 @@ def _tables(name: str, rows: Sequence[Row]) -> list[str]:
         return _growth_tables(rows)
     if name == "tools":
         return _tools_tables(rows)
+    if name == "gradings":
+        return _gradings_table(rows)
     return _table(rows)
 
 
 def _figure(name: str, rows: Sequence[Row]) -> Any:
     if name == "growth":
         return growth_figure(rows)
-    if name == "tools":
+    if name in ("tools", "gradings"):
         return None
     keys = [
         key for key in ("image_tokens", "response", "tool_turns", "turns") if key in _vary(rows)
@@ -249,6 +260,22 @@ def _tools_tables(rows: Sequence[Row]) -> list[str]:
         head = ["tool", "calls at once", "CPU ratio", "wall ratio", "ms per call"]
         lines += ["", "Against an empty call:", "", *_markdown(head, overhead)]
     return lines
+
+
+def _gradings_table(rows: Sequence[Row]) -> list[str]:
+    """Seconds, blocks of the loop and memory by the graders that took part."""
+    head = ["graders", "gradings", "wall, s", "CPU, s", "slowest, s", "block, ms", "of it CPU, ms"]
+    head += ["grown by, MiB", "workers, MiB", "target"]
+    body: list[list[str]] = []
+    for row in rows:
+        case, ours = row["case"], row["ours"]
+        cells = [case["graders"], str(case["gradings"])]
+        cells += [_number(ours[key]) for key in ("wall_s", "cpu_s", "slowest_s")]
+        cells += [_number(row[key]) for key in ("block_ms", "block_cpu_ms")]
+        cells += [f"{ours[key]:.0f}" for key in ("own_mib", "workers_mib")]
+        cells.append("; ".join(f"{t} {'✓' if t.met(row) else '✗'}" for t in targets_of(row)))
+        body.append(cells)
+    return _markdown(head, body)
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -40,7 +40,10 @@ class Target:
         return f"{NAMES.get(self.figure, self.figure)} {bound}"
 
 
-NAMES = {"ratio_cpu": "CPU", "ratio_wall": "wall", "memory_ratio": "memory", "ratio_alone": "alone"}
+NAMES = {
+    "ratio_cpu": "CPU", "ratio_wall": "wall", "memory_ratio": "memory", "ratio_alone": "alone",
+    "block_ms": "longest block, ms,",
+}  # fmt: skip
 
 
 def value(figure: Any) -> float:
@@ -71,6 +74,7 @@ TARGETS = (
     Target("extra_samples", "ratio_wall", most=1.2),
     Target("tools", "ratio_cpu", most=1.1, against="instant tools"),
     Target("tools", "ratio_alone", most=1.1, against="instant tools"),
+    Target("gradings", "block_ms", most=50),
 )
 
 
