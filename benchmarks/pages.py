@@ -86,14 +86,14 @@ takes several rounds of the decode loop, since coroutines run between rounds: `p
 time. Then each tool's call through the toolbox as a multiple
 of a call of an `async` function that does nothing; there CPU time is this process's, without the
 sandbox's own.""",
-    "gradings": """Ten thousand answers, 64 graded at once: texts of up to a million characters that a
-scanner may take more than linear time for, formulas from easy to huge, and twenty sums, products
-and integrals, every one another, that compute until they are stopped. Every answer gets a verdict.
-`Block` is the longest time that the event loop stood still (a task that ticks every millisecond
-measures it), `of it CPU` the loop's own processor time between two ticks, which other programs on
-the machine do not add to. `Slowest` is the longest that one grading took, waiting behind bombs
-included. Memory is resident: what this process grew by, and the sum over the math workers and
-their children, which share most of their pages.""",
+    "gradings": """Ten thousand answers, 64 graded at once: texts of up to a million characters
+that a scanner may take more than linear time for, formulas from easy to huge, and twenty sums,
+products and integrals, every one another, that compute until they are stopped. Every answer gets a
+verdict. `Block` is the longest time that the event loop stood still (a task that ticks every
+millisecond measures it), `of it CPU` the loop's own processor time between two ticks, which other
+programs on the machine do not add to. `Slowest` is the longest that one grading took, waiting
+behind bombs included. Memory is resident: what this process grew by, and the sum over the math
+workers and their children, which share most of their pages.""",
 }
 COLUMNS: Mapping[str, str] = {
     "image_tokens": "image tokens",

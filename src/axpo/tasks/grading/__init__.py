@@ -20,6 +20,7 @@ from axpo.tasks.grading.exact import exact
 from axpo.tasks.grading.maths import math
 from axpo.tasks.grading.prose import check_text
 from axpo.tasks.grading.rubric import check_rubric
+from axpo.tasks.grading.turns import turn
 from axpo.tasks.grading.verdict import BuiltIn, Grader, Verdict, grader
 from axpo.tree import Trajectory
 
@@ -75,6 +76,7 @@ class Graders:
         """The verdict of axpo's own grader of the example on an answer's text."""
         check_grader(example.grading)
         if example.grading not in JUDGED:
+            await turn()
             return await BUILT_IN[example.grading].grade(example, answer)
         if self._judge is None:
             raise GradingError(f"the grader {example.grading!r} needs a judge; there is none")

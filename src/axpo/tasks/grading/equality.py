@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from axpo.tasks.grading import expressions
-from axpo.tasks.grading.expressions import TooLarge, Unreadable
+from axpo.tasks.grading.arithmetic import TooLarge, is_real
+from axpo.tasks.grading.expressions import Unreadable
 from axpo.tasks.grading.formulas import Formula, is_symbol, noisy, rational, read
 from axpo.tasks.grading.words import is_words, same_text, same_words
 
@@ -123,7 +124,7 @@ def _inequality(answer: Formula, truth: Formula) -> bool:
     if len(truth.parts) > 2:
         return answer.name == truth.name and all(map(_equal, answer.parts, truth.parts))
     factor = _ratio(answer, truth)
-    if factor is None or not expressions.is_real(factor):
+    if factor is None or not is_real(factor):
         return False
     if "\\ne" in (answer.name, truth.name):
         return answer.name == truth.name

@@ -16,37 +16,23 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import mpmath
-from mpmath import mp
 
-DIGITS = 300
-TOLERANCE = Fraction(1, 10 ** (DIGITS - 50))
-MAX_BITS = 1 << 18
-"""Size of an exact number; what is larger is inexact, and over `MAX_EXPONENT` refused."""
-MAX_EXPONENT = 200_000
-MAX_FACTORIAL = 3000
+from axpo.tasks.grading import arithmetic
+from axpo.tasks.grading.arithmetic import Number, TooLarge, Undefined, floating, is_real, near
+
 POINTS = 6
 
-Number = Any
-"""Fraction, mpf or mpc."""
 Node = Any
 """Fraction, the name of a variable, or (function, nodes)."""
 
 
 class Unreadable(ValueError):
     """This is no expression that is read here."""
-
-
-class TooLarge(ValueError):
-    """A number in it is too large to be computed."""
-
-
-class Undefined(ValueError):
-    """It has no value here."""
 
 
 def evaluate(node: Node, point: Mapping[str, Fraction]) -> Number:
@@ -79,22 +65,6 @@ def points(names: set[str]) -> list[dict[str, Fraction]]:
     return found
 
 
-def near(one: Number, other: Number) -> bool:
-    """Whether two values are the same number: exactly, or in all digits but the last 50."""
-    if isinstance(one, Fraction) and isinstance(other, Fraction):
-        return one == other
-    one, other = _inexact(one), _inexact(other)
-    if mpmath.isinf(one) or mpmath.isinf(other):
-        return bool(one == other)
-    tolerance = _inexact(TOLERANCE)
-    return bool(abs(one - other) <= tolerance * max(abs(one), abs(other), tolerance))
-
-
-def is_real(value: Number) -> bool:
-    """Whether a value has no imaginary part."""
-    return not isinstance(value, mpmath.mpc) or near(value, value.real)
-
-
 def value_at(node: Node, point: Mapping[str, Fraction]) -> Number | None:
     """The value, None where it is undefined; raises `TooLarge`."""
     try:
@@ -121,13 +91,13 @@ def equal(one: Node, other: Node) -> bool:
 
 def difference(left: Node, right: Node) -> Node:
     """`left - right`."""
-    return (_add, left, (_negative, right))
+    return (arithmetic.add, left, (arithmetic.negative, right))
 
 
 def ratio(one: Node, other: Node) -> Number | None:
     """The constant other than 0 that `one` is of `other` at all points, None where it is none."""
     found = [
-        a / b if isinstance(a, Fraction) and isinstance(b, Fraction) else _inexact(a) / _inexact(b)
+        a / b if isinstance(a, Fraction) and isinstance(b, Fraction) else floating(a) / floating(b)
         for point in points(variables(one) | variables(other))
         if (a := value_at(one, point)) is not None
         and (b := value_at(other, point)) is not None
@@ -137,159 +107,6 @@ def ratio(one: Node, other: Node) -> Number | None:
     return found[0] if same and not near(found[0], Fraction(0)) else None
 
 
-def _inexact(value: Number) -> Number:
-    mp.dps = DIGITS
-    if isinstance(value, Fraction):
-        return mpmath.mpf(value.numerator) / value.denominator
-    return value
-
-
-def _bits(value: Fraction) -> int:
-    return max(value.numerator.bit_length(), value.denominator.bit_length())
-
-
-def _small(value: Number) -> Number:
-    """An exact number that has become too long goes on as an inexact one."""
-    return value if not isinstance(value, Fraction) or _bits(value) <= MAX_BITS else _inexact(value)
-
-
-def _add(a: Number, b: Number) -> Number:
-    exact = isinstance(a, Fraction) and isinstance(b, Fraction)
-    return _small(a + b) if exact else _inexact(a) + _inexact(b)
-
-
-def _multiply(a: Number, b: Number) -> Number:
-    exact = isinstance(a, Fraction) and isinstance(b, Fraction)
-    return _small(a * b) if exact else _inexact(a) * _inexact(b)
-
-
-def _negative(a: Number) -> Number:
-    return -a
-
-
-def _divide(a: Number, b: Number) -> Number:
-    if b == 0:
-        raise Undefined
-    exact = isinstance(a, Fraction) and isinstance(b, Fraction)
-    return _small(a / b) if exact else _inexact(a) / _inexact(b)
-
-
-def _power(base: Number, exponent: Number) -> Number:
-    if base == 0:
-        if not is_real(exponent) or _inexact(exponent).real <= 0:
-            raise Undefined
-        return Fraction(0)
-    if isinstance(exponent, Fraction) and isinstance(base, Fraction):
-        whole = exponent.denominator == 1
-        if whole and _bits(base) * abs(exponent) <= MAX_BITS:
-            return base**exponent.numerator
-        if base < 0 and _odd_root(exponent):
-            return _sign(exponent) * _power(-base, exponent)
-    inexact, by = _inexact(base), _inexact(exponent)
-    if mpmath.isinf(inexact) or mpmath.isinf(by):
-        raise Undefined
-    if _odd_root(exponent) and isinstance(inexact, mpmath.mpf) and inexact < 0:
-        return _sign(exponent) * _power(-inexact, exponent)
-    if abs(by * mpmath.log(inexact)) > MAX_EXPONENT:
-        raise TooLarge("a power")
-    return mpmath.power(inexact, by)
-
-
-def _odd_root(exponent: Number) -> bool:
-    """Whether a power is a root of odd degree, which is real for negative numbers too."""
-    return isinstance(exponent, Fraction) and exponent.denominator % 2 == 1
-
-
-def _sign(exponent: Fraction) -> int:
-    return -1 if exponent.numerator % 2 else 1
-
-
-def _factorial(value: Number) -> Number:
-    if isinstance(value, Fraction) and value.denominator == 1:
-        if value < 0:
-            raise Undefined
-        if value <= MAX_FACTORIAL:
-            return Fraction(math.factorial(value.numerator))
-    if abs(value) > MAX_FACTORIAL:
-        raise TooLarge("a factorial")
-    return mpmath.gamma(_inexact(value) + 1)
-
-
-def _binomial(n: Number, k: Number) -> Number:
-    if max(abs(n), abs(k)) > MAX_FACTORIAL:
-        raise TooLarge("a binomial")
-    exact = isinstance(n, Fraction) and isinstance(k, Fraction)
-    if exact and n.denominator == k.denominator == 1 and min(n, k) >= 0:
-        return Fraction(math.comb(n.numerator, k.numerator))
-    return mpmath.binomial(_inexact(n), _inexact(k))
-
-
-def _rounded(function: Callable[[Any], int]) -> Callable[[Number], Number]:
-    def apply(value: Number) -> Number:
-        if isinstance(value, Fraction):
-            return Fraction(function(value))
-        if not is_real(value):
-            raise Undefined
-        # A value that is an integer up to the last digits is that integer.
-        nearest = mpmath.nint(value.real)
-        whole = nearest if near(nearest, value) else getattr(mpmath, function.__name__)(value.real)
-        return Fraction(int(whole))
-
-    return apply
-
-
-def _function(name: str) -> Callable[[Number], Number]:
-    compute = getattr(mpmath, name)
-
-    def apply(value: Number) -> Number:
-        inexact = _inexact(value)
-        if abs(inexact) > MAX_EXPONENT and name not in ("log", "atan"):
-            raise TooLarge(name)
-        if name == "log" and inexact == 0:
-            raise Undefined
-        return compute(inexact)
-
-    return apply
-
-
-def _logarithm(base: Number, value: Number) -> Number:
-    return _divide(_log(value), _log(base))
-
-
-def _degrees(value: Number) -> Number:
-    return _inexact(value) * mpmath.pi / 180
-
-
-def _constant(name: str) -> Callable[[], Number]:
-    def apply() -> Number:
-        mp.dps = DIGITS
-        return +getattr(mpmath, name)
-
-    return apply
-
-
-def _unknown(name: str) -> Callable[..., Number]:
-    """A function that is only a name (`f`): some function, the same for the same name."""
-    draw = random.Random(name)
-    factors = [Fraction(draw.randint(100, 999), 991) for _ in range(9)]
-
-    def apply(*values: Number) -> Number:
-        weighed = zip(factors, (Fraction(1), *values), strict=False)
-        return mpmath.sin(sum((_inexact(f) * _inexact(v) for f, v in weighed), mpmath.mpf(0)))
-
-    return apply
-
-
-_log = _function("log")
-_ARCS = {name: "a" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
-_ARCS |= {name: "a" + name for name in ("sinh", "cosh", "tanh")}
-_FUNCTIONS: dict[str, Callable[[Number], Number]] = {
-    **{name: _function(name) for name in _ARCS},
-    **{"arc" + name: _function(arc) for name, arc in _ARCS.items()},
-    "ln": _log,
-    "exp": _function("exp"),
-    "lg": lambda value: _logarithm(Fraction(10), value),
-}
 _CONSTANTS = {"\\pi": "pi", "e": "e", "i": "j", "\\infty": "inf"}
 _LETTERS = re.compile(
     r"alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|kappa|lambda|mu|nu|xi|rho|sigma"
@@ -347,33 +164,33 @@ class _Reader:
         node = self.product()
         while sign := self.take("+", "-"):
             right = self.product()
-            node = (_add, node, right if sign == "+" else (_negative, right))
+            node = (arithmetic.add, node, right if sign == "+" else (arithmetic.negative, right))
         return node
 
     def product(self) -> Node:
         if sign := self.take("+", "-"):
-            return (_negative, self.product()) if sign == "-" else self.product()
+            return (arithmetic.negative, self.product()) if sign == "-" else self.product()
         node = self.factors()
         while sign := self.take("*", "/", "\\cdot", "\\times", "\\div", "\\ast"):
             plain = isinstance(node, Fraction)
             minus = self.take("-")
             if sign in ("/", "\\div"):
                 right = self.powered() if plain and _NUMBER.match(self.peek()) else self.factors()
-                node = (_divide, node, right)
+                node = (arithmetic.divide, node, right)
                 if plain and self._begins_factor():
-                    node = (_multiply, node, self.factors())
+                    node = (arithmetic.multiply, node, self.factors())
             else:
-                node = (_multiply, node, self.factors())
-            node = (_negative, node) if minus else node
+                node = (arithmetic.multiply, node, self.factors())
+            node = (arithmetic.negative, node) if minus else node
         return node
 
     def factors(self, in_function: bool = False) -> Node:
         """Factors side by side; a number may only come first."""
         node = self.powered()
         while self._begins_factor():
-            if in_function and self.peek()[1:] in (*_FUNCTIONS, "log"):
+            if in_function and self.peek()[1:] in (*arithmetic.FUNCTIONS, "log"):
                 break
-            node = (_multiply, node, self.powered())
+            node = (arithmetic.multiply, node, self.powered())
         return node
 
     def _begins_factor(self) -> bool:
@@ -391,18 +208,18 @@ class _Reader:
             if sign == "!":
                 if self.peek() == "!":
                     raise Unreadable("a double factorial")
-                node = (_factorial, node)
+                node = (arithmetic.factorial, node)
             elif sign == "%":
-                node = (_divide, node, Fraction(100))
+                node = (arithmetic.divide, node, Fraction(100))
             elif sign == "\\degree":
-                node = (_degrees, node)
+                node = (arithmetic.degrees, node)
             else:
-                node = (_power, node, self.exponent())
+                node = (arithmetic.power, node, self.exponent())
         return node
 
     def exponent(self) -> Node:
         if self.take("-"):
-            return (_negative, self.exponent())
+            return (arithmetic.negative, self.exponent())
         return self.atom()
 
     def atom(self) -> Node:
@@ -414,19 +231,19 @@ class _Reader:
         if token in _PAIRS:
             return self.group(token)
         name = token[1:] if token.startswith("\\") else ""
-        if name in _FUNCTIONS or name == "log":
+        if name in arithmetic.FUNCTIONS or name == "log":
             return self.applied(name)
         if name == "frac":
-            return (_divide, self.argument(), self.argument())
+            return (arithmetic.divide, self.argument(), self.argument())
         if name == "sqrt":
             degree = self.group("[") if self.take("[") else Fraction(2)
-            return (_power, self.argument(), (_divide, Fraction(1), degree))
+            return (arithmetic.power, self.argument(), (arithmetic.divide, Fraction(1), degree))
         if name == "binom":
-            return (_binomial, self.argument(), self.argument())
+            return (arithmetic.binomial, self.argument(), self.argument())
         if name == "text" or name in _ACCENTS:
             return self.symbol(token + self.raw())
         if token in _CONSTANTS and self.peek() not in ("_", "'"):
-            return (_constant(_CONSTANTS[token]),)
+            return (arithmetic.constant(_CONSTANTS[token]),)
         if _LETTERS.fullmatch(name) or (token.isascii() and token.isalpha()):
             return self.symbol(token)
         raise Unreadable(f"{token!r} was not expected" if token else "it ends too early")
@@ -440,7 +257,7 @@ class _Reader:
         if opening == "|":
             return (abs, node)
         rounding = {"\\lfloor": math.floor, "\\lceil": math.ceil}.get(opening)
-        return (_rounded(rounding), node) if rounding else node
+        return (arithmetic.rounded(rounding), node) if rounding else node
 
     def argument(self) -> Node:
         """What a command takes: a group, or the next character."""
@@ -460,16 +277,20 @@ class _Reader:
         if name == "log" and self.take("_"):
             base = self.argument()
         power = self.exponent() if self.take("^") else None
-        if power == (_negative, Fraction(1)) and name in _ARCS:
+        if power == (arithmetic.negative, Fraction(1)) and name in arithmetic.ARCS:
             name, power = "arc" + name, None
         if self.peek() in ("(", "{", "["):
             inner = self.group(self.take())
         else:
             minus = self.take("-")
             inner = self.factors(in_function=True)
-            inner = (_negative, inner) if minus else inner
-        node = (_logarithm, base, inner) if name == "log" else (_FUNCTIONS[name], inner)
-        return node if power is None else (_power, node, power)
+            inner = (arithmetic.negative, inner) if minus else inner
+        node = (
+            (arithmetic.logarithm, base, inner)
+            if name == "log"
+            else (arithmetic.FUNCTIONS[name], inner)
+        )
+        return node if power is None else (arithmetic.power, node, power)
 
     def raw(self) -> str:
         """The text of a command's argument."""
@@ -493,5 +314,5 @@ class _Reader:
             while self.take(","):
                 arguments.append(self.sum())
             self.need(")")
-            return (_unknown(name), *arguments)
+            return (arithmetic.unknown(name), *arguments)
         return name

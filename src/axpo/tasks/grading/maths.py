@@ -24,14 +24,8 @@ from typing import IO, Any
 from axpo.errors import GradingError
 from axpo.tasks.base import Example
 from axpo.tasks.grading.final import final_answer
-from axpo.tasks.grading.formulas import (
-    MAX_CHARACTERS,
-    beyond_limits,
-    noisy,
-    rational,
-    restored,
-    tidy,
-)
+from axpo.tasks.grading.formulas import MAX_CHARACTERS, beyond_limits, noisy, rational
+from axpo.tasks.grading.tidying import restored, tidy
 from axpo.tasks.grading.verdict import BuiltIn, Verdict, best, compared, truths_of
 from axpo.tasks.grading.words import same_text, spoken
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from axpo.tasks.grading.formulas import tidy
 from axpo.tasks.grading.prose import normalise
+from axpo.tasks.grading.tidying import tidy
 from axpo.tasks.grading.units import split_unit
 
 _VERBATIM = re.compile(
