@@ -29,13 +29,16 @@ from axpo.tasks.grading.tidying import restored, tidy
 from axpo.tasks.grading.verdict import BuiltIn, Verdict, best, compared, truths_of
 from axpo.tasks.grading.words import same_text, spoken
 
-WORKERS = 2
-"""Worker processes, started when first needed (choice)."""
+QUICK_WORKERS, SLOW_WORKERS = 2, 1
+"""Worker processes, started when first needed (choice). A comparison that does not end in
+`QUICK_SECONDS` is begun again by a slow worker, so that it holds up no quick ones."""
+QUICK_SECONDS, SLOW_SECONDS = 0.25, 2.0
+"""Processor time of one comparison (choice); nearly all take a few milliseconds."""
 WALL_SECONDS = 60.0
 """Deadline of a comparison, for a worker that gets no processor time: no answer's fault."""
 START_SECONDS = 120.0
 """Deadline of a worker's start (it imports sympy)."""
-REMEMBERED = 20_000
+REMEMBERED = 4000
 """Outcomes kept: the rollouts of a group often give the same answer."""
 
 NEEDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
@@ -44,6 +47,7 @@ _OWN_DOING = frozenset(
     (signal.SIGPROF, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 )
 """What ends a process by what it computes; other signals come from outside."""
+_LATE = "it takes too long"
 
 
 class Worker:
@@ -52,12 +56,15 @@ class Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def outcome(self, readings: Sequence[str], truth: str) -> str:
-        """`equal`, or why not; raises `GradingError` where it cannot be told."""
+    def outcome(self, readings: Sequence[str], truth: str, seconds: float = SLOW_SECONDS) -> str:
+        """What `equality.outcome` gives within some seconds of processor time.
+
+        Raises `GradingError` where it gives nothing that is the formulas' own doing.
+        """
         process = self._running()
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps([list(readings), truth]) + "\n")
+            process.stdin.write(json.dumps([list(readings), truth, seconds]) + "\n")
             process.stdin.flush()
         except OSError as error:
             self.close()
@@ -66,7 +73,7 @@ class Worker:
         if "died" not in reply:
             return reply["outcome"]
         if reply["died"] in _OWN_DOING:
-            return "it takes too long"
+            return _LATE
         raise GradingError(f"the math worker was killed by signal {reply['died']}")
 
     def close(self) -> None:
@@ -117,8 +124,9 @@ class Worker:
 class Workers:
     """A few workers, each with a thread of its own; never the loop's default threads."""
 
-    def __init__(self, count: int = WORKERS) -> None:
-        self._threads = ThreadPoolExecutor(count, "math grader")
+    def __init__(self) -> None:
+        self._quick = ThreadPoolExecutor(QUICK_WORKERS, "math grader")
+        self._slow = ThreadPoolExecutor(SLOW_WORKERS, "slow math grader")
         self._own = threading.local()
         self._outcomes: dict[tuple[tuple[str, ...], str], str] = {}
 
@@ -127,25 +135,28 @@ class Workers:
 
         Raises `GradingError` where that cannot be told, as for a truth that cannot be read.
         """
+        loop, found = asyncio.get_running_loop(), _LATE
+        for threads, seconds in ((self._quick, QUICK_SECONDS), (self._slow, SLOW_SECONDS)):
+            if found == _LATE:
+                found = await loop.run_in_executor(threads, self._compare, readings, truth, seconds)
+        return found
+
+    def _compare(self, readings: tuple[str, ...], truth: str, seconds: float) -> str:
+        if (problem := self._ask((), truth, SLOW_SECONDS)) != "readable":
+            raise GradingError(f"truth {truth!r}: {problem}")
+        return self._ask(readings, truth, seconds)
+
+    def _ask(self, readings: tuple[str, ...], truth: str, seconds: float) -> str:
         if (known := self._outcomes.get((readings, truth))) is not None:
             return known
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._compare, readings, truth)
-
-    def _compare(self, readings: tuple[str, ...], truth: str) -> str:
-        if (problem := self._ask((), truth)) != "readable":
-            raise GradingError(f"truth {truth!r}: {problem}")
-        return self._ask(readings, truth)
-
-    def _ask(self, readings: tuple[str, ...], truth: str) -> str:
-        if (known := self._outcomes.get((readings, truth))) is None:
-            if not hasattr(self._own, "worker"):
-                self._own.worker = Worker()
-            known = self._own.worker.outcome(readings, truth)
+        if not hasattr(self._own, "worker"):
+            self._own.worker = Worker()
+        found = self._own.worker.outcome(readings, truth, seconds)
+        if found != _LATE or seconds == SLOW_SECONDS:
             if len(self._outcomes) >= REMEMBERED:
                 self._outcomes.clear()
-            self._outcomes[readings, truth] = known
-        return known
+            self._outcomes[readings, truth] = found
+        return found
 
 
 _WORKERS = Workers()
