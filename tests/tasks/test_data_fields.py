@@ -114,7 +114,7 @@ def test_options_in_columns_of_their_own_and_as_a_dict() -> None:
     record = read({"A": "one", "B": "two", "C": None, "D": None, "answer": "B"}, **columns)
     assert (record.question, truths(record)) == ("?\nA. one\nB. two", ("B",))
     record = read({"A": None, "B": None, "C": None, "D": None, "answer": "B"}, **columns)
-    assert (record.question, record.grading) == ("?", "exact")
+    assert (record.question, record.grading) == ("?", "short")
     record = read({"options": {"A": "one", "B": "two"}, "answer": "two"}, "math")
     assert (truths(record), record.grading) == (("B",), "math")
     assert read({"options": ["(A) x", "(B) y"], "answer": "A"}).question == "?\n(A) x\n(B) y"
@@ -243,7 +243,7 @@ def test_columns_of_benchmarks_and_math_vr(tmp_path: Path) -> None:
     assert (first.question, first.answer, first.grading) == (
         "In <image>?\nA. x\nB. y", "B", "choice",
     )  # fmt: skip
-    assert (second.answer, second.alternatives, second.grading) == ("Ann", ("Anna",), "exact")
+    assert (second.answer, second.alternatives, second.grading) == ("Ann", ("Anna",), "short")
 
 
 @pytest.mark.parametrize("field", ["question", "answer", "id", "demonstration"])

@@ -33,7 +33,7 @@ def test_a_line_is_an_example(folder: Path) -> None:
     task = task_of(f"path = '{path}'")
     assert task.size("anything") == 2
     first, second = task.example("train", 0), task.example("train", 1)
-    assert (first.id, first.answer, first.grading, first.demonstration) == ("a", "7", "exact", ())
+    assert (first.id, first.answer, first.grading, first.demonstration) == ("a", "7", "short", ())
     assert (first.images[0].size, first.images[0].mode) == ((4, 2), "RGB")
     assert (second.question, second.images) == ("x\u2028y", ())
     assert (second.demonstration, second.meta) == (("one", "two"), {"level": 2})

@@ -67,7 +67,7 @@ def test_a_data_set_with_splits_and_pictures(hub: Path) -> None:
     example = task.example("train", 45)
     assert (example.question, example.answer) == ("easy/train-00001-of-00002.parquet 5", "5")
     assert [colour(image) for image in example.images] == [(255, 0, 0)] * 3
-    assert (example.id, example.grading) == (f"{hub} train row 45", "exact")
+    assert (example.id, example.grading) == (f"{hub} train row 45", "short")
     assert task.example("test", 0).images == ()
     assert colour(task.example("test", 3).images[0]) == (0, 0, 255)
 

@@ -111,7 +111,7 @@ class Fields:
             (),
             truths[0],
             truths[1:],
-            grading or ("choice" if options else "exact"),
+            grading or ("choice" if options else "short"),
             turns,
             options,
             self._rubric(row, place),

@@ -18,8 +18,10 @@ from axpo.tasks.base import Example
 from axpo.tasks.grading.choice import choice
 from axpo.tasks.grading.exact import exact
 from axpo.tasks.grading.maths import math
+from axpo.tasks.grading.number import number
 from axpo.tasks.grading.prose import check_text
 from axpo.tasks.grading.rubric import check_rubric
+from axpo.tasks.grading.short import f1, short
 from axpo.tasks.grading.turns import turn
 from axpo.tasks.grading.verdict import BuiltIn, Grader, Verdict, grader
 from axpo.tree import Trajectory
@@ -36,7 +38,14 @@ __all__ = [
     "grader",
 ]
 
-BUILT_IN: dict[str, BuiltIn] = {"exact": exact, "choice": choice, "math": math}
+BUILT_IN: dict[str, BuiltIn] = {
+    "exact": exact,
+    "short": short,
+    "f1": f1,
+    "choice": choice,
+    "number": number,
+    "math": math,
+}
 JUDGED: dict[str, Callable[[Example], None]] = {"judge": check_text, "rubric": check_rubric}
 """The graders that ask the judge, and what checks an example of theirs."""
 

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import re
 
-GRADED = 20_000
-"""Characters at the end of an answer that are graded (choice): about 5,000 tokens."""
+GRADED = 10_000
+"""Characters at the end of an answer that are graded (choice): about 2,500 tokens."""
 
 _THINKING = re.compile(r"<(/?)think(?:ing)?>", re.I)
 _TAG = re.compile(r"<(/?)answer>", re.I)

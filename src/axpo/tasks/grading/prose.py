@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from axpo.errors import GradingError
 from axpo.tasks.base import Example
@@ -45,7 +46,7 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     for pattern, replaced in _LATEX:
         text = re.sub(pattern, replaced, text)
-    text = re.sub(r"[^\x00-\x7f]", _ordinary, text)
+    text = re.sub(r"[^\x00-\x7f]", lambda one: _ordinary(one[0]), text)
     for _ in range(4):  # wrappers in wrappers
         text = _WRAPPER.sub(r"\1", text)
     text = _QUOTED.sub(lambda found: found[1] or found[2] or "", _DOLLARS.sub(r"\1", text))
@@ -65,13 +66,15 @@ def normalise(text: str) -> str:
     return text if _FORMULA.search(text) else text.casefold()
 
 
-def _ordinary(found: re.Match[str]) -> str:
+@lru_cache(4096)
+def _ordinary(one: str) -> str:
     """The character as it is compared."""
-    one = found[0].translate(_SAME)
+    one = one.translate(_SAME)
     if one.isascii():
         return one
-    if unicodedata.category(one) in ("Cf", "Zs"):  # invisible, or a space
-        return "" if unicodedata.category(one) == "Cf" else " "
+    category = unicodedata.category(one)
+    if category in ("Cf", "Zs"):  # invisible, or a space
+        return "" if category == "Cf" else " "
     variant = unicodedata.decomposition(one).startswith(_VARIANTS)
     return unicodedata.normalize("NFKC", one) if variant else one
 
