@@ -13,7 +13,6 @@ import pytest
 from axpo.errors import DataError, DataWarning
 from axpo.tasks.base import Example
 from axpo.tasks.data.task import DataTask
-from axpo.tasks.grading import BUILT_IN
 from tests.support.data_sets import task_of
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +23,6 @@ BLOCKS = re.compile(r'^#+ (.*?)\n|^```toml\n(\[task\]\nname = "data"\n.*?)^```',
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(ROOT / "tests" / "data_rows")
-    monkeypatch.setitem(BUILT_IN, "short", BUILT_IN["exact"])
 
 
 def recipe(heading: str) -> DataTask:

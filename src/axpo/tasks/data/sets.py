@@ -53,7 +53,7 @@ class SetSettings(Section):
     a range that both belong to. A row without a value is left out."""
     grading: str | None = None
     """The grader of rows that name none; by default "choice" for rows with options, else
-    "exact"."""
+    "short"."""
     instruction: str | None = None
     """A text on a line of its own behind every question and its options."""
     answer_lists: bool | None = None
