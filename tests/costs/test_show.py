@@ -120,6 +120,14 @@ def test_what_evaluations_while_training_sample_is_told() -> None:
     assert "evaluations while training" not in shown("lab", "rl.steps=65")
 
 
+def test_a_section_that_is_absent_by_default_is_told_whole() -> None:
+    config = load_config("lab", "judge={url='http://j', model='m', record='r'}", "model.lora={}")
+    told = lines(config, everything=True)
+    assert '* judge.model = "m"' in told and "  judge.concurrency = 16" in told
+    assert "  model.lora.rank = 32" in told
+    assert not [line for line in lines(config) if "concurrency" in line or "lora.rank" in line]
+
+
 def test_settings_are_told_by_their_full_names_and_can_be_copied() -> None:
     config = load_config("lab", "rl.optimizer.max_tokens_per_micro_batch=4096")
     head, *told = lines(config)

@@ -32,7 +32,8 @@ class Setting:
 
 
 def settings(config: Config) -> list[Setting]:
-    """Every setting with secrets masked; sections absent by default have only what was set."""
+    """Every setting with secrets masked. A tool's limits, whose defaults are the tool's own, are
+    only those that were set."""
     usual = default_config(config)
     now, defaults = (_flat(masked(c.model_dump(mode="json"))) for c in (config, usual))
     # a part that the recipe chooses is a difference; its settings are compared with its own
@@ -44,8 +45,8 @@ def settings(config: Config) -> list[Setting]:
         if name in defaults:
             default = toml(defaults[name])
             found.append(Setting(name, toml(value), default, value != defaults[name], meaning))
-        elif name in written:
-            found.append(Setting(name, toml(value), None, True, meaning))
+        elif name in written or not name.startswith("tools.limits."):
+            found.append(Setting(name, toml(value), None, name in written, meaning))
     return found
 
 
