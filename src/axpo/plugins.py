@@ -31,6 +31,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "task": {
         "lab": "axpo.tasks.lab.task:LabTask",
         "data": "axpo.tasks.data.task:DataTask",
+        "vstar": "axpo.tasks.benchmarks.vstar:VStar",
     },
 }
 """Section of a recipe -> the names that it takes beside "module:name"; the first is the default."""

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,11 +24,23 @@ from axpo.errors import DataError
 from axpo.folder import whole_file
 from axpo.tasks.contents import checksum
 from axpo.tasks.data.arrow import Layout, Row, chunks, encoded_columns, without_bytes
-from axpo.tasks.data.fields import Fields
 
 BATCH = 64
 """How many rows a batch of the Arrow copy has, and how many rows are copied at a time."""
 BUFFER = 1 << 20
+
+
+class Columns(Protocol):
+    """Says which columns of a source are read."""
+
+    @property
+    def skip(self) -> bool:
+        """Whether a row that is no object does not end the command."""
+        ...
+
+    def top_level(self, there: Sequence[str], source: object) -> list[str]:
+        """Those that are read, of the columns `there` of `source`; raises `DataError`."""
+        ...
 
 
 class Rows(ABC):
@@ -69,7 +81,7 @@ class Rows(ABC):
 class JsonLines(Rows):
     """The lines of a .jsonl file."""
 
-    def __init__(self, path: Path, fields: Fields) -> None:
+    def __init__(self, path: Path, fields: Columns) -> None:
         super().__init__(str(path), path.parent)
         self._path = path
         self._starts = array("q")
@@ -115,7 +127,7 @@ class JsonLines(Rows):
 class JsonArray(Rows):
     """The elements of the array in a .json file, which is read whole."""
 
-    def __init__(self, path: Path, fields: Fields) -> None:
+    def __init__(self, path: Path, fields: Columns) -> None:
         super().__init__(str(path), path.parent)
         try:
             rows = _parse(path.read_bytes(), self.name)
@@ -141,7 +153,7 @@ class JsonArray(Rows):
 class ArrowRows(Rows):
     """Rows of memory-mapped Arrow batches: the copy of a Parquet file."""
 
-    def __init__(self, path: Path, fields: Fields) -> None:
+    def __init__(self, path: Path, fields: Columns) -> None:
         super().__init__(str(path), path.parent)
         columns = parquet_columns(path, fields)
         self._file = pa.ipc.open_file(pa.memory_map(str(arrow_copy(path, columns))))
@@ -202,7 +214,7 @@ class LightRows:
 class HubRows(Rows):
     """A split that `datasets` has prepared on this machine (`datasets.Dataset`)."""
 
-    def __init__(self, data: Any, name: str, folder: Path, fields: Fields) -> None:
+    def __init__(self, data: Any, name: str, folder: Path, fields: Columns) -> None:
         super().__init__(name, folder)
         columns = fields.top_level(data.column_names, name)
         # As Arrow: pictures stay encoded, to be decoded as those of every other source.
@@ -230,7 +242,7 @@ class HubRows(Rows):
         return {f"{self.name} (pictures)": checksum(self._stamp)} if self._encoded else {}
 
 
-def parquet_columns(path: Path, fields: Fields) -> list[str]:
+def parquet_columns(path: Path, fields: Columns) -> list[str]:
     """The columns of a Parquet file that are read; raises `DataError`."""
     try:
         return fields.top_level(pq.read_schema(path).names, path)

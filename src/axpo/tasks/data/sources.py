@@ -18,10 +18,10 @@ from axpo.errors import ConfigError, DataError, NoDataError
 from axpo.extras import require
 from axpo.folder import files_digest
 from axpo.tasks.data.arrow import Batches
-from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.rows import (
     BATCH,
     ArrowRows,
+    Columns,
     HubRows,
     JsonArray,
     JsonLines,
@@ -32,7 +32,7 @@ from axpo.tasks.data.rows import (
 from axpo.tasks.data.stream import Shard
 from axpo.tasks.sample import FILES, NAME
 
-SUFFIXES: dict[str, Callable[[Path, Fields], Rows]] = {
+SUFFIXES: dict[str, Callable[[Path, Columns], Rows]] = {
     ".jsonl": JsonLines,
     ".json": JsonArray,
     ".parquet": ArrowRows,
@@ -44,7 +44,7 @@ class Files:
     """The files that `task.path` names: `{split}` in a name is replaced, `*` is a pattern, and
     "sample" stands for the shipped rows."""
 
-    def __init__(self, patterns: Sequence[str], fields: Fields) -> None:
+    def __init__(self, patterns: Sequence[str], fields: Columns) -> None:
         self._patterns = [FILES if pattern == NAME else pattern for pattern in patterns]
         self._fields = fields
         for pattern in self._patterns:
@@ -100,7 +100,7 @@ def _matches(pattern: str, split: str) -> list[Path]:
 class Hub:
     """A data set that `datasets` loads: a Hub id, or a folder laid out like one."""
 
-    def __init__(self, id: str, subset: str | None, revision: str | None, fields: Fields) -> None:
+    def __init__(self, id: str, subset: str | None, revision: str | None, fields: Columns) -> None:
         require("datasets", "task.hub")
         import datasets
         from datasets.exceptions import DatasetsError

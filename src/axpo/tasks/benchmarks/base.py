@@ -1,0 +1,147 @@
+"""What a benchmark is: a task with one split, "test", whose rows, scorer and averages are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from axpo.errors import NoDataError, UserError
+from axpo.extras import require
+from axpo.tasks.base import Example, Task
+from axpo.tasks.benchmarks.averages import Share, mean_by
+from axpo.tasks.grading.verdict import Verdict
+from axpo.wording import in_short
+
+if TYPE_CHECKING:
+    from axpo.tasks.benchmarks.opened import Opened
+    from axpo.tasks.contents import Contents
+
+Row = Mapping[str, Any]
+TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A split of a data set of the Hub, and how many rows it must have. `revision` is the commit
+    that was verified; None where none was."""
+
+    hub: str
+    split: str
+    rows: int
+    subset: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """The scorer that a benchmark's authors use: where it is (`repository`, `file`), and whether it
+    is a rule, asks a judge or compares likelihoods."""
+
+    repository: str
+    file: str
+    kind: Literal["rule", "judge", "likelihood"]
+
+
+class Benchmark(Task):
+    """Base of all benchmarks; a page sets the class attributes and writes `read`.
+
+    The example's own grader is the strict one; `official` is the source's rule.
+    """
+
+    sources: ClassVar[tuple[Source, ...]]
+    """Its rows, in this order."""
+    columns: ClassVar[tuple[str, ...]]
+    """The columns that `read` needs."""
+    pictures: ClassVar[tuple[str, ...]] = ("image",)
+    """Names of the column of pictures; the first that is there is read."""
+    scorer: ClassVar[Scorer]
+
+    path: str | None = None
+    """The rows on this machine instead of the Hub's: a folder laid out like the Hub's repository
+    (extra "data"), or a file, .jsonl, .json or .parquet, where `{split}` stands for the source's
+    split and `*` is a pattern. Paths of pictures start at the folder, or that of the file."""
+
+    def read(self, row: Row, source: Source) -> Example:
+        """The row as an example without its pictures; raises `ValueError` for what is wrong."""
+        raise NotImplementedError(f"{type(self).__name__} has no read()")
+
+    def official(self, example: Example, answer: str) -> Verdict | None:
+        """The verdict of the source's own rule, its faults included, on what a policy said after
+        its thinking; None where the source's scorer is no rule."""
+        return None
+
+    def averages(self, shares: Sequence[Share]) -> dict[str, float]:
+        """What the source averages, by name: by default the mean over all questions, and over
+        those of each family.
+
+        Questions without a scored rollout are left out.
+        """
+        return mean_by(shares, "all") | mean_by(shares, "{family}")
+
+    def check(self) -> None:
+        """Raise `MissingError` where its files, or the package that loads them, are not here."""
+        if self.path is None or Path(self.path).is_dir():
+            require("datasets", "task.path" if self.path else f"task.name = {self.name!r}")
+        elif "{split}" not in self.path and "*" not in self.path and not Path(self.path).is_file():
+            hubs = ", ".join(dict.fromkeys(source.hub for source in self.sources))
+            raise NoDataError(
+                f"task.path: there is no {self.path!r}; it comes from the Hub: {hubs}"
+            )
+
+    def size(self, split: str) -> int:
+        """The number of questions."""
+        return len(self._of(split))
+
+    def example(self, split: str, index: int) -> Example:
+        """The `index`-th question with its pictures."""
+        return self._of(split).example(index)
+
+    def graders(self, split: str) -> set[str]:
+        """Names of the graders of its questions."""
+        return self._of(split).graders
+
+    def contents(self, split: str) -> Contents:
+        """Its rows."""
+        return self._of(split).contents
+
+    def _of(self, split: str) -> Opened:
+        if split != TEST:
+            raise UserError(
+                f"{self.name!r} is a benchmark, with the split {TEST!r} alone, got {split!r}: what "
+                "is trained on it, or chosen by it, cannot be measured by it"
+            )
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> Opened:
+        from axpo.tasks.benchmarks.opened import Opened  # NumPy and Arrow take a moment
+
+        return Opened(self)
+
+
+def text_of(row: Row, column: str) -> str:
+    """The text in a column; whole numbers become text. Raises `ValueError` for anything else."""
+    value = row.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{column}: got {in_short(value)}, expected a text that is not empty")
+    return value
+
+
+def texts_of(row: Row, column: str) -> tuple[str, ...]:
+    """The list of texts in a column, empty for none; raises `ValueError` for anything else."""
+    value = row.get(column)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{column}: got {in_short(value)}, expected a list of texts")
+    return tuple(value)
+
+
+def lettered(options: Sequence[str], form: str = "({}) {}") -> str:
+    """The options as lines, each after its letter."""
+    return "\n".join(form.format(chr(65 + place), text) for place, text in enumerate(options))

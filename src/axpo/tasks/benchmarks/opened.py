@@ -1,0 +1,145 @@
+"""The rows of a benchmark, opened and checked as a whole.
+
+A row's texts and its pictures are read apart, so that checking all rows reads no encoded picture.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from axpo.errors import DataError, GradingError
+from axpo.tasks.base import Example
+from axpo.tasks.benchmarks.base import Benchmark, Source
+from axpo.tasks.contents import Contents, checksum
+from axpo.tasks.data.pictures import check_picture, flat, open_pictures
+from axpo.tasks.data.rows import Rows
+from axpo.tasks.data.sources import Files, Hub
+from axpo.tasks.grading import check_example
+
+
+class _Columns:
+    """The columns that are read: all of `names`, or the first that is there."""
+
+    skip = False
+
+    def __init__(self, names: Sequence[str], all_of: bool) -> None:
+        self._names, self._all_of = names, all_of
+
+    def top_level(self, there: Sequence[str], source: object) -> list[str]:
+        """As `axpo.tasks.data.rows.Columns` says."""
+        found = [name for name in self._names if name in there]
+        if len(found) < (len(self._names) if self._all_of else 1):
+            lacking = [name for name in self._names if name not in there]
+            raise DataError(
+                f"{source}: no column {' or '.join(map(repr, lacking))}; there are "
+                f"{', '.join(there)}: these are not the benchmark's rows"
+            )
+        return found if self._all_of else found[:1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    source: Source
+    texts: Rows
+    pictures: Rows
+
+
+class Opened:
+    """The questions of a benchmark by number.
+
+    Raises `DataError` for a number of rows that is not the source's, for the first row that cannot
+    be used, and for an id that is there twice.
+    """
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self._benchmark = benchmark
+        self._parts = [part for source in benchmark.sources for part in self._open(source)]
+        self._ends = list(accumulate(len(part.texts) for part in self._parts))
+        self._last: tuple[list[Any], tuple[Image.Image, ...]] = [], ()
+        self.graders: set[str] = set()
+        self._ids: dict[str, str] = {}
+        for part in self._parts:
+            for index in range(len(part.texts)):
+                self._check(part, index)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def example(self, index: int) -> Example:
+        """The `index`-th question; equal pictures of neighbours are one object, decoded once."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"no question {index}, there are {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        part, index = self._parts[number], index - (self._ends[number - 1] if number else 0)
+        place, values = part.texts.place(index), self._pictures(part, index)
+        if values != self._last[0]:
+            self._last = values, open_pictures(values, part.pictures.folder, place, foreign=True)
+        revision = part.source.revision if self._benchmark.path is None else None
+        provenance = place if revision is None else f"{place}, revision {revision}"
+        return replace(self._read(part, index), images=self._last[1], provenance=provenance)
+
+    @cached_property
+    def contents(self) -> Contents:
+        """The texts of all rows, and what is known of encoded pictures without reading them."""
+        places = [(part, index) for part in self._parts for index in range(len(part.texts))]
+        rows = [part.texts.row(index) for part, index in places]
+        sums = {
+            name: np.array([checksum(row.get(name)) for row in rows], np.uint32)
+            for name in self._benchmark.columns
+        }
+        files: dict[str, int] = {}
+        for part in self._parts:
+            files |= part.pictures.encoded_pictures()
+        return Contents(tuple(self._ids), sums, files=files)
+
+    def _open(self, source: Source) -> list[_Part]:
+        texts = self._rows(source, self._benchmark.columns, all_of=True)
+        if (count := sum(map(len, texts))) != source.rows:
+            raise DataError(
+                f"{texts[0].name}: {count} rows, expected the {source.rows} of {source.hub}, split "
+                f"{source.split!r}; with other rows the figures are another benchmark's"
+            )
+        pictures = self._rows(source, self._benchmark.pictures, all_of=False)
+        return [_Part(source, *both) for both in zip(texts, pictures, strict=True)]
+
+    def _rows(self, source: Source, names: Sequence[str], all_of: bool) -> list[Rows]:
+        columns, path = _Columns(names, all_of), self._benchmark.path
+        if path is None:
+            return Hub(source.hub, source.subset, source.revision, columns).rows(source.split)
+        if Path(path).is_dir():
+            return Hub(path, source.subset, None, columns).rows(source.split)
+        return Files([path], columns).rows(source.split)
+
+    def _read(self, part: _Part, index: int) -> Example:
+        try:
+            found = self._benchmark.read(part.texts.row(index), part.source)
+            check_example(found)
+        except (ValueError, GradingError) as error:
+            raise DataError(f"{part.texts.place(index)}: {error}") from error
+        return found
+
+    def _check(self, part: _Part, index: int) -> None:
+        found, place = self._read(part, index), part.texts.place(index)
+        if found.id in self._ids:
+            raise DataError(
+                f"{place}: the id {found.id!r} is already at {self._ids[found.id]}; expected each "
+                "once"
+            )
+        self._ids[found.id] = place
+        self.graders.add(found.grading)
+        if not part.pictures.encoded_pictures():  # paths, or base64
+            for value in self._pictures(part, index):
+                check_picture(value, part.pictures.folder, place, foreign=True)
+
+    def _pictures(self, part: _Part, index: int) -> list[Any]:
+        row = part.pictures.row(index)
+        return flat(next(row[name] for name in self._benchmark.pictures if name in row))
