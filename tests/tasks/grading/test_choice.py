@@ -60,6 +60,7 @@ OTHER_LETTERS = ("A", "B", "D", "F", "G")
         ("Neither A nor B; C", "C"),
         ("Only C fits.", "C"), ("C rather than D", "C"),
         ("I don't think it's A, it's C", "C"), ("A shows a cat. C matches the picture.", "C"),
+        ("A) is wrong, B) is wrong, C) fits", "C"), ("A and B, clearly, are wrong. C", None),
         ("It is A, as B and C are too small", "A"), ("The glove is blue, so B", "B"),
         ("B is the answer", "B"),
         # Several letters are no letter.

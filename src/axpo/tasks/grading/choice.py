@@ -71,9 +71,13 @@ _RULED_OUT_BEFORE = re.compile(
     r"eliminat\w+|rul(?:ed?|es|ing) out|discard\w*|reject\w*)\b|n't\b",
     re.I,
 )
-_RULED_OUT_AFTER = re.compile(
-    r"[\s,.:()\-]{0,4}(?:\w+ ){0,3}?(?:(?:wrong|incorrect|false|impossible|eliminated|excluded|out|"
-    r"cannot|\w+n't|(?:is|are|was|were|does|do|did|can|could|would|should|must|may|might) not)\b)",
+_WRONG = (
+    r"(?:wrong|incorrect|false|impossible|eliminated|excluded|out|cannot|\w+n't|"
+    r"(?:is|are|was|were|does|do|did|can|could|would|should|must|may|might) not)\b"
+)
+_RULED_OUT_AFTER = re.compile(  # "B cannot be", "B, C, are wrong", but not "No, it is not red"
+    rf"\s?(?!(?:it|this|that|there|they|he|she|we)\b)(?:\w+ ){{0,3}}?{_WRONG}"
+    rf"|[\s,.:()\-]{{1,4}}(?:(?:all|both|also|clearly|is|are|was|were) ){{0,2}}{_WRONG}",
     re.I,
 )
 _RIGHT_BEFORE = re.compile(
