@@ -60,6 +60,8 @@ OTHER_LETTERS = ("A", "B", "D", "F", "G")
         ("Neither A nor B; C", "C"),
         ("Only C fits.", "C"), ("C rather than D", "C"),
         ("I don't think it's A, it's C", "C"), ("A shows a cat. C matches the picture.", "C"),
+        ("B\n\nExplanation: A is too dark, C is too light.", "B"), ("None of A, B, C; D", "D"),
+        ("Reasoning: A is red and C is dark, so B", "B"), ("Between B and C, B is better.", None),
         ("A) is wrong, B) is wrong, C) fits", "C"), ("A and B, clearly, are wrong. C", None),
         ("It is A, as B and C are too small", "A"), ("The glove is blue, so B", "B"),
         ("B is the answer", "B"),

@@ -67,7 +67,7 @@ _BOUNDARY = re.compile(
     re.I,
 )
 _RULED_OUT_BEFORE = re.compile(
-    r"\b(?:not|cannot|never|neither|nor|rather than|instead of|unlike|except|exclud\w+|"
+    r"\b(?:not|cannot|never|neither|nor|none of|rather than|instead of|unlike|except|exclud\w+|"
     r"eliminat\w+|rul(?:ed?|es|ing) out|discard\w*|reject\w*)\b|n't\b",
     re.I,
 )
@@ -87,12 +87,14 @@ _RIGHT_BEFORE = re.compile(
 )
 _RIGHT_AFTER = re.compile(
     r"[\s,.:()\-]{0,4}(?:\w+ ){0,2}?(?:fits|matches|(?:is|as|looks|seems) (?:the |only ){0,2}"
-    r"(?:correct|right(?! of| side)|true|best|answer))\b",
+    r"(?:correct|right(?! of| side)|true|best|better|answer))\b",
     re.I,
 )
 _CONCLUSION = re.compile(r"\b(?:so|therefore|thus|hence|consequently|actually)\b", re.I)
 _REASON = re.compile(
-    r"\b(?:because|since|as|while|whereas|although|though|due to)\b[^.,;!?\n]*", re.I
+    r"\b(?:because|since|as|while|whereas|although|though|due to)\b[^.,;!?]*"
+    r"|\b(?:explanation|reason|reasoning|rationale|justification):.*",
+    re.I,
 )
 
 

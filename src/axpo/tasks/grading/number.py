@@ -46,7 +46,8 @@ _IN_SENTENCE = re.compile(rf"(?<![\w.,/^])((?:(?<![\w)])[-+])?{_NUMBER}(?:\s?π)
 _UNIT_WORD = r"[^\W\d_]{1,20}(?:\^\{?-?\d\}?)?|°[CF]?|['\"]"
 _UNIT = re.compile(rf"(?:{_UNIT_WORD})(?:[ /*.\-]{{1,3}}(?:{_UNIT_WORD})){{0,3}}")
 _NO_UNIT = re.compile(r"\b(?:or|and|not|to|nor|but)\b")
-_DENIED = re.compile(r"\b(?:not|cannot|never|or)\b|n't\b", re.I)
+_DENIED = re.compile(r"\b(?:not|cannot|never|or)\b|n't\b|[\\^√]", re.I)
+"""What keeps the number of a sentence from being what it says: a denial, a formula."""
 _SCALES = {
     "hundred": 10**2,
     "thousand": 10**3,
