@@ -316,6 +316,7 @@ def test_a_demonstration() -> None:
         (["no end"], "example q1: ends as answer after turn 1 (no answer); expected an answer"),
         ([f"</think>{zoom(index=3)}", ANSWER], "example q1: call 1 is model_error: img_idx is 3"),
         ([CALL, CALL, CALL], "example q1: call 3 is not_run: not run: max_turns"),
+        (["</think><|im_end|>7"], "example q1: turn 1 has <|im_end|>, which the policy can never"),
     ],
 )
 def test_a_demonstration_that_cannot_be_learned_from(turns: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""An engine that samples what a script says, for tests and dry runs.
+"""An engine that samples what a script says, for tests and demonstrations.
 
 It computes nothing and needs no model, but keeps the contract: requests are checked, stop ids
 and token limits hold, and requests can be slow, fail, or be cancelled.

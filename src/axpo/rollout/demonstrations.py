@@ -1,18 +1,17 @@
 """A teacher's demonstration as a tree with one leaf, for supervised training.
 
-The agent loop itself runs the demonstration, with an engine that repeats the teacher's turns. Real
-tools answer, so that the observations are those that the policy will meet.
+The agent loop itself runs the demonstration, with an engine whose script is the teacher's turns.
+Real tools answer, so that the observations are those that the policy will meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from axpo.config import RolloutSettings
-from axpo.engines.base import Completion, Engine, Finish, Request
-from axpo.engines.stats import EngineStats
+from axpo.engines.base import Request
+from axpo.engines.scripted import ScriptedEngine
 from axpo.errors import DemonstrationError
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
@@ -23,48 +22,6 @@ from axpo.tasks.grading import Verdict
 from axpo.tools.base import Tool
 from axpo.tools.toolbox import Toolbox
 from axpo.tree import CallStatus, Credit, Group, Origin, StopReason, Stream, Trajectory
-
-if TYPE_CHECKING:
-    import torch
-
-
-class _Teacher(Engine):
-    """An engine that says an example's demonstration, each turn with its end-of-turn token."""
-
-    def __init__(
-        self, rendering: Rendering, settings: RolloutSettings, example: Example, early: str
-    ) -> None:
-        self.stats = EngineStats()
-        self._early = early
-        self._settings = settings
-        self._example = example
-        self._turns = [
-            _turn(rendering, text, f"example {example.id}: turn {number}")
-            for number, text in enumerate(example.demonstration, start=1)
-        ]
-        self.said = 0
-
-    async def generate(self, request: Request) -> Completion:
-        if self.said == len(self._turns):
-            raise DemonstrationError(
-                f"example {self._example.id}: the demonstration ends {self._early} after turn "
-                f"{self.said}; expected an answer"
-            )
-        tokens = self._turns[self.said]
-        self.said += 1
-        if len(tokens) > (room := request.sampling.max_tokens):
-            raise DemonstrationError(
-                f"example {self._example.id}: turn {self.said} takes {len(tokens)} tokens, the "
-                f"limits leave {room}: {_raise_limits(self._settings, len(tokens), room)}"
-            )
-        versions = (self.version,) * len(tokens)
-        return Completion(tokens, (0.0,) * len(tokens), Finish.STOP, versions)
-
-    async def release(self, group: str) -> None: ...
-
-    async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 def check_demonstration(rendering: Rendering, settings: RolloutSettings, example: Example) -> None:
@@ -112,10 +69,11 @@ def _turn(rendering: Rendering, text: str, where: str) -> tuple[int, ...]:
             f"{where} begins with {text.lstrip(chr(10))[:8]!r}, which the tokenizer joins with the "
             "end of the prompt into one token; take the white space off"
         )
-    if spelled := sorted({rendering.decode([t]) for t in tokens if t in rendering.banned}):
+    never = {*rendering.banned, *rendering.stop}
+    if spelled := sorted({rendering.decode([t]) for t in tokens[:-1] if t in never}):
         raise DemonstrationError(
-            f"{where} has {', '.join(spelled)}, which the policy can never sample "
-            "(rollout.banned, and the placeholders of pictures); take it out"
+            f"{where} has {', '.join(spelled)}, which the policy can never sample inside a turn "
+            "(rollout.banned, the placeholders of pictures, the ends of turns); take it out"
         )
     return tuple(tokens)
 
@@ -141,11 +99,31 @@ async def demonstrate(
     if not example.demonstration:
         raise DemonstrationError(f"example {example.id}: there is no demonstration")
     early = "in a call" if episodes is None else "in a call or before the episode is over"
-    teacher = _Teacher(rendering, settings, example, early)
-    agent = Agent(teacher, rendering, tools, settings, _ungraded, episodes=episodes)
+    turns = [
+        _turn(rendering, text, f"example {example.id}: turn {number}")
+        for number, text in enumerate(example.demonstration, start=1)
+    ]
+
+    def teacher(request: Request) -> tuple[int, ...]:
+        number = len(engine.requests)
+        if number > len(turns):
+            raise DemonstrationError(
+                f"example {example.id}: the demonstration ends {early} after turn {len(turns)}; "
+                "expected an answer"
+            )
+        tokens, room = turns[number - 1], request.sampling.max_tokens
+        if len(tokens) > room:
+            raise DemonstrationError(
+                f"example {example.id}: turn {number} takes {len(tokens)} tokens, the limits "
+                f"leave {room}: {_raise_limits(settings, len(tokens), room)}"
+            )
+        return tokens
+
+    engine = ScriptedEngine(teacher)
+    agent = Agent(engine, rendering, tools, settings, _ungraded, episodes=episodes)
     group = new_group(rendering, example, group_id)
     rollout = await agent.run(start_path(group), f"{group_id}/r0", seed=0)
-    _check(example, rollout, teacher.said)
+    _check(example, rollout, len(engine.requests))
     rollout.reward, rollout.rule, rollout.detail = None, "", ""
     rollout.segments = [
         replace(s, logprobs=()) if s.origin is Origin.POLICY else s for s in rollout.segments

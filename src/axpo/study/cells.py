@@ -1,4 +1,4 @@
-"""The cells of a study: which commands make them, where they lie, and their settings.
+"""The cells of a study: the commands that make them, their folders, and their settings.
 
 The folder `out` holds `start/seed-S` (SFT and its evaluation), `VARIANT/seed-S` (training and its
 evaluation), `logs/`, and `recipe.toml`, the recipe that the cells read. Beside the `done.json` of a
@@ -21,9 +21,10 @@ from axpo.stages import Stage, begun
 from axpo.study.settings import START, Study
 
 COMMANDS = {"sft": "sft", "rl": "train", "eval": "eval", "diagnose": "diagnose"}
-"""The kind of a stage's metrics -> its command."""
+"""The command of each stage, by the kind of its metrics."""
 GUESSES = {"sft": 1.4, "rl": 2.5, "eval": 0.25, "diagnose": 1.0}
-"""Seconds per step, question or prefix of the lab on one core, until a stage has finished."""
+"""Seconds per step, question or prefix of the lab on one core, guessed until a stage has
+finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Cell:
 
 
 def cells(study: Study) -> list[Cell]:
-    """The starts, then the variants seed by seed, so that whole comparisons are there early."""
+    """The starts, then the variants seed by seed, so that comparisons are complete early."""
     starts = [Cell(START, seed) for seed in study.starts]
     return starts + [
         Cell(v.name, seed)
@@ -55,13 +56,13 @@ def cells(study: Study) -> list[Cell]:
 
 
 def copies(study: Study, out: Path) -> list[Path]:
-    """Where the recipes lie that the cells read: `recipe.toml`, `recipe-2.toml` and so on."""
+    """The files of the recipes that the cells read: `recipe.toml`, `recipe-2.toml` and so on."""
     first = RunFolder(out).recipe
     return [first, *(first.with_stem(f"recipe-{n}") for n in range(2, len(study.recipes) + 1))]
 
 
 def stages(study: Study, out: Path) -> list[Stage]:
-    """Every command of the study, each after what it needs."""
+    """Every command of the study, each after the commands that it needs."""
     return [stage for cell in cells(study) for stage in _cell_stages(study, cell, out)]
 
 
@@ -129,7 +130,7 @@ def settings_file(stage: Stage) -> Path:
 
 
 def stage_settings(study: Study, stage: Stage) -> dict[str, Any]:
-    """The settings that a stage's outcome depends on: "section.key" -> plain JSON value.
+    """The settings on which a stage's outcome depends: plain JSON values by "section.key".
 
     A stage after SFT depends on the settings of SFT too.
     """
@@ -141,7 +142,7 @@ def stage_settings(study: Study, stage: Stage) -> dict[str, Any]:
     if after_sft:
         found["start"] = f"{study.settings.sft} {study.start_of(int(seed))}"
         if stage.kind == "rl":
-            del found["model.path"]  # the start's folder, wherever it lies
+            del found["model.path"]  # It is the start's folder, which may be anywhere.
     elif stage.kind != "sft":
         found["start"] = "model.path"
     unused = {"eval": ("eval.prefixes", "eval.prefix_samples"), "diagnose": ("eval.by",)}

@@ -3,8 +3,8 @@
 A *family* holds the comparisons of one question, and Holm's correction is over its comparisons:
 
 - every pair of the baseline's group, in Pass@1 and Pass@k (the adjusted p-values are multiplied by
-  `looks`, because a run that was looked at before had its chance too); the same pairs, in tool
-  rates by family of questions;
+  `looks`, because an earlier run that was seen could have shown the difference too); the same
+  pairs, in tool rates by family of questions;
 - every variant outside that group against the baseline, and against each of `references`, again
   once in Pass@1 and Pass@k and once in tool rates.
 
@@ -27,7 +27,7 @@ from axpo.study.markup import Json
 from axpo.study.settings import Study, Variant
 
 Pair = tuple[Variant, Variant]
-"""The variant that is compared with, and the one that is compared."""
+"""The variant with which another is compared, and that other variant."""
 MARGIN = 0.03
 """A difference of Pass@k that is shown to be smaller than this counts as none (choice: in the
 ablations of arXiv 2605.28774 a part of AXPO is worth 0.018 to 0.029 of Pass@1)."""
@@ -65,7 +65,7 @@ def _rows(pair: Pair, models: Mapping[str, HeldOut], outcomes: str) -> list[Json
         return []
     seeds, a, b = both
     if len(seeds) < 2:
-        return []  # one seed tells nothing of others
+        return []  # One seed says nothing about others.
     rows: list[Json] = []
     values_SM = [ratios_by_seed(a), ratios_by_seed(b)]
     for m, crossed in enumerate(seed_differences(a, b)):
@@ -88,7 +88,8 @@ def _rows(pair: Pair, models: Mapping[str, HeldOut], outcomes: str) -> list[Json
 
 
 def _figures(crossed: Crossed, metric: str) -> Json:
-    """The difference with its interval and, if anything varies, how sure it is."""
+    """The difference with its interval and, if anything varies, its p-value and what is
+    detectable."""
     cell = bounded(metric, asdict(crossed.estimate), difference=True)
     p = crossed.p()
     if math.isnan(p):

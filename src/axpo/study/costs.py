@@ -1,9 +1,9 @@
-"""What training cost, and accuracy at equal cost.
+"""The costs of training, and accuracy at equal cost.
 
 The costs of a finished training run are its sampled trajectories and sampled tokens (with
 continuations, branches and second attempts), its trained tokens, and the seconds of its steps: as
-measured, with other cells beside it, and of its process's own CPU time. Training accuracy at equal
-cost is read, for each seed, at the largest amount that both the variant's and the baseline's run
+measured while other cells ran, and of its process's own CPU time. Training accuracy at equal cost
+is read, for each seed, at the largest amount that both the variant's and the baseline's run
 reached. It is the share of solved original rollouts over the last 10 steps, taken at the amount
 spent by the end of each step and interpolated linearly between the ends of two steps.
 """

@@ -1,4 +1,4 @@
-"""`study.md`'s diagnostics: what training did, and what failed prefixes could have led to."""
+"""`study.md`'s diagnostics: what training did, and what failed prefixes could have become."""
 
 from __future__ import annotations
 

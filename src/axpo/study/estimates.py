@@ -19,12 +19,11 @@ BOUNDS = {
     "distinct_calls_merged": (1.0, math.inf),
     "tokens": (0.0, math.inf),
 }
-"""Figure that is no share -> its least and largest value, which its interval cannot leave."""
+"""The least and largest value of each figure that is no share; its interval cannot leave them."""
 
 
 def bounded(metric: str, cell: Json, difference: bool = False) -> Json:
-    """The cell with its interval cut off where the metric ends: a share at 0 and 1, see
-    `BOUNDS`."""
+    """The cell with its interval cut off at the metric's `BOUNDS`, or at 0 and 1 for a share."""
     lowest, highest = BOUNDS.get(metric, (0.0, 1.0))
     if difference:
         lowest, highest = lowest - highest, highest - lowest
@@ -45,8 +44,8 @@ def cut_off(cell: Json, lowest: float, highest: float) -> Json:
 
 
 def over_seeds(values: Mapping[int, float]) -> Json:
-    """The mean over the seeds that have a value, Student's t interval if there are two or more, and
-    the values (None for a seed without one)."""
+    """The mean over the seeds that have a value, with Student's t interval if there are two or
+    more, and the values (None for a seed without one)."""
     by_seed = sorted(values.items())
     known = [value for _, value in by_seed if math.isfinite(value)]
     if not known:
@@ -57,6 +56,6 @@ def over_seeds(values: Mapping[int, float]) -> Json:
 
 
 def seed_values(seeds: Sequence[int], values: Iterable[float]) -> Json:
-    """Seed -> value; None if it is not a number."""
+    """The value of each seed; None if it is not a number."""
     pairs = zip(seeds, map(float, values), strict=True)
     return {str(seed): value if math.isfinite(value) else None for seed, value in pairs}

@@ -21,7 +21,7 @@ from axpo.study.read import StudyModel, Training
 from axpo.study.settings import START, group_slug
 
 Curve = tuple[Floats, Floats, Floats, Floats]
-"""The places, and there the mean, the lowest seed and the highest seed."""
+"""The places, and at each the mean, the lowest seed and the highest seed."""
 POINTS = 100
 MAIN = "pass@1"
 FAMILY_ROWS = ((MAIN, "Pass@1"), ("tool_rate", "Tool rate"))
@@ -62,10 +62,10 @@ def _band(values_SX: Floats) -> tuple[Floats, Floats, Floats]:
 def write_curves(
     models: Mapping[str, StudyModel], references: Sequence[str], out: Path
 ) -> list[tuple[str, str]]:
-    """Write the learning curves of each group; returns (title, file name).
+    """Write the learning curves of each group; return (title, file name) of each figure.
 
-    Groups other than the main one are drawn beside the models that they are compared with
-    (`references`, the baseline first). What has no numbers is left out.
+    Groups other than the main one are drawn beside the models with which they are compared
+    (`references`, the baseline first). Models and panels without numbers are left out.
     """
     written: list[tuple[str, str]] = []
     trained = [m for m in models.values() if m.training]
@@ -78,7 +78,8 @@ def write_curves(
 
 
 def write_held_out_figures(found: Json, out: Path) -> list[tuple[str, str]]:
-    """Write the figures of the held-out results in `study.json`; returns (title, file name)."""
+    """Write the figures of the held-out results in `study.json`; return (title, file name) of
+    each."""
     written: list[tuple[str, str]] = []
     baseline = found["models"][found["baseline"]]
     main = [m for m in found["models"].values() if m["group"] in (START, baseline["group"])]
@@ -168,7 +169,7 @@ def _families(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _reach(cells: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """From the next fifth below the lowest end to the highest end."""
+    """The range from the next multiple of 0.2 below the lowest end to the highest end."""
     low = min(cell.get("low", cell["value"]) for cell in cells)
     return np.floor(5 * low) / 5, max(cell.get("high", cell["value"]) for cell in cells)
 

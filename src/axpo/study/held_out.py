@@ -1,4 +1,4 @@
-"""What a study's models did on held-out questions, as arrays [seeds, questions, columns].
+"""The results of a study's models on held-out questions, as arrays [seeds, questions, columns].
 
 A column is a metric of all questions, of a family of questions, or of a tool. Two models are
 compared on the seeds that both have. The arrays are made from the stored groups (`read.py`) or from
@@ -53,10 +53,10 @@ class HeldOut:
 
 
 def paired(first: HeldOut, second: HeldOut) -> tuple[tuple[int, ...], Ratios, Ratios] | None:
-    """The seeds that both models have, and the parts of both for them, by `units`; None without
-    any.
+    """The seeds that both models have, and the parts of both for these seeds, by `units`.
 
-    One start for all seeds is repeated. A question without Pass@k in one model has none in both.
+    None if there are no such seeds. One start for all seeds is repeated. A question without Pass@k
+    in one model is dropped from Pass@k in both.
     """
     if first.parts is None or second.parts is None:
         return None

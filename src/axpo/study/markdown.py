@@ -59,7 +59,7 @@ def _head(found: Json) -> str:
         f"{found['questions']} questions of split {evaluation['split']}, {evaluation['samples']} "
         f"samples each. Baseline: {baseline}. Held-out intervals (95 %) are over "
         f"{over if several else 'questions alone, as there is one seed (a bootstrap)'}, those of "
-        "training over seeds (Student's t). There is none if all outcomes are the same, where a "
+        "training over seeds (Student's t). There is none where all outcomes are the same, where a "
         f"seed has a share in fewer than {FEWEST} of the questions, where it would leave all that "
         "there can be, and where the runs' counts are not at hand. A p beside a difference is of "
         "that difference by itself; those that were asked for are corrected for their number "

@@ -1,9 +1,9 @@
-"""`outcomes.csv`: for each held-out question of each cell, how many rollouts used a tool or none
-and were right or wrong, and how many were not scored.
+"""`outcomes.csv` holds counts for each held-out question of each cell: how many rollouts used a
+tool or none and were right or wrong, and how many were not scored.
 
-Pass@k, tool rates, accuracies and all-wrong rates are made of these counts alone, so a study's
-held-out figures can be computed again without its runs. Tokens and the figures of single tools
-cannot: their counts are not in the file.
+Pass@k, tool rates, accuracies and all-wrong rates need these counts alone, so a study's held-out
+figures can be computed again without its runs. Tokens and the figures of single tools cannot,
+because their counts are not in the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COUNTS = {
     "plain_right": (False, True),
     "plain_wrong": (False, False),
 }
-"""Column -> whether a tool was used, and whether the answer is right."""
+"""For each column, whether a tool was used, and whether the answer is right."""
 _HEAD = ("variant", "seed", "question", FAMILY, *COUNTS, "unscored")
 CLUSTER = "cluster"
 """A further column, if any question is in a cluster."""
@@ -54,7 +54,7 @@ def counts(group: Group) -> dict[str, int]:
 
 
 def write_outcomes(rows: Iterable[OutcomeRow], path: Path) -> None:
-    """One line per question, seed and model."""
+    """Write one line per question, seed and model."""
     rows = list(rows)
     head = (*_HEAD, CLUSTER) if any(row[CLUSTER] for row in rows) else _HEAD
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:

@@ -1,7 +1,8 @@
-"""What the page of a study has besides the tables and figures of every study.
+"""The parts of a study's page that are its own, besides the tables and figures of every study.
 
-`page = "module:name"` in a study's file names a class that derives from `StudyPage`. What it
-returns goes into `study.json` and `study.md`; the methods that it leaves out are those here.
+`page = "module:name"` in a study's file names a class that derives from `StudyPage`. What its
+methods return goes into `study.json` and `study.md`; methods that it does not define are those
+here.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from axpo.study.settings import START, START_LABEL, Study
 from axpo.tree import Group
 
 RECENT = 10
-"""A point of a training curve is the mean of this many steps."""
+"""The number of steps whose mean is a point of a training curve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class StudyModel(HeldOut):
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A finished training run: its metrics as arrays over steps, NaN where a step has none."""
+    """A finished training run: its metrics as arrays over steps, NaN for steps without a value."""
 
     lines: Sequence[Mapping[str, Any]]
 
@@ -52,11 +52,11 @@ class Training:
         return np.array([line.get(name, math.nan) for line in self.lines], dtype=np.float64)
 
     def trajectories(self) -> Floats:
-        """How many trajectories were sampled by the end of each step, continuations included."""
+        """The number of trajectories, with continuations, sampled by the end of each step."""
         return np.cumsum(self.series("rollouts") * (1.0 + self.series("extra_samples")))
 
     def tokens(self) -> Floats:
-        """How many tokens were sampled by the end of each step."""
+        """The number of tokens sampled by the end of each step."""
         return np.cumsum(self.series("tokens_sampled"))
 
     def recent(self, name: str) -> Floats:
@@ -67,7 +67,7 @@ class Training:
         return np.array([part.mean() if len(part) else math.nan for part in known])
 
     def at(self, name: str, spent: Floats, amount: float) -> float:
-        """`recent(name)` where `spent`, which grows, is `amount`; linear between the ends of steps.
+        """`recent(name)` at the point where `spent` reaches `amount`, linear between ends of steps.
 
         NaN for an amount before the end of the first step or after that of the last.
         """
@@ -77,7 +77,7 @@ class Training:
 
 
 def read_study(study: Study, out: Path) -> dict[str, StudyModel]:
-    """The start, then the variants, with the cells that are there."""
+    """The start, then the variants, with the cells that exist."""
     by_model: dict[str, list[Cell]] = {}
     for cell in cells(study):
         by_model.setdefault(cell.variant, []).append(cell)
@@ -119,7 +119,7 @@ def _model(
 
 
 def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]:
-    """Seed -> its finished run."""
+    """The finished run of each seed."""
     steps = study.config(found[0].variant, found[0].seed).rl.steps
     other = set[str]() if resamples(study, found[0]) else {"recovery_rate"}
     runs: dict[int, Training] = {}
@@ -132,8 +132,8 @@ def _training(study: Study, found: list[Cell], out: Path) -> dict[int, Training]
 
 
 def resamples(study: Study, cell: Cell) -> bool:
-    """Whether the cell's branches are resampled failed prefixes. ARPO and RLTF also branch from
-    right rollouts, once each, so their recovery is another figure."""
+    """Whether the cell's branches are resampled failed prefixes. Other algorithms also branch from
+    right rollouts, so that their recovery is another figure."""
     return study.config(cell.variant, cell.seed).algorithm.resamples_failures
 
 

@@ -72,7 +72,7 @@ def held_out_again(study: Study, found: Json, models: Mapping[str, HeldOut]) -> 
 
 
 def _merged(old: Json, new: Json) -> Json:
-    """Part -> metric -> cell; a cell of `new` replaces that of `old`."""
+    """The cells of `old` and `new` by part and metric; a cell of `new` replaces that of `old`."""
     parts = sorted({*old, *new})
     return {part: dict(sorted((old.get(part, {}) | new.get(part, {})).items())) for part in parts}
 
@@ -98,8 +98,8 @@ def _model(study: Study, model: StudyModel, baseline: StudyModel, out: Path) -> 
 
 
 def _unscored(model: StudyModel) -> Json:
-    """The held-out rollouts, how many are unscored, and the questions of a seed with no scored
-    one."""
+    """The numbers of held-out rollouts, of unscored ones, and of questions of a seed without a
+    scored one."""
     counts = [
         (int(row["unscored"]), sum(int(row[column]) for column in COUNTS)) for row in model.outcomes
     ]
@@ -111,7 +111,7 @@ def _unscored(model: StudyModel) -> Json:
 
 
 def evaluation(model: HeldOut) -> Json:
-    """Part -> metric -> the mean over seeds with its interval, and the value of each seed."""
+    """By part and metric, the mean over seeds with its interval, and the value of each seed."""
     if model.parts is None:
         return {}
     parts = of_units(model.parts, model.units)
@@ -133,9 +133,9 @@ def evaluation(model: HeldOut) -> Json:
 
 
 def difference(first: HeldOut, second: HeldOut) -> Json:
-    """Part -> metric -> second minus first over their common seeds, paired.
+    """By part and metric, the paired difference second minus first over their common seeds.
 
-    Each difference has a p-value of its own, unless there is one seed only.
+    Each difference has a p-value of its own, unless there is only one seed.
     """
     pair = paired(first, second)
     if pair is None:
@@ -160,8 +160,8 @@ def difference(first: HeldOut, second: HeldOut) -> Json:
 
 
 def _diagnosis(model: StudyModel) -> Json:
-    """The figures of the diagnosed seeds: their calls, and what failed prefixes could have led
-    to."""
+    """The figures of the diagnosed seeds: their calls, and what failed prefixes could have
+    become."""
     metrics = {
         seed: d["prefixes"]["all"]["metrics"]
         | {name: d["metrics"][name] for name in (ENTROPY,) if name in d["metrics"]}

@@ -20,11 +20,11 @@ from axpo.study.settings import Study, load_study
 def run_study(
     path: Path, out: Path, jobs: int | None = None, overrides: Iterable[str] = ()
 ) -> Path:
-    """Run what `out` lacks of the study at `path`, `jobs` stages at once; returns `study.md`.
+    """Run the stages that `out` lacks of the study at `path`; return `study.md`.
 
-    By default `jobs` is one per core, and one on a GPU. A stage that fails stops only the stages
-    that need it; the tables of what is there are written, then `StageError` says what failed.
-    Failed stages are tried again the next time.
+    `jobs` stages run at once: by default one per core, and one on a GPU. A stage that fails stops
+    only the stages that need it; the tables of the finished ones are written, then `StageError`
+    says what failed. Failed stages are tried again the next time.
     """
     study = load_study(path, overrides)
     planned = stages(study, out)
@@ -73,7 +73,7 @@ def study_tables(
 ) -> Path:
     """Rebuild `study.md`, `study.json` and the figures from the raw runs in `out`.
 
-    `say` hears what is being done.
+    `say` is told what is being done.
     """
     study = load_study(path, overrides)
     planned = stages(study, out)
@@ -102,7 +102,7 @@ def _tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
 
 
 def _check_start(study: Study) -> None:
-    """Check what can be checked before anything runs: all cells share task, tools and
+    """Check everything that can be checked before a stage runs; all cells share task, tools and
     evaluation."""
     commands = ("train", "eval") if study.settings.sft == "none" else ("sft", "train", "eval")
     for variant in study.variants.values():

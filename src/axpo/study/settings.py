@@ -33,11 +33,11 @@ from axpo.study.page import StudyPage
 
 START = "start"
 START_LABEL = "Start"
-"""The row of the tables for the model that every variant of a seed is trained from."""
+"""The name in the tables of the model from which every variant of a seed is trained."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _SAME = ("sft", "model", "task", "rollout", "tools", "eval")
-"""Sections that no variant may change: variants start, act and are judged alike, and differ only in
-training."""
+"""Sections that no variant may change: variants start, act and are judged in the same way, and
+differ only in training."""
 Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 
 
@@ -57,7 +57,7 @@ class VariantSettings(Section):
     seeds: Seeds | None = None
     """Some of the study's seeds; all of them by default."""
     diagnose: bool | None = None
-    """Whether to run `axpo diagnose` on it; as the study says by default."""
+    """Whether to run `axpo diagnose` on the variant; by default as the study says."""
 
 
 class StudySettings(Section):
@@ -67,9 +67,9 @@ class StudySettings(Section):
     """Recipe file, from the study file's folder, or the name of a shipped one; or a list of them,
     each laid over those before it."""
     baseline: str
-    """The variant that the others are compared with."""
+    """The variant with which the others are compared."""
     references: tuple[str, ...] = ()
-    """Variants of the baseline's group that those outside of it are compared with as well."""
+    """Variants of the baseline's group with which those outside of it are compared as well."""
     looks: PositiveInt = 1
     """How often the baseline's group was compared, earlier runs included; the adjusted p-values of
     the group are multiplied by this."""
@@ -78,10 +78,10 @@ class StudySettings(Section):
     overrides: tuple[str, ...] = ()
     """Overrides of the recipe for every variant and for SFT."""
     sft: Literal["each_seed", "shared", "none"] = "each_seed"
-    """The start: one SFT run per seed, one (with the first seed) for all, or model.path as it
-    is."""
+    """The start: one SFT run per seed, one (with the first seed) for all, or the model at
+    model.path."""
     diagnose: bool = False
-    """Run `axpo diagnose` on every variant; the start is diagnosed if any variant is."""
+    """Whether to run `axpo diagnose` on every variant; the start is diagnosed if any variant is."""
     page: str | None = None
     """The class of further tables and figures (`axpo.study.page.StudyPage`), as "module:name"."""
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
@@ -101,8 +101,8 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A checked study. `shared` are the settings of SFT and of the start's evaluation, and `page`
-    makes what the study's page has besides the tables of every study."""
+    """A checked study. `shared` holds the settings of SFT and of the start's evaluation, and `page`
+    makes the parts of the study's page that are its own."""
 
     recipes: tuple[Path, ...]
     settings: StudySettings
@@ -123,11 +123,11 @@ class Study:
         return tuple(v for v in self.variants.values() if v.group == group)
 
     def start_of(self, seed: int) -> int:
-        """The seed whose start `seed` is trained from."""
+        """The seed from whose start `seed` is trained."""
         return seed if self.settings.sft == "each_seed" else self.settings.seeds[0]
 
     def config(self, variant: str, seed: int) -> Config:
-        """The settings of a cell, except for the model that it starts from."""
+        """The settings of a cell, except for the model from which it starts."""
         return load_config(*self.recipes, *self.overrides(variant, seed))
 
     def overrides(self, variant: str, seed: int) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ def load_study(study: str | Path, overrides: Iterable[str] = ()) -> Study:
         path = recipes.find(study)
     try:
         values = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:  # a table given twice among them
+    except tomllib.TOMLDecodeError as error:  # This includes a table that is given twice.
         raise StudyError(f"{path}: {error}") from error
     apply_settings(values, overrides)
     try:
@@ -265,7 +265,7 @@ def _is_page(found: object) -> bool:
 
 @contextmanager
 def _refused(where: str) -> Iterator[None]:
-    """Raise what the block refuses as `StudyError`, with `where` in front."""
+    """Turn the errors of the block into a `StudyError` that begins with `where`."""
     try:
         yield
     except (ConfigError, PluginError) as error:

@@ -19,9 +19,9 @@ from axpo.study.settings import Study
 
 
 def write_tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
-    """Read every run in `out` and write the results; returns `study.md`.
+    """Read every run in `out` and write the results; return `study.md`.
 
-    `say` hears what is being done.
+    `say` is told what is being done.
     """
     say("reading the runs")
     models = read_study(study, out)
@@ -38,7 +38,7 @@ def write_tables(study: Study, out: Path, say: Callable[[str], None]) -> Path:
 
 
 def write_held_out(study: Study, out: Path) -> Path:
-    """Rebuild what `outcomes.csv` holds, and keep what else `study.json` has; returns `study.md`.
+    """Rebuild the figures of `outcomes.csv`, keep the others of `study.json`; return `study.md`.
 
     Raises `StudyError` if either file is missing.
     """
