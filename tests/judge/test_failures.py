@@ -35,7 +35,7 @@ FAILURES = [
     (Answer(body=b'{"choices": []}'), "no chat completion", True, True),
     (Answer(body=b'{"error": {"message": "KEY"}}'), "no chat completion", True, True),
     (Answer(body=None), "lost the connection", True, True),
-    (Answer(body=None, delay=1.0), "no answer in 0.3 s", True, True),
+    (Answer(body=None, delay=2.0), "no answer in 1 s", True, True),
 ]
 
 
@@ -61,7 +61,8 @@ def test_a_failure_is_ours_is_tried_again_and_names_no_key(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.DEBUG)
-    changes: dict[str, Any] = {"key": "JUDGE_KEY", "timeout": 0.3, "deadline": 30.0}
+    timeout = 1.0 if answer.delay else 30.0
+    changes: dict[str, Any] = {"key": "JUDGE_KEY", "timeout": timeout, "deadline": 30.0}
     with judging() as server:
         server.faults += [answer] * 3
         with pytest.raises(GradingError) as error:
