@@ -87,8 +87,8 @@ def _measured(graders: tuple[str, ...], count: int) -> Row:
 
 async def _graded(answers: list[tuple[str, str]]) -> tuple[float, float, float]:
     """The longest block of the loop, in seconds and in its own processor seconds, and the longest
-    grading of an answer that is no bomb."""
-    graders, places = Graders(), asyncio.Semaphore(AT_ONCE)
+    grading."""
+    graders, left = Graders(), iter(answers)
     block = block_cpu = slowest = 0.0
 
     async def tick() -> None:
@@ -99,27 +99,27 @@ async def _graded(answers: list[tuple[str, str]]) -> tuple[float, float, float]:
             block = max(block, time.perf_counter() - began - 0.001)
             block_cpu = max(block_cpu, time.thread_time() - cpu)
 
-    async def grade(grader: str, answer: str) -> None:
+    async def rollouts() -> None:
         nonlocal slowest
-        example = Example("q", "?", (), TRUTHS.get(grader, "blue"), (), grader, options=OPTIONS)
-        async with places:
+        for grader, answer in left:
+            example = Example("q", "?", (), TRUTHS.get(grader, "blue"), (), grader, options=OPTIONS)
             began = time.perf_counter()
             verdict = await graders.grade_answer(example, answer)
             assert 0.0 <= verdict.reward <= 1.0
             slowest = max(slowest, time.perf_counter() - began)
 
     ticking = asyncio.ensure_future(tick())
-    await asyncio.gather(*(grade(*answer) for answer in answers))
+    await asyncio.gather(*(rollouts() for _ in range(AT_ONCE)))
     ticking.cancel()
     await graders.close()
     return block, block_cpu, slowest
 
 
 class _Memory:
-    """Resident MiB at the peak: this process's growth, and the workers' with their children."""
+    """MiB at the peak, shared pages by share: this process's growth, and all its workers'."""
 
     def __init__(self) -> None:
-        self._before = _mib(os.getpid(), "VmRSS")
+        self._before = _mib(os.getpid())
         self._own = self._workers = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -131,16 +131,15 @@ class _Memory:
         return self._own - self._before, self._workers
 
     def _watch(self) -> None:
-        while not self._over.wait(0.2):
-            self._own = max(self._own, _mib(os.getpid(), "VmRSS"))
-            below = [_mib(one, "VmRSS") for one in _descendants(os.getpid())]
-            self._workers = max(self._workers, sum(below))
+        while not self._over.wait(0.5):
+            self._own = max(self._own, _mib(os.getpid()))
+            self._workers = max(self._workers, sum(map(_mib, _descendants(os.getpid()))))
 
 
-def _mib(process: int, field: str) -> float:
+def _mib(process: int) -> float:
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith(field):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
                 return int(line.split()[1]) / 1024
     return 0.0
 

@@ -92,8 +92,8 @@ products and integrals, every one another, that compute until they are stopped. 
 verdict. `Block` is the longest time that the event loop stood still (a task that ticks every
 millisecond measures it), `of it CPU` the loop's own processor time between two ticks, which other
 programs on the machine do not add to. `Slowest` is the longest that one grading took, waiting
-behind bombs included. Memory is resident: what this process grew by, and the sum over the math
-workers and their children, which share most of their pages.""",
+behind bombs included. Memory counts shared pages by share: what this process grew by, and all that
+the math workers and their children have.""",
 }
 COLUMNS: Mapping[str, str] = {
     "image_tokens": "image tokens",

@@ -366,10 +366,10 @@ def test_a_huge_answer_is_wrong_in_bounded_time(bomb: str) -> None:
 
 
 def test_bombs_hold_up_others_for_a_moment_alone() -> None:
-    """Eight bombs, every one another: the answer behind them has its verdict before most do."""
+    """Four bombs, every one another: the answer behind them has its verdict before most do."""
 
     async def together() -> tuple[list[float], int]:
-        bombs = [f"\\boxed{{\\sum_{{k=1}}^{{{10**9 + n}}} \\frac{{2}}{{k}}}}" for n in range(8)]
+        bombs = [f"\\boxed{{\\sum_{{k=1}}^{{{10**9 + n}}} \\frac{{2}}{{k}}}}" for n in range(4)]
         grading = [asyncio.ensure_future(maths.math.grade(asked("2"), bomb)) for bomb in bombs]
         await asyncio.sleep(0)
         right = await maths.math.grade(asked("2"), r"\boxed{\sqrt{4}}")
@@ -377,8 +377,8 @@ def test_bombs_hold_up_others_for_a_moment_alone() -> None:
         return [right.reward, *(one.reward for one in await asyncio.gather(*grading))], waiting
 
     rewards, waiting = asyncio.run(together())
-    assert rewards == [1.0] + [0.0] * 8
-    assert waiting >= 5
+    assert rewards == [1.0] + [0.0] * 4
+    assert waiting >= 2
 
 
 def test_a_bomb_is_remembered() -> None:
