@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from axpo.stopping import run as run_loop
 from axpo.tasks.base import Example
 from axpo.tasks.grading import BUILT_IN, Graders
 from benchmarks.harness import Row
@@ -72,7 +73,7 @@ def _answers(graders: tuple[str, ...], count: int) -> list[tuple[str, str]]:
 def _measured(graders: tuple[str, ...], count: int) -> Row:
     memory = _Memory()
     cpu, began = time.process_time(), time.perf_counter()
-    block, block_cpu, slowest = asyncio.run(_graded(_answers(graders, count)))
+    block, block_cpu, slowest = run_loop(_graded(_answers(graders, count)))
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     own, workers = memory.peaks()
     return {
