@@ -91,9 +91,9 @@ that a scanner may take more than linear time for, formulas from easy to huge, a
 products and integrals, every one another, that compute until they are stopped. Every answer gets a
 verdict. `Block` is the longest time that the event loop stood still (a task that ticks every
 millisecond measures it), `of it CPU` the loop's own processor time between two ticks, which other
-programs on the machine do not add to. `Slowest` is the longest that one grading took, waiting
-behind bombs included. Memory counts shared pages by share: what this process grew by, and all that
-the math workers and their children have.""",
+programs on the machine do not add to. `Slowest` is the longest that the grading of an answer took
+that is none of the twenty, waiting behind them included. Memory counts shared pages by share: what
+this process grew by, and all that the math workers and their children have.""",
 }
 COLUMNS: Mapping[str, str] = {
     "image_tokens": "image tokens",

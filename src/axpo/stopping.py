@@ -128,6 +128,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
     # What lives now outlives the loop. A full collection of garbage need not walk it (100 ms with
     # torch imported), during which the loop would stand still.
+    outermost = gc.get_freeze_count() == 0
     gc.freeze()
     try:
         if not _in_a_loop():
@@ -138,7 +139,8 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         check()
         raise
     finally:
-        gc.unfreeze()
+        if outermost:
+            gc.unfreeze()
 
 
 def _in_a_loop() -> bool:

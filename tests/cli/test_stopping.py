@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -303,3 +304,15 @@ def test_stages_beside_a_failed_one_may_save(tmp_path: Path) -> None:
     assert good.stopped
     step = stopped_at((tmp_path / "logs" / "good.log").read_text(), "step")
     assert (good.folder / "checkpoints" / f"step-{step:06d}").is_dir()
+
+
+def test_full_collections_leave_out_what_lived_before_the_loop() -> None:
+    async def frozen() -> int:
+        return gc.get_freeze_count()
+
+    async def outer() -> tuple[int, int]:
+        return await asyncio.to_thread(stopping.run, frozen()), gc.get_freeze_count()
+
+    gc.unfreeze()
+    assert min(stopping.run(outer())) > 10_000
+    assert gc.get_freeze_count() == 0
