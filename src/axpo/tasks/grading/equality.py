@@ -57,6 +57,8 @@ def _equal(answer: Formula, truth: Formula) -> bool:
             return _equal(answer.parts[0], truth)
         if truth.kind == kind and len(truth.parts) == 1:
             return _equal(answer, truth.parts[0])
+    if {answer.kind, truth.kind} == {"=", "equation"}:
+        answer, truth = _as_equation(answer), _as_equation(truth)
     if "=" in (answer.kind, truth.kind):
         return _named(answer, truth)
     if truth.kind == "set" or (truth.kind == "list" and _in_any_order(answer, truth)):
@@ -81,6 +83,13 @@ def _named(answer: Formula, truth: Formula) -> bool:
         return False
     inner = [side.parts[0] if side.kind == "=" else side for side in (answer, truth)]
     return _equal(inner[0], inner[1])
+
+
+def _as_equation(side: Formula) -> Formula:
+    """`y = 2x` as an equation of two sides."""
+    if side.kind != "=" or not is_symbol(side.name):
+        return side
+    return Formula("equation", side.text, (Formula("leaf", side.name), side.parts[0]))
 
 
 def _in_any_order(answer: Formula, truth: Formula) -> bool:

@@ -90,7 +90,7 @@ def _several(kind: str, text: str, parts: list[str]) -> Formula:
 
 def _relation(text: str) -> Formula | None:
     if len(sides := _split(text, _APPROX)) > 1:  # "10/3 \approx 3.33" says 10/3
-        first = sides[0]
+        first = sides[0] or sides[1]
         return read(f"{first}={sides[1]}" if _is_name(first) else first)
     sides = _split(text, _EQUALS)
     if len(sides) == 1:

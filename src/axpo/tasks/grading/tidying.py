@@ -59,7 +59,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?:\{ ?\})?\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))|\\deg(?![A-Za-z])", r"\\degree "),
         (r"\^\s*(?:\{\s*\\degree\s*\}|\\degree)", r"\\degree "),
         (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![A-Za-z]))", "'"),
-        (r"\\text\s*\{\s*(or|and)\s*\}", r" \1 "),
+        (r"\\text\{((?:[^{} ]+ )??(?:or|and)(?: [^{} ]+)?)\}", r" \1 "),
         (r"\\text\{([^{}]*)\} ?/ ?\\text\{([^{}]*)\}", r"\\text{\1/\2}"),
         (r"\\frac ?\{ ?\\text\{([^{}]*)\} ?\} ?\{ ?\\text\{([^{}]*)\} ?\}", r"\\text{\1/\2}"),
         (r"\*\*", "^"),
@@ -155,7 +155,7 @@ def _unboxed(text: str) -> str:
 
 def _glued_unit(text: str) -> str:
     """69{degrees} and 8\\sqrt{3}{squareinches}: a brace with nothing but a unit's word."""
-    found = re.search(r"(?<=[0-9}A-Za-z]) ?\{ ?([A-Za-z]{4,}) ?\}$", text)
+    found = re.search(r"(?<=[0-9}A-Za-z])(?<!\\text) ?\{ ?([A-Za-z]{4,}) ?\}$", text)
     return (
         text[: found.start()] + f"\\text{{{found[1]}}}" if found and known_unit(found[1]) else text
     )
