@@ -16,10 +16,14 @@ from typing import Any, TypeVar
 from axpo import stopping
 from axpo.checks import check_folder, check_names, check_parts, note_settings
 from axpo.config import Config
+from axpo.errors import Stopped
 from axpo.folder import RunFolder, read_json
+from axpo.report.live import LiveView
 from axpo.report.monitor import PYTORCH, RunMonitor, run_monitor
 
 Returned = TypeVar("Returned")
+GRADERS = "reading the answers"
+"""What `grade` does first, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,25 @@ def diagnose(config: Config, out: str | Path) -> dict[str, Any]:
         return diagnose(evaluation_run(config, Path(out)), monitor)
 
     return _run("diagnose", "diagnose", config, Path(out), work)
+
+
+def grade(run: str | Path, *settings: str, training: bool = False) -> dict[str, Any]:
+    """Grade the stored answers of a run's evaluation (or of its `training`) again, without
+    sampling: `run/regraded.json`.
+
+    `settings` ("task.grading=math", "judge.model=...") lie over the run's own. The trees stay as
+    they are. Raises `UserError`, and `KeyboardInterrupt` if it is stopped: what a judge has
+    answered is recorded, so the same call does not ask again.
+    """
+    out = Path(run)
+    with stopping.listening(), LiveView(f"grade {out.name}", GRADERS, passing=True) as view:
+        from axpo.build.regrading import regrade, stored_answers
+
+        try:
+            return regrade(stored_answers(out, training), settings, view)
+        except Stopped as stop:
+            stop.where = f"{view.place}; the same command asks no judge again"
+            raise
 
 
 def _run(

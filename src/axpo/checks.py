@@ -28,6 +28,7 @@ from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 from axpo.extras import require
 from axpo.folder import RunFolder, read_json, write_whole
 from axpo.models.paths import model_path, show_path
+from axpo.wording import some
 
 if TYPE_CHECKING:
     from axpo.tools.toolbox import Toolbox
@@ -184,6 +185,25 @@ async def _try(tools: Toolbox) -> None:
         await tools.start()
     finally:
         await tools.close()
+
+
+def check_unchanged(out: Path, made: Iterable[tuple[str, str, Path, Config]]) -> None:
+    """Refuse a folder `out` in which finished stages were made with other data or other own code
+    than there is today: `made` has each one's name, kind, folder and settings."""
+    from axpo.build.made import changed_since  # NumPy and pictures take a moment
+
+    changed: dict[str, list[str]] = {}
+    for name, kind, folder, config in made:
+        if said := changed_since(kind, folder, config):
+            changed.setdefault(some(said), []).append(name)
+    if changed:
+        lines = [f"{said}: {some(names)}" for said, names in changed.items()]
+        raise ConfigError(
+            f"{out} holds stages that were made with other contents of\n  "
+            + "\n  ".join(lines)
+            + "\nPut back what they were made with, give another --out, or remove their folders to "
+            "have them made again"
+        )
 
 
 def check_folder(out: Path, config: Config, commands: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ written as a whole. Other modules know the content of the files.
     evaluation.json, evaluation/   what `axpo eval` found, and the groups it was made of
     diagnosis.json, diagnosis/, again/
     data/SPLIT-DIGEST.parquet      checksums of the rows that it was trained on
+    regraded.json                  what `axpo grade` found: stored answers, graded again
     vllm/                          the servers' logs, and weights on their way to them
     NAME.done.json, NAME.settings.json, logs/NAME.log, report.html
                                    of the stages of a quickstart or a study
@@ -63,6 +64,7 @@ class RunFolder:
         self.best = path / "best"
         self.evaluation = path / "evaluation.json"
         self.diagnosis = path / "diagnosis.json"
+        self.regraded = path / "regraded.json"
         self.evaluated = GroupsFolder(path / "evaluation", self.pictures)
         self.resampled = GroupsFolder(path / "diagnosis", self.pictures)
         self.again = GroupsFolder(path / "again", self.pictures)

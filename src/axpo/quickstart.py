@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from axpo.checks import (
     check_folder,
     check_names,
     check_parts,
+    check_unchanged,
     note_settings,
     undo_start,
 )
@@ -48,6 +49,7 @@ def quickstart(config: Config, given: Sequence[str], out: Path) -> Path:
         folder.done(REPORT).unlink(missing_ok=True)
     stages = _stages(config, given, out)
     check_folder(out, config, COMMANDS)
+    check_unchanged(out, _made(stages, config))
     if not all(stage.done.is_file() for stage in stages):
         check_names(config, *COMMANDS)
         with working("quickstart", CHECKING):
@@ -58,6 +60,14 @@ def quickstart(config: Config, given: Sequence[str], out: Path) -> Path:
             undo_start([folder.settings, *(log_file(stage, logs) for stage in stages)])
         raise StageError(failed[0].failure)
     return page
+
+
+def _made(stages: Sequence[Stage], config: Config) -> Iterator[tuple[str, str, Path, Config]]:
+    """The finished stages, for `check_unchanged`; their rows are read once."""
+    for stage in stages:
+        if stage.done.is_file() and stage.name != REPORT:
+            own = load_config(*stage.args[1:-2])
+            yield stage.name, stage.kind, stage.folder, own.model_copy(update={"task": config.task})
 
 
 def without_sandbox(config: Config, given: Sequence[str], out: Path) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ def test_a_game_by_hand() -> None:
     assert [(s.digest, s.length) for s in low.images] == [(picture_digest(board(4)), 32)]
     assert not low.logprobs
     assert (rollout.stop, rollout.answer) == (StopReason.ANSWER, "7")
-    assert (rollout.reward, rollout.rule, rollout.detail) == (1.0, "found", "guess 3")
+    assert (rollout.reward, rollout.rule, rollout.detail) == (1.0, "environment: found", "guess 3")
     assert rollout.answer_start == rollout.tokens - len(encode("\n\n7<|im_end|>"))
     assert rollout.calls == [] and not rollout.uses_tool
     # The next turn is sampled after what was sampled and shown, token for token.
@@ -161,7 +161,7 @@ def test_a_game_by_hand() -> None:
     ("reply", "judged"),
     [
         (lambda self, said: 0.25, (0.25, "environment", "")),
-        (lambda self, said: Verdict(0.5, "half", "of it"), (0.5, "half", "of it")),
+        (lambda self, said: Verdict(0.5, "half", "of it"), (0.5, "environment: half", "of it")),
         (lambda self, said: self.OVER, (1.0, "exact", "read '7', expected '7'")),
     ],
 )
@@ -350,7 +350,10 @@ class TestContinuations:
         assert [s.id[-2:] for s in first.segments] == ["t2", "o2", "t3", "e3", "t4"]
         assert first.segments[3].tokens == source.segments[5].tokens
         assert decode(second.segments[3].tokens) == reply_text("8 is too high.", 64)
-        assert [(c.reward, c.rule) for c in branch.continuations] == [(1.0, "found"), (0.0, "")]
+        assert [(c.reward, c.rule) for c in branch.continuations] == [
+            (1.0, "environment: found"),
+            (0.0, ""),
+        ]
         assert first.detail == "guess 3"
         assert branch.recovered is True
 
@@ -505,7 +508,7 @@ def test_the_tree_browser_tells_it_from_a_tool() -> None:
     group, _ = play(Game, "</think>7")
     assert payload.add(0, 2, group, 10_000_000)
     (won,) = payload.groups[1]["rollouts"]
-    assert (won["rule"], won["detail"]) == ("found", "guess 1")
+    assert (won["rule"], won["detail"]) == ("environment: found", "guess 1")
 
 
 def test_an_observation_is_taken_as_it_is() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,23 +23,26 @@ def recipe_judge(config: Config, *splits: str) -> Judge | None:
     Raises `ConfigError` where a grader asks a judge and there is no `[judge]`, where there is one
     that no split of the recipe needs, and for what `make_judge` lacks.
     """
-    settings = config.judge
-    asking = sorted(
-        {name for split in splits for name in recipe_graders(config, split)} & {*JUDGED}
-    )
-    if settings is None:
-        if asking:
-            raise ConfigError(
-                f"judge: rows are graded by {asking[0]!r}, which asks a judge: set judge.url, "
-                "judge.model and judge.record (docs/judge.md)"
-            )
-        return None
-    if not asking and not _asked_elsewhere(config):
+    graders = {name for split in splits for name in recipe_graders(config, split)}
+    if config.judge and not graders & {*JUDGED} and not _asked_elsewhere(config):
         raise ConfigError(
             f"judge: no effect, for no row is graded by {' or '.join(JUDGED)}; remove it, or set "
             "task.grading"
         )
-    return make_judge(settings) if asking else None
+    return judge_for(config, graders)
+
+
+def judge_for(config: Config, graders: Set[str]) -> Judge | None:
+    """The judge that these graders ask; None where none asks one. Raises as `recipe_judge` does."""
+    asking = sorted(graders & {*JUDGED})
+    if not asking:
+        return None
+    if config.judge is None:
+        raise ConfigError(
+            f"judge: rows are graded by {asking[0]!r}, which asks a judge: set judge.url, "
+            "judge.model and judge.record (docs/judge.md)"
+        )
+    return make_judge(config.judge)
 
 
 def start_judge(

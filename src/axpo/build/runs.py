@@ -10,7 +10,7 @@ from pathlib import Path
 from axpo.build.judge import recipe_judge, start_judge
 from axpo.build.models import load_policy, load_reference, load_trained
 from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
-from axpo.build.tools import recipe_tools, run_files
+from axpo.build.tools import recipe_tools, rl_files, run_files
 from axpo.config import Config
 from axpo.engines.base import Start
 from axpo.errors import ConfigError
@@ -75,9 +75,7 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
         probe = WeightProbe(
             agent.engine, agent.rendering, learner.logprobs, temperature, limits_of(config)
         )
-    files = run_files(config, "train", config.algorithm, config.engine)
-    if config.eval.every:
-        files |= run_files(config, config.eval.validation)
+    files = rl_files(config)
     measure = partial(validation.measure, agent, config)
     evaluations = Validation(config, RunFolder(out), validation.made_with(config), measure)
     return rl.RLRun(config, out, task, agent, learner, files, evaluations, probe)

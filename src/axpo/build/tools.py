@@ -73,6 +73,12 @@ def run_files(config: Config, split: str, *parts: Part) -> dict[str, str]:
     return {name: files_digest([file]) for name, file in found.items() if file.is_file()}
 
 
+def rl_files(config: Config) -> dict[str, str]:
+    """What RL depends on beside the settings and the rows, name -> digest."""
+    files = run_files(config, "train", config.algorithm, config.engine)
+    return files | (run_files(config, config.eval.validation) if config.eval.every else {})
+
+
 def recipe_graders(config: Config, split: str) -> set[str]:
     """The graders of the task's split; raises `ConfigError` for one that is not there."""
     found = config.task.graders(split)

@@ -154,12 +154,29 @@ def show(
     everything: Annotated[
         bool, typer.Option("--all", help="every setting, and what it does")
     ] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|FILE",
+            help="only the verdicts on ten answers: stored ones of a run's folder, or the lines of "
+            'a file, each an answer to the first question or {"id": ..., "answer": ...}',
+        ),
+    ] = None,
 ) -> None:
     """Dry run: the settings, one rendered and masked demonstration, token counts and memory."""
     from axpo.checks import check_shown
     from axpo.report.monitor import PYTORCH, working
 
     config = _load(given)
+    if answers is not None:
+        if everything:
+            raise ConfigError("--all: no effect with --answers; remove it")
+        with working("show", "grading the answers") as say:
+            from axpo.report.verdicts import graded_answers, print_verdicts
+
+            verdicts = graded_answers(config, answers, say)
+        print_verdicts(verdicts)
+        return
     with working("show", "checking the settings") as say:
         check_shown(config)
         say(PYTORCH)
@@ -240,6 +257,31 @@ def diagnose(given: Given, out: Measured) -> None:
 
     print_diagnostics(result)
     print(f"Diagnosis: {RunFolder(out).diagnosis}")
+
+
+@app.command()
+def grade(
+    run: Annotated[Path, typer.Argument(help="folder of a run that was evaluated or trained")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SECTION.KEY=VALUE]...",
+            help="task.grading, task.solved, judge.KEY and eval.k, over the run's own",
+        ),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="the answers of training, not of the evaluation")
+    ] = False,
+) -> None:
+    """Grade a run's stored answers again, and print what that changes."""
+    from axpo import api
+
+    found = api.grade(run, *(settings or ()), training=training)
+    from axpo.folder import RunFolder
+    from axpo.report.verdicts import print_regraded
+
+    print_regraded(found, run.name, RunFolder(run).regraded)
+    print(f"Verdicts: {RunFolder(run).regraded}")
 
 
 @app.command()

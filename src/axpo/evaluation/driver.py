@@ -16,7 +16,7 @@ from typing import Any
 
 from axpo.errors import ShelfError
 from axpo.evaluation.diagnostics import Probe
-from axpo.evaluation.identity import changed_settings
+from axpo.evaluation.identity import DATA, FILES, changed_settings
 from axpo.folder import GroupsFolder, read_json, write_whole
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import as_picture
@@ -33,10 +33,6 @@ Progress = Callable[[Sequence[Group]], None]
 GroupJob = tuple[str, Callable[[], Awaitable[Group]]]
 """A group's id, and what samples it."""
 
-FILES = "tool files"
-"""The key of an identity under which the digests of own code and indexes stand."""
-_DATA = "data"
-"""The key under which the data's fingerprint is noted; it is compared by the questions."""
 CHUNK = 8
 """Groups per file: what a kill can cost at most, besides the groups in flight."""
 
@@ -82,7 +78,7 @@ class Shelf:
         if self._pending:
             if self._next == 0:
                 self.folder.path.mkdir(parents=True, exist_ok=True)
-                identity = {**self._identity, _DATA: self._fingerprint}
+                identity = {**self._identity, DATA: self._fingerprint}
                 write_whole(self.folder.identity, json.dumps(identity, indent=1))
             save_groups(self.folder.file(self._next), self._pending, self.folder.pictures)
             self._next += 1
@@ -93,7 +89,7 @@ class Shelf:
         if not self.folder.identity.is_file() or not self.folder.files():
             return
         noted = read_json(self.folder.identity)
-        self._known = noted.pop(_DATA, None) == self._fingerprint
+        self._known = noted.pop(DATA, "") == self._fingerprint
         changed = [
             f"changed: {', '.join(changed_files(was or {}, wanted))}"
             if key == FILES
@@ -182,10 +178,21 @@ def _asked_in(group: Group) -> dict[str, Any]:
 def _check_same(shelf: Shelf, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     """Raise `ShelfError` where groups that are on disk, by their id, ask something else than is
     wanted."""
+    if changed := _changed(shelf.groups, wanted):
+        raise ShelfError(
+            f"{shelf.folder.path} was sampled when the data was another: {some(changed)}. Remove "
+            "the folder or choose another"
+        )
+
+
+def _changed(
+    groups: Mapping[str, Group], wanted: Iterable[tuple[str, Mapping[str, Any]]]
+) -> list[str]:
+    """The questions that the groups ask otherwise than is wanted, in words."""
     changed: list[str] = []
     for id, asked in wanted:
-        if id in shelf.groups:
-            known = _asked_in(shelf.groups[id])
+        if id in groups:
+            known = _asked_in(groups[id])
             fields = [
                 f"{key}: it holds {known[key]!r}, now {value!r}"
                 for key, value in asked.items()
@@ -193,11 +200,16 @@ def _check_same(shelf: Shelf, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -
             ]
             if fields:
                 changed.append(f"question {id.partition('/')[2]} ({'; '.join(fields)})")
-    if changed:
-        raise ShelfError(
-            f"{shelf.folder.path} was sampled when the data was another: {some(changed)}. Remove "
-            "the folder or choose another"
-        )
+    return changed
+
+
+def changed_questions(folder: GroupsFolder, examples: Iterable[Example]) -> list[str]:
+    """The examples that the groups in the folder do not ask as they are today, in words."""
+    saved = (load_groups(file, folder.pictures) for file in folder.files())
+    groups = {group.id: group for several in saved for group in several}
+    wanted = {f"eval/{example.id}": _asked(example) for example in examples}
+    new = [f"question {id.partition('/')[2]} (new)" for id in wanted if id not in groups]
+    return _changed(groups, wanted.items()) + new
 
 
 async def resample_prefixes(

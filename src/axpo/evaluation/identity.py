@@ -17,6 +17,9 @@ OUTCOME = {
 }
 """Command -> the sections of the settings that its outcome depends on. `engine` is none of them:
 it says where tokens are sampled, and how fast, and may change when a run goes on."""
+FILES, DATA = "tool files", "data"
+"""Keys of an evaluation's identity: digests of own code and indexes, and the data's fingerprint,
+which is not compared as a setting is, but by the questions."""
 _MAY_CHANGE = re.compile(
     r"tools\.search\.budget"
     r"|tools\.limits\..*\.(timeout|concurrency|calls_per_second|retries|max_stuck)"

@@ -26,7 +26,6 @@ from axpo.config import Config, default_config
 from axpo.errors import UnscoredWarning
 from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
 from axpo.evaluation.driver import (
-    FILES,
     GroupSampler,
     Progress,
     Shelf,
@@ -35,7 +34,7 @@ from axpo.evaluation.driver import (
     sample_examples,
 )
 from axpo.evaluation.entropy import call_entropies
-from axpo.evaluation.identity import outcome_settings
+from axpo.evaluation.identity import FILES, outcome_settings
 from axpo.evaluation.summary import summarize
 from axpo.folder import GroupsFolder, RunFolder, files_digest, read_json, write_whole
 from axpo.models.loading import Checkpoint

@@ -31,7 +31,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     for key, parts in result["by"].items():
         columns |= {f"{key} {value}": part["metrics"] for value, part in parts.items()}
     title = f"{result['questions']} {result['split']} questions x {result['samples']} samples"
-    _print(title, columns)
+    print_estimates(title, columns)
     if result["unscored"]:
         output_console().print(_unscored(result), highlight=False, markup=False)
     if "judge_requests" in result:
@@ -66,7 +66,7 @@ def _unscored(result: Mapping[str, Any]) -> str:
 
 def print_diagnostics(result: Mapping[str, Any]) -> None:
     """Print `diagnosis.json`: the gap's rates, then what failed prefixes could have led to."""
-    _print("The Thinking-Acting Gap", {"all questions": result["metrics"]})
+    print_estimates("The Thinking-Acting Gap", {"all questions": result["metrics"]})
     columns = {
         f"{name} ({part['prefixes']})": part["metrics"]
         for name, part in result["prefixes"].items()
@@ -74,7 +74,7 @@ def print_diagnostics(result: Mapping[str, Any]) -> None:
     }
     if columns:
         title = f"Failed prefixes, {result['prefix_samples']} continuations each, K = {result['k']}"
-        _print(title, columns)
+        print_estimates(title, columns)
     else:
         print("No question was triggered: there is no failed prefix to resample.")
 
@@ -104,10 +104,11 @@ def print_comparison(pair: tuple[Path, Path], comparison: Mapping[str, Any]) -> 
     said = verdict((second.name, first.name), comparison)
     if said is not None:
         output_console().print(said, markup=False)
-    _print(f"{second.name} - {first.name}", {"difference": comparison["difference"]})
+    print_estimates(f"{second.name} - {first.name}", {"difference": comparison["difference"]})
 
 
-def _print(title: str, columns: Mapping[str, Estimates]) -> None:
+def print_estimates(title: str, columns: Mapping[str, Estimates]) -> None:
+    """Print estimates with their metrics as rows; in several tables where one is too wide."""
     console = output_console()
     left = list(columns)
     while left:

@@ -8,7 +8,7 @@ the same counts against the limits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from axpo.engines.base import Picture
 from axpo.errors import TreeError
@@ -136,6 +136,16 @@ def remember_views(
             origin = original.digest
             group.pictures.setdefault(origin, original.image)
         group.views.setdefault(span.digest, Crop(origin, view.box))
+
+
+def whole(group: Group, trajectory: Trajectory) -> Trajectory:
+    """A copy that holds all that it was grown from, as if sampled from its prompt: what a grader is
+    given."""
+    branch = group.branch_of(trajectory)
+    before = _calls(group, group.trajectory(branch.source)) if branch else []
+    calls = [call for call in before if branch and call.end <= branch.cut]
+    segments = group.after_prompt(trajectory)
+    return replace(trajectory, segments=segments, calls=[*calls, *trajectory.calls], credit=[])
 
 
 def _calls(group: Group, trajectory: Trajectory) -> list[Call]:

@@ -8,7 +8,7 @@ stage lies the `settings.json` that it was started with, which has only what the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,17 @@ def check_made(study: Study, out: Path, planned: list[Stage]) -> None:
             "give another --out, the settings that they were made with, or remove what is named "
             "to have it made again"
         )
+
+
+def made_stages(study: Study, planned: Iterable[Stage]) -> Iterator[tuple[str, str, Path, Config]]:
+    """The finished stages with their kind, folder and settings (`axpo.checks.check_unchanged`); all
+    have the same task, whose rows are read once."""
+    for stage in planned:
+        if stage.done.is_file():
+            _, variant, seed = stage.name.rsplit(" ", 2)
+            config = study.config(variant, int(seed))
+            task = {"task": study.shared.task}
+            yield stage.name, stage.kind, stage.folder, config.model_copy(update=task)
 
 
 def write_settings(study: Study, stage: Stage) -> None:

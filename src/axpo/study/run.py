@@ -7,13 +7,27 @@ from ctypes.util import find_library
 from functools import partial
 from pathlib import Path
 
-from axpo.checks import CHECKING, check_names, check_packages, check_parts, undo_start
+from axpo.checks import (
+    CHECKING,
+    check_names,
+    check_packages,
+    check_parts,
+    check_unchanged,
+    undo_start,
+)
 from axpo.errors import StageError, StudyError
 from axpo.folder import RunFolder, write_whole
 from axpo.report.monitor import working
 from axpo.report.provenance import usable_cores
 from axpo.stages import begun, log_file, run_stages
-from axpo.study.cells import check_made, copies, settings_file, stages, write_settings
+from axpo.study.cells import (
+    check_made,
+    copies,
+    made_stages,
+    settings_file,
+    stages,
+    write_settings,
+)
 from axpo.study.settings import Study, load_study
 
 
@@ -31,6 +45,7 @@ def run_study(
     folder = RunFolder(out)
     with folder.alone():
         check_made(study, out, planned)
+        check_unchanged(out, made_stages(study, planned))
         if not all(stage.done.is_file() for stage in planned):
             _check_start(study)
         for recipe, copy in zip(study.recipes, copies(study, out), strict=True):

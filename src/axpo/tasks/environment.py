@@ -10,7 +10,7 @@ its example and what it was told; one that cannot be repeated says so (`rebuilds
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -23,6 +23,10 @@ from axpo.tools.function import as_observation
 
 if TYPE_CHECKING:
     from axpo.tasks.base import Task
+
+
+JUDGED_BY = "environment"
+"""How the rule of an environment's own verdict begins."""
 
 
 class _Over(Enum):
@@ -74,7 +78,10 @@ def as_reply(value: Any) -> Reply:
     if value is Environment.OVER:
         return Reply(over=True)
     if isinstance(value, Verdict | Real):
-        return Reply(over=True, verdict=as_verdict(value, "environment"))
+        verdict = as_verdict(value, JUDGED_BY)
+        if verdict.rule != JUDGED_BY:
+            verdict = replace(verdict, rule=f"{JUDGED_BY}: {verdict.rule}")
+        return Reply(over=True, verdict=verdict)
     try:
         shown = as_observation(value)
     except TypeError as error:

@@ -111,7 +111,7 @@ class Fields:
             (),
             truths[0],
             truths[1:],
-            grading or ("choice" if options else "short"),
+            grading or default_grading(options),
             turns,
             options,
             self._rubric(row, place),
@@ -212,6 +212,11 @@ def _conversations(there: Sequence[str]) -> str:
         f". {found[0]!r} seems to hold conversations: '{found[0]}.-1.content' is the text of the "
         f"last message; as demonstrations: {values.CONVERSATION}"
     )
+
+
+def default_grading(options: Sequence[str]) -> str:
+    """The grader of a row with these options where neither it nor the recipe names one."""
+    return "choice" if options else "short"
 
 
 def _paths(columns: ColumnSettings) -> dict[str, tuple[str, ...]]:
