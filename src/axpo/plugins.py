@@ -32,6 +32,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "lab": "axpo.tasks.lab.task:LabTask",
         "data": "axpo.tasks.data.task:DataTask",
         "vstar": "axpo.tasks.benchmarks.vstar:VStar",
+        "hr-bench-4k": "axpo.tasks.benchmarks.hr_bench:HrBench4K",
+        "hr-bench-8k": "axpo.tasks.benchmarks.hr_bench:HrBench8K",
     },
 }
 """Section of a recipe -> the names that it takes beside "module:name"; the first is the default."""
