@@ -32,6 +32,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "lab": "axpo.tasks.lab.task:LabTask",
         "data": "axpo.tasks.data.task:DataTask",
         "vstar": "axpo.tasks.benchmarks.vstar:VStar",
+        "dynamath": "axpo.tasks.benchmarks.dynamath:DynaMath",
         "hr-bench-4k": "axpo.tasks.benchmarks.hr_bench:HrBench4K",
         "hr-bench-8k": "axpo.tasks.benchmarks.hr_bench:HrBench8K",
     },
