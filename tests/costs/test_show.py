@@ -58,7 +58,7 @@ def test_every_shipped_recipe_shows_what_it_can(given: list[str]) -> None:
     # With the rows that ship an example is told as far as a tokenizer is not needed.
     said = shown(*given, "task.path=sample")
     assert "An example of 'sft', as the data has it" in said and "Right: 'TR-358'" in said
-    assert "Pictures: 640 x 448" in said
+    assert "Pictures: 640 x 448" in said and "sft split: 6 of 6 rows" in said
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -83,6 +83,7 @@ def test_the_sample_is_rendered_for_the_stand_in() -> None:
     assert ABSENT not in said
     assert '"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [' in said
     assert "<answer>TR-358</answer>" in said and "teachers err" not in said
+    assert "sft split: 6 of 6 rows" in said
 
 
 @pytest.mark.usefixtures("no_sandbox")

@@ -13,6 +13,7 @@ from axpo.errors import DataError
 from axpo.tasks.base import Example
 from axpo.tasks.data.fields import Fields
 from axpo.tasks.data.sets import SetSettings
+from axpo.tree import Point
 from tests.support.data_sets import colour, picture, task_of, write_jsonl, write_parquet
 
 
@@ -260,3 +261,102 @@ def test_half_a_character_in_a_file_names_its_row(tmp_path: Path) -> None:
         file.write('\n{"question": "?", "answer": "\\ud83d"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: answer: character 0"):
         task_of(f"path = '{tmp_path}/a.jsonl'").size("train")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(5.0, "5"), (-0.0, "0"), (2.5, "2.5"), (1e300, "1e+300"), (12, "12")]
+)
+def test_a_number_is_the_text_that_people_write(value: float, text: str) -> None:
+    assert read({"answer": value}).answer == text
+
+
+def test_a_missing_truth() -> None:
+    nan = float("nan")
+    assert truths(read({"answer": [nan, 3.0]})) == ("3",)
+    for value in (nan, [nan], None, float("inf")):
+        with pytest.raises(DataError, match="here: answer: got "):
+            read({"answer": value})
+    assert read({"options": [10.0, 2.5, nan], "answer": 1.0}).question == "?\nA. 10\nB. 2.5"
+    assert read({"options": [10.0, 2.5, nan], "answer": 1.0}).answer == "B"
+    record = read({"answer": "7", "id": nan, "cluster": nan})
+    assert (record.id, record.cluster) == ("here", None)
+
+
+@pytest.mark.parametrize("text", ['["Spain", "ESP"]', "['Spain', 'ESP']", " [ 'Spain' ,'ESP'] "])
+def test_a_list_that_is_written_as_text(text: str) -> None:
+    assert truths(read_with({"answer_lists": True}, answer=text)) == ("Spain", "ESP")
+    assert truths(read_with({"answer_lists": True}, answer=["x", text])) == ("x", "Spain", "ESP")
+    assert truths(read_with({"answer_lists": False}, answer=text)) == (text,)
+    with pytest.raises(
+        DataError, match=r"here: answer: .* is a list written as text: set task.ans"
+    ):
+        read({"answer": text})
+
+
+def test_texts_that_are_no_lists_of_truths() -> None:
+    assert truths(read({"answer": "[0, 1]"})) == ("[0, 1]",)
+    assert truths(read_with({"answer_lists": True}, answer="[0, 1.0]")) == ("0", "1")
+    deep = "[" * 5000 + "]" * 5000
+    for text in ("[a, b]", "[x for x in 'ab']", "[__import__('os')]", deep, "['a'", "[1"):
+        assert truths(read_with({"answer_lists": True}, answer=text)) == (text,)
+    with pytest.raises(DataError, match="side by side without a comma, as NumPy prints them"):
+        read_with({"answer_lists": True}, answer="['a' 'b']")
+    with pytest.raises(DataError, match=r"here: answer: got '\[\]', expected a text, a number or"):
+        read_with({"answer_lists": True}, answer="[]")
+    with pytest.raises(DataError, match=r"here: answer: got {'a': 1}, expected a text"):
+        read_with({"answer_lists": True}, answer='[{"a": 1}]')
+    for boxed in (r"\boxed{}", "<answer></answer>"):
+        with pytest.raises(DataError, match="expected something within the mark"):
+            read({"answer": boxed})
+
+
+def test_options_that_are_written_as_text() -> None:
+    """As MMMU has them; "[]" stands for a question without options."""
+    assert read({"options": "['red', 'blue']", "answer": "B"}).options == ("red", "blue")
+    assert read({"options": "[]", "answer": "blue"}).options == ()
+
+
+def test_an_instruction_stands_behind_the_options() -> None:
+    row = {"options": ["red", "blue"], "answer": "A"}
+    record = read_with({"instruction": "Box the letter."}, **row)
+    assert record.question == "?\nA. red\nB. blue\nBox the letter."
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ("rubric", {"rubric": [{"text": "names it", "value": 2}, {"id": "says why", "value": 1}]}),
+        (["said", "worth"], {"said": ["names it", "says why"], "worth": [2, 1.0]}),
+        (["said", "worth"], {"said": '["names it", "says why"]', "worth": "[2, 1]"}),
+    ],
+)
+def test_rubrics(columns: Any, row: dict[str, Any]) -> None:
+    found = read({"answer": "7", **row}, rubric=columns).rubric
+    assert found == (Point("names it", 2.0), Point("says why", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"rubric": ["names it"]},
+            r"here: rubric: got \['names it'\], expected a list of {text, v",
+        ),
+        ({"rubric": [{"text": "x", "value": 0}]}, "here: rubric: a value of 0, expected a number"),
+        ({"rubric": [{"value": 1}]}, "here: rubric: got None, expected a text"),
+        ({"demonstration": "['a', 'b']"}, "here: demonstration: .* is a list written as text"),
+        ({"demonstration": "a<think>b<think>c"}, "a turn with 2 <think>, expected one at most"),
+        ({"demonstration": "<tool_response>3</tool_response>7"}, "a turn with '<tool_response'"),
+        ({"question": "<video>What?"}, "here: video: the question places a video"),
+    ],
+)
+def test_values_that_would_be_read_wrong(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read({"answer": "7", **row})
+
+
+def test_files_of_videos_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.MP4").write_bytes(b"")
+    row = {"question": "?", "answer": "7", "images": ["a.MP4"]}
+    with pytest.raises(DataError, match=r"t\.jsonl:1: video: 'a\.MP4' is a video; only pictures"):
+        task_of(f"path = '{write_jsonl(tmp_path / 't.jsonl', row)}'").size("train")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from axpo.errors import ConfigError, DataError
+from axpo.errors import ConfigError, DataError, DataWarning
 from tests.support.data_sets import colour, picture, task_of, write_jsonl
 
 CARD = """---
@@ -136,3 +136,23 @@ def test_pictures_outside_a_hub_set_are_refused(tmp_path: Path) -> None:
         task_of(f"hub = '{tmp_path}/set'").size("train")
     write_jsonl(tmp_path / "set.jsonl", row)
     assert task_of(f"path = '{tmp_path}/set.jsonl'").example("train", 0).images
+
+
+def test_class_labels_of_the_hub_are_their_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({
+        "question": datasets.Value("string"),
+        "answer": datasets.ClassLabel(names=["cat", "dog"]),
+        "images": datasets.List(datasets.Image()),
+    })  # fmt: skip
+    one = {"bytes": picture(), "path": None}
+    rows = [{"question": "<image>?", "answer": i % 2, "images": [one]} for i in range(69)]
+    rows.append({**rows[0], "images": [one, one]})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
+    for streaming in ("", "streaming = ['train']\n"):
+        task = task_of(f"hub = '{tmp_path}'\n{streaming}bad_rows = 'skip'\nbad_share = 0.1")
+        with pytest.warns(DataWarning, match=r"(?s)question 1 \(first .*69: .* the row has 2"):
+            found = [task.example("train", i) for i in range(69)]
+        assert {e.answer for e in found} == {"cat", "dog"} and all(
+            len(e.images) == 1 for e in found
+        )

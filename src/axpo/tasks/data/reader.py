@@ -77,10 +77,11 @@ class Reader:
     def _note_unreadable(self, split: str, error: DataError, rows: int) -> None:
         """Raise the error unless bad rows are skipped and it is among the share that may be."""
         seen = self._unreadable.setdefault(split, set())
+        first = not seen
         seen.add(str(error))
         if self._share is None or len(seen) > self._share * rows:
             raise error
-        if len(seen) == 1:
+        if first:
             warnings.warn(
                 f"{split} split: {error}. The next row stands for this one, and for others like it",
                 DataWarning,
