@@ -17,8 +17,17 @@ import pytest
 from axpo.errors import GradingError
 from axpo.judge import Judge, make_judge
 from axpo.judge import client as client_module
-from tests.judge.test_judge import ask, graded, question
-from tests.support.fake_judge import SECRET, Answer, FakeJudge, judging, said, settings_for
+from tests.support.fake_judge import (
+    SECRET,
+    Answer,
+    FakeJudge,
+    ask,
+    graded,
+    judging,
+    question,
+    said,
+    settings_for,
+)
 
 NOT_JSON = Answer(body=b"<html>Score: 1</html>")
 FAILURES = [
@@ -165,7 +174,7 @@ import asyncio, sys
 from pathlib import Path
 from axpo.config import JudgeSettings
 from axpo.judge import make_judge
-from tests.judge.test_judge import question
+from tests.support.fake_judge import question
 
 async def main(url, record, count):
     judge = make_judge(JudgeSettings(url=url, model="fake-judge", record=record, concurrency=4))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,39 +16,19 @@ from PIL import Image
 from axpo.errors import BudgetSpent, ConfigError, GradingError, MissingError
 from axpo.judge import Judge, make_judge
 from axpo.judge import messages as messages_module
-from axpo.tasks.base import Example
-from axpo.tasks.grading import Graders, Verdict, check_example
+from axpo.tasks.grading import Verdict, check_example
 from axpo.tree import Point
-from tests.support.fake_judge import MODEL, FakeJudge, judging, said, settings_for, text_of
-
-
-def question(id: str = "q", answer: str = "white", **more: Any) -> Example:
-    values: dict[str, Any] = {"grading": "judge", "images": ()} | more
-    return Example(id, f"<image>What colour is flag {id}?", answer=answer, **values)
-
-
-def ask(
-    server: FakeJudge, folder: Path, work: Callable[[Judge], Awaitable[Any]], **changes: Any
-) -> Any:
-    """What `work` gives with a new judge at the server."""
-
-    async def run() -> Any:
-        judge = make_judge(settings_for(server, folder, **changes))
-        try:
-            return await work(judge)
-        finally:
-            await judge.close()
-
-    return asyncio.run(run())
-
-
-def graded(
-    server: FakeJudge, folder: Path, answer: str, example: Example | None = None, **changes: Any
-) -> Verdict:
-    async def work(judge: Judge) -> Verdict:
-        return await Graders(judge).grade_answer(example or question(), answer)
-
-    return ask(server, folder, work, **changes)
+from tests.support.fake_judge import (
+    MODEL,
+    FakeJudge,
+    ask,
+    graded,
+    judging,
+    question,
+    said,
+    settings_for,
+    text_of,
+)
 
 
 def figures(server: FakeJudge, folder: Path, *answers: str, **changes: Any) -> dict[str, float]:
@@ -66,8 +44,9 @@ def test_an_answer_that_equals_a_truth_or_is_none_is_not_asked_about(tmp_path: P
     with judging() as server:
         verdict = graded(server, tmp_path, "I see it. <answer>White</answer>")
         assert (verdict.reward, verdict.rule) == (1.0, "judge: same text")
-        other = question(alternatives=("off-white",))
-        assert graded(server, tmp_path, "off-white", other).rule == "judge: same text"
+        other = question(alternatives=("off-white", "August 9, 2024"))
+        for same in ("off-white", "The off-white.", "2024-08-09"):
+            assert graded(server, tmp_path, same, other).rule == "judge: same text"
         for nothing in ("", " \n", "<answer> </answer>", "<think>white"):
             assert graded(server, tmp_path, nothing) == Verdict(0.0, "judge: no answer")
     assert server.asked == []

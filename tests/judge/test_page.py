@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from axpo.config import load_config
-from tests.judge.test_judge import graded, question
-from tests.support.fake_judge import FakeJudge, judging
+from tests.support.fake_judge import FakeJudge, graded, judging, question
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend" / "prompt.md").read_text()
 

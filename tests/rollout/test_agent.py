@@ -331,7 +331,7 @@ def test_a_grader_that_fails_is_our_fault() -> None:
     assert trajectory.fault == "grading: RuntimeError: no judge"
     _, unknown = run(make_agent(says(ANSWER)), grading="nobody")
     assert unknown.reward is None
-    assert unknown.fault is not None and "there are exact, choice, math" in unknown.fault
+    assert unknown.fault is not None and "there are exact, short, " in unknown.fault
 
 
 def test_text_of_a_tool_error_cannot_break_the_wire_format() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from axpo.config import JudgeSettings
+from axpo.judge import Judge, make_judge
+from axpo.tasks.base import Example
+from axpo.tasks.grading import Graders, Verdict
 
 SECRET = "sk-judge-5ecre7-0123456789abcdef"
 MODEL = "fake-judge"
@@ -148,3 +152,35 @@ def settings_for(judge: FakeJudge, folder: Path, **changes: Any) -> JudgeSetting
         "timeout": 5.0, "deadline": 20.0,
     }  # fmt: skip
     return JudgeSettings(**(values | changes))
+
+
+def question(id: str = "q", answer: str = "white", **more: Any) -> Example:
+    """A question that the judge grades."""
+    values: dict[str, Any] = {"grading": "judge", "images": ()} | more
+    return Example(id, f"<image>What colour is flag {id}?", answer=answer, **values)
+
+
+def ask(
+    server: FakeJudge, folder: Path, work: Callable[[Judge], Awaitable[Any]], **changes: Any
+) -> Any:
+    """What `work` gives with a new judge at the server."""
+
+    async def run() -> Any:
+        judge = make_judge(settings_for(server, folder, **changes))
+        try:
+            return await work(judge)
+        finally:
+            await judge.close()
+
+    return asyncio.run(run())
+
+
+def graded(
+    server: FakeJudge, folder: Path, answer: str, example: Example | None = None, **changes: Any
+) -> Verdict:
+    """The verdict on an answer by a new judge at the server."""
+
+    async def work(judge: Judge) -> Verdict:
+        return await Graders(judge).grade_answer(example or question(), answer)
+
+    return ask(server, folder, work, **changes)

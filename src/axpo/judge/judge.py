@@ -35,9 +35,9 @@ from axpo.judge.replies import Marks, read_marks, read_verdict, spoken
 from axpo.pictures import picture_digest
 from axpo.recorded.cache import AnswerCache, Key
 from axpo.tasks.base import Example
-from axpo.tasks.grading.exact import exact
 from axpo.tasks.grading.final import final_answer
 from axpo.tasks.grading.prose import normalise
+from axpo.tasks.grading.short import short
 from axpo.tasks.grading.verdict import MAX_TEXT, Verdict
 from axpo.tools.limits import Gate, cut_characters
 from axpo.tree import Point
@@ -117,7 +117,7 @@ class Judge:
             return await self._points(example, answer)
         if not normalise(final_answer(answer)):
             return Verdict(0.0, "judge: no answer")
-        same = await exact.grade(example, answer)
+        same = await short.grade(example, answer)
         if same.reward == 1.0:
             return Verdict(1.0, "judge: same text", same.detail)
         return await self.judged(example, answer)
