@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from PIL import Image
 
 from axpo.config import load_config
 from axpo.tasks.data.task import DataTask
+
+ROOT = Path(__file__).parents[2]
+ROWS = ROOT / "tests" / "data_rows"
+"""Hand-made rows of public sets, in the sets' own columns."""
+_BLOCKS = re.compile(r'^#+ (.*?)\n|^```toml\n(\[task\]\nname = "data"\n.*?)^```', re.M | re.S)
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (4, 2), form: str = "PNG") -> bytes:
@@ -50,3 +56,13 @@ def task_of(recipe: str) -> DataTask:
     assert isinstance(task, DataTask)
     task.check()
     return task
+
+
+def printed_recipe(heading: str) -> str:
+    """The recipe below a heading of docs/data.md."""
+    under = ""
+    for found in _BLOCKS.finditer((ROOT / "docs" / "data.md").read_text()):
+        under = found[1] or under
+        if found[2] and under == heading:
+            return found[2]
+    raise AssertionError(f"docs/data.md has no recipe below {heading!r}")

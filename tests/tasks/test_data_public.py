@@ -5,7 +5,6 @@ The rows in `tests/data_rows` are made by hand: invented texts and pictures, the
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,18 @@ import pytest
 from axpo.errors import DataError, DataWarning
 from axpo.tasks.base import Example
 from axpo.tasks.data.task import DataTask
-from tests.support.data_sets import task_of
-
-ROOT = Path(__file__).parents[2]
-BLOCKS = re.compile(r'^#+ (.*?)\n|^```toml\n(\[task\]\nname = "data"\n.*?)^```', re.M | re.S)
+from tests.support.data_sets import ROWS, printed_recipe, task_of
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(ROOT / "tests" / "data_rows")
+    monkeypatch.chdir(ROWS)
 
 
 def recipe(heading: str) -> DataTask:
     """The recipe below a heading of docs/data.md, as it is printed."""
-    under = ""
-    for found in BLOCKS.finditer((ROOT / "docs" / "data.md").read_text()):
-        under = found[1] or under
-        if found[2] and under == heading:
-            return task_of(found[2].removeprefix('[task]\nname = "data"\n'))
-    raise AssertionError(f"docs/data.md has no recipe below {heading!r}")
+    return task_of(printed_recipe(heading).removeprefix('[task]\nname = "data"\n'))
 
 
 def rows(task: DataTask) -> list[Example]:
