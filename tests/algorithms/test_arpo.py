@@ -210,7 +210,7 @@ def test_a_data_sets_own_names_are_the_users(tmp_path: Path) -> None:
     g, _ = sampled(script, {"g/r0/t2"}, task.example("train", 0))
     assert [b.source for b in g.branches] == ["g/r0"]
     assert all(t.reward == 1.0 for t in g.trajectories())
-    assert (g.meta, g.example, g.grading, g.truths) == (meta, "a", "exact", ("7", "seven"))
+    assert (g.meta, g.example, g.grading, g.truths) == (meta, "a", "short", ("7", "seven"))
     assert len(g.views) == 1 and set(g.entropies) >= {"g/r0/t1", "g/r0/t2", "g/r0/c0/t2"}
     file = tmp_path / "trees" / "a.parquet"
     save_groups(file, [g], tmp_path / "pictures")

@@ -63,7 +63,10 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("tools.limits=8", ["expected a section", "(got 8)"]),
         (
             "task.path=x.jsonl",
-            ["task.path: belongs to task.name = 'data'; remove it, or set task.name = 'data'"],
+            [
+                "task.path: belongs to task.name = 'data' or 'vstar'",
+                "; remove it, or set one of these",
+            ],
         ),
         ("task.name=dota", ["task.name: 'dota': did you mean 'data'?", "lab, data", "module:name"]),
         ("task.name=no_such:Task", ["task.name", "no module 'no_such'"]),

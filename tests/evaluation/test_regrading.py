@@ -158,6 +158,12 @@ def test_a_grader_of_one_s_own_sees_the_whole_trajectory(
 
 def test_a_judge_is_not_asked_again(run: Path, tmp_path: Path) -> None:
     """One that fails leaves answers unscored; the same command asks for those alone."""
+    third = question("q3", [
+        answered(plain_rollout("q3/r0", 0), "sixty pence", 0.0, "exact"),
+        answered(plain_rollout("q3/r1", 0), "sixty-one", 0.0, "exact"),
+    ])  # fmt: skip
+    folder = RunFolder(run)
+    save_groups(folder.evaluated.file(2), [third], folder.pictures)
     with judging() as judge:
         settings = (
             "task.grading=judge", f"judge.url={judge.url}", "judge.model=m", "judge.retries=0",
@@ -166,7 +172,7 @@ def test_a_judge_is_not_asked_again(run: Path, tmp_path: Path) -> None:
         judge.faults.append(Answer(500))
         first = api.grade(run, *settings)
         assert [r["answers"] for r in first["rules"] if r["now"]["reward"] is None] == [1]
-        asked = len(judge.asked)  # the exact text of the truth needs no judge
+        asked = len(judge.asked)  # what `short` finds right needs no judge
         assert asked == 3
         second = api.grade(run, *settings)
         assert len(judge.asked) == asked + 1

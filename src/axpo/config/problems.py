@@ -92,7 +92,8 @@ def _unknown(path: list[str], kind: type[Config]) -> str:
     owners = [repr(n) for n, section in _choices(above, kind) if name in section.model_fields]
     if owners:
         chosen = f"{'.'.join(above)}.name = {' or '.join(owners)}"
-        return f"belongs to {chosen}; remove it, or set {chosen}"
+        instead = chosen if len(owners) == 1 else "one of these names"
+        return f"belongs to {chosen}; remove it, or set {instead}"
     keys = dict.fromkeys(_keys([kind]))
     exact = [key for key in keys if _last(key) == name]
     below = [key for key in exact if above and key.startswith(f"{above[0]}.")]
