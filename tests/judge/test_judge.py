@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -16,7 +17,7 @@ from PIL import Image
 from axpo.errors import BudgetSpent, ConfigError, GradingError, MissingError
 from axpo.judge import Judge, make_judge
 from axpo.judge import messages as messages_module
-from axpo.tasks.grading import Verdict, check_example
+from axpo.tasks.grading import Graders, Verdict, check_example
 from axpo.tree import Point
 from tests.support.fake_judge import (
     MODEL,
@@ -248,3 +249,25 @@ def test_what_a_judge_lacks_is_said_before_anything_is_sent(
     (tmp_path / "judge.db").write_text("no database, " * 100)
     with pytest.raises(ValueError, match="no file of recorded answers"):
         make_judge(settings_for(server, tmp_path))
+
+
+def test_gradings_that_need_no_question_take_turns(tmp_path: Path) -> None:
+    """Between two of them the event loop goes round, so that many long answers block nothing."""
+    rounds: list[int] = []
+
+    async def work() -> None:
+        graders = Graders(make_judge(settings_for(FakeJudge(), tmp_path, url="http://127.0.0.1:9")))
+
+        async def one() -> None:
+            await graders.grade_answer(question(), question().answer)
+            rounds.append(count)
+
+        count = 0
+        grading = asyncio.gather(*(one() for _ in range(20)))
+        while not grading.done():
+            await asyncio.sleep(0)
+            count += 1
+        await graders.close()
+
+    asyncio.run(work())
+    assert len(set(rounds)) == 20

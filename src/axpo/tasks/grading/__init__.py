@@ -84,8 +84,8 @@ class Graders:
     async def grade_answer(self, example: Example, answer: str) -> Verdict:
         """The verdict of axpo's own grader of the example on an answer's text."""
         check_grader(example.grading)
+        await turn()
         if example.grading not in JUDGED:
-            await turn()
             return await BUILT_IN[example.grading].grade(example, answer)
         if self._judge is None:
             raise GradingError(f"the grader {example.grading!r} needs a judge; there is none")
