@@ -12,7 +12,7 @@ from PIL import Image
 
 from axpo import api
 from axpo.config import load_config
-from axpo.errors import ConfigError, UserError
+from axpo.errors import BudgetSpent, ConfigError, UserError
 from axpo.folder import RunFolder, write_whole
 from axpo.report.verdicts import graded_answers, print_regraded, print_verdicts
 from axpo.store import save_groups
@@ -177,6 +177,19 @@ def test_a_judge_is_not_asked_again(run: Path, tmp_path: Path) -> None:
         second = api.grade(run, *settings)
         assert len(judge.asked) == asked + 1
         assert all(rule["now"]["reward"] is not None for rule in second["rules"])
+
+
+def test_a_spent_budget_ends_it_and_a_larger_one_goes_on(run: Path, tmp_path: Path) -> None:
+    with judging() as judge:
+        settings = (
+            "task.grading=judge", f"judge.url={judge.url}", "judge.model=m",
+            f"judge.record={tmp_path / 'judge.db'}",
+        )  # fmt: skip
+        with pytest.raises(BudgetSpent, match=r"judge\.budget: 0 paid .* raise it"):
+            api.grade(run, *settings, "judge.budget=0")
+        assert not RunFolder(run).regraded.exists() and not judge.asked
+        found = api.grade(run, *settings, "judge.budget=1")
+        assert len(judge.asked) == 1 and found["graded"] > 0
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from axpo.algorithms.unscored import failed
+from axpo.errors import UserError
 from axpo.evaluation.summary import compare, summarize
 from axpo.rollout.paths import whole
+from axpo.rollout.sampling import together
 from axpo.tasks.base import Example
 from axpo.tasks.environment import JUDGED_BY
 from axpo.tasks.grading import Graders
@@ -87,11 +89,14 @@ class Regrading:
             done += 1
             progress(done)
 
-        async with asyncio.TaskGroup() as tasks:
-            for group in groups:
-                example = replace(Example.of(group), grading=self.grading(group))
-                for trajectory in filter(gradable, group.trajectories()):
-                    tasks.create_task(one(group, example, trajectory))
+        examples = [replace(Example.of(g), grading=self.grading(g)) for g in groups]
+        await together(
+            [
+                one(group, example, trajectory)
+                for group, example in zip(groups, examples, strict=True)
+                for trajectory in filter(gradable, group.trajectories())
+            ]
+        )
         return [self._changed(group, found) for group in groups], list(found.values())
 
     def _changed(self, group: Group, found: Mapping[tuple[str, str], Regraded]) -> Group:
@@ -112,9 +117,12 @@ class Regrading:
 
 
 async def graded(graders: Graders, example: Example, trajectory: Trajectory) -> Standing:
-    """What an answer is worth; not scored where its grading fails, as when it was sampled."""
+    """What an answer is worth; not scored where its grading fails, as when it was sampled. Raises
+    `UserError`: a spent budget, a full disk."""
     try:
         verdict = await graders.grade(example, trajectory)
+    except UserError:
+        raise
     except Exception as error:
         return Standing(None, "unscored: grading", f"{type(error).__name__}: {error}")
     return Standing(verdict.reward, verdict.rule, verdict.detail)
