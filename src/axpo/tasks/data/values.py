@@ -21,7 +21,10 @@ from axpo.tree import Point
 from axpo.wording import in_short
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-CONVERSATION = 'docs/data.md, "Conversations", says what it must become; axpo convert is to do it'
+CONVERSATION = (
+    'docs/data.md, "Conversations", says what it must become; axpo convert will do that, and is '
+    "not there yet"
+)
 """How a conversation becomes turns; there is no command for it yet."""
 _LABEL = r"^\s*\(?{letter}(?:[.:)]|\s*$)"
 _EXACT = 2**53
