@@ -36,7 +36,7 @@ def strict(example: Example, answer: str) -> Verdict:
 
 
 def official(benchmark: Benchmark, example: Example, answer: str) -> float:
-    """The reward of the source's rule."""
-    found = benchmark.official(example, answer)
+    """The reward of the source's rule, which asks no judge."""
+    found = benchmark.official(example, answer, Verdict(0.0))
     assert found is not None
     return found.reward

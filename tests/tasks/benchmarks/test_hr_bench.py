@@ -13,6 +13,7 @@ from PIL import Image
 from axpo.errors import DataError
 from axpo.tasks.benchmarks.averages import Share
 from axpo.tasks.data import pictures
+from axpo.tasks.grading import Verdict
 from tests.support.benchmarks import opened, strict, written
 from tests.support.data_sets import picture
 
@@ -70,7 +71,7 @@ def test_rotations_share_a_cluster_and_one_decoded_picture(
     assert (examples[5].answer, examples[5].id) == ("D", "5")
     assert examples[5].meta == {"family": "single", "rotation": "1"}
     assert len({task.example("test", index).cluster for index in range(800)}) == 200
-    assert task.official(examples[0], "A") is None  # a judge
+    assert task.official(examples[0], "A", Verdict(1.0)) is None  # a judge
 
 
 def test_rows_in_any_order_and_texts_for_numbers(tmp_path: Path) -> None:

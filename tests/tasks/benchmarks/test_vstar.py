@@ -14,6 +14,7 @@ from axpo.engines.base import Request
 from axpo.errors import DataError, NoDataError, UserError
 from axpo.evaluation.results import evaluated_groups
 from axpo.tasks.benchmarks.averages import shares
+from axpo.tasks.grading import Verdict
 from axpo.tasks.lab import BASE
 from tests.support.benchmarks import opened, strict, written
 from tests.support.data_sets import colour, picture, write_jsonl
@@ -54,7 +55,7 @@ def test_the_text_is_asked_as_it_is_and_its_options_keep_their_letters(tmp_path:
     assert [colour(image) for image in first.images] == [(255, 0, 0)]
     assert first.provenance == f"{tmp_path}/test.parquet row 2"
     assert task.example("test", 190).meta == {"family": "relative_position"}
-    assert task.official(first, "C") is None  # likelihoods
+    assert task.official(first, "C", Verdict(1.0)) is None  # likelihoods
 
 
 def test_pictures_by_path_and_ids_of_either_type(tmp_path: Path) -> None:

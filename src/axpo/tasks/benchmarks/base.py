@@ -68,9 +68,13 @@ class Benchmark(Task):
         """The row as an example without its pictures; raises `ValueError` for what is wrong."""
         raise NotImplementedError(f"{type(self).__name__} has no read()")
 
-    def official(self, example: Example, answer: str) -> Verdict | None:
+    def official(self, example: Example, answer: str, verdict: Verdict) -> Verdict | None:
         """The verdict of the source's own rule, its faults included, on what a policy said after
-        its thinking; None where the source's scorer is no rule."""
+        its thinking; None where the source's scorer is no rule.
+
+        `verdict` is the strict one on the same answer, whose `detail` ends in the judge's reply
+        where a judge was asked. The reward is the source's own measure, which may be no yes or no.
+        """
         return None
 
     def averages(self, shares: Sequence[Share]) -> dict[str, float]:

@@ -59,7 +59,7 @@ class DynaMath(Benchmark):
             meta=meta,
         )
 
-    def official(self, example: Example, answer: str) -> Verdict:
+    def official(self, example: Example, answer: str, verdict: Verdict) -> Verdict:
         """The source's rule."""
         short = _short_answer(answer)
         right = short is not None and _right(short, example.answer, example.meta["answer_type"])
