@@ -55,10 +55,20 @@ RECENT = 64
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The agent that samples, and the model that it samples with."""
+    """The agent that samples, and the model that it samples with.
+
+    A `shared` one's engine and graders are of other measurements too and stay when this one ends;
+    a `compared` one's engine was compared with the model.
+    """
 
     agent: Agent
     checkpoint: Checkpoint
+    shared: bool = False
+    compared: bool = False
+
+    async def close(self) -> None:
+        """End what is of this measurement alone."""
+        await (self.agent.end() if self.shared else self.agent.close())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,15 @@ class Measurement:
         split, task = self.config.eval.split, self.config.task
         return (task.example(split, i) for i in range(self.questions))
 
+    def stored(self, shelf: Shelf) -> list[Group] | None:
+        """The groups of all questions, in order; None where the shelf lacks some, or the task does
+        not tell its questions' ids without opening them."""
+        contents = self.config.task.contents(self.config.eval.split)
+        if contents is None or not contents.ids:
+            return None
+        ids = [f"eval/{id}" for id in contents.keys[: self.questions]]
+        return [shelf.groups[id] for id in ids] if shelf.groups.keys() >= {*ids} else None
+
     @property
     def told(self) -> dict[str, Any]:
         """What the written figures say of where they come from."""
@@ -119,19 +138,23 @@ class Measurement:
 
 def evaluate(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     """Sample and summarise the recipe's evaluation split; returns `evaluation.json`."""
+    return stopping.run(evaluated(run, monitor))
+
+
+async def evaluated(run: Measurement, monitor: Monitor) -> dict[str, Any]:
+    """As `evaluate`, in a loop that runs. The model is not loaded where all rollouts are there."""
     config, folder = run.config, run.folder
     shelf = run.shelf(folder.evaluated)
     shelf.check(run.examples())
-
-    async def sample() -> tuple[list[Group], dict[str, float]]:
+    groups, judged = run.stored(shelf), dict[str, float]()
+    if groups is None:
         async with _loaded(run, monitor) as loaded:
             monitor.start("eval", 0, run.questions)
             monitor.phase("sampling")
-            progress = _show_questions(monitor, loaded.agent)
-            groups = await _sample(run, loaded.agent, shelf, progress)
-            return groups, loaded.agent.graders.figures
-
-    groups, judged = stopping.run(sample())
+            graders = loaded.agent.graders
+            before = graders.figures
+            groups = await _sample(run, loaded.agent, shelf, _show_questions(monitor, loaded.agent))
+            judged = {name: value - before[name] for name, value in graders.figures.items()}
     monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, folder.evaluated)
     summary = summarize(groups, config.eval.k, config.run.seed, by=config.eval.by, **run.told)
@@ -187,10 +210,11 @@ async def _loaded(run: Measurement, monitor: Monitor) -> AsyncIterator[Loaded]:
     """The run's agent, whose engine was compared with the model; it is closed at the end."""
     loaded = run.load(monitor.phase)
     try:
-        await _check_engine(run, loaded)
+        if not loaded.compared:
+            await _check_engine(run, loaded)
         yield loaded
     finally:
-        await loaded.agent.close()
+        await loaded.close()
 
 
 async def _sample(

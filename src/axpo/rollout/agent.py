@@ -123,11 +123,15 @@ class Agent:
 
     async def close(self) -> None:
         """End the tools, the environments, the graders and the engine."""
+        await self.end()
+        await self.graders.close()
+        await self.engine.close()
+
+    async def end(self) -> None:
+        """End the tools and the environments; graders and engine go on."""
         await self.tools.close()
         if self.episodes is not None:
             await self.episodes.close()
-        await self.graders.close()
-        await self.engine.close()
 
     def room(self, path: Path) -> int:
         """The number of tokens that the limits leave for the path's current turn."""
