@@ -128,6 +128,28 @@ def test_a_run_of_one_s_own_parts_and_its_resumption(here: Path) -> None:
         axpo.train(axpo.load_config("lab", *SMALL, parts[0], other, parts[2]), out="runs/own")
 
 
+@pytest.mark.usefixtures("here")
+def test_an_evaluation_of_the_engine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the weights is loaded, and what needs them is refused at the start."""
+    uniform = "engine={name='uniform:Uniform', slots=4}"
+    alone = axpo.load_config(
+        "lab", *SMALL, uniform, "eval.load=false", "eval.questions=2", "eval.samples=2", "eval.k=2"
+    )
+
+    def load(*_: object) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("axpo.build.models.load_checkpoint", load)
+    assert axpo.evaluate(alone, "runs/alone")["questions"] == 2
+    with pytest.raises(ConfigError, match=r"eval\.load.*: a diagnosis measures"):
+        axpo.diagnose(alone, "runs/alone")
+    monkeypatch.setattr(module("uniform").Uniform, "trains", False)
+    with pytest.raises(ConfigError, match=r"^engine\.name: 'uniform:Uniform' serves a model"):
+        axpo.train(axpo.load_config("lab", *SMALL, uniform), "runs/rl")
+    with pytest.raises(ConfigError, match=r"eval\.load: false needs .*; 'transformers' samples"):
+        axpo.load_config("lab", "eval.load=false")
+
+
 def answered(text: str, calls: int = 0) -> Trajectory:
     rollout = plain_rollout("q/r", None)
     rollout.answer, rollout.calls = text, [Call(0, 1, "t", {}, CallStatus.OK)] * calls

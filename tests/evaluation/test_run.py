@@ -74,7 +74,7 @@ async def say(request: Request) -> str:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine({}, say)
     monkeypatch.setattr(runs, "check_sampling", lambda *_: None)
-    monkeypatch.setattr(runs, "load_trained", lambda *_: None)
+    monkeypatch.setattr(runs, "load_trained", lambda *_: object())
     monkeypatch.setattr(runs, "build_agent", lambda *_: make_agent(engine))
     return engine
 
@@ -84,7 +84,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids of the groups whose entropies were asked for; r0's calls have 1 nat, r1's 2."""
     asked: list[str] = []
 
-    def entropies(checkpoint: None, group: Group, temperature: float, budget: int) -> object:
+    def entropies(checkpoint: object, group: Group, temperature: float, budget: int) -> object:
         asked.append(group.id)
         return {r.id: 1.0 + i for i, r in enumerate(group.rollouts) if r.uses_tool}
 

@@ -96,8 +96,8 @@ def _warn(told: Account, device: str) -> None:
 
 
 def check_sampling(config: Config, path: str | Path) -> None:
-    """Before the checkpoint at `path` is loaded to sample alone: whether its weights fit beside
-    the servers that sample. Raises `ConfigError`."""
+    """Before the checkpoint at `path` is measured: whether its weights, where they are loaded, fit
+    beside the servers that sample. Raises `ConfigError`."""
     _check_judge(config)
     device = torch_device(config.model)
     card = recipe_card(config.model, device)
@@ -107,7 +107,7 @@ def check_sampling(config: Config, path: str | Path) -> None:
     if not taken or card.memory is None:
         return
     size = getattr(torch, config.model.dtype).itemsize
-    weights = size * sum(p.numel() for p in model.parameters())
+    weights = size * sum(p.numel() for p in model.parameters()) if config.loads else 0
     if weights > card.memory - taken:
         raise ConfigError(
             f"engine.arguments, judge.vllm: servers take {in_units(taken)}, this process "

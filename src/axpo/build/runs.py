@@ -18,7 +18,7 @@ from axpo.evaluation import validation
 from axpo.evaluation.run import Loaded, Measurement
 from axpo.folder import RunFolder
 from axpo.judge import Judge
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Checkpoint, Processor, load_processor
 from axpo.models.paths import model_path
 from axpo.rollout.agent import Agent
 from axpo.rollout.episodes import episodes
@@ -45,6 +45,11 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
     most of it before any weights are loaded.
     """
     say(CHECKING)
+    if not config.engine.trains:
+        raise ConfigError(
+            f"engine.name: {config.engine.name!r} serves a model of its own, which cannot be "
+            "trained here; set it to 'vllm' or 'transformers'"
+        )
     check_policy_sampling(config.rollout)
     task, tools = config.task, recipe_tools(config)
     task.check()
@@ -104,6 +109,9 @@ def evaluation_run(config: Config, out: Path) -> Measurement:
         tools = recipe_tools(config)
         judge = recipe_judge(config, config.eval.split)
         check_sampling(config, path)
+        if not config.loads:
+            processor = load_processor(path, banned=config.rollout.banned)
+            return Loaded(build_agent(config, processor, tools, judge, out, say), None)
         say(LOADING)
         checkpoint = load_trained(config, path)
         return Loaded(build_agent(config, checkpoint, tools, judge, out, say), checkpoint)
@@ -114,19 +122,25 @@ def evaluation_run(config: Config, out: Path) -> Measurement:
 
 def build_agent(
     config: Config,
-    checkpoint: Checkpoint,
+    model: Checkpoint | Processor,
     tools: Mapping[str, Tool],
     judge: Judge | None,
     out: Path,
     say: Say = lambda _: None,
 ) -> Agent:
-    """An agent that samples with `checkpoint`'s weights; the logs of engine and judge go to `out`.
+    """An agent that samples with the weights of a checkpoint, or, of a processor alone, with those
+    that the engine serves; the logs of engine and judge go to `out`.
 
     Starting them may take a while; raises `UserError` where one does not start.
     """
-    rendering = Rendering(checkpoint.processor, tools, config.task.system)
+    checkpoint = model if isinstance(model, Checkpoint) else None
+    processor = model.processor if isinstance(model, Checkpoint) else model
+    rendering = Rendering(processor, tools, config.task.system)
     in_flight = config.rl.in_flight if config.rl.max_staleness else None
-    start = Start(checkpoint, RunFolder(out).vllm, config.rollout.max_tokens, in_flight)
+    start = Start(
+        processor, checkpoint, RunFolder(out).vllm, config.rollout.max_tokens, config.model.dtype,
+        in_flight,
+    )  # fmt: skip
     graders = Graders(judge)
     server = None if judge is None else start_judge(config, judge, start.folder, say)
     say(config.engine.starting)

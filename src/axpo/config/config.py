@@ -75,7 +75,18 @@ class Config(Section):
                 f"this process trains; {self.engine.name!r} samples in it: set engine.name = "
                 "'vllm', or 0"
             )
+        if not (self.eval.load or self.engine.alone):
+            raise ValueError(
+                f"eval.load: false needs an engine that samples a model without this process; "
+                f"{self.engine.name!r} samples with the weights that are loaded here: set "
+                "engine.name = 'vllm', or true"
+            )
         return self
+
+    @property
+    def loads(self) -> bool:
+        """Whether an evaluation loads the model's weights."""
+        return self.eval.load and self.engine.trains
 
 
 @cache

@@ -94,6 +94,9 @@ class EvalSettings(Section):
     """Rollouts a question (n of the unbiased Pass@k)."""
     k: PositiveInt = 4
     """k of Pass@k."""
+    load: bool = True
+    """Whether this process loads the model's weights as well, and compares an engine outside with
+    them; false measures a served model alone (docs/vllm.md)."""
     by: tuple[str, ...] = ("family", "easy")
     """Names in the examples' meta: the figures are given again for the questions of each value;
     a name that no example has is left out."""

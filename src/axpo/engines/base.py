@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from axpo.models.card import Card
-    from axpo.models.loading import Checkpoint
+    from axpo.models.loading import Checkpoint, Processor
 
 
 class Finish(StrEnum):
@@ -142,14 +142,19 @@ class Servers:
 class Start:
     """What an engine is started with: the model, whose weights are version 0, and the run's limits.
 
+    `processor` is that of the checkpoint at `model.path`, and `dtype` is `model.dtype`.
+    `checkpoint` is the loaded model; None if this process loads none, which only engines that are
+    `alone` meet.
     `folder` is for logs and weights, and a path may hold `room` tokens after its prompt.
     `in_flight` says what happens to requests in flight when new weights come (`rl.in_flight`); None
     means that there are none then.
     """
 
-    checkpoint: Checkpoint
+    processor: Processor
+    checkpoint: Checkpoint | None
     folder: Path
     room: int
+    dtype: str
     in_flight: Literal["keep", "restart", "finish"] | None = None
 
 
@@ -163,6 +168,11 @@ class EngineSettings(Part):
     external: ClassVar[bool] = False
     """Whether the engine samples outside this process. Then it is compared with the model before it
     is used and after each update, and may sample while this process trains."""
+    alone: ClassVar[bool] = False
+    """Whether it can sample a model whose weights this process does not load (`eval.load`)."""
+    trains: ClassVar[bool] = True
+    """Whether training can use it. If not, it serves a model of its own: it gets no weights, and
+    evaluations load none."""
 
     slots: PositiveInt = 256
     """How many sequences are kept or run at once (in each server, if there are several); in this

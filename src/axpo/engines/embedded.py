@@ -16,4 +16,5 @@ class Transformers(EngineSettings):
         """An engine that shares the model's weights."""
         from axpo.engines.transformers import TransformersEngine
 
+        assert start.checkpoint is not None
         return TransformersEngine(start.checkpoint, self.slots, self.max_prefill_tokens)

@@ -23,7 +23,7 @@ from axpo.algorithms.resampling import Resampling
 from axpo.algorithms.subgroups import gap, subgroup
 from axpo.algorithms.unscored import unscored_figures, unscored_share, unscored_text
 from axpo.config import Config, default_config
-from axpo.errors import UnscoredWarning
+from axpo.errors import ConfigError, UnscoredWarning
 from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
 from axpo.evaluation.driver import (
     GroupSampler,
@@ -55,14 +55,15 @@ RECENT = 64
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The agent that samples, and the model that it samples with.
+    """The agent that samples, and the model that it samples with; None if the engine serves one
+    that is not loaded here.
 
     A `shared` one's engine and graders are of other measurements too and stay when this one ends;
     a `compared` one's engine was compared with the model.
     """
 
     agent: Agent
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     shared: bool = False
     compared: bool = False
 
@@ -168,6 +169,11 @@ def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     with, so that models of any algorithm are measured alike.
     """
     config, resampling, seed = run.config, Resampling(), run.config.run.seed
+    if not config.loads:
+        raise ConfigError(
+            "eval.load, engine.name: a diagnosis measures the entropy of calls with the model's "
+            "weights; set eval.load = true and an engine that samples with them"
+        )
     samples, folder = config.eval.prefix_samples, run.folder
     shelf = run.shelf(folder.evaluated)
     shelf.check(run.examples())
@@ -191,6 +197,7 @@ def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
             fresh = await sample_again(sampling, [g for g in groups if g.id in probed], again)
             monitor.phase("measuring the calls' entropy")
             file = folder.evaluated.entropies
+            assert loaded.checkpoint is not None
             entropies = _entropies(config, loaded.checkpoint, groups, file)
         for where, sampled in (
             (folder.evaluated, groups), (folder.resampled, grown),
@@ -245,7 +252,7 @@ async def _check_engine(run: Measurement, loaded: Loaded) -> None:
     The engine is given the model's adapters first, where there are some.
     """
     config, agent, checkpoint = run.config, loaded.agent, loaded.checkpoint
-    if not config.engine.external:
+    if checkpoint is None or not config.engine.external:
         return
     if adapted_layers(checkpoint.model):
         await agent.engine.load_weights(checkpoint.model.state_dict(), 0)

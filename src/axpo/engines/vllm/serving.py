@@ -30,6 +30,7 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
 
     Raises `UserError` if they do not start.
     """
+    assert start.checkpoint is not None
     trained = TrainedModel.of(start.checkpoint)
     processes: list[ServerProcess] = []
     if settings.python is not None:
