@@ -29,8 +29,8 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
+from axpo.chat.control import FAMILY
 from axpo.models.loading import Checkpoint, Processor
-from axpo.rollout.control import FAMILY
 from axpo.tasks.base import Example
 from axpo.tasks.grading import Graders
 from axpo.tools.arguments import parse_arguments

@@ -17,12 +17,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from axpo.build.models import load_model
+from axpo.chat.control import FAMILY, ControlText
 from axpo.config import load_config
 from axpo.engines.transformers import TransformersEngine
 from axpo.errors import CheckpointError, ConfigError, DemonstrationError
 from axpo.models.loading import VISION_TOKENS, Processor, load_checkpoint, load_processor
 from axpo.models.tiny import write_tiny
-from axpo.rollout.control import FAMILY, ControlText
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.lab import BASE

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from axpo.chat import client as client_module
 from axpo.errors import GradingError
 from axpo.judge import Judge, make_judge
-from axpo.judge import client as client_module
 from tests.support.fake_judge import (
     SECRET,
     Answer,

@@ -13,12 +13,12 @@ from PIL import Image
 from renderers.base import ToolCallParseStatus
 from renderers.qwen3_vl import Qwen3VLRenderer
 
+from axpo.chat.control import FAMILY
+from axpo.chat.parsing import ParsedCall, detect_thinking
 from axpo.errors import ConfigError, RenderingError
 from axpo.models.vision import PixelCache
 from axpo.pictures import picture_digest
-from axpo.rollout.control import FAMILY
-from axpo.rollout.parsing import ParsedCall
-from axpo.rollout.rendering import Rendering, detect_thinking
+from axpo.rollout.rendering import Rendering
 from axpo.tools.base import Observation, View
 from axpo.tools.zoom import SPEC
 from axpo.tree import Origin

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from axpo.build.code import own_sources
+from axpo.chat.control import FAMILY
 from axpo.config import Config, McpSettings, Part, ToolsSettings
 from axpo.errors import ConfigError, GradingError, MissingError, UserError
 from axpo.extras import require
 from axpo.folder import files_digest
-from axpo.rollout.control import FAMILY
 from axpo.tasks.grading import check_grader
 from axpo.tasks.lab import CORPUS, GALLERY
 from axpo.tools import make_tools

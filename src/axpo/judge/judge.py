@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any, Protocol, TypeVar
 from PIL import Image
 from pydantic import TypeAdapter
 
+from axpo.chat.client import ChatClient, Reply, api_key
 from axpo.config import JudgeSettings, LimitSettings
-from axpo.errors import ConfigError, GradingError, MissingError, SourceFault
-from axpo.judge.client import ChatClient, Reply
+from axpo.errors import GradingError, SourceFault
 from axpo.judge.messages import (
     MAX_PIXELS,
     REMINDER,
@@ -63,20 +62,18 @@ def make_judge(settings: JudgeSettings) -> Judge:
     Sends nothing. Raises `MissingError` for a key or a prompt that is not there, and `UserError`
     for a file that holds no recorded answers.
     """
-    key = None
-    if settings.key is not None:
-        key = os.environ.get(settings.key, "").strip()
-        if not key:
-            raise MissingError(
-                f"judge.key: the environment variable {settings.key} is not set; "
-                f"export {settings.key}=..."
-            )
-        if not key.isascii() or not key.isprintable():
-            raise ConfigError(f"judge.key: {settings.key} has characters that a key cannot have")
+    client = ChatClient(
+        () if settings.url is None else (settings.url,),
+        api_key(settings.key, "judge.key"),
+        retries=settings.retries,
+        timeout=settings.timeout,
+        deadline=settings.deadline,
+        connections=settings.concurrency,
+    )
     prompt = settings.prompt or ("picture" if settings.picture else "answer")
     return Judge(
         settings,
-        ChatClient(settings, key),
+        client,
         read_prompt(prompt, "judge.prompt", ("question", "truths", "answer|turn")),
         read_prompt(settings.rubric, "judge.rubric", ("question", "rubric", "answer|turn")),
         AnswerCache(Path(settings.record), "record", settings.budget, "judge"),
@@ -203,7 +200,11 @@ class Judge:
             shown = [await self._seen(data_url, picture) for picture in pictures]
             said = messages(system, user, shown)
             reply = await self._client.ask({"model": settings.model, "messages": said, **fields})
-            return {**asked, **told, **reply.model_dump()}  # all of it, for whoever audits the file
+            return {
+                **asked,
+                **told,
+                **reply.model_dump(exclude={"message"}),
+            }  # all of it, for whoever audits the file
 
         try:
             async with self._places().place():

@@ -32,12 +32,12 @@ from itertools import pairwise
 from typing import Any
 
 from axpo.algorithms.entropy import opening_entropy
+from axpo.chat.parsing import ParsedCall, ParsedTurn
 from axpo.clock import Clock
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, Finish, Picture, Request, Sampling
 from axpo.errors import EngineError, UserError
 from axpo.rollout.episodes import NAME as ENVIRONMENT
-from axpo.rollout.parsing import ParsedCall, ParsedTurn
 from axpo.rollout.paths import Path, remember_views
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Example

@@ -23,12 +23,12 @@ from typing import Any
 from renderers import Qwen3VLRendererConfig
 from renderers.qwen3_vl import Qwen3VLRenderer
 
+from axpo.chat.control import ControlText
+from axpo.chat.parsing import ControlTokens, ParsedTurn, family_id, parse_turn
 from axpo.engines.base import Picture
 from axpo.errors import CheckpointError, ConfigError, RenderingError
 from axpo.models.loading import Processor
 from axpo.pictures import as_rgb, picture_digest
-from axpo.rollout.control import ControlText
-from axpo.rollout.parsing import ControlTokens, ParsedTurn, parse_turn
 from axpo.tasks.base import IMAGE, Example
 from axpo.tools.base import Observation, Tool
 from axpo.tree import ImageSpan, Origin, Segment
@@ -38,14 +38,6 @@ def as_picture(image: Any) -> Picture:
     """An RGB picture with its content hash."""
     rgb = as_rgb(image)
     return Picture(picture_digest(rgb), rgb)
-
-
-def detect_thinking(tokenizer: Any) -> bool:
-    """Whether the generation prompt of the tokenizer's chat template opens thinking."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
-    )
-    return text.rstrip().endswith("<think>")
 
 
 class Rendering:
@@ -72,7 +64,8 @@ class Rendering:
                 "thinking; put the model's chat_template.jinja (or chat_template.json) beside its "
                 "tokenizer"
             )
-        self.thinking = detect_thinking(self.tokenizer)
+        self._control = ControlTokens.of(self.tokenizer, self.stop)
+        self.thinking = self._control.thinking
         self._text = ControlText(self.tokenizer)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
         for name, spec in zip(tools, self._specs, strict=True):
@@ -88,14 +81,7 @@ class Rendering:
         self._renderer = Qwen3VLRenderer(self.tokenizer, Qwen3VLRendererConfig())
         self._opening = self.encode("<think>\n") if self.thinking else []
         self._generation_prompt = [*self.encode("<|im_start|>assistant\n"), *self._opening]
-        self._turn_end = self._id("<|im_end|>")
-        self._control = ControlTokens(
-            think_end=self._id("</think>"),
-            call=self._id("<tool_call>"),
-            call_end=self._id("</tool_call>"),
-            stop=self.stop,
-            thinking=self.thinking,
-        )
+        self._turn_end = family_id(self.tokenizer, "<|im_end|>")
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`; control tokens that it spells become real ones."""
@@ -218,12 +204,6 @@ class Rendering:
             spans.append(ImageSpan(picture.digest, len(out), count))
             out += [token] * count
         return Segment(id, origin, tuple(out), images=tuple(spans))
-
-    def _id(self, token: str) -> int:
-        id = self.tokenizer.convert_tokens_to_ids(token)
-        if not isinstance(id, int) or id == self.tokenizer.unk_token_id:
-            raise RenderingError(f"the tokenizer has no {token!r}; a Qwen3-VL one is needed")
-        return id
 
     def _part(self, text: str) -> dict[str, str]:
         return {"type": "text", "text": self._text.plain(text)}

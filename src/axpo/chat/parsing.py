@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from axpo.errors import RenderingError
+
 DEPTH = 32
 """The most levels of lists and objects in a call; its own object is the first (choice)."""
 
@@ -34,6 +36,17 @@ class ControlTokens:
     call_end: int
     stop: tuple[int, ...]
     thinking: bool
+
+    @classmethod
+    def of(cls, tokenizer: Any, stop: tuple[int, ...]) -> ControlTokens:
+        """Those of a tokenizer of the family, whose turns end in `stop`."""
+        return cls(
+            think_end=family_id(tokenizer, "</think>"),
+            call=family_id(tokenizer, "<tool_call>"),
+            call_end=family_id(tokenizer, "</tool_call>"),
+            stop=stop,
+            thinking=detect_thinking(tokenizer),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,22 @@ class ParsedTurn:
     calls: tuple[ParsedCall, ...]
     answer: str
     content: int | None
+
+
+def family_id(tokenizer: Any, token: str) -> int:
+    """The id of one of the family's control tokens; raises `RenderingError` where there is none."""
+    id = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(id, int) or id == tokenizer.unk_token_id:
+        raise RenderingError(f"the tokenizer has no {token!r}; a Qwen3-VL one is needed")
+    return id
+
+
+def detect_thinking(tokenizer: Any) -> bool:
+    """Whether the generation prompt of the tokenizer's chat template opens thinking."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
+    )
+    return text.rstrip().endswith("<think>")
 
 
 def parse_turn(
