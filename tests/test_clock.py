@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
-from axpo.clock import Clock, Wait, waiting
+from axpo.clock import Clock, Lag, Wait, waiting
 from axpo.engines.places import Places
 
 
@@ -168,5 +169,20 @@ def test_a_cancelled_one_takes_no_place(late: bool) -> None:
             await gone
         assert await want() == "got it"
         await holder
+
+    run(main())
+
+
+def test_lag_is_what_held_up_the_loop_since_it_was_asked_for() -> None:
+    async def main() -> None:
+        async with Lag() as lag:
+            await asyncio.sleep(0.1)
+            time.sleep(0.5)
+            await asyncio.sleep(0.1)
+            assert 0.45 < lag.worst() < 10
+            time.sleep(0.5)
+            lag.worst()  # what comes before it is left out
+            await asyncio.sleep(0)
+            assert lag.worst() < 0.45
 
     run(main())

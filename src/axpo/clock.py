@@ -103,3 +103,40 @@ def waiting(clock: Clock | None = None) -> Iterator[Wait]:
         yield wait
     finally:
         wait.over()
+
+
+TICK = 0.02
+"""Seconds between two looks at the event loop."""
+
+
+class Lag:
+    """How late the event loop was: what runs in it for long holds up everything else.
+
+    It is an async context manager that looks at the loop every `TICK` seconds.
+    """
+
+    def __init__(self) -> None:
+        self._worst = 0.0
+        self._since = 0.0
+
+    async def __aenter__(self) -> Lag:
+        self._loop = asyncio.get_running_loop()
+        self._watch = asyncio.create_task(self._look())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watch.cancel()
+
+    def worst(self) -> float:
+        """The most seconds that something waited for the loop since the last call of this."""
+        worst, self._worst, self._since = self._worst, 0.0, self._loop.time()
+        return worst
+
+    def _measure(self, due: float) -> None:
+        self._worst = max(self._worst, self._loop.time() - max(due, self._since))
+
+    async def _look(self) -> None:
+        while True:
+            due = self._loop.time() + TICK
+            await asyncio.sleep(TICK)
+            self._measure(due)

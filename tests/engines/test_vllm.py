@@ -6,19 +6,23 @@ The servers here are `fake_vllm`'s; `tests/vllm` runs the same suite against the
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from axpo.engines.base import Picture
 from axpo.engines.vllm import broadcast
+from axpo.engines.vllm import engine as vllm_engine
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
+from axpo.engines.vllm.wire import picture_url
 from axpo.errors import ConfigError, EngineError, RequestError
 from axpo.models.loading import Checkpoint
 from axpo.tree import ImageSpan, collapse
@@ -182,6 +186,60 @@ class TestRouting:
         check(checkpoint, engine, requests, run(main()))
         assert engine.stats.pictures == 1
         assert len(sent_urls(fake)) == 2
+
+    def test_pictures_are_encoded_beside_the_loop(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        (fake,) = setting.serve(checkpoint)
+        engine = setting.engine(checkpoint, [fake])
+        begun, free = threading.Event(), threading.Event()
+
+        def slow(image: Image.Image) -> str:
+            begun.set()
+            assert free.wait(20)
+            return picture_url(image)
+
+        monkeypatch.setattr(vllm_engine, "picture_url", slow)
+
+        async def main() -> None:
+            shown = asyncio.create_task(engine.generate(writer.request("a", sizes=(64,))))
+            await asyncio.to_thread(begun.wait, 20)
+            await engine.generate(writer.request("b", sizes=()))
+            assert not shown.done()
+            free.set()
+            await shown
+
+        run(main())
+
+    @pytest.mark.parametrize("mode", ["restart", "finish", "keep"])
+    def test_an_update_while_a_picture_is_encoded(
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer,
+        monkeypatch: pytest.MonkeyPatch, mode: Any,
+    ) -> None:  # fmt: skip
+        """The request is sent after the update, with the weights of then."""
+        (fake,) = setting.serve(checkpoint)
+        engine = setting.engine(checkpoint, [fake], in_flight=mode)
+        begun, free = threading.Event(), threading.Event()
+
+        def slow(image: Image.Image) -> str:
+            begun.set()
+            assert free.wait(20)
+            return picture_url(image)
+
+        monkeypatch.setattr(vllm_engine, "picture_url", slow)
+
+        async def main() -> None:
+            shown = asyncio.create_task(engine.generate(writer.request("a", sizes=(64,))))
+            await asyncio.to_thread(begun.wait, 20)
+            update = asyncio.create_task(engine.load_weights(checkpoint.model.state_dict(), 1))
+            while engine._update is None and not update.done():
+                await asyncio.sleep(0.01)
+            free.set()
+            await update
+            assert set((await shown).versions) == {1}
+
+        run(main())
 
     def test_pictures_are_sent_as_the_trainer_sees_them(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
@@ -92,6 +95,19 @@ def test_positions_of_a_wide_picture_are_pinned() -> None:
 def test_positions_name_a_resized_picture() -> None:
     with pytest.raises(ValueError, match=r"picture a has 4 placeholder tokens.*needs 3"):
         rope_positions(9, [(ImageSpan("a", 2, 4), (1, 2, 6))], 0, 2)
+
+
+@given(width=st.integers(1, 400), height=st.integers(1, 400))
+def test_a_grid_is_known_from_the_size(width: int, height: int) -> None:
+    processor = tiny_checkpoint().processor
+    image = Image.new("RGB", (width, height))
+    if max(width, height) > 200 * min(width, height):
+        with pytest.raises(ValueError, match="aspect ratio"):
+            processor.grid(image)
+        return
+    pixels = PixelCache(processor.image_processor)("a", image)
+    assert processor.grid(image) == pixels.grid
+    assert processor.picture_tokens(image) == pixels.tokens(processor.merge_size)
 
 
 def features(checkpoint: Checkpoint, sizes: tuple[tuple[int, int], ...]) -> list[Features]:

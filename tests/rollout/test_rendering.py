@@ -16,7 +16,6 @@ from renderers.qwen3_vl import Qwen3VLRenderer
 from axpo.chat.control import FAMILY
 from axpo.chat.parsing import ParsedCall, detect_thinking
 from axpo.errors import ConfigError, RenderingError
-from axpo.models.vision import PixelCache
 from axpo.pictures import picture_digest
 from axpo.rollout.rendering import Rendering
 from axpo.tools.base import Observation, View
@@ -278,17 +277,18 @@ def test_parsing_agrees_with_renderers(words: list[str]) -> None:
     assert (ours.content is None) is (theirs.reasoning_complete is False)
 
 
-def test_pictures_are_preprocessed_once() -> None:
-    class Counting(PixelCache):
-        made = 0
-
-        def __call__(self, digest: str, image: Image.Image):  # type: ignore[no-untyped-def]
-            Counting.made += digest not in self._pixels
-            return super().__call__(digest, image)
-
+def test_pictures_are_preprocessed_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Image.Image] = []
     processor = replace(CHECKPOINT.processor)
-    vars(processor)["pixels"] = Counting(processor.image_processor)
+    compute = type(processor.image_processor).__call__
+    monkeypatch.setattr(
+        type(processor.image_processor),
+        "__call__",
+        lambda self, images, **kwargs: made.extend(images) or compute(self, images, **kwargs),
+    )
     rendering = Rendering(processor, {})
+    pictures = {p.digest: p.image for p in rendering.prompt(example(), "p")[1]}
+    assert not made
     for _ in range(3):
-        rendering.prompt(example(), "p")
-    assert Counting.made == 1
+        rendering.preprocess(pictures)
+    assert made == list(pictures.values()) != []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ from axpo.config import OptimizerSettings
 from axpo.errors import NonFiniteError, TreeError
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
-from axpo.training.batches import micro_batches, prepare
+from axpo.training.batches import Work, micro_batches, prepare, with_pixels
 from axpo.training.items import Aggregation
 from axpo.training.learner import learning_rate
 from axpo.training.objective import Objective
@@ -233,6 +234,26 @@ def test_missing_picture_is_named(checkpoint: Checkpoint, groups: list[Group]):
     del groups[0].pictures[digest]
     with pytest.raises(TreeError, match=f"group g0: .*{digest}"):
         trainer(checkpoint).update(groups, Objective(CLIP, "question_mean"))
+
+
+def test_pictures_of_two_micro_batches_are_in_memory(checkpoint: Checkpoint, groups: list[Group]):
+    prepared = prepare(checkpoint.processor, groups, Objective(CLIP, "question_mean"))
+    shown = [list(dict.fromkeys(work.tree.pictures)) for work in prepared]
+    asked = 0
+
+    def batches() -> Iterator[list[Work]]:
+        nonlocal asked
+        for work in prepared:
+            asked += 1
+            yield [work]
+
+    for number, (batch, pixels) in enumerate(with_pixels(checkpoint.processor, batches())):
+        assert asked == min(number + 2, len(prepared))
+        assert list(pixels) == shown[number] and batch == [prepared[number]]
+        for digest, found in pixels.items():
+            own = checkpoint.processor.pixels(digest, batch[0].group.pictures[digest])
+            assert torch.equal(found.values, own.values)
+    assert asked == len(prepared) > 2
 
 
 def test_frozen_vision_stays(checkpoint: Checkpoint, groups: list[Group]):

@@ -16,27 +16,22 @@ from axpo.tree import ImageSpan
 
 if TYPE_CHECKING:
     from axpo.models.loading import Processor
-    from axpo.models.vision import Pixels
 
 
-def check_request(
-    request: Request, processor: Processor
-) -> tuple[tuple[ImageSpan, ...], tuple[Pixels, ...]]:
-    """The spans of the request's pictures and their pixels, both in order.
+def check_request(request: Request, processor: Processor) -> tuple[ImageSpan, ...]:
+    """The spans of the request's pictures, in order.
 
     Raises `RequestError` if the model of `processor` cannot serve the request.
     """
     check_tokens(request, processor.vocabulary)
-    found: list[Pixels] = []
 
     def length(picture: Picture) -> int:
         try:
-            found.append(processor.pixels(picture.digest, picture.image))
+            return processor.picture_tokens(picture.image)
         except ValueError as error:
             raise RequestError(f"request {request.id}: picture {picture.digest}: {error}") from None
-        return found[-1].tokens(processor.merge_size)
 
-    return image_spans(request, processor.image_token, length), tuple(found)
+    return image_spans(request, processor.image_token, length)
 
 
 def check_tokens(request: Request, vocabulary: int) -> None:

@@ -96,7 +96,8 @@ def accept(
     wait: Wait,
 ) -> Job:
     """Check `request` against the model and prepare it; raises `RequestError`."""
-    spans, pixels = check_request(request, processor)
+    spans = check_request(request, processor)
+    pixels = tuple(processor.pixels(p.digest, p.image) for p in request.pictures)
     grids = [picture.grid for picture in pixels]
     positions, following = rope_positions(
         len(request.tokens), zip(spans, grids, strict=True), 0, processor.merge_size

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from axpo.algorithms.subgroups import subgroup
 from axpo.models.loading import Checkpoint
-from axpo.training.batches import prepare
+from axpo.training.batches import prepare, with_pixels
 from axpo.training.objective import Objective
 from axpo.training.pieces import plain_logprobs
 from axpo.training.policy import entropy
@@ -26,8 +26,10 @@ def call_entropies(
     tokens go through the model at once.
     """
     found: dict[str, float] = {}
-    for work in prepare(checkpoint.processor, [_first_calls(group)], Objective(kl=True)):
-        values = plain_logprobs(checkpoint, work.tree, work.pixels, temperature, budget, entropy)
+    processor = checkpoint.processor
+    prepared = prepare(processor, [_first_calls(group)], Objective(kl=True))
+    for (work,), pixels in with_pixels(processor, ([work] for work in prepared)):
+        values = plain_logprobs(checkpoint, work.tree, pixels, temperature, budget, entropy)
         spans = values.split([len(item) for item in work.items])
         for item, span in zip(work.items, spans, strict=True):
             found[item.trajectory.id] = float(span.mean())

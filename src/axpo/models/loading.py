@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -28,7 +30,7 @@ from axpo.models.attention import use_fast_vision
 from axpo.models.lora import CONFIG as ADAPTER_CONFIG
 from axpo.models.lora import merged_weights
 from axpo.models.paths import absent, is_local
-from axpo.models.vision import PixelCache
+from axpo.models.vision import PixelCache, grid_of
 
 VISION_TOKENS = (
     "<|vision_start|>",
@@ -90,8 +92,17 @@ class Processor:
 
     @cached_property
     def pixels(self) -> PixelCache:
-        """Preprocessed pictures, shared by prompt, engine and learner."""
+        """Preprocessed pictures, shared by engine and learner."""
         return PixelCache(self.image_processor)
+
+    def grid(self, image: Image.Image) -> tuple[int, int, int]:
+        """`axpo.models.vision.grid_of` this processor."""
+        return grid_of(self.image_processor, image)
+
+    def picture_tokens(self, image: Image.Image) -> int:
+        """The number of placeholder tokens that the picture takes in a prompt, from its size alone;
+        raises `ValueError` as `grid_of` does."""
+        return math.prod(self.grid(image)) // self.merge_size**2
 
     @property
     def vocabulary(self) -> int:

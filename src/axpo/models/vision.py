@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
@@ -39,8 +40,7 @@ class Pixels:
 
     def tokens(self, merge_size: int) -> int:
         """The number of placeholder tokens that the picture takes in the prompt."""
-        t, h, w = self.grid
-        return t * h * w // merge_size**2
+        return math.prod(self.grid) // merge_size**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,20 @@ class PixelCache:
                 _, oldest = self._pixels.popitem(last=False)
                 self._room += oldest.values.nbytes
         return pixels
+
+
+def grid_of(image_processor: Any, image: Image.Image) -> tuple[int, int, int]:
+    """The grid that `image` gets (`Pixels.grid`), from its size alone; raises `ValueError`, as
+    preprocessing does, for a picture of which one side is over 200 times the other."""
+    patch, size = image_processor.patch_size, image_processor.size
+    height, width = smart_resize(
+        image.height,
+        image.width,
+        patch * image_processor.merge_size,
+        size["shortest_edge"],
+        size["longest_edge"],
+    )
+    return 1, height // patch, width // patch
 
 
 def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:

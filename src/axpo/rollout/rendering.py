@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
 from renderers import Qwen3VLRendererConfig
 from renderers.qwen3_vl import Qwen3VLRenderer
 
@@ -75,8 +76,7 @@ class Rendering:
                     "change what the prompt says; leave this tool out or change its text"
                 )
         self._system = system
-        self._pixels = processor.pixels
-        self._merge_size = processor.merge_size
+        self._processor = processor
         self._image_token = processor.image_token
         self._renderer = Qwen3VLRenderer(self.tokenizer, Qwen3VLRendererConfig())
         self._opening = self.encode("<think>\n") if self.thinking else []
@@ -106,6 +106,11 @@ class Rendering:
         )
         tokens = [*rendered.token_ids, *self._opening]
         return self._segment(id, Origin.PROMPT, tokens, pictures), pictures
+
+    def preprocess(self, pictures: Mapping[str, Image.Image]) -> None:
+        """Make the pixels of pictures by digest before an engine in this process needs them."""
+        for digest, image in pictures.items():
+            self._processor.pixels(digest, image)
 
     def observation(
         self, turn: Sequence[int], results: Sequence[Observation], id: str
@@ -200,7 +205,7 @@ class Rendering:
                 out.append(token)
                 continue
             picture = next(rest)
-            count = self._pixels(picture.digest, picture.image).tokens(self._merge_size)
+            count = self._processor.picture_tokens(picture.image)
             spans.append(ImageSpan(picture.digest, len(out), count))
             out += [token] * count
         return Segment(id, origin, tuple(out), images=tuple(spans))

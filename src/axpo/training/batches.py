@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch.utils.hooks import RemovableHandle
 
 from axpo.errors import TreeError
@@ -23,13 +25,12 @@ from axpo.tree import Group
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A group that is ready for the forward pass: the items that it trains, its tree, its
-    pictures."""
+    """A group that is ready for the forward pass but for its pictures: the items that it trains,
+    and its tree."""
 
     group: Group
     items: list[Item]
     tree: PackedTree
-    pixels: Mapping[str, Pixels]
 
 
 def prepare(processor: Processor, groups: Sequence[Group], objective: Objective) -> list[Work]:
@@ -47,14 +48,34 @@ def prepare(processor: Processor, groups: Sequence[Group], objective: Objective)
             group,
             chosen,
             [weight for weight, keep in zip(all_weights, useful, strict=True) if keep],
-            lambda digest, group=group: _picture(processor, group, digest).grid,
+            lambda digest, group=group: processor.grid(_picture(group, digest)),
             processor.merge_size,
             objective.old,
             objective.correction,
         )
-        pixels = {digest: _picture(processor, group, digest) for digest in tree.pictures}
-        prepared.append(Work(group, chosen, tree, pixels))
+        prepared.append(Work(group, chosen, tree))
     return prepared
+
+
+Batch = TypeVar("Batch", bound=Sequence[Work])
+
+
+def with_pixels(
+    processor: Processor, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, dict[str, Pixels]]]:
+    """Each batch and its pictures by digest, which threads preprocess while the batch before it is
+    computed: those of two batches are in memory at once."""
+    with ThreadPoolExecutor() as threads:
+
+        def start(batch: Batch) -> tuple[Batch, dict[str, Future[Pixels]]]:
+            shown = {d: _picture(work.group, d) for work in batch for d in work.tree.pictures}
+            return batch, {d: threads.submit(processor.pixels, d, shown[d]) for d in shown}
+
+        started = map(start, batches)
+        following = next(started, None)
+        while following is not None:
+            (batch, coming), following = following, next(started, None)
+            yield batch, {digest: pixels.result() for digest, pixels in coming.items()}
 
 
 def micro_batches(prepared: Sequence[Work], budget: int) -> list[list[Work]]:
@@ -90,9 +111,11 @@ def recompute_logprobs(
     as another correct implementation of the model may round them.
     """
     found: dict[tuple[str, str], torch.Tensor] = {}
-    for work in prepare(checkpoint.processor, groups, Objective(kl=kl)):
+    processor = checkpoint.processor
+    each = ([work] for work in prepare(processor, groups, Objective(kl=kl)))
+    for (work,), pixels in with_pixels(processor, each):
         with _rounded_otherwise(checkpoint.model) if rounded_otherwise else nullcontext():
-            logprobs = plain_logprobs(checkpoint, work.tree, work.pixels, temperature, budget)
+            logprobs = plain_logprobs(checkpoint, work.tree, pixels, temperature, budget)
         runs = [run for item in work.items for run in item.runs]
         parts = logprobs.double().cpu().split([run.end - run.start for run in runs])
         for run, values in zip(runs, parts, strict=True):
@@ -115,7 +138,7 @@ def _rounded_otherwise(model: Any) -> RemovableHandle:
     return model.model.language_model.embed_tokens.register_forward_hook(shake)
 
 
-def _picture(processor: Processor, group: Group, digest: str) -> Pixels:
+def _picture(group: Group, digest: str) -> Image.Image:
     if digest not in group.pictures:
         raise TreeError(f"group {group.id}: a segment shows picture {digest}, which it lacks")
-    return processor.pixels(digest, group.pictures[digest])
+    return group.pictures[digest]

@@ -75,17 +75,18 @@ class Collector:
             self._prepared[due] = self._beside.submit(self.new_groups, due)
 
     def new_groups(self, step: int) -> list[Group]:
-        """The step's B questions as groups, with rendered prompts and preprocessed pictures, for
-        which nothing is sampled yet."""
+        """The step's B questions as groups with rendered prompts, for which nothing is sampled yet.
+
+        Their pictures are preprocessed for an engine in this process.
+        """
         first, seed = step * self._config.rl.questions, self._config.run.seed
-        return [
-            new_group(
-                self._agent.rendering,
-                training_example(self._task, "train", first + place, seed),
-                f"s{step}/q{place}",
-            )
-            for place in range(self._config.rl.questions)
-        ]
+        rendering, groups = self._agent.rendering, list[Group]()
+        for place in range(self._config.rl.questions):
+            example = training_example(self._task, "train", first + place, seed)
+            groups.append(new_group(rendering, example, f"s{step}/q{place}"))
+            if not self._config.engine.external:
+                rendering.preprocess(groups[-1].pictures)
+        return groups
 
     async def _batch(self, step: int, watch: Callable[[str], None]) -> list[Group]:
         prepared = self._prepared.pop(step, None) or self._beside.submit(self.new_groups, step)

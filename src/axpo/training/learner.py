@@ -26,7 +26,13 @@ from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
 from axpo.models.vision import Pixels
 from axpo.training import saved
-from axpo.training.batches import Work, micro_batches, prepare, recompute_logprobs
+from axpo.training.batches import (
+    Work,
+    micro_batches,
+    prepare,
+    recompute_logprobs,
+    with_pixels,
+)
 from axpo.training.masters import MasterWeights
 from axpo.training.objective import Objective
 from axpo.training.packing import PER_TOKEN, OldLogprobs, PackedTree, join
@@ -120,8 +126,8 @@ class Learner:
         loss, passes = 0.0, list[Mapping[str, float]]()
         figures = {"grad_norm": Mean(0.0)}
         try:
-            for batch in batches:
-                for value, found in self._accumulate(batch, objective, laps):
+            for batch, pixels in with_pixels(self.checkpoint.processor, batches):
+                for value, found in self._accumulate(batch, pixels, objective, laps):
                     loss += value
                     passes.append(found)
             if batches:
@@ -195,11 +201,14 @@ class Learner:
         self.optimizer.load_state_dict(dict(state["optimizer"]))
 
     def _accumulate(
-        self, batch: Sequence[Work], objective: Objective, laps: _Laps
+        self,
+        batch: Sequence[Work],
+        pixels: Mapping[str, Pixels],
+        objective: Objective,
+        laps: _Laps,
     ) -> Iterator[tuple[float, Mapping[str, float]]]:
         """Go forward and backward on one micro-batch; yield each pass's loss and metrics."""
         forest = join([work.tree for work in batch])
-        pixels = {d: p for work in batch for d, p in work.pixels.items()}
         where = f"group{'s' if len(forest.groups) > 1 else ''} {', '.join(forest.groups)}"
         laps("pack")
         ref = None

@@ -22,9 +22,10 @@ from axpo import stopping
 from axpo.algorithms.losses import truncated_ratios
 from axpo.algorithms.subgroups import gap
 from axpo.algorithms.unscored import unscored_figures
+from axpo.clock import Lag
 from axpo.config import Config
 from axpo.folder import RunFolder, checkpoint_of
-from axpo.metrics import combined
+from axpo.metrics import Max, combined
 from axpo.rollout.agent import Agent
 from axpo.store import save_groups
 from axpo.tasks.base import Task
@@ -108,7 +109,7 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
     first = checkpoints.resume(folder, run.learner, data)
     last = checkpoint_of(folder, first).path
     await _hand_over(run, first)
-    async with Collector(run.agent, run.task, config) as collector:
+    async with Collector(run.agent, run.task, config) as collector, Lag() as lag:
         with checkpoints.kept_on_stop(folder, run.learner, config.rl.updates, data.state):
             start = await _compare_engine(run, collector, first, monitor)
             monitor.start("rl", first, config.rl.steps)
@@ -117,9 +118,13 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
                 stopping.check()
                 watch = Stopwatch(monitor)
                 before = work_done(run)
+                if not config.rl.max_staleness:
+                    lag.worst()  # Nothing is sampled while this process trains.
                 groups = await collector.take(step, watch)
+                late = Max(lag.worst())
                 with stopping.held():
                     metrics = await _learn(run, collector, step, groups, watch)
+                    metrics["loop_lag_max"] = late
                     metrics |= watch.metrics()
                     metrics |= {name: n - before[name] for name, n in work_done(run).items()}
                     metrics |= gap(groups) | counts(groups) | latencies(run)

@@ -16,6 +16,7 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 import httpx
+import orjson
 
 from axpo.clock import Clock, waiting
 from axpo.engines.vllm.wire import NONSENSE, joined, shown
@@ -63,11 +64,14 @@ class Client:
         if not self._clocks:
             self._hear()
         clock, parts = Clock(self._request_seconds), list[str]()
+        content, headers = orjson.dumps(body), {"Content-Type": "application/json"}
         try:
             async with clock:
                 self._clocks.add(clock)
                 with waiting(clock) as wait:
-                    async with self._stream("POST", GENERATE, json=body) as response:
+                    async with self._stream(
+                        "POST", GENERATE, content=content, headers=headers
+                    ) as response:
                         async for line in _lines(GENERATE, response):
                             if line.startswith("data: "):
                                 self._hear()

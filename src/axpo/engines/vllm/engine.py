@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 from axpo.clock import waiting
 from axpo.engines.base import Completion, Engine, Picture, Request
@@ -101,7 +102,7 @@ class VllmEngine(Engine):
         """Sample one completion; raises `RequestError` or `EngineError`."""
         if self._closed:
             raise EngineError(f"request {request.id}: the engine is closed")
-        spans, _ = check_request(request, self._processor)
+        spans = check_request(request, self._processor)
         work = asyncio.ensure_future(self._serve(request, spans))
         self._pending.add(work)
         try:
@@ -119,7 +120,7 @@ class VllmEngine(Engine):
         A server that cannot answer is lost or left out.
         """
         await self._start()
-        spans, _ = check_request(request, self._processor)
+        spans = check_request(request, self._processor)
         found: dict[str, Completion] = {}
 
         async def one(server: Server) -> None:
@@ -265,14 +266,13 @@ class VllmEngine(Engine):
         self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
     ) -> Any:
         """The server's answer to `request`, which is sent with those of its pictures in `new`."""
-        urls = [self._url(p) if p.digest in new else None for p in request.pictures]
         id = f"{self._run}-{next(self._ids)}-{request.id}"
-        body = request_body(request, id, self._model, spans, urls)
         if not new:
+            none = [None] * len(request.pictures)
+            body = request_body(request, id, self._model, spans, none)
             return await self._pool.ask(server, body, lambda: None)
         over = asyncio.Event()
         server.coming |= dict.fromkeys(new, over)
-        self.stats.picture_bytes += sum(len(url) for url in urls if url)
 
         def end() -> None:
             over.set()
@@ -285,6 +285,11 @@ class VllmEngine(Engine):
                 end()
 
         try:
+            urls = [await self._url(p) if p.digest in new else None for p in request.pictures]
+            if self._update is not None:  # It began while pictures were encoded.
+                raise Interrupted
+            self.stats.picture_bytes += sum(len(url) for url in urls if url)
+            body = request_body(request, id, self._model, spans, urls)
             return await self._pool.ask(server, body, accepted)
         finally:
             end()
@@ -300,15 +305,18 @@ class VllmEngine(Engine):
             raise ServerLost(reason)
         return replace(read.completion, versions=tuple(due[name] for name in read.weights))
 
-    def _url(self, picture: Picture) -> str:
+    async def _url(self, picture: Picture) -> str:
         url = self._encoded.pop(picture.digest, None)
         if url is None:
-            # vLLM's processor resamples in another way than the trainer's.
-            url = picture_url(as_seen(self._processor.image_processor, picture.image))
+            url = await asyncio.to_thread(self._encode, picture.image)
         self._encoded[picture.digest] = url
         if len(self._encoded) > ENCODED:
             self._encoded.popitem(last=False)
         return url
+
+    def _encode(self, image: Image.Image) -> str:
+        # vLLM's processor resamples in another way than the trainer's.
+        return picture_url(as_seen(self._processor.image_processor, image))
 
     def _count(self, request: Request, completion: Completion) -> Completion:
         stats = self.stats

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from PIL import Image
 
 from axpo.engines.base import Completion, Finish, Request
@@ -94,7 +94,7 @@ def joined(parts: Sequence[str]) -> dict[str, Any]:
     try:
         if parts[-1] != "[DONE]":
             raise AnswerFault(f"an answer that broke off after {len(parts)} parts")
-        for part in map(json.loads, parts[:-1]):
+        for part in map(orjson.loads, parts[:-1]):
             if "error" in part:
                 raise AnswerFault(f"an answer that failed half-way: {shown(part['error'])}")
             answer |= {name: part[name] for name in ("prompt_token_ids", "usage") if part.get(name)}
