@@ -164,12 +164,14 @@ class RunFolder:
 
 class GroupsFolder:
     """A folder of groups that were sampled to be measured, a few of them per file; their `pictures`
-    lie in another folder. `identity` says what they were made with."""
+    lie in another folder. `identity` says what they were made with; in `parts` are single rollouts
+    of groups that are not finished, one per file."""
 
     def __init__(self, path: Path, pictures: Path) -> None:
         self.path, self.pictures = path, pictures
         self.identity = path / "identity.json"
         self.entropies = path / "entropies.json"
+        self.parts = path / "parts"
 
     def file(self, number: int) -> Path:
         """The file with this number, from 0."""
@@ -178,6 +180,14 @@ class GroupsFolder:
     def files(self) -> list[Path]:
         """The files that are there, in order."""
         return sorted(self.path.glob("*.parquet"))
+
+    def part(self, rollout: str) -> Path:
+        """The file of the rollout with this id, while its group is not finished."""
+        return self.parts / f"{hashlib.sha256(rollout.encode()).hexdigest()[:24]}.parquet"
+
+    def part_files(self) -> list[Path]:
+        """The files of single rollouts that are there."""
+        return sorted(self.parts.glob("*.parquet"))
 
 
 class CheckpointFolder:

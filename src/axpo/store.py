@@ -124,7 +124,6 @@ def save_groups(path: Path, groups: Iterable[Group], pictures: Path) -> None:
     Raises `TreeError` for two groups with one id. Killed in the middle, it leaves no half file.
     """
     rows: list[dict[str, Any]] = []
-    pictures.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     for group in groups:
@@ -134,8 +133,7 @@ def save_groups(path: Path, groups: Iterable[Group], pictures: Path) -> None:
         rows.append(_prompt_row(group))
         rows += [_row(group, r, None) for r in group.rollouts]
         rows += [_row(group, c, i) for i, b in enumerate(group.branches) for c in b.continuations]
-        for digest, picture in group.pictures.items():
-            _save_picture(pictures / f"{digest}.png", picture)
+        save_pictures(pictures, group)
     with whole_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
 
@@ -166,11 +164,26 @@ def load_groups(path: Path, pictures: Path | None = None) -> list[Group]:
 
 
 def load_pictures(pictures: Path, group: Group) -> None:
-    """Give a group that was read without pictures those that it shows, from the folder `pictures`;
-    raises `TreeError`."""
-    segments = [group.prompt, *(s for t in group.trajectories() for s in t.segments)]
-    for digest in dict.fromkeys(span.digest for s in segments for span in s.images):
+    """Give a group that was read without pictures those that it shows, and those that they were cut
+    from, from the folder `pictures`; raises `TreeError`."""
+    for digest in shown_pictures(group):
         group.pictures[digest] = _load_picture(pictures, digest, group.id)
+
+
+def save_pictures(pictures: Path, group: Group) -> None:
+    """Write the group's pictures into the folder `pictures`, as far as they are not there."""
+    pictures.mkdir(parents=True, exist_ok=True)
+    for digest, picture in group.pictures.items():
+        _save_picture(pictures / f"{digest}.png", picture)
+
+
+def shown_pictures(group: Group) -> list[str]:
+    """The digests of the pictures that the group shows, and of those that they were cut from."""
+    segments = [group.prompt, *(s for t in group.trajectories() for s in t.segments)]
+    shown = [span.digest for s in segments for span in s.images]
+    return list(
+        dict.fromkeys([*shown, *(group.views[d].original for d in shown if d in group.views)])
+    )
 
 
 def _save_picture(file: Path, picture: Image.Image) -> None:
@@ -190,8 +203,6 @@ def _load_picture(folder: Path, digest: str, group: str) -> Image.Image:
 
 
 def _prompt_row(group: Group) -> dict[str, Any]:
-    segments = [group.prompt, *(s for t in group.trajectories() for s in t.segments)]
-    shown = [image.digest for s in segments for image in s.images]
     return {
         "group": group.id,
         "kind": "prompt",
@@ -200,7 +211,7 @@ def _prompt_row(group: Group) -> dict[str, Any]:
         "branches": [
             {"source": b.source, "cut": b.cut, "confidence": b.confidence} for b in group.branches
         ],
-        "pictures": list(dict.fromkeys([*group.pictures, *shown])),
+        "pictures": list(dict.fromkeys([*group.pictures, *shown_pictures(group)])),
         "rubric": [_stored_dict(asdict(point)) for point in group.rubric],
         "views": [asdict(crop) | {"digest": digest} for digest, crop in group.views.items()],
         "entropies": [{"segment": s, "entropy": e} for s, e in group.entropies.items()],

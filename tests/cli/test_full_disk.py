@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from axpo.cli.commands import app
 from axpo.engines.weights import save_weights
 from axpo.errors import DiskError
-from axpo.evaluation import driver
-from axpo.evaluation.driver import Shelf
+from axpo.evaluation import shelf as shelves
+from axpo.evaluation.shelf import Shelf
 from axpo.folder import RunFolder, saved_checkpoints, whole_file, write_whole, writing
 from axpo.recorded.database import Database
 from axpo.report.metrics import MetricsWriter, read_metrics
@@ -119,7 +119,7 @@ def test_metrics(small_disk: Callable[[float], Path]) -> None:
 def test_an_evaluations_shelf(
     small_disk: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "CHUNK", 1)
+    monkeypatch.setattr(shelves, "CHUNK", 1)
     folder = small_disk(1)
     shelf = Shelf(RunFolder(folder).evaluated, {"model": "m"})
     shelf.add(tools_and_plain("first", [1.0], [0.0]))

@@ -14,8 +14,8 @@ from axpo.build.tools import rl_files
 from axpo.checks import check_unchanged
 from axpo.config import Config, load_config
 from axpo.errors import ConfigError
-from axpo.evaluation.driver import Shelf
 from axpo.evaluation.identity import FILES
+from axpo.evaluation.shelf import Shelf
 from axpo.folder import RunFolder, checkpoint_of, write_whole
 from axpo.training.data import RunData
 from axpo.tree import Group, Origin, Segment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,11 +16,13 @@ from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.resampling import Candidate
 from axpo.errors import ShelfError
 from axpo.evaluation import driver
+from axpo.evaluation import shelf as shelves
 from axpo.evaluation.calls import count_kinds, iou, same_call, same_place
 from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
-from axpo.evaluation.driver import GroupSampler, Shelf
+from axpo.evaluation.driver import GroupSampler, Question
 from axpo.evaluation.passk import pass_at_k
 from axpo.evaluation.prefixes import Fresh, Recovery, prefix_figures, quartiles, recovery_of
+from axpo.evaluation.shelf import Shelf
 from axpo.folder import GroupsFolder
 from axpo.tasks.base import Example
 from axpo.tree import Branch, Call, CallStatus, Crop, Group, Trajectory
@@ -28,6 +30,7 @@ from tests.support.groups import CUT, group, grow, policy, tool_rollout, tools_a
 
 if TYPE_CHECKING:
     from axpo.rollout.agent import Agent
+    from axpo.rollout.sampling import Ended
 
 AXPO = Axpo()
 
@@ -323,7 +326,7 @@ def _fabricated(monkeypatch: pytest.MonkeyPatch) -> None:
     def new_group(_: None, example: Example, id: str) -> Group:
         return replace(tools_and_plain(id, [], []), example=example.id)
 
-    async def sample_group(model: FakeModel, group: Group, n: int, seed: int) -> Group:
+    async def sample_group(model: FakeModel, group: Group, n: int, seed: int, _: Ended) -> Group:
         await model.sample(group, n)
         return group
 
@@ -335,18 +338,22 @@ def _fabricated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "resample", resample)
 
 
+def questions(count: int) -> Iterator[Question]:
+    return ((None, lambda i=i: Example(f"e{i}", "?", (), "7")) for i in range(count))
+
+
 def run(
     model: FakeModel, count: int, folder: Path, slots: int = 8, identity: str = "m", **more
 ) -> list[Group]:
-    examples = (Example(f"e{i}", "?", (), "7") for i in range(count))
     shelf = shelf_in(folder, {"model": identity})
-    return asyncio.run(driver.sample_examples(model.sampler(slots=slots), examples, shelf, **more))
+    sampler = model.sampler(slots=slots)
+    return asyncio.run(driver.sample_examples(sampler, questions(count), shelf, **more))
 
 
 class TestDriver:
     @pytest.fixture(autouse=True)
     def chunk(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(driver, "CHUNK", 3)
+        monkeypatch.setattr(shelves, "CHUNK", 3)
 
     def test_order_concurrency_and_progress(self, tmp_path: Path) -> None:
         model, seen = FakeModel(), []
@@ -387,11 +394,10 @@ class TestDriver:
     def test_cancelling_keeps_what_is_finished(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(driver, "CHUNK", 100)
+        monkeypatch.setattr(shelves, "CHUNK", 100)
         model = FakeModel()
 
         async def interrupted() -> None:
-            examples = (Example(f"e{i}", "?", (), "7") for i in range(50))
             shelf = shelf_in(tmp_path / "eval", {})
             stop = asyncio.Event()
 
@@ -400,7 +406,7 @@ class TestDriver:
                     stop.set()
 
             task = asyncio.create_task(
-                driver.sample_examples(model.sampler(slots=32), examples, shelf, progress)
+                driver.sample_examples(model.sampler(slots=32), questions(50), shelf, progress)
             )
             await stop.wait()
             task.cancel()
@@ -444,7 +450,7 @@ class TestDriver:
         assert sample_all() == found and len(asked) == 2
 
     def test_two_examples_with_one_id(self, tmp_path: Path) -> None:
-        twice = [Example("e", "?", (), "7")] * 2
+        twice: list[Question] = [(None, lambda: Example("e", "?", (), "7"))] * 2
         shelf = shelf_in(tmp_path / "eval", {})
         with pytest.raises(ValueError, match="two examples have the id e"):
             asyncio.run(driver.sample_examples(FakeModel().sampler(), twice, shelf))
@@ -453,9 +459,9 @@ class TestDriver:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(driver, "new_group", lambda *_: tools_and_plain("x", [1.0], []))
-        shelf, example = shelf_in(tmp_path / "eval", {}), Example("e", "?", (), "7")
-        with pytest.raises(ValueError, match="expected id eval/e, got x"):
-            asyncio.run(driver.sample_examples(FakeModel().sampler(), [example], shelf))
+        shelf, one = shelf_in(tmp_path / "eval", {}), questions(1)
+        with pytest.raises(ValueError, match="expected id eval/e0, got x"):
+            asyncio.run(driver.sample_examples(FakeModel().sampler(), one, shelf))
 
     def test_resampling(self, tmp_path: Path) -> None:
         model = FakeModel()

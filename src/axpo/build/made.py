@@ -37,7 +37,7 @@ def _evaluated(folder: RunFolder, config: Config) -> list[str]:
     noted: dict[str, Any] = read_json(folder.evaluated.identity)
     changed = changed_files(noted[FILES], run_files(config, settings.split))
     if noted.get(DATA, "") != task.fingerprint(settings.split):
-        from axpo.evaluation.driver import changed_questions
+        from axpo.evaluation.shelf import changed_questions
 
         size = task.size(settings.split)
         count = settings.questions if size is None else min(size, settings.questions)

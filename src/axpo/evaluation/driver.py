@@ -1,112 +1,38 @@
 """Samples the groups that an evaluation measures: a bounded number at once, and resumable.
 
-Finished groups go to a `Shelf` on disk in chunks; a killed evaluation that is started again on the
-same shelf samples only what is missing. Seeds belong to trajectories (the engine's contract), so a
-resumed evaluation gives what an unbroken one gives, and two models on the same questions share
-their draws.
+What was sampled goes to a `Shelf` on disk; a killed evaluation that is started again on the same
+shelf samples only the rollouts that are missing. Seeds belong to trajectories (the engine's
+contract), so a resumed evaluation gives what an unbroken one gives, and two models on the same
+questions share their draws.
+
+Decoded pictures are held for the groups in flight alone. They are decoded, hashed and encoded in
+other threads: an 8K picture takes seconds, during which the event loop would stand still.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from axpo.errors import ShelfError
 from axpo.evaluation.diagnostics import Probe
-from axpo.evaluation.identity import DATA, FILES, changed_settings
-from axpo.folder import GroupsFolder, read_json, write_whole
+from axpo.evaluation.shelf import Shelf, asked, check_same
 from axpo.rollout.agent import Agent
-from axpo.rollout.rendering import as_picture
-from axpo.rollout.sampling import new_group, resample, sample_group
-from axpo.store import load_groups, save_groups
+from axpo.rollout.paths import start_path
+from axpo.rollout.sampling import Ended, new_group, resample, sample_group, together
+from axpo.store import load_pictures, save_pictures
 from axpo.tasks.base import Example
-from axpo.tasks.grading.verdict import truths_of
-from axpo.training.data import changed_files
-from axpo.tree import Group
-from axpo.wording import some
+from axpo.tree import Group, Trajectory
 
 Progress = Callable[[Sequence[Group]], None]
 """Hears of the groups that are finished so far, after each."""
-GroupJob = tuple[str, Callable[[], Awaitable[Group]]]
-"""A group's id, and what samples it."""
-
-CHUNK = 8
-"""Groups per file: what a kill can cost at most, besides the groups in flight."""
-
-
-class Shelf:
-    """Finished groups in `folder`, under one `identity`.
-
-    `identity` says what made the groups (model, split, sampling settings, seed, files) in plain
-    JSON values and is written with the first groups; a folder with groups of another identity is
-    refused. If the folder was written before a setting existed, the setting's value in `defaults`
-    is assumed. Of the data, `fingerprint` tells contents apart: `check` compares the questions
-    where it is another.
-    """
-
-    def __init__(
-        self,
-        folder: GroupsFolder,
-        identity: Mapping[str, Any],
-        defaults: Mapping[str, Any] | None = None,
-        fingerprint: str = "",
-    ) -> None:
-        self.folder = folder
-        self.groups: dict[str, Group] = {}
-        self._pending: list[Group] = []
-        self._next = 0
-        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
-        self._fingerprint = fingerprint
-        self._known = True
-        self._check(json.loads(json.dumps(defaults or {})))
-        for file in folder.files():
-            self.groups |= {group.id: group for group in load_groups(file, folder.pictures)}
-            self._next = int(file.stem) + 1
-
-    def add(self, group: Group) -> None:
-        """Keep a finished group; it is written with the chunk that it completes."""
-        self.groups[group.id] = group
-        self._pending.append(group)
-        if len(self._pending) >= CHUNK:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is not on disk yet."""
-        if self._pending:
-            if self._next == 0:
-                self.folder.path.mkdir(parents=True, exist_ok=True)
-                identity = {**self._identity, DATA: self._fingerprint}
-                write_whole(self.folder.identity, json.dumps(identity, indent=1))
-            save_groups(self.folder.file(self._next), self._pending, self.folder.pictures)
-            self._next += 1
-            self._pending = []
-
-    def _check(self, defaults: dict[str, Any]) -> None:
-        """Raise `ShelfError` where the folder holds another evaluation's groups."""
-        if not self.folder.identity.is_file() or not self.folder.files():
-            return
-        noted = read_json(self.folder.identity)
-        self._known = noted.pop(DATA, "") == self._fingerprint
-        changed = [
-            f"changed: {', '.join(changed_files(was or {}, wanted))}"
-            if key == FILES
-            else f"{key}: expected {wanted!r}, got {was!r}"
-            for key, was, wanted in changed_settings(noted, self._identity, defaults)
-        ]
-        if changed:
-            raise ShelfError(
-                f"{self.folder.path} holds another evaluation ({'; '.join(changed)}); "
-                "remove the folder or choose another"
-            )
-
-    def check(self, examples: Iterable[Example]) -> None:
-        """Raise `ShelfError` where a group is not that of its example of today. Nothing is read
-        where the data is known to be the same."""
-        if not self._known and self.groups:
-            _check_same(self, ((f"eval/{e.id}", _asked(e)) for e in examples))
+Question = tuple[str | None, Callable[[], Example]]
+"""An example's id, where it is known before the example is opened, and what opens it."""
+Begun = tuple[str, Callable[[], Group] | None]
+"""A group's id, and what makes it as it is before it is sampled, with its pictures; None for one
+that is on the shelf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,95 +47,56 @@ class GroupSampler:
     seed: int
     slots: int
 
-    async def grow(self, group: Group) -> Group:
-        """Give the group its rollouts, after which the engine keeps nothing of it."""
-        await sample_group(self.agent, group, self.samples, self.seed)
+    async def grow(self, group: Group, ended: Ended | None = None) -> Group:
+        """Give the group the rollouts that it lacks, and those a verdict whose grading failed;
+        `ended` is told of each. Then the engine keeps nothing of the group."""
+        ungraded = [rollout for rollout in group.rollouts if not rollout.scored]
+        missing = self.samples - len(group.rollouts)
+        await together([
+            sample_group(self.agent, group, missing, self.seed, ended),
+            *(self._grade(group, rollout, ended) for rollout in ungraded),
+        ])  # fmt: skip
         await self.agent.engine.release(group.id)
+        return group
+
+    async def _grade(self, group: Group, rollout: Trajectory, ended: Ended | None) -> Group:
+        rollout.fault = None
+        await self.agent.score(start_path(group), rollout)
+        if ended is not None:
+            await ended(rollout)
         return group
 
 
 async def sample_examples(
     sampler: GroupSampler,
-    examples: Iterable[Example],
+    questions: Iterable[Question],
     shelf: Shelf,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """Rollouts of each example, in order, as groups `eval/{example id}`.
+    """Rollouts of each question, in order, as groups `eval/{example id}`, without pictures.
 
-    `examples` is read lazily, as questions start.
+    `questions` is read lazily, as questions start; what is on the shelf already is only opened to
+    be compared, where its id or its data is not known.
     """
     order: dict[str, None] = {}
-    rendering = sampler.agent.rendering
+    rendering, held = sampler.agent.rendering, shelf.held
 
-    def jobs() -> Iterable[GroupJob]:
-        for example in examples:
-            id = f"eval/{example.id}"
+    def begun() -> Iterable[Begun]:
+        for known, opened in questions:
+            id, make = f"eval/{known}", None
+            if known is None or id not in shelf.groups or not shelf.same_data:
+                example = opened()
+                id = f"eval/{example.id}"
+                make = partial(new_group, rendering, example, id)
+                if id in held:
+                    check_same(shelf, [(id, asked(example))])
             if id in order:
-                raise ValueError(f"two examples have the id {example.id}; expected distinct ids")
+                raise ValueError(f"two examples have the id {id[5:]}; expected distinct ids")
             order[id] = None
-            _check_same(shelf, [(id, _asked(example))])
-            yield id, lambda e=example, id=id: sampler.grow(new_group(rendering, e, id))
+            yield id, make
 
-    await _collect(sampler, jobs(), shelf, progress)
+    await _collect(sampler, begun(), shelf, progress, partial(_grow, sampler, shelf))
     return [shelf.groups[id] for id in order]
-
-
-def _asked(example: Example, pictures: Sequence[str] | None = None) -> dict[str, Any]:
-    """What rollouts of the example and their verdicts depend on; its `pictures`' digests are
-    computed where they are not given."""
-    if pictures is None:
-        pictures = [as_picture(image).digest for image in example.images]
-    return {
-        "question": example.question,
-        "answers": truths_of(example),
-        "grading": example.grading,
-        "options": example.options,
-        "rubric": example.rubric,
-        "cluster": example.cluster,
-        "meta": json.loads(json.dumps(dict(example.meta))),
-        "pictures": list(pictures),
-    }
-
-
-def _asked_in(group: Group) -> dict[str, Any]:
-    return _asked(Example.of(group), [span.digest for span in group.prompt.images])
-
-
-def _check_same(shelf: Shelf, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raise `ShelfError` where groups that are on disk, by their id, ask something else than is
-    wanted."""
-    if changed := _changed(shelf.groups, wanted):
-        raise ShelfError(
-            f"{shelf.folder.path} was sampled when the data was another: {some(changed)}. Remove "
-            "the folder or choose another"
-        )
-
-
-def _changed(
-    groups: Mapping[str, Group], wanted: Iterable[tuple[str, Mapping[str, Any]]]
-) -> list[str]:
-    """The questions that the groups ask otherwise than is wanted, in words."""
-    changed: list[str] = []
-    for id, asked in wanted:
-        if id in groups:
-            known = _asked_in(groups[id])
-            fields = [
-                f"{key}: it holds {known[key]!r}, now {value!r}"
-                for key, value in asked.items()
-                if known[key] != value
-            ]
-            if fields:
-                changed.append(f"question {id.partition('/')[2]} ({'; '.join(fields)})")
-    return changed
-
-
-def changed_questions(folder: GroupsFolder, examples: Iterable[Example]) -> list[str]:
-    """The examples that the groups in the folder do not ask as they are today, in words."""
-    saved = (load_groups(file, folder.pictures) for file in folder.files())
-    groups = {group.id: group for several in saved for group in several}
-    wanted = {f"eval/{example.id}": _asked(example) for example in examples}
-    new = [f"question {id.partition('/')[2]} (new)" for id in wanted if id not in groups]
-    return _changed(groups, wanted.items()) + new
 
 
 async def resample_prefixes(
@@ -219,26 +106,27 @@ async def resample_prefixes(
     shelf: Shelf,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """Copies of the probed groups, in which each probe is a branch with continuations."""
+    """Copies of the probed groups, in which each probe is a branch with continuations.
+
+    What a kill interrupts of a group is sampled again.
+    """
     by_id = {group.id: group for group in groups}
     wanted: dict[str, list[Probe]] = {}
     for probe in probes:
         wanted.setdefault(probe.prefix.group, []).append(probe)
 
-    async def grow(id: str) -> Group:
-        group = _copied(by_id[id], branches=[])
+    async def grow(group: Group) -> None:
         agent = sampler.agent
         try:
-            for prefix in (probe.prefix for probe in wanted[id]):
+            for prefix in (probe.prefix for probe in wanted[group.id]):
                 branch = group.fork(group.trajectory(prefix.source), prefix.cut, prefix.confidence)
                 await resample(agent, group, branch, sampler.samples, sampler.seed)
         finally:
-            await agent.engine.release(id)
-        return group
+            await agent.engine.release(group.id)
 
-    _check_same(shelf, ((id, _asked_in(by_id[id])) for id in wanted))
-    jobs = ((id, lambda id=id: grow(id)) for id in wanted)
-    await _collect(sampler, jobs, shelf, progress)
+    check_same(shelf, ((id, asked(by_id[id])) for id in wanted))
+    begun = ((id, partial(_copied, by_id[id], shelf, branches=[])) for id in wanted)
+    await _collect(sampler, begun, shelf, progress, grow)
     return [shelf.groups[id] for id in wanted]
 
 
@@ -250,44 +138,68 @@ async def sample_again(
     The new group's id makes its draws differ from the old group's.
     """
     ids = {f"again/{group.example}": group for group in groups}
-    _check_same(shelf, ((id, _asked_in(group)) for id, group in ids.items()))
-    jobs = (
-        (id, lambda id=id: sampler.grow(_copied(ids[id], id=id, rollouts=[], branches=[])))
-        for id in ids
+    check_same(shelf, ((id, asked(group)) for id, group in ids.items()))
+    begun = (
+        (id, partial(_copied, group, shelf, id=id, rollouts=[], branches=[]))
+        for id, group in ids.items()
     )
-    await _collect(sampler, jobs, shelf, None)
+    await _collect(sampler, begun, shelf, None, partial(_grow, sampler, shelf))
     return {group.id: shelf.groups[id] for id, group in ids.items()}
 
 
-def _copied(group: Group, **changes: Any) -> Group:
-    """A copy of the group with `changes`; what is sampled in it leaves `group` as it is."""
-    own = {"pictures": dict(group.pictures), "views": dict(group.views)}
-    return replace(group, **own, entropies=dict(group.entropies), **changes)
+def _copied(group: Group, shelf: Shelf, **changes: Any) -> Group:
+    """A copy of the group with `changes` and its pictures; what is sampled in it leaves `group` as
+    it is."""
+    own = {"pictures": {}, "views": dict(group.views), "entropies": dict(group.entropies)}
+    copy = replace(group, **own, **changes)
+    load_pictures(shelf.folder.pictures, copy)
+    return copy
+
+
+async def _grow(sampler: GroupSampler, shelf: Shelf, group: Group) -> None:
+    """Sample what the shelf has not kept of a group."""
+    kept = shelf.resume(group)
+    await sampler.grow(group, partial(shelf.keep, group))
+    if kept:
+        order = [f"{group.id}/r{i}" for i in range(sampler.samples)]
+        group.rollouts.sort(key=lambda rollout: order.index(rollout.id))
 
 
 async def _collect(
-    sampler: GroupSampler, jobs: Iterable[GroupJob], shelf: Shelf, progress: Progress | None
+    sampler: GroupSampler,
+    begun: Iterable[Begun],
+    shelf: Shelf,
+    progress: Progress | None,
+    grow: Callable[[Group], Awaitable[object]],
 ) -> None:
-    """Run the jobs whose groups the shelf lacks.
+    """Have `grow` sample the groups that the shelf lacks.
 
-    The first error cancels the others and is raised as it is; finished groups stay on the shelf.
+    The first error cancels the others and is raised as it is; what has ended stays on the shelf.
     """
     done: list[Group] = []
-    queue = iter(jobs)
+    queue, turn = iter(begun), asyncio.Lock()
 
-    def finished(group: Group) -> None:
-        done.append(group)
-        if progress is not None:
-            progress(done)
+    def begin() -> tuple[str, Group | None] | None:
+        for id, make in queue:
+            return id, None if make is None or id in shelf.groups else make()
+        return None
 
     async def work() -> None:
-        for id, job in queue:
-            if id not in shelf.groups:
-                group = await job()
+        while True:
+            async with turn:  # pictures are decoded one after another
+                job = await asyncio.to_thread(begin)
+            if job is None:
+                return
+            id, group = job
+            if group is not None:
+                await grow(group)
                 if group.id != id:
                     raise ValueError(f"sampled group: expected id {id}, got {group.id}")
-                shelf.add(group)
-            finished(shelf.groups[id])
+                await asyncio.to_thread(save_pictures, shelf.folder.pictures, group)
+                shelf.add(replace(group, pictures={}))
+            done.append(shelf.groups[id])
+            if progress is not None:
+                progress(done)
 
     try:
         async with asyncio.TaskGroup() as tasks:

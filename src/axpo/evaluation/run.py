@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,21 @@ from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
 from axpo.evaluation.driver import (
     GroupSampler,
     Progress,
-    Shelf,
+    Question,
     resample_prefixes,
     sample_again,
     sample_examples,
 )
 from axpo.evaluation.entropy import call_entropies
 from axpo.evaluation.identity import FILES, outcome_settings
+from axpo.evaluation.shelf import Shelf
 from axpo.evaluation.summary import summarize
 from axpo.folder import GroupsFolder, RunFolder, files_digest, read_json, write_whole
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
 from axpo.rollout.sampling import new_group
+from axpo.store import load_pictures
 from axpo.tasks.base import Example
 from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
@@ -49,6 +51,7 @@ from axpo.tree import Group
 
 _SAMPLED_WITH = ("task", "rollout", "tools", "judge")
 """Sections of the settings that sampled groups depend on, besides the model."""
+REMOVED = "the same command samples them where {} was removed"
 RECENT = 64
 """How many questions the live figures are of, the last ones."""
 
@@ -122,14 +125,24 @@ class Measurement:
         split, task = self.config.eval.split, self.config.task
         return (task.example(split, i) for i in range(self.questions))
 
+    def ids(self) -> Sequence[str] | None:
+        """The questions' ids, in order; None where the task does not tell them without opening the
+        questions."""
+        split, task = self.config.eval.split, self.config.task
+        contents = None if task.size(split) is None else task.contents(split)
+        return None if contents is None or not contents.ids else contents.keys[: self.questions]
+
+    def asked(self) -> Iterator[Question]:
+        """The questions, in order, with their ids where those are known."""
+        split, task = self.config.eval.split, self.config.task
+        ids = self.ids() or [None] * self.questions
+        return ((id, partial(task.example, split, i)) for i, id in enumerate(ids))
+
     def stored(self, shelf: Shelf) -> list[Group] | None:
-        """The groups of all questions, in order; None where the shelf lacks some, or the task does
-        not tell its questions' ids without opening them."""
-        contents = self.config.task.contents(self.config.eval.split)
-        if contents is None or not contents.ids:
-            return None
-        ids = [f"eval/{id}" for id in contents.keys[: self.questions]]
-        return [shelf.groups[id] for id in ids] if shelf.groups.keys() >= {*ids} else None
+        """The groups of all questions, in order; None where the shelf lacks some, or ids are not
+        known."""
+        ids = [f"eval/{id}" for id in self.ids() or ()]
+        return [shelf.groups[id] for id in ids] if ids and shelf.groups.keys() >= {*ids} else None
 
     @property
     def told(self) -> dict[str, Any]:
@@ -143,9 +156,11 @@ def evaluate(run: Measurement, monitor: Monitor) -> dict[str, Any]:
 
 
 async def evaluated(run: Measurement, monitor: Monitor) -> dict[str, Any]:
-    """As `evaluate`, in a loop that runs. The model is not loaded where all rollouts are there."""
+    """As `evaluate`, in a loop that runs. The model is not loaded where all rollouts are there and
+    scored."""
     config, folder = run.config, run.folder
     shelf = run.shelf(folder.evaluated)
+    shelf.reopen()
     shelf.check(run.examples())
     groups, judged = run.stored(shelf), dict[str, float]()
     if groups is None:
@@ -157,7 +172,7 @@ async def evaluated(run: Measurement, monitor: Monitor) -> dict[str, Any]:
             groups = await _sample(run, loaded.agent, shelf, _show_questions(monitor, loaded.agent))
             judged = {name: value - before[name] for name, value in graders.figures.items()}
     monitor.phase("resampling for the intervals")
-    _say_unscored(config, groups, folder.evaluated)
+    _say_unscored(config, groups, "the same command takes those again")
     summary = summarize(groups, config.eval.k, config.run.seed, by=config.eval.by, **run.told)
     return _write(folder.evaluation, summary.to_dict() | judged)
 
@@ -196,14 +211,14 @@ def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
             again = run.shelf(folder.again, made_with)
             fresh = await sample_again(sampling, [g for g in groups if g.id in probed], again)
             monitor.phase("measuring the calls' entropy")
-            file = folder.evaluated.entropies
             assert loaded.checkpoint is not None
-            entropies = _entropies(config, loaded.checkpoint, groups, file)
-        for where, sampled in (
-            (folder.evaluated, groups), (folder.resampled, grown),
-            (folder.again, list(fresh.values())),
-        ):  # fmt: skip
-            _say_unscored(config, sampled, where)
+            entropies = _entropies(config, loaded.checkpoint, groups, folder.evaluated)
+        for how, sampled in (
+            ("`axpo eval` takes those again", groups),
+            (REMOVED.format(folder.resampled.path), grown),
+            (REMOVED.format(folder.again.path), list(fresh.values())),
+        ):
+            _say_unscored(config, sampled, how)
         monitor.phase("resampling for the intervals")
         return asdict(
             diagnosis(groups, probes, grown, fresh, entropies, resampling, seed, **run.told)
@@ -227,22 +242,25 @@ async def _loaded(run: Measurement, monitor: Monitor) -> AsyncIterator[Loaded]:
 async def _sample(
     run: Measurement, agent: Agent, shelf: Shelf, progress: Progress | None
 ) -> list[Group]:
-    """The evaluation's groups; those on disk are not sampled again."""
+    """The evaluation's groups; what is on the shelf is not sampled again."""
     config = run.config
     sampling = GroupSampler(agent, config.eval.samples, config.run.seed, config.engine.slots)
-    return await sample_examples(sampling, run.examples(), shelf, progress)
+    return await sample_examples(sampling, run.asked(), shelf, progress)
 
 
 def _entropies(
-    config: Config, checkpoint: Checkpoint, groups: Sequence[Group], file: Path
+    config: Config, checkpoint: Checkpoint, groups: Sequence[Group], folder: GroupsFolder
 ) -> dict[str, float]:
-    """Rollout id -> mean exact entropy of its first call; what `file` has is not computed again."""
+    """Rollout id -> mean exact entropy of its first call; what is on disk is not computed again."""
+    file = folder.entropies
     known: dict[str, float] = read_json(file) if file.is_file() else {}
     temperature = config.rollout.temperature or 1.0
     budget = config.rl.optimizer.max_tokens_per_micro_batch
     for group in groups:
         if not all(r.id in known for r in subgroup(group, tool=True)):
-            known |= call_entropies(checkpoint, group, temperature, budget)
+            shown = replace(group, pictures={})
+            load_pictures(folder.pictures, shown)
+            known |= call_entropies(checkpoint, shown, temperature, budget)
     return _write(file, known)
 
 
@@ -269,12 +287,12 @@ async def _check_engine(run: Measurement, loaded: Loaded) -> None:
     await check_parity(agent, logprobs, groups, config.run.seed, limits_of(config))
 
 
-def _say_unscored(config: Config, groups: Sequence[Group], folder: GroupsFolder) -> None:
+def _say_unscored(config: Config, groups: Sequence[Group], how: str) -> None:
     """Warn if more was left out of the figures than expected, and say how to get it."""
     if unscored_share(groups) > config.run.unscored_warn:
         warnings.warn(
             f"{unscored_text(groups)}. The figures leave them out, but for those named floor; put "
-            f"right what fails, remove {folder.path} and give the same command again",
+            f"right what fails, and {how}",
             UnscoredWarning,
             stacklevel=2,
         )

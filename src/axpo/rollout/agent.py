@@ -168,7 +168,7 @@ class Agent:
             finally:
                 if self.episodes is not None:
                     await self.episodes.end(id)
-        await self._score(path, trajectory)
+        await self.score(path, trajectory)
         return trajectory
 
     async def _turns(self, path: Path, trajectory: Trajectory, seed: int) -> None:
@@ -313,7 +313,9 @@ class Agent:
                 Call(start, end, call.name, call.arguments, result.status, result.error)
             )
 
-    async def _score(self, path: Path, trajectory: Trajectory) -> None:
+    async def score(self, path: Path, trajectory: Trajectory) -> None:
+        """Give a trajectory that has ended its reward, if it has none and was not stopped by a
+        fault; an answer that cannot be graded stays unscored. Raises `UserError`."""
         if trajectory.stop in UNANSWERED:
             trajectory.reward = 0.0
         elif trajectory.answer is not None and not trajectory.scored:

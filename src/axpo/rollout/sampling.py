@@ -10,16 +10,18 @@ released here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import branch_path, start_path
 from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Example
-from axpo.tree import Branch, Group
+from axpo.tree import Branch, Group, Trajectory
 
 Result = TypeVar("Result")
+Ended = Callable[[Trajectory], Awaitable[None]]
+"""Is told of a trajectory that has ended."""
 
 
 def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
@@ -41,12 +43,22 @@ def new_group(rendering: Rendering, example: Example, group_id: str) -> Group:
     )
 
 
-async def sample_group(agent: Agent, group: Group, n: int, seed: int) -> Group:
-    """Give `group` `n` more rollouts, with ids `{group.id}/r{i}`; return the group."""
-    first = len(group.rollouts)
-    runs = [agent.run(start_path(group), f"{group.id}/r{first + i}", seed) for i in range(n)]
+async def sample_group(
+    agent: Agent, group: Group, n: int, seed: int, ended: Ended | None = None
+) -> Group:
+    """Give `group` `n` more rollouts, with the first ids `{group.id}/r{i}` that it lacks; return
+    the group. `ended` is told of each rollout at its end."""
+    there = {rollout.id for rollout in group.rollouts}
+    names = (f"{group.id}/r{i}" for i in range(len(there) + n))
+
+    async def run(id: str) -> Trajectory:
+        rollout = await agent.run(start_path(group), id, seed)
+        if ended is not None:
+            await ended(rollout)
+        return rollout
+
     try:
-        group.rollouts += await together(runs)
+        group.rollouts += await together([run(id) for id in names if id not in there][:n])
     except BaseException:
         await agent.engine.release(group.id)
         raise
