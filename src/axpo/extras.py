@@ -11,6 +11,7 @@ PACKAGES = {
     "imagehash": ("ImageHash", "search"),
     "mcp": ("the MCP SDK", "mcp"),
     "peft": ("PEFT", "lora"),
+    "reasoning_gym": ("reasoning-gym", "gym"),
     "sklearn": ("scikit-learn", "lab"),
     "tavily": ("tavily-python", "search"),
     "tensorboard": ("TensorBoard", "tracking"),

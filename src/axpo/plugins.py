@@ -31,6 +31,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "task": {
         "lab": "axpo.tasks.lab.task:LabTask",
         "data": "axpo.tasks.data.task:DataTask",
+        "reasoning_gym": "axpo.tasks.gym.task:GymTask",
         "vstar": "axpo.tasks.benchmarks.vstar:VStar",
         "dynamath": "axpo.tasks.benchmarks.dynamath:DynaMath",
         "hr-bench-4k": "axpo.tasks.benchmarks.hr_bench:HrBench4K",

@@ -74,6 +74,11 @@ def search():
     asyncio.run(tavily.Tavily().start())
     asyncio.run(Gallery(GALLERY).start())
 
+def gym():
+    task = load_config("task={name='reasoning_gym', sets=[{name='gcd'}]}").task
+    task.check()
+    task.example("train", 0)
+
 def mcp():
     from axpo.build.tools import recipe_tools
     server = f"tools.mcp=[{{command=['{sys.executable}', '{sys.argv[2]}']}}]"
@@ -233,7 +238,9 @@ def test_the_shipped_study_has_its_tables_without_the_repository(base: Environme
     assert (out / "study.md").read_text() == page
 
 
-@pytest.mark.parametrize("extra", ["lab", "sandbox", "data", "lora", "tracking", "search", "mcp"])
+@pytest.mark.parametrize(
+    "extra", ["lab", "sandbox", "data", "lora", "tracking", "search", "mcp", "gym"]
+)
 def test_each_extra_alone_brings_what_it_promises(
     extra: str, base: Environment, on_top: Callable[..., Environment]
 ) -> None:

@@ -33,7 +33,7 @@ def test_tags_hold_the_answer_for_every_grader(
     assert reward(grading, answer, truth) == right
 
 
-@pytest.mark.parametrize("grading", BUILT_IN)
+@pytest.mark.parametrize("grading", sorted(set(BUILT_IN) - {"reasoning_gym"}))  # of its task alone
 @pytest.mark.parametrize(
     "answer",
     [

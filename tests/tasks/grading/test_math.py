@@ -11,9 +11,9 @@ import pytest
 
 from axpo.errors import GradingError
 from axpo.tasks.base import Example
-from axpo.tasks.grading import Graders, check_example, maths
+from axpo.tasks.grading import Graders, check_example, maths, worker
 from axpo.tasks.grading.formulas import MAX_CHARACTERS, beyond_limits, read
-from axpo.tasks.grading.maths import Worker, Workers
+from axpo.tasks.grading.maths import QUICK_SECONDS, Workers, math_worker
 from axpo.tasks.grading.tidying import tidy
 from axpo.tasks.grading.verdict import Verdict
 
@@ -425,40 +425,48 @@ def test_gradings_take_turns_on_the_loop() -> None:
     assert most < altogether / 5
 
 
+ENDLESS = [[r"\sum_{k=1}^{10^9} \frac{1}{k}"], "5"]
+
+
 def test_a_worker_ends_a_comparison_and_goes_on() -> None:
-    worker = Worker()
-    assert worker.outcome(["2/4"], "0.5") == "equal"
-    assert worker._process is not None
-    process = worker._process
-    assert worker.outcome([r"\sum_{k=1}^{10^9} \frac{1}{k}"], "5") == "it takes too long"
-    assert worker.outcome(["1/2"], "0.5") == "equal"
-    assert worker._process is process
-    worker.close()
+    own = math_worker()
+    assert own.ask([["2/4"], "0.5"], 2.0) == "equal"
+    assert own._process is not None
+    process = own._process
+    assert own.ask(ENDLESS, QUICK_SECONDS) is None
+    assert own.ask([["1/2"], "0.5"], 2.0) == "equal"
+    assert own._process is process
+    own.close()
     assert process.poll() is not None
 
 
+def test_a_comparison_that_takes_too_long_is_wrong() -> None:
+    readings, truth = ENDLESS
+    assert asyncio.run(Workers().outcome(tuple(readings), str(truth))) == "it takes too long"
+
+
 def test_a_dead_worker_is_replaced() -> None:
-    worker = Worker()
-    assert worker.outcome(["5.0"], "5") == "equal"
-    assert worker._process is not None
-    os.killpg(worker._process.pid, signal.SIGKILL)
-    worker._process.wait()
-    assert worker.outcome(["5.0"], "5") == "equal"
-    worker.close()
+    own = math_worker()
+    assert own.ask([["5.0"], "5"], 2.0) == "equal"
+    assert own._process is not None
+    os.killpg(own._process.pid, signal.SIGKILL)
+    own._process.wait()
+    assert own.ask([["5.0"], "5"], 2.0) == "equal"
+    own.close()
 
 
 def test_a_worker_that_does_not_start_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maths.sys, "executable", "/does/not/exist")
+    monkeypatch.setattr(worker.sys, "executable", "/does/not/exist")
     with pytest.raises(GradingError, match="math worker does not start"):
         asyncio.run(Workers().outcome(("1/2",), "0.5"))
 
 
 def test_a_worker_killed_from_outside_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maths, "WALL_SECONDS", 0.0)
-    worker = Worker()
+    monkeypatch.setattr(worker, "WALL_SECONDS", 0.0)
+    slow = math_worker()
     with pytest.raises(GradingError, match="no result after 0 s"):
-        worker.outcome([r"\sum_{k=1}^{10^9} \frac{1}{k}"], "5")
-    assert worker._process is None
+        slow.ask(ENDLESS, 2.0)
+    assert slow._process is None
 
 
 @pytest.mark.parametrize(

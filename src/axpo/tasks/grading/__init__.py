@@ -17,6 +17,7 @@ from axpo.plugins import load
 from axpo.tasks.base import Example
 from axpo.tasks.grading.choice import choice
 from axpo.tasks.grading.exact import exact
+from axpo.tasks.grading.gym import reasoning_gym
 from axpo.tasks.grading.maths import math
 from axpo.tasks.grading.number import number
 from axpo.tasks.grading.prose import check_text
@@ -45,6 +46,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "choice": choice,
     "number": number,
     "math": math,
+    "reasoning_gym": reasoning_gym,
 }
 JUDGED: dict[str, Callable[[Example], None]] = {"judge": check_text, "rubric": check_rubric}
 """The graders that ask the judge, and what checks an example of theirs."""

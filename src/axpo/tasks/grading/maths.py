@@ -9,17 +9,8 @@ is our fault (`GradingError`); it is looked at before the first answer, once.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import select
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
 
 from axpo.errors import GradingError
 from axpo.tasks.base import Example
@@ -28,97 +19,21 @@ from axpo.tasks.grading.formulas import MAX_CHARACTERS, beyond_limits, noisy, ra
 from axpo.tasks.grading.tidying import restored, tidy
 from axpo.tasks.grading.verdict import BuiltIn, Verdict, best, compared, truths_of
 from axpo.tasks.grading.words import same_text, spoken
+from axpo.tasks.grading.worker import Worker
 
 QUICK_WORKERS, SLOW_WORKERS = 2, 1
 """Worker processes, started when first needed (choice). A comparison that does not end in
 `QUICK_SECONDS` is begun again by a slow worker, so that it holds up no quick ones."""
 QUICK_SECONDS, SLOW_SECONDS = 0.25, 2.0
 """Processor time of one comparison (choice); nearly all take a few milliseconds."""
-WALL_SECONDS = 60.0
-"""Deadline of a comparison, for a worker that gets no processor time: no answer's fault."""
-START_SECONDS = 120.0
-"""Deadline of a worker's start (it imports sympy)."""
 REMEMBERED = 4000
 """Outcomes kept: the rollouts of a group often give the same answer."""
-
-NEEDED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
-"""The worker's environment: it reads what a policy wrote, and has no use for our keys."""
-_OWN_DOING = frozenset(
-    (signal.SIGPROF, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
-)
-"""What ends a process by what it computes; other signals come from outside."""
 _LATE = "it takes too long"
 
 
-class Worker:
-    """A worker process, started when first needed; for one thread."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-
-    def outcome(self, readings: Sequence[str], truth: str, seconds: float = SLOW_SECONDS) -> str:
-        """What `equality.outcome` gives within some seconds of processor time.
-
-        Raises `GradingError` where it gives nothing that is the formulas' own doing.
-        """
-        process = self._running()
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps([list(readings), truth, seconds]) + "\n")
-            process.stdin.flush()
-        except OSError as error:
-            self.close()
-            raise GradingError(f"the math worker died: {error}") from error
-        reply = self._reply(process, WALL_SECONDS)
-        if "died" not in reply:
-            return reply["outcome"]
-        if reply["died"] in _OWN_DOING:
-            return _LATE
-        raise GradingError(f"the math worker was killed by signal {reply['died']}")
-
-    def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # what was buffered for a dead reader
-                    pipe.close()
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
-        self.close()
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "axpo.tasks.grading.math_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={name: os.environ[name] for name in NEEDED if name in os.environ},
-                start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
-            )
-        except OSError as error:
-            raise GradingError(f"the math worker does not start: {error}") from error
-        self._reply(self._process, START_SECONDS)
-        return self._process
-
-    def _reply(self, process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
-        """The worker's next line; a worker that is late, gone or at fault is killed."""
-        stdout: IO[str] | None = process.stdout
-        assert stdout is not None
-        ready, _, _ = select.select([stdout], [], [], seconds)
-        line = stdout.readline() if ready else ""
-        reply = json.loads(line) if line else {}
-        if "error" in reply or not reply:
-            self.close()
-            late = f"no result after {seconds:g} s" if not ready else "it ended"
-            raise GradingError(f"the math worker failed: {reply.get('error', late)}")
-        return reply
+def math_worker() -> Worker:
+    """A process that compares formulas."""
+    return Worker("axpo.tasks.grading.math_worker", "math")
 
 
 class Workers:
@@ -150,8 +65,8 @@ class Workers:
         if (known := self._outcomes.get((readings, truth))) is not None:
             return known
         if not hasattr(self._own, "worker"):
-            self._own.worker = Worker()
-        found = self._own.worker.outcome(readings, truth, seconds)
+            self._own.worker = math_worker()
+        found = self._own.worker.ask([readings, truth], seconds) or _LATE
         if found != _LATE or seconds == SLOW_SECONDS:
             if len(self._outcomes) >= REMEMBERED:
                 self._outcomes.clear()
