@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -37,14 +39,26 @@ def read_picture(source: Path | bytes) -> Image.Image:
 
     Its size is read from the header before anything is decoded. Raises `PictureError`.
     """
+    with _opened(source) as image:
+        shown = as_rgb(image)
+        return shown.copy() if shown is image else shown  # free of the file
+
+
+def read_size(source: Path | bytes) -> tuple[int, int]:
+    """Width and height of a foreign picture as its header has them; raises `PictureError`."""
+    with _opened(source) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     try:
         file = BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise PictureError(f"{width} x {height}: expected at most {MAX_PIXELS:,} pixels")
-            shown = as_rgb(image)
-            return shown.copy() if shown is image else shown  # free of the file
+            yield image
     except PictureError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -21,7 +21,7 @@ from axpo.tasks.base import Example
 from axpo.tasks.benchmarks.base import Benchmark, Source
 from axpo.tasks.contents import Contents, checksum
 from axpo.tasks.data.pictures import check_picture, flat, open_pictures
-from axpo.tasks.data.rows import Rows
+from axpo.tasks.data.rows import Columns, Rows
 from axpo.tasks.data.sources import Files, Hub
 from axpo.tasks.grading import check_example
 
@@ -91,11 +91,11 @@ class Opened:
     def contents(self) -> Contents:
         """The texts of all rows, and what is known of encoded pictures without reading them."""
         places = [(part, index) for part in self._parts for index in range(len(part.texts))]
-        rows = [part.texts.row(index) for part, index in places]
-        sums = {
-            name: np.array([checksum(row.get(name)) for row in rows], np.uint32)
-            for name in self._benchmark.columns
-        }
+        sums = {name: np.zeros(len(places), np.uint32) for name in self._benchmark.columns}
+        for number, (part, index) in enumerate(places):
+            row = part.texts.row(index)  # of a .jsonl file with its encoded pictures
+            for name, column in sums.items():
+                column[number] = checksum(row.get(name))
         files: dict[str, int] = {}
         for part in self._parts:
             files |= part.pictures.encoded_pictures()
@@ -112,12 +112,7 @@ class Opened:
         return [_Part(source, *both) for both in zip(texts, pictures, strict=True)]
 
     def _rows(self, source: Source, names: Sequence[str], all_of: bool) -> list[Rows]:
-        columns, path = _Columns(names, all_of), self._benchmark.path
-        if path is None:
-            return Hub(source.hub, source.subset, source.revision, columns).rows(source.split)
-        if Path(path).is_dir():
-            return Hub(path, source.subset, None, columns).rows(source.split)
-        return Files([path], columns).rows(source.split)
+        return source_rows(self._benchmark.path, source, _Columns(names, all_of))
 
     def _read(self, part: _Part, index: int) -> Example:
         try:
@@ -143,3 +138,12 @@ class Opened:
     def _pictures(self, part: _Part, index: int) -> list[Any]:
         row = part.pictures.row(index)
         return flat(next(row[name] for name in self._benchmark.pictures if name in row))
+
+
+def source_rows(path: str | None, source: Source, columns: Columns) -> list[Rows]:
+    """The parts of a source, on the Hub or at a benchmark's `path`; raises `DataError`."""
+    if path is None:
+        return Hub(source.hub, source.subset, source.revision, columns).rows(source.split)
+    if Path(path).is_dir():
+        return Hub(path, source.subset, None, columns).rows(source.split)
+    return Files([path], columns).rows(source.split)

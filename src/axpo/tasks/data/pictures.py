@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from axpo.errors import DataError
-from axpo.pictures import PictureError, check_shape, read_picture
+from axpo.pictures import PictureError, check_shape, read_picture, read_size
 from axpo.wording import in_short
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
@@ -60,6 +61,15 @@ def open_pictures(
     """Decode all pictures; raises `DataError` as `check_picture` does, and for unreadable
     pictures."""
     return tuple(_open(_source(value, folder, place, foreign), place) for value in values)
+
+
+def picture_size(value: Any, folder: Path, place: str) -> tuple[int, int]:
+    """Width and height of a picture of a foreign data set by its header; raises `DataError`, also
+    for a picture that `open_pictures` would not decode."""
+    with _told(_source(value, folder, place, foreign=True), place) as source:
+        size = read_size(source)
+        check_shape(*size)
+        return size
 
 
 def _is_file(path: Path) -> bool:
@@ -108,10 +118,16 @@ def _decode(text: str, place: str) -> bytes:
 
 
 def _open(source: Path | bytes, place: str) -> Image.Image:
-    name = str(source) if isinstance(source, Path) else f"{len(source)} bytes"
-    try:
+    with _told(source, place):
         image = read_picture(source)
         check_shape(*image.size)
         return image
+
+
+@contextmanager
+def _told(source: Path | bytes, place: str) -> Iterator[Path | bytes]:
+    try:
+        yield source
     except PictureError as error:
+        name = str(source) if isinstance(source, Path) else f"{len(source)} bytes"
         raise DataError(f"{place}: images: {name}: {error}") from error
