@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.training import pieces
+from axpo.training.attention import TreeLayout
 from axpo.training.objective import Objective
 from axpo.training.recomputation import recompute_layers
 from tests.support.engine_contract import Writer, difference, run
@@ -86,7 +86,13 @@ def test_a_second_pass_keeps_no_states_for_later_pieces(monkeypatch: pytest.Monk
             super().update(states)
 
     plain = pieces.tree_layout
-    monkeypatch.setattr(pieces, "tree_layout", lambda *args: replace(plain(*args), kept=Noted()))
+
+    def noted(*args) -> TreeLayout:
+        layout = plain(*args)
+        layout.kept = Noted()
+        return layout
+
+    monkeypatch.setattr(pieces, "tree_layout", noted)
     counts = []
     for checkpoint in (tiny_checkpoint(), recomputing()):
         kept.clear()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -31,6 +31,8 @@ from axpo.models.lora import CONFIG as ADAPTER_CONFIG
 from axpo.models.lora import merged_weights
 from axpo.models.paths import absent, is_local
 from axpo.models.vision import PixelCache, grid_of
+
+Result = TypeVar("Result")
 
 VISION_TOKENS = (
     "<|vision_start|>",
@@ -120,12 +122,29 @@ class Processor:
         return self.config.vision_config.spatial_merge_size
 
 
+def _at_once(function: Callable[[], Any]) -> Any:
+    return function()
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration."""
+    """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration.
+
+    `entry` calls the function that it is given where the model's weights are whole: at once, unless
+    they are spread over several processes (`axpo.training.sharding`).
+    """
 
     processor: Processor
     model: Any  # The annotations of Qwen3VLForConditionalGeneration refuse its own calls.
+    entry: Callable[[Callable[[], Any]], Any] = _at_once
+
+    def through(self, function: Callable[[], Result]) -> Result:
+        """What `function` returns, which may compute with the model's weights and read their dtype.
+
+        Backward may start from tensors that it returns, in tuples, lists, dicts or dataclasses, and
+        from no others. All passes of training go through here.
+        """
+        return self.entry(function)
 
     def save(self, folder: Path) -> None:
         """Write all that `load_checkpoint` reads; adapters are merged into the weights."""

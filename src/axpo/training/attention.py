@@ -16,7 +16,7 @@ trainer and in-process engine share one module and may alternate freely.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -60,20 +60,32 @@ class Blocks:
     mask: BlockMask
 
 
-@dataclass(frozen=True, slots=True)
 class TreeLayout:
     """How one pass attends: the `sizes` of its nodes, and either `runs` over them or `blocks`.
 
     `given` holds the states of nodes outside the pass. `keep` holds pairs of a node's place in the
     pass and its number in the forest; their states are put into `kept` as layers are computed.
+
+    It is no dataclass, because FSDP's hooks copy dataclasses on their way into a layer: the states
+    would be kept in the copy, and the gradients of `given` would go astray.
     """
 
-    sizes: tuple[int, ...]
-    runs: tuple[NodeRun, ...]
-    given: Mapping[tuple[int, int], KeysValues] = field(default_factory=NodeStates)
-    keep: tuple[tuple[int, int], ...] = ()
-    kept: NodeStates = field(default_factory=NodeStates)
-    blocks: Blocks | None = None
+    __slots__ = ("blocks", "given", "keep", "kept", "runs", "sizes")
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        runs: tuple[NodeRun, ...],
+        given: Mapping[tuple[int, int], KeysValues],
+        keep: tuple[tuple[int, int], ...],
+        blocks: Blocks | None,
+    ) -> None:
+        self.sizes, self.runs, self.given, self.keep, self.blocks = sizes, runs, given, keep, blocks
+        self.kept: NodeStates = {}
+
+    def without_keeping(self) -> TreeLayout:
+        """The same layout, which keeps no states."""
+        return TreeLayout(self.sizes, self.runs, self.given, (), self.blocks)
 
 
 def tree_layout(
@@ -99,7 +111,7 @@ def tree_layout(
         () if blocks else _runs(nodes, place, dtype, device),
         given or {},
         tuple((place[node], node) for node in keep),
-        blocks=blocks,
+        blocks,
     )
 
 

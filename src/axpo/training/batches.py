@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +17,12 @@ from torch.utils.hooks import RemovableHandle
 from axpo.errors import TreeError
 from axpo.models.loading import Checkpoint, Processor
 from axpo.models.vision import Pixels
-from axpo.training.items import Item, item_weights, items
+from axpo.training.items import Item, Size, item_weights, items
 from axpo.training.objective import Objective
 from axpo.training.packing import OldLogprobs, PackedTree, pack
-from axpo.training.pieces import plain_logprobs
+from axpo.training.pieces import plain_logprobs, plan
+from axpo.training.policy import idle_pass
+from axpo.training.ranks import ALONE, Kind, Ranks, shares
 from axpo.tree import Group
 
 
@@ -33,10 +36,29 @@ class Work:
     tree: PackedTree
 
 
-def prepare(processor: Processor, groups: Sequence[Group], objective: Objective) -> list[Work]:
-    """The `Work` of each group with something to learn; raises `TreeError`, naming the group."""
-    credited = [items(group) for group in groups]
-    weights = item_weights(credited, objective.aggregation)
+def prepare(
+    processor: Processor, groups: Sequence[Group], objective: Objective, ranks: Ranks = ALONE
+) -> list[Work]:
+    """The `Work` of each group with something to learn; raises `TreeError`, naming the group.
+
+    On several `ranks` the denominators count the groups of all, and the error of one is raised on
+    all.
+    """
+    with ranks.agreed():
+        credited = [items(group) for group in groups]
+    whole = Size.total(ranks.gather(Size.of(credited)))
+    weights = item_weights(credited, objective.aggregation, whole)
+    with ranks.agreed():
+        return _packed(processor, groups, objective, credited, weights)
+
+
+def _packed(
+    processor: Processor,
+    groups: Sequence[Group],
+    objective: Objective,
+    credited: Sequence[Sequence[Item]],
+    weights: Sequence[Sequence[float]],
+) -> list[Work]:
     prepared: list[Work] = []
     for group, all_items, all_weights in zip(groups, credited, weights, strict=True):
         # Without a KL term an item without advantage changes no weight.
@@ -78,6 +100,12 @@ def with_pixels(
             yield batch, {digest: pixels.result() for digest, pixels in coming.items()}
 
 
+def shared(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
+    """The groups that each of `ranks` trains, with about as many tokens in their trees."""
+    sizes = [sum(len(node) for node in group.nodes()) for group in groups]
+    return [[groups[place] for place in share] for share in shares(sizes, ranks)]
+
+
 def micro_batches(prepared: Sequence[Work], budget: int) -> list[list[Work]]:
     """Batches of at most `budget` tokens: each tree, largest first, goes into the first with room.
 
@@ -104,6 +132,7 @@ def recompute_logprobs(
     temperature: float,
     budget: int,
     rounded_otherwise: bool = False,
+    ranks: Ranks = ALONE,
 ) -> OldLogprobs:
     """`checkpoint`'s logprobs of every token of `groups` that would be trained; NaN for the others.
 
@@ -112,17 +141,24 @@ def recompute_logprobs(
     """
     found: dict[tuple[str, str], torch.Tensor] = {}
     processor = checkpoint.processor
-    each = ([work] for work in prepare(processor, groups, Objective(kl=kl)))
-    for (work,), pixels in with_pixels(processor, each):
-        with _rounded_otherwise(checkpoint.model) if rounded_otherwise else nullcontext():
-            logprobs = plain_logprobs(checkpoint, work.tree, pixels, temperature, budget)
-        runs = [run for item in work.items for run in item.runs]
-        parts = logprobs.double().cpu().split([run.end - run.start for run in runs])
-        for run, values in zip(runs, parts, strict=True):
-            key, start = (work.group.id, run.owner.id), work.group.offset(run.owner)
-            if key not in found:
-                found[key] = torch.full((run.owner.tokens,), math.nan, dtype=torch.float64)
-            found[key][run.start - start : run.end - start] = values
+    prepared = prepare(processor, groups, Objective(kl=kl), ranks)
+    kinds = (
+        Kind.PLAIN for work in prepared for kind in plan(work.tree, budget) if kind == Kind.TRAIN
+    )
+    with (
+        _rounded_otherwise(checkpoint.model) if rounded_otherwise else nullcontext(),
+        ranks.passes([checkpoint], kinds, lambda _: idle_pass(checkpoint), False) as meet,
+    ):
+        for (work,), pixels in with_pixels(processor, ([work] for work in prepared)):
+            args = checkpoint, work.tree, pixels, temperature, budget
+            logprobs = plain_logprobs(*args, meet=partial(meet, Kind.PLAIN))
+            runs = [run for item in work.items for run in item.runs]
+            parts = logprobs.double().cpu().split([run.end - run.start for run in runs])
+            for run, values in zip(runs, parts, strict=True):
+                key, start = (work.group.id, run.owner.id), work.group.offset(run.owner)
+                if key not in found:
+                    found[key] = torch.full((run.owner.tokens,), math.nan, dtype=torch.float64)
+                found[key][run.start - start : run.end - start] = values
     return found
 
 

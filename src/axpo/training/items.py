@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from axpo.errors import TreeError
 from axpo.tree import Credit, Group, Origin, Stream, Trajectory
@@ -103,18 +103,36 @@ def _policy_runs(group: Group, trajectory: Trajectory) -> list[tuple[TokenRun, b
     return runs
 
 
-def item_weights(groups: Sequence[Sequence[Item]], aggregation: Aggregation) -> list[list[float]]:
-    """The weight of each token, per item; `groups` are the `items` of ALL groups of an update.
+class Size(NamedTuple):
+    """How many questions an update has, and how many tokens their items train."""
+
+    questions: int
+    tokens: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[Item]]) -> Size:
+        """The size of `groups`, the `items` of each."""
+        return cls(len(groups), sum(len(item) for group in groups for item in group))
+
+    @classmethod
+    def total(cls, parts: Sequence[Size]) -> Size:
+        """The size of an update that consists of `parts`."""
+        return cls(sum(part.questions for part in parts), sum(part.tokens for part in parts))
+
+
+def item_weights(
+    groups: Sequence[Sequence[Item]], aggregation: Aggregation, whole: Size | None = None
+) -> list[list[float]]:
+    """The weight of each token, per item; `groups` are the `items` of ALL groups of an update, or
+    of a part of it, whose whole size is then given.
 
     question_mean (Eq. 5) is the credit's weight over the item's number of tokens, over the number
     of questions. token_mean is one over the number of all trained tokens; credit weights do not
-    matter. Both denominators count the whole update, with groups without credit and every
-    micro-batch: with local counts a token's weight would depend on what it is packed with, and
-    micro-batches would not add up to the batch.
+    matter. Both denominators count the whole update, with groups without credit, every micro-batch
+    and every rank: with local counts a token's weight would depend on what it is packed with, and
+    the parts would not add up to the batch.
     """
+    questions, tokens = whole or Size.of(groups)
     if aggregation == "question_mean":
-        return [
-            [item.credit.weight / len(item) / len(groups) for item in group] for group in groups
-        ]
-    total = sum(len(item) for group in groups for item in group)
-    return [[1.0 / total for _ in group] for group in groups]
+        return [[item.credit.weight / len(item) / questions for item in group] for group in groups]
+    return [[1.0 / tokens for _ in group] for group in groups]

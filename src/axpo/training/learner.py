@@ -9,9 +9,9 @@ what each token is worth, the `Objective` what to do with it.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from axpo.algorithms.losses import TokenBatch
 from axpo.config import OptimizerSettings
 from axpo.engines.base import Engine
 from axpo.errors import NonFiniteError
-from axpo.metrics import Mean, Sum, combined
+from axpo.metrics import Mean, Sum
 from axpo.models.device import to_device
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
@@ -33,30 +33,14 @@ from axpo.training.batches import (
     recompute_logprobs,
     with_pixels,
 )
+from axpo.training.figures import Laps, Part, together
 from axpo.training.masters import MasterWeights
 from axpo.training.objective import Objective
 from axpo.training.packing import PER_TOKEN, OldLogprobs, PackedTree, join
-from axpo.training.pieces import plain_logprobs, training_passes
+from axpo.training.pieces import plain_logprobs, plan, training_passes
+from axpo.training.policy import idle_pass
+from axpo.training.ranks import ALONE, Kind, Meet, Ranks
 from axpo.tree import Group
-
-PHASES = ("pack", "reference", "forward", "backward", "optimizer")
-"""The phases of an update, whose time the metrics `seconds_<phase>` give."""
-
-
-class _Laps:
-    """A clock that adds the seconds since its last call to a phase, after a GPU has finished."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self._device = device
-        self._last = time.perf_counter()
-
-    def __call__(self, phase: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.seconds[phase] += now - self._last
-        self._last = now
 
 
 class Learner:
@@ -66,6 +50,10 @@ class Learner:
     adapters only these are trained; with its adapters off, the model is its own reference.
     `total_updates` is the length of the schedule, and `temperature` the sampler's. `updates` counts
     the updates so far.
+
+    With several `ranks` every one of them has a learner of the same checkpoint, whose weights are
+    then spread over all. All must make the same calls, each with its own share of the groups
+    (`batches.shared`), which may be empty.
     """
 
     def __init__(
@@ -76,6 +64,7 @@ class Learner:
         total_updates: int,
         temperature: float = 1.0,
         engine: Engine | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         model = checkpoint.model
         if reference is not None:
@@ -91,13 +80,14 @@ class Learner:
         model.model.visual.requires_grad_(not adapters and not settings.freeze_vision)
         for parameter in adapters:
             parameter.requires_grad_()
-        self.checkpoint = checkpoint
-        self.reference = reference
+        self.checkpoint = ranks.spread(checkpoint)
+        self.reference = None if reference is None else ranks.spread(reference)
         self.settings = settings
         self.total_updates = total_updates
         self.temperature = temperature
         self.updates = 0
         self._engine = engine
+        self._ranks = ranks
         self._adapted = bool(adapters)
         self._masters = MasterWeights([p for p in model.parameters() if p.requires_grad])
         self.parameters = self._masters.parameters
@@ -108,47 +98,45 @@ class Learner:
 
         Groups with nothing to learn are skipped but count in the denominators; if all are skipped,
         the weights stay as they are. Raises `TreeError` (bad credit) and `NonFiniteError`, both
-        naming the group and before any weight has changed.
+        naming the group and before any weight has changed. On several ranks `groups` are this
+        rank's; the metrics are those of all, and so are the errors.
 
         The metric `weights_moved` is the share of bfloat16 weights that took another value
         (`masters`). `seconds_pack`, `_reference`, `_forward`, `_backward` and `_optimizer` add up
         to the call's wall time. `chunks` counts forward/backward passes: a tree above
-        `max_tokens_per_micro_batch` has one per piece.
+        `max_tokens_per_micro_batch` has one per piece. Several ranks have two metrics more:
+        `imbalance` is the largest share of the tokens over the mean one, and `passes_idle` counts
+        the passes that ranks made only because others had work.
         """
         if objective.kl and self.reference is None and not self._adapted:
             raise ValueError("kl needs a reference checkpoint; give the Learner one")
-        laps = _Laps(self.checkpoint.model.device)
-        prepared = prepare(self.checkpoint.processor, groups, objective)
+        laps, ranks = Laps(self.checkpoint.model.device), self._ranks
+        prepared = prepare(self.checkpoint.processor, groups, objective, ranks)
         batches = micro_batches(prepared, self.settings.max_tokens_per_micro_batch)
-        trees = [work.tree for work in prepared]
-        trained = sum(tree.index.numel() for tree in trees)
+        part = Part([work.tree for work in prepared], len(batches))
         laps("pack")
-        loss, passes = 0.0, list[Mapping[str, float]]()
         figures = {"grad_norm": Mean(0.0)}
         try:
-            for batch, pixels in with_pixels(self.checkpoint.processor, batches):
-                for value, found in self._accumulate(batch, pixels, objective, laps):
-                    loss += value
-                    passes.append(found)
-            if batches:
-                figures = self._step()
+            with self._passes(batches, objective) as meet:
+                for batch, pixels in with_pixels(self.checkpoint.processor, batches):
+                    for value, found in self._accumulate(batch, pixels, objective, laps, meet):
+                        part.loss += value
+                        part.passes.append(found)
+            part.idled = ranks.idled
+            parts = ranks.gather(part)
+            laps("backward")
+            if any(part.groups for part in parts):
+                figures = self._step([id for part in parts for id in part.groups])
                 laps("optimizer")
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         rate = learning_rate(self.settings, self.updates, self.total_updates)
         self.updates += 1
         return {
-            "loss": Mean(loss),
-            "tokens_trained": Sum(trained),
-            "tokens_packed": Sum(sum(len(tree) for tree in trees)),
-            "tokens_path": Sum(sum(tree.path_tokens for tree in trees)),
-            "chunks": Sum(len(passes)),
             **{f"seconds_{phase}": Sum(seconds) for phase, seconds in laps.seconds.items()},
             **figures,
             "learning_rate": Mean(rate),
-            "micro_batches": Sum(len(batches)),
-            "groups_trained": Sum(len(prepared)),
-            **combined(passes, over=trained),
+            **together(parts),
         }
 
     def logprobs(
@@ -160,9 +148,8 @@ class Learner:
         do not change; an `Objective` takes the result as `old`.
         """
         budget = self.settings.max_tokens_per_micro_batch
-        return recompute_logprobs(
-            self.checkpoint, groups, kl, self.temperature, budget, rounded_otherwise
-        )
+        args = self.checkpoint, groups, kl, self.temperature, budget, rounded_otherwise
+        return recompute_logprobs(*args, self._ranks)
 
     async def publish(self, version: int) -> None:
         """Let the engine sample with the current weights, as `version`, from the next request on.
@@ -200,12 +187,44 @@ class Learner:
         self.updates = state["updates"]
         self.optimizer.load_state_dict(dict(state["optimizer"]))
 
+    def _passes(
+        self, batches: Sequence[Sequence[Work]], objective: Objective
+    ) -> AbstractContextManager[Meet]:
+        """The context of the passes that `_accumulate` makes for `batches`."""
+        checkpoints = [self.checkpoint]
+        if objective.kl and self.reference is not None:
+            checkpoints.append(self.reference)
+        pictures = any(work.tree.pictures for batch in batches for work in batch)
+        return self._ranks.passes(
+            checkpoints, self._kinds(batches, objective), self._idle, pictures
+        )
+
+    def _kinds(self, batches: Sequence[Sequence[Work]], objective: Objective) -> Iterator[Kind]:
+        """The kinds of the passes that `_accumulate` makes for `batches`, in order."""
+        for batch in batches:
+            kinds: list[Kind] = [Kind.TRAIN]
+            if len(batch) == 1:  # Only then it may exceed the budget.
+                kinds = plan(batch[0].tree, self.settings.max_tokens_per_micro_batch)
+            if objective.kl:
+                yield from (Kind.REFERENCE for kind in kinds if kind == Kind.TRAIN)
+            yield from kinds
+
+    def _idle(self, kind: Kind) -> None:
+        """Make an idle pass of `kind`, beside the work of other ranks."""
+        with torch.set_grad_enabled(kind == Kind.TRAIN):
+            if kind == Kind.REFERENCE:
+                with self._as_reference() as reference:
+                    idle_pass(reference)
+            else:
+                idle_pass(self.checkpoint)
+
     def _accumulate(
         self,
         batch: Sequence[Work],
         pixels: Mapping[str, Pixels],
         objective: Objective,
-        laps: _Laps,
+        laps: Laps,
+        meet: Meet,
     ) -> Iterator[tuple[float, Mapping[str, float]]]:
         """Go forward and backward on one micro-batch; yield each pass's loss and metrics."""
         forest = join([work.tree for work in batch])
@@ -213,35 +232,52 @@ class Learner:
         laps("pack")
         ref = None
         if objective.kl:
-            ref = self._reference_logprobs(forest, pixels)
+            ref = self._reference_logprobs(forest, pixels, meet)
             laps("reference")
         device, budget = self.checkpoint.model.device, self.settings.max_tokens_per_micro_batch
         known = {name: to_device(getattr(forest, name), device) for name in PER_TOKEN}
-        for some in training_passes(self.checkpoint, forest, pixels, self.temperature, budget):
+        args = self.checkpoint, forest, pixels, self.temperature, budget
+        for some in training_passes(*args, meet):
             at = to_device(some.trained, device)
             part = {name: values[at] for name, values in known.items()}
             reference = None if ref is None else ref[at]
             loss, found = objective.loss(TokenBatch(some.logprobs, ref=reference, **part))
             if not torch.isfinite(loss):
-                raise NonFiniteError(f"the loss of {where} is {loss.item()}; no weight was changed")
+                self._fault(f"the loss of {where} is {loss.item()}")
             laps("forward")
             some.backward(loss)
             laps("backward")
             yield loss.item(), found
-        if not torch.isfinite(self._gradient_norm()):
-            raise NonFiniteError(f"the gradient of {where} is not finite; no weight was changed")
+        if not self._ranks.many and not torch.isfinite(self._gradient_norm()):
+            self._fault(f"the gradient of {where} is not finite")
         laps("backward")
 
-    def _reference_logprobs(self, forest: PackedTree, pixels: Mapping[str, Pixels]) -> torch.Tensor:
-        budget = self.settings.max_tokens_per_micro_batch
-        model = self.checkpoint.model
-        with nullcontext() if self.reference is not None else adapters_off(model):
-            reference = self.reference or self.checkpoint
-            return plain_logprobs(reference, forest, pixels, self.temperature, budget)
+    def _fault(self, what: str) -> None:
+        self._ranks.fault(NonFiniteError(f"{what}; no weight was changed"))
 
-    def _step(self) -> dict[str, Mean]:
-        """Clip the gradient and step; return metrics, with the gradient's norm before clipping."""
+    @contextmanager
+    def _as_reference(self) -> Iterator[Checkpoint]:
+        """The checkpoint that computes the reference's logprobs in this context."""
+        if self.reference is not None:
+            yield self.reference
+        else:
+            with adapters_off(self.checkpoint.model):
+                yield self.checkpoint
+
+    def _reference_logprobs(
+        self, forest: PackedTree, pixels: Mapping[str, Pixels], meet: Meet
+    ) -> torch.Tensor:
+        budget = self.settings.max_tokens_per_micro_batch
+        with self._as_reference() as reference:
+            args = reference, forest, pixels, self.temperature, budget
+            return plain_logprobs(*args, meet=partial(meet, Kind.REFERENCE))
+
+    def _step(self, groups: Sequence[str]) -> dict[str, Mean]:
+        """Clip the gradient of `groups` and step; return metrics, with the gradient's norm before
+        clipping."""
         norm = self._gradient_norm()
+        if self._ranks.many and not torch.isfinite(norm):  # Alone, each micro-batch was checked.
+            self._fault(f"the gradient of one of the groups {', '.join(groups)} is not finite")
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
         rate = learning_rate(self.settings, self.updates, self.total_updates)
         for parameters in self.optimizer.param_groups:
@@ -258,14 +294,14 @@ class Learner:
         return found if moved is None else found | {"weights_moved": Mean(moved)}
 
     def _gradient_norm(self) -> torch.Tensor:
-        return torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return self._ranks.whole(torch.nn.utils.get_total_norm(gradients))
 
     def _finite(self) -> bool:
         """Whether every trained weight is a finite number."""
         weights = [parameter.detach() for parameter in self.parameters]
-        return bool(torch.isfinite(torch.nn.utils.get_total_norm(weights)))
+        norm = self._ranks.whole(torch.nn.utils.get_total_norm(weights))
+        return bool(torch.isfinite(norm))
 
 
 def learning_rate(settings: OptimizerSettings, update: int, total: int) -> float:

@@ -24,7 +24,7 @@ pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -44,6 +44,7 @@ from axpo.training.policy import (
     show,
     token_logprobs,
 )
+from axpo.training.ranks import Kind, Meet, alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,25 +119,59 @@ def cut(forest: PackedTree, budget: int) -> tuple[PackedTree, list[Piece]]:
     return replace(forest, nodes=tuple(nodes)), pieces
 
 
+def plan(forest: PackedTree, budget: int) -> list[Kind]:
+    """The kinds of the passes that `training_passes` makes, in order.
+
+    `plain_logprobs` makes as many as there are of the kind `TRAIN`.
+    """
+    if len(forest) <= budget:
+        return [Kind.TRAIN]
+    cut_forest, pieces = cut(forest, budget)
+    known: set[int] = set()
+    kinds: list[Kind] = []
+    for piece in reversed(pieces):
+        above = _unknown_above(cut_forest.nodes, piece, known)
+        kinds += [*(Kind.TRUNK for _ in above), Kind.TRAIN]
+        known = known.union(above).difference(piece.trunk)
+    return kinds
+
+
+def _unknown_above(nodes: Sequence[PackedNode], piece: Piece, known: Container[int]) -> list[int]:
+    """The nodes above `piece` that are not `known`, from the top.
+
+    All of them are above its first node, because pieces are contiguous in preorder.
+    """
+    above: list[int] = []
+    node = nodes[piece.first].parent
+    while node >= 0 and node not in known:
+        above.append(node)
+        node = nodes[node].parent
+    return above[::-1]
+
+
 def training_passes(
     checkpoint: Checkpoint,
     forest: PackedTree,
     pixels: Mapping[str, Pixels],
     temperature: float,
     budget: int,
+    meet: Meet = alone,
 ) -> Iterator[Pass]:
     """Passes that cover each trained token once and together leave the loss's gradient.
 
     Their losses add up, because token weights hold the whole update's denominators. The gradient is
-    complete when the iterator is exhausted, because the pictures come last.
+    complete when the iterator is exhausted, because the pictures come last. `meet` is called before
+    each pass, with its kind.
     """
     if len(forest) <= budget:
+        meet(Kind.TRAIN)
         logprobs = policy_logprobs(checkpoint, forest, pixels, temperature)
         yield Pass(torch.arange(forest.index.numel()), logprobs, torch.Tensor.backward)
         return
     split = _Split(checkpoint, forest, pixels, temperature, budget)
     for piece in reversed(split.pieces):
-        split.prepare_above(piece)
+        split.prepare_above(piece, meet)
+        meet(Kind.TRAIN)
         logprobs, kept = split.forward(piece)
         yield Pass(piece.trained, logprobs, partial(split.backward, kept))
     split.backward_pictures()
@@ -150,13 +185,19 @@ def plain_logprobs(
     temperature: float,
     budget: int,
     read: Read = log_probability,
+    meet: Callable[[], None] = alone,
 ) -> torch.Tensor:
-    """`policy_logprobs` without a gradient, in pieces if `forest` exceeds the budget."""
+    """`policy_logprobs` without a gradient, in pieces if `forest` exceeds the budget.
+
+    `meet` is called before each pass.
+    """
     if len(forest) <= budget:
+        meet()
         return policy_logprobs(checkpoint, forest, pixels, temperature, read)
     split = _Split(checkpoint, forest, pixels, temperature, budget, read)
     out = torch.empty(forest.index.numel(), device=checkpoint.model.device)
     for piece in split.pieces:
+        meet()
         out[to_device(piece.trained, out.device)], kept = split.forward(piece)
         # They are copied, because views would keep the keys of the whole piece.
         split.remember({key: (k.clone(), v.clone()) for key, (k, v) in kept.items()})
@@ -188,7 +229,7 @@ class _Split:
         merge_size = checkpoint.processor.merge_size
         self.calls = _encoder_calls([pixels[d] for d in pictures], merge_size, budget)
         with torch.no_grad():
-            features = [f for call in self.calls for f in encode_pictures(checkpoint.model, call)]
+            features = [f for call in self.calls for f in self._encoded(call)]
             self.shown = show(checkpoint, forest, pictures, features)
         visual = checkpoint.model.model.visual
         self.trains_pictures = torch.is_grad_enabled() and any(
@@ -198,20 +239,17 @@ class _Split:
             for leaf in _tensors(self.shown.features):
                 leaf.requires_grad_()
 
-    def prepare_above(self, piece: Piece) -> None:
-        """Compute those of the nodes above `piece` that no later piece has needed.
+    def _encoded(self, call: Sequence[Pixels]) -> list[Features]:
+        return self.checkpoint.through(partial(encode_pictures, self.checkpoint.model, call))
 
-        All of them are above its first node, because pieces are contiguous in preorder.
-        """
-        nodes, above = self.forest.nodes, list[int]()
-        node = nodes[piece.first].parent
-        while node >= 0 and (node, 0) not in self.states:
-            above.append(node)
-            node = nodes[node].parent
-        for node in reversed(above):
+    def prepare_above(self, piece: Piece, meet: Meet = alone) -> None:
+        """Compute those of the nodes above `piece` that no later piece has needed."""
+        known = {node for node, _ in self.states}
+        for node in _unknown_above(self.forest.nodes, piece, known):
+            meet(Kind.TRUNK)
             # One pass per node makes states that are the node's alone, and can be freed alone.
             with torch.no_grad():
-                _, kept = self._hidden((node,), (node,))
+                kept = self.checkpoint.through(lambda at=(node,): self._hidden(at, at)[1])
             self.remember(kept)
 
     def forget_before(self, end: int) -> None:
@@ -230,6 +268,9 @@ class _Split:
 
     def forward(self, piece: Piece) -> tuple[torch.Tensor, NodeStates]:
         """The logprobs [t] of the piece's trained tokens, and the keys and values of its trunk."""
+        return self.checkpoint.through(partial(self._forward, piece))
+
+    def _forward(self, piece: Piece) -> tuple[torch.Tensor, NodeStates]:
         hidden, kept = self._hidden(range(piece.first, piece.last), piece.trunk)
         index = self.forest.index[piece.trained]
         rows, tokens = self.forest.previous[index] - piece.start, self.forest.tokens[index]
@@ -265,7 +306,7 @@ class _Split:
         for call in self.calls:
             tensors: list[torch.Tensor] = []
             gradients: list[torch.Tensor | None] = []
-            for features in encode_pictures(self.checkpoint.model, call):
+            for features in self._encoded(call):
                 after = first + len(features.embeds)
                 for found, leaf in zip(_tensors(features), leaves, strict=True):
                     assert leaf.grad is not None

@@ -20,7 +20,7 @@ from axpo.models.head import LOGITS_AT_ONCE, head_logits
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
 from axpo.training.attention import TreeLayout, tree_layout, use_tree_attention
-from axpo.training.packing import PackedTree
+from axpo.training.packing import PER_TOKEN, PackedNode, PackedTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,41 @@ def policy_logprobs(
     checkpoint's banned ids act as they do in sampling. `read` may take another figure from the
     distributions (`entropy`).
     """
-    model = checkpoint.model
-    pictures = distinct_pictures(forest)
-    features = encode_pictures(model, [pixels[digest] for digest in pictures])
-    shown = show(checkpoint, forest, pictures, features)
-    layout = tree_layout(forest.nodes, model.dtype, model.device)
-    hidden = hidden_states(checkpoint, forest, slice(None), shown, layout)
-    rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
-    return token_logprobs(checkpoint, hidden, rows, tokens, temperature, read)
+
+    def forward() -> torch.Tensor:
+        model = checkpoint.model
+        pictures = distinct_pictures(forest)
+        features = encode_pictures(model, [pixels[digest] for digest in pictures])
+        shown = show(checkpoint, forest, pictures, features)
+        layout = tree_layout(forest.nodes, model.dtype, model.device)
+        hidden = hidden_states(checkpoint, forest, slice(None), shown, layout)
+        rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
+        return token_logprobs(checkpoint, hidden, rows, tokens, temperature, read)
+
+    return checkpoint.through(forward)
+
+
+IDLE = PackedTree(
+    tokens=torch.zeros(1, dtype=torch.long),
+    positions=torch.zeros(3, 1, dtype=torch.long),
+    previous=torch.full((1,), -1),
+    subtree_end=torch.ones(1, dtype=torch.long),
+    nodes=(PackedNode(0, 1, -1),),
+    pictures=(),
+    index=torch.zeros(0, dtype=torch.long),
+    **{name: torch.zeros(0) for name in PER_TOKEN},
+    groups=(),
+    path_tokens=0,
+)
+"""One token, of which nothing is trained."""
+
+
+def idle_pass(checkpoint: Checkpoint) -> None:
+    """A pass over `IDLE`, forward and, if gradients are on, backward, where they are 0: what a rank
+    does while others have work."""
+    logprobs = policy_logprobs(checkpoint, IDLE, {})
+    if logprobs.requires_grad:
+        logprobs.sum().backward()
 
 
 def distinct_pictures(forest: PackedTree) -> list[str]:

@@ -9,7 +9,6 @@ same kernels, because Qwen3-VL has nothing random.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,7 +36,7 @@ def _recomputed(forward: Forward, hidden: torch.Tensor, **kwargs: Any) -> torch.
         tree: TreeLayout | None = kwargs.get("tree")
         if again and tree is not None:
             # What later pieces see was kept the first time, and they are done by now.
-            return forward(hidden, **(kwargs | {"tree": replace(tree, keep=())}))
+            return forward(hidden, **(kwargs | {"tree": tree.without_keeping()}))
         again = True
         return forward(hidden, **kwargs)
 
