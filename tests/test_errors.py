@@ -16,7 +16,7 @@ ELSEWHERE = {
     "SandboxFault": "sandbox/errors.py",
     "BadAnswer": "sandbox/session.py",  # raised and caught there
     "Enough": "report/profile.py",  # as well
-    "_Refused": "chat/client.py",  # as well
+    "Declined": "chat/client.py",  # leaves it for the engine `chat` alone
     "TooLarge": "tasks/grading/arithmetic.py",  # inside the math grader's worker alone
     "Undefined": "tasks/grading/arithmetic.py",
     "Unreadable": "tasks/grading/expressions.py",

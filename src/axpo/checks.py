@@ -52,6 +52,11 @@ def check_names(config: Config, *commands: str) -> None:
     check_environment(config, wanted)
     if wanted & MEASURING:
         check_evaluation(config)
+    if "diagnose" in wanted and not config.engine.trains:
+        raise ConfigError(
+            f"engine.name: axpo diagnose goes on from inside turns, which {config.engine.name!r} "
+            "cannot be asked for; axpo eval measures it"
+        )
     if "train" in wanted and config.eval.every:
         check_validation(config)
     if config.model.device not in ("auto", "cpu"):

@@ -13,7 +13,8 @@ written as a whole. Other modules know the content of the files.
     diagnosis.json, diagnosis/, again/
     data/SPLIT-DIGEST.parquet      checksums of the rows that it was trained on
     regraded.json                  what `axpo grade` found: stored answers, graded again
-    vllm/                          the servers' logs, and weights on their way to them
+    vllm/                          the servers' logs, weights on their way to them, and what a chat
+                                   endpoint replied
     NAME.done.json, NAME.settings.json, logs/NAME.log, report.html
                                    of the stages of a quickstart or a study
     study.md, study.json, outcomes.csv, recipe.toml

@@ -27,6 +27,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "engine": {
         "transformers": "axpo.engines.embedded:Transformers",
         "vllm": "axpo.engines.vllm.settings:Vllm",
+        "chat": "axpo.engines.chat.settings:Chat",
     },
     "task": {
         "lab": "axpo.tasks.lab.task:LabTask",

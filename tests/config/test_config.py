@@ -48,7 +48,7 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ("rl.learning_rat=1", ["did you mean 'rl.optimizer.learning_rate' or 'sft.opt"]),
         ("eval.gamilies=[]", ["did you mean 'task.families'?"]),
         ("rl.urls=[]", ["did you mean 'engine.urls'?"]),
-        ("run.timeouts=1", ["'tools.mcp.timeout' or 'judge.timeout'?"]),
+        ("run.timeouts=1", ["'tools.mcp.timeout' or 'engine.timeout' or 'judge.timeout'?"]),
         ("rl.steps=0", ["rl.steps", "greater than 0", "got 0"]),
         ("rl.steps=many", ["rl.steps", "integer", "'many'"]),
         ("rl.updates=3", ["rl.updates", "does not divide", "16"]),

@@ -29,6 +29,8 @@ AVOIDED = 10.0
 # Retries are counted; without a handler each would be printed.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 _AGAIN = {408, 409, 425, 429}
+_BROKEN = {"error", "abort"}
+"""Reasons with which servers (OpenRouter, vLLM) end answers that failed half-way."""
 
 
 class _Choice(BaseModel):
@@ -71,12 +73,15 @@ class ClientStats:
     cost: float = 0.0
 
 
-class _Refused(SourceFault):
-    """A status other than 200; the server may ask to wait `after` seconds."""
+class Declined(SourceFault):
+    """A status other than 200, and the `body` that came with it; the server may ask to wait `after`
+    seconds."""
 
-    def __init__(self, message: str, *, retryable: bool, after: float | None = None) -> None:
+    def __init__(
+        self, message: str, status: int, body: bytes, *, retryable: bool, after: float | None
+    ) -> None:
         super().__init__(message, retryable=retryable)
-        self.after = after
+        self.status, self.body, self.after = status, body, after
 
 
 @dataclass(slots=True)
@@ -117,7 +122,7 @@ class ChatClient:
     event loop at a time.
 
     A request is sent up to `1 + retries` times, each for `timeout` seconds at most, all of them
-    and the waits between them for `deadline`. At most `connections` are open at once.
+    and the waits between them for `deadline`. As many as `connections` are kept open.
     """
 
     def __init__(
@@ -188,7 +193,7 @@ class ChatClient:
             reply = await self._sent(address, content)
         except SourceFault as fault:
             if fault.retryable:
-                after = fault.after if isinstance(fault, _Refused) else None
+                after = fault.after if isinstance(fault, Declined) else None
                 address.until = time.monotonic() + (AVOIDED if after is None else after)
             raise
         finally:
@@ -213,12 +218,14 @@ class ChatClient:
         except httpx.HTTPError as error:
             raise fault(f"lost the connection ({type(error).__name__})") from None
         if response.status_code != httpx.codes.OK:
-            raise self._refused(address, response)
+            raise self._declined(address, response)
         try:
             read = _Completion.model_validate_json(response.content)
         except ValidationError:
             raise fault("an answer that is no chat completion") from None
         choice = read.choices[0]
+        if choice.finish_reason in _BROKEN:
+            raise fault(f"an answer that ended as {choice.finish_reason!r}")
         return Reply(
             text=text_of(choice.message.get("content")),
             finish=choice.finish_reason,
@@ -226,7 +233,7 @@ class ChatClient:
             message=choice.message,
         )
 
-    def _refused(self, address: _Address, response: httpx.Response) -> _Refused:
+    def _declined(self, address: _Address, response: httpx.Response) -> Declined:
         """What a status other than 200 means; servers bill none of them."""
         status = response.status_code
         said = " ".join(response.text[:300].split())
@@ -235,14 +242,14 @@ class ChatClient:
         message = f"{address.shown}: status {status} {said}".strip()
         again = status in _AGAIN or status >= httpx.codes.INTERNAL_SERVER_ERROR
         after = response.headers.get("retry-after", "")
-        seconds = float(after) if after.isascii() and after.isdigit() else None
-        return _Refused(message, retryable=again, after=seconds if again else None)
+        seconds = float(after) if again and after.isascii() and after.isdigit() else None
+        return Declined(message, status, response.content, retryable=again, after=seconds)
 
     def _worth_another(self, error: Exception) -> bool | float:
         """Whether to try again, or after how many seconds."""
         if not isinstance(error, SourceFault) or not error.retryable:
             return False
-        if not isinstance(error, _Refused) or error.after is None:
+        if not isinstance(error, Declined) or error.after is None:
             return True
         now = time.monotonic()
         return max(WAIT, min(address.until for address in self._addresses) - now)
@@ -257,7 +264,7 @@ class ChatClient:
                 headers["Authorization"] = f"Bearer {self._key}"
             self._http = httpx.AsyncClient(
                 headers=headers,
-                limits=httpx.Limits(max_connections=count, max_keepalive_connections=count),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=count),
                 timeout=None,
             )
         return self._http

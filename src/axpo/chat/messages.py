@@ -45,7 +45,7 @@ def turn_text(message: Mapping[str, Any], thinking: bool, cut: bool = False) -> 
     """The text of the policy's turn that says what an assistant's `message` says.
 
     `thinking` tells whether the model's turns begin in thinking; where they do not, there is no
-    place for it, and it is left out. With `cut` the endpoint broke off: thinking without anything
+    place for it, and it is left out. With `cut` the endpoint broke off: thinking with nothing
     behind it stays open. Control tokens that the message spells are broken (`axpo.chat.control`).
     """
     thought, content = _thought_of(message)
@@ -58,7 +58,7 @@ def turn_text(message: Mapping[str, Any], thinking: bool, cut: bool = False) -> 
     thought = _plain(thought).strip("\n")
     if not thinking:
         return said
-    if cut and thought and not said:
+    if cut and not said:
         return thought
     return f"{thought}\n</think>\n\n{said}" if thought else f"</think>\n\n{said}"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from axpo.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from axpo.config.endpoint import check_endpoint
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHARE = "--gpu-memory-utilization"
 
 
@@ -85,16 +84,6 @@ class JudgeSettings(Section):
                 "url, vllm: expected one of them, url for a server that runs or the section "
                 "judge.vllm to start one"
             )
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise ValueError("url: expected an address that begins with http:// or https://")
-        if self.key is not None and not _NAME.fullmatch(self.key):  # it may be the key itself
-            raise ValueError(
-                "key: expected the name of an environment variable, such as OPENAI_API_KEY, which "
-                "holds the key"
-            )
-        if self.deadline < self.timeout:
-            raise ValueError(
-                f"deadline: {self.deadline:g} s are less than the {self.timeout:g} s of one "
-                "request (timeout); raise it or lower timeout"
-            )
+        urls = () if self.url is None else (self.url,)
+        check_endpoint("url", urls, self.key, self.timeout, self.deadline)
         return self

@@ -97,7 +97,8 @@ class Completion:
     """What was sampled.
 
     `logprobs[i]` is the log-probability (nats) of `tokens[i]` under the distribution that sampled
-    it, with temperature and ban but before top-p/top-k truncation. `top_logprobs[i]` are the
+    it, with temperature and ban but before top-p/top-k truncation; all are empty if the engine
+    knows none, and cannot train. `top_logprobs[i]` are the
     highest of that distribution in falling order (fewer if fewer ids may be sampled); it is empty
     unless asked for. `versions[i]` is the version of the weights that sampled `tokens[i]`. Versions
     never fall, and differ only if weights were loaded during sampling. `reused` counts path tokens
@@ -195,6 +196,12 @@ class EngineSettings(Part):
         """A description of what `start` does."""
         return "starting the engine"
 
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """What an evaluation's outcome depends on beside `model.path`, in plain JSON values: where
+        the engine serves another model, its name as "model" and what else changes its answers."""
+        return {}
+
     def missing(self) -> str | None:
         """What the engine needs and this machine lacks, and how to get it; None if nothing."""
         return None
@@ -224,6 +231,12 @@ class Engine(ABC):
     served_share: float | None = None
     """The share, from 0 to 1, of training's changes that the weights carry which were published
     last; None if they are the trainer's own."""
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Counts and sums since the start that tell what sampling costs, as metrics; always of the
+        same names, and none where it costs nothing."""
+        return {}
 
     @abstractmethod
     async def generate(self, request: Request) -> Completion:

@@ -112,6 +112,7 @@ class Measurement:
             "model": _fingerprint(self.model),
             "eval.split": config.eval.split,
             "eval.samples": config.eval.samples,
+            **{f"engine.{name}": value for name, value in config.engine.measured.items()},
             FILES: dict(self.files),
             **outcome_settings(config.model_dump(mode="json"), _SAMPLED_WITH),
             **(more or {}),
@@ -147,7 +148,8 @@ class Measurement:
     @property
     def told(self) -> dict[str, Any]:
         """What the written figures say of where they come from."""
-        return {"model": self.model, "step": _step(self.model), "split": self.config.eval.split}
+        model = self.config.engine.measured.get("model", self.model)
+        return {"model": model, "step": _step(model), "split": self.config.eval.split}
 
 
 def evaluate(run: Measurement, monitor: Monitor) -> dict[str, Any]:
@@ -167,10 +169,10 @@ async def evaluated(run: Measurement, monitor: Monitor) -> dict[str, Any]:
         async with _loaded(run, monitor) as loaded:
             monitor.start("eval", 0, run.questions)
             monitor.phase("sampling")
-            graders = loaded.agent.graders
-            before = graders.figures
-            groups = await _sample(run, loaded.agent, shelf, _show_questions(monitor, loaded.agent))
-            judged = {name: value - before[name] for name, value in graders.figures.items()}
+            agent = loaded.agent
+            before = agent.figures
+            groups = await _sample(run, agent, shelf, _show_questions(monitor, agent))
+            judged = {name: value - before[name] for name, value in agent.figures.items()}
     monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, "the same command takes those again")
     summary = summarize(groups, config.eval.k, config.run.seed, by=config.eval.by, **run.told)
@@ -301,7 +303,7 @@ def _say_unscored(config: Config, groups: Sequence[Group], how: str) -> None:
 def _show_questions(monitor: Monitor, agent: Agent) -> Progress:
     def progress(done: Sequence[Group]) -> None:
         recent = done[-RECENT:]
-        figures = gap(recent) | unscored_figures(recent) | agent.graders.figures
+        figures = gap(recent) | unscored_figures(recent) | agent.figures
         monitor.step("eval", len(done) - 1, figures)
 
     return progress

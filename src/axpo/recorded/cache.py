@@ -93,17 +93,23 @@ class AnswerCache:
     """The answers in the file at `path`; "record" asks for a missing one, "replay" refuses it.
 
     The whole file may hold at most `budget` paid calls; None is no limit. `section` is that of the
-    settings, for messages.
+    settings, for messages. Closing waits up to `patience` seconds for answers that are paid for.
     """
 
     def __init__(
-        self, path: Path, mode: Mode, budget: int | None = None, section: str = "tools.search"
+        self,
+        path: Path,
+        mode: Mode,
+        budget: int | None = None,
+        section: str = "tools.search",
+        patience: float = CLOSE_SECONDS,
     ) -> None:
         self.mode = mode
         self.kinds: defaultdict[str, CacheStats] = defaultdict(CacheStats)
         self._path = path
         self._budget = budget
         self._section = section
+        self._patience = patience
         self._running: dict[Key, asyncio.Task[Answered]] = {}
         self._paid: set[asyncio.Task[Answered]] = set()
         self._checked: set[tuple[str, str, str]] = set()
@@ -141,10 +147,16 @@ class AnswerCache:
             stats.shared += 1
         return await asyncio.shield(task)
 
+    async def sums(self, kind: str, *paths: str) -> tuple[float, ...]:
+        """Sums over all recorded answers of one kind, of the numbers at these JSON paths."""
+        sums = ", ".join("total(json_extract(answer, ?))" for _ in paths)
+        query = f"SELECT {sums} FROM answers WHERE kind = ?"
+        return await self._query(lambda file: file.execute(query, (*paths, kind)).fetchone())
+
     async def close(self) -> None:
-        """End calls under way, paid ones after `CLOSE_SECONDS`; free threads and connections."""
+        """End calls under way, paid ones after `patience`; free threads and connections."""
         if paid := self._paid.copy():
-            await asyncio.wait(paid, timeout=CLOSE_SECONDS)
+            await asyncio.wait(paid, timeout=self._patience)
         running = list(self._running.values())
         for task in running:
             task.cancel()

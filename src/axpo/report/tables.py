@@ -36,6 +36,8 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         output_console().print(_unscored(result), highlight=False, markup=False)
     if "judge_requests" in result:
         output_console().print(_judged(result), highlight=False, markup=False)
+    if "chat_requests" in result:
+        output_console().print(_asked(result), highlight=False, markup=False)
 
 
 def _judged(result: Mapping[str, Any]) -> str:
@@ -47,6 +49,18 @@ def _judged(result: Mapping[str, Any]) -> str:
         f"{result['judge_unreadable']:.0f} replies without a verdict, "
         f"{result['judge_prompt_tokens']:,.0f} + {result['judge_reply_tokens']:,.0f} tokens, "
         f"{result['judge_seconds']:.1f} s{cost}"
+    )
+
+
+def _asked(result: Mapping[str, Any]) -> str:
+    """What a chat endpoint did for the command that wrote `evaluation.json` last."""
+    cost = f", cost {result['chat_cost']:.4g}" if result["chat_cost"] else ""
+    return (
+        f"Endpoint: {result['chat_requests']:.0f} requests, {result['chat_recorded']:.0f} replies "
+        f"recorded before, {result['chat_failures']:.0f} turns without a reply, "
+        f"{result['chat_refused']:.0f} withheld by a filter, "
+        f"{result['chat_prompt_tokens']:,.0f} + {result['chat_reply_tokens']:,.0f} tokens, "
+        f"{result['chat_seconds']:.1f} s{cost}"
     )
 
 

@@ -121,6 +121,11 @@ class Agent:
         self.graders = graders or Graders()
         self.stats = AgentStats()
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What graders and engine did since the start, as metrics."""
+        return {**self.graders.figures, **self.engine.figures}
+
     async def close(self) -> None:
         """End the tools, the environments, the graders and the engine."""
         await self.end()

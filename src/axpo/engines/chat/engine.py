@@ -1,0 +1,349 @@
+"""An engine that asks a chat endpoint for turns.
+
+The path's tokens become messages, the reply becomes the turn that the family would have written.
+What the endpoint computed on, its own template and tokens, is not known, and neither are logprobs;
+stop ids and banned ids cannot be sent. The limit of tokens is sent as it is, and holds for the
+turn in the family's tokens too: what is longer is cut there.
+
+A reply is recorded under a hash of all that the request says and of its seed, whether the seed is
+sent or not, so that rollouts of one question stay different ones and none is paid for twice.
+
+Whose fault an ending is: an answer that a filter of the endpoint withholds is the model's answer,
+without a text where there is none, and is graded as such. A request that is not answered is an
+`EngineError`. A key, an account or a model that is refused ends the run, as does a spent budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from axpo.chat.client import ChatClient, Declined, Reply, Usage, api_key
+from axpo.chat.messages import Conversation, Message, Transcriber
+from axpo.clock import waiting
+from axpo.engines.base import Completion, Engine, Finish, Picture, Request
+from axpo.engines.chat.settings import Chat
+from axpo.engines.checking import check_request
+from axpo.engines.places import Places
+from axpo.engines.stats import EngineStats
+from axpo.engines.vllm.wire import picture_url
+from axpo.errors import BudgetSpent, ConfigError, EngineError, SourceFault
+from axpo.pictures import shrunk
+from axpo.recorded.cache import AnswerCache, Key
+
+if TYPE_CHECKING:
+    import torch
+
+    from axpo.models.loading import Processor
+
+KIND = "chat"
+"""The kind of an endpoint's answers in the file of recorded ones."""
+PATIENCE = 60.0
+"""Seconds that closing waits for replies under way, which are paid for (choice)."""
+SEEDS = 2**31
+"""Seeds are sent modulo this number: some endpoints read 32 bits."""
+REFUSING = {401, 402, 404}
+"""Statuses with which an endpoint refuses the key, the account or the model."""
+FILTERED = {"content_filter", "content_policy_violation", "data_inspection_failed"}
+"""The codes with which endpoints (Azure, OpenAI, Alibaba) withhold an answer."""
+BEHIND = "The pictures follow."
+"""A tool's result whose pictures are sent behind it, and which has no text."""
+_REPLY = TypeAdapter(Reply)
+
+
+@dataclass(slots=True)
+class ChatStats:
+    """Since the start: replies that a filter withheld, tokens of replies that were paid for, and
+    what they cost by the endpoint's count."""
+
+    refused: int = 0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    stated: float = 0.0
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is kept of a group: the data URLs of its pictures, and what an endpoint wants back with
+    its earlier turns, by the id of the request."""
+
+    urls: dict[str, str] = field(default_factory=dict[str, str])
+    signed: dict[str, Message] = field(default_factory=dict[str, Message])
+
+
+class ChatEngine(Engine):
+    """An engine that asks the endpoint of `settings`, keeps its replies in `record`, and writes
+    turns in the tokens of `processor`.
+
+    Raises `MissingError` for a key that is not there, and `UserError` for a file that holds no
+    recorded replies.
+    """
+
+    def __init__(self, settings: Chat, processor: Processor, record: Path) -> None:
+        self.stats = EngineStats()
+        self.chat = ChatStats()
+        self._settings, self._processor, self._record = settings, processor, record
+        self._write = Transcriber(processor.tokenizer, processor.image_token, processor.stop)
+        self._client = ChatClient(
+            settings.urls,
+            api_key(settings.key, "engine.key"),
+            retries=settings.retries,
+            timeout=settings.timeout,
+            deadline=settings.deadline,
+            connections=settings.slots,
+        )
+        self._recorded = AnswerCache(record, "record", section="engine", patience=PATIENCE)
+        self._places = Places(settings.slots)
+        self._known: dict[str, _Known] = {}
+        self._spent: float | None = None
+        self._pending: set[asyncio.Task[Completion]] = set()
+        self._closed = False
+
+    async def generate(self, request: Request) -> Completion:
+        """The endpoint's next turn; all of its time counts as `waiting`.
+
+        Raises `RequestError`, `EngineError`, `BudgetSpent`, and `ConfigError` where the endpoint
+        refuses the key, the account or the model.
+        """
+        if self._closed:
+            raise EngineError(f"request {request.id}: the engine is closed")
+        check_request(request, self._processor)
+        digests = [{"type": "image", "digest": picture.digest} for picture in request.pictures]
+        asked = self._write.messages_of(request.tokens, digests)
+        self.stats.requests += 1
+        work = asyncio.create_task(self._turn(request, asked))
+        self._pending.add(work)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise EngineError(f"request {request.id}: the engine was closed") from None
+            raise
+        finally:
+            self._pending.discard(work)
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """`recorded` replies cost nothing; tokens and cost are those of replies that were paid for
+        since the start."""
+        stats, chat, settings = self._client.stats, self.chat, self._settings
+        priced = settings.prompt_price or settings.reply_price
+        cost = (
+            chat.prompt_tokens * settings.prompt_price + chat.reply_tokens * settings.reply_price
+        ) / 1e6
+        return {
+            "chat_requests": float(stats.requests),
+            "chat_recorded": self._recorded.figures(KIND)["recorded"],
+            "chat_failures": float(stats.failures),
+            "chat_refused": float(chat.refused),
+            "chat_seconds": stats.seconds,
+            "chat_prompt_tokens": float(chat.prompt_tokens),
+            "chat_reply_tokens": float(chat.reply_tokens),
+            "chat_cost": cost if priced else chat.stated,
+        }
+
+    async def release(self, group: str) -> None:
+        """Forget the group's encoded pictures and the signatures of its turns."""
+        self._known.pop(group, None)
+
+    async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """Raise `EngineError`: an endpoint takes no weights."""
+        raise EngineError(f"weights {version}: {self._settings.model} takes none, it is served")
+
+    async def close(self) -> None:
+        """Stop; pending requests raise `EngineError`. Replies that are paid for are waited for."""
+        self._closed = True
+        for task in self._pending:
+            task.cancel()
+        await self._recorded.close()
+        await self._client.close()
+
+    async def _turn(self, request: Request, asked: Conversation) -> Completion:
+        """Wait for a place and a reply, and write it as a turn."""
+        async with self._places.take(request.priority):
+            with waiting():
+                reply = await self._reply(request, asked)
+        if signed := signatures(reply.message):
+            self._known.setdefault(request.group, _Known()).signed[request.id] = signed
+        if (refusal := reply.message.get("refusal")) or reply.finish == "content_filter":
+            self.chat.refused += 1
+        message = reply.message if reply.text else {**reply.message, "content": refusal}
+        sampling, cut = request.sampling, reply.finish == "length"
+        tokens = self._write.turn(message, cut)
+        end = next((i for i, token in enumerate(tokens, 1) if token in sampling.stop), None)
+        tokens = tokens[:end][: sampling.max_tokens]
+        stopped = bool(tokens) and tokens[-1] in sampling.stop
+        self.stats.sampled += len(tokens)
+        return Completion(
+            tokens=tuple(tokens),
+            logprobs=(),
+            finish=Finish.STOP if stopped else Finish.LENGTH,
+            versions=(self.version,) * len(tokens),
+        )
+
+    async def _reply(self, request: Request, asked: Conversation) -> Reply:
+        """The recorded reply to a request, or a new one."""
+        model, fields = self._settings.model, self._fields(request)
+        messages = self._sent(request, asked.messages)
+        if asked.tools:
+            fields["tools"] = asked.tools
+        said = json.dumps([model, messages, fields, request.sampling.seed], sort_keys=True)
+        key = Key(model, KIND, hashlib.sha256(said.encode()).hexdigest(), "{}")
+
+        async def ask() -> dict[str, Any]:
+            await self._check_budget()
+            shown = await self._shown(request, messages)
+            try:
+                reply = await self._client.ask({"model": model, "messages": shown, **fields})
+            except Declined as declined:
+                if (reason := withheld(declined.body)) is None:
+                    raise
+                refusal = {"role": "assistant", "content": None, "refusal": reason}
+                reply = Reply(text="", finish="content_filter", message=refusal)
+            return self._paid(request, reply).model_dump()
+
+        try:
+            found = await self._recorded.answer(key, ask, True, _REPLY)
+        except Declined as declined:
+            if declined.status in REFUSING:
+                raise ConfigError(f"engine.urls, engine.model, engine.key: {declined}") from None
+            raise self._fault(request, declined) from declined
+        except SourceFault as fault:
+            raise self._fault(request, fault) from fault
+        return found.value
+
+    def _fault(self, request: Request, fault: SourceFault) -> EngineError:
+        hint = ""
+        if isinstance(fault, Declined) and fault.status in (400, 422):
+            hint = (
+                "; engine.reasoning, engine.tool_pictures, engine.limit and engine.more leave out "
+                "or change what an endpoint refuses (docs/chat.md)"
+            )
+        return EngineError(f"request {request.id}: {fault}{hint}")
+
+    def _fields(self, request: Request) -> dict[str, Any]:
+        """The fields of a request beside model, messages and tools."""
+        sampling, settings = request.sampling, self._settings
+        fields: dict[str, Any] = {
+            settings.limit: sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed % SEEDS,
+        }
+        if sampling.top_k:
+            fields["top_k"] = sampling.top_k
+        return {name: value for name, value in (fields | settings.more).items() if value != ""}
+
+    def _sent(self, request: Request, messages: Sequence[Message]) -> list[Message]:
+        """The messages in the form that the endpoint takes, pictures still by their digest."""
+        sent: list[Message] = []
+        held: list[Message] = []
+        known, path = self._known.get(request.group, _Known()), request.id.rpartition("/")[0]
+        turns = itertools.count(1)  # the agent ends the ids of a path's requests so
+        for message in messages:
+            if message["role"] != "tool" and held:
+                sent.append({"role": "user", "content": held})
+                held = []
+            message = dict(message)
+            if message["role"] == "assistant":
+                message = with_signatures(message, known.signed.get(f"{path}/t{next(turns)}", {}))
+            if (thought := message.pop("reasoning", None)) is not None:
+                message |= dict.fromkeys(self._settings.reasoning, thought)
+            content = message["content"]
+            apart = message["role"] == "tool" and not self._settings.tool_pictures
+            if apart and isinstance(content, list):
+                held += [part for part in content if part["type"] == "image"]
+                texts = [part["text"] for part in content if part["type"] == "text"]
+                message["content"] = "".join(texts) or BEHIND
+            sent.append(message)
+        return [*sent, {"role": "user", "content": held}] if held else sent
+
+    async def _shown(self, request: Request, messages: Sequence[Message]) -> list[Message]:
+        """The messages with their pictures, each encoded once a group."""
+        known = self._known.setdefault(request.group, _Known()).urls
+        for picture in request.pictures:
+            if picture.digest not in known:
+                known[picture.digest] = await asyncio.to_thread(self._url, picture)
+            self.stats.picture_bytes += len(known[picture.digest])
+
+        def shown(part: Message) -> Message:
+            if part["type"] != "image":
+                return part
+            return {"type": "image_url", "image_url": {"url": known[part["digest"]]}}
+
+        return [
+            {**message, "content": [shown(part) for part in message["content"]]}
+            if isinstance(message["content"], list)
+            else message
+            for message in messages
+        ]
+
+    def _url(self, picture: Picture) -> str:
+        """A picture, lossless, with at most the pixels that the model of `model.path` would see."""
+        most: Any = self._processor.image_processor.size["longest_edge"]
+        return picture_url(shrunk(picture.image, most))
+
+    async def _check_budget(self) -> None:
+        """Raise `BudgetSpent` where no further request may be made."""
+        paths = ("$.usage.prompt_tokens", "$.usage.completion_tokens")
+        if self._spent is None:
+            found = sum(await self._recorded.sums(KIND, *paths))
+            self._spent = found if self._spent is None else self._spent
+        budget = self._settings.budget
+        if budget is not None and self._spent >= budget:
+            raise BudgetSpent(
+                f"engine.budget: {self._spent:,.0f} tokens in {self._record}, the budget is "
+                f"{budget:,}; raise it and run the same command again, which goes on where this "
+                "run stopped"
+            )
+
+    def _paid(self, request: Request, reply: Reply) -> Reply:
+        """The reply with its tokens counted; where the endpoint does not say, in ours."""
+        usage = reply.usage
+        if not usage.prompt_tokens and reply.finish != "content_filter":
+            received = len(self._write.turn(reply.message))
+            usage = Usage(prompt_tokens=len(request.tokens), completion_tokens=received)
+        self.chat.prompt_tokens += usage.prompt_tokens
+        self.chat.reply_tokens += usage.completion_tokens
+        self.chat.stated += usage.cost
+        self._spent = (self._spent or 0.0) + usage.prompt_tokens + usage.completion_tokens
+        return reply.model_copy(update={"usage": usage})
+
+
+def withheld(body: bytes) -> str | None:
+    """What an endpoint says that withholds an answer by a filter; None for any other refusal."""
+    try:
+        error: Any = json.loads(body)["error"]
+        inner: Any = error.get("innererror") or {}
+        codes = {error.get("code"), error.get("type"), inner.get("code")}
+        flagged = "flagged_input" in (error.get("metadata") or {})  # OpenRouter's moderation
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return str(error.get("message") or "") if flagged or codes & FILTERED else None
+
+
+def signatures(message: Mapping[str, Any]) -> Message:
+    """What some endpoints want back with a message of theirs beside what it says: OpenRouter the
+    `reasoning_details`, Gemini the `extra_content` of each call. Empty where there is none."""
+    calls = [(call or {}).get("extra_content") for call in message.get("tool_calls") or ()]
+    details = message.get("reasoning_details")
+    found = {"calls": calls} if any(calls) else {}
+    return found | ({"details": details} if details else {})
+
+
+def with_signatures(message: Message, signed: Message) -> Message:
+    """The message with what the endpoint wants back with it."""
+    calls = zip(message.get("tool_calls", ()), signed.get("calls", ()), strict=False)
+    for call, extra in calls:
+        if extra:
+            call["extra_content"] = extra
+    return message | ({"reasoning_details": signed["details"]} if "details" in signed else {})
