@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axpo.algorithms.base import Algorithm
-    from axpo.api import TrainedRun, diagnose, evaluate, grade, sft, train
+    from axpo.api import TrainedRun, bench, diagnose, evaluate, grade, sft, train
     from axpo.config import Config, Section, load_config
     from axpo.engines.base import Engine, EngineSettings
     from axpo.errors import UserError
@@ -40,6 +40,7 @@ __all__ = [
     "TrainedRun",
     "UserError",
     "Verdict",
+    "bench",
     "diagnose",
     "evaluate",
     "grade",
@@ -52,7 +53,7 @@ __all__ = [
 
 _HOMES = {
     "axpo.algorithms.base": ("Algorithm",),
-    "axpo.api": ("TrainedRun", "diagnose", "evaluate", "grade", "sft", "train"),
+    "axpo.api": ("TrainedRun", "bench", "diagnose", "evaluate", "grade", "sft", "train"),
     "axpo.config": ("Config", "Section", "load_config"),
     "axpo.engines.base": ("Engine", "EngineSettings"),
     "axpo.errors": ("UserError",),

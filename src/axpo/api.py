@@ -7,19 +7,26 @@ the cell, and an interrupt ends a run as Ctrl-C ends the command, with what was 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from axpo import stopping
-from axpo.checks import check_folder, check_names, check_parts, note_settings
+from axpo.checks import (
+    CHECKING,
+    check_bench,
+    check_folder,
+    check_names,
+    check_parts,
+    note_settings,
+)
 from axpo.config import Config
 from axpo.errors import Stopped
 from axpo.folder import RunFolder, read_json
 from axpo.report.live import LiveView
-from axpo.report.monitor import PYTORCH, RunMonitor, run_monitor
+from axpo.report.monitor import PYTORCH, BenchMonitor, RunMonitor, run_monitor
 
 Returned = TypeVar("Returned")
 GRADERS = "reading the answers"
@@ -128,6 +135,50 @@ def grade(run: str | Path, *settings: str, training: bool = False) -> dict[str, 
         except Stopped as stop:
             stop.where = f"{view.place}; the same command asks no judge again"
             raise
+
+
+def bench(
+    config: Config,
+    on: str | Sequence[str],
+    out: str | Path,
+    *,
+    samples: int = 4,
+    questions: int | None = None,
+    no_tools: bool = False,
+    base: str | None = None,
+) -> dict[str, Any]:
+    """Measure `model.path` on benchmarks, "NAME[=PATH],..." (docs/benchmarks.md); returns
+    `out/bench.json`.
+
+    Each question gets so many `samples` with the recipe's tools; with `no_tools` as many without,
+    and as many of the model `base` with them. All rows are asked, or the first `questions`. What
+    `out` already has is not made again. Raises as `sft` does.
+    """
+    from axpo.build.cells import bench_cells
+
+    folder = RunFolder(Path(out))
+    cells = bench_cells(
+        config, on, folder.path, samples=samples, questions=questions, no_tools=no_tools, base=base
+    )
+    for one in {cell.config.model.path: cell.config for cell in cells}.values():
+        check_names(one, "eval")
+    claim = partial(note_settings, folder.path, config)
+    with stopping.listening(), folder.alone():
+        check_folder(folder.path, config, ("bench",))
+        with LiveView(f"bench {folder.path.name}", CHECKING) as view:
+            check_bench(cells)
+            view.phase(PYTORCH)
+            from axpo.build.bench import measure
+            from axpo.report.bench_page import write_bench
+
+            total = sum(cell.config.eval.questions for cell in cells)
+            try:
+                stopping.run(measure(cells, folder.path, BenchMonitor(view, total, claim).part))
+            except Stopped as stop:
+                stop.where = f"{view.place}; the same command goes on from there"
+                raise
+            view.phase("writing the table and the page")
+            return write_bench(folder, cells)
 
 
 def _run(

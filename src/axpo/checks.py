@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from axpo import plugins, stopping
 from axpo.config import Config, default_config
 from axpo.config.secrets import masked
-from axpo.errors import ConfigError, MissingError, PluginError
+from axpo.errors import ConfigError, MissingError, PluginError, UserError
 from axpo.evaluation.held_out import check_validation, check_validation_rows
 from axpo.evaluation.identity import OUTCOME, changes, outcome_settings
 from axpo.extras import require
@@ -31,6 +31,7 @@ from axpo.models.paths import model_path, show_path
 from axpo.wording import some
 
 if TYPE_CHECKING:
+    from axpo.build.cells import Cell
     from axpo.tools.toolbox import Toolbox
 
 CHECKING = "checking data and tools"
@@ -83,6 +84,32 @@ def check_parts(config: Config, *commands: str) -> None:
     graded = dict.fromkeys(splits[command] for command in commands if command != "sft")
     if graded and (judge := recipe_judge(config, *graded)) is not None:
         stopping.run(judge.close())
+
+
+def check_bench(cells: Sequence[Cell]) -> None:
+    """Open the rows of all benchmarks, and start each set of tools once; raise a `ConfigError` that
+    names everything that is wrong with the benchmarks, and what to do."""
+    from axpo.build.judge import judge_for  # NumPy and pictures take a moment
+    from axpo.build.tools import recipe_graders, recipe_tools
+
+    problems: dict[str, None] = {}
+    started: set[str] = set()
+    for cell in cells:
+        config = cell.config
+        try:
+            config.task.check()
+            judge = judge_for(config, recipe_graders(config, config.eval.split))
+            if judge is not None:
+                stopping.run(judge.close())
+            tools = f"{config.rollout.tools} {config.tools}"
+            if tools not in started:
+                _check_sandbox(config)
+                stopping.run(_try(recipe_tools(config)))
+                started.add(tools)
+        except UserError as error:
+            problems[f"{cell.benchmark.name}: {error}"] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _check_sandbox(config: Config) -> None:

@@ -19,6 +19,9 @@ written as a whole. Other modules know the content of the files.
                                    of the stages of a quickstart or a study
     study.md, study.json, outcomes.csv, recipe.toml
                                    what a study found, and the recipe that its cells read
+    bench.json, bench.md, bench.html, samples.jsonl
+                                   what `axpo bench` found; BENCHMARK/ARM/ are folders of
+                                   evaluations
 """
 
 from __future__ import annotations
@@ -76,6 +79,10 @@ class RunFolder:
         self.study_values = path / "study.json"
         self.outcomes = path / "outcomes.csv"
         self.recipe = path / "recipe.toml"
+        self.bench = path / "bench.json"
+        self.bench_table = path / "bench.md"
+        self.bench_page = path / "bench.html"
+        self.samples = path / "samples.jsonl"
 
     def trees(self, step: int) -> Path:
         """The file of the trees that a training step sampled."""
@@ -99,10 +106,13 @@ class RunFolder:
         return self.path / f"{stage}.settings.json"
 
     def begun(self) -> bool:
-        """Whether a step or a checkpoint was made here or in the folders of a quickstart."""
+        """Whether a step or a checkpoint was made here or in the folders of a quickstart, or an
+        answer sampled in those of a bench."""
         metrics = (self.metrics, *self.path.glob(f"*/{self.metrics.name}"))
-        return any(f.is_file() and f.stat().st_size for f in metrics) or bool(
-            saved_checkpoints(self.checkpoints)
+        return (
+            any(f.is_file() and f.stat().st_size for f in metrics)
+            or bool(saved_checkpoints(self.checkpoints))
+            or any(self.path.glob(f"*/*/{self.evaluated.path.name}/*"))
         )
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from axpo.build.models import load_policy, load_reference, load_trained
 from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
 from axpo.build.tools import recipe_tools, rl_files, run_files
 from axpo.config import Config
-from axpo.engines.base import Start
+from axpo.engines.base import Engine, Start
 from axpo.errors import ConfigError
 from axpo.evaluation import validation
 from axpo.evaluation.run import Loaded, Measurement
@@ -108,16 +108,22 @@ def evaluation_run(config: Config, out: Path) -> Measurement:
         say(CHECKING)
         tools = recipe_tools(config)
         judge = recipe_judge(config, config.eval.split)
-        check_sampling(config, path)
-        if not config.loads:
-            processor = load_processor(path, banned=config.rollout.banned)
-            return Loaded(build_agent(config, processor, tools, judge, out, say), None)
-        say(LOADING)
-        checkpoint = load_trained(config, path)
-        return Loaded(build_agent(config, checkpoint, tools, judge, out, say), checkpoint)
+        model = measured_model(config, path, say)
+        agent = build_agent(config, model, tools, judge, out, say)
+        return Loaded(agent, model if isinstance(model, Checkpoint) else None)
 
     files = run_files(config, config.eval.split)
     return Measurement(config, out, path, files, load)
+
+
+def measured_model(config: Config, path: str, say: Say) -> Checkpoint | Processor:
+    """The checkpoint at `path` to be measured, or its processor alone where the engine has the
+    weights; raises `UserError`."""
+    check_sampling(config, path)
+    if not config.loads:
+        return load_processor(path, banned=config.rollout.banned)
+    say(LOADING)
+    return load_trained(config, path)
 
 
 def build_agent(
@@ -150,7 +156,13 @@ def build_agent(
         if server is not None:
             server.stop()
         raise
+    return agent_with(config, engine, rendering, graders)
+
+
+def agent_with(config: Config, engine: Engine, rendering: Rendering, graders: Graders) -> Agent:
+    """An agent for the recipe with a running engine and the tools of the rendering."""
     return Agent(
-        engine, rendering, tools, config.rollout, graders.grade, config.algorithm.top_logprobs,
-        config.task.solved, episodes(config.task, rendering), graders,
+        engine, rendering, rendering.tools, config.rollout, graders.grade,
+        config.algorithm.top_logprobs, config.task.solved, episodes(config.task, rendering),
+        graders,
     )  # fmt: skip

@@ -260,6 +260,93 @@ def diagnose(given: Given, out: Measured) -> None:
 
 
 @app.command()
+def bench(
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="NAME[=PATH],...",
+            help="benchmarks, built-in or module:Class (docs/benchmarks.md); PATH has the rows on "
+            "this machine",
+        ),
+    ],
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE... [SECTION.KEY=VALUE]...",
+            help="as of the other commands; what is measured is the recipe's model, with its tools",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of the measurements and the table")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="samples for each question")] = 4,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="the first so many questions; all by default")
+    ] = None,
+    no_tools: Annotated[
+        bool, typer.Option("--no-tools", help="measure the model without tools as well")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="measure this model with tools as well")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="only compare the rows with what is known of them")
+    ] = False,
+) -> None:
+    """Public benchmarks: model.path with its tools, beside runs without and the paper's figures."""
+    idle = {"RECIPE": given, "--out": out, "--questions": questions, "--base": base}
+    idle = [name for name, value in (idle | {"--no-tools": no_tools}).items() if value]
+    if check:
+        if idle:
+            raise ConfigError(f"{', '.join(idle)}: no effect with --check; remove it")
+        _check_rows(on)
+        return
+    if not given or out is None:
+        lacking = "--out: name a folder" if given else "name a recipe; `axpo recipes` lists them"
+        raise ConfigError(f"{lacking} (axpo bench RECIPE --on {on} --out FOLDER)")
+    from axpo import api
+    from axpo.config import is_setting
+
+    for key in [word.partition("=")[0].strip() for word in given if is_setting(word)]:
+        if key.partition(".")[0] in ("task", "eval") and key != "eval.load":
+            raise ConfigError(
+                f"{key}: no effect on a bench, which --on, --samples and --questions describe; "
+                "remove it"
+            )
+    found = api.bench(
+        _load(given), on, out, samples=samples, questions=questions, no_tools=no_tools, base=base
+    )
+    from axpo.folder import RunFolder
+    from axpo.report.bench import print_bench
+
+    print_bench(found)
+    folder = RunFolder(out)
+    print(f"Table: {folder.bench_table}")
+    print(f"Samples: {folder.samples}")
+    print(f"Page: {folder.bench_page}")
+
+
+def _check_rows(on: str) -> None:
+    """Print what the rows of benchmarks are; exit with 1 where they differ from their pages."""
+    from axpo.build.cells import benchmarks
+    from axpo.report.monitor import working
+
+    with working("bench", "reading the rows") as say:
+        from axpo.report.checked import print_checked
+        from axpo.tasks.benchmarks.checking import check_benchmark
+
+        found: list[Any] = []
+        for benchmark in benchmarks(on):
+            say(f"reading the rows of {benchmark.name}")
+            benchmark.check()
+            found += check_benchmark(benchmark)
+    print_checked(found)
+    if any(one.differs for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def grade(
     run: Annotated[Path, typer.Argument(help="folder of a run that was evaluated or trained")],
     settings: Annotated[

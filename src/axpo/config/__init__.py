@@ -6,7 +6,7 @@ the others are our choices and are listed in `docs/paper_map.md`.
 """
 
 from axpo.config.base import NonNegativeInt, Part, PositiveInt, Section
-from axpo.config.config import Config, default_config
+from axpo.config.config import Config, config_class, default_config
 from axpo.config.judge import JudgeSettings
 from axpo.config.model import LoraSettings, ModelSettings
 from axpo.config.reading import (
@@ -23,10 +23,11 @@ from axpo.config.rollout import (
     SearchSettings,
     ToolsSettings,
 )
-from axpo.config.training import OptimizerSettings, RunSettings
+from axpo.config.training import EvalSettings, OptimizerSettings, RunSettings
 
 __all__ = [
     "Config",
+    "EvalSettings",
     "JudgeSettings",
     "LimitSettings",
     "LoraSettings",
@@ -42,6 +43,7 @@ __all__ = [
     "Section",
     "ToolsSettings",
     "apply_settings",
+    "config_class",
     "default_config",
     "is_setting",
     "load_config",

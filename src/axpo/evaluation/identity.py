@@ -14,6 +14,7 @@ OUTCOME = {
     "train": ("model", "task", "rollout", "tools", "judge", "algorithm", "rl"),
     "eval": ("model", "task", "rollout", "tools", "judge", "eval"),
     "diagnose": ("model", "task", "rollout", "tools", "judge", "eval"),
+    "bench": ("model", "rollout", "tools", "judge"),
 }
 """Command -> the sections of the settings that its outcome depends on. `engine` is none of them:
 it says where tokens are sampled, and how fast, and may change when a run goes on."""

@@ -110,9 +110,9 @@ def summarize(
     unscored = sum(not r.scored for r in rollouts)
     rows = [measures(group, k, floor=unscored > 0) for group in groups]
     units = [resampling_unit(group) for group in groups]
-    metrics = _estimates(rows, units, seed)
+    metrics = estimates(rows, units, seed)
     tools = {
-        tool: _estimates([tool_measures(group, tool) for group in groups], units, seed)
+        tool: estimates([tool_measures(group, tool) for group in groups], units, seed)
         for tool in tools_used(groups)
     }
     parts: dict[str, dict[str, Summary]] = {}
@@ -241,9 +241,10 @@ def tool_measures(group: Group, tool: str) -> QuestionShares:
     }
 
 
-def _estimates(
+def estimates(
     rows: Sequence[QuestionShares], units: Sequence[Hashable], seed: int
 ) -> dict[str, Estimate]:
+    """Each metric of the rows, one per question, with its interval over the questions' units."""
     names, *parts = _table(rows)
     numerators, denominators = (by_unit(units, part) for part in parts)
     found = ratios(numerators, denominators, seed)

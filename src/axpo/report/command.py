@@ -10,6 +10,7 @@ from typing import Any
 from axpo.errors import UserError
 from axpo.evaluation.results import compare_runs
 from axpo.folder import RunFolder, read_json, saved_checkpoints
+from axpo.models.paths import model_path
 from axpo.report.finding import Finding, finding, write_finding
 from axpo.report.html import build_report
 from axpo.report.names import MAIN_CHARTS, START
@@ -43,7 +44,7 @@ def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None])
     say("drawing the curves, writing the page")
     if any(run.series(chart.key, kind) for run in trained for chart in MAIN_CHARTS):
         comparison_png(out.with_suffix(".png"), trained, found.tools)
-    decode = _decoder(checkpoint)
+    decode = decoder(checkpoint)
     build_report(out, trained, evaluations, decode, found, comparisons=comparisons, failed=failed)
     write_finding(found, out)
     return found
@@ -75,18 +76,22 @@ def _evaluation(run: RunView) -> dict[str, Any]:
     return result
 
 
-def _checkpoint(folders: Sequence[Path]) -> Path:
-    """The first checkpoint in the folders; the page needs its tokenizer."""
+def _checkpoint(folders: Sequence[Path]) -> Path | str:
+    """The first checkpoint in the folders, or the model that a folder's measurement was of; the
+    page needs its tokenizer."""
     for folder in folders:
         for checkpoint in saved_checkpoints(RunFolder(folder).checkpoints):
             if checkpoint.model.is_dir():
                 return checkpoint.model
+    for folder in map(RunFolder, folders):
+        if folder.settings.is_file() and folder.evaluation.is_file():
+            return model_path(read_json(folder.settings)["model"]["path"])
     raise UserError(
         f"no checkpoint in {', '.join(map(str, folders))}: its tokenizer is needed to show tokens"
     )
 
 
-def _decoder(checkpoint: Path) -> Callable[[Sequence[int]], list[str]]:
+def decoder(checkpoint: Path | str) -> Callable[[Sequence[int]], list[str]]:
     """A function from token ids to one string per token."""
     from transformers import AutoTokenizer
 

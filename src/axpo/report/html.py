@@ -90,7 +90,9 @@ def build_report(
     data |= {"pictures": payload.pictures, "groups": payload.groups}
     differing, shared = summary.settings_table(runs)
     where = where_from(runs, names)
-    page = _render(
+    page = render(
+        "template.html.jinja",
+        ("page.js", "charts.js", "timing.js", "trees.js", "picker.js"),
         title=" and ".join(names) or "Report",
         ran=summary.what_was_run(runs, names, kind),
         place=in_a_line(where),
@@ -137,7 +139,8 @@ def script_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def _render(**values: Any) -> str:
+def render(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """The page of a template with these scripts of the assets, and no others, allowed to run."""
     environment = Environment(
         loader=PackageLoader("axpo.report", "assets"),
         autoescape=True,
@@ -146,11 +149,9 @@ def _render(**values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"seconds": seconds_text, "percent": percent, "number": count_text}
-    script = "\n".join(
-        _asset(name) for name in ("page.js", "charts.js", "timing.js", "trees.js", "picker.js")
-    )
+    script = "\n".join(map(_asset, scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("template.html.jinja").render(
+    return environment.get_template(template).render(
         css=Markup(_asset("report.css")), script=Markup(script), script_hash=digest, **values
     )
 

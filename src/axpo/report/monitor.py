@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from axpo.checks import CHECKING
+from axpo.build.cells import Cell
+from axpo.checks import CHECKING, note_settings
 from axpo.errors import Stopped
 from axpo.extras import require
+from axpo.folder import RunFolder
 from axpo.report.live import LiveView
 from axpo.report.metrics import MetricsWriter
 from axpo.report.provenance import recorded
-from axpo.training.monitor import VALIDATION
+from axpo.training.monitor import VALIDATION, Monitor
 
 PYTORCH = "loading PyTorch"
 """The first phase of a command that needs PyTorch."""
@@ -76,6 +78,60 @@ def run_monitor(
             goes_on = "goes on from there" if view.begun else "starts again"
             stop.where = f"{view.place}; the same command {goes_on}"
             raise
+
+
+class BenchMonitor:
+    """Shows the measurements of `axpo bench` as one: `total` questions, one cell after another.
+
+    A cell that samples notes its settings and where it was run, as a run does.
+    """
+
+    def __init__(self, view: LiveView, total: int, claim: Callable[[], None]) -> None:
+        self._view, self._total, self._claim = view, total, claim
+        self._before = 0
+
+    @contextmanager
+    def part(self, cell: Cell) -> Iterator[Monitor]:
+        """The monitor of a cell, whose folder this process has alone meanwhile."""
+        with RunFolder(cell.folder).alone(), ExitStack() as stack:
+            yield _Part(self, cell, stack)
+        self._before += cell.config.eval.questions
+
+    def begin(self, cell: Cell, stack: ExitStack) -> None:
+        """The cell samples from now on."""
+        self._claim()
+        note_settings(cell.folder, cell.config)
+        stack.enter_context(recorded(cell.folder))
+        if self._view.begun:
+            self._view.update(self._before, {})
+        else:
+            self._view.begin(self._before, self._total, UNITS["eval"])
+
+    def phase(self, name: str) -> None:
+        """What is done now."""
+        self._view.phase(name)
+
+    def done(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Step `step` (from 0) of the present cell is done."""
+        self._view.update(self._before + step + 1, metrics)
+
+
+class _Part:
+    """The monitor of a cell of `axpo bench`."""
+
+    def __init__(self, whole: BenchMonitor, cell: Cell, stack: ExitStack) -> None:
+        self._whole, self._cell, self._stack = whole, cell, stack
+
+    def start(self, kind: str, first: int, total: int) -> None:
+        self._whole.begin(self._cell, self._stack)
+
+    def phase(self, name: str) -> None:
+        self._whole.phase(f"{self._cell.title}: {name}")
+
+    def step(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._whole.done(step, metrics)
+
+    def ended(self, reason: str) -> None: ...
 
 
 @contextmanager

@@ -209,13 +209,8 @@ def collect(runs: Sequence[RunView], decode: Decode, limit: int) -> TreePayload:
 def _add_held_out(payload: TreePayload, runs: Sequence[RunView], limit: int) -> None:
     """Add the same held-out questions for every run that has answered them."""
     answered = [{group.id: group for group in run.held_out_groups()} for run in runs]
-    queues = [
-        [id for id, group in groups.items() if category(group) == name]
-        for groups in answered
-        for name in FAILURES_FIRST
-    ]
     full = False
-    for id in dict.fromkeys(_in_turn(queues)):
+    for id in telling([list(groups.values()) for groups in answered]):
         for index, (run, groups) in enumerate(zip(runs, answered, strict=True)):
             if (group := groups.get(id)) is None:
                 continue
@@ -225,6 +220,17 @@ def _add_held_out(payload: TreePayload, runs: Sequence[RunView], limit: int) -> 
             load_pictures(RunFolder(run.folder).pictures, group)
             full = not payload.add(index, HELD_OUT, group, limit)
             payload.left_out += full
+
+
+def telling(answered: Sequence[Sequence[Group]]) -> list[str]:
+    """The ids of the groups that several runs answered, the most instructive first: of each kind
+    and run in turn, failures first."""
+    queues = [
+        [group.id for group in groups if category(group) == name]
+        for groups in answered
+        for name in FAILURES_FIRST
+    ]
+    return list(dict.fromkeys(_in_turn(queues)))
 
 
 def spread(steps: Sequence[int], count: int) -> list[int]:

@@ -52,12 +52,13 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, group: Group) -> Example:
-        """What a group was made of; a demonstration is not kept, pictures are RGB."""
+    def of(cls, group: Group, pictures: bool = True) -> Example:
+        """What a group was made of, with or without its pictures, which are RGB; a demonstration is
+        not kept."""
         return cls(
             group.example,
             group.question,
-            tuple(group.pictures[span.digest] for span in group.prompt.images),
+            tuple(group.pictures[span.digest] for span in group.prompt.images if pictures),
             group.truths[0] if group.truths else "",
             group.truths[1:],
             group.grading,

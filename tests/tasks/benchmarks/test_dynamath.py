@@ -14,36 +14,12 @@ from axpo.errors import DataError
 from axpo.tasks.base import Example
 from axpo.tasks.benchmarks.averages import Share
 from axpo.tasks.benchmarks.dynamath import DynaMath
-from tests.support.benchmarks import official, opened, strict, written
-from tests.support.data_sets import picture
-
-TRUTHS = (
-    ("float", "2.0944"), ("multiple choice", "F"), ("text", "(2, 4)"), ("float", "-3.0"),
-    ("multiple choice", "A"), ("text", "Sunday"), ("float", "400000.123456789012345"),
-)  # fmt: skip
-
-
-def variant_rows(number: int, **changed: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for seed in range(1, 502):
-        kind, truth = TRUTHS[seed % len(TRUTHS)]
-        rows.append({
-            "id": str(seed), "question": f"What is {seed}? choice: (A) yes (B) no",
-            "image": f"images/{seed}.png", "decoded_image": {"bytes": picture(size=(8, number))},
-            "ground_truth": truth, "answer_type": kind, "subject": "algebra",
-            "knowledge_level": "elementary",
-        } | changed)  # fmt: skip
-    return rows
-
-
-def written_variants(folder: Path, **changed: Any) -> Path:
-    for number in range(1, 11):
-        written(folder / f"sample_variant{number}.parquet", variant_rows(number, **changed))
-    return folder / "{split}.parquet"
+from tests.support.benchmarks import official, opened, strict
+from tests.support.made_rows import written_dynamath
 
 
 def test_ten_variants_of_a_seed_are_one_cluster(tmp_path: Path) -> None:
-    task = opened("dynamath", written_variants(tmp_path))
+    task = opened("dynamath", written_dynamath(tmp_path))
     assert task.size("test") == 5010
     assert task.graders("test") == {"number", "choice", "short"}
     one, same = task.example("test", 0), task.example("test", 9 * 501)
@@ -57,7 +33,7 @@ def test_ten_variants_of_a_seed_are_one_cluster(tmp_path: Path) -> None:
 
 
 def test_an_unknown_answer_type_is_refused(tmp_path: Path) -> None:
-    path = written_variants(tmp_path, answer_type="integer")
+    path = written_dynamath(tmp_path, answer_type="integer")
     with pytest.raises(DataError, match="row 0: answer_type: got 'integer', expected one of float"):
         opened("dynamath", path).size("test")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import random
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,7 @@ from axpo.tasks.benchmarks.averages import Share
 from axpo.tasks.data import pictures
 from axpo.tasks.grading import Verdict
 from tests.support.benchmarks import opened, strict, written
-from tests.support.data_sets import picture
-
-OPTIONS = (
-    ["red", "blue", "green", "yellow"],
-    ["on the left (of the man)", "on the right", "A bird is behind", "none"],
-)
-
-
-def hr_rows(**changed: Any) -> list[dict[str, Any]]:
-    """The pictures of neighbouring questions differ."""
-    rows: list[dict[str, Any]] = []
-    for number in range(200):
-        encoded = base64.b64encode(picture("red", (40 + number % 7, 30))).decode()
-        options = OPTIONS[number % 2]
-        for rotation in range(4):
-            turned = options[rotation:] + options[:rotation]
-            rows.append({
-                "index": 4 * number + rotation,
-                "question": f"What is thing {number}?",
-                **dict(zip("ABCD", turned, strict=True)),
-                "answer": "ABCD"[-rotation % 4],
-                "category": "single" if number < 100 else "cross",
-                "cycle_category": rotation,
-                "image": encoded,
-            } | changed)  # fmt: skip
-    return rows
+from tests.support.made_rows import hr_bench_rows
 
 
 @pytest.mark.parametrize("name", ["hr-bench-4k", "hr-bench-8k"])
@@ -55,7 +29,7 @@ def test_rotations_share_a_cluster_and_one_decoded_picture(
         return read(source)
 
     monkeypatch.setattr(pictures, "read_picture", counted)
-    task = opened(name, written(tmp_path / "rows.parquet", hr_rows()))
+    task = opened(name, written(tmp_path / "rows.parquet", hr_bench_rows()))
     assert (task.size("test"), decoded) == (800, [])
     examples = [task.example("test", index) for index in range(12)]
     assert len(decoded) == 3
@@ -77,7 +51,7 @@ def test_rotations_share_a_cluster_and_one_decoded_picture(
 def test_rows_in_any_order_and_texts_for_numbers(tmp_path: Path) -> None:
     """Unverified: the order of `index`, and how a rotation is written."""
     rows = [row | {"index": str(row["index"]), "cycle_category": f"cycle_{row['cycle_category']}"}
-            for row in hr_rows()]  # fmt: skip
+            for row in hr_bench_rows()]  # fmt: skip
     random.Random(0).shuffle(rows)
     task = opened("hr-bench-4k", written(tmp_path / "rows.parquet", rows))
     examples = [task.example("test", index) for index in range(800)]
@@ -100,13 +74,13 @@ WRONG = {
 @pytest.mark.parametrize("column", WRONG)
 def test_a_wrong_value_is_refused_by_name(tmp_path: Path, column: str) -> None:
     value, message = WRONG[column]
-    path = written(tmp_path / "rows.parquet", hr_rows(**{column: value}))
+    path = written(tmp_path / "rows.parquet", hr_bench_rows(**{column: value}))
     with pytest.raises(DataError, match=message):
         opened("hr-bench-8k", path).size("test")
 
 
 def test_other_counts_are_refused(tmp_path: Path) -> None:
-    path = written(tmp_path / "rows.parquet", hr_rows()[:200])
+    path = written(tmp_path / "rows.parquet", hr_bench_rows()[:200])
     with pytest.raises(DataError, match=r"200 rows, expected the 800 of .*, split 'hrbench_8k'"):
         opened("hr-bench-8k", path).size("test")
 
@@ -123,7 +97,7 @@ ANSWERS = (
 
 @pytest.mark.parametrize(("answer", "right"), ANSWERS)
 def test_strict_verdicts(tmp_path: Path, answer: str, right: int) -> None:
-    rows = [hr_rows()[0] | {"answer": "B"}, *hr_rows()[1:]]
+    rows = [hr_bench_rows()[0] | {"answer": "B"}, *hr_bench_rows()[1:]]
     example = opened("hr-bench-4k", written(tmp_path / "rows.parquet", rows)).example("test", 0)
     assert strict(example, answer).reward == right
 
@@ -133,7 +107,7 @@ def share(value: float | None, rotation: int, family: str = "single") -> Share:
 
 
 def test_averages_by_hand(tmp_path: Path) -> None:
-    task = opened("hr-bench-4k", written(tmp_path / "rows.parquet", hr_rows()))
+    task = opened("hr-bench-4k", written(tmp_path / "rows.parquet", hr_bench_rows()))
     one = [share(1.0, 0), share(0.0, 1), share(0.0, 2), share(0.0, 3)]
     assert task.averages(one)["all"] == 0.25  # no circular scoring
     two = [*one, share(1.0, 0, "cross"), share(None, 1, "cross"), share(1.0, 2, "cross"),

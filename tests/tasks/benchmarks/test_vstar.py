@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,35 +12,14 @@ from axpo.config import load_config
 from axpo.engines.base import Request
 from axpo.errors import DataError, NoDataError, UserError
 from axpo.evaluation.results import evaluated_groups
+from axpo.evaluation.summary import by_example
 from axpo.tasks.benchmarks.averages import shares
 from axpo.tasks.grading import Verdict
 from axpo.tasks.lab import BASE
 from tests.support.benchmarks import opened, strict, written
 from tests.support.data_sets import colour, picture, write_jsonl
+from tests.support.made_rows import VSTAR_OPTIONS, vstar_row, vstar_rows
 from tests.support.rollouts import FakeEngine, make_agent
-
-ASKED = "Answer with the option's letter from the given choices directly."
-OPTIONS = (
-    ["red", "blue", "green", "yellow"],
-    ["The dog is on the left side of the man.", "The dog is on the right side of the man."],
-    ["a man (with a hat)", "a man", "a dog", "a dog (black)"],
-)
-
-
-def vstar_row(index: int, **changed: Any) -> dict[str, Any]:
-    options = OPTIONS[index % 3]
-    lines = [f"({letter}) {text}" for letter, text in zip("ABCD", options, strict=False)]
-    return {
-        "question_id": index,
-        "text": "\n".join([f"What is thing {index}?", *lines, ASKED]),
-        "label": "ABCD"[index % len(options)],
-        "category": "direct_attributes" if index < 115 else "relative_position",
-        "image": {"bytes": picture("red", (64, 48)), "path": None},
-    } | changed
-
-
-def vstar_rows(**changed: Any) -> list[dict[str, Any]]:
-    return [vstar_row(index, **changed) for index in range(191)]
 
 
 def test_the_text_is_asked_as_it_is_and_its_options_keep_their_letters(tmp_path: Path) -> None:
@@ -50,7 +28,7 @@ def test_the_text_is_asked_as_it_is_and_its_options_keep_their_letters(tmp_path:
     assert task.graders("test") == {"choice"}
     first = task.example("test", 2)
     assert first.question == vstar_row(2)["text"]
-    assert first.options == tuple(OPTIONS[2])
+    assert first.options == tuple(VSTAR_OPTIONS[2])
     assert (first.id, first.answer) == ("direct_attributes/2", "C")
     assert [colour(image) for image in first.images] == [(255, 0, 0)]
     assert first.provenance == f"{tmp_path}/test.parquet row 2"
@@ -169,7 +147,9 @@ def test_evaluation_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "eval.samples=2", "eval.k=2", "tools.search={}", "rollout.tools=['image_zoom_in_tool']",
     )  # fmt: skip
     axpo.evaluate(config, out=tmp_path / "run")
-    found = shares(evaluated_groups(tmp_path / "run"))
+    groups = by_example(evaluated_groups(tmp_path / "run"))
+    names = (f"{row['category']}/{row['question_id']}" for row in vstar_rows())
+    found = shares(groups[name] for name in names)
     right = [float(row["label"] == "A") for row in vstar_rows()]
     assert [share.value for share in found] == right
     assert config.task.averages(found) == {
@@ -190,5 +170,5 @@ def test_the_command_with_a_real_model(tmp_path: Path) -> None:
     axpo.evaluate(config, out=tmp_path / "run")
     groups = evaluated_groups(tmp_path / "run")
     assert [group.example for group in groups] == ["direct_attributes/0", "direct_attributes/1"]
-    assert [group.options for group in groups] == [tuple(OPTIONS[0]), tuple(OPTIONS[1])]
+    assert [group.options for group in groups] == [tuple(VSTAR_OPTIONS[0]), tuple(VSTAR_OPTIONS[1])]
     assert {t.reward for group in groups for t in group.rollouts} <= {0.0, 1.0}

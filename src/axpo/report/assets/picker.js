@@ -80,7 +80,7 @@ function linked() {
 
 /** Start where there is most to see: the last saved step of the last run with a recovered group. */
 function start() {
-  const best = DATA.groups.findLast((g) => g.category === "recovered") ?? DATA.groups.findLast((g) => g.branches.length) ?? DATA.groups.findLast((g) => g.step !== DATA.heldOut) ?? DATA.groups.at(-1);
+  const best = DATA.groups.findLast((g) => g.category === "recovered") ?? DATA.groups.findLast((g) => g.branches.length) ?? DATA.groups.findLast((g) => g.step !== DATA.heldOut) ?? DATA.groups[0];
   const first = DATA.groups.find((g) => g.run === best.run && g.step === best.step && g.category === best.category);
   return { run: first.run, step: first.step, group: DATA.groups.indexOf(first) };
 }
