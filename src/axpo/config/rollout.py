@@ -123,6 +123,9 @@ class SearchSettings(Section):
     """"record" asks for what is not in `cache`; "replay" never does: a run without the network."""
     budget: NonNegativeInt | None = None
     """Paid calls over the whole life of `cache`; no limit by default."""
+    blocked: tuple[str, ...] = ()
+    """Pages that are neither shown nor opened: hosts, with or without the beginning of a path, such
+    as "huggingface.co/datasets/CaraJ/MMSearch"; those of a benchmark, when it is measured."""
     results: PositiveInt = 5
     """Results a search (choice)."""
     snippet: PositiveInt = 300

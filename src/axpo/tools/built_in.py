@@ -9,6 +9,7 @@ from axpo.config import SearchSettings, ToolsSettings
 from axpo.errors import UserError
 from axpo.recorded.cache import AnswerCache
 from axpo.search.base import TextSource
+from axpo.search.blocked import BlockedPictures, BlockedSearch
 from axpo.search.corpus import Corpus
 from axpo.search.gallery import Gallery, PictureSource
 from axpo.search.recorded import RecordedPictures, RecordedSearch
@@ -60,14 +61,18 @@ def web_backend(settings: SearchSettings) -> TextSource:
         raise UserError("search.corpus: web_search needs an index; make one with `axpo index`")
     else:
         backend = Corpus(Path(settings.corpus), settings.snippet)
-    return backend if settings.cache is None else RecordedSearch(backend, _cache(settings))
+    if settings.cache is not None:
+        backend = RecordedSearch(backend, _cache(settings))
+    return BlockedSearch(backend, settings.blocked) if settings.blocked else backend
 
 
 def _pictures(settings: SearchSettings) -> PictureSource:
     if settings.gallery is None:
         raise UserError("search.gallery: image_search needs one; `axpo index FOLDER --pictures`")
-    pictures = Gallery(Path(settings.gallery))
-    return pictures if settings.cache is None else RecordedPictures(pictures, _cache(settings))
+    pictures: PictureSource = Gallery(Path(settings.gallery))
+    if settings.cache is not None:
+        pictures = RecordedPictures(pictures, _cache(settings))
+    return BlockedPictures(pictures, settings.blocked) if settings.blocked else pictures
 
 
 def _cache(settings: SearchSettings) -> AnswerCache:

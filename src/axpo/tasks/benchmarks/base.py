@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 TEST = "test"
+HUBS = ("huggingface.co", "hf.co", "hf-mirror.com")
+"""The hosts under which the Hub's pages are found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class Benchmark(Task):
     pictures: ClassVar[tuple[str, ...]] = ("image",)
     """Names of the column of pictures; the first that is there is read."""
     scorer: ClassVar[Scorer]
+    tools: ClassVar[tuple[str, ...]] = ()
+    """Tools that it offers beside those of the recipe."""
+    mirrors: ClassVar[tuple[str, ...]] = ()
+    """Pages, beside those of its sources and of its scorer, that hold its rows: hosts with or
+    without the beginning of a path."""
 
     path: str | None = None
     """The rows on this machine instead of the Hub's: a folder laid out like the Hub's repository
@@ -84,6 +91,13 @@ class Benchmark(Task):
         Questions without a scored rollout are left out.
         """
         return mean_by(shares, "all") | mean_by(shares, "{family}")
+
+    def blocked(self) -> tuple[str, ...]:
+        """The pages that hold its rows, as `tools.search.blocked` names them: search tools must not
+        show them while it is measured."""
+        hubs = [f"{host}/datasets/{one.hub}" for one in self.sources for host in HUBS]
+        found = (*hubs, f"github.com/{self.scorer.repository}", *self.mirrors)
+        return tuple(dict.fromkeys(found))
 
     def check(self) -> None:
         """Raise `MissingError` where its files, or the package that loads them, are not here."""

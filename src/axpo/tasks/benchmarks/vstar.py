@@ -15,8 +15,10 @@ from __future__ import annotations
 import re
 
 from axpo.tasks.base import Example
-from axpo.tasks.benchmarks.base import Benchmark, Row, Scorer, Source, text_of
+from axpo.tasks.benchmarks.base import HUBS, Benchmark, Row, Scorer, Source, text_of
 
+COPIES = ("craigwu/vstar_bench", "lmms-lab/vstar-bench", "xjtupanda/VStar_Bench")
+"""The Hub's other copies of the rows."""
 _OPTION = re.compile(r"^\(([A-Z])\)[ \t]*(.*?)[ \t]*$", re.M)
 
 
@@ -26,6 +28,7 @@ class VStar(Benchmark):
     sources = (Source("lmms-lab-encoder/vstar-bench", "test", 191),)
     columns = ("question_id", "text", "label", "category")
     scorer = Scorer("penghao-wu/vstar", "vstar_bench_eval.py", "likelihood")
+    mirrors = tuple(f"{host}/datasets/{name}" for host in HUBS for name in COPIES)
 
     def read(self, row: Row, source: Source) -> Example:
         """Options are the lines that begin with their letters, whatever brackets they hold."""
