@@ -37,6 +37,9 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "dynamath": "axpo.tasks.benchmarks.dynamath:DynaMath",
         "hr-bench-4k": "axpo.tasks.benchmarks.hr_bench:HrBench4K",
         "hr-bench-8k": "axpo.tasks.benchmarks.hr_bench:HrBench8K",
+        "visual-probe": "axpo.tasks.benchmarks.visual_probe:VisualProbe",
+        "hr-mmsearch": "axpo.tasks.benchmarks.hr_mmsearch:HrMMSearch",
+        "mmsearch": "axpo.tasks.benchmarks.mmsearch:MMSearch",
     },
 }
 """Section of a recipe -> the names that it takes beside "module:name"; the first is the default."""

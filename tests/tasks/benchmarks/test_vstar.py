@@ -168,7 +168,7 @@ def test_the_command_with_a_real_model(tmp_path: Path) -> None:
         "rollout.max_tokens=32", "rollout.tools=['image_zoom_in_tool']", "tools.search={}",
     )  # fmt: skip
     axpo.evaluate(config, out=tmp_path / "run")
-    groups = evaluated_groups(tmp_path / "run")
+    groups = sorted(evaluated_groups(tmp_path / "run"), key=lambda group: group.example)
     assert [group.example for group in groups] == ["direct_attributes/0", "direct_attributes/1"]
     assert [group.options for group in groups] == [tuple(VSTAR_OPTIONS[0]), tuple(VSTAR_OPTIONS[1])]
     assert {t.reward for group in groups for t in group.rollouts} <= {0.0, 1.0}

@@ -12,11 +12,12 @@ from axpo.tree import Group
 @dataclass(frozen=True, slots=True)
 class Share:
     """A question's share of right rollouts among the scored ones, None where none is scored; with
-    the question's `cluster` and `meta`."""
+    the question's `cluster`, its `meta`, and how many pictures it shows."""
 
     value: float | None
     cluster: str
     meta: Mapping[str, Any]
+    pictures: int = 0
 
 
 def shares(groups: Iterable[Group]) -> list[Share]:
@@ -25,7 +26,8 @@ def shares(groups: Iterable[Group]) -> list[Share]:
     for group in groups:
         solved = [t.solved for t in group.rollouts if t.solved is not None]
         value = sum(solved) / len(solved) if solved else None
-        found.append(Share(value, group.cluster or group.example, group.meta))
+        shown = len(group.prompt.images)
+        found.append(Share(value, group.cluster or group.example, group.meta, shown))
     return found
 
 

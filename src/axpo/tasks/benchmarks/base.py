@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 TEST = "test"
+UNASKED = ("judge: no answer", "judge: same text")
+"""The rules of the grader "judge" that ask nobody."""
 HUBS = ("huggingface.co", "hf.co", "hf-mirror.com")
 """The hosts under which the Hub's pages are found."""
 
@@ -58,7 +60,7 @@ class Benchmark(Task):
     columns: ClassVar[tuple[str, ...]]
     """The columns that `read` needs."""
     pictures: ClassVar[tuple[str, ...]] = ("image",)
-    """Names of the column of pictures; the first that is there is read."""
+    """Columns of pictures; at least one of them must be there."""
     scorer: ClassVar[Scorer]
     tools: ClassVar[tuple[str, ...]] = ()
     """Tools that it offers beside those of the recipe."""
@@ -74,6 +76,13 @@ class Benchmark(Task):
     def read(self, row: Row, source: Source) -> Example:
         """The row as an example without its pictures; raises `ValueError` for what is wrong."""
         raise NotImplementedError(f"{type(self).__name__} has no read()")
+
+    def shown(self, row: Row, pictures: Row) -> list[Any]:
+        """The pictures that a row shows, in order: by default all of the first of `pictures`, which
+        are paths or encoded pictures; raises `ValueError` for what is wrong."""
+        from axpo.tasks.data.pictures import flat  # Pillow takes a moment
+
+        return flat(next(pictures[name] for name in self.pictures if name in pictures))
 
     def official(self, example: Example, answer: str, verdict: Verdict) -> Verdict | None:
         """The verdict of the source's own rule, its faults included, on what a policy said after
@@ -158,6 +167,13 @@ def texts_of(row: Row, column: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise ValueError(f"{column}: got {in_short(value)}, expected a list of texts")
     return tuple(value)
+
+
+def reply_of(verdict: Verdict) -> str | None:
+    """The reply that a verdict of the grader "judge" was read from; None where no judge was
+    asked."""
+    asked = verdict.rule.startswith("judge: ") and verdict.rule not in UNASKED
+    return verdict.detail if asked else None
 
 
 def lettered(options: Sequence[str], form: str = "({}) {}") -> str:

@@ -18,16 +18,16 @@ from PIL import Image
 
 from axpo.errors import DataError, GradingError
 from axpo.tasks.base import Example
-from axpo.tasks.benchmarks.base import Benchmark, Source
+from axpo.tasks.benchmarks.base import Benchmark, Row, Source
 from axpo.tasks.contents import Contents, checksum
-from axpo.tasks.data.pictures import check_picture, flat, open_pictures
+from axpo.tasks.data.pictures import check_picture, open_pictures
 from axpo.tasks.data.rows import Columns, Rows
 from axpo.tasks.data.sources import Files, Hub
 from axpo.tasks.grading import check_example
 
 
 class _Columns:
-    """The columns that are read: all of `names`, or the first that is there."""
+    """The columns that are read: those of `names` that are there, of which one or all must be."""
 
     skip = False
 
@@ -43,7 +43,7 @@ class _Columns:
                 f"{source}: no column {' or '.join(map(repr, lacking))}; there are "
                 f"{', '.join(there)}: these are not the benchmark's rows"
             )
-        return found if self._all_of else found[:1]
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +80,8 @@ class Opened:
             raise IndexError(f"no question {index}, there are {len(self)}")
         number = bisect.bisect_right(self._ends, index)
         part, index = self._parts[number], index - (self._ends[number - 1] if number else 0)
-        place, values = part.texts.place(index), self._pictures(part, index)
+        place = part.texts.place(index)
+        values = self._pictures(part, index, part.pictures.row(index))
         if values != self._last[0]:
             self._last = values, open_pictures(values, part.pictures.folder, place, foreign=True)
         revision = part.source.revision if self._benchmark.path is None else None
@@ -131,13 +132,16 @@ class Opened:
             )
         self._ids[found.id] = place
         self.graders.add(found.grading)
+        values = self._pictures(part, index, part.pictures.light(index))
         if not part.pictures.encoded_pictures():  # paths, or base64
-            for value in self._pictures(part, index):
+            for value in values:
                 check_picture(value, part.pictures.folder, place, foreign=True)
 
-    def _pictures(self, part: _Part, index: int) -> list[Any]:
-        row = part.pictures.row(index)
-        return flat(next(row[name] for name in self._benchmark.pictures if name in row))
+    def _pictures(self, part: _Part, index: int, pictures: Row) -> list[Any]:
+        try:
+            return self._benchmark.shown(part.texts.row(index), pictures)
+        except ValueError as error:
+            raise DataError(f"{part.texts.place(index)}: {error}") from error
 
 
 def source_rows(path: str | None, source: Source, columns: Columns) -> list[Rows]:
