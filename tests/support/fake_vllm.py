@@ -8,7 +8,7 @@ takes adapters alone. It says that it runs `places` requests at once and runs `s
 them, all that it says by default (fewer is what memory leaves room for). `faults` are the answers
 to the next requests instead of the engine's own. With `hold` a request stands still after so many
 tokens until `go` is set. Beyond `kept_from` updates it says that it took them and keeps its
-weights.
+weights. A `plain` one has nothing of axpo's extension and none of the routes that it needs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from torch import distributed
 from axpo.engines.base import Completion, Finish, Picture, Request, Sampling
 from axpo.engines.places import Places
 from axpo.engines.transformers import TransformersEngine
-from axpo.engines.vllm.checks import ADAPTER, ROUTES, TrainedModel, expected_facts
+from axpo.engines.vllm.checks import ADAPTER, ROUTES, WEIGHTS, TrainedModel, expected_facts
+from axpo.engines.vllm.client import GENERATE
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapted_layers
 from axpo.models.vision import seen_limits
@@ -50,7 +51,13 @@ Fault = Callable[[dict[str, Any]], Any] | tuple[int, str]
 class FakeVllm:
     """Serves `checkpoint` (a copy of its model) on a port of its own until `stop`."""
 
-    def __init__(self, checkpoint: Checkpoint, places: int = 256, slots: int | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        places: int = 256,
+        slots: int | None = None,
+        plain: bool = False,
+    ) -> None:
         self.slots = Places(slots or places)
         images = deepcopy(checkpoint.processor.image_processor)
         images.size = seen_limits(images)
@@ -66,7 +73,9 @@ class FakeVllm:
         self.unadapted: list[str] = []
         for layer in self.layers.values():
             layer.lora_B["default"].weight.data.zero_()
-        self.routes = [*ROUTES, "/health"]
+        self.routes = [GENERATE] if plain else [*ROUTES, WEIGHTS]
+        self.routes.append("/health")
+        self.plain, self.root = plain, "/models/policy"
         self.faults: deque[Fault] = deque()
         self.bodies: list[dict[str, Any]] = []
         self.aborted: list[str] = []
@@ -194,13 +203,20 @@ class FakeVllm:
             return 404, {"detail": "Not Found"}
         return await self._control(route, body)
 
+    def _ids(self, body: dict[str, Any]) -> list[int]:
+        text, tokenizer = body.get("prompt", ""), self.started.processor.tokenizer
+        return tokenizer.encode(text, add_special_tokens=body.get("add_special_tokens", True))
+
     async def _control(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
         answers: dict[str, Any] = {
             "/version": {"version": "0.0.fake"},
             "/openapi.json": {"paths": {route: {} for route in self.routes}},
-            "/v1/models": {"data": [{"id": name} for name in self.models]},
+            "/v1/models": {"data": [{"id": name, "root": self.root} for name in self.models]},
+            "/tokenize": {"tokens": self._ids(body), "max_model_len": self.facts["max_model_len"]},
             "/weight_info": {"weight_version": self.weights},
         }
+        if self.plain and route in (*ROUTES, WEIGHTS):
+            return 404, {"detail": "Not Found"}
         if route in answers:
             return 200, answers[route]
         if route == "/collective_rpc":
@@ -279,6 +295,7 @@ class FakeVllm:
         self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> tuple[int, Any] | None:
         self.bodies.append(body)
+        assert not (self.plain and body["priority"])
         assert body["model"] == self.models[-1]
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, tuple):

@@ -12,7 +12,7 @@ from axpo.errors import CheckpointError
 from axpo.extras import require
 from axpo.folder import CheckpointFolder
 from axpo.models.device import torch_device
-from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.models.loading import Checkpoint, Processor, load_checkpoint, load_processor
 from axpo.models.lora import WEIGHTS, add_adapters, base_of, put_adapters
 from axpo.training.recomputation import recompute_layers
 
@@ -31,10 +31,8 @@ def load_trained(config: Config, path: str | Path) -> Checkpoint:
 
     Raises `CheckpointError`.
     """
-    merged, adapter = Path(path) / "config.json", CheckpointFolder(Path(path).parent).adapter
-    if not (adapter / WEIGHTS).is_file() or not merged.is_file():
-        return load_model(config, path)
-    if json.loads(merged.read_text()).get("dtype") == "float32":
+    adapter = _better_adapter(path)
+    if adapter is None:
         return load_model(config, path)
     require("peft", "model.lora")
     try:
@@ -46,6 +44,27 @@ def load_trained(config: Config, path: str | Path) -> Checkpoint:
         ) from error
     put_adapters(checkpoint.model, adapter)
     return checkpoint
+
+
+def load_alone(config: Config, path: str | Path) -> Processor:
+    """The processor of the checkpoint at `path`, whose weights are served as they are there; raises
+    `CheckpointError`, also where `load_trained` would take better ones."""
+    if config.engine.trains and (adapter := _better_adapter(path)):
+        raise CheckpointError(
+            f"{path} holds merged weights, which bfloat16 has rounded; those of its run are "
+            f"{base_of(adapter)} with {adapter}: set eval.load = true to measure them, or copy the "
+            "merged ones elsewhere"
+        )
+    return load_processor(path, banned=config.rollout.banned)
+
+
+def _better_adapter(path: str | Path) -> Path | None:
+    """The adapters beside merged weights at `path` that rounding has changed; None if `path` holds
+    none or exact ones."""
+    merged, adapter = Path(path) / "config.json", CheckpointFolder(Path(path).parent).adapter
+    if not (adapter / WEIGHTS).is_file() or not merged.is_file():
+        return None
+    return None if json.loads(merged.read_text()).get("dtype") == "float32" else adapter
 
 
 def load_policy(config: Config, path: str | Path) -> Checkpoint:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from axpo.build.judge import recipe_judge, start_judge
-from axpo.build.models import load_policy, load_reference, load_trained
+from axpo.build.models import load_alone, load_policy, load_reference, load_trained
 from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
 from axpo.build.tools import recipe_tools, rl_files, run_files
 from axpo.config import Config
@@ -18,7 +18,7 @@ from axpo.evaluation import validation
 from axpo.evaluation.run import Loaded, Measurement
 from axpo.folder import RunFolder
 from axpo.judge import Judge
-from axpo.models.loading import Checkpoint, Processor, load_processor
+from axpo.models.loading import Checkpoint, Processor
 from axpo.models.paths import model_path
 from axpo.rollout.agent import Agent
 from axpo.rollout.episodes import episodes
@@ -121,7 +121,7 @@ def measured_model(config: Config, path: str, say: Say) -> Checkpoint | Processo
     weights; raises `UserError`."""
     check_sampling(config, path)
     if not config.loads:
-        return load_processor(path, banned=config.rollout.banned)
+        return load_alone(config, path)
     say(LOADING)
     return load_trained(config, path)
 

@@ -238,6 +238,13 @@ class Engine(ABC):
         same names, and none where it costs nothing."""
         return {}
 
+    async def serves(self) -> str | None:
+        """The name of the model as those who serve it tell it; None if the settings say which.
+
+        Raises `UserError` or `EngineError` where it cannot be used.
+        """
+        return None
+
     @abstractmethod
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; raises `RequestError` or `EngineError`.

@@ -18,9 +18,9 @@ OUTCOME = {
 }
 """Command -> the sections of the settings that its outcome depends on. `engine` is none of them:
 it says where tokens are sampled, and how fast, and may change when a run goes on."""
-FILES, DATA = "tool files", "data"
-"""Keys of an evaluation's identity: digests of own code and indexes, and the data's fingerprint,
-which is not compared as a setting is, but by the questions."""
+FILES, DATA, SERVED = "tool files", "data", "served model"
+"""Keys of an evaluation's identity: digests of own code and indexes, and two that are not compared
+as settings are: the data's fingerprint, and the model that an engine outside says it serves."""
 _MAY_CHANGE = re.compile(
     r"tools\.search\.budget"
     r"|tools\.limits\..*\.(timeout|concurrency|calls_per_second|retries|max_stuck)"

@@ -23,7 +23,8 @@ from axpo.algorithms.resampling import Resampling
 from axpo.algorithms.subgroups import gap, subgroup
 from axpo.algorithms.unscored import unscored_figures, unscored_share, unscored_text
 from axpo.config import Config, default_config
-from axpo.errors import ConfigError, UnscoredWarning
+from axpo.errors import ConfigError, EngineError, UnscoredWarning, UserError
+from axpo.evaluation.checking import check_engine
 from axpo.evaluation.diagnostics import choose_prefixes, diagnosis
 from axpo.evaluation.driver import (
     GroupSampler,
@@ -39,14 +40,10 @@ from axpo.evaluation.shelf import Shelf
 from axpo.evaluation.summary import summarize
 from axpo.folder import GroupsFolder, RunFolder, files_digest, read_json, write_whole
 from axpo.models.loading import Checkpoint
-from axpo.models.lora import adapted_layers
 from axpo.rollout.agent import Agent
-from axpo.rollout.sampling import new_group
 from axpo.store import load_pictures
 from axpo.tasks.base import Example
-from axpo.training.batches import recompute_logprobs
 from axpo.training.monitor import Monitor
-from axpo.training.parity import QUESTIONS, check_parity, limits_of
 from axpo.tree import Group
 
 _SAMPLED_WITH = ("task", "rollout", "tools", "judge")
@@ -112,6 +109,7 @@ class Measurement:
             "model": _fingerprint(self.model),
             "eval.split": config.eval.split,
             "eval.samples": config.eval.samples,
+            "eval.load": config.loads,
             **{f"engine.{name}": value for name, value in config.engine.measured.items()},
             FILES: dict(self.files),
             **outcome_settings(config.model_dump(mode="json"), _SAMPLED_WITH),
@@ -119,7 +117,8 @@ class Measurement:
         }
         plain = default_config(config).model_dump(mode="json")
         found = config.task.fingerprint(config.eval.split)
-        return Shelf(folder, identity, outcome_settings(plain, _SAMPLED_WITH), found)
+        defaults = {"eval.load": True, **outcome_settings(plain, _SAMPLED_WITH)}
+        return Shelf(folder, identity, defaults, found)
 
     def examples(self) -> Iterator[Example]:
         """The questions, in order; each is opened when it is asked for."""
@@ -145,10 +144,9 @@ class Measurement:
         ids = [f"eval/{id}" for id in self.ids() or ()]
         return [shelf.groups[id] for id in ids] if ids and shelf.groups.keys() >= {*ids} else None
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What the written figures say of where they come from."""
-        model = self.config.engine.measured.get("model", self.model)
+    def told(self, shelf: Shelf) -> dict[str, Any]:
+        """What the figures of the groups on the shelf say of where they come from."""
+        model = shelf.served or self.config.engine.measured.get("model", self.model)
         return {"model": model, "step": _step(model), "split": self.config.eval.split}
 
 
@@ -166,7 +164,7 @@ async def evaluated(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     shelf.check(run.examples())
     groups, judged = run.stored(shelf), dict[str, float]()
     if groups is None:
-        async with _loaded(run, monitor) as loaded:
+        async with _loaded(run, shelf, monitor) as loaded:
             monitor.start("eval", 0, run.questions)
             monitor.phase("sampling")
             agent = loaded.agent
@@ -175,7 +173,8 @@ async def evaluated(run: Measurement, monitor: Monitor) -> dict[str, Any]:
             judged = {name: value - before[name] for name, value in agent.figures.items()}
     monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, "the same command takes those again")
-    summary = summarize(groups, config.eval.k, config.run.seed, by=config.eval.by, **run.told)
+    told = run.told(shelf)
+    summary = summarize(groups, config.eval.k, config.run.seed, by=config.eval.by, **told)
     return _write(folder.evaluation, summary.to_dict() | judged)
 
 
@@ -196,7 +195,7 @@ def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     shelf.check(run.examples())
 
     async def sample() -> dict[str, Any]:
-        async with _loaded(run, monitor) as loaded:
+        async with _loaded(run, shelf, monitor) as loaded:
             monitor.phase("sampling what the evaluation lacks")
             groups = await _sample(run, loaded.agent, shelf, None)
             probes = choose_prefixes(groups, resampling, config.eval.prefixes, seed)
@@ -223,22 +222,36 @@ def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
             _say_unscored(config, sampled, how)
         monitor.phase("resampling for the intervals")
         return asdict(
-            diagnosis(groups, probes, grown, fresh, entropies, resampling, seed, **run.told)
+            diagnosis(groups, probes, grown, fresh, entropies, resampling, seed, **run.told(shelf))
         )
 
     return _write(folder.diagnosis, stopping.run(sample()))
 
 
 @asynccontextmanager
-async def _loaded(run: Measurement, monitor: Monitor) -> AsyncIterator[Loaded]:
-    """The run's agent, whose engine was compared with the model; it is closed at the end."""
+async def _loaded(run: Measurement, shelf: Shelf, monitor: Monitor) -> AsyncIterator[Loaded]:
+    """The run's agent, whose engine was compared with the model; it is closed at the end.
+
+    The `shelf` hears which model the engine serves.
+    """
     loaded = run.load(monitor.phase)
     try:
+        await _note_served(loaded, shelf)
         if not loaded.compared:
-            await _check_engine(run, loaded)
+            await check_engine(run.config, loaded.agent, loaded.checkpoint, run.questions)
         yield loaded
     finally:
         await loaded.close()
+
+
+async def _note_served(loaded: Loaded, shelf: Shelf) -> None:
+    """Raise `UserError` if the engine serves another model than that of the shelf's groups."""
+    if loaded.checkpoint is not None:
+        return
+    try:
+        shelf.note_served(await loaded.agent.engine.serves())
+    except EngineError as error:
+        raise UserError(f"the engine cannot be used: {error}") from error
 
 
 async def _sample(
@@ -264,29 +277,6 @@ def _entropies(
             load_pictures(folder.pictures, shown)
             known |= call_entropies(checkpoint, shown, temperature, budget)
     return _write(file, known)
-
-
-async def _check_engine(run: Measurement, loaded: Loaded) -> None:
-    """Raise `UserError` if an engine outside this process samples from other weights.
-
-    The engine is given the model's adapters first, where there are some.
-    """
-    config, agent, checkpoint = run.config, loaded.agent, loaded.checkpoint
-    if checkpoint is None or not config.engine.external:
-        return
-    if adapted_layers(checkpoint.model):
-        await agent.engine.load_weights(checkpoint.model.state_dict(), 0)
-    count = min(QUESTIONS, run.questions)
-    examples = [config.task.example(config.eval.split, i) for i in range(count)]
-    groups = [new_group(agent.rendering, e, f"parity/{i}") for i, e in enumerate(examples)]
-    logprobs = partial(
-        recompute_logprobs,
-        checkpoint,
-        kl=False,
-        temperature=config.rollout.temperature or 1.0,
-        budget=config.rl.optimizer.max_tokens_per_micro_batch,
-    )
-    await check_parity(agent, logprobs, groups, config.run.seed, limits_of(config))
 
 
 def _say_unscored(config: Config, groups: Sequence[Group], how: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from axpo.errors import DamagedWarning, ShelfError
-from axpo.evaluation.identity import DATA, FILES, changed_settings
+from axpo.evaluation.identity import DATA, FILES, SERVED, changed_settings
 from axpo.folder import GroupsFolder, read_json, write_whole
 from axpo.rollout.rendering import as_picture
 from axpo.store import load_groups, save_groups, shown_pictures
@@ -48,7 +48,8 @@ class Shelf:
     JSON values and is written with the first ones; a folder with groups of another identity is
     refused. If the folder was written before a setting existed, the setting's value in `defaults`
     is assumed. Of the data, `fingerprint` tells contents apart: `check` compares the questions
-    where it is another. A rollout's file that is damaged is left out with a `DamagedWarning`.
+    where it is another. `served` names the model where others serve it, which is known only when
+    they run. A rollout's file that is damaged is left out with a `DamagedWarning`.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Shelf:
         self.groups: dict[str, Group] = {}
         self.same_data = True
         """Whether nothing says that the data was another when the folder was written."""
+        self.served: str | None = None
         self._chunks: dict[Path, dict[str, Group]] = {}
         self._pending: list[Group] = []
         self._kept: dict[str, list[Group]] = {}
@@ -139,6 +141,16 @@ class Shelf:
         if not self._parts:
             shutil.rmtree(self.folder.parts, ignore_errors=True)
 
+    def note_served(self, model: str | None) -> None:
+        """Say which model others serve, that of `model.path` if None; raises `ShelfError` where the
+        folder holds another's rollouts."""
+        if self._begun and model != self.served:
+            raise ShelfError(
+                f"{self.folder.path} holds an evaluation of the model {self.served!r}, the engine "
+                f"serves {model!r}; remove the folder or choose another"
+            )
+        self.served = model
+
     def check(self, examples: Iterable[Example]) -> None:
         """Raise `ShelfError` where a group is not that of its example of today. Nothing is read
         where the data is known to be the same."""
@@ -148,7 +160,7 @@ class Shelf:
     def _save(self, file: Path, groups: Iterable[Group]) -> None:
         if not self._begun:
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            identity = {**self._identity, DATA: self._fingerprint}
+            identity = {**self._identity, DATA: self._fingerprint, SERVED: self.served}
             write_whole(self.folder.identity, json.dumps(identity, indent=1))
             self._begun = True
         save_groups(file, groups, self.folder.pictures)
@@ -157,6 +169,7 @@ class Shelf:
         """Raise `ShelfError` where the folder holds another evaluation's groups."""
         noted = read_json(self.folder.identity)
         self.same_data = noted.pop(DATA, "") == self._fingerprint
+        self.served = noted.pop(SERVED, None)
         changed = [
             f"changed: {', '.join(changed_files(was or {}, wanted))}"
             if key == FILES

@@ -1,4 +1,4 @@
-"""Compares a vLLM server with the trainer before it samples.
+"""Compares a vLLM server with the trainer, or with the processor alone, before it samples.
 
 Each of these differences would otherwise show as slightly wrong logprobs, or not at all. Here each
 is refused with the value found, the value expected, and the remedy.
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from axpo.config import LoraSettings
-from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.client import GENERATE, Client
+from axpo.engines.vllm.wire import UNNAMED
 from axpo.engines.weights import placeholders
 from axpo.errors import AnswerFault, ConfigError, EngineError, Refused, ServerLost
 from axpo.models.head import head_dtype
@@ -30,13 +31,17 @@ ADAPTER = "axpo-adapter"
 TESTED = "0.32.0"
 """The version of vLLM that the tests run against."""
 ROUTES = {
-    "/inference/v1/generate": "--enable-scale-out",
+    GENERATE: "--enable-scale-out",
     "/collective_rpc": "VLLM_SERVER_DEV_MODE=1 in its environment",
     "/update_weights": "VLLM_SERVER_DEV_MODE=1 in its environment",
     "/pause": "VLLM_SERVER_DEV_MODE=1 in its environment",
 }
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """The sizes of attention heads for which vLLM has kernels on a CPU (`CPUAttentionBackend`)."""
+WEIGHTS = "/weight_info"
+"""The route that names the weights; servers that take none may lack it."""
+WORDS = 256
+"""The number of a vocabulary's words of which the text is made that compares tokenizers."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks of adapters that vLLM makes room for (`MaxLoRARanks`)."""
 TEXT = (
@@ -76,11 +81,18 @@ class TrainedModel:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The name under which a server serves the `model` with its adapter, and the number of requests
-    that it runs at once."""
+    """The name under which a server serves the `model` with its adapter, the number of requests
+    that it gets at once, and the name of the weights that it samples with.
+
+    Of a model of its own, `root` is where the server has it from, and `context` the number of
+    tokens that a path may have.
+    """
 
     model: str
     places: int
+    weights: str
+    root: str = ""
+    context: int = 2**31
 
 
 async def check_server(client: Client, trained: TrainedModel, room: int) -> Served:
@@ -102,7 +114,7 @@ async def check_server(client: Client, trained: TrainedModel, room: int) -> Serv
                 "`axpo serve`, or with --worker-extension-cls as docs/vllm.md says"
             ) from error
         found = differences(facts, expected_facts(trained))
-        models = await client.models()
+        models = list(await client.models())
         if facts.get("protocol") != PROTOCOL:
             pass  # It is refused; another version may give the other facts other names.
         elif trained.lora is not None:
@@ -123,9 +135,50 @@ async def check_server(client: Client, trained: TrainedModel, room: int) -> Serv
                 f"{client.url} (vLLM {version}, tested with {TESTED}) does not serve what is "
                 f"trained: {'; '.join(found)}"
             )
-        return Served(ADAPTER if trained.lora else models[0], facts["max_num_seqs"])
+        name = ADAPTER if trained.lora else models[0]
+        return Served(name, facts["max_num_seqs"], await client.weights())
     except (ServerLost, AnswerFault, Refused) as error:
         raise EngineError(f"{client.url}: {error}") from error
+
+
+async def check_alone(client: Client, processor: Processor, room: int, places: int) -> Served:
+    """Check that a server, of whatever model, takes and gives the ids of `processor`.
+
+    It gets `places` requests at once, and paths hold more than `room` tokens. Raises `ConfigError`.
+    """
+    try:
+        routes = await client.routes()
+        if GENERATE not in routes:
+            raise ConfigError(f"{client.url} has no {GENERATE}: start it with {ROUTES[GENERATE]}")
+        name, root = next(iter((await client.models()).items()))
+        text, expected = _probe_text(processor)
+        ids, context = await client.tokenize(text)
+        if ids != expected:
+            pairs = enumerate(zip(ids, expected, strict=False))
+            at = next((i for i, (got, ours) in pairs if got != ours), min(len(ids), len(expected)))
+            raise ConfigError(
+                f"{client.url} serves {name!r} with another vocabulary than {processor.path}: its "
+                f"tokenizer gives {ids[at : at + 3]} at {at} of a text, expected "
+                f"{expected[at : at + 3]}; name a model of its family as model.path"
+            )
+        if context <= room:
+            raise ConfigError(
+                f"{client.url} has a context of {context} tokens, rollouts may need more than "
+                f"{room} (start it with a larger --max-model-len, or lower rollout.max_tokens)"
+            )
+        weights = await client.weights() if WEIGHTS in routes else UNNAMED
+        return Served(name, places, weights, root, context)
+    except (ServerLost, AnswerFault, Refused) as error:
+        raise EngineError(f"{client.url}: {error}") from error
+
+
+def _probe_text(processor: Processor) -> tuple[str, list[int]]:
+    """Words from all over the vocabulary with the special ones among them, and their ids."""
+    tokenizer: Any = processor.tokenizer
+    every = max(1, tokenizer.vocab_size // WORDS)
+    words = [tokenizer.decode([id]) for id in range(0, tokenizer.vocab_size, every)]
+    text = " ".join([*words, *tokenizer.get_added_vocab()])
+    return text, tokenizer.encode(text, add_special_tokens=False)
 
 
 async def _unadapted(

@@ -114,11 +114,22 @@ class Client:
         """The paths that the server serves."""
         return await self._get("/openapi.json", lambda answer: set(answer["paths"]))
 
-    async def models(self) -> list[str]:
-        """The name that the server serves its model under, then those of its adapters."""
+    async def models(self) -> dict[str, str]:
+        """The name that the server serves its model under, then those of its adapters, and where it
+        has each from."""
         return await self._get(
-            "/v1/models", lambda answer: [str(model["id"]) for model in answer["data"]]
+            "/v1/models",
+            lambda answer: {str(model["id"]): str(model["root"]) for model in answer["data"]},
         )
+
+    async def tokenize(self, text: str) -> tuple[list[int], int]:
+        """The ids of `text` by the server's tokenizer, and how many tokens its context holds."""
+        body = {"prompt": text, "add_special_tokens": False}
+        return await self._ask(
+            "POST", "/tokenize", self._health_seconds,
+            lambda answer: ([int(id) for id in answer["tokens"]], int(answer["max_model_len"])),
+            json=body,
+        )  # fmt: skip
 
     async def weights(self) -> str:
         """The name of the weights that the server samples with."""

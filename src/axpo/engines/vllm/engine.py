@@ -23,12 +23,13 @@ import torch
 from PIL import Image
 
 from axpo.clock import waiting
+from axpo.config import LoraSettings
 from axpo.engines.base import Completion, Engine, Picture, Request
 from axpo.engines.checking import check_request
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.broadcast import Backend
-from axpo.engines.vllm.checks import TrainedModel, check_server
+from axpo.engines.vllm.checks import Served, TrainedModel, check_alone, check_server
 from axpo.engines.vllm.handover import HandOver, Weights
 from axpo.engines.vllm.pool import Pool, Server
 from axpo.engines.vllm.wire import UNNAMED, picture_url, read_answer, request_body
@@ -42,6 +43,7 @@ from axpo.errors import (
     RequestError,
     ServerLost,
 )
+from axpo.models.loading import Processor
 from axpo.models.lora import adapter_weights, served_share
 from axpo.models.vision import as_seen
 from axpo.tree import ImageSpan
@@ -55,7 +57,9 @@ ENCODED = 512
 
 
 class VllmEngine(Engine):
-    """An engine that samples with `servers` of the model that is `trained`.
+    """An engine that samples with `servers` of the `model` that is trained; of a processor alone,
+    with servers of whatever model that reads its ids, which get no weights and `slots` requests at
+    once each.
 
     Weights (only the adapters, if there are any: the servers have the rest) are written into
     `folder`, which the servers must see under the same path, or broadcast by a process group of
@@ -68,17 +72,19 @@ class VllmEngine(Engine):
 
     def __init__(
         self,
-        trained: TrainedModel,
+        model: TrainedModel | Processor,
         servers: Sequence[Server],
         folder: Path,
         *,
         room: int = 0,
+        slots: int = 256,
         in_flight: Literal["keep", "restart", "finish"] | None = None,
         recovery_seconds: float = 600.0,
         backend: Backend | None = None,
     ) -> None:
-        self._trained, self._processor = trained, trained.processor
-        self._room = room
+        self._trained = model if isinstance(model, TrainedModel) else None
+        self._processor = model.processor if isinstance(model, TrainedModel) else model
+        self._room, self._slots = room, slots
         self._in_flight = in_flight
         self._hand = HandOver(folder, backend, in_flight == "keep")
         self.stats = EngineStats()
@@ -88,7 +94,7 @@ class VllmEngine(Engine):
         self.served_share: float | None = None
         """`axpo.models.lora.served_share` of the weights published last. None without adapters,
         because servers then get the same bytes with which the trainer's forward computes."""
-        self._model = ""
+        self._served: Served | None = None
         self._weights: Weights | None = None
         self._handed_over = [(UNNAMED, 0)]
         self._update: asyncio.Event | None = None
@@ -97,6 +103,15 @@ class VllmEngine(Engine):
         self._pending: set[asyncio.Task[Completion]] = set()
         self._encoded: OrderedDict[str, str] = OrderedDict()
         self._closed = False
+
+    async def serves(self) -> str | None:
+        """The name of the model at running servers that get no weights, and where they have it from
+        if that is not the name."""
+        await self._start()
+        served = self._served
+        if served is None or self._trained or self._pool.servers[0].process is not None:
+            return None
+        return served.model if served.root == served.model else f"{served.model} ({served.root})"
 
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; raises `RequestError` or `EngineError`."""
@@ -143,6 +158,8 @@ class VllmEngine(Engine):
         if requests are in flight and `in_flight` is None; and `ValueError` for names or shapes that
         do not fit, with nothing changed.
         """
+        if self._trained is None:
+            raise EngineError(f"weights {version}: the servers have a model of their own")
         if self._pending and self._in_flight is None:
             raise EngineError(
                 f"weights {version}: {len(self._pending)} requests are in flight; await or cancel "
@@ -151,7 +168,7 @@ class VllmEngine(Engine):
         distinct = distinct_weights(self._trained.tensors, weights)
         await self._start()
         name = f"{self._run}/{version}"
-        kept = await asyncio.to_thread(self._keep, name, distinct)
+        kept = await asyncio.to_thread(self._keep, name, distinct, self._trained.lora)
         async with self._paused():
             before, self._weights, self.version = self._weights, kept, version
             self._handed_over.append((name, version))
@@ -173,9 +190,10 @@ class VllmEngine(Engine):
         if self._weights is not None:
             self._weights.forget()
 
-    def _keep(self, name: str, weights: Mapping[str, torch.Tensor]) -> Weights:
+    def _keep(
+        self, name: str, weights: Mapping[str, torch.Tensor], lora: LoraSettings | None
+    ) -> Weights:
         """Put `weights`, a state dict of the model, where servers can get them."""
-        lora = self._trained.lora
         if lora is None:
             return self._hand.keep(name, weights, {})
         told = {"lora": {"rank": lora.rank, "alpha": lora.alpha}}
@@ -240,6 +258,11 @@ class VllmEngine(Engine):
         self, server: Server, request: Request, spans: Sequence[ImageSpan]
     ) -> Completion:
         """The server's answer; a picture is sent once, with the first request that shows it."""
+        if len(request.tokens) >= server.context:
+            raise EngineError(
+                f"request {request.id}: {len(request.tokens)} tokens, {server.client.url} has a "
+                f"context of {server.context}: start it with a larger --max-model-len"
+            )
         shown = {p.digest for p in request.pictures}
         for attempt in range(ATTEMPTS):
             while others := [server.coming[digest] for digest in shown if digest in server.coming]:
@@ -266,10 +289,13 @@ class VllmEngine(Engine):
         self, server: Server, request: Request, spans: Sequence[ImageSpan], new: set[str]
     ) -> Any:
         """The server's answer to `request`, which is sent with those of its pictures in `new`."""
-        id = f"{self._run}-{next(self._ids)}-{request.id}"
+        assert self._served is not None
+        id, model = f"{self._run}-{next(self._ids)}-{request.id}", self._served.model
+        if self._trained is None:  # Plain servers refuse priorities; `places` keeps the order.
+            request = replace(request, priority=0)
         if not new:
             none = [None] * len(request.pictures)
-            body = request_body(request, id, self._model, spans, none)
+            body = request_body(request, id, model, spans, none)
             return await self._pool.ask(server, body, lambda: None)
         over = asyncio.Event()
         server.coming |= dict.fromkeys(new, over)
@@ -289,7 +315,7 @@ class VllmEngine(Engine):
             if self._update is not None:  # It began while pictures were encoded.
                 raise Interrupted
             self.stats.picture_bytes += sum(len(url) for url in urls if url)
-            body = request_body(request, id, self._model, spans, urls)
+            body = request_body(request, id, model, spans, urls)
             return await self._pool.ask(server, body, accepted)
         finally:
             end()
@@ -356,9 +382,19 @@ class VllmEngine(Engine):
 
     async def _prepare(self, server: Server) -> None:
         """Check a server and give it the weights that are due."""
-        served = await check_server(server.client, self._trained, self._room)
-        self._model, server.places = served.model, Places(served.places)
-        server.weights = await server.client.weights()
+        if self._trained is None:
+            served = await check_alone(server.client, self._processor, self._room, self._slots)
+        else:
+            served = await check_server(server.client, self._trained, self._room)
+        other = self._served or served
+        if (served.model, served.root) != (other.model, other.root):
+            raise ConfigError(
+                f"{server.client.url} serves {served.model!r} ({served.root}), another server or "
+                f"this one before {other.model!r} ({other.root}): they need the same model under "
+                "one --served-model-name"
+            )
+        self._served, server.places = served, Places(served.places)
+        server.weights, server.context = served.weights, served.context
         while self._weights is not None and server.weights != self._weights.name:
             await self._hand.load(server, self._weights)
 

@@ -34,8 +34,9 @@ class Server:
     `known` maps the digest of each picture that the server has to the request that brought it.
     `coming` maps each picture that a request is bringing to an event, which is set when that is
     over. `asked` counts the requests that the server has to answer, including those that wait for a
-    place or a picture; `flying` holds those in flight, at most as many as it has `places`. `link`
-    is the process group by which it gets weights, if they are broadcast.
+    place or a picture; `flying` holds those in flight, at most as many as it has `places`. A path
+    that it is sent has fewer than `context` tokens. `link` is the process group by which it gets
+    weights, if they are broadcast.
     """
 
     def __init__(self, client: Client, process: ServerProcess | None = None) -> None:
@@ -46,6 +47,7 @@ class Server:
         self.known: dict[str, str] = {}
         self.coming: dict[str, asyncio.Event] = {}
         self.places = Places(1)
+        self.context = 0
         self.weights: str | None = None
         self.link: Broadcast | None = None
         self.asked = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from axpo.config import Config
 from axpo.engines.base import Start
-from axpo.engines.vllm.checks import TrainedModel, dtype_name
+from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
@@ -30,22 +30,22 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
 
     Raises `UserError` if they do not start.
     """
-    assert start.checkpoint is not None
-    trained = TrainedModel.of(start.checkpoint)
+    trained = None if start.checkpoint is None else TrainedModel.of(start.checkpoint)
     processes: list[ServerProcess] = []
     if settings.python is not None:
-        dtype = dtype_name(trained.dtype)
-        processes = start_servers(settings, trained.processor, dtype, start.folder, trained.lora)
+        lora = None if trained is None else trained.lora
+        processes = start_servers(settings, start.processor, start.dtype, start.folder, lora)
     started = [(process.url, process) for process in processes]
     servers = [
         Server(Client(url, settings.request_seconds, settings.health_seconds), process)
         for url, process in (*started, *((url, None) for url in settings.urls))
     ]
     return VllmEngine(
-        trained,
+        trained or start.processor,
         servers,
         start.folder if settings.folder is None else Path(settings.folder),
         room=start.room,
+        slots=settings.slots,
         in_flight=start.in_flight,
         recovery_seconds=settings.start_seconds,
         backend=None if settings.transfer == "file" else settings.transfer,

@@ -25,6 +25,7 @@ class Vllm(EngineSettings):
     """vLLM servers: started with `python`, or running at `urls`."""
 
     external: ClassVar[bool] = True
+    alone: ClassVar[bool] = True
 
     python: str | None = None
     """The python of vLLM's own environment, with which servers are started (docs/vllm.md)."""
