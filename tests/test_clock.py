@@ -49,6 +49,21 @@ def test_waiting_does_not_count_and_what_is_left_still_does() -> None:
     run(main())
 
 
+def test_seconds_that_begin_anew() -> None:
+    async def main() -> None:
+        clock = Clock(0.3)
+        with pytest.raises(TimeoutError):
+            async with clock:
+                for _ in range(4):
+                    await asyncio.sleep(0.1)
+                    clock.again()
+                await wait(0.4)
+                await asyncio.sleep(20)
+        assert 0.7 <= clock.worked < 10 and clock.waited >= 0.4
+
+    run(main())
+
+
 def test_every_clock_around_a_wait_stands_still_and_no_other() -> None:
     async def main() -> None:
         outer, inner, beside = Clock(20), Clock(20), Clock(20)

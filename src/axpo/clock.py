@@ -26,7 +26,7 @@ class Clock:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._seconds = self._allowed = seconds
         self._timeout = asyncio.Timeout(None)
         self._outer: Clock | None = None
         self._token: Token[Clock | None] | None = None
@@ -48,6 +48,12 @@ class Clock:
         assert self._token is not None
         _innermost.reset(self._token)
         await self._timeout.__aexit__(*error)
+
+    def again(self) -> None:
+        """From now on the block has its seconds anew."""
+        self._turn(0)
+        self._allowed = self.worked + self._seconds
+        self._turn(0)
 
     @property
     def expired(self) -> bool:
@@ -73,7 +79,7 @@ class Clock:
         self._lap = now
         self._waits += waits
         if not self._timeout.expired():
-            left = self._seconds - self.worked
+            left = self._allowed - self.worked
             self._timeout.reschedule(None if self._waits else now + left)
 
 

@@ -202,7 +202,9 @@ def test_recomputed_logprobs_equal_the_engines(start: Path, tmp_path: Path) -> N
     assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": 0}, {"top_p": 0.9}, {"top_k": 5}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": 0}, {"top_p": 0.9}, {"top_k": 5}, {"presence_penalty": 1.5}]
+)
 def test_rl_refuses_sampling_that_biases_it(bad: dict[str, float], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         train_rl(config(rollout=bad), "no model is loaded", tmp_path, Lines())

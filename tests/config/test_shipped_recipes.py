@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,11 +13,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from axpo import recipes
+from axpo import evaluate, recipes
 from axpo.cli import commands
 from axpo.config import Config, load_config
 from axpo.errors import ConfigError, UserError
 from axpo.study.settings import load_study
+from axpo.tasks.lab import BASE
+
+DECODING = {
+    "qwen-thinking": (0.6, 0.95, 20, 0.0, 40960),
+    "qwen-thinking-t1": (1.0, 0.95, 20, 0.0, 40960),
+    "qwen-instruct": (0.7, 0.8, 20, 1.5, 32768),
+}
+"""Temperature, top_p, top_k, presence penalty and new tokens that Qwen states (Qwen3-VL's README
+and evaluation/MathVision/infer_think.sh)."""
 
 
 def axpo(*words: str) -> str:
@@ -28,6 +39,9 @@ def axpo(*words: str) -> str:
 def test_every_recipe_says_what_it_is_for_and_what_machine_it_needs() -> None:
     assert recipes.names() == [
         "lab",
+        "qwen-instruct",
+        "qwen-thinking",
+        "qwen-thinking-t1",
         "qwen3-vl",
         "qwen3-vl-2b",
         "qwen3-vl-4b",
@@ -37,8 +51,9 @@ def test_every_recipe_says_what_it_is_for_and_what_machine_it_needs() -> None:
     lines = axpo("recipes").splitlines()
     assert [line.split()[0] for line in lines] == recipes.names()
     for line in lines:
-        assert line[13] == " " and line[14].isupper()
-        assert "cores" in line or "one GPU of 80 GB" in line
+        assert line[17] == " " and line[18].isupper()
+        decodes = line.startswith("qwen-") and "Over any other: " in line
+        assert decodes or "cores" in line or "one GPU of 80 GB" in line
         assert len(line) <= 80
 
 
@@ -62,8 +77,8 @@ def test_a_file_goes_before_a_shipped_recipe_of_its_name(
         ("lap", "no file at lap, and no recipe lap ships with axpo; did you mean lab?"),
         ("recipes/lab.toml", "did you mean lab?"),
         ("src/axpo/recipes/qwen3-vl-6b.toml", "did you mean qwen3-vl-"),
-        ("qwen3-vl-2b/sft", "there are lab, qwen3-vl, "),
-        ("mine.toml", "there are lab, qwen3-vl, "),
+        ("qwen3-vl-2b/sft", "there are lab, qwen-instruct, "),
+        ("mine.toml", "there are lab, qwen-instruct, "),
         ("../recipes/lab", "did you mean lab?"),
     ],
 )
@@ -94,6 +109,33 @@ def test_a_copy_is_made_but_never_over_a_file(tmp_path: Path) -> None:
         axpo("recipes", "--out", str(tmp_path / "other"))
 
 
+@pytest.mark.parametrize("name", DECODING)
+def test_a_decoding_lies_over_every_other_recipe(name: str) -> None:
+    """It changes the sampling alone, whole, and says what a server must hold."""
+    over = ["lab"], ["qwen3-vl", "qwen3-vl-8b"]
+    for below in over:
+        plain, decoded = load_config(*below), load_config(*below, name)
+        rollout = decoded.rollout
+        stated = (rollout.temperature, rollout.top_p, rollout.top_k, rollout.presence_penalty)
+        assert (*stated, rollout.max_turn_tokens) == DECODING[name]
+        assert rollout.max_tokens == rollout.max_turn_tokens + 8192
+        changed = {f for f in Config.model_fields if getattr(plain, f) != getattr(decoded, f)}
+        assert changed == {"rollout"}
+        assert (rollout.tools, rollout.max_turns) == (plain.rollout.tools, plain.rollout.max_turns)
+    text = recipes.shipped(name.removesuffix("-t1")).read_text()
+    (room,) = map(int, re.findall(r"engine\.max_length=(\d+)", text))
+    assert room == 16384 + rollout.max_tokens  # the prompts of qwen3-vl
+
+
+def test_a_server_that_holds_no_rollout_is_refused_before_it_starts(tmp_path: Path) -> None:
+    words = "qwen3-vl", "qwen3-vl-2b", "qwen-thinking", "task.path=sample", "eval.load=false"
+    words += f"model.path={BASE}", "rollout.tools=['image_zoom_in_tool']", "tools.search={}"
+    config = load_config(*words, "engine.max_length=49152", f"engine.python={sys.executable}")
+    said = r"^engine\.max_length: 49152 tokens, but rollout\.max_tokens = 49152 come"
+    with pytest.raises(ConfigError, match=said):
+        evaluate(config, tmp_path)
+
+
 def test_a_copied_set_is_the_shipped_one_and_an_overlay_alone_is_refused(tmp_path: Path) -> None:
     said = axpo("recipes", "qwen3-vl", "qwen3-vl-4b", "--out", str(tmp_path))
     base, size = tmp_path / "qwen3-vl.toml", tmp_path / "qwen3-vl-4b.toml"
@@ -111,7 +153,7 @@ def test_a_base_recipe_without_a_size_does_not_train_the_labs_model(tmp_path: Pa
 
 
 def test_shipped_recipes_repeat_no_line() -> None:
-    """But for the paper's three tools, which the lab has too."""
+    """But for the paper's three tools, which the lab has too; each decoding is whole."""
 
     def settings(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
         for key, value in values.items():
@@ -120,8 +162,8 @@ def test_shipped_recipes_repeat_no_line() -> None:
             else:
                 yield f"{above}{key}", repr(value)
 
-    texts = {name: recipes.shipped(name).read_text() for name in recipes.names()}
-    del texts["study"]
+    names = [name for name in recipes.names() if name not in ("study", *DECODING)]
+    texts = {name: recipes.shipped(name).read_text() for name in names}
     lines = Counter(
         line
         for text in texts.values()

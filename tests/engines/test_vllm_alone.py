@@ -123,6 +123,31 @@ def test_a_path_beyond_the_context_is_ours(
         run(engine.generate(long))
 
 
+@pytest.mark.parametrize("pause", [0.7, 20.0])
+def test_a_long_answer_may_take_its_time_if_its_parts_come(
+    checkpoint: Checkpoint, writer: Writer, fakes: list[FakeVllm], pause: float
+) -> None:
+    """3.5 s in all, where 2 s may pass between parts; and one whose parts do not come."""
+    fakes[0].pieces, fakes[0].pause = 5, pause
+    engine = alone(checkpoint, fakes[:1], request_seconds=2.0)
+    request = writer.request(max_tokens=20, stop=())
+    if pause < 2:
+        done = run(engine.generate(request))
+        check(checkpoint, engine, [request], [done])
+        assert len(fakes[0].bodies) == 1
+        return
+
+    async def main() -> None:
+        work = asyncio.ensure_future(engine.generate(request))
+        while len(fakes[0].bodies) < 2:
+            await asyncio.sleep(0.01)
+        await engine.close()
+        with pytest.raises(EngineError, match="was closed"):
+            await work
+
+    run(main())
+
+
 def test_weights_that_a_training_run_handed_over(
     setting: Setting, checkpoint: Checkpoint, writer: Writer
 ) -> None:

@@ -97,6 +97,20 @@ def test_it_goes_on_with_the_same_model_alone(
     assert again == more  # All is there: nobody is asked, not even for a name.
 
 
+def test_a_penalty_does_not_part_an_engine_from_its_model(tmp_path: Path) -> None:
+    """The comparison at the start samples without it; the figures' rollouts have it."""
+    fake = FakeVllm(CHECKPOINT)
+    try:
+        asked = config(fake.url, load=True, questions=2)
+        rollout = asked.rollout.model_copy(update={"presence_penalty": 1.5})
+        evaluate(asked.model_copy(update={"rollout": rollout}), BASE, tmp_path, Lines())
+        of = {body["request_id"].split("-", 2)[2].split("/")[0]: body for body in fake.bodies}
+        penalties = {name: b["sampling_params"]["presence_penalty"] for name, b in of.items()}
+        assert penalties == {"parity": 0.0, "eval": 1.5}
+    finally:
+        fake.stop()
+
+
 def test_servers_that_see_other_pictures_are_refused_at_the_start(
     tmp_path: Path, fake: FakeVllm, processor: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from axpo.config import RolloutSettings
 from axpo.engines.base import Request
 from axpo.errors import EngineError, InfraError, ModelError
 from axpo.pictures import picture_digest
@@ -63,6 +64,13 @@ def test_what_the_engine_is_asked() -> None:
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (
         2000, 1.0, 1.0, 0,
     )  # fmt: skip
+
+
+def test_decoding_reaches_the_engine() -> None:
+    engine = says(ANSWER)
+    said = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "presence_penalty": 1.5}
+    run(make_agent(engine, settings=RolloutSettings(**said)))
+    assert {name: getattr(engine.requests[0].sampling, name) for name in said} == said
 
 
 def test_thinking_that_ends_the_turn_is_an_empty_answer() -> None:

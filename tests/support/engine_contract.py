@@ -110,10 +110,12 @@ def fresh_logprobs(
     pictures: Sequence[Picture],
     sampling: Sampling,
     arange: bool = False,
+    prompt: int = 0,
 ) -> torch.Tensor:
     """Oracle: log-probabilities [L, V] of the next token over one whole path, computed alone.
 
-    `arange` gives every token its index as position, as a text model would.
+    `arange` gives every token its index as position, as a text model would. The presence penalty
+    counts the tokens after the first `prompt` ones.
     """
     model, ids = checkpoint.model, torch.tensor([tokens])
     inputs: dict[str, Any] = {"mm_token_type_ids": (ids == checkpoint.processor.image_token).int()}
@@ -134,6 +136,8 @@ def fresh_logprobs(
         )
     vision._attn_implementation = implementation
     logits[:, list(sampling.banned)] = float("-inf")
+    for at in range(prompt, len(tokens)):
+        logits[at, list({*tokens[prompt : at + 1]})] -= sampling.presence_penalty
     return (logits / (sampling.temperature or 1.0)).log_softmax(-1)
 
 
@@ -147,7 +151,9 @@ def difference(
     """Largest difference between the engine's logprobs and the oracle's (nats)."""
     path = request.tokens + done.tokens
     shown = request.pictures if pictures is None else pictures
-    logprobs = fresh_logprobs(checkpoint, path, shown, request.sampling, arange)
+    logprobs = fresh_logprobs(
+        checkpoint, path, shown, request.sampling, arange, len(request.tokens)
+    )
     rows = torch.arange(len(request.tokens) - 1, len(path) - 1)
     expected = logprobs[rows, torch.tensor(done.tokens)]
     return (expected - torch.tensor(done.logprobs)).abs().max().item()
@@ -344,8 +350,15 @@ class EngineParity(EngineBehaviour):
 
     @pytest.mark.parametrize(
         "settings",
-        [{}, {"banned": ()}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.8, "top_k": 9}],
-        ids=["plain", "no ban", "temperature", "truncated"],
+        [
+            {},
+            {"banned": ()},
+            {"temperature": 0.7},
+            {"temperature": 0.7, "top_p": 0.8, "top_k": 9},
+            {"temperature": 0.7, "top_p": 0.8, "top_k": 9, "presence_penalty": 1.5},
+            {"temperature": 0.0, "presence_penalty": -0.5},
+        ],
+        ids=["plain", "no ban", "temperature", "truncated", "penalty", "greedy"],
     )
     def test_one_request(self, checkpoint: Checkpoint, writer: Writer, settings: dict) -> None:
         request = writer.request(sizes=(64,), max_tokens=30, stop=(), **settings)
@@ -353,6 +366,28 @@ class EngineParity(EngineBehaviour):
             request = writer.request(sizes=(), max_tokens=10, stop=(), **settings)
         done = run(self.make(checkpoint).generate(request))
         self.check(checkpoint, [request], [done])
+
+    def test_a_presence_penalty_is_no_small_matter(
+        self, checkpoint: Checkpoint, writer: Writer
+    ) -> None:
+        """An id counts from the token after it on, once, and only if this request sampled it."""
+        request = writer.request(max_tokens=40, stop=(), presence_penalty=2.0)
+        engine = self.make(checkpoint)
+
+        async def main() -> list[tuple[Request, Completion]]:
+            done = await engine.generate(request)
+            later = writer.follow(request, done, max_tokens=40, stop=(), presence_penalty=2.0)
+            return [(request, done), (later, await engine.generate(later))]
+
+        for asked, done in run(main()):
+            self.check(checkpoint, [asked], [done])
+            free = replace(asked, sampling=replace(asked.sampling, presence_penalty=0.0))
+            assert difference(checkpoint, free, done) > 0.02
+            path = asked.tokens + done.tokens  # a penalty on the prompt's ids too
+            counted = fresh_logprobs(checkpoint, path, asked.pictures, asked.sampling)
+            rows = torch.arange(len(asked.tokens) - 1, len(asked.tokens) + len(done.tokens) - 1)
+            found = counted[rows, torch.tensor(done.tokens)] - torch.tensor(done.logprobs)
+            assert found.abs().max() > 0.02
 
     def test_rollouts_of_a_group(self, checkpoint: Checkpoint, writer: Writer) -> None:
         requests = writer.again(writer.request(sizes=(64, (48, 64))), 8, max_tokens=24)
@@ -395,7 +430,7 @@ class EngineParity(EngineBehaviour):
             {"temperature": 0.3},
             {"temperature": 1.7, "banned": (*checkpoint.processor.banned, *range(0, WORDS, 3))},
             {"temperature": 0.0},
-            {"top_k": 2},
+            {"top_k": 2, "presence_penalty": 1.0},
         ]
 
         async def agent(engine: Engine, i: int) -> list[tuple[Request, Completion]]:

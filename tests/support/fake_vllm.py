@@ -7,8 +7,9 @@ aborts it or keeps its tokens. Of a model with adapters it starts with the weigh
 takes adapters alone. It says that it runs `places` requests at once and runs `slots` of
 them, all that it says by default (fewer is what memory leaves room for). `faults` are the answers
 to the next requests instead of the engine's own. With `hold` a request stands still after so many
-tokens until `go` is set. Beyond `kept_from` updates it says that it took them and keeps its
-weights. A `plain` one has nothing of axpo's extension and none of the routes that it needs.
+tokens until `go` is set. What follows the first token comes in `pieces`, with a `pause` before
+each. Beyond `kept_from` updates it says that it took them and keeps its weights. A `plain` one has
+nothing of axpo's extension and none of the routes that it needs.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class FakeVllm:
         self.told: list[dict[str, Any]] = []
         self.group: Any = None
         self.hung = False
-        self.delay = 0.0
+        self.delay = self.pause = 0.0
+        self.pieces = 1
         self.hold = 0
         self.go = asyncio.Event()
         self.held = self.sampling = 0
@@ -355,9 +357,15 @@ class FakeVllm:
     async def _stream_rest(self, answer: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         """The other tokens, the counts, and the end."""
         (choice,) = answer["choices"]
-        choice["token_ids"] = choice["token_ids"][1:]
-        choice["logprobs"]["content"] = choice["logprobs"]["content"][1:]
-        _part(writer, {"choices": [choice]})
+        ids, scored = choice["token_ids"][1:], choice["logprobs"]["content"][1:]
+        each = -(-max(1, len(ids)) // self.pieces)
+        for at in range(0, max(1, len(ids)), each):
+            await asyncio.sleep(self.pause)
+            said = {"content": scored[at : at + each]}
+            _part(
+                writer, {"choices": [choice | {"token_ids": ids[at : at + each], "logprobs": said}]}
+            )
+            await writer.drain()
         _part(writer, {"choices": [], "usage": answer["usage"]})
         writer.write(b"data: [DONE]\n\n")
         await writer.drain()
@@ -419,7 +427,7 @@ class FakeVllm:
         sampling = Sampling(
             max_tokens=said["max_tokens"], seed=said["seed"], stop=tuple(said["stop_token_ids"]),
             banned=tuple(int(id) for id in said["logit_bias"]), temperature=said["temperature"],
-            top_p=said["top_p"], top_k=said["top_k"],
+            top_p=said["top_p"], top_k=said["top_k"], presence_penalty=said["presence_penalty"],
         )  # fmt: skip
         id, priority = body["request_id"], -body["priority"]
         return Request(id, "all", tuple(tokens), tuple(shown), sampling, priority)

@@ -207,7 +207,12 @@ def test_sampling_settings_of_rows():
     requests = [
         writer.request(f"g{i}", (), **settings)
         for i, settings in enumerate(
-            [{"temperature": 0.7, "top_p": 0.8, "top_k": 9}, {"temperature": 0.0}, {"banned": (1,)}]
+            [
+                {"temperature": 0.7, "top_p": 0.8, "top_k": 9},
+                {"temperature": 0.0},
+                {"banned": (1,)},
+                {"presence_penalty": 1.5},
+            ]
         )
     ]
     expected = run(ask(TransformersEngine(checkpoint), requests))

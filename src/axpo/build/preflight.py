@@ -97,8 +97,14 @@ def _warn(told: Account, device: str) -> None:
 
 def check_sampling(config: Config, path: str | Path) -> None:
     """Before the checkpoint at `path` is measured: whether its weights, where they are loaded, fit
-    beside the servers that sample. Raises `ConfigError`."""
+    beside the servers that sample, and whether these hold a rollout. Raises `ConfigError`."""
     _check_judge(config)
+    longest, after = config.engine.longest_path, config.rollout.max_tokens
+    if longest is not None and longest <= after:
+        raise ConfigError(
+            f"engine.max_length: {longest} tokens, but rollout.max_tokens = {after} come after a "
+            "prompt: set it to at least the sum of both, or lower rollout.max_tokens"
+        )
     device = torch_device(config.model)
     card = recipe_card(config.model, device)
     model = without_weights(read_config(path))
@@ -131,4 +137,9 @@ def check_policy_sampling(rollout: RolloutSettings) -> None:
         raise ConfigError(
             f"rollout.top_p = {rollout.top_p}, rollout.top_k = {rollout.top_k}: truncated sampling "
             "biases the ratio of the loss; RL needs top_p = 1 and top_k = 0"
+        )
+    if rollout.presence_penalty:
+        raise ConfigError(
+            f"rollout.presence_penalty = {rollout.presence_penalty}: the loss's probabilities know "
+            "no penalty; RL needs 0"
         )

@@ -501,6 +501,6 @@ def recipes(
             else:
                 print(f"Recipe: {copy(name, out)}")
         for name in names() if not given else ():
-            print(f"{name:<14}{purpose(name)}")
+            print(f"{name:<18}{purpose(name)}")
     except OSError as error:
         raise UserError(f"--out {error.filename}: {error.strerror}; give another") from error

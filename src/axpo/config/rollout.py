@@ -30,6 +30,9 @@ class RolloutSettings(Section):
     """Nucleus sampling; 1 turns it off."""
     top_k: NonNegativeInt = 0
     """0 turns it off."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted once from the logits of tokens that the turn has sampled already, before the
+    temperature; 0 turns it off."""
     banned: tuple[str, ...] = ("<|im_start|>", "<tool_response>", "</tool_response>")
     """Control tokens that the policy cannot sample, beside the placeholders of pictures: with these
     it could write other turns and tool answers into its own. The trainer's probabilities leave

@@ -50,8 +50,9 @@ class Sampling:
     `seed` fixes this request's draws, whatever else runs beside it (in bfloat16 logits round
     differently in a batch of another shape, so that a draw may give another token). `banned` ids
     get probability 0 before the softmax (vision placeholders); `stop` ids end sampling and are
-    returned as the last token. RL needs temperature 1, top_p 1 and top_k 0. `top_logprobs` asks for
-    that many of the highest logprobs at every token.
+    returned as the last token. `presence_penalty` is subtracted once, before the temperature, from
+    the logits of ids that this request has sampled already. RL needs temperature 1, top_p 1, top_k
+    0 and no penalty. `top_logprobs` asks for that many of the highest logprobs at every token.
     """
 
     max_tokens: int
@@ -61,6 +62,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    presence_penalty: float = 0.0
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +74,8 @@ class Sampling:
             raise RequestError(f"top_p is {self.top_p}; expected 0 < top_p <= 1")
         if self.top_k < 0:
             raise RequestError(f"top_k is {self.top_k}; 0 turns it off, below is invalid")
+        if not -2 <= self.presence_penalty <= 2:
+            raise RequestError(f"presence_penalty is {self.presence_penalty}; expected -2 to 2")
         if self.top_logprobs < 0:
             raise RequestError(f"top_logprobs is {self.top_logprobs}; expected 0 or more")
 
@@ -97,12 +101,11 @@ class Completion:
     """What was sampled.
 
     `logprobs[i]` is the log-probability (nats) of `tokens[i]` under the distribution that sampled
-    it, with temperature and ban but before top-p/top-k truncation; all are empty if the engine
-    knows none, and cannot train. `top_logprobs[i]` are the
-    highest of that distribution in falling order (fewer if fewer ids may be sampled); it is empty
-    unless asked for. `versions[i]` is the version of the weights that sampled `tokens[i]`. Versions
-    never fall, and differ only if weights were loaded during sampling. `reused` counts path tokens
-    that were not computed again.
+    it, with ban, penalty and temperature but before top-p/top-k truncation; all are empty if the
+    engine knows none, and cannot train. `top_logprobs[i]` are the highest of that distribution in
+    falling order (fewer if fewer ids may be sampled); it is empty unless asked for. `versions[i]`
+    is the version of the weights that sampled `tokens[i]`. Versions never fall, and differ only if
+    weights were loaded during sampling. `reused` counts path tokens that were not computed again.
     """
 
     tokens: tuple[int, ...]

@@ -1,13 +1,13 @@
 """Samples a batch of rows, each from its own seed, so that neighbours never change a draw.
 
 A row's draw is one uniform number, mapped through the inverse CDF (float64) of its distribution.
-The order of operations is: ban, temperature, log-softmax (these are `Completion.logprobs`), then
-top-k, then top-p on what top-k kept, renormalised.
+The order of operations is vLLM's: ban, presence penalty, temperature, log-softmax (these are
+`Completion.logprobs`), then top-k, then top-p on what top-k kept, renormalised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -16,9 +16,17 @@ from axpo.models.device import to_device
 
 
 class Sampler:
-    """The settings of a batch of rows as tensors, which every step reuses."""
+    """The settings of a batch of rows as tensors, which every step reuses.
 
-    def __init__(self, rows: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
+    `sampled` holds the ids that each row has sampled before; `add` tells it the further ones.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Sampling],
+        device: torch.device | str = "cpu",
+        sampled: Sequence[Iterable[int]] = (),
+    ) -> None:
         self._device = device
         self._banned = self._ban_index(rows)
         # Temperature 0 is greedy; its logprobs are those of temperature 1.
@@ -27,6 +35,15 @@ class Sampler:
         if any(t != 1.0 for t in temperatures):
             self._temperature = torch.tensor(temperatures, device=device)[:, None]
         self._greedy = self._where([row.temperature == 0 for row in rows])
+        self._penalised = self._where([row.presence_penalty != 0 for row in rows])
+        if self._penalised is not None:
+            penalised = [i for i, row in enumerate(rows) if row.presence_penalty]
+            penalties = [rows[i].presence_penalty for i in penalised]
+            self._penalty = torch.tensor(penalties, device=device)
+            known = [set(sampled[i]) if sampled else () for i in penalised]
+            seen = [(n, id) for n, ids in enumerate(known) for id in ids]
+            self._seen = torch.tensor(seen, dtype=torch.int64, device=device).view(-1, 2)
+            self._penalties: torch.Tensor | None = None
         self._truncated = self._where([row.top_k > 0 or row.top_p < 1 for row in rows])
         if self._truncated is not None:
             some = [row for row in rows if row.top_k > 0 or row.top_p < 1]
@@ -67,13 +84,29 @@ class Sampler:
             tokens[self._greedy] = logprobs[self._greedy].argmax(dim=-1)
         return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
+    def add(self, tokens: torch.Tensor) -> None:
+        """Let the penalties of the next step count these ids [R] too, one of each row."""
+        if self._penalised is not None and self._penalties is not None:
+            self._penalties.scatter_(1, tokens[self._penalised, None], self._penalty[:, None])
+
+    def _penalties_of(self, vocabulary: int) -> torch.Tensor:
+        """What is subtracted from the logits [rows, V] of the rows that have a penalty."""
+        if self._penalties is None:
+            rows, ids = self._seen.unbind(1)
+            self._penalties = self._penalty.new_zeros(len(self._penalty), vocabulary)
+            self._penalties[rows, ids] = self._penalty[rows]
+        return self._penalties
+
     def logprobs(self, logits: torch.Tensor) -> torch.Tensor:
-        """The log-softmax [R, V] in float32 after ban and temperature."""
+        """The log-softmax [R, V] in float32 after ban, penalty and temperature."""
         logits = logits.float()
         if isinstance(self._banned, tuple):
             logits = logits.index_put(self._banned, logits.new_tensor(float("-inf")))
         elif self._banned is not None:
             logits = logits.index_fill(1, self._banned, float("-inf"))
+        if self._penalised is not None:
+            penalties = self._penalties_of(logits.shape[1])
+            logits = logits.index_add(0, self._penalised, penalties, alpha=-1)
         if self._temperature is not None:
             logits = logits / self._temperature
         return logits.log_softmax(dim=-1)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from axpo.clock import waiting
-from axpo.engines.base import Completion, Engine, Request, Sampling
+from axpo.engines.base import Completion, Engine, Request
 from axpo.engines.jobs import Job, accept, prefill_batches
 from axpo.engines.kv import SlotMemory
 from axpo.engines.runner import Runner
@@ -204,7 +204,7 @@ class TransformersEngine(Engine):
                 for job in jobs:
                     assert job.slot is not None
                     job.slot.length = len(job.tokens)
-                over += self._sample(jobs, logits, Sampler(_settings(jobs), logits.device))
+                over += self._sample(jobs, logits, _sampler(jobs, logits.device))
             except Exception as error:
                 failures.append((jobs, error))
                 continue
@@ -229,7 +229,7 @@ class TransformersEngine(Engine):
             for slot in self._pool.slots[: len(jobs)]:
                 slot.length += 1
             if self._sampler is None:
-                self._sampler = Sampler(_settings(jobs), logits.device)
+                self._sampler = _sampler(jobs, logits.device)
             over = self._sample(jobs, logits, self._sampler)
         except Exception as error:
             self._fail(list(jobs), error)
@@ -245,6 +245,7 @@ class TransformersEngine(Engine):
         if count := max(job.request.sampling.top_logprobs for job in jobs):
             for job, highest in zip(jobs, sampler.top(logits, count).tolist(), strict=True):
                 job.record_top(highest)
+        sampler.add(tokens)
         self.stats.sampled += len(jobs)
         # One transfer serves both, which are exact in float64.
         drawn, scores = torch.stack([tokens.double(), logprobs.double()]).tolist()
@@ -308,5 +309,6 @@ class TransformersEngine(Engine):
                 job.future.set_exception(EngineError(f"request {job.request.id}: {reason}"))
 
 
-def _settings(jobs: Iterable[Job]) -> list[Sampling]:
-    return [job.request.sampling for job in jobs]
+def _sampler(jobs: Sequence[Job], device: torch.device) -> Sampler:
+    settings = [job.request.sampling for job in jobs]
+    return Sampler(settings, device, [job.sampled for job in jobs])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 
 from axpo.config import Config
@@ -41,7 +42,9 @@ async def check_engine(
         temperature=config.rollout.temperature or 1.0,
         budget=config.rl.optimizer.max_tokens_per_micro_batch,
     )
-    await check_parity(agent, logprobs, groups, config.run.seed, limits_of(config))
+    compared = copy(agent)  # The model's logprobs know no penalty.
+    compared.settings = agent.settings.model_copy(update={"presence_penalty": 0.0})
+    await check_parity(compared, logprobs, groups, config.run.seed, limits_of(config))
 
 
 async def _check_alone(agent: Agent, groups: list[Group]) -> None:

@@ -206,6 +206,7 @@ class Agent:
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
+            presence_penalty=settings.presence_penalty,
             top_logprobs=self.top_logprobs,
         )
         id = f"{trajectory.id}/t{path.turn}"

@@ -241,6 +241,8 @@ class ChatEngine(Engine):
         }
         if sampling.top_k:
             fields["top_k"] = sampling.top_k
+        if sampling.presence_penalty:
+            fields["presence_penalty"] = sampling.presence_penalty
         return {name: value for name, value in (fields | settings.more).items() if value != ""}
 
     def _sent(self, request: Request, messages: Sequence[Message]) -> list[Message]:

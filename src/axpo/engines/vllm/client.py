@@ -58,8 +58,8 @@ class Client:
         """The server's answer; cancelling this closes the connection, which aborts the request.
 
         `accepted` is called when the server has the first token. Until then the request is in the
-        server's queue (`waiting`); from then on the server may take `request_seconds`, weight
-        updates not counted.
+        server's queue (`waiting`); from then on the server may take `request_seconds` for each part
+        of the answer, weight updates not counted.
         """
         if not self._clocks:
             self._hear()
@@ -76,11 +76,12 @@ class Client:
                             if line.startswith("data: "):
                                 self._hear()
                                 wait.over()
+                                clock.again()
                                 accepted()
                                 parts.append(line.removeprefix("data: "))
         except TimeoutError as error:
             seconds = self._request_seconds
-            raise ServerLost(f"{GENERATE}: not done {seconds:g} s after it was begun") from error
+            raise ServerLost(f"{GENERATE}: no more of an answer within {seconds:g} s") from error
         finally:
             self._clocks.discard(clock)
         return joined(parts)

@@ -47,8 +47,8 @@ class Vllm(EngineSettings):
     transfer: Literal["file", "nccl"] = "file"
     """How weights get to the servers: by a file that both see, or from GPU to GPU."""
     request_seconds: PositiveFloat = 900.0
-    """How many seconds a server may take over a request that it has begun before it counts as hung.
-    A server also counts as hung if requests wait in it and it begins and ends none for so long."""
+    """How many seconds a server may take for 2,048 tokens of a request that it has begun before it
+    counts as hung. A server also counts as hung if it gives nothing of any request for so long."""
     health_seconds: PositiveFloat = 10.0
     """How many seconds a busy server may take to say that it is well."""
     max_logprob_difference: PositiveFloat | None = None

@@ -22,6 +22,8 @@ from axpo.tree import ImageSpan, collapse
 
 BAN = -1e9
 """It is added to the logits of banned ids, which leaves them no probability in float32."""
+PART = 2048
+"""The tokens after which a server sends a part of an answer: long ones show that they go on."""
 UNNAMED = "default"
 """A server's name for the weights that it was started with."""
 
@@ -52,8 +54,8 @@ def request_body(
     """The JSON of `request` under the server's own `id`; a picture without a URL (None) is one
     that the server knows by its content hash.
 
-    The server answers in two parts and sends the first token as soon as it has it: by then the
-    request has left the server's queue, and others may name the pictures that it brought.
+    The server answers in parts and sends the first token as soon as it has it: by then the request
+    has left the server's queue, and others may name the pictures that it brought.
     """
     sampling = request.sampling
     body: dict[str, Any] = {
@@ -66,13 +68,14 @@ def request_body(
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
+            "presence_penalty": sampling.presence_penalty,
             "seed": sampling.seed,
             "logprobs": 0,
             "ignore_eos": True,  # `stop` says what ends a turn; the model's files do not.
             "stop_token_ids": list(sampling.stop),
             "logit_bias": {str(id): BAN for id in sampling.banned},
             "detokenize": False,
-            "stream_interval": sampling.max_tokens,
+            "stream_interval": PART,
         },
         "return_token_ids": True,
         "priority": -request.priority,  # vLLM serves the lowest number first.
