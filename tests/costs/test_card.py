@@ -355,14 +355,21 @@ def test_sampling_alone_is_checked_as_well(tmp_path: Path):
     made = write_tiny(tmp_path)
     size = 4 * sum(p.numel() for p in made.model.parameters())
 
-    def config(share: float, memory: float) -> Config:
+    def config(share: float, memory: float, load: bool = True) -> Config:
         vllm = {"python": "p", "max_length": 64, "arguments": [f"--gpu-memory-utilization={share}"]}
-        model = {"memory_gb": memory / 1e9}
-        return parse_config({"model": model, "engine": {"name": "vllm", **vllm}})
+        return parse_config(
+            {
+                "model": {"memory_gb": memory / 1e9},
+                "rollout": {"max_tokens": 63},
+                "engine": {"name": "vllm", **vllm},
+                "eval": {"load": load},
+            }
+        )
 
     check_sampling(config(0.6, 3 * size), tmp_path)
     with pytest.raises(ConfigError, match=r"servers take .* this process .* for the model"):
         check_sampling(config(0.7, 3 * size), tmp_path)
+    check_sampling(config(0.7, 3 * size, load=False), tmp_path)
     with pytest.raises(ConfigError, match="a server has"):
         check_sampling(config(0.3, 3 * size), tmp_path)
     # The judge's server alone: the engine samples in this process.
