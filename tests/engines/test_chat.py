@@ -166,6 +166,12 @@ class TestChatEngine(EngineBehaviour):
 # ---------------------------------------------------------------------- what is sent
 
 
+def test_the_recipe_s_decoding_is_sent(tmp_path: Path) -> None:
+    decoding = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "presence_penalty": 1.5}
+    *_, asked, _ = roll(tmp_path, turns(said("7")), LIMITS.model_copy(update=decoding))
+    assert asked[0].items() >= decoding.items()
+
+
 def test_a_conversation_with_a_tool_and_its_pictures(tmp_path: Path) -> None:
     call = zoom_call()
     reply = turns(

@@ -74,7 +74,8 @@ async def say(request: Request) -> str:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine({}, say)
     monkeypatch.setattr(runs, "check_sampling", lambda *_: None)
-    monkeypatch.setattr(runs, "load_trained", lambda *_: object())
+    checkpoint = tiny_checkpoint()
+    monkeypatch.setattr(runs, "load_trained", lambda *_: checkpoint)
     monkeypatch.setattr(runs, "build_agent", lambda *_: make_agent(engine))
     return engine
 
