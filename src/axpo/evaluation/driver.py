@@ -22,7 +22,7 @@ from axpo.evaluation.shelf import Shelf, asked, check_same
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import start_path
 from axpo.rollout.sampling import Ended, new_group, resample, sample_group, together
-from axpo.store import load_pictures, save_pictures
+from axpo.store import load_pictures
 from axpo.tasks.base import Example
 from axpo.tree import Group, Trajectory
 
@@ -195,8 +195,7 @@ async def _collect(
                 await grow(group)
                 if group.id != id:
                     raise ValueError(f"sampled group: expected id {id}, got {group.id}")
-                await asyncio.to_thread(save_pictures, shelf.folder.pictures, group)
-                shelf.add(replace(group, pictures={}))
+                await shelf.finish(group)
             done.append(shelf.groups[id])
             if progress is not None:
                 progress(done)

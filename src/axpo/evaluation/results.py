@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ SEED = 0
 
 
 def evaluated_groups(out: Path) -> list[Group]:
-    """The groups that `evaluate` left in a run's folder, without pictures."""
+    """The groups that `evaluate` left in a run's folder, without pictures; by id (2 before 10), for
+    on disk they are in the order in which they were finished, and resamples draw by place."""
     _evaluated(out)
-    return [group for file in RunFolder(out).evaluated.files() for group in load_groups(file)]
+    groups = [group for file in RunFolder(out).evaluated.files() for group in load_groups(file)]
+    return sorted(groups, key=lambda g: [part.zfill(20) for part in re.split(r"(\d+)", g.id)])
 
 
 def compare_runs(first: Path, second: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from axpo.errors import DamagedWarning, ShelfError
 from axpo.evaluation.identity import DATA, FILES, SERVED, changed_settings
 from axpo.folder import GroupsFolder, read_json, write_whole
 from axpo.rollout.rendering import as_picture
-from axpo.store import load_groups, save_groups, shown_pictures
+from axpo.store import load_groups, save_groups, save_pictures, shown_pictures
 from axpo.tasks.base import Example
 from axpo.tasks.grading.verdict import truths_of
 from axpo.training.data import changed_files
@@ -113,6 +113,12 @@ class Shelf:
         self._parts[file] = group.id
         async with self._lock:  # one at a time, so that a picture is encoded once
             await asyncio.to_thread(self._save, file, [part])
+
+    async def finish(self, group: Group) -> None:
+        """Put a finished group on the shelf, its pictures in the folder of pictures."""
+        async with self._lock:
+            await asyncio.to_thread(save_pictures, self.folder.pictures, group)
+        self.add(replace(group, pictures={}))
 
     def add(self, group: Group) -> None:
         """Put a finished group, whose pictures are on disk or in it, on the shelf; it is written
