@@ -107,7 +107,7 @@ def results(
         found[name] = benchmark_figures(own[0].benchmark, arms, answers, first.run.seed)
     means = {arm: nine_means(by_name) for arm, by_name in _by_arm(found)}
     return {
-        "model": first.model.path,
+        "model": first.engine.measured.get("model", first.model.path),
         "base": next((c.config.model.path for c in cells if c.arm == "base"), None),
         "samples": first.eval.samples,
         "k": first.eval.k,

@@ -95,6 +95,11 @@ def bench_cells(
     models = {config.model.path: arms} | ({base: [BASE]} if base else {})
     if base == config.model.path:
         raise ConfigError(f"--base: {base} is model.path itself; leave it out, or name another")
+    if base and getattr(config.engine, "urls", ()):
+        raise ConfigError(
+            "--base: what answers at engine.urls is one model; leave it out, and measure the base "
+            "with a recipe of its own in another --out (`axpo compare` reads both)"
+        )
     tasks, found = benchmarks(on), list[Cell]()
     for path, own in models.items():
         model = config.model.model_copy(update={"path": path})
