@@ -19,6 +19,7 @@ from rich.console import Console
 import axpo
 from axpo.build import runs
 from axpo.errors import ConfigError, ShelfError
+from axpo.evaluation.bench.paper import PASS_AT_1
 from axpo.evaluation.results import compare_runs
 from axpo.folder import RunFolder
 from axpo.report import bench as shown
@@ -27,7 +28,14 @@ from axpo.tasks.lab import BASE
 from tests.support.benchmarks import written
 from tests.support.data_sets import picture, write_jsonl
 from tests.support.fake_judge import FakeJudge, judging, settings_for
-from tests.support.made_rows import hr_bench_rows, vstar_rows, written_dynamath
+from tests.support.made_rows import (
+    hr_bench_rows,
+    hr_mmsearch_rows,
+    mmsearch_rows,
+    vstar_rows,
+    written_dynamath,
+    written_visual_probe,
+)
 from tests.support.terminal import start
 
 RECIPE = (
@@ -200,11 +208,7 @@ def test_ones_own_benchmark_a_judge_and_a_base(
         axpo.bench(config, on, "out", base="same", samples=2, questions=6)
     assert not Path("out").exists() and not loads
     with judging(FakeJudge(lenient)) as server:
-        settings = settings_for(server, tmp_path)
-        config = axpo.load_config(
-            *RECIPE, f"judge.url={settings.url}", f"judge.model={settings.model}",
-            f"judge.record={settings.record}",
-        )  # fmt: skip
+        config = axpo.load_config(*RECIPE, *judge_settings(server, tmp_path))
         found = axpo.bench(config, on, "out", base="same", samples=2, questions=6)
         asked = len(server.asked)
         assert axpo.bench(config, on, "out", base="same", samples=2, questions=6) == found
@@ -228,6 +232,45 @@ def test_ones_own_benchmark_a_judge_and_a_base(
     assert own["arms"]["tools"]["metrics"]["official"]["value"] == pytest.approx(right / 12)
     assert own["arms"]["tools"]["averages"]["official"]["all"] == pytest.approx(right / 12)
     assert RunFolder(Path("out/words_of_mine-Words/base")).evaluation.is_file()
+
+
+def judge_settings(server: FakeJudge, folder: Path) -> tuple[str, ...]:
+    found = settings_for(server, folder)
+    return (f"judge.url={found.url}", f"judge.model={found.model}", f"judge.record={found.record}")
+
+
+def test_the_paper_s_benchmarks_with_the_search_that_some_of_them_add(
+    tmp_path: Path, rows: Path, loads: list[str]
+) -> None:
+    written(tmp_path / "hr_mmsearch.parquet", hr_mmsearch_rows())
+    written(tmp_path / "mmsearch.parquet", mmsearch_rows())
+    on = [
+        *three(rows).split(","),
+        f"hr-bench-8k={rows}/hr.parquet",
+        f"visual-probe={written_visual_probe(tmp_path / 'probe')}",
+        f"hr-mmsearch={tmp_path}/hr_mmsearch.parquet",
+        f"mmsearch={tmp_path}/mmsearch.parquet",
+    ]
+    tools = "rollout.tools=['image_zoom_in_tool', 'web_search']"
+    given: dict[str, Any] = {"samples": 2, "questions": 3}
+    with judging(FakeJudge(lenient)) as server:
+        recipe = (*RECIPE, tools, "tools.search.corpus=lab", *judge_settings(server, tmp_path))
+        with pytest.raises(ConfigError, match=r"search\.gallery: image_search needs one") as error:
+            axpo.bench(axpo.load_config(*recipe), on, tmp_path / "out", **given)
+        assert [line.partition(":")[0] for line in str(error.value).splitlines()] == [
+            "hr-mmsearch", "mmsearch"
+        ]  # fmt: skip
+        config = axpo.load_config(*recipe, "tools.search.gallery=lab")
+        found = axpo.bench(config, on, tmp_path / "out", **given)
+    assert len(loads) == 1 and len(samples(tmp_path / "out")) == len(on) * 3 * 2
+    for name, one in found["benchmarks"].items():
+        noted = json.loads((tmp_path / "out" / name / "tools" / "config.json").read_text())
+        added = ["image_search"] if name in ("hr-mmsearch", "mmsearch") else []
+        assert noted["rollout"]["tools"] == ["image_zoom_in_tool", "web_search", *added]
+        blocked = noted["tools"]["search"]["blocked"]
+        assert f"github.com/{one['scorer']['repository']}" in blocked
+        assert len(one["paper"]) == 3
+    assert {*found["benchmarks"]} <= {*PASS_AT_1}
 
 
 REFUSED = {

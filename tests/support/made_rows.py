@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
+from axpo.tasks.benchmarks.visual_probe import ROWS
 from tests.support.benchmarks import written
 from tests.support.data_sets import picture
 
@@ -82,3 +84,65 @@ def written_dynamath(folder: Path, **changed: Any) -> Path:
     for number in range(1, 11):
         written(folder / f"sample_variant{number}.parquet", dynamath_rows(number, **changed))
     return folder / "{split}.parquet"
+
+
+RED = {"bytes": picture("red", (64, 48)), "path": None}
+
+
+def hr_mmsearch_rows(**changed: Any) -> list[dict[str, Any]]:
+    truths = ("Paris", '["Paris", "City of Light"]', "['3.5 km', '3.5 kilometres']", "[sic]")
+    return [
+        {
+            "sample_id": index,
+            "query": f"Which city is on sign {index}?",
+            "query_image": RED,
+            "ground_truth": truths[index % 4],
+            "difficulty": ("easy", "hard")[index % 2],
+            "category": ("sports", "news", "science")[index % 3],
+        }
+        | changed
+        for index in range(305)
+    ]
+
+
+def mmsearch_rows(**changed: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample_id": f"{'ns'[index % 2]}_{index}",
+            "query": f"Who won cup {index}?",
+            "query_image": RED if index < 171 else None,
+            "image_search_result": RED if index < 171 else None,
+            "area": ("news", "knowledge")[index % 2],
+            "subfield": f"field {index % 14}",
+            "timestamp": "2024-06-01",
+            "gt_requery": "cup winner",
+            "gt_answer": ("Paul Thomas Anderson", "2024-08-09", "invalid question")[index % 3],
+            "alternative_gt_answers": ["P. T. Anderson"] if index % 3 == 0 else [],
+        }
+        | changed
+        for index in range(300)
+    ]
+
+
+def visual_probe_rows(family: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "images": [f"VisualProbe_{family.capitalize()}/images/{index % 3}.jpg"],
+            "doc_id": index if family == "easy" else f"{family}-{index}",
+            "problem": f"<image>\nWhat does sign {index} say?",
+            "solution": f"stop {index}",
+            "data_source": f"visual_probe_{family}",
+        }
+        for index in range(ROWS[family])
+    ]
+
+
+def written_visual_probe(folder: Path, **changed: list[dict[str, Any]]) -> str:
+    for family in ROWS:
+        own = folder / f"VisualProbe_{family.capitalize()}"
+        (own / "images").mkdir(parents=True)
+        for index, name in enumerate(("red", "lime", "blue")):
+            (own / "images" / f"{index}.jpg").write_bytes(picture(name, (64, 48)))
+        rows = changed.get(family, visual_probe_rows(family))
+        (own / "val.json").write_text(json.dumps(rows))
+    return f"{folder}/{{split}}/val.json"

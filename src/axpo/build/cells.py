@@ -14,6 +14,7 @@ from axpo.config import Config, EvalSettings, ToolsSettings, config_class
 from axpo.errors import ConfigError, PluginError
 from axpo.evaluation.bench import BASE, NO_TOOLS, TOOLS
 from axpo.tasks.benchmarks.base import TEST, Benchmark
+from axpo.tools.built_in import SEARCHES
 
 HOME = "axpo.tasks.benchmarks."
 MOST_K = 4
@@ -126,7 +127,15 @@ def _tools(config: Config, benchmark: Benchmark, arm: str) -> dict[str, Any]:
         }
     if not (config.rollout.tools or config.tools.mcp):
         return {}
-    return {}
+    offered = tuple(dict.fromkeys([*config.rollout.tools, *benchmark.tools]))
+    search = config.tools.search
+    if {*offered} & {*SEARCHES}:
+        blocked = tuple(dict.fromkeys([*search.blocked, *benchmark.blocked()]))
+        search = search.model_copy(update={"blocked": blocked})
+    return {
+        "rollout": config.rollout.model_copy(update={"tools": offered}),
+        "tools": config.tools.model_copy(update={"search": search}),
+    }
 
 
 def _of(config: Config, **changed: Any) -> Config:

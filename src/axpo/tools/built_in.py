@@ -25,6 +25,8 @@ TOOLS = tuple(
     made.name for made in (ZoomTool, PythonTool, WebSearchTool, WebExtractorTool, ImageSearchTool)
 )
 """The names of the built-in tools."""
+SEARCHES = (WebSearchTool.name, WebExtractorTool.name, ImageSearchTool.name)
+"""Those among them that show pages, which `tools.search.blocked` leaves out."""
 
 
 def built_in(

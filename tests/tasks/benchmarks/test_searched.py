@@ -17,49 +17,14 @@ from axpo.tasks.benchmarks.base import Benchmark
 from axpo.tasks.benchmarks.mmsearch import REQUEST
 from axpo.tasks.grading import Verdict
 from tests.support.benchmarks import opened, written
-from tests.support.data_sets import colour, picture
+from tests.support.data_sets import colour
+from tests.support.made_rows import hr_mmsearch_rows, mmsearch_rows
 
-RED = {"bytes": picture("red", (64, 48)), "path": None}
 JUDGED = "judge: model"
 
 
-def hr_rows(**changed: Any) -> list[dict[str, Any]]:
-    truths = ("Paris", '["Paris", "City of Light"]', "['3.5 km', '3.5 kilometres']", "[sic]")
-    return [
-        {
-            "sample_id": index,
-            "query": f"Which city is on sign {index}?",
-            "query_image": RED,
-            "ground_truth": truths[index % 4],
-            "difficulty": ("easy", "hard")[index % 2],
-            "category": ("sports", "news", "science")[index % 3],
-        }
-        | changed
-        for index in range(305)
-    ]
-
-
-def mm_rows(**changed: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "sample_id": f"{'ns'[index % 2]}_{index}",
-            "query": f"Who won cup {index}?",
-            "query_image": RED if index < 171 else None,
-            "image_search_result": RED if index < 171 else None,
-            "area": ("news", "knowledge")[index % 2],
-            "subfield": f"field {index % 14}",
-            "timestamp": "2024-06-01",
-            "gt_requery": "cup winner",
-            "gt_answer": ("Paul Thomas Anderson", "2024-08-09", "invalid question")[index % 3],
-            "alternative_gt_answers": ["P. T. Anderson"] if index % 3 == 0 else [],
-        }
-        | changed
-        for index in range(300)
-    ]
-
-
 def test_hr_mmsearch_reads_one_truth_or_several(tmp_path: Path) -> None:
-    task = opened("hr-mmsearch", written(tmp_path / "train.parquet", hr_rows()))
+    task = opened("hr-mmsearch", written(tmp_path / "train.parquet", hr_mmsearch_rows()))
     assert task.size("test") == 305 and task.graders("test") == {"judge"}
     found = [task.example("test", index) for index in range(4)]
     assert [(one.answer, one.alternatives) for one in found] == [
@@ -86,13 +51,13 @@ def test_hr_mmsearch_reads_one_truth_or_several(tmp_path: Path) -> None:
     ],
 )
 def test_hr_mmsearch_refuses_by_name(tmp_path: Path, column: str, value: Any, message: str) -> None:
-    path = written(tmp_path / "train.parquet", hr_rows(**{column: value}))
+    path = written(tmp_path / "train.parquet", hr_mmsearch_rows(**{column: value}))
     with pytest.raises(DataError, match=message.replace("[", r"\[")):
         opened("hr-mmsearch", path).size("test")
 
 
 def test_mmsearch_asks_with_and_without_a_picture(tmp_path: Path) -> None:
-    task = opened("mmsearch", written(tmp_path / "end2end.parquet", mm_rows()))
+    task = opened("mmsearch", written(tmp_path / "end2end.parquet", mmsearch_rows()))
     assert task.size("test") == 300 and task.graders("test") == {"judge"}
     with_picture, without = task.example("test", 170), task.example("test", 171)
     assert [colour(image) for image in with_picture.images] == [(255, 0, 0)]
@@ -105,7 +70,7 @@ def test_mmsearch_asks_with_and_without_a_picture(tmp_path: Path) -> None:
 
 
 def test_mmsearch_reports_171_and_300(tmp_path: Path) -> None:
-    task = opened("mmsearch", written(tmp_path / "end2end.parquet", mm_rows()))
+    task = opened("mmsearch", written(tmp_path / "end2end.parquet", mmsearch_rows()))
     news, knowledge = {"family": "news"}, {"family": "knowledge"}
     shares = [Share(1.0, "", news, 1), Share(0.0, "", news, 1), Share(0.0, "", knowledge, 0),
               Share(0.0, "", knowledge, 0)]  # fmt: skip
@@ -125,21 +90,21 @@ def test_mmsearch_reports_171_and_300(tmp_path: Path) -> None:
     ],
 )
 def test_mmsearch_refuses_by_name(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    path = written(tmp_path / "end2end.parquet", mm_rows(**changed))
+    path = written(tmp_path / "end2end.parquet", mmsearch_rows(**changed))
     with pytest.raises(DataError, match=message):
         opened("mmsearch", path).size("test")
     with pytest.raises(DataError, match="299 rows, expected the 300 of CaraJ/MMSearch"):
-        opened("mmsearch", written(path, mm_rows()[1:])).size("test")
+        opened("mmsearch", written(path, mmsearch_rows()[1:])).size("test")
 
 
 @pytest.fixture
 def mmsearch(tmp_path: Path) -> Benchmark:
-    return opened("mmsearch", written(tmp_path / "end2end.parquet", mm_rows()))
+    return opened("mmsearch", written(tmp_path / "end2end.parquet", mmsearch_rows()))
 
 
 @pytest.fixture
 def hr(tmp_path: Path) -> Benchmark:
-    return opened("hr-mmsearch", written(tmp_path / "train.parquet", hr_rows()))
+    return opened("hr-mmsearch", written(tmp_path / "train.parquet", hr_mmsearch_rows()))
 
 
 def squad(text: str) -> str:

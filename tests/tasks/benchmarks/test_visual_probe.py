@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,36 +14,13 @@ from axpo.tasks.benchmarks.base import Benchmark
 from axpo.tasks.benchmarks.visual_probe import ROWS
 from axpo.tasks.grading import Verdict
 from tests.support.benchmarks import opened
-from tests.support.data_sets import colour, picture
-
-
-def probe_rows(family: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "images": [f"VisualProbe_{family.capitalize()}/images/{index % 3}.jpg"],
-            "doc_id": index if family == "easy" else f"{family}-{index}",
-            "problem": f"<image>\nWhat does sign {index} say?",
-            "solution": f"stop {index}",
-            "data_source": f"visual_probe_{family}",
-        }
-        for index in range(ROWS[family])
-    ]
-
-
-def write(folder: Path, **changed: list[dict[str, Any]]) -> str:
-    for family in ROWS:
-        own = folder / f"VisualProbe_{family.capitalize()}"
-        (own / "images").mkdir(parents=True)
-        for index, name in enumerate(("red", "lime", "blue")):
-            (own / "images" / f"{index}.jpg").write_bytes(picture(name, (64, 48)))
-        rows = changed.get(family, probe_rows(family))
-        (own / "val.json").write_text(json.dumps(rows))
-    return f"{folder}/{{split}}/val.json"
+from tests.support.data_sets import colour
+from tests.support.made_rows import visual_probe_rows, written_visual_probe
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Benchmark:
-    return opened("visual-probe", write(tmp_path))
+    return opened("visual-probe", written_visual_probe(tmp_path))
 
 
 def test_three_clones_are_one_benchmark(task: Benchmark) -> None:
@@ -62,14 +37,17 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     for given in ("{name='visual-probe'}", f"{{name='visual-probe', path='{tmp_path}'}}"):
         with pytest.raises(NoDataError, match=r"clone Mini-o3/VisualProbe_Easy .*side by side"):
             load_config("lab", f"task={given}").task.check()
-    rows = probe_rows("hard")
-    short = write(tmp_path / "short", hard=rows[1:])
+    rows = visual_probe_rows("hard")
+    short = written_visual_probe(tmp_path / "short", hard=rows[1:])
     with pytest.raises(DataError, match=r"105 rows, expected the 106 of Mini-o3/VisualProbe_Hard"):
         opened("visual-probe", short).size("test")
-    mixed = write(tmp_path / "mixed", hard=[{**rows[0], "data_source": "vstar"}, *rows[1:]])
+    other = {**rows[0], "data_source": "vstar"}
+    mixed = written_visual_probe(tmp_path / "mixed", hard=[other, *rows[1:]])
     with pytest.raises(DataError, match=r"data_source: got 'vstar', expected 'visual_probe_hard'"):
         opened("visual-probe", mixed).size("test")
-    gone = write(tmp_path / "gone", hard=[{**rows[0], "images": ["X/images/9.jpg"]}, *rows[1:]])
+    gone = written_visual_probe(
+        tmp_path / "gone", hard=[{**rows[0], "images": ["X/images/9.jpg"]}, *rows[1:]]
+    )
     with pytest.raises(DataError, match=r"no file '.*VisualProbe_Hard/images/9\.jpg'"):
         opened("visual-probe", gone).size("test")
 
