@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axpo.algorithms.base import Algorithm
-    from axpo.api import TrainedRun, bench, diagnose, evaluate, grade, sft, train
+    from axpo.api import TrainedRun, bench, contaminated, diagnose, evaluate, grade, sft, train
     from axpo.config import Config, Section, load_config
     from axpo.engines.base import Engine, EngineSettings
     from axpo.errors import UserError
@@ -41,6 +41,7 @@ __all__ = [
     "UserError",
     "Verdict",
     "bench",
+    "contaminated",
     "diagnose",
     "evaluate",
     "grade",
@@ -53,7 +54,16 @@ __all__ = [
 
 _HOMES = {
     "axpo.algorithms.base": ("Algorithm",),
-    "axpo.api": ("TrainedRun", "bench", "diagnose", "evaluate", "grade", "sft", "train"),
+    "axpo.api": (
+        "TrainedRun",
+        "bench",
+        "contaminated",
+        "diagnose",
+        "evaluate",
+        "grade",
+        "sft",
+        "train",
+    ),
     "axpo.config": ("Config", "Section", "load_config"),
     "axpo.engines.base": ("Engine", "EngineSettings"),
     "axpo.errors": ("UserError",),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from axpo import stopping
 from axpo.checks import (
@@ -27,6 +27,9 @@ from axpo.errors import Stopped
 from axpo.folder import RunFolder, read_json
 from axpo.report.live import LiveView
 from axpo.report.monitor import PYTORCH, BenchMonitor, RunMonitor, run_monitor
+
+if TYPE_CHECKING:
+    from axpo.contamination.find import Found
 
 Returned = TypeVar("Returned")
 GRADERS = "reading the answers"
@@ -181,6 +184,22 @@ def bench(
             return write_bench(folder, cells)
 
 
+def contaminated(
+    config: Config, against: Sequence[str], split: str = "train", out: str | Path | None = None
+) -> Found:
+    """Find rows of the task's `split` that are rows of benchmarks: `against` names them (NAME,
+    NAME=PATH, or a data file).
+
+    Every pair is written to `out` (JSONL). Raises as `sft` does.
+    """
+    with stopping.listening(), LiveView("contaminated", CHECKING, passing=True) as view:
+        from axpo.contamination.find import benchmarks, compare, pairs_file
+
+        with pairs_file(None if out is None else Path(out)) as write:
+            config.task.check()
+            return compare(config.task, split, benchmarks(against), view.phase, write)
+
+
 def _run(
     command: str, title: str, config: Config, out: Path, work: Callable[[RunMonitor], Returned]
 ) -> Returned:
@@ -196,6 +215,6 @@ def _run(
         claim = partial(note_settings, out, config) if trains else None
         tensorboard = trains and config.run.tensorboard
         with run_monitor(out, f"{title} {out.name}", tensorboard, claim) as monitor:
-            check_parts(config, command)
+            check_parts(config, command, say=monitor.phase)
             monitor.phase(PYTORCH)
             return work(monitor)

@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from inspect import isabstract
 from pathlib import Path
@@ -66,11 +66,15 @@ def check_names(config: Config, *commands: str) -> None:
         torch_device(config.model)
 
 
-def check_parts(config: Config, *commands: str) -> None:
-    """Open the splits that these commands read, and start the tools once, the sandbox's proof among
-    them. Raises `UserError` that says what to do."""
+def check_parts(
+    config: Config, *commands: str, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Open the splits that these commands read, start the tools once, the sandbox's proof among
+    them, and look for benchmarks' rows in what is trained on, which `say` hears of. Raises
+    `UserError` that says what to do."""
     from axpo.build.judge import recipe_judge  # NumPy and pictures take a moment
     from axpo.build.tools import recipe_tools
+    from axpo.contamination import find as contamination
 
     _check_sandbox(config)
     task = config.task
@@ -84,6 +88,8 @@ def check_parts(config: Config, *commands: str) -> None:
     graded = dict.fromkeys(splits[command] for command in commands if command != "sft")
     if graded and (judge := recipe_judge(config, *graded)) is not None:
         stopping.run(judge.close())
+    for command in [command for command in commands if command in TRAINING]:
+        contamination.check(task, splits[command], say)
 
 
 def check_bench(cells: Sequence[Cell]) -> None:

@@ -360,6 +360,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def cache_folder(name: str) -> Path:
+    """Where files lie that can be made again at any time; it may not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "axpo" / name
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; raises `UserError` that names the file where it is damaged."""
     try:

@@ -94,7 +94,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def picture_digest(picture: Image.Image) -> str:
     """The content hash (32 hex digits) of a picture's RGB pixels (`as_rgb`) and size."""
     rgb = as_rgb(picture)
-    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]
+    found = hashlib.sha256(f"{rgb.size}".encode())
+    found.update(rgb.tobytes())
+    return found.hexdigest()[:32]
 
 
 def is_turned(image: Image.Image) -> bool:

@@ -52,8 +52,8 @@ def quickstart(config: Config, given: Sequence[str], out: Path) -> Path:
     check_unchanged(out, _made(stages, config))
     if not all(stage.done.is_file() for stage in stages):
         check_names(config, *COMMANDS)
-        with working("quickstart", CHECKING):
-            check_parts(config, *COMMANDS)
+        with working("quickstart", CHECKING) as say:
+            check_parts(config, *COMMANDS, say=say)
     note_settings(out, config)
     if failed := run_stages(stages, logs, "axpo quickstart"):
         if not begun(stages):

@@ -202,7 +202,7 @@ def profile(
     command = "sft" if sft else "train"
     check_names(config, command)
     with LiveView("profile", CHECKING) as view:
-        check_parts(config, command)
+        check_parts(config, command, say=view.phase)
         view.phase(PYTORCH)
         from axpo.report.profile import measure, print_profile
 
@@ -369,6 +369,42 @@ def grade(
 
     print_regraded(found, run.name, RunFolder(run).regraded)
     print(f"Verdicts: {RunFolder(run).regraded}")
+
+
+@app.command()
+def contaminated(
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TRAIN...",
+            help="what is trained on: recipes and settings as of the other commands, or data files",
+        ),
+    ],
+    against: Annotated[
+        str,
+        typer.Option(metavar="NAME[=PATH],...", help="benchmarks, or data files, to compare with"),
+    ],
+    split: Annotated[
+        str, typer.Option(help="the rows that are compared: train, or sft for demonstrations")
+    ] = "train",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="JSONL file for all pairs")
+    ] = None,
+) -> None:
+    """Find rows to train on that are a benchmark's; the exit status is 1 where there are any."""
+    from axpo import api
+    from axpo.config import is_setting, load_config
+    from axpo.tasks.data.sets import SUFFIXES
+
+    files = [word for word in given if not is_setting(word) and Path(word).suffix in SUFFIXES]
+    words = [word for word in given if word not in files]
+    words += ["task.name=data", f"task.path={files}"] if files else []
+    found = api.contaminated(load_config(*words), against.split(","), split, out)
+    from axpo.report.contaminated import print_contaminated
+
+    print_contaminated(found, out)
+    if found.pairs:
+        raise typer.Exit(1)
 
 
 @app.command()

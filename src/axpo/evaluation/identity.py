@@ -27,10 +27,12 @@ _MAY_CHANGE = re.compile(
     r"|model\.(device|memory_gb|threads|gradient_checkpointing)"
     r"|judge\.(url|vllm.*|record|key|budget|concurrency|retries|timeout|deadline)"
     r"|rollout\.max_seconds"
+    r"|task\.(against|contaminated)"
     r"|(rl|sft)\.optimizer\.max_tokens_per_micro_batch"
 )
 """Settings that may change when a run goes on: more paid calls, more time, less memory, another
-card. None of them changes what is meant to be computed, although sums may round differently."""
+card, benchmarks that data are compared with. None of them changes what is meant to be computed,
+although sums may round differently."""
 _LIMITS = LimitSettings().model_dump(mode="json")
 
 

@@ -20,13 +20,16 @@ from axpo.build.preflight import longest_prompt
 from axpo.build.tools import recipe_tools
 from axpo.checks import missing_packages
 from axpo.config import Config
+from axpo.contamination.find import remembered
 from axpo.costs.sizes import Kind, Loop, assumed_prompt
 from axpo.errors import DemonstrationError, MissingError, UserError
 from axpo.models.device import torch_device
 from axpo.models.paths import show_path
 from axpo.models.shapes import Shapes, find_shapes
+from axpo.report.contaminated import print_count
 from axpo.report.costs import print_costs
 from axpo.report.live import output_console
+from axpo.report.monitor import working
 from axpo.report.settings import print_settings
 from axpo.report.summary import runs_unsafe
 from axpo.rollout.demonstrations import demonstrate
@@ -36,6 +39,7 @@ from axpo.rollout.sampling import new_group
 from axpo.sandbox.levels import UNSAFE, lack
 from axpo.search.tavily import KEY
 from axpo.tasks.base import Example, Task
+from axpo.tasks.data.task import DataTask
 from axpo.tasks.grading import JUDGED, Graders
 from axpo.tasks.grading.final import final_answer
 from axpo.tools.python import NAME as PYTHON
@@ -46,6 +50,7 @@ LOOK_AT = 100
 STAGES: tuple[Kind, ...] = ("sft", "rl")
 """Those that the recipe has a section of are priced, RL where it has none."""
 COMMANDS: dict[Kind, str] = {"sft": "sft", "rl": "train"}
+SPLITS: dict[Kind, str] = {"sft": "sft", "rl": "train"}
 COLOURS = {
     Origin.PROMPT: "bright_black", Origin.POLICY: "bold green", Origin.OBSERVATION: "cyan",
     Origin.ENVIRONMENT: "blue",
@@ -76,6 +81,8 @@ def show(config: Config, everything: bool = False) -> None:
     if runs_unsafe(config.model_dump()):
         console.print(Text(f"\n{UNSAFE}", "bold red"))
     prompts = _print_example(console, config, task, tools, shapes, priced, missing)
+    with _noted(missing, "What rows are compared with (task.against)"):
+        _print_contaminated(console, task, priced)
     if missing:
         console.print(Text("\nNot on this machine:", "bold yellow"))
     for line in missing:
@@ -165,6 +172,17 @@ def _show_example(
 def _print_notes(console: Console, task: Task, split: str) -> None:
     if notes := task.notes(split):
         console.print(Text(notes), soft_wrap=True)
+
+
+def _print_contaminated(console: Console, task: Task | None, priced: list[Kind]) -> None:
+    """Print how many rows that are trained on are a benchmark's."""
+    if not isinstance(task, DataTask) or not task.against:
+        return
+    for kind in priced:
+        with working("show", "comparing rows with benchmarks") as say:
+            found = remembered(task, SPLITS[kind], say)
+        console.print()
+        print_count(console, found)
 
 
 def _right(example: Example) -> str:

@@ -123,5 +123,5 @@ def _check_start(study: Study) -> None:
     for variant in study.variants.values():
         check_packages(study.config(variant.name, variant.seeds[0]), set(commands))
     check_names(study.shared, *commands)
-    with working("study", CHECKING):
-        check_parts(study.shared, *commands)
+    with working("study", CHECKING) as say:
+        check_parts(study.shared, *commands, say=say)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
 from axpo.config.base import Part
+from axpo.errors import ConfigError
 from axpo.tree import Group, Point, Trajectory
 
 if TYPE_CHECKING:
@@ -70,6 +72,18 @@ class Example:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A row as it is stored: where, the bare question, its options, and its pictures, which need
+    not be decoded yet. What a recipe or a prompt puts around a question is no part of it."""
+
+    place: str
+    id: str
+    question: str
+    options: tuple[str, ...]
+    pictures: tuple[Path | bytes | Image.Image, ...]
+
+
 class Task(Part):
     """A source of examples; what it needs of a recipe are its fields.
 
@@ -103,6 +117,18 @@ class Task(Part):
     def example(self, split: str, index: int) -> Example:
         """The `index`-th example of `split` ("train", "val", "test", "sft"); deterministic."""
         raise NotImplementedError(f"{type(self).__name__} has no example()")
+
+    def stored(self, split: str) -> Iterator[Stored]:
+        """Every row of `split` once. Raises `ConfigError` where the rows never end."""
+        size = self.size(split)
+        if size is None:
+            raise ConfigError(
+                f"task.name: the split {split!r} of {self.name!r} never ends, so its rows cannot "
+                "be gone through"
+            )
+        for example in (self.example(split, index) for index in range(size)):
+            place, asked = example.provenance or example.id, example.question
+            yield Stored(place, example.id, asked, example.options, example.images)
 
     def notes(self, split: str) -> str:
         """What `axpo show` says of `split`, such as how many rows are left out; by default

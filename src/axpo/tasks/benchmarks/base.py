@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from axpo.errors import NoDataError, UserError
 from axpo.extras import require
-from axpo.tasks.base import Example, Task
+from axpo.tasks.base import Example, Stored, Task
 from axpo.tasks.benchmarks.averages import Share, mean_by
 from axpo.tasks.grading.verdict import Verdict
 from axpo.wording import in_short
@@ -61,6 +61,8 @@ class Benchmark(Task):
     """The columns that `read` needs."""
     pictures: ClassVar[tuple[str, ...]] = ("image",)
     """Columns of pictures; at least one of them must be there."""
+    question: ClassVar[str] = "question"
+    """The column of the bare question, by which rows to train on are found to be its own."""
     scorer: ClassVar[Scorer]
     tools: ClassVar[tuple[str, ...]] = ()
     """Tools that it offers beside those of the recipe."""
@@ -125,6 +127,10 @@ class Benchmark(Task):
     def example(self, split: str, index: int) -> Example:
         """The `index`-th question with its pictures."""
         return self._of(split).example(index)
+
+    def stored(self, split: str) -> Iterator[Stored]:
+        """Its rows with the source's own questions."""
+        return self._of(split).stored()
 
     def graders(self, split: str) -> set[str]:
         """Names of the graders of its questions."""

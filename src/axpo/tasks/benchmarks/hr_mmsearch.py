@@ -27,6 +27,7 @@ class HrMMSearch(Benchmark):
 
     sources = (Source("sensenova/HR-MMSearch", "train", 305),)
     columns = ("sample_id", "query", "ground_truth", "difficulty", "category")
+    question = "query"
     pictures = ("query_image",)
     scorer = Scorer("OpenSenseNova/SenseNova-MARS", "inference/eval.py", "judge")
     tools = ("image_search",)

@@ -32,6 +32,7 @@ class MMSearch(Benchmark):
 
     sources = (Source("CaraJ/MMSearch", "end2end", 300, "end2end"),)
     columns = ("sample_id", "query", "area", "subfield", "gt_answer", "alternative_gt_answers")
+    question = "query"
     pictures = ("query_image",)
     scorer = Scorer("CaraJ7/MMSearch", "score/f1_score.py", "rule")
     tools = ("image_search",)

@@ -6,7 +6,7 @@ A row's texts and its pictures are read apart, so that checking all rows reads n
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from axpo.errors import DataError, GradingError
-from axpo.tasks.base import Example
-from axpo.tasks.benchmarks.base import Benchmark, Row, Source
+from axpo.tasks.base import Example, Stored
+from axpo.tasks.benchmarks.base import Benchmark, Row, Source, text_of
 from axpo.tasks.contents import Contents, checksum
-from axpo.tasks.data.pictures import check_picture, open_pictures
+from axpo.tasks.data.pictures import check_picture, open_pictures, picture_source
 from axpo.tasks.data.rows import Columns, Rows
 from axpo.tasks.data.sources import Files, Hub
 from axpo.tasks.grading import check_example
@@ -87,6 +87,18 @@ class Opened:
         revision = part.source.revision if self._benchmark.path is None else None
         provenance = place if revision is None else f"{place}, revision {revision}"
         return replace(self._read(part, index), images=self._last[1], provenance=provenance)
+
+    def stored(self) -> Iterator[Stored]:
+        """All rows; a page whose `question` is none of its columns gives the prompt for it."""
+        column = self._benchmark.question
+        bare = column in self._benchmark.columns
+        for part in self._parts:
+            for index in range(len(part.texts)):
+                found, place = self._read(part, index), part.texts.place(index)
+                asked = text_of(part.texts.row(index), column) if bare else found.question
+                values = self._pictures(part, index, part.pictures.row(index))
+                pictures = [picture_source(v, part.pictures.folder, place, True) for v in values]
+                yield Stored(place, found.id, asked, found.options, tuple(pictures))
 
     @cached_property
     def contents(self) -> Contents:

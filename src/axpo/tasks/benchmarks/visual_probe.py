@@ -40,6 +40,7 @@ class VisualProbe(Benchmark):
         for name, rows in ROWS.items()
     )
     columns = ("doc_id", "problem", "solution", "data_source")
+    question = "problem"
     pictures = ("images",)
     scorer = Scorer("Mini-o3/Mini-o3", "verl/utils/reward_score/general_qa_tool.py", "judge")
 

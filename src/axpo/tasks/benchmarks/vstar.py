@@ -27,6 +27,7 @@ class VStar(Benchmark):
 
     sources = (Source("lmms-lab-encoder/vstar-bench", "test", 191),)
     columns = ("question_id", "text", "label", "category")
+    question = "text"
     scorer = Scorer("penghao-wu/vstar", "vstar_bench_eval.py", "likelihood")
     mirrors = tuple(f"{host}/datasets/{name}" for host in HUBS for name in COPIES)
 

@@ -106,7 +106,7 @@ class Fields:
         )  # fmt: skip
         grading = self._maybe(row, columns.grading, place, "grading") or self._settings.grading
         found = Example(
-            self.id(row, place) or self._named(place),
+            self.name_of(row, place),
             asked,
             (),
             truths[0],
@@ -136,10 +136,23 @@ class Fields:
         instruction = self._settings.instruction
         return f"{asked}\n{instruction}" if instruction else asked, images
 
+    def stored(self, row: Row, place: str) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
+        """The question and the options without what is put around them, and the pictures as the
+        row holds them."""
+        asked = values.question(self._one(row, self._columns.question, place), f"{place}: question")
+        options = values.options(
+            self._several(row, self._columns.options, place), f"{place}: options"
+        )
+        return asked, options, self.pictures(row, place)
+
     def id(self, row: Row, place: str) -> str | None:
         """The row's id, if it has one."""
         found = self._maybe(row, self._columns.id, place, "id")
         return None if found is None else self._named(found)
+
+    def name_of(self, row: Row, place: str) -> str:
+        """The row's id, or its place where it has none."""
+        return self.id(row, place) or self._named(place)
 
     def _named(self, id: str) -> str:
         return f"{self._name}/{id}" if self._name else id

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from axpo.tasks.base import Example
+from axpo.tasks.base import Example, Stored
 from axpo.tasks.data.arrow import Row
 from axpo.tasks.data.fields import Fields
-from axpo.tasks.data.pictures import check_picture, open_pictures
+from axpo.tasks.data.pictures import check_picture, open_pictures, picture_source
 from axpo.tasks.data.rows import Rows
 from axpo.tasks.data.sets import SetSettings
 from axpo.tasks.data.sources import Files, Hub
@@ -53,6 +53,13 @@ class DataSet:
             provenance=self._provenance(example.provenance, place),
         )
 
+    def stored(self, row: Row, place: str, folder: Path) -> Stored:
+        """The row as it is stored."""
+        asked, options, images = self.fields.stored(row, place)
+        folder = self.image_folder or folder
+        pictures = tuple(picture_source(one, folder, place, self.foreign) for one in images)
+        return Stored(place, self.fields.name_of(row, place), asked, options, pictures)
+
     def _provenance(self, said: str, place: str) -> str:
         """Where a row comes from: what it says, else its place, with the settings' revision of a
         data set of the Hub; before it the set's name."""
@@ -77,3 +84,9 @@ class Part:
         """The `index`-th of them."""
         number = self.kept[index]
         return self.data.example(self.rows.row(number), self.rows.place(number), self.rows.folder)
+
+    def stored(self) -> Iterator[Stored]:
+        """All of them, as they are stored."""
+        for number in self.kept:
+            row, place = self.rows.row(number), self.rows.place(number)
+            yield self.data.stored(row, place, self.rows.folder)

@@ -42,7 +42,7 @@ def check_picture(value: Any, folder: Path, place: str, foreign: bool = False) -
     The rows of a `foreign` data set may name only files below `folder`: any other file would bring
     the user's own pictures into the run.
     """
-    source = _source(value, folder, place, foreign)
+    source = picture_source(value, folder, place, foreign)
     if isinstance(source, Path) and not _is_file(source):
         raise DataError(
             f"{place}: images: no file {str(source)!r} (task.image_folder sets where paths start)"
@@ -51,7 +51,7 @@ def check_picture(value: Any, folder: Path, place: str, foreign: bool = False) -
 
 def picture_file(value: Any, folder: Path, place: str, foreign: bool) -> Path | None:
     """The picture's file; None for an encoded picture. Raises as `check_picture` does."""
-    source = _source(value, folder, place, foreign)
+    source = picture_source(value, folder, place, foreign)
     return source if isinstance(source, Path) else None
 
 
@@ -60,27 +60,21 @@ def open_pictures(
 ) -> tuple[Image.Image, ...]:
     """Decode all pictures; raises `DataError` as `check_picture` does, and for unreadable
     pictures."""
-    return tuple(_open(_source(value, folder, place, foreign), place) for value in values)
+    return tuple(_open(picture_source(value, folder, place, foreign), place) for value in values)
 
 
 def picture_size(value: Any, folder: Path, place: str) -> tuple[int, int]:
     """Width and height of a picture of a foreign data set by its header; raises `DataError`, also
     for a picture that `open_pictures` would not decode."""
-    with _told(_source(value, folder, place, foreign=True), place) as source:
+    with _told(picture_source(value, folder, place, foreign=True), place) as source:
         size = read_size(source)
         check_shape(*size)
         return size
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long for the system
-        return False
-
-
-def _source(value: Any, folder: Path, place: str, foreign: bool) -> Path | bytes:
-    """The file or the encoded bytes of a picture."""
+def picture_source(value: Any, folder: Path, place: str, foreign: bool) -> Path | bytes:
+    """The file or the encoded bytes of a picture. Raises `DataError` as `check_picture` does, but
+    not for a missing file."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -108,6 +102,13 @@ def _source(value: Any, folder: Path, place: str, foreign: bool) -> Path | bytes
             "Hub may name files below task.image_folder only"
         )
     return file
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for the system
+        return False
 
 
 def _decode(text: str, place: str) -> bytes:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import bisect
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
 
 from axpo.errors import ConfigError, DataError, DataWarning
-from axpo.tasks.base import EPOCH, Example
+from axpo.tasks.base import EPOCH, Example, Stored
 from axpo.tasks.contents import Contents
 from axpo.tasks.data.check import SEEN, Sieve
 from axpo.tasks.data.contents import rows_contents, shards_contents
 from axpo.tasks.data.loaded import DataSet, Part
 from axpo.tasks.data.sets import MixedSet
-from axpo.tasks.data.stream import Keep, RowStream
+from axpo.tasks.data.stream import Keep, RowStream, each_row
 from axpo.tasks.data.task import DataTask
 
 REPEATED = ("train", "sft")
@@ -87,6 +88,17 @@ class Reader:
                 DataWarning,
                 stacklevel=2,
             )
+
+    def stored(self, split: str) -> Iterator[Stored]:
+        """Every row that is used once, a streamed split's too."""
+        if split in self._settings.streaming:
+            (data,) = self._sets(split)
+            shards = data.source.shards(data.split(split))
+            for row, place, folder in each_row(shards, self._keep(split, data)):
+                yield data.stored(row, place, folder)
+        else:
+            for part in dict.fromkeys(self._split(split)):  # repeated ones once
+                yield from part.stored()
 
     def graders(self, split: str) -> set[str]:
         """Those that rows name or have by default; the setting's where the split is streamed."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from axpo.errors import DataError
-from axpo.folder import whole_file
+from axpo.folder import cache_folder, whole_file
 from axpo.tasks.contents import checksum
 from axpo.tasks.data.arrow import Layout, Row, chunks, encoded_columns, without_bytes
 
@@ -186,7 +185,7 @@ class ArrowRows(Rows):
         groups = (footer.row_group(number) for number in range(footer.num_row_groups))
         return {
             f"{self.name} row group {number} (pictures)": checksum([
-                (one.total_compressed_size, one.total_uncompressed_size, str(one.statistics))
+                (one.total_compressed_size, one.total_uncompressed_size, _plain_statistics(one))
                 for one in map(group.column, range(group.num_columns))
                 if one.path_in_schema.partition(".")[0] in self._pictures
             ])
@@ -262,7 +261,7 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     about = path.stat()
     key = [str(path.resolve()), about.st_size, about.st_mtime_ns, list(columns), BATCH, "labels"]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "axpo" / "data"
+    base = cache_folder("data")
     copy = base / f"{path.stem}-{name}.arrow"
     if copy.is_file():
         return copy
@@ -281,6 +280,11 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: copying it to {copy}: {error}") from error
     return copy
+
+
+def _plain_statistics(column: pq.ColumnChunkMetaData) -> dict[str, Any] | None:
+    """As values: their text says where they lie in memory."""
+    return column.statistics.to_dict() if column.statistics else None
 
 
 def _plain(column: pa.Field) -> pa.Field:

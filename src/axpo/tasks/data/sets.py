@@ -12,6 +12,8 @@ from axpo.errors import GradingError
 from axpo.tasks.data.columns import ColumnSettings, OneOrMore
 from axpo.tasks.grading import check_grader
 
+SUFFIXES = (".jsonl", ".json", ".parquet", ".pq")
+"""Of the files that hold rows."""
 Scalar = bool | int | float | str
 Condition = Annotated[
     tuple[Scalar, ...],

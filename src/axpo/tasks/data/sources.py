@@ -29,15 +29,13 @@ from axpo.tasks.data.rows import (
     parquet_batches,
     parquet_columns,
 )
+from axpo.tasks.data.sets import SUFFIXES
 from axpo.tasks.data.stream import Shard
 from axpo.tasks.sample import FILES, NAME
 
-SUFFIXES: dict[str, Callable[[Path, Columns], Rows]] = {
-    ".jsonl": JsonLines,
-    ".json": JsonArray,
-    ".parquet": ArrowRows,
-    ".pq": ArrowRows,
-}
+READERS: dict[str, Callable[[Path, Columns], Rows]] = dict(
+    zip(SUFFIXES, (JsonLines, JsonArray, ArrowRows, ArrowRows), strict=True)
+)
 
 
 class Files:
@@ -62,14 +60,14 @@ class Files:
 
     def rows(self, split: str) -> list[Rows]:
         """The split's parts, by number."""
-        return [SUFFIXES[path.suffix](path, self._fields) for path in self._files(split)]
+        return [READERS[path.suffix](path, self._fields) for path in self._files(split)]
 
     def shards(self, split: str) -> list[Shard]:
         """The split's parts, as they arrive."""
         return [self._shard(path) for path in self._files(split)]
 
     def _shard(self, path: Path) -> Shard:
-        if SUFFIXES[path.suffix] is not ArrowRows:
+        if READERS[path.suffix] is not ArrowRows:
             raise ConfigError(
                 f"task.streaming: {path} is read by line anyway; streaming is for Parquet and the "
                 "Hub: remove it"

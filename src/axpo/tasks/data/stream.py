@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,19 @@ def _read(shards: Sequence[Shard], size: int, seed: int, keep: Keep | None) -> I
         epoch += 1
 
 
-def _kept(shard: Shard, start: int, rows: pa.Table, keep: Keep) -> set[int]:
+def each_row(shards: Iterable[Shard], keep: Keep | None) -> Iterator[tuple[Row, str, Path]]:
+    """Every row that is used once, with its place and its shard's folder, in the shards' order."""
+    for shard in shards:
+        start = 0
+        for rows in shard.open():
+            kept = range(rows.num_rows) if keep is None else sorted(_kept(shard, start, rows, keep))
+            read = Layout(rows.schema)
+            for index in kept:
+                yield read.row(rows, index), f"{shard.name} row {start + index}", shard.folder
+            start += rows.num_rows
+
+
+def _kept(shard: Shard, start: int, rows: pa.RecordBatch | pa.Table, keep: Keep) -> set[int]:
     """The numbers within a window of the rows that are used."""
     light = Layout(rows.schema).rows(without_bytes(rows))
     places = (f"{shard.name} row {start + index}" for index in range(len(light)))

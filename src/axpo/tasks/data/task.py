@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from axpo.config.base import Fraction, PositiveInt
-from axpo.tasks.base import Example, Task
+from axpo.tasks.base import Example, Stored, Task
 from axpo.tasks.data.sets import MixedSet, SetSettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class DataTask(SetSettings, Task):
     """The splits that are read as they arrive, without a copy on this machine (Parquet and Hub)."""
     window: PositiveInt = 1000
     """How many rows of a streamed split are held and shuffled at once."""
+    against: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Benchmarks whose rows must not be trained on: NAME or NAME=PATH, as in `axpo contaminated`.
+    The rows of "train" and "sft" are compared with theirs before a training begins."""
+    contaminated: Literal["refuse", "allow"] = "refuse"
+    """What a row that is a benchmark's does: no training begins, or a warning is given."""
 
     @model_validator(mode="after")
     def _effective(self) -> DataTask:
@@ -40,6 +46,8 @@ class DataTask(SetSettings, Task):
             raise ValueError("window: no effect without streaming; remove it")
         if self.bad_rows == "refuse" and "bad_share" in self.model_fields_set:
             raise ValueError("bad_share: no effect without bad_rows = 'skip'; remove it")
+        if not self.against and "contaminated" in self.model_fields_set:
+            raise ValueError("contaminated: no effect without against; remove it")
         return self
 
     def _check_sets(self) -> None:
@@ -79,6 +87,10 @@ class DataTask(SetSettings, Task):
     def contents(self, split: str) -> Contents:
         """Its rows; of a streamed split its shards."""
         return self._reader.contents(split)
+
+    def stored(self, split: str) -> Iterator[Stored]:
+        """Its rows, those of a repeated set once."""
+        return self._reader.stored(split)
 
     def notes(self, split: str) -> str:
         """How many rows each set has, and how many are left out and why."""
