@@ -28,7 +28,7 @@ from axpo.pictures import (
 )
 from axpo.search.gallery import perceptual_hash
 
-LOOKED_AT = 512 * 512
+LOOKED_AT = 128 * 128
 """Pixels at most of which the perceptual hash is taken (choice): it looks at 32 x 32 of them."""
 BATCH = 500
 """Pictures that are kept at a time."""
