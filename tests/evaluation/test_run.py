@@ -127,8 +127,8 @@ def test_evaluate_then_diagnose_then_compare(
 ) -> None:
     monitor = CountingMonitor()
     result = evaluate(config(), "hub/model-step-000040", tmp_path / "a", monitor)
-    assert monitor.started == [("eval", 0, 5)]
-    assert monitor.steps == [0, 1, 2, 3, 4]
+    assert monitor.started == [("eval", 0, 5 * 4)]
+    assert monitor.steps == list(range(5 * 4))
     assert json.loads((tmp_path / "a" / "evaluation.json").read_text()) == result
     assert (result["model"], result["step"], result["split"]) == (
         "hub/model-step-000040",

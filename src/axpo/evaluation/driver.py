@@ -26,8 +26,9 @@ from axpo.store import load_pictures
 from axpo.tasks.base import Example
 from axpo.tree import Group, Trajectory
 
-Progress = Callable[[Sequence[Group]], None]
-"""Hears of the groups that are finished so far, after each."""
+Progress = Callable[[Sequence[Group], int], None]
+"""Hears of the groups that are finished so far and of how many samples have ended, in them and in
+others; after each sample and each group."""
 Question = tuple[str | None, Callable[[], Example]]
 """An example's id, where it is known before the example is opened, and what opens it."""
 Begun = tuple[str, Callable[[], Group] | None]
@@ -115,7 +116,7 @@ async def resample_prefixes(
     for probe in probes:
         wanted.setdefault(probe.prefix.group, []).append(probe)
 
-    async def grow(group: Group) -> None:
+    async def grow(group: Group, _: object) -> None:
         agent = sampler.agent
         try:
             for prefix in (probe.prefix for probe in wanted[group.id]):
@@ -156,10 +157,19 @@ def _copied(group: Group, shelf: Shelf, **changes: Any) -> Group:
     return copy
 
 
-async def _grow(sampler: GroupSampler, shelf: Shelf, group: Group) -> None:
-    """Sample what the shelf has not kept of a group."""
+async def _grow(
+    sampler: GroupSampler, shelf: Shelf, group: Group, ended: Callable[[int], None]
+) -> None:
+    """Sample what the shelf has not kept of a group; `ended` hears how many samples more there
+    are."""
+
+    async def keep(rollout: Trajectory) -> None:
+        await shelf.keep(group, rollout)
+        ended(1)
+
     kept = shelf.resume(group)
-    await sampler.grow(group, partial(shelf.keep, group))
+    ended(sum(rollout.scored for rollout in group.rollouts))
+    await sampler.grow(group, keep)
     if kept:
         order = [f"{group.id}/r{i}" for i in range(sampler.samples)]
         group.rollouts.sort(key=lambda rollout: order.index(rollout.id))
@@ -170,14 +180,21 @@ async def _collect(
     begun: Iterable[Begun],
     shelf: Shelf,
     progress: Progress | None,
-    grow: Callable[[Group], Awaitable[object]],
+    grow: Callable[[Group, Callable[[int], None]], Awaitable[object]],
 ) -> None:
-    """Have `grow` sample the groups that the shelf lacks.
+    """Have `grow` sample the groups that the shelf lacks; it says how many samples have ended.
 
     The first error cancels the others and is raised as it is; what has ended stays on the shelf.
     """
     done: list[Group] = []
+    samples = 0
     queue, turn = iter(begun), asyncio.Lock()
+
+    def ended(count: int) -> None:
+        nonlocal samples
+        samples += count
+        if progress is not None:
+            progress(done, samples)
 
     def begin() -> tuple[str, Group | None] | None:
         for id, make in queue:
@@ -192,13 +209,12 @@ async def _collect(
                 return
             id, group = job
             if group is not None:
-                await grow(group)
+                await grow(group, ended)
                 if group.id != id:
                     raise ValueError(f"sampled group: expected id {id}, got {group.id}")
                 await shelf.finish(group)
             done.append(shelf.groups[id])
-            if progress is not None:
-                progress(done)
+            ended(0 if group is not None else len(done[-1].rollouts))
 
     try:
         async with asyncio.TaskGroup() as tasks:

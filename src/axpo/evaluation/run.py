@@ -165,11 +165,11 @@ async def evaluated(run: Measurement, monitor: Monitor) -> dict[str, Any]:
     groups, judged = run.stored(shelf), dict[str, float]()
     if groups is None:
         async with _loaded(run, shelf, monitor) as loaded:
-            monitor.start("eval", 0, run.questions)
+            monitor.start("eval", 0, run.questions * config.eval.samples)
             monitor.phase("sampling")
             agent = loaded.agent
             before = agent.figures
-            groups = await _sample(run, agent, shelf, _show_questions(monitor, agent))
+            groups = await _sample(run, agent, shelf, _show_samples(monitor, agent))
             judged = {name: value - before[name] for name, value in agent.figures.items()}
     monitor.phase("resampling for the intervals")
     _say_unscored(config, groups, "the same command takes those again")
@@ -290,17 +290,21 @@ def _say_unscored(config: Config, groups: Sequence[Group], how: str) -> None:
         )
 
 
-def _show_questions(monitor: Monitor, agent: Agent) -> Progress:
-    def progress(done: Sequence[Group]) -> None:
-        recent = done[-RECENT:]
-        figures = gap(recent) | unscored_figures(recent) | agent.figures
-        monitor.step("eval", len(done) - 1, figures)
+def _show_samples(monitor: Monitor, agent: Agent) -> Progress:
+    shown = 0
+
+    def progress(done: Sequence[Group], samples: int) -> None:
+        nonlocal shown
+        if samples > shown:
+            recent, shown = done[-RECENT:], samples
+            known = gap(recent) | unscored_figures(recent) if recent else {}
+            monitor.step("eval", samples - 1, known | agent.figures)
 
     return progress
 
 
 def _show_prefixes(monitor: Monitor) -> Progress:
-    def progress(done: Sequence[Group]) -> None:
+    def progress(done: Sequence[Group], _: int) -> None:
         found = [b.recovered for group in done for b in group.branches]
         scored = [float(r) for r in found if r is not None]
         figures = {"recovery_any": sum(scored) / len(scored)} if scored else {}

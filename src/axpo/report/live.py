@@ -45,7 +45,8 @@ UNBROKEN = 10_000
 """Columns of an output that is no terminal."""
 RATES = {"samples_per_second": "samples", "tokens_per_second": "tokens_sampled"}
 UNSCORED = "unscored_share"
-"""A figure that is shown only where it is not 0."""
+ABOVE_0 = (UNSCORED, "chat_cost", "chat_prompt_tokens", "judge_cost", "judge_requests")
+"""Figures that are shown only where they are not 0."""
 DONE, STOPPED = "done", "stopped"
 RECENT = 20
 """Steps whose pace the ETA goes by."""
@@ -75,6 +76,10 @@ FIGURES = (
     LiveFigure(("accuracy", "pass@1"), "accuracy"),
     LiveFigure(("validation_value",), "validation", best="validation_best"),
     LiveFigure(("recovery_rate",), "recovery"),
+    LiveFigure(("chat_cost",), "model cost", fraction=False),
+    LiveFigure(("chat_prompt_tokens",), "tokens sent", fraction=False),
+    LiveFigure(("judge_cost",), "judge cost", fraction=False),
+    LiveFigure(("judge_requests",), "judge asked", fraction=False),
     LiveFigure(("samples_per_second",), "samples/s", fraction=False),
     LiveFigure(("tokens_per_second",), "tokens/s", fraction=False),
     LiveFigure(("loss",), "loss", fraction=False),
@@ -85,7 +90,7 @@ SHOWN = 6
 
 def figures_of(values: Mapping[str, float]) -> list[tuple[LiveFigure, str]]:
     """The figures to show of these metrics, each with the name of its metric."""
-    known = [name for name, value in values.items() if name != UNSCORED or value > 0]
+    known = [name for name, value in values.items() if name not in ABOVE_0 or value > 0]
     found = ((figure, next((k for k in figure.keys if k in known), None)) for figure in FIGURES)
     return [(figure, key) for figure, key in found if key is not None][:SHOWN]
 

@@ -18,7 +18,7 @@ from axpo.training.monitor import VALIDATION, Monitor
 
 PYTORCH = "loading PyTorch"
 """The first phase of a command that needs PyTorch."""
-UNITS = {"eval": "question", "diagnose": "prefix"}
+UNITS = {"eval": "sample", "diagnose": "prefix"}
 """Kind -> what its steps are called, where they are not steps."""
 
 
