@@ -45,7 +45,7 @@ class Line:
 
 def heads(k: int) -> list[str]:
     """The heads of the table's columns."""
-    return ["", "Pass@1", f"Pass@{k}", "official", "tool rate", "calls", "gain over it"]
+    return ["", "Pass@1", f"Pass@{k}" if k > 1 else "", "official", "tool rate", "calls", "gain over it"]
 
 
 def table_lines(found: Mapping[str, Any], benchmark: str) -> list[Line]:
@@ -170,7 +170,8 @@ def _arm_line(name: str, arm: Mapping[str, Any], gains: Mapping[str, Any], k: in
     calls = metrics.get("calls")
     return Line(
         name, False,
-        _value(first), _interval(first), _value(of_k), _interval(of_k),
+        _value(first), _interval(first), _value(of_k) if k > 1 else "",
+        _interval(of_k) if k > 1 else "",
         _value(metrics.get("official")), _value(metrics.get("tool_rate")),
         NONE if calls is None else number_text(calls["value"], 2),
         "" if gain is None else f"{signed_text(100 * gain['value'], 1)} {_interval(gain, True)}",

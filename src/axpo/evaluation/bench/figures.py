@@ -12,7 +12,7 @@ from axpo.evaluation.bench.paper import paper_row
 from axpo.evaluation.summary import QuestionShares, compare, estimates, resampling_unit
 from axpo.tasks.benchmarks.averages import shares
 from axpo.tasks.benchmarks.base import Benchmark
-from axpo.tasks.benchmarks.official import official_shares
+from axpo.tasks.benchmarks.official import has_rule, official_shares
 from axpo.tasks.grading.verdict import Verdict
 from axpo.tree import Group
 
@@ -75,9 +75,10 @@ def comparable(benchmark: Benchmark) -> str:
     if scorer.kind == "rule":
         return f"official is the rule of {place}, its faults included; strict is axpo's own grader."
     if scorer.kind == "judge":
+        reads = "; official reads its reply as the source does" if has_rule(benchmark) else ""
         return (
-            f"the source asks a judge ({place}): prompt and judge differ, so that no score here is "
-            "the source's."
+            f"the source asks a judge ({place}): judge and prompt are others here{reads}, so that "
+            "no score is the source's."
         )
     return (
         f"the source compares likelihoods of the options ({place}): nothing here is its score; "
