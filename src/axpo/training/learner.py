@@ -277,7 +277,10 @@ class Learner:
         clipping."""
         norm = self._gradient_norm()
         if self._ranks.many and not torch.isfinite(norm):  # Alone, each micro-batch was checked.
-            self._fault(f"the gradient of one of the groups {', '.join(groups)} is not finite")
+            raise NonFiniteError(
+                f"the gradient of one of the groups {', '.join(groups)} is not finite; no weight "
+                "was changed"
+            )
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
         rate = learning_rate(self.settings, self.updates, self.total_updates)
         for parameters in self.optimizer.param_groups:
