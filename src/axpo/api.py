@@ -174,7 +174,7 @@ def bench(
             from axpo.build.bench import measure
             from axpo.report.bench_page import write_bench
 
-            total = sum(cell.config.eval.questions for cell in cells)
+            total = sum(cell.samples for cell in cells)
             try:
                 stopping.run(measure(cells, folder.path, BenchMonitor(view, total, claim).part))
             except Stopped as stop:

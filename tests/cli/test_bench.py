@@ -107,12 +107,14 @@ def printed(found: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]
 
 
 def test_three_public_benchmarks_with_and_without_tools(
-    tmp_path: Path, rows: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, rows: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     config, out = axpo.load_config(*RECIPE), tmp_path / "out"
     given: dict[str, Any] = {"samples": 2, "questions": 8, "no_tools": True}
     found = axpo.bench(config, three(rows), out, **given)
     assert loads == [str(BASE)]  # once, for six measurements
+    assert ": sample 96/96 (100 %) | " in capsys.readouterr().err  # 3 x 2 x 8 x 2
     assert found == json.loads((out / "bench.json").read_text())
     assert list(found["benchmarks"]) == ["vstar", "hr-bench-4k", "dynamath"]
     hr, dynamath = found["benchmarks"]["hr-bench-4k"], found["benchmarks"]["dynamath"]

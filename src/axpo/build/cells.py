@@ -36,6 +36,11 @@ class Cell:
         return self.config.task
 
     @property
+    def samples(self) -> int:
+        """How many samples are taken."""
+        return self.config.eval.questions * self.config.eval.samples
+
+    @property
     def title(self) -> str:
         """The benchmark and the arm, in words."""
         return f"{self.benchmark.name}, {self.arm}"

@@ -81,7 +81,7 @@ def run_monitor(
 
 
 class BenchMonitor:
-    """Shows the measurements of `axpo bench` as one: `total` questions, one cell after another.
+    """Shows the measurements of `axpo bench` as one: `total` samples, one cell after another.
 
     A cell that samples notes its settings and where it was run, as a run does.
     """
@@ -95,7 +95,7 @@ class BenchMonitor:
         """The monitor of a cell, whose folder this process has alone meanwhile."""
         with RunFolder(cell.folder).alone(), ExitStack() as stack:
             yield _Part(self, cell, stack)
-        self._before += cell.config.eval.questions
+        self._before += cell.samples
 
     def begin(self, cell: Cell, stack: ExitStack) -> None:
         """The cell samples from now on."""
