@@ -10,14 +10,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from axpo.checks import check_folder, note_settings
-from axpo.cli.commands import app
 from axpo.config import Config, load_config
-from axpo.errors import ConfigError, UserError
+from axpo.errors import ConfigError
 from axpo.folder import VERSION
 from axpo.recipes import shipped
+from tests.support.terminal import here
 
 RECIPE = shipped("lab")
 STUDY = RECIPE.with_name("study.toml")
@@ -43,17 +42,6 @@ def axpo(*args: str, code: int = 0) -> str:
 def show(*args: str, code: int = 0) -> str:
     """What `axpo show` prints."""
     return here("show", *args, code=code)
-
-
-def here(*args: str, code: int = 0) -> str:
-    """What a command prints in this process: it loads PyTorch, which takes a new one 3 s."""
-    found = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke(app, args)
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        assert isinstance(found.exception, UserError), found.exception
-        assert code == 1
-        return f"{found.output}axpo: {found.exception}"
-    assert found.exit_code == code, found.output
-    return found.output
 
 
 def test_help_names_every_command_and_imports_no_torch() -> None:

@@ -18,11 +18,11 @@ from axpo.config import load_config
 from axpo.contamination import find
 from axpo.errors import ConfigError, DataError, DataWarning, UserError
 from axpo.tasks.data.task import DataTask
-from tests.cli.test_cli import here
-from tests.search.test_gallery import scene
 from tests.support.benchmarks import written
 from tests.support.data_sets import picture, write_jsonl, write_parquet
-from tests.tasks.benchmarks.test_vstar import vstar_row, vstar_rows
+from tests.support.made_rows import vstar_row, vstar_rows
+from tests.support.scenes import scene
+from tests.support.terminal import here
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from axpo.contamination.index import EQUAL, LOOKS, PIXELS, SHARED, Index, Pair, Row
 from axpo.contamination.prints import Print, Prints
 from axpo.contamination.words import question_words
-from tests.search.test_gallery import compressed, scene
+from tests.support.scenes import compressed, scene
 
 ASKED = "What is the colour of the car?"
 

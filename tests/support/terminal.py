@@ -16,6 +16,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from axpo.cli.commands import app
+from axpo.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "src" / "axpo" / "recipes" / "lab.toml"
 _CODE = re.compile(r"\x1b\[\??([0-9;]*)([A-Za-z])|\x1b\][^\x07]*\x07")
@@ -26,6 +31,17 @@ def environment(**more: str) -> dict[str, str]:
     return (
         os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"} | more
     )
+
+
+def here(*args: str, code: int = 0) -> str:
+    """What a command prints in this process: it loads PyTorch, which takes a new one 3 s."""
+    found = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke(app, args)
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        assert isinstance(found.exception, UserError), found.exception
+        assert code == 1
+        return f"{found.output}axpo: {found.exception}"
+    assert found.exit_code == code, found.output
+    return found.output
 
 
 def start(*args: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

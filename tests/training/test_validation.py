@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ def figures(out: Path) -> list[tuple[int, dict[str, float]]]:
 def untimed(lines: Lines, kind: str) -> list[tuple[int, dict[str, float]]]:
     """What the lines say but for time."""
     return [
-        (step, {k: v for k, v in values.items() if "seconds" not in k and "latency" not in k})
+        (step, {k: v for k, v in values.items() if not re.search("seconds|latency|loop_lag", k)})
         for of, step, values in lines.steps
         if of == kind
     ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from axpo.build.cells import Cell
 from axpo.checks import CHECKING, note_settings
 from axpo.errors import Stopped
 from axpo.extras import require
@@ -15,6 +15,9 @@ from axpo.report.live import LiveView
 from axpo.report.metrics import MetricsWriter
 from axpo.report.provenance import recorded
 from axpo.training.monitor import VALIDATION, Monitor
+
+if TYPE_CHECKING:  # benchmarks import Pillow
+    from axpo.build.cells import Cell
 
 PYTORCH = "loading PyTorch"
 """The first phase of a command that needs PyTorch."""

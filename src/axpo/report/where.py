@@ -83,7 +83,7 @@ def _durations(entries: Sequence[Mapping[str, Any]]) -> str:
     """The time of each command; a command that was killed did not record its own."""
     spent: dict[str, float] = {}
     for entry in entries:
-        name = shlex.split(entry["command"])[1]
+        name = shlex.split(entry["command"])[:2][-1]  # a script of one's own has one word
         spent[name] = spent.get(name, 0.0) + entry.get("seconds", 0.0)
     text = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items())
     killed = sum("seconds" not in entry for entry in entries)
