@@ -44,6 +44,7 @@ CASES = {
         "rounded, held, one tree": replace(ROUNDED, groups=("tree0",), ranks={"hold": True}),
         "rounded adapters": replace(ROUNDED, kl=True, lora={}),
     },
+    1: {"mixed": EVERYWHERE["mixed"]},
     4: EVERYWHERE | {"two copies": Case(kl=True, ranks={"shard": 2})},
 }
 
@@ -70,7 +71,7 @@ def test_ranks_train_as_one_process(
     one = train(case)
     losses = [abs(a["loss"] - b["loss"]) for a, b in zip(many.metrics, one.metrics, strict=True)]
     gradient, weights = distance(many.gradient, one.gradient), distance(many.weights, one.weights)
-    idle = sum(metrics["passes_idle"] for metrics in many.metrics)
+    idle = sum(metrics["passes_idle"] for metrics in many.metrics) if others else 0
     print(
         f"{count} ranks, {name}: loss {max(losses):.0e}, gradient {gradient:.0e}, "
         f"weights {weights:.0e}, {idle:.0f} idle passes"

@@ -16,9 +16,9 @@ import torch
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
-from axpo.algorithms.losses import ClipLoss
+from axpo.algorithms.losses import ClipLoss, TokenBatch
 from axpo.errors import NonFiniteError, TreeError
-from axpo.models.loading import Checkpoint
+from axpo.models.loading import Checkpoint, Processor
 from axpo.training import attention, sharding
 from axpo.training.items import Size
 from axpo.training.objective import Objective
@@ -59,6 +59,16 @@ def without_its_picture(group: Group) -> None:
     group.prompt = replace(group.prompt, images=(ImageSpan("lost", 1, 4),))
 
 
+def steeper(batch: TokenBatch, by: float) -> tuple[torch.Tensor, dict[str, float]]:
+    """A finite loss with finite slopes, which overflow on their way through the model."""
+    value, metrics = CLIP(batch)
+    return value * by, metrics
+
+
+def unreadable(*_: object) -> None:
+    raise OSError("no picture")
+
+
 SPOILED = {
     "loss": (with_nan, "the loss of group text2 is nan; no weight was changed"),
     "credit": (beyond_the_end, "group text2, trajectory text2r0: rollout credit"),
@@ -77,7 +87,7 @@ def faults() -> dict[str, object]:
     def fault(all_groups: list[Group], loss: Any = CLIP) -> str:
         try:
             some.update(own_share(all_groups, ranks), Objective(loss, "question_mean"))
-        except (NonFiniteError, TreeError) as error:
+        except (NonFiniteError, TreeError, OSError, RuntimeError) as error:
             assert torch.equal(flat(some.parameters, ranks), start)
             assert some.updates == 0
             return f"{type(error).__name__}: {error}"
@@ -87,7 +97,13 @@ def faults() -> dict[str, object]:
         spoiled = groups()
         spoil(next(group for group in spoiled if group.id == "text2"))
         told[name] = fault(spoiled)
-    told["gradient"] = fault(groups(), Steep(1 if first else 99, CLIP))
+    told["slope"] = fault(groups(), Steep(1 if first else 99, CLIP))
+    told["overflow"] = fault(groups(), partial(steeper, by=1e37 if first else 1.0))
+    if first:
+        with patch.object(Processor, "grid", unreadable):
+            told["reading"] = fault(groups())
+    else:
+        told["reading"] = fault(groups())
     told["after"] = some.update(own_share(groups(), ranks), Objective(CLIP, "question_mean"))
     silent = groups(1)[-1:] if first else []
     for group in silent:
@@ -104,8 +120,12 @@ def test_a_fault_of_one_rank_ends_the_update_on_all(tmp_path: Path):
         for name, (_, message) in SPOILED.items():
             kind = "NonFiniteError" if name == "loss" else "TreeError"
             assert found[name].startswith(f"{kind}: {message}")
-        assert "the gradient of one of the groups" in found["gradient"]
-        assert "tree0" in found["gradient"]
+        assert "the gradient of one of the groups tree0" in found["overflow"]
+        assert found["slope"].startswith("NonFiniteError: the gradient of group")
+    first, second = told
+    assert first["slope"] == second["slope"]
+    assert first["reading"] == "OSError: no picture"
+    assert second["reading"] == "RuntimeError: rank 0: OSError('no picture')"
     # The next updates are as if nothing had been.
     one = learner(CASE, ALONE)
     groups = [made(name, one.checkpoint, 0) for name in CASE.groups]

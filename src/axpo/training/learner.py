@@ -244,6 +244,8 @@ class Learner:
             loss, found = objective.loss(TokenBatch(some.logprobs, ref=reference, **part))
             if not torch.isfinite(loss):
                 self._fault(f"the loss of {where} is {loss.item()}")
+            if self._ranks.many:  # Their gradients are sums, in which no group can be told.
+                some.logprobs.register_hook(partial(self._check, where))
             laps("forward")
             some.backward(loss)
             laps("backward")
@@ -251,6 +253,10 @@ class Learner:
         if not self._ranks.many and not torch.isfinite(self._gradient_norm()):
             self._fault(f"the gradient of {where} is not finite")
         laps("backward")
+
+    def _check(self, where: str, gradient: torch.Tensor) -> None:
+        if not torch.isfinite(gradient).all():
+            self._fault(f"the gradient of {where} is not finite")
 
     def _fault(self, what: str) -> None:
         self._ranks.fault(NonFiniteError(f"{what}; no weight was changed"))

@@ -79,7 +79,8 @@ class Ranks:
 
         The passes use the models of `checkpoints`, and are of `kinds`, in this order; `idle(kind)`
         makes an idle one. `pictures` tells whether the trees of this rank show any. Errors that
-        were given to `fault` are raised on all ranks at the end.
+        were given to `fault` are raised on all ranks at the end. One that is raised within the
+        context is this rank's alone: the others wait as long as their process group lets them.
         """
         return nullcontext(alone)
 

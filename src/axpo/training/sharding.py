@@ -62,13 +62,12 @@ class Sharded(Ranks):
         policy = MixedPrecisionPolicy(
             param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        options: dict[str, Any] = {"mesh": self._mesh, "mp_policy": policy}
-        for layer in model.model.language_model.layers:
-            fully_shard(layer, reshard_after_forward=not self._hold, **options)
-        fully_shard(model, reshard_after_forward=False, **options)
+        for unit in (*model.model.language_model.layers, model):
+            for parameter in unit.parameters():  # One unit at a time is whole in float32.
+                if parameter.requires_grad and parameter.dtype != torch.float32:
+                    parameter.data = parameter.data.float()
+            again = unit is not model and not self._hold
+            fully_shard(unit, mesh=self._mesh, mp_policy=policy, reshard_after_forward=again)
         setattr(model, _ENTRY, lambda function: function())
         register_fsdp_forward_method(model, _ENTRY)
         spread = replace(checkpoint, entry=getattr(model, _ENTRY))
