@@ -19,8 +19,9 @@ from PIL import Image
 from axpo.chat import client as client_module
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Finish, Request
-from axpo.engines.chat.engine import ChatEngine, withheld
+from axpo.engines.chat.engine import ChatEngine
 from axpo.engines.chat.settings import Chat
+from axpo.engines.chat.wire import withheld
 from axpo.errors import BudgetSpent, ConfigError, EngineError, MissingError, RequestError
 from axpo.models.loading import Checkpoint
 from axpo.pictures import picture_digest, read_picture
@@ -326,6 +327,7 @@ def test_what_fails_is_asked_again(tmp_path: Path) -> None:
         (Answer(429), 3, "status 429"),
         (ERROR, 3, "ended as 'error'"),
         (Answer(body=b"<html>"), 3, "no chat completion"),
+        (said("7", tool_calls=["zoom"]), 3, "no chat completion"),
         (Answer(400, b"no such field"), 1, r"no such field; engine\.reasoning, engine\.tool_pict"),
         (Answer(403, b"KEY"), 1, r"status 403 \[key\]"),
     ],

@@ -33,8 +33,12 @@ _BROKEN = {"error", "abort"}
 """Reasons with which servers (OpenRouter, vLLM) end answers that failed half-way."""
 
 
+class _Message(BaseModel, extra="allow"):
+    tool_calls: list[dict[str, Any]] | None = None
+
+
 class _Choice(BaseModel):
-    message: dict[str, Any]
+    message: _Message
     finish_reason: str | None = None
 
 
@@ -226,11 +230,12 @@ class ChatClient:
         choice = read.choices[0]
         if choice.finish_reason in _BROKEN:
             raise fault(f"an answer that ended as {choice.finish_reason!r}")
+        message = choice.message.model_dump(exclude_unset=True)
         return Reply(
-            text=text_of(choice.message.get("content")),
+            text=text_of(message.get("content")),
             finish=choice.finish_reason,
             usage=read.usage or Usage(),
-            message=choice.message,
+            message=message,
         )
 
     def _declined(self, address: _Address, response: httpx.Response) -> Declined:

@@ -19,7 +19,7 @@ import asyncio
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,13 @@ from axpo.chat.messages import Conversation, Message, Transcriber
 from axpo.clock import waiting
 from axpo.engines.base import Completion, Engine, Finish, Picture, Request
 from axpo.engines.chat.settings import Chat
+from axpo.engines.chat.wire import (
+    request_fields,
+    sent_messages,
+    signatures_of,
+    with_pictures,
+    withheld,
+)
 from axpo.engines.checking import check_request
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
@@ -48,14 +55,8 @@ KIND = "chat"
 """The kind of an endpoint's answers in the file of recorded ones."""
 PATIENCE = 60.0
 """Seconds that closing waits for replies under way, which are paid for (choice)."""
-SEEDS = 2**31
-"""Seeds are sent modulo this number: some endpoints read 32 bits."""
 REFUSING = {401, 402, 404}
 """Statuses with which an endpoint refuses the key, the account or the model."""
-FILTERED = {"content_filter", "content_policy_violation", "data_inspection_failed"}
-"""The codes with which endpoints (Azure, OpenAI, Alibaba) withhold an answer."""
-BEHIND = "The pictures follow."
-"""A tool's result whose pictures are sent behind it, and which has no text."""
 _REPLY = TypeAdapter(Reply)
 
 
@@ -172,7 +173,7 @@ class ChatEngine(Engine):
         async with self._places.take(request.priority):
             with waiting():
                 reply = await self._reply(request, asked)
-        if signed := signatures(reply.message):
+        if signed := signatures_of(reply.message):
             self._known.setdefault(request.group, _Known()).signed[request.id] = signed
         if (refusal := reply.message.get("refusal")) or reply.finish == "content_filter":
             self.chat.refused += 1
@@ -192,10 +193,9 @@ class ChatEngine(Engine):
 
     async def _reply(self, request: Request, asked: Conversation) -> Reply:
         """The recorded reply to a request, or a new one."""
-        model, fields = self._settings.model, self._fields(request)
-        messages = self._sent(request, asked.messages)
-        if asked.tools:
-            fields["tools"] = asked.tools
+        settings, model = self._settings, self._settings.model
+        fields = request_fields(settings, request.sampling, asked.tools)
+        messages = sent_messages(settings, asked.messages, self._signed(request))
         said = json.dumps([model, messages, fields, request.sampling.seed], sort_keys=True)
         key = Key(model, KIND, hashlib.sha256(said.encode()).hexdigest(), "{}")
 
@@ -230,44 +230,11 @@ class ChatEngine(Engine):
             )
         return EngineError(f"request {request.id}: {fault}{hint}")
 
-    def _fields(self, request: Request) -> dict[str, Any]:
-        """The fields of a request beside model, messages and tools."""
-        sampling, settings = request.sampling, self._settings
-        fields: dict[str, Any] = {
-            settings.limit: sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed % SEEDS,
-        }
-        if sampling.top_k:
-            fields["top_k"] = sampling.top_k
-        if sampling.presence_penalty:
-            fields["presence_penalty"] = sampling.presence_penalty
-        return {name: value for name, value in (fields | settings.more).items() if value != ""}
-
-    def _sent(self, request: Request, messages: Sequence[Message]) -> list[Message]:
-        """The messages in the form that the endpoint takes, pictures still by their digest."""
-        sent: list[Message] = []
-        held: list[Message] = []
-        known, path = self._known.get(request.group, _Known()), request.id.rpartition("/")[0]
-        turns = itertools.count(1)  # the agent ends the ids of a path's requests so
-        for message in messages:
-            if message["role"] != "tool" and held:
-                sent.append({"role": "user", "content": held})
-                held = []
-            message = dict(message)
-            if message["role"] == "assistant":
-                message = with_signatures(message, known.signed.get(f"{path}/t{next(turns)}", {}))
-            if (thought := message.pop("reasoning", None)) is not None:
-                message |= dict.fromkeys(self._settings.reasoning, thought)
-            content = message["content"]
-            apart = message["role"] == "tool" and not self._settings.tool_pictures
-            if apart and isinstance(content, list):
-                held += [part for part in content if part["type"] == "image"]
-                texts = [part["text"] for part in content if part["type"] == "text"]
-                message["content"] = "".join(texts) or BEHIND
-            sent.append(message)
-        return [*sent, {"role": "user", "content": held}] if held else sent
+    def _signed(self, request: Request) -> Iterator[Message]:
+        """What the endpoint wants back with each of its turns on the request's path."""
+        signed = self._known.get(request.group, _Known()).signed
+        path = request.id.rpartition("/")[0]  # the agent numbers a path's requests
+        return (signed.get(f"{path}/t{number}", {}) for number in itertools.count(1))
 
     async def _shown(self, request: Request, messages: Sequence[Message]) -> list[Message]:
         """The messages with their pictures, each encoded once a group."""
@@ -277,17 +244,7 @@ class ChatEngine(Engine):
                 known[picture.digest] = await asyncio.to_thread(self._url, picture)
             self.stats.picture_bytes += len(known[picture.digest])
 
-        def shown(part: Message) -> Message:
-            if part["type"] != "image":
-                return part
-            return {"type": "image_url", "image_url": {"url": known[part["digest"]]}}
-
-        return [
-            {**message, "content": [shown(part) for part in message["content"]]}
-            if isinstance(message["content"], list)
-            else message
-            for message in messages
-        ]
+        return with_pictures(messages, known)
 
     def _url(self, picture: Picture) -> str:
         """A picture, lossless, with at most the pixels that the model of `model.path` would see."""
@@ -319,33 +276,3 @@ class ChatEngine(Engine):
         self.chat.stated += usage.cost
         self._spent = (self._spent or 0.0) + usage.prompt_tokens + usage.completion_tokens
         return reply.model_copy(update={"usage": usage})
-
-
-def withheld(body: bytes) -> str | None:
-    """What an endpoint says that withholds an answer by a filter; None for any other refusal."""
-    try:
-        error: Any = json.loads(body)["error"]
-        inner: Any = error.get("innererror") or {}
-        codes = {error.get("code"), error.get("type"), inner.get("code")}
-        flagged = "flagged_input" in (error.get("metadata") or {})  # OpenRouter's moderation
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return str(error.get("message") or "") if flagged or codes & FILTERED else None
-
-
-def signatures(message: Mapping[str, Any]) -> Message:
-    """What some endpoints want back with a message of theirs beside what it says: OpenRouter the
-    `reasoning_details`, Gemini the `extra_content` of each call. Empty where there is none."""
-    calls = [(call or {}).get("extra_content") for call in message.get("tool_calls") or ()]
-    details = message.get("reasoning_details")
-    found = {"calls": calls} if any(calls) else {}
-    return found | ({"details": details} if details else {})
-
-
-def with_signatures(message: Message, signed: Message) -> Message:
-    """The message with what the endpoint wants back with it."""
-    calls = zip(message.get("tool_calls", ()), signed.get("calls", ()), strict=False)
-    for call, extra in calls:
-        if extra:
-            call["extra_content"] = extra
-    return message | ({"reasoning_details": signed["details"]} if "details" in signed else {})
