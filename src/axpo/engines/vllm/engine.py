@@ -14,6 +14,7 @@ import itertools
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +53,10 @@ ATTEMPTS = 4
 """How many times a request is tried before it is given up: it may be killing the servers."""
 BACKOFF = 0.5
 """Seconds before a request with a wrong answer is asked again; they double each time."""
-ENCODED = 512
-"""How many pictures' encodings are kept; the least recently used leave first."""
+ENCODED = 2**28
+"""The most bytes of pictures' encodings that are kept; the least recently used leave first."""
+ENCODING = 2
+"""How many pictures are encoded at once: one of 8K takes a gigabyte meanwhile."""
 
 
 class VllmEngine(Engine):
@@ -102,6 +105,8 @@ class VllmEngine(Engine):
         self._ready: asyncio.Task[None] | None = None
         self._pending: set[asyncio.Task[Completion]] = set()
         self._encoded: OrderedDict[str, str] = OrderedDict()
+        self._encoded_bytes = 0
+        self._encoder = ThreadPoolExecutor(ENCODING, "encoding pictures")
         self._closed = False
 
     async def serves(self) -> str | None:
@@ -185,6 +190,7 @@ class VllmEngine(Engine):
         for work in self._pending:
             work.cancel()
         self._pool.stop()
+        self._encoder.shutdown(wait=False, cancel_futures=True)
         for server in self._pool.servers:
             await server.client.close()
         if self._weights is not None:
@@ -332,12 +338,16 @@ class VllmEngine(Engine):
         return replace(read.completion, versions=tuple(due[name] for name in read.weights))
 
     async def _url(self, picture: Picture) -> str:
-        url = self._encoded.pop(picture.digest, None)
+        url = self._encoded.get(picture.digest)
         if url is None:
-            url = await asyncio.to_thread(self._encode, picture.image)
-        self._encoded[picture.digest] = url
-        if len(self._encoded) > ENCODED:
-            self._encoded.popitem(last=False)
+            loop = asyncio.get_running_loop()
+            url = await loop.run_in_executor(self._encoder, self._encode, picture.image)
+            if picture.digest not in self._encoded:  # for another server, meanwhile
+                self._encoded_bytes += len(url)
+                self._encoded[picture.digest] = url
+        self._encoded.move_to_end(picture.digest)
+        while self._encoded_bytes > ENCODED and len(self._encoded) > 1:
+            self._encoded_bytes -= len(self._encoded.popitem(last=False)[1])
         return url
 
     def _encode(self, image: Image.Image) -> str:

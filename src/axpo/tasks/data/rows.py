@@ -25,7 +25,9 @@ from axpo.tasks.contents import checksum
 from axpo.tasks.data.arrow import Layout, Row, chunks, encoded_columns, without_bytes
 
 BATCH = 64
-"""How many rows a batch of the Arrow copy has, and how many rows are copied at a time."""
+"""How many rows a batch of the Arrow copy has at most, and how many rows are copied at a time."""
+BATCH_BYTES = 1 << 26
+"""About how many bytes a batch has at most, unless a row has more: 8K pictures have 10 MB each."""
 BUFFER = 1 << 20
 
 
@@ -155,26 +157,27 @@ class ArrowRows(Rows):
     def __init__(self, path: Path, fields: Columns) -> None:
         super().__init__(str(path), path.parent)
         columns = parquet_columns(path, fields)
+        self._rows = batch_rows(path, columns)
         self._file = pa.ipc.open_file(pa.memory_map(str(arrow_copy(path, columns))))
         self._size = pq.read_metadata(path).num_rows
         self._path = path
         self._layout = Layout(self._file.schema)
         self._pictures = encoded_columns(self._file.schema)
-        self._light = LightRows(self._layout, self._batch)
+        self._light = LightRows(self._layout, self._batch, self._rows)
         self.check()
 
     def __len__(self) -> int:
         return self._size
 
     def row(self, index: int) -> Row:
-        batch, place = divmod(index, BATCH)
+        batch, place = divmod(index, self._rows)
         return self._layout.row(self._file.get_batch(batch), place)
 
     def light(self, index: int) -> Row:
         return self._light.row(index)
 
     def _batch(self, start: int) -> pa.RecordBatch:
-        return self._file.get_batch(start // BATCH)
+        return self._file.get_batch(start // self._rows)
 
     def encoded_pictures(self) -> dict[str, int]:
         """Of each row group what the footer says of its pictures; hashing gigabytes of them would
@@ -194,16 +197,18 @@ class ArrowRows(Rows):
 
 
 class LightRows:
-    """Rows without encoded pictures, one batch of `BATCH` at a time; `batch` gives that which
+    """Rows without encoded pictures, one batch of `size` at a time; `batch` gives that which
     begins at a number."""
 
-    def __init__(self, layout: Layout, batch: Callable[[int], pa.RecordBatch | pa.Table]) -> None:
-        self._layout, self._batch = layout, batch
+    def __init__(
+        self, layout: Layout, batch: Callable[[int], pa.RecordBatch | pa.Table], size: int = BATCH
+    ) -> None:
+        self._layout, self._batch, self._size = layout, batch, size
         self._start = -1
         self._rows: Sequence[Row] = ()
 
     def row(self, index: int) -> Row:
-        place = index % BATCH
+        place = index % self._size
         if self._start != index - place:
             self._start = index - place
             self._rows = self._layout.rows(without_bytes(self._batch(self._start)))
@@ -249,17 +254,31 @@ def parquet_columns(path: Path, fields: Columns) -> list[str]:
         raise DataError(f"{path}: {error}") from error
 
 
+def batch_rows(path: Path, columns: Sequence[str]) -> int:
+    """How many rows of these columns of a Parquet file are read at a time."""
+    footer = pq.read_metadata(path)
+    size = sum(
+        one.total_uncompressed_size
+        for group in map(footer.row_group, range(footer.num_row_groups))
+        for one in map(group.column, range(group.num_columns))
+        if one.path_in_schema.partition(".")[0] in columns
+    )
+    return max(1, min(BATCH, BATCH_BYTES * footer.num_rows // max(1, size)))
+
+
 def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """A Parquet file from beginning to end, `BATCH` rows at a time, with one page per column in
+    """A Parquet file from beginning to end, `batch_rows` at a time, with one page per column in
     memory."""
+    rows = batch_rows(path, columns)
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
-        yield from file.iter_batches(BATCH, columns=list(columns), use_threads=False)
+        yield from file.iter_batches(rows, columns=list(columns), use_threads=False)
 
 
 def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
     """The Arrow copy of a Parquet file's `columns`, made if there is none of this version."""
     about = path.stat()
-    key = [str(path.resolve()), about.st_size, about.st_mtime_ns, list(columns), BATCH, "labels"]
+    size = batch_rows(path, columns)
+    key = [str(path.resolve()), about.st_size, about.st_mtime_ns, list(columns), size, "labels"]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     base = cache_folder("data")
     copy = base / f"{path.stem}-{name}.arrow"
@@ -275,7 +294,7 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
             pa.OSFile(str(partial), "wb") as sink,
             pa.ipc.new_file(sink, schema) as out,
         ):
-            for rows in chunks(parquet_batches(path, columns), BATCH):
+            for rows in chunks(parquet_batches(path, columns), size):
                 out.write_table(rows.cast(schema).combine_chunks())
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: copying it to {copy}: {error}") from error
