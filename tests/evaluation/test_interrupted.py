@@ -6,13 +6,16 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from axpo.engines.base import Engine, Request
 from axpo.engines.scripted import ScriptedEngine
@@ -283,3 +286,31 @@ class TestFaults:
         groups = measure(last, tmp_path, 10)
         assert not kept & set(last.began) and len(last.began) < 10
         assert plain(groups) == plain(unbroken(10))
+
+
+def test_pictures_are_held_for_the_groups_in_flight_alone(tmp_path: Path) -> None:
+    """And those on disk are loaded by nobody who goes on."""
+    made: list[weakref.ref[Any]] = []
+    held: list[int] = []
+    engine = ScriptedEngine(say)
+
+    def opened(index: int) -> Example:
+        image = Image.new("RGB", (64, 64), (index, 0, 0))
+        made.append(weakref.ref(image))
+        return example(id=f"q{index}", images=(image,))
+
+    def progress(done: Sequence[Group], _: int) -> None:
+        engine.requests.clear()  # which are kept for tests
+        held.append(sum(picture() is not None for picture in made))
+
+    async def sampled() -> list[Group]:
+        sampler = GroupSampler(CountingAgent(engine), SAMPLES, 0, 2 * SAMPLES)
+        shelf = Shelf(GroupsFolder(tmp_path / "evaluation", tmp_path / "pictures"), {})
+        wanted = ((f"q{i}", partial(opened, i)) for i in range(30))
+        return await sample_examples(sampler, wanted, shelf, progress)
+
+    first = asyncio.run(sampled())
+    assert len(made) == 30 and max(held) <= 2 + 2  # and those that are about to be sampled
+    assert not any(group.pictures for group in first)
+    assert plain(asyncio.run(sampled())) == plain(first)
+    assert len(made) == 30
