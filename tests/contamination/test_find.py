@@ -17,6 +17,9 @@ from axpo.checks import check_parts
 from axpo.config import load_config
 from axpo.contamination import find
 from axpo.errors import ConfigError, DataError, DataWarning, UserError
+from axpo.plugins import BUILT_IN
+from axpo.plugins import find as find_part
+from axpo.tasks.benchmarks.base import Benchmark
 from axpo.tasks.data.task import DataTask
 from tests.support.benchmarks import written
 from tests.support.data_sets import picture, write_jsonl, write_parquet
@@ -165,6 +168,13 @@ def test_data_files_and_own_benchmarks_are_compared_with_too(
     assert [(one.row, one.rule) for one in found.first] == [
         ("d7", "question"), (f"{own}:1", "question"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUILT_IN["task"])
+def test_every_page_names_the_column_of_its_question(name: str) -> None:
+    kind = find_part("task", name)
+    if issubclass(kind, Benchmark):
+        assert kind.question in kind.columns
 
 
 WRONG = {
