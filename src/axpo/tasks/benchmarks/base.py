@@ -84,7 +84,7 @@ class Benchmark(Task):
         are paths or encoded pictures; raises `ValueError` for what is wrong."""
         from axpo.tasks.data.pictures import flat  # Pillow takes a moment
 
-        return flat(next(pictures[name] for name in self.pictures if name in pictures))
+        return flat(next((pictures[name] for name in self.pictures if name in pictures), None))
 
     def official(self, example: Example, answer: str, verdict: Verdict) -> Verdict | None:
         """The verdict of the source's own rule, its faults included, on what a policy said after

@@ -14,7 +14,7 @@ from typing import Any
 from axpo.errors import DataError, GradingError
 from axpo.tasks.benchmarks.base import Benchmark, Source
 from axpo.tasks.benchmarks.opened import source_rows
-from axpo.tasks.data.pictures import flat, picture_size
+from axpo.tasks.data.pictures import picture_size
 from axpo.tasks.data.rows import Rows
 from axpo.tasks.grading import check_example
 from axpo.wording import in_short, some
@@ -114,7 +114,11 @@ def _look(benchmark: Benchmark, found: Checked, rows: Rows, ids: dict[str, str])
                 raise ValueError(f"the id {example.id!r} is already at {other}")
         except (ValueError, GradingError) as error:
             found.unused.append(f"{place}: {error}")
-        shown = flat(next((row[name] for name in benchmark.pictures if name in row), None))
+        try:
+            shown = benchmark.shown(row, row)
+        except ValueError as error:
+            found.unused.append(f"{place}: {error}")
+            shown = []
         for value in shown if shown != last else ():
             found.pictures += 1
             try:
