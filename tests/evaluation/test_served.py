@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,32 @@ def test_it_gives_the_figures_of_the_model_that_is_served(
     assert (served["model"], served["step"]) == ("policy (/models/policy)", None)
     identity = json.loads((tmp_path / "served/evaluation/identity.json").read_text())
     assert identity["served model"] == "policy (/models/policy)"
+
+
+def test_every_server_gets_its_slots(tmp_path: Path, fake: FakeVllm, processor: Path) -> None:
+    """Two servers of four slots work on eight rollouts at once; neither is ever sent more."""
+    other = FakeVllm(CHECKPOINT, plain=True)
+    now, most = Counter[FakeVllm](), Counter[FakeVllm]()
+
+    async def counted(server: FakeVllm, say: Any, *given: Any) -> Any:
+        now[server] += 1
+        most[server] = max(most[server], now[server])
+        try:
+            return await say(*given)
+        finally:
+            now[server] -= 1
+
+    try:
+        for server in (fake, other):
+            server.delay = 0.2
+            server._say = partial(counted, server, server._say)
+        urls = {"urls": (fake.url, other.url), "slots": 4}
+        asked = config(fake.url, questions=8)
+        both = asked.model_copy(update={"engine": asked.engine.model_copy(update=urls)})
+        assert evaluate(both, processor, tmp_path / "out", Lines())["unscored"] == 0
+        assert most == {fake: 4, other: 4}
+    finally:
+        other.stop()
 
 
 def test_it_goes_on_with_the_same_model_alone(

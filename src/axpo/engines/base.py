@@ -183,6 +183,11 @@ class EngineSettings(Part):
     process these are KV slots. Further requests wait, and later turns go before first turns."""
 
     @property
+    def at_once(self) -> int:
+        """How many sequences run at once in all servers together."""
+        return self.slots
+
+    @property
     def longest_path(self) -> int | None:
         """How many tokens a path may have, its prompt included (the setting `max_length`); None
         if the engine has no limit of its own."""

@@ -200,7 +200,7 @@ def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
             groups = await _sample(run, loaded.agent, shelf, None)
             probes = choose_prefixes(groups, resampling, config.eval.prefixes, seed)
             monitor.start("diagnose", 0, max(1, len(probes)))
-            sampling = GroupSampler(loaded.agent, samples, seed, config.engine.slots)
+            sampling = GroupSampler(loaded.agent, samples, seed, config.engine.at_once)
             made_with = {"prefix_samples": samples}
             at = [[p.prefix.source, p.prefix.cut] for p in probes]
             monitor.phase("resampling prefixes")
@@ -259,7 +259,7 @@ async def _sample(
 ) -> list[Group]:
     """The evaluation's groups; what is on the shelf is not sampled again."""
     config = run.config
-    sampling = GroupSampler(agent, config.eval.samples, config.run.seed, config.engine.slots)
+    sampling = GroupSampler(agent, config.eval.samples, config.run.seed, config.engine.at_once)
     return await sample_examples(sampling, run.asked(), shelf, progress)
 
 

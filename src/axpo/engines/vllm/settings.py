@@ -74,6 +74,11 @@ class Vllm(EngineSettings):
         return self
 
     @property
+    def at_once(self) -> int:
+        """The slots of all servers."""
+        return self.slots * (len(self.urls) or self.servers)
+
+    @property
     def longest_path(self) -> int | None:
         """The limit of a started server; a running one is asked when it is first used."""
         return None if self.python is None else self.max_length
