@@ -20,6 +20,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,8 @@ class ChatEngine(Engine):
         self._recorded = AnswerCache(record, "record", section="engine", patience=PATIENCE)
         self._places = Places(settings.slots)
         self._known: dict[str, _Known] = {}
+        # One thread: a picture of 8K takes a gigabyte while it is encoded.
+        self._encoder = ThreadPoolExecutor(1, "encoding pictures")
         self._spent: float | None = None
         self._pending: set[asyncio.Task[Completion]] = set()
         self._closed = False
@@ -167,6 +170,7 @@ class ChatEngine(Engine):
             task.cancel()
         await self._recorded.close()
         await self._client.close()
+        self._encoder.shutdown(wait=False, cancel_futures=True)
 
     async def _turn(self, request: Request, asked: Conversation) -> Completion:
         """Wait for a place and a reply, and write it as a turn."""
@@ -241,15 +245,18 @@ class ChatEngine(Engine):
         known = self._known.setdefault(request.group, _Known()).urls
         for picture in request.pictures:
             if picture.digest not in known:
-                known[picture.digest] = await asyncio.to_thread(self._url, picture)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._encoder, self._encode, picture, known)
             self.stats.picture_bytes += len(known[picture.digest])
 
         return with_pictures(messages, known)
 
-    def _url(self, picture: Picture) -> str:
-        """A picture, lossless, with at most the pixels that the model of `model.path` would see."""
-        most: Any = self._processor.image_processor.size["longest_edge"]
-        return picture_url(shrunk(picture.image, most))
+    def _encode(self, picture: Picture, known: dict[str, str]) -> None:
+        """Note the URL of a picture, lossless, with at most the pixels that the model of
+        `model.path` would see."""
+        if picture.digest not in known:  # for another of the group's rollouts, meanwhile
+            most: Any = self._processor.image_processor.size["longest_edge"]
+            known[picture.digest] = picture_url(shrunk(picture.image, most))
 
     async def _check_budget(self) -> None:
         """Raise `BudgetSpent` where no further request may be made."""
