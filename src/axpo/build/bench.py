@@ -12,6 +12,7 @@ from axpo.build.cells import Cell
 from axpo.build.judge import judge_for
 from axpo.build.runs import CHECKING, Say, agent_with, build_agent, measured_model
 from axpo.build.tools import recipe_graders, recipe_tools, run_files
+from axpo.evaluation.bench import BASE
 from axpo.evaluation.bench.answers import Answers, read_answers
 from axpo.evaluation.bench.figures import arm_figures, benchmark_figures
 from axpo.evaluation.bench.paper import SOURCE, nine_means, paper_mean
@@ -59,9 +60,10 @@ class SharedModel:
         return self._first, self._model
 
     async def close(self) -> None:
-        """End the engine and the judge, if they were started."""
+        """End the engine and the judge, if they were started, and let go of the weights."""
         if self._first is not None:
             await self._first.close()
+        self._first = self._model = None
 
 
 def measurement(cell: Cell, load: Callable[[Say], Loaded]) -> Measurement:
@@ -108,7 +110,7 @@ def results(
     means = {arm: nine_means(by_name) for arm, by_name in _by_arm(found)}
     return {
         "model": first.engine.measured.get("model", first.model.path),
-        "base": next((c.config.model.path for c in cells if c.arm == "base"), None),
+        "base": next((c.config.model.path for c in cells if c.arm == BASE), None),
         "samples": first.eval.samples,
         "k": first.eval.k,
         "paper": {"source": SOURCE, "means": paper_mean()},

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from axpo.algorithms.subgroups import scored
+from axpo.algorithms.subgroups import rewards, scored
 from axpo.evaluation.bench.answers import Answers
 from axpo.evaluation.bench.paper import paper_row
 from axpo.evaluation.summary import QuestionShares, compare, estimates, resampling_unit
@@ -19,8 +19,6 @@ from axpo.tree import Group
 KEPT = ("model", "step", "questions", "clusters", "samples", "k", "dropped", "unscored", "tools",
         "stops", "faults")  # fmt: skip
 """What an arm's figures take of its evaluation as it is, beside the metrics."""
-_COUNTED = ("tokens",)
-"""Metrics of an evaluation that the answers alone do not give."""
 
 
 def arm_figures(
@@ -87,10 +85,10 @@ def comparable(benchmark: Benchmark) -> str:
 
 
 def _measures(group: Group, official: list[Verdict | None]) -> QuestionShares:
-    known = [rollout for rollout in scored(group.rollouts) if rollout.reward is not None]
+    known = scored(group.rollouts)
     given = [verdict.reward for verdict in official if verdict is not None]
     return {
-        "reward": (sum(rollout.reward or 0.0 for rollout in known), len(known)),
+        "reward": (sum(rewards(known)), len(known)),
         "calls": (sum(len(rollout.calls) for rollout in known), len(known)),
         "official": (sum(given), len(given)),
     }
@@ -98,6 +96,5 @@ def _measures(group: Group, official: list[Verdict | None]) -> QuestionShares:
 
 def _gain(before: list[Group], after: list[Group], k: int, seed: int) -> dict[str, Any]:
     found = compare(before, after, k, seed)
-    for name in _COUNTED:
-        found["difference"].pop(name, None)
+    found["difference"].pop("tokens", None)  # the answers alone do not give them
     return {name: found[name] for name in ("dropped", "difference", "share_better")}
