@@ -31,6 +31,8 @@ from tests.support.fake_judge import FakeJudge, judging, settings_for
 from tests.support.made_rows import (
     hr_bench_rows,
     hr_mmsearch_rows,
+    math_vr_rows,
+    mathvision_rows,
     mmsearch_rows,
     vstar_rows,
     written_dynamath,
@@ -182,6 +184,9 @@ def test_killed_at_a_random_sample_and_given_again_it_gives_the_same_table(
 
 
 def lenient(text: str) -> str:
+    """Right is what has a 1 in it; every solution gets the first point of a rubric."""
+    if "fully_correct" in text:
+        return '{"fully_correct": false, "awarded": ["p1"], "score": 3}'
     inner = text.partition("<program>\n")[2].partition("\n</program>")[0]
     return f"Looked.\nScore: {int('1' in inner)}"
 
@@ -241,7 +246,7 @@ def judge_settings(server: FakeJudge, folder: Path) -> tuple[str, ...]:
     return (f"judge.url={found.url}", f"judge.model={found.model}", f"judge.record={found.record}")
 
 
-def test_the_paper_s_benchmarks_with_the_search_that_some_of_them_add(
+def test_the_paper_s_nine_benchmarks_with_the_search_that_some_of_them_add(
     tmp_path: Path, rows: Path, loads: list[str]
 ) -> None:
     written(tmp_path / "hr_mmsearch.parquet", hr_mmsearch_rows())
@@ -252,9 +257,11 @@ def test_the_paper_s_benchmarks_with_the_search_that_some_of_them_add(
         f"visual-probe={written_visual_probe(tmp_path / 'probe')}",
         f"hr-mmsearch={tmp_path}/hr_mmsearch.parquet",
         f"mmsearch={tmp_path}/mmsearch.parquet",
+        f"mathvision={written(tmp_path / 'mathvision.parquet', mathvision_rows())}",
+        f"math-vr={written(tmp_path / 'math_vr.parquet', math_vr_rows())}",
     ]
     tools = "rollout.tools=['image_zoom_in_tool', 'web_search']"
-    given: dict[str, Any] = {"samples": 2, "questions": 3}
+    given: dict[str, Any] = {"samples": 4, "questions": 3}
     with judging(FakeJudge(lenient)) as server:
         recipe = (*RECIPE, tools, "tools.search.corpus=lab", *judge_settings(server, tmp_path))
         with pytest.raises(ConfigError, match=r"search\.gallery: image_search needs one") as error:
@@ -264,7 +271,7 @@ def test_the_paper_s_benchmarks_with_the_search_that_some_of_them_add(
         ]  # fmt: skip
         config = axpo.load_config(*recipe, "tools.search.gallery=lab")
         found = axpo.bench(config, on, tmp_path / "out", **given)
-    assert len(loads) == 1 and len(samples(tmp_path / "out")) == len(on) * 3 * 2
+    assert len(loads) == 1 and len(samples(tmp_path / "out")) == len(on) * 3 * 4
     for name, one in found["benchmarks"].items():
         noted = json.loads((tmp_path / "out" / name / "tools" / "config.json").read_text())
         added = ["image_search"] if name in ("hr-mmsearch", "mmsearch") else []
@@ -272,7 +279,10 @@ def test_the_paper_s_benchmarks_with_the_search_that_some_of_them_add(
         blocked = noted["tools"]["search"]["blocked"]
         assert f"github.com/{one['scorer']['repository']}" in blocked
         assert len(one["paper"]) == 3
-    assert {*found["benchmarks"]} <= {*PASS_AT_1}
+        assert one["arms"]["tools"]["unscored"] == 0
+    assert {*found["benchmarks"]} == {*PASS_AT_1}
+    firsts = [one["arms"]["tools"]["metrics"]["pass@1"] for one in found["benchmarks"].values()]
+    assert found["means"]["tools"]["pass@1"] == pytest.approx(sum(e["value"] for e in firsts) / 9)
 
 
 REFUSED = {

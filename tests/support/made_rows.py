@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from axpo.tasks.benchmarks.mathvision import WRONG
 from axpo.tasks.benchmarks.visual_probe import ROWS
 from tests.support.benchmarks import written
 from tests.support.data_sets import picture
@@ -146,3 +147,76 @@ def written_visual_probe(folder: Path, **changed: list[dict[str, Any]]) -> str:
         rows = changed.get(family, visual_probe_rows(family))
         (own / "val.json").write_text(json.dumps(rows))
     return f"{folder}/{{split}}/val.json"
+
+
+MATHVISION_TEXTS = ["red", "blue", "$\\frac{1}{2}$", "yellow", "none of them"]
+MATHVISION_ROWS = {
+    1: {"answer": "60"},
+    21: {"question": "Which?\n<image1>\n<image2>", "options": list("ABCDE"), "answer": "E"},
+    59: {"question": "<image1> and <image3> or <image6>?", "answer": "C"},
+    434: {"answer": "C"},
+    654: {"options": list("ABDFG"), "answer": "E"},
+    742: {"options": [*"ABCE", "Impossible"], "answer": "D"},
+    941: {"options": list("KENGU"), "answer": "D"},
+    1843: {"options": ["1 and 3", "1 and 5", "2 and 4", "2 and 4", "3 and 5"], "answer": "E"},
+    1893: {"options": ["A", "C", "C", "D", "it depends"], "answer": "A"},
+    2521: {"answer": "11 "},
+    2653: {"options": [f"<image{n}>" for n in range(2, 7)], "answer": "A"},
+    2673: {"question": "Which graph?", "options": [f"<image{n}>" for n in range(1, 6)],
+           "answer": "B"},
+    2800: {"question": "Let $a \\neq b$.\\n<image1>", "answer": "$4-2 \\sqrt{3}$"},
+    2866: {"answer": "$\\pi-\\tan ^{-1}\\left(\\frac{1}{d}\\right)$"},
+    **{int(id): {"answer": wrong} for id, (wrong, _, _) in WRONG.items()},
+    2886: {"answer": "4.14"}, 2907: {"answer": "62.8"}, 3016: {"answer": "1.4"},
+    2937: {"answer": "1:2"}, 2925: {"answer": "45^2"}, 2955: {"answer": "(3,-4)"},
+}  # fmt: skip
+
+
+def mathvision_row(number: int, **changed: Any) -> dict[str, Any]:
+    """A third are multiple choice; pictures from 1 x 12 pixels on."""
+    choice = number % 3 == 0 and number not in MATHVISION_ROWS
+    answer = "ABCDE"[number % 5] if choice else str(number)
+    row = {
+        "id": str(number), "question": f"How much is {number}?\n<image1>",
+        "options": MATHVISION_TEXTS if choice else [], "answer": answer,
+        "image": f"images/{number}.jpg", "solution": None, "level": 1 + number % 5,
+        "subject": f"subject {number % 16}",
+        "decoded_image": {"bytes": picture(size=(1 + number % 7, 12), form="JPEG"), "path": None},
+    }  # fmt: skip
+    return row | MATHVISION_ROWS.get(number, {}) | changed
+
+
+def mathvision_rows() -> list[dict[str, Any]]:
+    return [mathvision_row(number) for number in range(1, 3041)]
+
+
+MATH_VR_POINTS = ["draws the height", "finds the angle", "adds them"]
+
+
+def math_vr_row(number: int, **changed: Any) -> dict[str, Any]:
+    """1,000 in words, then 1,500 with one to eight pictures, of which the text names some twice."""
+    count = number % 8 + 1 if number >= 1000 else 0
+    labels = "".join(f" <image{n}>" for n in range(count, 0, -1))
+    asked = f"How far is {number}?{labels} See <image1>." if count else f"What is {number}?"
+    row = {
+        "id": str(number),
+        "question": asked,
+        "category": "multimodal" if count else "text",
+        "answers": ["5 cm", "12"] if number % 2 else ["5 cm"],
+        "number_of_answers": 1 + number % 2,
+        "total_score": 10,
+        "scoring_points": MATH_VR_POINTS,
+        "scores": [3, 2, 5],
+        **{f"image{n}": {"bytes": math_vr_picture(n), "path": None} if n <= count else None
+           for n in range(1, 9)},
+    }  # fmt: skip
+    return row | changed
+
+
+def math_vr_picture(number: int) -> bytes:
+    """A picture, encoded; the second with transparency, as JPEG could not hold it."""
+    return picture("#%02x0000" % (20 * number), (8, 8))
+
+
+def math_vr_rows() -> list[dict[str, Any]]:
+    return [math_vr_row(number) for number in range(2500)]

@@ -18,34 +18,8 @@ from axpo.tasks.benchmarks.math_vr import MathVR
 from axpo.tasks.grading.verdict import Verdict
 from axpo.tree import Point
 from tests.support.benchmarks import opened, written
-from tests.support.data_sets import colour, picture, write_jsonl
-
-POINTS = ["draws the height", "finds the angle", "adds them"]
-
-
-def made(number: int, **changed: Any) -> dict[str, Any]:
-    """1,000 in words, then 1,500 with one to eight pictures, of which the text names some twice."""
-    count = number % 8 + 1 if number >= 1000 else 0
-    labels = "".join(f" <image{n}>" for n in range(count, 0, -1))
-    asked = f"How far is {number}?{labels} See <image1>." if count else f"What is {number}?"
-    row = {
-        "id": str(number),
-        "question": asked,
-        "category": "multimodal" if count else "text",
-        "answers": ["5 cm", "12"] if number % 2 else ["5 cm"],
-        "number_of_answers": 1 + number % 2,
-        "total_score": 10,
-        "scoring_points": POINTS,
-        "scores": [3, 2, 5],
-        **{f"image{n}": {"bytes": shown(n), "path": None} if n <= count else None
-           for n in range(1, 9)},
-    }  # fmt: skip
-    return row | changed
-
-
-def shown(number: int) -> bytes:
-    """A picture, encoded; the second with transparency, as JPEG could not hold it."""
-    return picture("#%02x0000" % (20 * number), (8, 8))
+from tests.support.data_sets import colour, write_jsonl
+from tests.support.made_rows import MATH_VR_POINTS, math_vr_row, math_vr_rows
 
 
 def opened_with(folder: Path, rows: Iterable[dict[str, Any]]) -> MathVR:
@@ -56,7 +30,7 @@ def opened_with(folder: Path, rows: Iterable[dict[str, Any]]) -> MathVR:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> MathVR:
-    return opened_with(tmp_path_factory.mktemp("math_vr"), map(made, range(2500)))
+    return opened_with(tmp_path_factory.mktemp("math_vr"), math_vr_rows())
 
 
 def test_pictures_stand_behind_the_text_by_number(task: MathVR) -> None:
@@ -66,22 +40,24 @@ def test_pictures_stand_behind_the_text_by_number(task: MathVR) -> None:
     assert [colour(image)[0] for image in example.images] == [20, 40, 60, 80]
     words = task.example("test", 2)
     assert (words.question, words.images, words.answer) == ("What is 2?", (), "5 cm")
-    assert words.rubric == tuple(map(Point, POINTS, (3.0, 2.0, 5.0)))
+    assert words.rubric == tuple(map(Point, MATH_VR_POINTS, (3.0, 2.0, 5.0)))
     assert words.meta == {"family": "text", "total": 10.0}
     assert task.example("test", 1).answer == "(1) 5 cm; (2) 12"
 
 
 def test_a_picture_that_the_question_does_not_name_is_not_shown(tmp_path: Path) -> None:
-    rows = [made(n, **({"question": "Only <image3>?"} if n == 1002 else {})) for n in range(2500)]
+    rows = [
+        math_vr_row(n, **({"question": "Only <image3>?"} if n == 1002 else {})) for n in range(2500)
+    ]
     example = opened_with(tmp_path, rows).example("test", 1002)
     assert example.question == "Only ?<image>"
     assert [colour(image)[0] for image in example.images] == [60]
 
 
 FORMS = {
-    "texts": {"answers": '["5 cm", "12"]', "scoring_points": json.dumps(POINTS),
+    "texts": {"answers": '["5 cm", "12"]', "scoring_points": json.dumps(MATH_VR_POINTS),
               "scores": "[3, 2, 5]", "total_score": "10"},
-    "Python texts": {"answers": "['5 cm', '12']", "scoring_points": str(POINTS),
+    "Python texts": {"answers": "['5 cm', '12']", "scoring_points": str(MATH_VR_POINTS),
                      "scores": "[3.0, 2.0, 5.0]", "total_score": 10.0},
     "one text": {"answers": "(1) 5 cm; (2) 12", "total_score": "10.0"},
     "numbers": {"answers": [5, 12], "scores": [3.0, 2.0, 5.0]},
@@ -90,12 +66,12 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_unverified_types_load(tmp_path: Path, form: str) -> None:
-    example = opened_with(tmp_path, (made(n, **FORMS[form]) for n in range(2500))).example(
+    example = opened_with(tmp_path, (math_vr_row(n, **FORMS[form]) for n in range(2500))).example(
         "test", 7
     )
     unit = "" if form == "numbers" else " cm"
     assert example.answer == f"(1) 5{unit}; (2) 12"
-    assert example.rubric == tuple(map(Point, POINTS, (3.0, 2.0, 5.0)))
+    assert example.rubric == tuple(map(Point, MATH_VR_POINTS, (3.0, 2.0, 5.0)))
     assert example.meta["total"] == 10
 
 
@@ -105,7 +81,7 @@ def test_unverified_types_load(tmp_path: Path, form: str) -> None:
     ({"answers": None}, "answers: got None, expected a text"),
     ({"answers": [""]}, "answers: got '', expected a text that is not empty"),
     ({"answers": {"p1": "5"}}, "answers: got .*expected a text"),
-    ({"scoring_points": POINTS[:2]}, r"scoring_points, scores: lists of \[2, 3\]"),
+    ({"scoring_points": MATH_VR_POINTS[:2]}, r"scoring_points, scores: lists of \[2, 3\]"),
     ({"scoring_points": 3}, r"scoring_points, scores: lists of \[1, 3\]"),
     ({"scoring_points": [{"p1": "x"}] * 3}, "scoring_points, scores: got .*expected a text"),
     ({"scores": ["three", "2", "5"]}, "scoring_points, scores: a value of 'three'"),
@@ -120,7 +96,7 @@ def test_unverified_types_load(tmp_path: Path, form: str) -> None:
 def test_a_wrong_value_is_refused_by_name(
     tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    rows = [made(n, **(changed if n == 5 else {})) for n in range(2500)]
+    rows = [math_vr_row(n, **(changed if n == 5 else {})) for n in range(2500)]
     for row in rows:  # JSON holds no bytes
         row |= {name: None for name in row if name.startswith("image")}
         row["question"] = row["question"] if row["id"] == "5" else "What?"
@@ -130,14 +106,14 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_an_encoded_picture_that_lacks_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    rows = [made(n, **({"image2": None} if n == 1002 else {})) for n in range(2500)]
+    rows = [math_vr_row(n, **({"image2": None} if n == 1002 else {})) for n in range(2500)]
     with pytest.raises(DataError, match="row 1002: image2: 0 pictures, expected the one that"):
         opened_with(tmp_path, rows).size("test")
 
 
 def test_other_counts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"60 rows, expected the 2500 of gogoduan/Math-VR-bench"):
-        opened_with(tmp_path, map(made, range(980, 1040))).size("test")
+        opened_with(tmp_path, map(math_vr_row, range(980, 1040))).size("test")
 
 
 def marks(correct: Any, awarded: list[str], score: Any) -> str:

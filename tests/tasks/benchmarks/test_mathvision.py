@@ -17,48 +17,13 @@ from axpo.tasks.benchmarks.mathvision import ROUNDED, WRONG, MathVision
 from axpo.tasks.benchmarks.mathvision_rule import value
 from tests.support.benchmarks import official, opened, strict, written
 from tests.support.data_sets import colour, picture, write_jsonl
-
-TEXTS = ["red", "blue", "$\\frac{1}{2}$", "yellow", "none of them"]
-OTHERS = {
-    1: {"answer": "60"},
-    21: {"question": "Which?\n<image1>\n<image2>", "options": list("ABCDE"), "answer": "E"},
-    59: {"question": "<image1> and <image3> or <image6>?", "answer": "C"},
-    434: {"answer": "C"},
-    654: {"options": list("ABDFG"), "answer": "E"},
-    742: {"options": [*"ABCE", "Impossible"], "answer": "D"},
-    941: {"options": list("KENGU"), "answer": "D"},
-    1843: {"options": ["1 and 3", "1 and 5", "2 and 4", "2 and 4", "3 and 5"], "answer": "E"},
-    1893: {"options": ["A", "C", "C", "D", "it depends"], "answer": "A"},
-    2521: {"answer": "11 "},
-    2653: {"options": [f"<image{n}>" for n in range(2, 7)], "answer": "A"},
-    2673: {"question": "Which graph?", "options": [f"<image{n}>" for n in range(1, 6)],
-           "answer": "B"},
-    2800: {"question": "Let $a \\neq b$.\\n<image1>", "answer": "$4-2 \\sqrt{3}$"},
-    2866: {"answer": "$\\pi-\\tan ^{-1}\\left(\\frac{1}{d}\\right)$"},
-    **{int(id): {"answer": wrong} for id, (wrong, _, _) in WRONG.items()},
-    2886: {"answer": "4.14"}, 2907: {"answer": "62.8"}, 3016: {"answer": "1.4"},
-    2937: {"answer": "1:2"}, 2925: {"answer": "45^2"}, 2955: {"answer": "(3,-4)"},
-}  # fmt: skip
-
-
-def made(number: int, **changed: Any) -> dict[str, Any]:
-    """A third are multiple choice; pictures from 1 x 12 pixels on."""
-    choice = number % 3 == 0 and number not in OTHERS
-    answer = "ABCDE"[number % 5] if choice else str(number)
-    row = {
-        "id": str(number), "question": f"How much is {number}?\n<image1>",
-        "options": TEXTS if choice else [], "answer": answer,
-        "image": f"images/{number}.jpg", "solution": None, "level": 1 + number % 5,
-        "subject": f"subject {number % 16}",
-        "decoded_image": {"bytes": picture(size=(1 + number % 7, 12), form="JPEG"), "path": None},
-    }  # fmt: skip
-    return row | OTHERS.get(number, {}) | changed
+from tests.support.made_rows import MATHVISION_TEXTS, mathvision_row, mathvision_rows
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> MathVision:
     path = tmp_path_factory.mktemp("mathvision") / "test.parquet"
-    task = opened("mathvision", written(path, [made(number) for number in range(1, 3041)]))
+    task = opened("mathvision", written(path, mathvision_rows()))
     assert isinstance(task, MathVision)
     return task
 
@@ -83,7 +48,7 @@ def test_one_picture_before_a_question_with_its_labels(task: MathVision) -> None
 def test_a_file_of_the_repository(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.jpg").write_bytes(picture("blue", (20, 20)))
-    rows = [made(n, image="images/1.jpg") for n in range(1, 305)]
+    rows = [mathvision_row(n, image="images/1.jpg") for n in range(1, 305)]
     for row in rows:
         del row["decoded_image"], row["solution"]
     task = opened("mathvision-testmini", write_jsonl(tmp_path / "testmini.jsonl", *rows))
@@ -106,7 +71,7 @@ def test_known_wrong_rows_are_repaired(task: MathVision) -> None:
 
 
 def test_a_corrected_source_stays_as_it_is(tmp_path: Path) -> None:
-    rows = [made(n) for n in range(1, 3041)]
+    rows = mathvision_rows()
     rows[2829]["answer"] = "\\frac{72}{26}"
     task = opened("mathvision", written(tmp_path / "t.parquet", rows))
     assert task.example("test", 2829).answer == "\\frac{72}{26}"
@@ -140,7 +105,7 @@ def test_options_that_are_letters_or_labels(
 @pytest.mark.parametrize(("changed", "message"), [
     ({"options": list("ABCD")}, r"row 5: options: got 4, expected none or 5"),
     ({"options": "ABCDE"}, r"row 5: options: got 'ABCDE', expected a list of texts"),
-    ({"options": TEXTS, "answer": "F"}, r"row 5: answer: got 'F', expected a letter from A to E"),
+    ({"options": MATHVISION_TEXTS, "answer": "F"}, r"row 5: answer: got 'F', expected a letter"),
     ({"answer": None}, r"row 5: answer: got None, expected a text"),
     ({"level": None}, r"row 5: level: got None"),
     ({"options": [], "answer": "\\frac{1"}, r"row 5: truth .*: its braces do not match"),
@@ -149,7 +114,7 @@ def test_options_that_are_letters_or_labels(
 def test_a_wrong_value_is_refused_by_name(
     tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    rows = [made(n, **(changed if n == 6 else {})) for n in range(1, 305)]
+    rows = [mathvision_row(n, **(changed if n == 6 else {})) for n in range(1, 305)]
     if isinstance(changed.get("options"), str):
         rows = [row | {"options": "ABCDE" if row["id"] == "6" else "[]"} for row in rows]
         message = "row 0: options: got '\\[\\]', expected a list of texts"
@@ -158,7 +123,7 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_whole_numbers_and_texts_load_alike(tmp_path: Path) -> None:
-    rows = [made(n) | {"id": n, "level": str(1 + n % 5)} for n in range(1, 305)]
+    rows = [mathvision_row(n) | {"id": n, "level": str(1 + n % 5)} for n in range(1, 305)]
     example = opened("mathvision-testmini", written(tmp_path / "t.parquet", rows)).example(
         "test", 6
     )
@@ -166,7 +131,7 @@ def test_whole_numbers_and_texts_load_alike(tmp_path: Path) -> None:
 
 
 def test_other_counts_are_refused(tmp_path: Path) -> None:
-    rows = [made(n) for n in range(1, 51)]
+    rows = [mathvision_row(n) for n in range(1, 51)]
     with pytest.raises(DataError, match=r"50 rows, expected the 3040 of MathLLMs/MathVision"):
         opened("mathvision", written(tmp_path / "t.parquet", rows)).size("test")
 
