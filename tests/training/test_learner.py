@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training.batches import Work, micro_batches, prepare, with_pixels
 from axpo.training.items import Aggregation
-from axpo.training.learner import learning_rate
+from axpo.training.learner import Learner, learning_rate
 from axpo.training.objective import Objective
+from axpo.training.ranks import Ranks
 from axpo.tree import Group
 from tests.support.learners import CLIP_KL, Steep, caught_gradient, flat, trainer
 from tests.support.padded_oracle import (
@@ -317,3 +320,14 @@ def test_schedule_by_hand(decay: str, expected: list[float]):
     rates = [learning_rate(settings, update, total=7) for update in range(8)]
     assert rates == pytest.approx([0.5 * e for e in expected])
     assert learning_rate(settings, 50, total=7) == pytest.approx(rates[-1])
+
+
+def test_spread_weights_are_not_handed_on(checkpoint: Checkpoint, tmp_path: Path):
+    class Many(Ranks):
+        many = True
+
+    some = Learner(checkpoint, None, OptimizerSettings(), 1, ranks=Many())
+    for work in (some.save, some.load, lambda _: asyncio.run(some.publish(1))):
+        with pytest.raises(ValueError, match="spread over ranks cannot be handed on yet"):
+            work(tmp_path)
+    assert list(tmp_path.iterdir()) == []

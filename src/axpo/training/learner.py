@@ -156,6 +156,7 @@ class Learner:
 
         Raises what `Engine.load_weights` does.
         """
+        self._in_one_process("publish")
         if self._engine is None:
             raise ValueError("publish needs an engine; give the Learner one")
         await self._engine.load_weights(self.checkpoint.model.state_dict(), version)
@@ -166,6 +167,7 @@ class Learner:
 
         Raises `NonFiniteError`, with nothing written, if weights are not finite.
         """
+        self._in_one_process("save")
         if not self._finite():
             raise NonFiniteError(f"the weights after update {self.updates} are not finite")
         state = {
@@ -182,6 +184,7 @@ class Learner:
         ones. Raises `DamagedError` if a file is missing or cannot be read, with nothing changed,
         and `ValueError` if it belongs to another model or another dtype.
         """
+        self._in_one_process("load")
         state = saved.read(folder, self.checkpoint)
         self._masters.load(state.get("masters", ()))
         self.updates = state["updates"]
@@ -305,6 +308,11 @@ class Learner:
     def _gradient_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return self._ranks.whole(torch.nn.utils.get_total_norm(gradients))
+
+    def _in_one_process(self, what: str) -> None:
+        """Raise `ValueError` where this process has a part of the weights alone."""
+        if self._ranks.many:
+            raise ValueError(f"{what}: weights that are spread over ranks cannot be handed on yet")
 
     def _finite(self) -> bool:
         """Whether every trained weight is a finite number."""
