@@ -26,7 +26,7 @@ from axpo.tasks.data.arrow import Layout, Row, chunks, encoded_columns, without_
 
 BATCH = 64
 """How many rows a batch of the Arrow copy has at most, and how many rows are copied at a time."""
-BATCH_BYTES = 1 << 26
+BATCH_BYTES = 1 << 24
 """About how many bytes a batch has at most, unless a row has more: 8K pictures have 10 MB each."""
 BUFFER = 1 << 20
 
@@ -296,6 +296,7 @@ def arrow_copy(path: Path, columns: Sequence[str]) -> Path:
         ):
             for rows in chunks(parquet_batches(path, columns), size):
                 out.write_table(rows.cast(schema).combine_chunks())
+        pa.default_memory_pool().release_unused()  # it would keep what a row group took
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: copying it to {copy}: {error}") from error
     return copy
