@@ -12,13 +12,14 @@ import pytest
 from axpo.errors import DataError
 from axpo.judge.judge import worth
 from axpo.judge.replies import read_marks
-from axpo.tasks.base import Example
 from axpo.tasks.benchmarks.averages import Share
 from axpo.tasks.benchmarks.math_vr import MathVR
 from axpo.tasks.grading.verdict import Verdict
 from axpo.tree import Point
 from tests.support.benchmarks import opened, written
 from tests.support.data_sets import colour, write_jsonl
+from tests.support.fake_judge import FakeJudge, graded, judging
+from tests.support.fake_judge import text_of as asked_text
 from tests.support.made_rows import MATH_VR_POINTS, math_vr_row, math_vr_rows
 
 
@@ -187,12 +188,16 @@ def test_averages_by_hand(task: MathVR) -> None:
     assert dropped == {"all": 0.5, "text": 1.0, "multimodal": 0.0}
 
 
-def test_the_judge_is_shown_all_of_the_row(task: MathVR) -> None:
-    from axpo.judge.messages import read_prompt, values_of
-
-    example: Example = task.example("test", 1001)
-    prompt = read_prompt("rubric", "judge.rubric", ())
-    _, user = prompt.filled(values_of(example, "It is 5 cm and 12."))
+def test_a_long_reply_of_the_judge_gives_both_verdicts(task: MathVR, tmp_path: Path) -> None:
+    """The verdict keeps the beginning and the end of a reply, where the marks are."""
+    example = task.example("test", 1001)
+    reply = "So $\\frac{1}{2}$. " * 200 + marks("False", ["p1"], 3)
+    with judging(FakeJudge(lambda _: reply)) as server:
+        verdict = graded(server, tmp_path, "It is 5 cm and 12.", example)
+        asked = asked_text(server.asked[0])
+    assert (verdict.reward, len(verdict.detail)) == (0.3, 1000)
+    official = task.official(example, "It is 5 cm and 12.", verdict)
+    assert official == Verdict(1.0, "Math-VR: PS, AC 0", "fully correct 'False', score 3 of 10")
     for part in ("How far is 1001?", "- (1) 5 cm; (2) 12", "p1 (3): draws the height",
                  "p3 (5): adds them", "It is 5 cm and 12."):  # fmt: skip
-        assert part in user
+        assert part in asked
