@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
+from axpo.build.cells import benchmark_names, benchmarks
+from axpo.build.tools import recipe_tools
 from axpo.config import SearchSettings, load_config
-from axpo.errors import ModelError
+from axpo.errors import ConfigError, ModelError
 from axpo.search.base import Hit, PageText, Results, TextSource
 from axpo.search.blocked import BlockedPictures, BlockedSearch, blocks
 from axpo.search.gallery import Match, PictureSource
@@ -19,6 +24,7 @@ from axpo.tools.built_in import web_backend
 from axpo.tools.web_extractor import WebExtractorTool
 from axpo.tools.web_search import WebSearchTool
 
+PIECES = ("http:", "//", "/", "..", "[", "]", "%", "%5", "@", ":", "?", "mmsearch.io", "℀", "xn--")
 PAGES = ("huggingface.co/datasets/CaraJ/MMSearch", "github.com/CaraJ7/MMSearch", "mmsearch.io")
 
 
@@ -35,6 +41,16 @@ PAGES = ("huggingface.co/datasets/CaraJ/MMSearch", "github.com/CaraJ7/MMSearch",
         "https://www.google.com/url?q=https%3A%2F%2Fmmsearch.io%2Fx&sa=U",
         "https://x.com/?to=https%253A%252F%252Fdata.mmsearch.io",
         "//mmsearch.io",
+        "https://r.jina.ai/huggingface.co/datasets/CaraJ/MMSearch",
+        "https://web.archive.org/web/2024/github.com/CaraJ7/MMSearch",
+        "https://example.com/?about=github.com/CaraJ7/MMSearch",
+        "https://huggingface.co/datasets/x/../CaraJ/./MMSearch",
+        "https://u@huggingface.co:80/../datasets/../datasets/CaraJ/MMSearch",
+        r"https:\\huggingface.co\datasets\CaraJ%5CMMSearch",
+        "https://hugging\tface.co/datasets/CaraJ/MMSearch",
+        "https://github.com/CaraJ7/MMSearch.git",
+        "https:mmsearch.io",
+        "https://ｍmsearch。io/",
     ],
 )
 def test_an_address_is_recognised(url: str) -> None:
@@ -49,13 +65,48 @@ def test_an_address_is_recognised(url: str) -> None:
         "https://huggingface.co",
         "https://notmmsearch.io",
         "https://mmsearch.io.example.com",
-        "https://example.com/mmsearch.io",
-        "https://example.com/?about=github.com/CaraJ7/MMSearch",
+        "https://github.com/CaraJ7",
+        "https://example.com/github.com/other/MMSearch",
+        "https://example.com/datasets/CaraJ/MMSearch",
         "",
+        "..",
     ],
 )
 def test_others_are_not(url: str) -> None:
     assert not blocks(PAGES)(url)
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["https://github.com/CaraJ7/MMSearch/", "www.GitHub.com:443/CaraJ7/MMSearch?tab=readme#top"],
+)
+def test_a_page_may_be_written_as_an_address(page: str) -> None:
+    assert blocks([page])("https://github.com/CaraJ7/MMSearch/blob/main/a.json")
+    assert not blocks([page])("https://github.com/CaraJ7")
+
+
+@pytest.mark.parametrize(
+    "page", ["", "https://", "/datasets/CaraJ/MMSearch", "github", "http://[a"]
+)
+def test_a_page_without_a_host_is_refused(page: str) -> None:
+    with pytest.raises(ValueError, match=r"search\.blocked: got .*, expected a host"):
+        blocks([page])
+    setting = f"tools.search.blocked={json.dumps([page])}"
+    with pytest.raises(ConfigError, match=r"rollout\.tools: search\.blocked: got "):
+        recipe_tools(load_config("lab", setting))
+
+
+@given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
+@example("http://[x")
+@example("https://exam℀ple/")
+def test_a_policy_s_url_is_never_a_fault(url: str) -> None:
+    """A fault would leave its rollout unscored."""
+    web = Web()
+    extractor = WebExtractorTool(BlockedSearch(web, PAGES), 100)
+    try:
+        asyncio.run(extractor({"url": url}, ToolContext((), "t")))
+    except ModelError:
+        assert not web.opened
 
 
 def test_a_host_of_other_letters() -> None:
@@ -123,7 +174,27 @@ def test_the_setting_reaches_the_tools() -> None:
 def test_a_benchmark_names_its_pages() -> None:
     task = load_config("lab", "task={name='vstar'}").task
     assert isinstance(task, Benchmark)
-    found = task.blocked()
-    assert blocks(found)("https://hf-mirror.com/datasets/craigwu/vstar_bench/tree/main")
-    assert blocks(found)("https://github.com/penghao-wu/vstar")
-    assert not blocks(found)("https://github.com/penghao-wu")
+    found = blocks(task.blocked())
+    for url in (
+        "https://hf-mirror.com/datasets/craigwu/vstar_bench/tree/main",
+        "https://huggingface.co/api/datasets/lmms-lab/vstar-bench/parquet",
+        "https://datasets-server.huggingface.co/rows?dataset=lmms-lab%2Fvstar-bench&split=test",
+        "https://github.com/penghao-wu/vstar",
+        "https://raw.githubusercontent.com/penghao-wu/vstar/main/README.md",
+        "https://api.github.com/repos/penghao-wu/vstar/contents",
+        "https://cdn.jsdelivr.net/gh/penghao-wu/vstar@main/a.json",
+    ):
+        assert found(url)
+    assert not found("https://github.com/penghao-wu")
+
+
+@pytest.mark.parametrize("name", benchmark_names())
+def test_every_benchmark_names_pages_that_are_found(name: str) -> None:
+    (task,) = benchmarks(name)
+    pages = task.blocked()
+    assert all("datasets/datasets" not in page for page in pages)
+    found = blocks(pages)
+    for source in task.sources:
+        assert found(f"https://huggingface.co/datasets/{source.hub}/tree/main")
+    assert found(f"https://github.com/{task.scorer.repository}/blob/main/{task.scorer.file}")
+    assert all(found(f"https://{page}/") for page in pages)

@@ -5,10 +5,12 @@ What is left out is recorded as it came: a list applies when answers are read.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -17,44 +19,73 @@ from axpo.search.gallery import Match, PictureSource
 
 Asked = TypeVar("Asked", bound=AnswerSource)
 
+SCHEMES = ("http", "https")
+UNESCAPED = 4
+"""How often escapes are undone: a redirect's address is escaped, maybe twice."""
+_DROPPED = re.compile(r"(?<=//)[^/?#]*@|:\d*(?=[/?#]|$)|[\t\r\n]")
+"""Who asks, the port, and what clients drop from a URL."""
+_BETWEEN = re.compile(r"[/?#&=;,|:@\s]+")
+
 
 def blocks(pages: Sequence[str]) -> Callable[[str], bool]:
     """Whether a URL is of one of `pages`, hosts with or without the beginning of a path, such as
     "github.com/mathllm/MATH-V".
 
-    A page's subdomains and everything below its path are of it, however scheme, case, port and
-    escapes are written; so is a URL that holds its address, as those of proxies, archives and
-    redirects do.
+    A page's subdomains and everything below its path are of it, however scheme, "www.", case, port,
+    escapes and dots are written; so is a URL that holds its address anywhere, as those of proxies,
+    archives and redirects do. What is no URL at all is of none. Raises `ValueError` for a page
+    without a host.
     """
-    wanted = [_plain(page) for page in pages]
+    wanted = [_page(page) for page in pages]
 
     def found(url: str) -> bool:
-        text = _plain(url)
-        places = [text.lstrip("/"), *text.split("://")[1:]]
-        return any(_within(place, page) for place in places for page in wanted)
+        parts = _parts(url)
+        return any(
+            _within(parts[start : start + len(page)], page)
+            for page in wanted
+            for start in range(len(parts))
+        )
 
     return found
 
 
-def _plain(url: str) -> str:
-    text = url.strip()
-    for _ in range(3):  # a redirect's address is escaped, maybe twice
-        text = unquote(text)
-    host = urlsplit(text if "//" in text else f"//{text}").netloc
-    if host and not host.isascii():
+def _page(page: str) -> list[str]:
+    parts = _parts(re.split(r"[?#]", page)[0])
+    parts = parts[1:] if parts[:1] and parts[0] in SCHEMES else parts
+    if not parts or "." not in parts[0]:
+        raise ValueError(
+            f"search.blocked: got {page!r}, expected a host with or without the beginning of a "
+            'path, such as "github.com/mathllm/MATH-V"'
+        )
+    return parts
+
+
+def _parts(url: str) -> list[str]:
+    """The names in a URL, in order: scheme, host, those of the path and of the query."""
+    text = url.strip().replace("\\", "/")
+    for _ in range(UNESCAPED):
+        text = unquote(text).replace("\\", "/")
+    text = unicodedata.normalize("NFKC", text).replace("。", ".").lower()
+    parts: list[str] = []
+    for part in _BETWEEN.split(_DROPPED.sub("", text)):
+        if part == "..":
+            del parts[max(len(parts) - 1, 2 if parts[:1] and parts[0] in SCHEMES else 1) :]
+        elif name := part.rstrip(".").removeprefix("www.").removesuffix(".git"):
+            parts.append(_ascii(name))
+    return parts
+
+
+def _ascii(name: str) -> str:
+    """A host of other letters as servers know it."""
+    if not name.isascii():
         with suppress(UnicodeError):
-            text = text.replace(host, host.encode("idna").decode(), 1)
-    return text.lower()
+            return name.encode("idna").decode()
+    return name
 
 
-def _within(place: str, page: str) -> bool:
-    host, _, path = place.replace("?", "/").replace("#", "/").partition("/")
-    host = host.rpartition("@")[2].partition(":")[0].rstrip(".")
-    wanted, _, below = page.partition("/")
-    if host != wanted and not host.endswith(f".{wanted}"):
-        return False
-    kept, asked = ([part for part in text.split("/") if part] for text in (below, path))
-    return asked[: len(kept)] == kept
+def _within(parts: Sequence[str], page: Sequence[str]) -> bool:
+    same = parts[1:] == page[1:]
+    return same and (parts[0] == page[0] or parts[0].endswith(f".{page[0]}"))
 
 
 class _Blocked(AnswerSource, Generic[Asked]):

@@ -45,6 +45,12 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     mixed = written_visual_probe(tmp_path / "mixed", hard=[other, *rows[1:]])
     with pytest.raises(DataError, match=r"data_source: got 'vstar', expected 'visual_probe_hard'"):
         opened("visual-probe", mixed).size("test")
+    for pictures in ([], ["X/images/0.jpg", "X/images/1.jpg"]):
+        wrong = written_visual_probe(
+            tmp_path / f"{len(pictures)}", hard=[{**rows[0], "images": pictures}, *rows[1:]]
+        )
+        with pytest.raises(DataError, match=f"images: got {len(pictures)} pictures, expected one"):
+            opened("visual-probe", wrong).size("test")
     gone = written_visual_probe(
         tmp_path / "gone", hard=[{**rows[0], "images": ["X/images/9.jpg"]}, *rows[1:]]
     )
@@ -65,10 +71,12 @@ def by_hand(answer: str, reply: str) -> float:
 
 REPLIES = ("Score: 1", "score:0", "Score: 10", "It is 1 of 2.\nScore: 0", "Score: 0\nScore: 1",
            "yes", "", "Score:", "Score: 1.", "SCORE:  1 of 1", "score: no 1")  # fmt: skip
+SAID = ("<answer>go</answer>", "I see <answer> go </answer>.",
+        "<answer>The answer is go.</answer>", "go")  # fmt: skip
 
 
 @pytest.mark.parametrize("reply", REPLIES)
-@pytest.mark.parametrize("answer", ["<answer>go</answer>", "I see <answer> go </answer>.", "go"])
+@pytest.mark.parametrize("answer", SAID)
 def test_official_reads_replies_as_the_source(task: Benchmark, answer: str, reply: str) -> None:
     found = task.official(task.example("test", 0), answer, Verdict(1.0, "judge: m", reply))
     assert found is not None and found.reward == by_hand(answer, reply)

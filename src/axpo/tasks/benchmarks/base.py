@@ -23,8 +23,18 @@ Row = Mapping[str, Any]
 TEST = "test"
 UNASKED = ("judge: no answer", "judge: same text")
 """The rules of the grader "judge" that ask nobody."""
-HUBS = ("huggingface.co", "hf.co", "hf-mirror.com")
-"""The hosts under which the Hub's pages are found."""
+HUBS = tuple(
+    f"{host}{part}/datasets"
+    for host in ("huggingface.co", "hf.co", "hf-mirror.com")
+    for part in ("", "/api")
+)
+"""Where the Hub's data sets are found by their names."""
+VIEWER = "datasets-server.huggingface.co"
+"""This host gives the rows of every data set."""
+REPOSITORIES = (
+    "github.com", "api.github.com/repos", "raw.githubusercontent.com", "cdn.jsdelivr.net/gh",
+)  # fmt: skip
+"""Where GitHub's repositories are found by their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +116,9 @@ class Benchmark(Task):
     def blocked(self) -> tuple[str, ...]:
         """The pages that hold its rows, as `tools.search.blocked` names them: search tools must not
         show them while it is measured."""
-        hubs = [f"{host}/datasets/{one.hub}" for one in self.sources for host in HUBS]
-        found = (*hubs, f"github.com/{self.scorer.repository}", *self.mirrors)
-        return tuple(dict.fromkeys(found))
+        hubs = [f"{at}/{one.hub}" for one in self.sources for at in HUBS]
+        code = [f"{at}/{self.scorer.repository}" for at in REPOSITORIES]
+        return tuple(dict.fromkeys([*hubs, VIEWER, *code, *self.mirrors]))
 
     def check(self) -> None:
         """Raise `MissingError` where its files, or the package that loads them, are not here."""

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 
 from axpo.tasks.base import Example
 from axpo.tasks.benchmarks.averages import Share, mean, mean_by
-from axpo.tasks.benchmarks.base import Benchmark, Row, Scorer, Source, text_of
+from axpo.tasks.benchmarks.base import HUBS, Benchmark, Row, Scorer, Source, text_of
 from axpo.tasks.grading.verdict import Verdict, compared
 
 GRADERS = {"float": "number", "multiple choice": "choice", "text": "short"}
 FLOAT = " Give the answer as a floating-point number."
-REQUEST = """
+FORM = """
 ## Form of the answer
 Answer as JSON with two keys: "solution", the steps that lead to the answer, and "short answer", the
 answer alone: of a multiple choice the letter, of a number its value with three decimals.
@@ -39,6 +39,7 @@ class DynaMath(Benchmark):
     columns = ("id", "question", "ground_truth", "answer_type", "subject", "knowledge_level")
     pictures = ("decoded_image", "image")
     scorer = Scorer("DynaMath/DynaMath", "evaluation/opensource_json_eval.py", "rule")
+    mirrors = ("dynamath.github.io", *(f"{at}/kcz358/DynaMath" for at in HUBS))
 
     def read(self, row: Row, source: Source) -> Example:
         """The cluster is the seed of ten variants."""
@@ -46,12 +47,11 @@ class DynaMath(Benchmark):
         if kind not in GRADERS:
             raise ValueError(f"answer_type: got {kind!r}, expected one of {', '.join(GRADERS)}")
         variant = source.split.removeprefix("sample_variant")
-        asked = text_of(row, "question") + FLOAT * (kind == "float")
         family, level = text_of(row, "subject"), text_of(row, "knowledge_level")
         meta = {"family": family, "level": level, "variant": variant, "answer_type": kind}
         return Example(
             id=f"{seed}/variant{variant}",
-            question=f"## Question\n{asked}\n{REQUEST}",
+            question=f"## Question\n{text_of(row, 'question')}{FLOAT * (kind == 'float')}\n{FORM}",
             images=(),
             answer=text_of(row, "ground_truth"),
             grading=GRADERS[kind],

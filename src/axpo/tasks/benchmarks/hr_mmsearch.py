@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from axpo.tasks.base import Example
 from axpo.tasks.benchmarks.averages import Share, mean_by
 from axpo.tasks.benchmarks.base import Benchmark, Row, Scorer, Source, text_of
-from axpo.tasks.benchmarks.searched import sensenova
+from axpo.tasks.benchmarks.searched import SENSENOVA_ROWS, sensenova
 from axpo.tasks.data.values import text, written_list
 from axpo.tasks.grading.verdict import Verdict
 
@@ -31,6 +31,7 @@ class HrMMSearch(Benchmark):
     pictures = ("query_image",)
     scorer = Scorer("OpenSenseNova/SenseNova-MARS", "inference/eval.py", "judge")
     tools = ("image_search",)
+    mirrors = (SENSENOVA_ROWS,)
 
     def read(self, row: Row, source: Source) -> Example:
         """The query is asked as it is."""

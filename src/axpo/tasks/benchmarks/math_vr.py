@@ -46,7 +46,7 @@ class MathVR(Benchmark):
     )
     mirrors = (
         "math-vr.github.io",
-        *(f"{host}/datasets/gogoduan/Math-VR" for host in HUBS),  # as their README calls it
+        *(f"{at}/gogoduan/Math-VR" for at in HUBS),  # as their README calls it
     )
 
     def read(self, row: Row, source: Source) -> Example:

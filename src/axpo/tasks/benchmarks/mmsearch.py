@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from axpo.tasks.base import Example
 from axpo.tasks.benchmarks.averages import Share, mean_by
 from axpo.tasks.benchmarks.base import Benchmark, Row, Scorer, Source, text_of, texts_of
-from axpo.tasks.benchmarks.searched import last_answer, squad_f1
+from axpo.tasks.benchmarks.searched import SENSENOVA_ROWS, last_answer, squad_f1
 from axpo.tasks.grading.verdict import Verdict, truths_of
 
 REQUEST = (
@@ -36,6 +36,7 @@ class MMSearch(Benchmark):
     pictures = ("query_image",)
     scorer = Scorer("CaraJ7/MMSearch", "score/f1_score.py", "rule")
     tools = ("image_search",)
+    mirrors = ("mmsearch.github.io", SENSENOVA_ROWS)
 
     def read(self, row: Row, source: Source) -> Example:
         """A question without a picture is asked in words alone."""

@@ -14,6 +14,8 @@ from axpo.tasks.grading.verdict import Verdict, truths_of
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.S)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 SENSENOVA = "SenseNova-MARS"
+SENSENOVA_ROWS = "drive.google.com/drive/folders/1ClHduHWMaARbraNaaCnSE3DTKgJDDIiM"
+"""Both benchmarks as SenseNova-MARS evaluates them, with answers."""
 
 
 def squad_words(text: str) -> list[str]:

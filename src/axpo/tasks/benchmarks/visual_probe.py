@@ -71,8 +71,10 @@ class VisualProbe(Benchmark):
         )
 
     def shown(self, row: Row, pictures: Row) -> list[Any]:
-        """Paths below the rows' own folder."""
+        """The path below the rows' own folder."""
         found = super().shown(row, pictures)
+        if len(found) != 1:
+            raise ValueError(f"images: got {len(found)} pictures, expected one")
         return [one.partition("/")[2] if isinstance(one, str) else one for one in found]
 
     def official(self, example: Example, answer: str, verdict: Verdict) -> Verdict | None:
@@ -80,7 +82,7 @@ class VisualProbe(Benchmark):
         first = _ANSWER.search(answer)
         if first is None:
             return Verdict(0.0, "Mini-o3: no <answer>")
-        if first[1].strip() != final_answer(answer):
+        if final_answer(first[0]) != final_answer(answer):
             return None
         if (reply := reply_of(verdict)) is None:
             return Verdict(verdict.reward, f"Mini-o3: {verdict.rule}")

@@ -29,7 +29,7 @@ class VStar(Benchmark):
     columns = ("question_id", "text", "label", "category")
     question = "text"
     scorer = Scorer("penghao-wu/vstar", "vstar_bench_eval.py", "likelihood")
-    mirrors = tuple(f"{host}/datasets/{name}" for host in HUBS for name in COPIES)
+    mirrors = tuple(f"{at}/{name}" for at in HUBS for name in COPIES)
 
     def read(self, row: Row, source: Source) -> Example:
         """Options are the lines that begin with their letters, whatever brackets they hold."""
