@@ -70,6 +70,23 @@ def sent_bytes(fake: FakeVllm) -> int:
     return sum(map(len, sent_urls(fake)))
 
 
+Slowly = tuple[threading.Event, threading.Event]
+
+
+@pytest.fixture
+def slowly_encoded(monkeypatch: pytest.MonkeyPatch) -> Slowly:
+    """Whether the encoding of a picture has begun; it goes on when the other is set."""
+    begun, free = threading.Event(), threading.Event()
+
+    def slow(image: Image.Image) -> str:
+        begun.set()
+        assert free.wait(20)
+        return picture_url(image)
+
+    monkeypatch.setattr(vllm_engine, "picture_url", slow)
+    return begun, free
+
+
 class TestRouting:
     def test_a_group_stays_and_groups_spread(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer
@@ -188,19 +205,11 @@ class TestRouting:
         assert len(sent_urls(fake)) == 2
 
     def test_pictures_are_encoded_beside_the_loop(
-        self, setting: Setting, checkpoint: Checkpoint, writer: Writer,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer, slowly_encoded: Slowly
+    ) -> None:
         (fake,) = setting.serve(checkpoint)
         engine = setting.engine(checkpoint, [fake])
-        begun, free = threading.Event(), threading.Event()
-
-        def slow(image: Image.Image) -> str:
-            begun.set()
-            assert free.wait(20)
-            return picture_url(image)
-
-        monkeypatch.setattr(vllm_engine, "picture_url", slow)
+        begun, free = slowly_encoded
 
         async def main() -> None:
             shown = asyncio.create_task(engine.generate(writer.request("a", sizes=(64,))))
@@ -215,19 +224,12 @@ class TestRouting:
     @pytest.mark.parametrize("mode", ["restart", "finish", "keep"])
     def test_an_update_while_a_picture_is_encoded(
         self, setting: Setting, checkpoint: Checkpoint, writer: Writer,
-        monkeypatch: pytest.MonkeyPatch, mode: Any,
+        slowly_encoded: Slowly, mode: Any,
     ) -> None:  # fmt: skip
         """The request is sent after the update, with the weights of then."""
         (fake,) = setting.serve(checkpoint)
         engine = setting.engine(checkpoint, [fake], in_flight=mode)
-        begun, free = threading.Event(), threading.Event()
-
-        def slow(image: Image.Image) -> str:
-            begun.set()
-            assert free.wait(20)
-            return picture_url(image)
-
-        monkeypatch.setattr(vllm_engine, "picture_url", slow)
+        begun, free = slowly_encoded
 
         async def main() -> None:
             shown = asyncio.create_task(engine.generate(writer.request("a", sizes=(64,))))
