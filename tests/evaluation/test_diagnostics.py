@@ -277,9 +277,13 @@ def shelf_in(folder: Path, *args: Any) -> Shelf:
 
 
 class FakeModel:
-    """Samples fabricated groups, counts what it was asked, fails where it is told to."""
+    """Samples fabricated groups, counts what it was asked, fails where it is told to.
 
-    def __init__(self, fail: str | None = None) -> None:
+    The first groups wait until `together` of them are being sampled.
+    """
+
+    def __init__(self, fail: str | None = None, together: int = 1) -> None:
+        self.together, self.met = together, asyncio.Event()
         self.asked: list[str] = []
         self.running = self.most = 0
         self.released: list[str] = []
@@ -301,6 +305,9 @@ class FakeModel:
         self.asked.append(group.id)
         self.running += 1
         self.most = max(self.most, self.running)
+        if self.running >= self.together:
+            self.met.set()
+        await asyncio.wait_for(self.met.wait(), 20)
         await asyncio.sleep(0.001)
         self.running -= 1
         if group.example == self.fail:
@@ -356,7 +363,7 @@ class TestDriver:
         monkeypatch.setattr(shelves, "CHUNK", 3)
 
     def test_order_concurrency_and_progress(self, tmp_path: Path) -> None:
-        model, seen = FakeModel(), []
+        model, seen = FakeModel(together=4), []
         groups = run(
             model,
             10,
