@@ -8,7 +8,7 @@ VLLM ?= .venv-vllm
 RELEASE ?= .venv-release
 RUN ?= runs/quickstart
 BIN := $(VENV)/bin
-EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,gym,bench,dev
+EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,gym,gguf,cluster,bench,dev
 
 .PHONY: quickstart test lint bench pictures gpu vllm-env test-vllm test-wheel release rehearsal clean
 

@@ -28,7 +28,7 @@ from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.loading import Checkpoint
 from axpo.training import attention
 from axpo.training.batches import prepare
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
 from axpo.training.pieces import Piece, cut
@@ -60,7 +60,7 @@ def updates(checkpoint: Checkpoint, groups: Sequence[Group], blocks: bool, round
     """Median seconds of an update and the most memory it took."""
     cuda = checkpoint.model.device.type == "cuda"
     settings = OptimizerSettings(learning_rate=1e-6, max_tokens_per_micro_batch=32768)
-    learner = Learner(checkpoint, None, settings, rounds)
+    learner = LocalLearner(checkpoint, None, settings, rounds)
     seconds = []
     with mock.patch.object(attention, "in_blocks", lambda device: blocks and cuda):
         for _ in range(rounds + 2):
@@ -89,7 +89,7 @@ def pieces_memory(checkpoint: Checkpoint, group: Group, budget: int) -> dict:
     settings = OptimizerSettings(
         learning_rate=1e-6, max_tokens_per_micro_batch=budget, freeze_vision=True
     )
-    learner = Learner(checkpoint, None, settings, 3)
+    learner = LocalLearner(checkpoint, None, settings, 3)
     learner.update([group], OBJECTIVE)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

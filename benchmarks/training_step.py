@@ -1,8 +1,8 @@
 """A training step on a packed tree against padded rows, and padded rows with pictures encoded once.
 
-One question's tree (`models`) goes through the real `Learner.update`: packing, forward, backward,
-clipping, AdamW. The baselines (`padded`) make the same update. Before anything is timed, all
-sides must have the same loss and the same gradient. The learning rate is 0: everything is
+One question's tree (`models`) goes through the real `LocalLearner.update`: packing, forward,
+backward, clipping, AdamW. The baselines (`padded`) make the same update. Before anything is timed,
+all sides must have the same loss and the same gradient. The learning rate is 0: everything is
 computed and the weights stay, so that each round repeats the same work.
 
 A question is one micro-batch on every side, so peak memory compares the same work too.
@@ -21,7 +21,7 @@ from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
 from axpo.costs.flops import Dimensions, ForwardPass, forward_flops
 from axpo.training.items import items
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree, pack
 from axpo.tree import Group
@@ -52,7 +52,7 @@ class Bench:
     """One tree and what trains it: `packed` on our model, `padded` on transformers' own."""
 
     group: Group
-    packed: Learner
+    packed: LocalLearner
     padded: PaddedTrainer
     rows: Rows
 
@@ -79,7 +79,7 @@ class Bench:
         }
 
     def tree(self) -> PackedTree:
-        """The layout that `Learner.update` trains."""
+        """The layout that `LocalLearner.update` trains."""
         processor, found = self.packed.checkpoint.processor, items(self.group)
         return pack(
             self.group,
@@ -92,7 +92,7 @@ class Bench:
 
 def bench(shape: Shape, device: str = "cpu") -> Bench:
     """Models with the same weights, and a tree whose old logprobs are theirs."""
-    packed = Learner(training_checkpoint(device), None, SETTINGS, total_updates=1)
+    packed = LocalLearner(training_checkpoint(device), None, SETTINGS, total_updates=1)
     padded = PaddedTrainer(training_checkpoint(device, stock=True), SETTINGS)
     group = training_group(packed.checkpoint, shape)
     with_logprobs(group, packed.logprobs([group]))

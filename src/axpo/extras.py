@@ -8,9 +8,11 @@ from axpo.errors import MissingError
 
 PACKAGES = {
     "datasets": ("datasets", "data"),
+    "gguf": ("gguf", "gguf"),
     "imagehash": ("ImageHash", "search"),
     "mcp": ("the MCP SDK", "mcp"),
     "peft": ("PEFT", "lora"),
+    "ray": ("Ray", "cluster"),
     "reasoning_gym": ("reasoning-gym", "gym"),
     "sklearn": ("scikit-learn", "lab"),
     "tavily": ("tavily-python", "search"),

@@ -27,7 +27,7 @@ from axpo.rollout.sampling import new_group
 from axpo.store import load_groups, save_groups
 from axpo.tasks.base import Example
 from axpo.training.items import items
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.tree import Group, Stream, Trajectory
 from tests.support.data_sets import picture, task_of, write_jsonl
@@ -274,7 +274,7 @@ def credited(g: Group, algorithm: Algorithm) -> Group:
 def gradient(checkpoint: Checkpoint, g: Group, old: Any = None, **optimizer: Any) -> Any:
     """(gradient, metrics, old logprobs that the trainer recomputes)."""
     settings = OptimizerSettings(learning_rate=1e-3, max_grad_norm=1e9, **optimizer)
-    trainer = Learner(checkpoint, tiny_checkpoint(1), settings, 1)
+    trainer = LocalLearner(checkpoint, tiny_checkpoint(1), settings, 1)
     caught: list[torch.Tensor] = []
 
     def step() -> None:
@@ -332,7 +332,7 @@ def test_a_prefix_that_only_its_owner_trains_is_another_gradient(checkpoint: Che
 def test_recomputed_logprobs_reach_shared_prefixes(checkpoint: Checkpoint) -> None:
     g = credited(branched(checkpoint), Arpo())
     rows = credited(apart(g), Grpo())
-    trainer = Learner(checkpoint, None, OptimizerSettings(), 1)
+    trainer = LocalLearner(checkpoint, None, OptimizerSettings(), 1)
     old, plain = (trainer.logprobs([some], True) for some in (g, rows))
     ours, _ = gradient(checkpoint, g, old)
     theirs, _ = gradient(checkpoint, rows, plain)

@@ -24,7 +24,7 @@ from axpo.tasks.base import Critic
 from axpo.tasks.lab import critic
 from axpo.tasks.lab.task import LabTask
 from axpo.training.items import items
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.tree import Branch, Group, Origin, Segment, Stream, Trajectory
 from tests.support.groups import group, plain_rollout, tool_rollout
@@ -255,7 +255,7 @@ def gradient(checkpoint: Checkpoint, g: Group, settings: Rltf, budget: int) -> A
     for id, credit in settings.credit(g).items():
         g.trajectory(id).credit = list(credit)
     optimizer = OptimizerSettings(max_grad_norm=1e9, max_tokens_per_micro_batch=budget)
-    trainer = Learner(checkpoint, None, optimizer, 1)
+    trainer = LocalLearner(checkpoint, None, optimizer, 1)
     caught: list[torch.Tensor] = []
 
     def step() -> None:

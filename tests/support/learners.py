@@ -11,7 +11,7 @@ import torch
 from axpo.algorithms.losses import ClipLoss, TokenBatch
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.tree import Group
 
@@ -23,9 +23,9 @@ CLIP_KL = partial(ClipLoss().of, kl=0.05)
 
 def trainer(
     checkpoint: Checkpoint, reference: Checkpoint | None = None, total: int = 10, **values
-) -> Learner:
+) -> LocalLearner:
     settings = {"learning_rate": 1e-3, "max_grad_norm": 1e9} | values
-    return Learner(checkpoint, reference, OptimizerSettings.model_validate(settings), total)
+    return LocalLearner(checkpoint, reference, OptimizerSettings.model_validate(settings), total)
 
 
 class Steep:
@@ -47,7 +47,7 @@ def flat(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 def caught_gradient(
-    some: Learner, groups: list[Group], objective: Objective
+    some: LocalLearner, groups: list[Group], objective: Objective
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The gradient that reaches the optimizer in one update; the weights stay."""
     caught = []

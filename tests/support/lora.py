@@ -14,7 +14,7 @@ from axpo.models.lora import (
     adapted_layers,
     add_adapters,
 )
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from tests.support.tiny import tiny_checkpoint
 
 KL = 0.05
@@ -39,6 +39,6 @@ def adapted(
     return checkpoint
 
 
-def trainer(checkpoint: Checkpoint, rate: float = 1e-2, **values: object) -> Learner:
+def trainer(checkpoint: Checkpoint, rate: float = 1e-2, **values: object) -> LocalLearner:
     settings = {"learning_rate": rate, "weight_decay": 0.01} | values
-    return Learner(checkpoint, None, OptimizerSettings.model_validate(settings), 10)
+    return LocalLearner(checkpoint, None, OptimizerSettings.model_validate(settings), 10)

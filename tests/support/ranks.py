@@ -19,7 +19,7 @@ from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
 from axpo.training.batches import shared
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.training.packing import OldLogprobs
 from axpo.training.ranks import ALONE, Ranks
@@ -99,7 +99,7 @@ def model(case: Case, seed: int) -> Checkpoint:
     return in_bfloat16(checkpoint) if case.rounded else checkpoint
 
 
-def learner(case: Case, ranks: Ranks) -> Learner:
+def learner(case: Case, ranks: Ranks) -> LocalLearner:
     """A learner of `case`'s model."""
     if case.lora is None:
         policy = model(case, 0)
@@ -109,7 +109,9 @@ def learner(case: Case, ranks: Ranks) -> Learner:
         recompute_layers(policy.model)
     reference = model(case, 1) if case.kl and case.lora is None else None
     values = {"max_tokens_per_micro_batch": case.budget, **UNCLIPPED, **case.optimizer}
-    return Learner(policy, reference, OptimizerSettings.model_validate(values), 10, ranks=ranks)
+    return LocalLearner(
+        policy, reference, OptimizerSettings.model_validate(values), 10, ranks=ranks
+    )
 
 
 def train(case: Case, ranks: Ranks = ALONE) -> Trained:
@@ -136,7 +138,7 @@ def own_share(groups: list[Group], ranks: Ranks) -> list[Group]:
     return shared(groups, distributed.get_world_size())[distributed.get_rank()]
 
 
-def noted_gradients(some: Learner, ranks: Ranks) -> list[torch.Tensor]:
+def noted_gradients(some: LocalLearner, ranks: Ranks) -> list[torch.Tensor]:
     """A list to which each update adds the gradient that reaches the optimizer."""
     found: list[torch.Tensor] = []
     step = some.optimizer.step

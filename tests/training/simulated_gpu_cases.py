@@ -19,7 +19,7 @@ from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training import attention, checkpoints, policy
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.training.policy import policy_logprobs
 from tests.support.engine_contract import Writer, ask, run
@@ -138,7 +138,7 @@ def test_update(budget: int, rounded: bool):
             if simulated:
                 moved(some.model)
                 moved(reference.model)
-            trainer = Learner(some, reference, settings, 10)
+            trainer = LocalLearner(some, reference, settings, 10)
             metrics = trainer.update(groups, Objective(LOSS, "question_mean", kl=True))
             assert all((p.device == device()) is simulated for p in trainer.parameters)
         found.append((metrics, weights(some)))
@@ -156,10 +156,10 @@ def test_update(budget: int, rounded: bool):
 def test_resuming_needs_no_second_model_on_the_device(tmp_path: Path, rounded: bool):
     settings = OptimizerSettings(learning_rate=1e-3)
     saved, other = (in_bfloat16(c) if rounded else c for c in map(tiny_checkpoint, (0, 1)))
-    path = checkpoints.save(tmp_path, 1, Learner(saved, None, settings, 10), {})
+    path = checkpoints.save(tmp_path, 1, LocalLearner(saved, None, settings, 10), {})
     with gpu():
         moved(other.model)
-        resumed = Learner(other, None, settings, 10)
+        resumed = LocalLearner(other, None, settings, 10)
         allocated.clear()
         checkpoints.restore(path, resumed)
         print(f"{sum(allocated)} bytes beside a model of {weights(saved).nbytes}")

@@ -14,7 +14,7 @@ from axpo.config import OptimizerSettings
 from axpo.engines.transformers import TransformersEngine
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.training import checkpoints, learner
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.masters import MasterWeights
 from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
@@ -32,11 +32,11 @@ def rounded(seed: int = 0) -> Checkpoint:
     return in_bfloat16(tiny_checkpoint(seed))
 
 
-def start(checkpoint: Checkpoint, rate: float = RL_RATE) -> Learner:
-    return Learner(checkpoint, None, OptimizerSettings(learning_rate=rate), 10)
+def start(checkpoint: Checkpoint, rate: float = RL_RATE) -> LocalLearner:
+    return LocalLearner(checkpoint, None, OptimizerSettings(learning_rate=rate), 10)
 
 
-def train(some: Learner, steps: range) -> None:
+def train(some: LocalLearner, steps: range) -> None:
     for step in steps:
         group = branching_group(some.checkpoint, step, f"g{step}")
         some.update([group], Objective())
@@ -46,7 +46,7 @@ def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([t.detach().float().flatten() for t in tensors])
 
 
-def weights(some: Learner) -> torch.Tensor:
+def weights(some: LocalLearner) -> torch.Tensor:
     return flat(list(some.checkpoint.model.parameters()))
 
 
@@ -172,7 +172,7 @@ def test_a_second_trainer_takes_the_gradients_over():
 def test_norm_and_clip_act_on_masters():
     checkpoint = rounded()
     settings = OptimizerSettings(learning_rate=1e-3, max_grad_norm=0.5)
-    some = Learner(checkpoint, None, settings, 10)
+    some = LocalLearner(checkpoint, None, settings, 10)
     seen = []
     step = some.optimizer.step
     some.optimizer.step = lambda: seen.append(flat([p.grad for p in some.parameters])) or step()  # pyright: ignore

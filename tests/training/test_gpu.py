@@ -28,7 +28,7 @@ from axpo.models.head import head_logits
 from axpo.models.loading import Checkpoint, load_processor
 from axpo.training import attention, checkpoints, flex, policy
 from axpo.training.flex import BLOCK, block_mask, forest_attention
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from tests.support import gpu_questions as asked
 from tests.support.engine_contract import Writer, ask, difference, run
@@ -105,7 +105,7 @@ def test_compilations_are_few():
         for count in (1, 2, 3):
             groups = [branching_group(checkpoint, seed, f"g{seed}") for seed in range(count)]
             settings = OptimizerSettings(max_tokens_per_micro_batch=budget)
-            trainer = Learner(checkpoint, None, settings, 10)
+            trainer = LocalLearner(checkpoint, None, settings, 10)
             trainer.logprobs(groups)
             trainer.update(groups, Objective(LOSS, "question_mean"))
     compiled = counters["unique_graphs"] - before
@@ -199,9 +199,9 @@ def test_engine_and_trainer_agree(rounded: bool, bound: float):
 def test_update_and_resume(tmp_path, rounded: bool):
     """The same weights come back, and no second model with them."""
 
-    def start(seed: int) -> Learner:
+    def start(seed: int) -> LocalLearner:
         settings = OptimizerSettings(learning_rate=1e-4)
-        return Learner(on_gpu(seed, rounded), on_gpu(7, rounded), settings, 10)
+        return LocalLearner(on_gpu(seed, rounded), on_gpu(7, rounded), settings, 10)
 
     trainer = start(0)
     path = checkpoints.save(tmp_path, 0, trainer, {})

@@ -19,7 +19,7 @@ from axpo.models.loading import Checkpoint
 from axpo.models.vision import encode_pictures
 from axpo.training.batches import Work, micro_batches, prepare, with_pixels
 from axpo.training.items import Aggregation
-from axpo.training.learner import Learner, learning_rate
+from axpo.training.learner import LocalLearner, learning_rate
 from axpo.training.objective import Objective
 from axpo.training.ranks import Ranks
 from axpo.tree import Group
@@ -326,7 +326,7 @@ def test_spread_weights_are_not_handed_on(checkpoint: Checkpoint, tmp_path: Path
     class Many(Ranks):
         many = True
 
-    some = Learner(checkpoint, None, OptimizerSettings(), 1, ranks=Many())
+    some = LocalLearner(checkpoint, None, OptimizerSettings(), 1, ranks=Many())
     for work in (some.save, some.load, lambda _: asyncio.run(some.publish(1))):
         with pytest.raises(ValueError, match="spread over ranks cannot be handed on yet"):
             work(tmp_path)

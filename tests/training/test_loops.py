@@ -15,7 +15,7 @@ from axpo.folder import saved_checkpoints
 from axpo.models.loading import load_checkpoint
 from axpo.tasks.lab import BASE
 from axpo.training import checkpoints, rl, sft
-from axpo.training.learner import Learner
+from axpo.training.base import Learner
 from tests.support.runs import Lines, config, starting_at
 
 FIVE = ("update", "logprobs", "publish", "save", "load")

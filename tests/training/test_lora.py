@@ -27,7 +27,7 @@ from axpo.models.lora import (
     merged_weights,
 )
 from axpo.training import checkpoints
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.training.policy import policy_logprobs
 from tests.support.engine_contract import Writer, difference, run
@@ -147,7 +147,7 @@ def test_resumed_to_the_bit_and_loadable_by_everyone(tmp_path: Path, bfloat16: b
     def made() -> Checkpoint:
         return in_bfloat16(tiny_checkpoint()) if bfloat16 else tiny_checkpoint()
 
-    def steps(some: Learner, first: int, last: int) -> None:
+    def steps(some: LocalLearner, first: int, last: int) -> None:
         for step in range(first, last):
             group = branching_group(some.checkpoint, step, f"g{step}")
             some.update([group], Objective(LOSS, "question_mean", kl=True))
@@ -258,4 +258,4 @@ def test_settings_that_would_have_no_effect():
     with pytest.raises(ConfigError, match=r"model\.lora\.targets\.0: .*'q_proj'.*'lm_head'"):
         parse_config({"model": {"lora": {"targets": ["lm_head"]}}})
     with pytest.raises(ValueError, match="is its own reference"):
-        Learner(adapted(), tiny_checkpoint(1), OptimizerSettings(), 1)
+        LocalLearner(adapted(), tiny_checkpoint(1), OptimizerSettings(), 1)

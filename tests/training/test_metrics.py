@@ -10,7 +10,7 @@ import pytest
 from axpo.config import OptimizerSettings, parse_config
 from axpo.metrics import Max, Mean, Sum, combined
 from axpo.training import rl
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.monitor import Stopwatch
 from tests.support.padded_oracle import branching_group
 from tests.support.runs import Lines
@@ -46,9 +46,9 @@ def test_a_step_of_two_updates() -> None:
         {"rl": {"questions": 4, "updates": 2}, "algorithm": {"name": "grpo", "kl": 0.0}}
     )
 
-    def learner() -> Learner:
+    def learner() -> LocalLearner:
         settings = OptimizerSettings(learning_rate=0.0, max_tokens_per_micro_batch=150)
-        return Learner(checkpoint, None, settings, 2)
+        return LocalLearner(checkpoint, None, settings, 2)
 
     for trajectory in groups[3].trajectories():
         trajectory.credit = []

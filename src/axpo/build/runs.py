@@ -27,7 +27,7 @@ from axpo.tasks.base import Critic
 from axpo.tasks.grading import Graders
 from axpo.tools.base import Tool
 from axpo.training import rl, sft
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.parity import limits_of
 from axpo.training.probe import WeightProbe
 from axpo.training.validation import Validation
@@ -67,7 +67,7 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
     out = Path(tempfile.mkdtemp(prefix="axpo-")) if out is None else out
     agent = build_agent(config, checkpoint, tools, judge, out, say)
     temperature = config.rollout.temperature
-    learner = Learner(
+    learner = LocalLearner(
         checkpoint,
         reference,
         config.rl.optimizer,
@@ -95,7 +95,7 @@ def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.SFTRun:
     say(LOADING)
     checkpoint = load_policy(config, path)
     rendering = Rendering(checkpoint.processor, tools, task.system)
-    learner = Learner(checkpoint, None, config.sft.optimizer, config.sft.steps)
+    learner = LocalLearner(checkpoint, None, config.sft.optimizer, config.sft.steps)
     return sft.SFTRun(config, out, task, rendering, learner, run_files(config, "sft"))
 
 

@@ -32,8 +32,8 @@ from axpo.folder import (
     whole_folder,
 )
 from axpo.stopping import held
+from axpo.training.base import Learner
 from axpo.training.data import RunData
-from axpo.training.learner import Learner
 from axpo.training.saved import reading
 
 

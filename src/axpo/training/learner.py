@@ -1,10 +1,4 @@
-"""The learner: groups with credit in, new weights and metrics out.
-
-The model that is trained is used through five methods only: `update`, `logprobs`, `publish`, `save`
-and `load`. RL, SFT, the parity check and checkpoints use these (and `updates`, a count), so that
-another learner, on many devices, can take its place. It does not know the algorithm: credit says
-what each token is worth, the `Objective` what to do with it.
-"""
+"""The learner whose model is in this process: all of it, or one rank's part."""
 
 from __future__ import annotations
 
@@ -26,6 +20,7 @@ from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
 from axpo.models.vision import Pixels
 from axpo.training import saved
+from axpo.training.base import Learner
 from axpo.training.batches import (
     Work,
     micro_batches,
@@ -43,13 +38,12 @@ from axpo.training.ranks import ALONE, Kind, Meet, Ranks
 from axpo.tree import Group
 
 
-class Learner:
+class LocalLearner(Learner):
     """Trains `checkpoint`'s model in place and gives its weights to `engine`, if there is one.
 
     `reference` is a second, frozen checkpoint for the KL term; None without one. Of a model with
     adapters only these are trained; with its adapters off, the model is its own reference.
-    `total_updates` is the length of the schedule, and `temperature` the sampler's. `updates` counts
-    the updates so far.
+    `total_updates` is the length of the schedule, and `temperature` the sampler's.
 
     With several `ranks` every one of them has a learner of the same checkpoint, whose weights are
     then spread over all. All must make the same calls, each with its own share of the groups
@@ -96,10 +90,8 @@ class Learner:
     def update(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
         """Make one optimizer step on all of `groups`; return its metrics (`axpo.metrics`).
 
-        Groups with nothing to learn are skipped but count in the denominators; if all are skipped,
-        the weights stay as they are. Raises `TreeError` (bad credit) and `NonFiniteError`, both
-        naming the group and before any weight has changed. On several ranks `groups` are this
-        rank's; the metrics are those of all, and so are the errors.
+        On several ranks `groups` are this rank's; the metrics are those of all, and so are the
+        errors.
 
         The metric `weights_moved` is the share of bfloat16 weights that took another value
         (`masters`). `seconds_pack`, `_reference`, `_forward`, `_backward` and `_optimizer` add up
@@ -109,7 +101,7 @@ class Learner:
         the passes that ranks made only because others had work.
         """
         if objective.kl and self.reference is None and not self._adapted:
-            raise ValueError("kl needs a reference checkpoint; give the Learner one")
+            raise ValueError("kl needs a reference checkpoint; give the LocalLearner one")
         laps, ranks = Laps(self.checkpoint.model.device), self._ranks
         prepared = prepare(self.checkpoint.processor, groups, objective, ranks)
         batches = micro_batches(prepared, self.settings.max_tokens_per_micro_batch)
@@ -142,31 +134,20 @@ class Learner:
     def logprobs(
         self, groups: Sequence[Group], kl: bool = False, rounded_otherwise: bool = False
     ) -> OldLogprobs:
-        """The current weights' logprobs of every token that an update of `groups` would train.
-
-        That depends on `kl`; `rounded_otherwise` is as in `batches.recompute_logprobs`. The trees
-        do not change; an `Objective` takes the result as `old`.
-        """
         budget = self.settings.max_tokens_per_micro_batch
         args = self.checkpoint, groups, kl, self.temperature, budget, rounded_otherwise
         return recompute_logprobs(*args, self._ranks)
 
     async def publish(self, version: int) -> None:
-        """Let the engine sample with the current weights, as `version`, from the next request on.
-
-        Raises what `Engine.load_weights` does.
-        """
+        """Give the engine this process's own weights; raises what `Engine.load_weights` does."""
         self._in_one_process("publish")
         if self._engine is None:
-            raise ValueError("publish needs an engine; give the Learner one")
+            raise ValueError("publish needs an engine; give the LocalLearner one")
         await self._engine.load_weights(self.checkpoint.model.state_dict(), version)
 
     def save(self, folder: Path) -> None:
-        """Write into `folder` what `load` reads: the model, its adapters, and the training's state,
-        including this process's random states.
-
-        Raises `NonFiniteError`, with nothing written, if weights are not finite.
-        """
+        """Write the model, its adapters, and the training's state, including this process's random
+        states."""
         self._in_one_process("save")
         if not self._finite():
             raise NonFiniteError(f"the weights after update {self.updates} are not finite")
@@ -178,12 +159,7 @@ class Learner:
         saved.write(folder, self.checkpoint, state)
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote into `folder`, to the bit.
-
-        With adapters the weights below them are those from which the run starts, not the merged
-        ones. Raises `DamagedError` if a file is missing or cannot be read, with nothing changed,
-        and `ValueError` if it belongs to another model or another dtype.
-        """
+        """Go on from what `save` wrote into `folder`, to the bit."""
         self._in_one_process("load")
         state = saved.read(folder, self.checkpoint)
         self._masters.load(state.get("masters", ()))

@@ -30,9 +30,9 @@ from axpo.rollout.agent import Agent
 from axpo.store import save_groups
 from axpo.tasks.base import Task
 from axpo.training import checkpoints
+from axpo.training.base import Learner
 from axpo.training.collection import Collector
 from axpo.training.data import RunData
-from axpo.training.learner import Learner
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.objective import Objective
 from axpo.training.parity import QUESTIONS, check_parity, limits_of, mismatch

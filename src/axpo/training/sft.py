@@ -21,8 +21,8 @@ from axpo.rollout.rendering import Rendering
 from axpo.tasks.base import Task
 from axpo.tools.toolbox import Toolbox
 from axpo.training import checkpoints
+from axpo.training.base import Learner
 from axpo.training.data import RunData, training_example
-from axpo.training.learner import Learner
 from axpo.training.monitor import Monitor, Stopwatch
 from axpo.training.objective import Objective
 from axpo.tree import Group
