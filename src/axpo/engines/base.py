@@ -10,15 +10,15 @@ that each engine must pass.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from axpo.config.base import Part, PositiveInt
 from axpo.engines.stats import EngineStats
-from axpo.errors import RequestError
+from axpo.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +149,8 @@ class Start:
     `processor` is that of the checkpoint at `model.path`, and `dtype` is `model.dtype`.
     `checkpoint` is the loaded model; None if this process loads none, which only engines that are
     `alone` meet.
-    `folder` is for logs and weights, and a path may hold `room` tokens after its prompt.
+    `folder` is for logs and weights, and a path may hold `room` tokens after its prompt. `shared`
+    is a folder for weights which machines of a cluster all see; None without a cluster.
     `in_flight` says what happens to requests in flight when new weights come (`rl.in_flight`); None
     means that there are none then.
     """
@@ -160,6 +161,7 @@ class Start:
     room: int
     dtype: str
     in_flight: Literal["keep", "restart", "finish"] | None = None
+    shared: Path | None = None
 
 
 class EngineSettings(Part):
@@ -230,6 +232,70 @@ class EngineSettings(Part):
         raise NotImplementedError(f"{type(self).__name__} has no start()")
 
 
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the processes of a broadcast meet: a store (`torch.distributed.TCPStore`) at `host` and
+    `port`. They are `ranks` in number: the one that sends, then a server's workers. `backend` is
+    "nccl" or "gloo"."""
+
+    host: str
+    port: int
+    ranks: int
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """Weights that a `Source` has handed over.
+
+    They are in the files `paths`, each of which holds some of the tensors; without any, only the
+    source has them. `served_share` is as in `Engine`. `broken` gives the reason for each of the
+    groups that got not all of what was sent.
+    """
+
+    paths: tuple[Path, ...]
+    served_share: float | None
+    broken: Mapping[str, str] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Weights that one process holds, or several ranks together, of which none has them all.
+
+    Only what servers get is handed over: all weights under the model's own names, tied ones once,
+    in the dtype in which the model computes; of a model with adapters, their matrices under PEFT's
+    names. The methods block, so they are called in threads, but never two at once. On ranks, each
+    has a source of its own (`axpo.training.publishing`) which is told to do the same; all of them
+    return the same, and an error on one is raised on all.
+    """
+
+    @abstractmethod
+    def write(self, folder: Path, name: str) -> Handed:
+        """Write safetensors files `weights-{name}-*` into `folder`, each whole or not at all.
+
+        All ranks write at the same time, each its share of the tensors.
+        """
+
+    @abstractmethod
+    def join(self, group: str, meeting: Meeting) -> None:
+        """Let the process that sends form a group, called `group`, with a server's workers."""
+
+    @abstractmethod
+    def send(
+        self,
+        groups: Sequence[str],
+        buckets: Sequence[Sequence[Mapping[str, Any]]],
+        folder: Path,
+        name: str,
+    ) -> Handed:
+        """Broadcast all weights, one of `buckets` after another, to each of `groups`.
+
+        The buckets tell the name, dtype and shape of each tensor; all ranks walk through them in
+        step. Ranks also write what `write` does, in the background: a server that comes back
+        while they are busy is served from the files, which are whole as soon as they are there.
+        One process keeps a copy instead, and can send it again.
+        """
+
+
 class Engine(ABC):
     """A running engine. A request is cancelled by cancelling the task that awaits it."""
 
@@ -271,6 +337,17 @@ class Engine(ABC):
     @abstractmethod
     async def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Sample with these weights from the next request on, and drop everything that is kept."""
+
+    async def load_from(self, source: Source, version: int) -> None:
+        """`load_weights` for weights that several processes may hold together.
+
+        Raises `EngineError` if this engine cannot take them, and the errors of `source`; then the
+        weights are those from before.
+        """
+        raise EngineError(
+            f"weights {version}: {type(self).__name__} cannot take weights that are spread over "
+            'processes; set engine.name to "vllm"'
+        )
 
     @abstractmethod
     async def close(self) -> None:
