@@ -27,7 +27,7 @@ from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from axpo.models.attention import use_fast_vision
+from axpo.models.families import family_of
 from axpo.models.loading import Checkpoint, Processor
 from axpo.tasks.base import Example
 from axpo.tasks.lab.words import ZOOM_CLOSE, ZOOM_OPEN
@@ -166,5 +166,5 @@ def _model(tokenizer: Any, chain: Mapping[int, tuple[int, ...]], seed: int) -> A
             # The final norm gives the state length sqrt(HIDDEN), whatever the embedding's.
             text.embed_tokens.weight[token] = direction * math.sqrt(HIDDEN)
             model.lm_head.weight[list(following)] += direction * LOGIT / math.sqrt(HIDDEN)
-    use_fast_vision(model)
+    family_of(model.config).settle(model)
     return model.eval()

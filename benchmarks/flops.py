@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from axpo.costs.flops import Dimensions, ForwardPass, causal_pairs
+from axpo.costs.flops import ForwardPass, causal_pairs
+from axpo.models.families.base import Dimensions
 from axpo.training.packing import PackedTree
 from axpo.tree import Group
 

@@ -23,7 +23,7 @@ from axpo.config import OptimizerSettings
 from axpo.costs import memory
 from axpo.engines.base import Picture, Request, Sampling
 from axpo.engines.transformers import TransformersEngine
-from axpo.models.attention import use_fast_vision
+from axpo.models.families import family_of
 from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.loading import Checkpoint
 from axpo.training import attention
@@ -52,7 +52,7 @@ def wide_checkpoint(device: str, dtype: torch.dtype, width: int, layers: int) ->
     config.vision_config.out_hidden_size = width
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype).to(device)
-    use_fast_vision(model)
+    family_of(model.config).settle(model)
     return dataclasses.replace(small, model=model.eval())
 
 

@@ -17,8 +17,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from axpo.config import RolloutSettings
-from axpo.costs.flops import Dimensions, forward_flops
+from axpo.costs.flops import forward_flops
 from axpo.engines.transformers import TransformersEngine
+from axpo.models.families import family_of
 from axpo.models.loading import Checkpoint
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
@@ -60,7 +61,8 @@ def training(axis: str, shape: Shape, rounds: int, device: str, peak: float) -> 
     made = bench(shape, device)
     sides = made.sides()
     timings = interleave({name: sides[name] for name in (PACKED, PADDED)}, rounds, warmup=0)
-    sizes = Dimensions.of(made.packed.checkpoint.model.config)
+    config = made.packed.checkpoint.model.config
+    sizes = family_of(config).dimensions(config)
     work = made.work()
     figures = {
         name: _figures(timings[name], TRAINING * forward_flops(sizes, work[name]), peak, device)
@@ -91,7 +93,8 @@ def sampling(axis: str, shape: Shape, rounds: int, device: str, peak: float) -> 
             max_tokens=shape.response,
             max_seconds=3600,
         )
-    sizes = Dimensions.of(checkpoint.model.config)
+    config = checkpoint.model.config
+    sizes = family_of(config).dimensions(config)
     work: list[int] = []
 
     def side() -> Mapping[str, float]:

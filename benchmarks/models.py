@@ -24,7 +24,7 @@ from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from axpo.models.attention import use_fast_vision
+from axpo.models.families import family_of
 from axpo.models.loading import Checkpoint, Processor, token_id
 from axpo.pictures import picture_digest
 from axpo.tools.zoom import SPEC
@@ -73,7 +73,7 @@ def training_checkpoint(
     tokenizer = build_tokenizer([SPEC])
     model: Any = _model(_config(tokenizer, text or {}, vision or {}), seed)
     if not stock:
-        use_fast_vision(model)
+        family_of(model.config).settle(model)
     images = Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         merge_size=MERGE,

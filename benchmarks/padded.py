@@ -20,8 +20,9 @@ import torch
 
 from axpo.algorithms.losses import TokenBatch
 from axpo.config import OptimizerSettings
+from axpo.models.families.qwen3_vl import encoder_outputs
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import Pixels, encode_pictures, encoder_outputs
+from axpo.models.vision import Pixels, encode_pictures
 from axpo.training.items import Item, item_weights, items
 from axpo.tree import Group, Trajectory
 
@@ -145,7 +146,7 @@ class PaddedTrainer:
             distinct = dict(zip(rows.digests, rows.pixels, strict=True))
             encoded = encode_pictures(model, list(distinct.values()))
             features = dict(zip(distinct, encoded, strict=True))
-            pictures = {"mm_encoder_outputs": encoder_outputs(features[d] for d in rows.digests)}
+            pictures = {"mm_encoder_outputs": encoder_outputs([features[d] for d in rows.digests])}
         else:
             values = torch.cat([p.values for p in rows.pixels]).to(model.device)
             pictures = {"pixel_values": values}

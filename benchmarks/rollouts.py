@@ -21,8 +21,9 @@ from transformers import GenerationConfig
 from axpo.config import RolloutSettings
 from axpo.engines.base import Completion, Engine, Finish, Request
 from axpo.engines.transformers import TransformersEngine
+from axpo.models.families.qwen3_vl import encoder_outputs
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import Features, encode_pictures, encoder_outputs
+from axpo.models.vision import Features, encode_pictures
 from axpo.rollout.agent import Agent
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group, sample_group
@@ -141,7 +142,7 @@ class GenerateEngine:
             "attention_mask": mask,
             "mm_token_type_ids": (tokens == image).long(),
             "image_grid_thw": torch.tensor([pixels[p.digest].grid for p in pictures]),
-            "mm_encoder_outputs": encoder_outputs(self._features[p.digest] for p in pictures),
+            "mm_encoder_outputs": encoder_outputs([self._features[p.digest] for p in pictures]),
         }
 
     def _completion(self, row: list[int], stop: Sequence[int]) -> Completion:

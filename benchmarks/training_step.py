@@ -19,7 +19,8 @@ import torch
 
 from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
-from axpo.costs.flops import Dimensions, ForwardPass, forward_flops
+from axpo.costs.flops import ForwardPass, forward_flops
+from axpo.models.families import family_of
 from axpo.training.items import items
 from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
@@ -163,7 +164,7 @@ def row(
 ) -> Row:
     """The comparison as plain data; time and FLOP ratios are theirs over ours, memory ours over
     theirs. `flops` are of forward and backward."""
-    sizes = Dimensions.of(config)
+    sizes = family_of(config).dimensions(config)
     count = {name: forward_flops(sizes, done) for name, done in work.items()}
     large = {name: forward_flops(QWEN3_VL_8B, done) for name, done in work.items()}
 

@@ -89,7 +89,7 @@ class DemonstrationError(DataError):
 
 
 class CheckpointError(UserError):
-    """A folder or Hub id holds no usable Qwen3-VL checkpoint."""
+    """A folder or Hub id holds no usable checkpoint."""
 
 
 class NoCheckpointError(CheckpointError):

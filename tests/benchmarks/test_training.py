@@ -14,7 +14,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from axpo.costs.flops import Dimensions, causal_pairs, forward_flops, vision_flops
+from axpo.costs.flops import causal_pairs, forward_flops, vision_flops
+from axpo.models.families import family_of
 from axpo.models.vision import encode_pictures
 from axpo.tasks.lab import BASE
 from benchmarks import extra_samples, growth
@@ -89,7 +90,8 @@ def test_work_by_hand(tiny: Bench):
 def test_formula_equals_torchs_count(tiny: Bench):
     """Padded rows see all pairs of their width in a dense product."""
     rows, width = tiny.rows.tokens.shape
-    sizes = Dimensions.of(tiny.padded.checkpoint.model.config)
+    config = tiny.padded.checkpoint.model.config
+    sizes = family_of(config).dimensions(config)
     for name in (PADDED, ONCE):
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             tiny.padded.loss(tiny.rows, LOSS, vision_once=name == ONCE)
@@ -103,7 +105,9 @@ def test_vision_formula_equals_torchs_count(tiny: Bench):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         encode_pictures(checkpoint.model, [picture])
     tokens = picture.tokens(checkpoint.processor.merge_size)
-    assert counter.get_total_flops() == vision_flops(Dimensions.of(checkpoint.model.config), tokens)
+    assert counter.get_total_flops() == vision_flops(
+        checkpoint.processor.family.dimensions(checkpoint.model.config), tokens
+    )
 
 
 def test_pairs_by_hand(tiny: Bench):

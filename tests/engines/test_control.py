@@ -21,7 +21,8 @@ from axpo.chat.control import FAMILY, ControlText
 from axpo.config import load_config
 from axpo.engines.transformers import TransformersEngine
 from axpo.errors import CheckpointError, ConfigError, DemonstrationError
-from axpo.models.loading import VISION_TOKENS, Processor, load_checkpoint, load_processor
+from axpo.models.families.qwen3_vl import Qwen3VL
+from axpo.models.loading import Processor, load_checkpoint, load_processor
 from axpo.models.tiny import write_tiny
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.rendering import Rendering
@@ -292,14 +293,14 @@ def test_by_default_no_other_turn_can_be_written(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     checkpoint = load_model(load_config(), tmp_path)
     names = [checkpoint.processor.tokenizer.decode([id]) for id in checkpoint.processor.banned]
-    assert names == [*VISION_TOKENS, *TURNS]
+    assert names == [*Qwen3VL.unsampled, *TURNS]
 
 
 def test_the_labs_recipe_bans_pictures_alone() -> None:
     """Its published figures were sampled so; some 4e-6 of its policy lie on <|im_start|>."""
     checkpoint = load_model(load_config("lab"), BASE)
     names = [checkpoint.processor.tokenizer.decode([id]) for id in checkpoint.processor.banned]
-    assert names == list(VISION_TOKENS)
+    assert names == list(Qwen3VL.unsampled)
 
 
 def test_engine_and_trainer_leave_the_same_tokens_out() -> None:

@@ -16,6 +16,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmb
 
 from axpo.errors import CheckpointError
 from axpo.models import vision
+from axpo.models.families.qwen3_vl import encoder_outputs
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.models.positions import Grid, rope_positions
 from axpo.models.tiny import tiny_processor
@@ -24,7 +25,6 @@ from axpo.models.vision import (
     PixelCache,
     as_seen,
     encode_pictures,
-    encoder_outputs,
     seen_limits,
 )
 from axpo.pictures import MAX_ASPECT, picture_digest

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
+from transformers import PreTrainedTokenizerFast
 
 from axpo.models import tiny
 from axpo.models.loading import Checkpoint, Processor
@@ -21,7 +22,7 @@ __all__ = ["MERGE", "PATCH", "SPECIAL_TOKENS", "tiny_model", "tiny_tokenizer"]
 PATCH = 8
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, head_dim: int = 16) -> Qwen3VLConfig:
+def tiny_config(tokenizer: PreTrainedTokenizerFast, head_dim: int = 16) -> Any:
     """`axpo.models.tiny.tiny_config` with the tests' patches and 4,096 positions."""
     return tiny.tiny_config(tokenizer, head_dim, PATCH, positions=4096)
 

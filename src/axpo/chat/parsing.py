@@ -77,7 +77,7 @@ def family_id(tokenizer: Any, token: str) -> int:
     """The id of one of the family's control tokens; raises `RenderingError` where there is none."""
     id = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(id, int) or id == tokenizer.unk_token_id:
-        raise RenderingError(f"the tokenizer has no {token!r}; a Qwen3-VL one is needed")
+        raise RenderingError(f"the tokenizer has no {token!r}, which its model's family needs")
     return id
 
 

@@ -1,4 +1,4 @@
-"""The floating-point operations of a Qwen3-VL forward pass: linear layers and attention.
+"""The floating-point operations of a forward pass: linear layers and attention.
 
 A multiplication and an addition are two operations. Norms, activations, rotary embeddings and
 softmax are left out, as torch's `FlopCounterMode` leaves them out, which gives the same numbers.
@@ -10,44 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dimensions:
-    """A model's widths and depths; `query` and `key` are the text model's heads times head size."""
-
-    hidden: int
-    layers: int
-    mlp: int
-    query: int
-    key: int
-    vocabulary: int
-    vision_hidden: int
-    vision_layers: int
-    vision_mlp: int
-    patch: int
-    merge: int
-    deepstack: int
-
-    @classmethod
-    def of(cls, config: Any) -> Dimensions:
-        """The dimensions in a Qwen3VLConfig."""
-        text, vision = config.text_config, config.vision_config
-        return cls(
-            hidden=text.hidden_size,
-            layers=text.num_hidden_layers,
-            mlp=text.intermediate_size,
-            query=text.num_attention_heads * text.head_dim,
-            key=text.num_key_value_heads * text.head_dim,
-            vocabulary=text.vocab_size,
-            vision_hidden=vision.hidden_size,
-            vision_layers=vision.depth,
-            vision_mlp=vision.intermediate_size,
-            patch=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-            merge=vision.spatial_merge_size,
-            deepstack=len(vision.deepstack_visual_indexes),
-        )
+from axpo.models.families.base import Dimensions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

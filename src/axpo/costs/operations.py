@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from axpo.costs import memory
 from axpo.costs.estimate import MemoryEstimate
-from axpo.costs.flops import Dimensions, ForwardPass, causal_pairs, forward_flops, vision_flops
+from axpo.costs.flops import ForwardPass, causal_pairs, forward_flops, vision_flops
 from axpo.costs.sizes import Loop
+from axpo.models.families import family_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ def _forward(
 ) -> tuple[int, int]:
     """Operations of one forward pass over the prompts of `groups` and `paths` of `answer` tokens
     after them; of the text model and of the vision tower."""
-    dimensions, prompt = Dimensions.of(loop.model.config), found.sizes.prompt
+    config = loop.model.config
+    dimensions, prompt = family_of(config).dimensions(config), found.sizes.prompt
     answers = [(prompt, answer)] * paths
     work = ForwardPass(
         tokens=groups * prompt + paths * answer,

@@ -13,6 +13,7 @@ import torch
 
 from axpo.config import Config, OptimizerSettings
 from axpo.errors import ConfigError
+from axpo.models.families import family_of
 from axpo.models.lora import targeted_layers
 from axpo.tree import ImageSpan, Origin, Segment
 
@@ -29,7 +30,7 @@ ASSUMED_PICTURES = 16_384
 class Loop:
     """The SFT or the RL loop of a recipe.
 
-    `model` is a Qwen3VLForConditionalGeneration, for which shapes are enough.
+    `model` needs shapes only.
     """
 
     config: Config
@@ -105,7 +106,7 @@ def sizes(loop: Loop, prompt: Segment) -> Sizes:
 def counts(loop: Loop) -> Counts:
     """The numbers of parameters in the loop."""
     model, lora = loop.model, loop.config.model.lora
-    vision = sum(p.numel() for p in model.model.visual.parameters())
+    vision = sum(p.numel() for p in family_of(model.config).vision(model).parameters())
     text = sum(p.numel() for p in model.parameters()) - vision
     if lora is not None:
         layers = targeted_layers(model, lora)

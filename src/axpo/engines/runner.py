@@ -15,8 +15,9 @@ import torch
 
 from axpo.engines.kv import SlotMemory
 from axpo.models.device import to_device
+from axpo.models.families import family_of
 from axpo.models.head import head_logits
-from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
+from axpo.models.vision import Features, Pixels, encode_pictures
 
 FEATURE_TOKENS = 2**16
 """The most placeholder tokens whose features are kept; the least recently used pictures leave
@@ -42,7 +43,8 @@ class Runner:
     def __init__(self, model: Any, memory: SlotMemory) -> None:
         self._model = model
         self._memory = memory
-        self._padding = 0 if model.config.image_token_id else 1
+        self._family = family_of(model.config)
+        self._padding = 0 if self._family.image_token(model.config) else 1
         self._features: OrderedDict[str, Features] = OrderedDict()
 
     def encode(self, pictures: dict[str, Pixels]) -> int:
@@ -112,14 +114,15 @@ class Runner:
         self._memory.reserve(first + len(tokens), width)
         columns = to_device(columns, device)
         self._memory.view(first, columns, width)
-        return self._model.model(
-            input_ids=to_device(tokens, device),
-            position_ids=to_device(positions, device),
+        return self._family.hidden_states(
+            self._model,
+            to_device(tokens, device),
+            to_device(positions, device),
+            pictures,
             attention_mask=self._mask(columns[:1] if aligned else columns, width),
             past_key_values=self._memory,
-            mm_encoder_outputs=encoder_outputs(pictures),
             use_cache=True,
-        ).last_hidden_state
+        )
 
     def _mask(self, columns: torch.Tensor, width: int) -> torch.Tensor:
         """The additive mask [n or 1, 1, q, width]: a token sees its own column and those before."""

@@ -53,7 +53,7 @@ class TransformersEngine(Engine):
         self._processor, self._model = checkpoint.processor, model
         self._slots = slots
         self._max_prefill = max_prefill_tokens
-        self._memory = SlotMemory(model.config.text_config, slots, model.dtype, model.device)
+        self._memory = SlotMemory(model.config.get_text_config(), slots, model.dtype, model.device)
         self._pool = SlotPool(self._memory, slots)
         self._runner = Runner(model, self._memory)
         self._waiting: list[Job] = []  # Jobs are in the order in which they get a row.

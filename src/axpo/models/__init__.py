@@ -1,1 +1,1 @@
-"""Loads a Qwen3-VL checkpoint, and holds what engine and trainer share of the model."""
+"""Loads a checkpoint, and holds what engine and trainer share of the model."""

@@ -1,9 +1,7 @@
-"""Faster code for the vision tower's two slow parts, its attention and its patch embedding.
+"""Faster attention for vision towers.
 
 transformers' non-flash vision attention calls its kernel once per picture. The function here
 takes the packed sequence (the flash interface) and runs pictures of equal length as one batch.
-The patch embedding is a convolution whose stride equals its kernel. It is computed as a matrix
-product, which takes a third of the convolution's time on a CPU (`benchmarks`).
 """
 
 from __future__ import annotations
@@ -12,9 +10,8 @@ from itertools import groupby
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 # "flash" in the name makes transformers pass cu_seq_lens and the whole packed sequence.
 VARLEN_VISION = "axpo_flash_interface_sdpa"
@@ -48,17 +45,3 @@ def varlen_vision_attention(
 
 
 AttentionInterface.register(VARLEN_VISION, varlen_vision_attention)
-
-
-class LinearPatchEmbed(Qwen3VLVisionPatchEmbed):
-    """The patch embedding as a matrix product; takes [patches, channels * temporal * patch^2]."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = self.proj.weight
-        return linear(hidden_states.to(weight.dtype), weight.flatten(1), self.proj.bias)
-
-
-def use_fast_vision(model: nn.Module) -> None:
-    """Make `model` (Qwen3VLForConditionalGeneration) encode pictures with this module's code."""
-    model.model.visual.config._attn_implementation = VARLEN_VISION  # pyright: ignore
-    model.model.visual.patch_embed.__class__ = LinearPatchEmbed  # pyright: ignore

@@ -1,4 +1,4 @@
-"""Loads a Qwen3-VL checkpoint (a folder or Hub id): its processor, without weights, and model."""
+"""Loads a checkpoint (a folder or Hub id): its processor, without weights, and its model."""
 
 from __future__ import annotations
 
@@ -20,28 +20,19 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     PreTrainedTokenizerBase,
-    Qwen3VLForConditionalGeneration,
 )
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from axpo.errors import CheckpointError, NoCheckpointError
-from axpo.models.attention import use_fast_vision
+from axpo.models.families import family_of, refusal
+from axpo.models.families.base import Family
 from axpo.models.lora import CONFIG as ADAPTER_CONFIG
 from axpo.models.lora import merged_weights
 from axpo.models.paths import absent, is_local
 from axpo.models.vision import PixelCache, grid_of
 
 Result = TypeVar("Result")
-
-VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-"""Placeholders that a policy must never sample, because they would have no picture's features."""
 
 TEMPLATE = "chat_template.json"
 """The file of older checkpoints' chat template, which their tokenizer does not read."""
@@ -53,9 +44,9 @@ PASSED_ON = ("video_preprocessor_config.json", TEMPLATE)
 class Processor:
     """What a checkpoint holds beside its weights: enough to render, to check and to count.
 
-    `config` is its model's (a Qwen3VLConfig). `banned` holds the ids that the policy cannot sample,
-    including those of `VISION_TOKENS`; `stop` the ids that end a turn; `passed_on` files for other
-    readers of the checkpoint.
+    `config` is its model's, of the family `family`. `banned` holds the ids that the policy cannot
+    sample, including those of the family; `stop` the ids that end a turn; `passed_on` files for
+    other readers of the checkpoint.
     """
 
     path: str
@@ -78,19 +69,25 @@ class Processor:
     ) -> Processor:
         """A processor of the parts of the checkpoint at `path`.
 
-        `banned` are tokens beside `VISION_TOKENS`. Raises `CheckpointError` if the vocabulary lacks
-        one of them or of the family's tokens.
+        `banned` are tokens beside the family's `unsampled` ones. Raises `CheckpointError` if the
+        vocabulary lacks one of them or of the family's tokens.
         """
-        unsampled = dict.fromkeys((*VISION_TOKENS, *banned))
+        family = family_of(config)
+        unsampled = dict.fromkeys((*family.unsampled, *banned))
         return cls(
             path,
             config,
             tokenizer,
             image_processor,
             tuple(token_id(tokenizer, t, path) for t in unsampled),
-            tuple(token_id(tokenizer, t, path) for t in ("<|im_end|>", "<|endoftext|>")),
+            tuple(token_id(tokenizer, t, path) for t in family.stop),
             passed_on,
         )
+
+    @cached_property
+    def family(self) -> Family:
+        """The page of the model's family."""
+        return family_of(self.config)
 
     @cached_property
     def pixels(self) -> PixelCache:
@@ -109,17 +106,17 @@ class Processor:
     @property
     def vocabulary(self) -> int:
         """The number of ids in the model's output layer."""
-        return self.config.text_config.vocab_size
+        return self.config.get_text_config().vocab_size
 
     @property
     def image_token(self) -> int:
         """The id of the placeholder that stands for a part of a picture."""
-        return self.config.image_token_id
+        return self.family.image_token(self.config)
 
     @property
     def merge_size(self) -> int:
         """The number of patches per side that become one token."""
-        return self.config.vision_config.spatial_merge_size
+        return self.family.merge_size(self.config)
 
 
 def _at_once(function: Callable[[], Any]) -> Any:
@@ -128,14 +125,14 @@ def _at_once(function: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded checkpoint; `model` is a Qwen3VLForConditionalGeneration.
+    """A loaded checkpoint; `model` is of its family's `architecture`.
 
     `entry` calls the function that it is given where the model's weights are whole: at once, unless
     they are spread over several processes (`axpo.training.sharding`).
     """
 
     processor: Processor
-    model: Any  # The annotations of Qwen3VLForConditionalGeneration refuse its own calls.
+    model: Any  # The annotations of transformers' models refuse their own calls.
     entry: Callable[[Callable[[], Any]], Any] = _at_once
 
     def through(self, function: Callable[[], Result]) -> Result:
@@ -172,7 +169,9 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
     """The id of a special token; raises `CheckpointError` if the vocabulary lacks it."""
     id = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(id, int) or id == tokenizer.unk_token_id:
-        raise CheckpointError(f"{path}: the tokenizer has no {token!r}; a Qwen3-VL one is needed")
+        raise CheckpointError(
+            f"{path}: the tokenizer has no {token!r}, which its model's family needs"
+        )
     return id
 
 
@@ -190,11 +189,8 @@ def read_config(path: str | Path, *, download: bool = True) -> Any:
         config: Any = AutoConfig.from_pretrained(path, local_files_only=not download)
     except OSError as error:
         raise NoCheckpointError(_absent(path, error, download)) from error
-    if config.model_type != "qwen3_vl":
-        raise CheckpointError(
-            f"{path}: model_type is {config.model_type!r}; expected 'qwen3_vl' "
-            "(Qwen3VLForConditionalGeneration)"
-        )
+    if (why := refusal(config.model_type)) is not None:
+        raise CheckpointError(f"{path}: {why}")
     return config
 
 
@@ -241,14 +237,14 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load `path` (folder or Hub id); raises `CheckpointError`, which says what is missing.
 
-    Weights are rounded to `dtype` if the folder holds them more exactly. Qwen3-VL has no dropout;
-    the model is left in eval mode. `banned` is as in `load_processor`.
+    Weights are rounded to `dtype` if the folder holds them more exactly. The model is left in eval
+    mode; no family has dropout. `banned` is as in `load_processor`.
     """
     processor = load_processor(path, banned=banned)
     # A local folder loads in a moment; only a download needs its progress bar.
     try:
         with _no_progress_bars() if Path(path).is_dir() else nullcontext():
-            loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+            loaded: Any = processor.family.architecture.from_pretrained(
                 str(path), dtype=dtype, output_loading_info=True
             )
     except SafetensorError as error:
@@ -257,9 +253,9 @@ def load_checkpoint(
             "name another checkpoint"
         ) from error
     model, info = loaded
-    _check_whole(str(path), info)
+    _check_whole(str(path), info, processor.family)
     model = model.to(device).eval()
-    use_fast_vision(model)
+    processor.family.settle(model)
     return Checkpoint(processor, model)
 
 
@@ -281,14 +277,14 @@ def _chat_template(path: str, download: bool) -> str | None:
     return template
 
 
-def _check_whole(path: str, info: Mapping[str, Any]) -> None:
+def _check_whole(path: str, info: Mapping[str, Any], family: Family) -> None:
     """Refuse a checkpoint that lacks weights: transformers would draw them at random."""
     if missing := sorted(info["missing_keys"]):
         unknown = sorted(info["unexpected_keys"])
         there = f"; it has {some_names(unknown)}, which the model does not know" if unknown else ""
         raise CheckpointError(
             f"{path} lacks the weights {some_names(missing)}{there}: they would be random. Give a "
-            "complete checkpoint, with the names that Qwen3VLForConditionalGeneration has"
+            f"complete checkpoint, with the names that {family.architecture.__name__} has"
         )
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from axpo.config import LoraSettings
+from axpo.models.families import family_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The names of PEFT's files."""
@@ -33,16 +34,16 @@ _PREFIX = "base_model.model."
 """PEFT's files put this before names of modules, because its own wrapper has them so."""
 
 
-def targets(settings: LoraSettings) -> str:
-    """A regular expression that matches the full names of the adapted layers."""
-    text = rf"model\.language_model\.layers\..*\.(?:{'|'.join(settings.targets)})"
-    vision = r"model\.visual\..*\.(?:qkv|attn\.proj|linear_fc1|linear_fc2)"
-    return rf"{text}|{vision}" if settings.vision else text
+def targets(model: nn.Module, settings: LoraSettings) -> str:
+    """A regular expression that matches the full names of the adapted layers of `model`."""
+    family = family_of(model.config)
+    text = rf"{family.text_layers}(?:{'|'.join(settings.targets)})"
+    return rf"{text}|{family.vision_layers}" if settings.vision else text
 
 
 def targeted_layers(model: nn.Module, settings: LoraSettings) -> list[nn.Linear]:
     """The layers of a model without adapters that `add_adapters` would adapt."""
-    pattern = re.compile(targets(settings))
+    pattern = re.compile(targets(model, settings))
     return [
         layer
         for name, layer in model.named_modules()
@@ -51,7 +52,7 @@ def targeted_layers(model: nn.Module, settings: LoraSettings) -> list[nn.Linear]
 
 
 def add_adapters(model: nn.Module, settings: LoraSettings, base: str, seed: int) -> None:
-    """Put adapters into `model` (Qwen3VLForConditionalGeneration), in the model's dtype.
+    """Put adapters into `model`, in the model's dtype.
 
     A is drawn by `seed`. `base` is the path or Hub id that PEFT's files will name.
     """
@@ -60,7 +61,7 @@ def add_adapters(model: nn.Module, settings: LoraSettings, base: str, seed: int)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=targets(settings),
+        target_modules=targets(model, settings),
         base_model_name_or_path=base,
     )
     with torch.random.fork_rng(devices=[]):
@@ -147,8 +148,9 @@ def adapter_settings(model: nn.Module) -> LoraSettings | None:
         return None
     config: Any = model.peft_config
     rank, alpha = config[_ADAPTER].r, config[_ADAPTER].lora_alpha
-    text = sorted({name.rpartition(".")[2] for name in layers if ".visual." not in name})
-    vision = any(".visual." in name for name in layers)
+    in_vision = family_of(model.config).in_vision
+    text = sorted({name.rpartition(".")[2] for name in layers if not in_vision(name)})
+    vision = any(map(in_vision, layers))
     return LoraSettings.model_validate(
         {"rank": rank, "alpha": alpha, "targets": text, "vision": vision}
     )

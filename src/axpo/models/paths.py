@@ -14,6 +14,7 @@ from axpo.folder import (
     read_json,
     saved_checkpoints,
 )
+from axpo.models.families import refusal
 from axpo.tasks.lab import BASE
 
 EXPECTED = (
@@ -46,13 +47,11 @@ def model_path(model: str) -> str:
     newest_first = [checkpoint.model_config for checkpoint in reversed(found)]
     for config in [path / "config.json", CheckpointFolder(path).model_config, *newest_first]:
         kind = _model_type(config)
-        if kind == "qwen3_vl":
-            return str(config.parent)
-        if kind is not None:
-            raise ConfigError(
-                f"model.path: {config} says model_type {kind!r}; expected 'qwen3_vl' "
-                "(Qwen3VLForConditionalGeneration)"
-            )
+        if kind is None:
+            continue
+        if (why := refusal(kind)) is not None:
+            raise ConfigError(f"model.path: {config}: {why}")
+        return str(config.parent)
     raise ConfigError(f"model.path: {model}: no checkpoint in it; {EXPECTED}")
 
 

@@ -1,4 +1,4 @@
-"""M-RoPE positions of a run of tokens (Qwen3-VL: transformers' `get_rope_index`).
+"""M-RoPE positions of a run of tokens (transformers' `get_rope_index` of the Qwen families).
 
 Text counts up by one on all three axes. A picture's tokens spread over (t, h, w) from the current
 position; what follows continues after the larger of the picture's sides.

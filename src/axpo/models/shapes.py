@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig
 
 from axpo.errors import NoCheckpointError
+from axpo.models.families import family_of
 from axpo.models.loading import Processor, load_processor, read_config
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -26,7 +27,7 @@ _NAME = re.compile(r"(?<!\w)qwen3-vl-\d+b(?!\w)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """A `model` (Qwen3VLForConditionalGeneration) on the meta device, and its `processor`.
+    """A `model` on the meta device, and its `processor`.
 
     The processor is None if the checkpoint's tokenizer or image processor is not on this machine.
     `missing` then says so; if the config is missing too, it also says whose sizes are used.
@@ -39,7 +40,7 @@ class Shapes:
 
 def published(name: str) -> Any:
     """The shipped config of "qwen3-vl-2b", "qwen3-vl-4b" or "qwen3-vl-8b"."""
-    return Qwen3VLConfig.from_dict(json.loads((CONFIGS / f"{name}.json").read_text()))
+    return AutoConfig.for_model(**json.loads((CONFIGS / f"{name}.json").read_text()))
 
 
 def find_shapes(path: str, banned: Sequence[str] = ()) -> Shapes:
@@ -69,6 +70,6 @@ def find_shapes(path: str, banned: Sequence[str] = ()) -> Shapes:
 
 
 def without_weights(config: Any) -> Any:
-    """A Qwen3VLForConditionalGeneration of `config` on the meta device, with shapes only."""
+    """A model of `config` on the meta device, with shapes only."""
     with torch.device("meta"):
-        return Qwen3VLForConditionalGeneration(config)
+        return family_of(config).architecture(config)

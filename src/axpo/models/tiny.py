@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from axpo.models.attention import use_fast_vision
-from axpo.models.loading import VISION_TOKENS, Checkpoint, Processor, token_id
+from axpo.models.families import family_of
+from axpo.models.families.qwen3_vl import Qwen3VL
+from axpo.models.loading import Checkpoint, Processor, token_id
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS,
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", *Qwen3VL.unsampled,
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
 CHAT_TEMPLATE = (
@@ -62,7 +63,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def whole_config(
     tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vision: dict[str, Any]
-) -> Qwen3VLConfig:
+) -> Any:
     """A model's config from its two parts.
 
     It is float32, with one matrix for input and output embeddings, and has the ids that `tokenizer`
@@ -72,7 +73,8 @@ def whole_config(
     def token(name: str) -> int:
         return token_id(tokenizer, name, "tiny")
 
-    return Qwen3VLConfig(
+    return AutoConfig.for_model(
+        Qwen3VL.kind,
         text_config=text,
         vision_config=vision,
         image_token_id=token("<|image_pad|>"),
@@ -89,7 +91,7 @@ def tiny_config(
     head_dim: int = 16,
     patch: int = PATCH,
     positions: int = POSITIONS,
-) -> Qwen3VLConfig:
+) -> Any:
     """The config: width 64, 3 text layers of 4 heads (2 of keys and values), 3 vision layers."""
 
     text = {
@@ -111,14 +113,15 @@ def tiny_config(
     return whole_config(tokenizer, text, vision)
 
 
-def tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
+def tiny_model(config: Any, seed: int) -> Any:
     """A model with float32 weights drawn by `seed`, of standard deviation about 1/sqrt(fan in).
 
     The global random generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config)
+        family = family_of(config)
+        model = family.architecture(config)
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(module, nn.Linear | nn.Conv3d):
@@ -126,7 +129,7 @@ def tiny_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGenerat
             model.model.visual.pos_embed.weight.normal_(0, 0.5)
             model.model.language_model.embed_tokens.weight.normal_(0, 2 / math.sqrt(64))
         model.tie_weights()
-    use_fast_vision(model)
+    family.settle(model)
     return model.eval()
 
 

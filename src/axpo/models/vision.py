@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -16,14 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
-from transformers.vision_utils import (
-    get_vision_cu_seqlens,
-    get_vision_interpolation_indices_and_weights,
-    get_vision_position_ids,
-)
 
-from axpo.models.device import to_device
+from axpo.models.families import family_of
 from axpo.pictures import as_rgb
 
 KEPT_BYTES = 2**31
@@ -129,58 +123,14 @@ def seen_limits(image_processor: Any) -> dict[str, int]:
 
 
 def encode_pictures(model: Any, pixels: Sequence[Pixels]) -> list[Features]:
-    """The features of all `pixels` by one call of the vision tower of `model`; differentiable if
+    """The features of all `pixels` by one call of the vision part of `model`; differentiable if
     gradients are on."""
     if not pixels:
         return []
-    visual = model.model.visual
     # Pictures of one size become one attention batch if they are adjacent.
     order = sorted(range(len(pixels)), key=lambda i: pixels[i].grid)
-    values = to_device(torch.cat([pixels[i].values for i in order]).to(visual.dtype), visual.device)
+    values = torch.cat([pixels[i].values for i in order])
     grids = torch.tensor([pixels[i].grid for i in order])
-    out = model.model.get_image_features(values, grids, **_layout(visual, grids))
+    features = family_of(model.config).encode(model, values, grids)
     ranks = sorted(range(len(order)), key=order.__getitem__)  # This restores the pictures' order.
-    return [
-        Features(out.pooler_output[rank], tuple(layer[rank] for layer in out.deepstack_features))
-        for rank in ranks
-    ]
-
-
-def _layout(visual: Any, grids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The indices and positions that the tower derives from `grids` [pictures, 3].
-
-    They are computed on the CPU: the tower reads sizes from these numbers, and on a GPU the host
-    would have to wait for each. The attention needs its lengths on the host, too.
-    """
-    indices, weights = get_vision_interpolation_indices_and_weights(
-        grids,
-        num_grid_per_side=visual.num_grid_per_side,
-        mode=visual.interpolation_mode,
-        align_corners=visual.interpolation_align_corners,
-        spatial_merge_size=visual.spatial_merge_size,
-    )
-    positions = get_vision_position_ids(grids, visual.spatial_merge_size)
-    return {
-        "interp_indices": to_device(indices, visual.device),
-        "interp_weights": to_device(weights, visual.device),
-        "position_ids": to_device(positions, visual.device),
-        "cu_seqlens": get_vision_cu_seqlens(grids),
-    }
-
-
-def encoder_outputs(
-    features: Iterable[Features],
-) -> dict[str, BaseModelOutputWithDeepstackFeatures] | None:
-    """The argument `mm_encoder_outputs` of `model.model(...)` for features in placeholder order;
-    None without any."""
-    features = list(features)
-    if not features:
-        return None
-    return {
-        "image": BaseModelOutputWithDeepstackFeatures(
-            pooler_output=tuple(f.embeds for f in features),  # pyright: ignore[reportArgumentType]
-            deepstack_features=[
-                tuple(layer) for layer in zip(*(f.deepstack for f in features), strict=True)
-            ],  # pyright: ignore[reportArgumentType]
-        )
-    }
+    return [features[rank] for rank in ranks]

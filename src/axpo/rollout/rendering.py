@@ -1,12 +1,12 @@
-"""Examples and observations become token ids, and sampled ids text, in the Qwen3-VL wire format.
+"""Examples and observations become token ids, and sampled ids text, as the model's family writes.
 
-This module owns the conventions of a rollout's text. `renderers` writes the format with one
+This module owns the conventions of a rollout's text. The family's page (`Wire`) writes it with one
 placeholder per picture; here the placeholder becomes as many tokens as our own preprocessing gives
 the picture, so that pictures are preprocessed once, with the pixel cap that engine and trainer use.
 Sampled tokens are never rendered again: an observation is only what follows them.
 
-Thinking. Every turn of a Thinking model starts inside thinking: the generation prompt ends with
-`<|im_start|>assistant\\n<think>\\n` (part of the prompt or observation segment, so never trained).
+Thinking. Where turns start inside thinking, the generation prompt has opened it (it is part of the
+prompt or observation segment, so never trained).
 The chat template tells whether a checkpoint thinks; a checkpoint without a template is refused.
 All past thinking stays on the path, as the family's template keeps it within a tool loop.
 
@@ -21,11 +21,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
-from renderers import Qwen3VLRendererConfig
-from renderers.qwen3_vl import Qwen3VLRenderer
 
 from axpo.chat.control import ControlText
-from axpo.chat.parsing import ControlTokens, ParsedTurn, family_id, parse_turn
+from axpo.chat.parsing import ParsedTurn, parse_turn
 from axpo.engines.base import Picture
 from axpo.errors import CheckpointError, ConfigError, RenderingError
 from axpo.models.loading import Processor
@@ -65,7 +63,8 @@ class Rendering:
                 "thinking; put the model's chat_template.jinja (or chat_template.json) beside its "
                 "tokenizer"
             )
-        self._control = ControlTokens.of(self.tokenizer, self.stop)
+        self._wire = processor.family.wire(self.tokenizer, self.stop)
+        self._control = self._wire.control
         self.thinking = self._control.thinking
         self._text = ControlText(self.tokenizer)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
@@ -78,10 +77,8 @@ class Rendering:
         self._system = system
         self._processor = processor
         self._image_token = processor.image_token
-        self._renderer = Qwen3VLRenderer(self.tokenizer, Qwen3VLRendererConfig())
-        self._opening = self.encode("<think>\n") if self.thinking else []
-        self._generation_prompt = [*self.encode("<|im_start|>assistant\n"), *self._opening]
-        self._turn_end = family_id(self.tokenizer, "<|im_end|>")
+        self._generation_prompt = self._wire.generation_prompt
+        self._turn_end = self._wire.turn_end
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`; control tokens that it spells become real ones."""
@@ -98,13 +95,7 @@ class Rendering:
         messages: list[Any] = [{"role": "user", "content": content}]
         if self._system:
             messages.insert(0, {"role": "system", "content": self._system})
-        rendered = self._renderer.render(
-            messages,
-            tools=self._specs or None,
-            add_generation_prompt=True,
-            process_multimodal=False,
-        )
-        tokens = [*rendered.token_ids, *self._opening]
+        tokens = self._wire.prompt(messages, self._specs)
         return self._segment(id, Origin.PROMPT, tokens, pictures), pictures
 
     def preprocess(self, pictures: Mapping[str, Image.Image]) -> None:
@@ -125,14 +116,9 @@ class Rendering:
             content, found = self._shown(result)
             messages.append({"role": "tool", "content": content})
             pictures += found
-        before = [*self._generation_prompt, *turn]
-        # renderers needs the generation prompt to know the turn's state, and nothing before it.
-        bridged = self._renderer.bridge_to_next_turn(
-            self._generation_prompt, list(turn), messages, process_multimodal=False
-        )
-        if bridged is None or bridged.token_ids[: len(before)] != before:
+        tokens = self._wire.results(turn, messages)
+        if tokens is None:
             raise RenderingError(f"segment {id}: renderers did not extend the sampled tokens")
-        tokens = [*bridged.token_ids[len(before) :], *self._opening]
         return self._segment(id, Origin.OBSERVATION, tokens, pictures), tuple(pictures)
 
     def reply(self, shown: Observation, id: str) -> tuple[Segment, tuple[Picture, ...]]:
@@ -140,13 +126,8 @@ class Rendering:
 
         The segment holds a user turn and opens the policy's next one.
         """
-        # renderers' bridge is not used: it refuses a turn that ended inside its thinking.
         content, pictures = self._shown(shown)
-        messages: list[Any] = [{"role": "user", "content": content}]
-        rendered = self._renderer.render(
-            messages, add_generation_prompt=True, process_multimodal=False
-        )
-        tokens = [*self.encode("\n"), *rendered.token_ids, *self._opening]
+        tokens = self._wire.reply({"role": "user", "content": content})
         return self._segment(id, Origin.ENVIRONMENT, tokens, pictures), tuple(pictures)
 
     def critique(self, turn: Sequence[int], text: str, id: str) -> list[Segment]:

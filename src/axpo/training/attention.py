@@ -26,6 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from axpo.models.families import family_of
 from axpo.training.flex import block_mask, forest_attention
 from axpo.training.packing import PackedNode
 
@@ -248,5 +249,5 @@ AttentionMaskInterface.register(TREE_SDPA, sdpa_mask)
 
 
 def use_tree_attention(model: nn.Module) -> None:
-    """Let `model` (Qwen3VLForConditionalGeneration) accept `tree=`; other calls do not change."""
-    model.model.language_model.config._attn_implementation = TREE_SDPA  # pyright: ignore
+    """Let `model` accept `tree=`; other calls do not change."""
+    family_of(model.config).decoder(model).config._attn_implementation = TREE_SDPA

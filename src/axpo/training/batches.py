@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.hooks import RemovableHandle
 
 from axpo.errors import TreeError
+from axpo.models.families import family_of
 from axpo.models.loading import Checkpoint, Processor
 from axpo.models.vision import Pixels
 from axpo.training.items import Item, Size, item_weights, items
@@ -171,7 +172,7 @@ def _rounded_otherwise(model: Any) -> RemovableHandle:
         signs = torch.randint(0, 2, out.shape, generator=generator, device=out.device) * 2 - 1
         return out + out * signs.to(out.dtype) * (torch.finfo(out.dtype).eps / 2)
 
-    return model.model.language_model.embed_tokens.register_forward_hook(shake)
+    return family_of(model.config).decoder(model).embed_tokens.register_forward_hook(shake)
 
 
 def _picture(group: Group, digest: str) -> Image.Image:

@@ -71,7 +71,8 @@ class LocalLearner(Learner):
         if adapters and reference is not None:
             raise ValueError("a model with adapters is its own reference; give no other one")
         model.requires_grad_(not adapters)
-        model.model.visual.requires_grad_(not adapters and not settings.freeze_vision)
+        vision = checkpoint.processor.family.vision(model)
+        vision.requires_grad_(not adapters and not settings.freeze_vision)
         for parameter in adapters:
             parameter.requires_grad_()
         self.checkpoint = ranks.spread(checkpoint)

@@ -231,9 +231,9 @@ class _Split:
         with torch.no_grad():
             features = [f for call in self.calls for f in self._encoded(call)]
             self.shown = show(checkpoint, forest, pictures, features)
-        visual = checkpoint.model.model.visual
+        vision = checkpoint.processor.family.vision(checkpoint.model)
         self.trains_pictures = torch.is_grad_enabled() and any(
-            parameter.requires_grad for parameter in visual.parameters()
+            parameter.requires_grad for parameter in vision.parameters()
         )
         if self.shown is not None and self.trains_pictures:
             for leaf in _tensors(self.shown.features):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 from axpo.models.device import to_device
 from axpo.models.head import LOGITS_AT_ONCE, head_logits
 from axpo.models.loading import Checkpoint
-from axpo.models.vision import Features, Pixels, encode_pictures, encoder_outputs
+from axpo.models.vision import Features, Pixels, encode_pictures
 from axpo.training.attention import TreeLayout, tree_layout, use_tree_attention
 from axpo.training.packing import PER_TOKEN, PackedNode, PackedTree
 
@@ -143,21 +143,21 @@ def hidden_states(
     model = checkpoint.model
     device = model.device
     use_tree_attention(model)
-    placed = None
+    placed: list[Features] = []
     if shown is not None:
         rows = shown.rows[at]
         rows = to_device(rows[rows >= 0], device)
         if rows.numel():
             embeds, deepstack = shown.features.embeds, shown.features.deepstack
-            here = Features(embeds[rows], tuple(layer[rows] for layer in deepstack))
-            placed = encoder_outputs([here])
-    return model.model(
-        input_ids=to_device(forest.tokens[at][None], device),
-        position_ids=to_device(forest.positions[:, at][:, None], device),
-        mm_encoder_outputs=placed,
+            placed = [Features(embeds[rows], tuple(layer[rows] for layer in deepstack))]
+    return checkpoint.processor.family.hidden_states(
+        model,
+        to_device(forest.tokens[at][None], device),
+        to_device(forest.positions[:, at][:, None], device),
+        placed,
         tree=layout,
         use_cache=False,
-    ).last_hidden_state[0]
+    )[0]
 
 
 def token_logprobs(

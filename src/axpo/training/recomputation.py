@@ -3,7 +3,7 @@
 Every text layer and every block of the vision tower keeps only its input for backward, and runs a
 second time when its backward comes. This happens only while a graph is being made: sampling,
 reference and the trunk of pieces are computed as before. The result is the same to the bit on the
-same kernels, because Qwen3-VL has nothing random.
+same kernels, because no family has anything random.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from axpo.models.families import family_of
 from axpo.training.attention import TreeLayout
 
 Forward = Callable[..., torch.Tensor]
 
 
 def recompute_layers(model: Any) -> None:
-    """Let the layers of `model` (Qwen3VLForConditionalGeneration) train this way from now on."""
-    for layer in (*model.model.language_model.layers, *model.model.visual.blocks):
+    """Let the layers of `model` train this way from now on."""
+    family = family_of(model.config)
+    for layer in (*family.decoder(model).layers, *family.vision_blocks(model)):
         layer.forward = partial(_recomputed, layer.forward)
 
 

@@ -62,7 +62,7 @@ class Sharded(Ranks):
         policy = MixedPrecisionPolicy(
             param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        for unit in (*model.model.language_model.layers, model):
+        for unit in (*checkpoint.processor.family.decoder(model).layers, model):
             for parameter in unit.parameters():  # One unit at a time is whole in float32.
                 if parameter.requires_grad and parameter.dtype != torch.float32:
                     parameter.data = parameter.data.float()
@@ -211,7 +211,8 @@ def _zero_gradients(checkpoint: Checkpoint) -> None:
     same ones, and in one dtype. If no rank shows any, the optimizer must not see one either.
     """
     model = checkpoint.model
-    layers = {id(p) for p in model.model.language_model.layers.parameters()}
+    decoder = checkpoint.processor.family.decoder(model)
+    layers = {id(p) for p in decoder.layers.parameters()}
 
     def nothing() -> torch.Tensor:
         root = (p for p in model.parameters() if p.requires_grad and id(p) not in layers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,15 +44,6 @@ WORDS = 256
 """The number of a vocabulary's words of which the text is made that compares tokenizers."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks of adapters that vLLM makes room for (`MaxLoRARanks`)."""
-TEXT = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act",
-)  # fmt: skip
-VISION = (
-    "depth", "hidden_size", "intermediate_size", "num_heads", "patch_size", "spatial_merge_size",
-    "temporal_patch_size", "out_hidden_size", "num_position_embeddings", "deepstack_visual_indexes",
-)  # fmt: skip
-TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +104,14 @@ async def check_server(client: Client, trained: TrainedModel, room: int) -> Serv
                 f"{client.url} runs without axpo's worker extension ({error}): start it with "
                 "`axpo serve`, or with --worker-extension-cls as docs/vllm.md says"
             ) from error
-        found = differences(facts, expected_facts(trained))
+        found = differences(facts, expected_facts(trained), trained.processor.family.served)
         models = list(await client.models())
         if facts.get("protocol") != PROTOCOL:
             pass  # It is refused; another version may give the other facts other names.
         elif trained.lora is not None:
             layers, rank = adapted_names(trained.tensors), trained.lora.rank
-            found += await _unadapted(client, layers, rank, facts["lora_rank"], models)
+            vision = list(filter(trained.processor.family.in_vision, layers))
+            found += await _unadapted(client, layers, vision, rank, facts["lora_rank"], models)
         elif facts["lora_rank"]:
             found.append(
                 "it serves adapters, nothing here has any (start it without --enable-lora)"
@@ -182,14 +174,19 @@ def _probe_text(processor: Processor) -> tuple[str, list[int]]:
 
 
 async def _unadapted(
-    client: Client, layers: list[str], needed: int, rank: int, models: list[str]
+    client: Client,
+    layers: list[str],
+    vision: list[str],
+    needed: int,
+    rank: int,
+    models: list[str],
 ) -> list[str]:
     """What prevents a server that takes adapters of `rank` (0: none) from serving those of `layers`
-    with the rank `needed`."""
+    with the rank `needed`; `vision` are those of the vision part."""
     if not rank:
         return [
             "it takes no adapters (start it with `axpo serve` of this recipe, or with "
-            f"{' '.join(lora_arguments(needed, any('.visual.' in name for name in layers)))})"
+            f"{' '.join(lora_arguments(needed, bool(vision)))})"
         ]
     if rank < needed:
         return [
@@ -204,7 +201,7 @@ async def _unadapted(
     if not missing:
         return []
     advice = "without --lora-target-modules"
-    if all(".visual." in name for name in missing):
+    if set(missing) <= set(vision):
         advice = "with --enable-tower-connector-lora, or train without model.lora.vision"
     return [
         f"it adapts no {missing[0]} ({len(missing)} of {len(layers)} adapted layers; start it "
@@ -253,8 +250,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Each difference with its name, the value found, the value expected, and the remedy."""
+def differences(
+    facts: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    served: Iterable[tuple[str | None, tuple[str, ...]]],
+) -> list[str]:
+    """Each difference with its name, the value found, the value expected, and the remedy; `served`
+    are the values of the model's config that must be equal (`Family.served`)."""
     advice = {
         "protocol": "start it with this version of axpo",
         "vocabulary": "give it the trainer's tokenizer",
@@ -273,7 +275,7 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
         if facts.get(name) != expected[name]
     ]
     theirs, ours = facts["config"], expected["config"]
-    for section, names in (("text_config", TEXT), ("vision_config", VISION), (None, TOKENS)):
+    for section, names in served:
         got, want = (theirs[section], ours[section]) if section else (theirs, ours)
         found += [
             f"{section or 'config'}.{name} is {got.get(name)!r}, expected {want.get(name)!r}"

@@ -83,7 +83,7 @@ def fitting_installation(settings: Vllm, model: Any, dtype: str) -> Installation
     found = find_installation(settings.python)
     if not found.cpu:
         return found
-    text = model.text_config
+    text = model.get_text_config()
     if refused := refused_heads(text.head_dim):
         raise ConfigError(f"engine.name: {refused}")
     space = os.environ.get(CPU_CACHE) or "1"

@@ -38,7 +38,7 @@ def started_servers(
     if settings.python is None:
         return None
     what = "vLLM server" if settings.servers == 1 else f"{settings.servers} vLLM servers"
-    text, size = model.config.text_config, getattr(torch, dtype).itemsize
+    text, size = model.config.get_text_config(), getattr(torch, dtype).itemsize
     token = memory.keys_values(text, 1, size)
     weights = size * sum(p.numel() for p in model.parameters())
     if not card.gpu:

@@ -1,0 +1,144 @@
+"""What a page says of its family (`Family`), and how the family writes a conversation (`Wire`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from axpo.chat.parsing import ControlTokens
+from axpo.models.vision import Features
+
+Message = dict[str, Any]
+"""A message as chat templates take it; a picture is a part {"type": "image"} of its content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dimensions:
+    """A model's widths and depths; `query` and `key` are the text model's heads times head size."""
+
+    hidden: int
+    layers: int
+    mlp: int
+    query: int
+    key: int
+    vocabulary: int
+    vision_hidden: int
+    vision_layers: int
+    vision_mlp: int
+    patch: int
+    merge: int
+    deepstack: int
+
+
+class Family(ABC):
+    """Everything that differs between model families; a family's page derives from it.
+
+    `model` and `config` are transformers' of the family. Positions are [3, ...] for all families
+    (`axpo.models.positions`).
+    """
+
+    kind: str
+    """The `model_type` of its configs."""
+    architecture: type[Any]
+    """The class of the model with its output layer (`lm_head`), as config.json names it."""
+    unsampled: tuple[str, ...]
+    """Tokens that a policy must never sample: placeholders that would have no picture."""
+    stop: tuple[str, ...]
+    """The tokens that end a turn; the first is the one that all turns end with."""
+    text_layers: str
+    """A regular expression for what stands before the last part of the names of linear layers in
+    the text model that adapters may change."""
+    vision_layers: str
+    """A regular expression for the full names of such layers of the vision part."""
+    served: tuple[tuple[str | None, tuple[str, ...]], ...]
+    """By section of the config (None: the config itself), the values that a server's model must
+    have in common with the trainer's."""
+
+    @abstractmethod
+    def decoder(self, model: Any) -> Any:
+        """The text model, with `embed_tokens` and `layers`, whose config chooses its attention."""
+
+    @abstractmethod
+    def vision(self, model: Any) -> nn.Module:
+        """The vision part, whose weights `freeze_vision` freezes."""
+
+    @abstractmethod
+    def vision_blocks(self, model: Any) -> Sequence[nn.Module]:
+        """Its blocks, each of which may be computed a second time for backward."""
+
+    @abstractmethod
+    def in_vision(self, name: str) -> bool:
+        """Whether the layer or weight of this full name belongs to the vision part."""
+
+    @abstractmethod
+    def settle(self, model: Any) -> None:
+        """Make a model that was just made compute with our faster code, where there is some."""
+
+    @abstractmethod
+    def encode(self, model: Any, values: torch.Tensor, grids: torch.Tensor) -> list[Features]:
+        """The features of pictures by one call of the vision part; differentiable.
+
+        `values` are their pixels one below the other, and `grids` [pictures, 3] their sizes in
+        patches, on the CPU.
+        """
+
+    @abstractmethod
+    def hidden_states(
+        self,
+        model: Any,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        pictures: Sequence[Features],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The last hidden states [n, L, hidden] of `tokens` [n, L] at `positions` [3, n, L].
+
+        `pictures` are the features of their placeholders in order. `kwargs` go to the text model
+        and reach its attention: a cache and its mask, or the `tree` of a packed forest.
+        """
+
+    @abstractmethod
+    def image_token(self, config: Any) -> int:
+        """The id of the placeholder that stands for a part of a picture."""
+
+    @abstractmethod
+    def merge_size(self, config: Any) -> int:
+        """The number of patches per side that become one token."""
+
+    @abstractmethod
+    def dimensions(self, config: Any) -> Dimensions:
+        """The sizes from which operations are counted."""
+
+    @abstractmethod
+    def wire(self, tokenizer: Any, stop: tuple[int, ...]) -> Wire:
+        """How conversations are written in `tokenizer`'s tokens; `stop` ids end turns."""
+
+
+class Wire(ABC):
+    """Writes a family's conversations in token ids, one placeholder per picture.
+
+    `generation_prompt` is what stands before every turn of the policy, `turn_end` the token that
+    closes it, and `control` what its turns are parsed by.
+    """
+
+    control: ControlTokens
+    generation_prompt: list[int]
+    turn_end: int
+
+    @abstractmethod
+    def prompt(self, messages: Sequence[Message], specs: Sequence[Any]) -> list[int]:
+        """The conversation's beginning, with the tools' `specs`, up to where the policy starts."""
+
+    @abstractmethod
+    def results(self, turn: Sequence[int], messages: Sequence[Message]) -> list[int] | None:
+        """What follows the policy's `turn`, which need not be closed: the results of its calls
+        (role "tool"), up to where the policy goes on. None if that cannot be told."""
+
+    @abstractmethod
+    def reply(self, message: Message) -> list[int]:
+        """What follows a turn that the policy closed: a user's message, up to where it goes on."""
