@@ -30,7 +30,8 @@ from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
-from axpo.engines.vllm.server import ServerProcess, start_servers
+from axpo.engines.vllm.process import Process
+from axpo.engines.vllm.server import start_servers
 from axpo.engines.vllm.settings import Vllm
 from axpo.models.loading import Checkpoint, load_checkpoint
 from axpo.rollout.rendering import Rendering
@@ -197,7 +198,7 @@ def group_seconds(leader: int) -> float:
 
 
 @contextmanager
-def serving(python: str, checkpoint: Checkpoint, slots: int) -> Iterator[ServerProcess]:
+def serving(python: str, checkpoint: Checkpoint, slots: int) -> Iterator[Process]:
     """A real server of `checkpoint`, which is in memory; 30-90 s until it is ready."""
     settings = Vllm(python=python, slots=slots, max_length=MAX_LENGTH)
     with tempfile.TemporaryDirectory() as folder:

@@ -284,17 +284,29 @@ class TestRouting:
 
 
 class Revival:
-    """A process whose restart revives a fake."""
+    """A process whose restart revives a fake, or puts `other` in its place, of which the address is
+    known only after some looks."""
 
-    def __init__(self, fake: FakeVllm) -> None:
-        self.fake = fake
-        self.restarts = 0
+    def __init__(self, fake: FakeVllm, other: FakeVllm | None = None) -> None:
+        self.fake, self.other = fake, other
+        self.restarts = self.looks = 0
         self.stopped = False
+
+    @property
+    def url(self) -> str:
+        self.looks += 1
+        if self.restarts and self.other is not None:
+            return self.other.url if self.looks > 3 else ""
+        return self.fake.url
+
+    def start(self) -> None: ...
 
     def restart(self) -> None:
         self.restarts += 1
+        self.looks = 0
         self.fake.die()
-        self.fake.start()
+        if self.other is None:
+            self.fake.start()
 
     def failure(self) -> str | None:
         return None
@@ -349,11 +361,14 @@ class TestLostServers:
         assert engine.stats.servers_lost >= 1
         assert not other.aborted  # 16 x 0.4 s in one line is much more than 2 s
 
+    @pytest.mark.parametrize("elsewhere", [False, True])
     def test_a_managed_server_is_restarted_with_the_current_weights(
-        self, setting: Setting, checkpoint: Checkpoint, writer: Writer
+        self, setting: Setting, checkpoint: Checkpoint, writer: Writer, elsewhere: bool
     ) -> None:
+        """Also where it comes back at another address."""
         (fake,) = setting.serve(checkpoint)
-        process = Revival(fake)
+        other = setting.serve(checkpoint)[0] if elsewhere else None
+        process = Revival(fake, other)
         engine = setting.engine(checkpoint, [fake], process)
         newer, requests = tiny_checkpoint(1), prompts(writer, 2, 4)
 
@@ -372,6 +387,7 @@ class TestLostServers:
         check(newer, engine, requests, done)
         assert {v for d in done for v in d.versions} == {7}
         assert process.restarts == engine.stats.servers_lost == 1
+        assert other is None or len(other.bodies) == len(requests)
         assert process.stopped
         assert not list(setting.folder.iterdir())
 

@@ -26,7 +26,8 @@ from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
-from axpo.engines.vllm.server import Installation, ServerProcess, arguments, start_servers
+from axpo.engines.vllm.process import Installation, Process
+from axpo.engines.vllm.server import arguments, start_servers
 from axpo.engines.vllm.settings import Vllm
 from axpo.errors import ConfigError
 from axpo.models.loading import Checkpoint
@@ -236,7 +237,7 @@ class TestServers:
 
 
 @pytest.fixture(scope="module")
-def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("tiny")
     start = tiny_checkpoint(0, HEAD)
     start.save(folder)
@@ -254,7 +255,7 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 @real
 class TestContract(ServerContract):
     @pytest.fixture(autouse=True)
-    def _server(self, lora_server: ServerProcess, tmp_path: Path) -> None:
+    def _server(self, lora_server: Process, tmp_path: Path) -> None:
         self.server, self.folder = lora_server, tmp_path
 
     def tiny(self, seed: int) -> Checkpoint:
@@ -264,7 +265,7 @@ class TestContract(ServerContract):
 @real
 @pytest.mark.parametrize("backend", [None, "gloo"], ids=["file", "broadcast"])
 def test_every_update_counts_at_once(
-    lora_server: ServerProcess, tmp_path: Path, backend: Backend | None
+    lora_server: Process, tmp_path: Path, backend: Backend | None
 ) -> None:
     """For pictures and prefixes that the server has seen under the adapter before, too."""
     checkpoint = made(0)
@@ -298,7 +299,7 @@ def test_every_update_counts_at_once(
 @real
 @pytest.mark.parametrize("in_flight", ["keep", "restart", "finish"])
 def test_adapters_that_come_in_mid_generation(
-    lora_server: ServerProcess, tmp_path: Path, in_flight: str
+    lora_server: Process, tmp_path: Path, in_flight: str
 ) -> None:
     """Every token's logprob is that of the adapters which its version names."""
     old, new = made(0), made(1)

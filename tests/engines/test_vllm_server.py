@@ -28,9 +28,8 @@ from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
+from axpo.engines.vllm.process import Installation, Process, ServerProcess, free_port
 from axpo.engines.vllm.server import (
-    Installation,
-    ServerProcess,
     arguments,
     find_installation,
     fitting_installation,
@@ -127,6 +126,22 @@ class TestWithoutServer:
             assert options[options.index("--logprobs-mode") + 1] == "processed_logprobs"
             assert options[options.index("--hf-overrides") + 1] == f'{{"head_dtype": "{head}"}}'
 
+    @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+    def test_it_listens_where_it_is_told_to(self, tmp_path: Path, host: str) -> None:
+        """The recipe's own arguments come later and win."""
+        script = tmp_path / "server"
+        script.write_text('#!/bin/sh\necho "$@"\n')
+        script.chmod(0o755)
+        here, port = Installation(str(script), "0", True), free_port(host)
+        process = ServerProcess(here, ["--seed=1"], port, tmp_path / "log", host=host)
+        assert process.url == f"http://{'[::1]' if host == '::1' else host}:{port}"
+        process.start()
+        while process.failure() is None:
+            time.sleep(0.02)
+        process.stop()
+        said = (tmp_path / "log").read_text()
+        assert f"api_server --host {host} --seed=1 --port {port}\n" in said
+
     def test_stop_ends_the_whole_group(self, tmp_path: Path) -> None:
         """And a restart does, whatever its children are."""
         script = tmp_path / "server"
@@ -169,7 +184,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     settings = Vllm(python=PYTHON, slots=64, max_length=4096)
     logs = tmp_path_factory.mktemp("logs")
     began = time.monotonic()
@@ -183,7 +198,7 @@ def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 @real
 class TestContract(ServerContract):
     @pytest.fixture(autouse=True)
-    def _server(self, server: ServerProcess, tmp_path: Path) -> None:
+    def _server(self, server: Process, tmp_path: Path) -> None:
         self.server, self.folder = server, tmp_path
 
     def tiny(self, seed: int) -> Checkpoint:
@@ -191,7 +206,7 @@ class TestContract(ServerContract):
 
 
 @real
-def test_continuations_reuse_and_agree(server: ServerProcess, tmp_path: Path) -> None:
+def test_continuations_reuse_and_agree(server: Process, tmp_path: Path) -> None:
     """Rollouts over large prompts, a turn on top of each, and four forks of one of them."""
     checkpoint = tiny_checkpoint(0, HEAD)
     writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path)
@@ -223,9 +238,7 @@ def test_continuations_reuse_and_agree(server: ServerProcess, tmp_path: Path) ->
 
 @real
 @pytest.mark.parametrize("backend", [None, "gloo"], ids=["file", "broadcast"])
-def test_updates_of_a_tied_model(
-    server: ServerProcess, tmp_path: Path, backend: Backend | None
-) -> None:
+def test_updates_of_a_tied_model(server: Process, tmp_path: Path, backend: Backend | None) -> None:
     """Every update counts at once, pictures that were seen before included."""
     checkpoint = tiny_checkpoint(0, HEAD)
     writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path, backend=backend)
@@ -250,7 +263,7 @@ def test_updates_of_a_tied_model(
 @real
 @pytest.mark.parametrize("in_flight", ["keep", "restart", "finish"])
 def test_weights_that_come_in_mid_generation(
-    server: ServerProcess, tmp_path: Path, in_flight: str
+    server: Process, tmp_path: Path, in_flight: str
 ) -> None:
     """Every token's logprob is that of the weights which its version names."""
     old, new = tiny_checkpoint(0, HEAD), tiny_checkpoint(1, HEAD)
@@ -343,7 +356,7 @@ def test_sft_then_axpo_on_the_lab_with_a_killed_server(
 
 
 @real
-def test_nothing_drifts_at_learning_rate_0(server: ServerProcess, tmp_path: Path) -> None:
+def test_nothing_drifts_at_learning_rate_0(server: Process, tmp_path: Path) -> None:
     """What an engine outside the process adds to a few steps is noise, and no more each step."""
     checkpoint = tiny_checkpoint(0, HEAD)
     checkpoint.save(tmp_path / "start")
@@ -377,7 +390,7 @@ def test_bfloat16_passes_and_a_server_of_another_head_is_refused(tmp_path: Path)
     trained = load_checkpoint(tmp_path / "tiny", dtype=torch.bfloat16)
     recompute = partial(recompute_logprobs, trained, kl=False, temperature=1.0, budget=8192)
 
-    async def parity(server: ServerProcess) -> Parity:
+    async def parity(server: Process) -> Parity:
         engine = VllmEngine(
             TrainedModel.of(trained), [Server(Client(server.url, 120.0, 10.0))], tmp_path, room=256
         )

@@ -18,7 +18,7 @@ from axpo.config.judge import JudgeServer
 from axpo.engines.embedded import Transformers
 from axpo.engines.vllm import judge
 from axpo.engines.vllm.judge import start_server
-from axpo.engines.vllm.server import ServerProcess
+from axpo.engines.vllm.process import ServerProcess
 from axpo.errors import ConfigError, MissingError, UserError
 from axpo.tasks.lab import BASE
 from tests.support.judge_server import stand_in
@@ -45,7 +45,7 @@ def test_it_starts_with_its_arguments_and_ends(tmp_path: Path) -> None:
     server.stop()
     assert gone(server.url)
     assert words.split()[:-2] == [
-        "--model", "org/judge", "--served-model-name", "org/judge", "--host", "127.0.0.1",
+        "--host", "127.0.0.1", "--model", "org/judge", "--served-model-name", "org/judge",
         "--max-model-len", "512", "--gpu-memory-utilization", "0.3", "--seed=1",
     ]  # fmt: skip
     assert cards == "1"

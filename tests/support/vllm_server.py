@@ -19,7 +19,7 @@ from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Places, Pool, Server
-from axpo.engines.vllm.server import ServerProcess
+from axpo.engines.vllm.process import Process, ServerProcess
 from axpo.models.loading import Checkpoint
 from tests.support.engine_contract import EngineParity, fresh_logprobs
 
@@ -31,9 +31,7 @@ HEAD = 32
 """vLLM has no attention for smaller heads on a CPU."""
 
 
-def engine_at(
-    server: ServerProcess, checkpoint: Checkpoint, folder: Path, **settings: Any
-) -> VllmEngine:
+def engine_at(server: Process, checkpoint: Checkpoint, folder: Path, **settings: Any) -> VllmEngine:
     """An engine that samples with `checkpoint`'s weights as they are now."""
     client = Client(server.url, 120.0, 10.0)
     engine = VllmEngine(TrainedModel.of(checkpoint), [Server(client)], folder, room=256, **settings)
@@ -47,7 +45,7 @@ class ServerContract(EngineParity):
     """The contract against a real server: a subclass sets `server` and `folder`."""
 
     tolerance = 3e-5
-    server: ServerProcess
+    server: Process
     folder: Path
 
     def make(self, checkpoint: Checkpoint, slots: int = 64) -> VllmEngine:

@@ -14,7 +14,7 @@ from axpo.judge import Judge, make_judge
 from axpo.tasks.grading import JUDGED
 
 if TYPE_CHECKING:
-    from axpo.engines.vllm.server import ServerProcess
+    from axpo.engines.vllm.process import ServerProcess
 
 
 def recipe_judge(config: Config, *splits: str) -> Judge | None:

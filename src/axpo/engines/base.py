@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from axpo.engines.vllm.process import Place
     from axpo.models.card import Card
     from axpo.models.loading import Checkpoint, Processor
 
@@ -150,7 +151,8 @@ class Start:
     `checkpoint` is the loaded model; None if this process loads none, which only engines that are
     `alone` meet.
     `folder` is for logs and weights, and a path may hold `room` tokens after its prompt. `shared`
-    is a folder for weights which machines of a cluster all see; None without a cluster.
+    is a folder for weights which machines of a cluster all see, and `servers` makes the engine's
+    servers on them; None without a cluster.
     `in_flight` says what happens to requests in flight when new weights come (`rl.in_flight`); None
     means that there are none then.
     """
@@ -162,6 +164,7 @@ class Start:
     dtype: str
     in_flight: Literal["keep", "restart", "finish"] | None = None
     shared: Path | None = None
+    servers: Place | None = None
 
 
 class EngineSettings(Part):

@@ -2,5 +2,6 @@
 
 `engine` is the `Engine`. `pool` routes requests and watches servers, `client` speaks to one, `wire`
 writes requests and reads answers, and `checks` compares a server with the trainer. `server` starts
-servers, `environment` builds the environment that they run in, and `worker` runs inside them.
+servers as a `process` each, `environment` builds the environment that they run in, and `worker`
+runs inside them.
 """

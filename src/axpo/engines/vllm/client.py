@@ -46,6 +46,10 @@ class Client:
         self._clocks: set[Clock] = set()
         self._heard = 0.0
 
+    def at(self, url: str) -> Client:
+        """A client like this one of the server at `url`."""
+        return Client(url, self._request_seconds, self._health_seconds)
+
     @property
     def silent(self) -> bool:
         """Whether requests wait here and none has received anything for most of `request_seconds`.

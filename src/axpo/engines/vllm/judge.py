@@ -5,14 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from axpo.config.judge import JudgeServer
-from axpo.engines.vllm.server import (
-    Installation,
-    ServerProcess,
-    cpu_arguments,
-    find_installation,
-    free_port,
-    start_all,
-)
+from axpo.engines.vllm.process import Installation, ServerProcess, free_port, start_all
+from axpo.engines.vllm.server import cpu_arguments, find_installation
 
 SECTION = "judge.vllm"
 
@@ -33,7 +27,7 @@ def start_server(settings: JudgeServer, model: str, log: Path) -> ServerProcess:
 def _arguments(installation: Installation, settings: JudgeServer, model: str) -> list[str]:
     """The recipe's own arguments come last and win."""
     needed = [
-        "--model", model, "--served-model-name", model, "--host", "127.0.0.1",
+        "--model", model, "--served-model-name", model,
         "--max-model-len", str(settings.max_length),
     ]  # fmt: skip
     if installation.cpu:

@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.broadcast import Broadcast
 from axpo.engines.vllm.client import Client
+from axpo.engines.vllm.process import Process, stop_all
 from axpo.errors import EngineError, Fault, Interrupted, ServerLost, UserError
-
-if TYPE_CHECKING:
-    from axpo.engines.vllm.server import ServerProcess
 
 MISSES = 2
 """How many health checks in a row a server may miss before it is lost."""
@@ -39,7 +37,7 @@ class Server:
     weights, if they are broadcast.
     """
 
-    def __init__(self, client: Client, process: ServerProcess | None = None) -> None:
+    def __init__(self, client: Client, process: Process | None = None) -> None:
         self.client = client
         self.process = process
         self.up = True
@@ -168,8 +166,7 @@ class Pool:
             for task in (server.watch, server.recovery):
                 if task is not None and task.get_loop() is asyncio.get_running_loop():
                     task.cancel()
-            if server.process is not None:
-                server.process.stop()
+        stop_all([server.process for server in self.servers if server.process is not None])
 
     def _recover_soon(self, server: Server) -> None:
         server.recovery = asyncio.ensure_future(self._recover(server))
@@ -192,7 +189,7 @@ class Pool:
             if server.process is not None:
                 # This runs in no other thread: the server ends with the thread that started it.
                 server.process.restart()
-            while not await server.client.healthy():
+            while not await _well(server):
                 if server.process is not None and (failure := server.process.failure()):
                     raise EngineError(failure)
                 if time.monotonic() > deadline:
@@ -202,3 +199,13 @@ class Pool:
             server.up, server.reason = True, ""
         except (Fault, UserError, RuntimeError, OSError) as error:
             server.reason = f"{lost}; then {error}"
+
+
+async def _well(server: Server) -> bool:
+    """Whether the server says that it is well, at the address that its process has now."""
+    if server.process is not None and server.process.url != server.client.url:
+        if not server.process.url:
+            return False
+        await server.client.close()
+        server.client = server.client.at(server.process.url)
+    return await server.client.healthy()

@@ -13,7 +13,8 @@ from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
-from axpo.engines.vllm.server import ServerProcess, start_servers
+from axpo.engines.vllm.process import Process, stop_all
+from axpo.engines.vllm.server import start_servers
 from axpo.engines.vllm.settings import VLLM_ENVIRONMENT, Vllm
 from axpo.errors import ConfigError, Stopped, UserError
 from axpo.models.card import recipe_card
@@ -31,10 +32,12 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
     Raises `UserError` if they do not start.
     """
     trained = None if start.checkpoint is None else TrainedModel.of(start.checkpoint)
-    processes: list[ServerProcess] = []
+    processes: Sequence[Process] = []
     if settings.python is not None:
         lora = None if trained is None else trained.lora
-        processes = start_servers(settings, start.processor, start.dtype, start.folder, lora)
+        processes = start_servers(
+            settings, start.processor, start.dtype, start.folder, lora, start.servers
+        )
     started = [(process.url, process) for process in processes]
     servers = [
         Server(Client(url, settings.request_seconds, settings.health_seconds), process)
@@ -52,7 +55,7 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
     )
 
 
-def start(config: Config, model: str, say: Callable[[str], None]) -> list[ServerProcess]:
+def start(config: Config, model: str, say: Callable[[str], None]) -> Sequence[Process]:
     """Start the recipe's servers, which takes a while; `say` gets messages about the progress."""
     settings = config.engine
     if not isinstance(settings, Vllm) or settings.python is None:
@@ -70,7 +73,7 @@ def start(config: Config, model: str, say: Callable[[str], None]) -> list[Server
     return start_servers(settings, processor, dtype, logs, lora)
 
 
-def serve(servers: Sequence[ServerProcess]) -> None:
+def serve(servers: Sequence[Process]) -> None:
     """Print the lines for other recipes, and wait until the command is stopped.
 
     Raises `UserError` if a server ends by itself.
@@ -87,5 +90,4 @@ def serve(servers: Sequence[ServerProcess]) -> None:
     except Stopped:
         print("Stopping.")
     finally:
-        for server in servers:
-            server.stop()
+        stop_all(servers)

@@ -19,6 +19,8 @@ VLLM_ENVIRONMENT = (
     "on a GPU, pip install vllm in one of its own"
 )
 """This is said wherever `python` is missing or lacks vLLM."""
+CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+"""The environment variable with the GiB of KV cache of a server on a CPU; 1 unless it is set."""
 
 
 class Vllm(EngineSettings):

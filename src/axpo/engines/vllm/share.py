@@ -16,15 +16,13 @@ import torch
 
 from axpo.costs import memory
 from axpo.engines.base import Servers
-from axpo.engines.vllm.settings import Vllm
+from axpo.engines.vllm.settings import CPU_CACHE, Vllm
 from axpo.errors import ConfigError
 from axpo.models.card import Card
 from axpo.wording import in_units
 
 UTILIZATION = 0.92
 """The --gpu-memory-utilization that vLLM 0.32 uses by default."""
-CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
-"""The environment variable with the GiB of KV cache of a server on a CPU; 1 unless it is set."""
 
 
 def started_servers(
