@@ -122,7 +122,7 @@ class TestServedShare:
         groups = [branching_group(checkpoint, seed, f"g{seed}") for seed in range(2)]
         trainer(checkpoint, 1e-5).update(groups, Objective(LOSS, "question_mean"))
         weights, trained = checkpoint.model.state_dict(), dense(checkpoint)
-        merged, before = merged_weights(checkpoint.model, weights), in_bfloat16(plain())
+        merged, before = dict(merged_weights(checkpoint.model, weights)), in_bfloat16(plain())
         old = before.model.state_dict()
         changed = {n: merged[f"{n}.weight"].float() - old[f"{n}.weight"].float() for n in trained}
         engine = setting.engine(checkpoint, setting.serve(checkpoint))

@@ -18,12 +18,14 @@ from torch import distributed
 from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
 from axpo.models.loading import Checkpoint
+from axpo.models.lora import merged_weights
 from axpo.training.batches import shared
 from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.training.packing import OldLogprobs
 from axpo.training.ranks import ALONE, Ranks
 from axpo.training.recomputation import recompute_layers
+from axpo.training.sharding import WholeWeights
 from axpo.tree import Group
 from tests.support.lora import adapted
 from tests.support.padded_oracle import Builder, branching_group, credit_all
@@ -59,12 +61,13 @@ class Case:
 @dataclass(frozen=True)
 class Trained:
     """Each update's metrics, the first one's gradient as it reaches the optimizer, the weights at
-    the end, and the logprobs before the first update."""
+    the end, the logprobs before the first update, and the weights that were handed on then."""
 
     metrics: list[dict[str, float]]
     gradient: torch.Tensor
     weights: torch.Tensor
     logprobs: OldLogprobs
+    handed: dict[str, torch.Tensor]
 
 
 def text_group(checkpoint: Checkpoint, seed: int, id: str) -> Group:
@@ -118,6 +121,7 @@ def train(case: Case, ranks: Ranks = ALONE) -> Trained:
     """`case`'s updates, on this process's share of the groups."""
     torch.set_num_threads(1)
     some = learner(case, ranks)
+    handed = handed_on(some.checkpoint, ranks)
     gradients = noted_gradients(some, ranks)
     loss = partial(ClipLoss().of, kl=0.05 if case.kl else 0.0)
     logprobs: list[OldLogprobs] = []
@@ -128,7 +132,20 @@ def train(case: Case, ranks: Ranks = ALONE) -> Trained:
         logprobs.append(old or {})
         metrics.append(some.update(own, Objective(loss, "question_mean", case.kl, old)))
     first = {key: values for part in ranks.gather(logprobs[0]) for key, values in part.items()}
-    return Trained(metrics, gradients[0], flat(some.parameters, ranks), first)
+    return Trained(metrics, gradients[0], flat(some.parameters, ranks), first, handed)
+
+
+def handed_on(checkpoint: Checkpoint, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The weights as readers of checkpoints and servers get them: adapters merged, tied ones once,
+    in the model's dtype."""
+    model = checkpoint.model
+    if ranks.many:
+        weights = WholeWeights(checkpoint)
+    else:
+        weights = model.state_dict()
+        if model.lm_head.weight is model.model.language_model.embed_tokens.weight:
+            del weights["lm_head.weight"]
+    return {name: tensor.clone() for name, tensor in merged_weights(model, weights)}
 
 
 def own_share(groups: list[Group], ranks: Ranks) -> list[Group]:

@@ -56,7 +56,7 @@ def plain(checkpoint: Checkpoint) -> Checkpoint:
     """A model without adapters that has the merged weights."""
     fresh = tiny_checkpoint(5)
     fresh.model.to(checkpoint.model.dtype)
-    copy_weights(fresh.model, merged_weights(checkpoint.model, checkpoint.model.state_dict()))
+    copy_weights(fresh.model, dict(merged_weights(checkpoint.model, checkpoint.model.state_dict())))
     return fresh
 
 
@@ -86,7 +86,7 @@ def test_merged_weights_by_hand_and_in_a_plain_model():
     checkpoint = adapted(vision=True)
     state = checkpoint.model.state_dict()
     before = {name: value.clone() for name, value in state.items()}
-    merged = merged_weights(checkpoint.model, state)
+    merged = dict(merged_weights(checkpoint.model, state))
     assert merged.keys() == tiny_checkpoint().model.state_dict().keys()
     name = "model.language_model.layers.1.mlp.up_proj"
     w, a, b = (
@@ -169,7 +169,7 @@ def test_resumed_to_the_bit_and_loadable_by_everyone(tmp_path: Path, bfloat16: b
     assert all(torch.equal(x, y) for x, y in zip(whole.parameters, again.parameters, strict=True))
 
     saved = AutoModelForImageTextToText.from_pretrained(path / "model").state_dict()
-    expected = merged_weights(broken.checkpoint.model, broken.checkpoint.model.state_dict())
+    expected = dict(merged_weights(broken.checkpoint.model, broken.checkpoint.model.state_dict()))
     assert saved.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.items())
     with_peft = PeftModel.from_pretrained(made().model, str(path / "adapter"))

@@ -85,6 +85,12 @@ def test_ranks_train_as_one_process(
     assert many.logprobs.keys() == one.logprobs.keys()
     for key, values in one.logprobs.items():
         assert torch.equal(many.logprobs[key].nan_to_num(9.0), values.nan_to_num(9.0))
+    # So are the weights that each rank can hand on, one whole tensor after another.
+    for part in (many, *others):
+        assert list(part.handed) == list(one.handed)
+        for key, values in one.handed.items():
+            assert part.handed[key].dtype == values.dtype
+            assert torch.equal(part.handed[key], values), key
     for metrics, same in zip(many.metrics, one.metrics, strict=True):
         for figure in ("tokens_trained", "tokens_packed", "tokens_path", "groups_trained"):
             assert metrics[figure] == same[figure]

@@ -128,12 +128,19 @@ class Checkpoint:
     """A loaded checkpoint; `model` is of its family's `architecture`.
 
     `entry` calls the function that it is given where the model's weights are whole: at once, unless
-    they are spread over several processes (`axpo.training.sharding`).
+    they are spread over several processes (`axpo.training.sharding`). There `computing` is the
+    dtype in which the model computes and is handed on, for trained weights are float32.
     """
 
     processor: Processor
     model: Any  # The annotations of transformers' models refuse their own calls.
     entry: Callable[[Callable[[], Any]], Any] = _at_once
+    computing: torch.dtype | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the model computes and is handed on."""
+        return self.computing or self.model.dtype
 
     def through(self, function: Callable[[], Result]) -> Result:
         """What `function` returns, which may compute with the model's weights and read their dtype.
@@ -146,7 +153,7 @@ class Checkpoint:
     def save(self, folder: Path) -> None:
         """Write all that `load_checkpoint` reads; adapters are merged into the weights."""
         with _no_progress_bars():
-            weights = merged_weights(self.model, self.model.state_dict())
+            weights = dict(merged_weights(self.model, self.model.state_dict()))
             self.model.save_pretrained(folder, state_dict=weights)
         self.processor.tokenizer.save_pretrained(folder)
         self.processor.image_processor.save_pretrained(folder)

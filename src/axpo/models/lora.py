@@ -103,34 +103,32 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def merged_weights(
     model: nn.Module, weights: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """`weights`, a state dict of `model`, as a state dict of the same model without adapters.
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The items of `weights`, a state dict of `model`, for the same model without adapters.
 
     A weight that an adapter changes becomes a new tensor on the CPU: W + scale B A in float32,
     rounded to W's dtype. All other tensors are passed on unchanged.
     """
     layers = adapted_layers(model)
-    merged: dict[str, torch.Tensor] = {}
-    for name, tensor in weights.items():
+    for name in weights:
         owner, _, rest = name.rpartition(".base_layer.")
         if owner in layers:
-            name = f"{owner}.{rest}"
+            tensor = weights[name]
             if rest == "weight":
                 down = weights[f"{owner}.lora_A.{_ADAPTER}.weight"].float()
                 up = weights[f"{owner}.lora_B.{_ADAPTER}.weight"].float()
                 change = layers[owner].scaling[_ADAPTER] * (up @ down)
                 tensor = (tensor.float() + change).to(tensor.dtype).cpu()
-        elif name.partition(".lora_")[0] in layers:
-            continue
-        merged[name] = tensor
-    return merged
+            yield f"{owner}.{rest}", tensor
+        elif name.partition(".lora_")[0] not in layers:
+            yield name, weights[name]
 
 
 def adapter_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The matrices A and B in `weights`, a model's state dict, by the names of PEFT's files."""
     return {
-        f"{_PREFIX}{name.replace(f'.{_ADAPTER}.', '.')}": tensor
-        for name, tensor in weights.items()
+        f"{_PREFIX}{name.replace(f'.{_ADAPTER}.', '.')}": weights[name]
+        for name in weights
         if f".lora_A.{_ADAPTER}." in name or f".lora_B.{_ADAPTER}." in name
     }
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -58,9 +58,9 @@ class Sharded(Ranks):
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
 
     def spread(self, checkpoint: Checkpoint) -> Checkpoint:
-        model = checkpoint.model
+        model, dtype = checkpoint.model, checkpoint.dtype
         policy = MixedPrecisionPolicy(
-            param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         for unit in (*checkpoint.processor.family.decoder(model).layers, model):
             for parameter in unit.parameters():  # One unit at a time is whole in float32.
@@ -70,7 +70,7 @@ class Sharded(Ranks):
             fully_shard(unit, mesh=self._mesh, mp_policy=policy, reshard_after_forward=again)
         setattr(model, _ENTRY, lambda function: function())
         register_fsdp_forward_method(model, _ENTRY)
-        spread = replace(checkpoint, entry=getattr(model, _ENTRY))
+        spread = replace(checkpoint, entry=getattr(model, _ENTRY), computing=dtype)
         for unit in _units(model):
             # By default FSDP divides by the number of ranks. Gloo has only the plain sum.
             unit.set_gradient_divide_factor(1.0)
@@ -96,7 +96,7 @@ class Sharded(Ranks):
         self._faults.append(error)
 
     def whole(self, value: torch.Tensor) -> torch.Tensor:
-        return value.full_tensor() if isinstance(value, DTensor) else value
+        return whole(value)
 
     @contextmanager
     def passes(
@@ -153,6 +153,39 @@ class Sharded(Ranks):
             raise own
         if errors:
             raise errors[0]
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """`value`, gathered if it is spread; then all ranks must call this together."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+class WholeWeights(Mapping[str, torch.Tensor]):
+    """The state dict of `checkpoint`'s model, which is spread over ranks: tied weights once, under
+    their first name, and floating point numbers in `checkpoint.dtype`.
+
+    A weight is gathered each time it is asked for, and not kept. So all ranks must ask for the same
+    names in the same order, of which iteration gives them one.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._dtype = checkpoint.dtype
+        seen: set[int] = set()
+        self._parts: dict[str, torch.Tensor] = {}
+        for name, tensor in checkpoint.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                self._parts[name] = tensor.detach()
+                seen.add(id(tensor))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        part = self._parts[name]
+        return whole(part.to(self._dtype) if part.is_floating_point() else part)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 class _Rounds:
