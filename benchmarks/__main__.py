@@ -36,6 +36,8 @@ BENCHMARKS = (
     "growth",
     "tools",
     "gradings",
+    "cluster",
+    "cluster_simulator",
 )
 OUT, PAGE = Path("docs/performance.json"), Path("docs/performance.md")
 QUICK = Path("runs/benchmarks/quick")
@@ -123,9 +125,14 @@ def _line(row: Row) -> str:
     parts = [case_text(row["case"])]
     if row.get("against"):
         parts.append(f"against {row['against']}:")
-        parts.append(f"CPU {spread(row['ratio_cpu'])}, wall {spread(row['ratio_wall'])}")
-    else:
+        clocks = [clock for clock in ("CPU", "wall") if f"ratio_{clock.lower()}" in row]
+        parts.append(
+            ", ".join(f"{clock} {spread(row[f'ratio_{clock.lower()}'])}" for clock in clocks)
+        )
+    elif "cpu_s" in row["ours"]:
         parts.append(f"CPU {row['ours']['cpu_s']:.2f} s, wall {row['ours']['wall_s']:.2f} s")
+    else:
+        parts.append(", ".join(f"{key} {value:.3g}" for key, value in row["ours"].items()))
     if "memory_ratio" in row:
         parts.append(f"memory {row['memory_ratio']:.2f}")
     verdicts = [f"[{t}: {'pass' if t.met(row) else 'MISS'}]" for t in targets_of(row)]

@@ -154,7 +154,8 @@ def matmul_peak(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on: processor, cores, memory, threads, versions."""
+    """What the figures were measured on: processor, cores, memory, threads, versions; and how many
+    processes wanted a core in the last five minutes."""
     packages = ("axpo", "torch", "transformers", "trl", "accelerate")
     versions: dict[str, str] = {}
     for package in packages:
@@ -167,6 +168,7 @@ def machine() -> dict[str, Any]:
         "memory": _line("/proc/meminfo", "MemTotal"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[1],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,

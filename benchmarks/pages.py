@@ -1,6 +1,6 @@
 """The performance page: docs/performance.md and its figures, from the results file alone.
 
-Every benchmark has a section: its text below, a table of its rows, a figure. Columns are the
+Every benchmark has a section: its text (`texts`), a table of its rows, a figure. Columns are the
 parts of the case that differ between rows; what all rows share stands above the table.
 """
 
@@ -14,87 +14,8 @@ from axpo.report.plots import picture, save
 from benchmarks.harness import Row
 from benchmarks.plots import AXES, growth_figure, ratio_figure
 from benchmarks.targets import targets_of
+from benchmarks.texts import INTRO, TEXTS, TITLES
 
-INTRO = """# Performance
-
-Every number here comes from `python -m benchmarks`; `{file}` holds them all, with the machine
-and the command. Run it again and this page is written again; `--page-only` renders it from the
-file.
-
-**How to read.** Both sides of a ratio run in turn in one process, round by round, on one CPU
-thread, so that a slow minute hits both. A ratio is the median over rounds with its quartiles in
-brackets; above 1 means that axpo is faster, unless the section says otherwise. CPU time is the
-process's own and the one to trust; wall time is beside it. Models are random and small (about 5
-million parameters) or the lab's: what a ratio comes to at another size is a matter of operations,
-and `operations` columns give it for an 8B model where that can be counted.
-"""
-
-TITLES: Mapping[str, str] = {
-    "rollouts": "Rollouts with a tool",
-    "vllm_rollouts": "Rollouts by vLLM",
-    "training_step": "Training step",
-    "whole_step": "A whole GRPO step",
-    "extra_samples": "What AXPO's extra samples cost",
-    "growth": "How time grows",
-    "tools": "Tools beside the decode loop",
-    "gradings": "Grading hostile answers",
-}
-TEXTS: Mapping[str, str] = {
-    "rollouts": """The same questions, sampled by axpo's engine, by TRL's GRPOTrainer, and by
-`generate` under axpo's own agent with vision features kept. Every side starts with nothing cached.
-Draws differ, so ratios are of seconds a sampled token. Where axpo's time goes at 256 image tokens
-and two calls, by torch's profiler: attention 38 % (decoding reads every row's keys and values, so
-memory bounds it), matrix products 38 %, the first writing of KV memory 6 % (a training run keeps
-it from step to step), everything else 18 %.""",
-    "vllm_rollouts": """vLLM behind axpo's engine against axpo's in-process engine and
-`generate`, on the same prompts with pictures, seeds and lengths, which nobody has seen before. The
-lab's base model answers in few tokens, the other is random (text width 512, 8 layers). Ours is
-vLLM: above 1 means that vLLM is faster. Its CPU seconds are the server's and this process's
-together; by wall time it has a core more than the others.""",
-    "training_step": """One question: 8 rollouts and 4 continuations of a frozen prefix, as AXPO
-trains them. axpo's `Learner.update` on the packed tree against one padded row per trajectory with
-its whole path and pictures (TRL, verl), and against padded rows whose vision tower runs once per
-distinct picture (neither library does this). Padded rows run on transformers' own kernels. Loss
-and gradient are the same on all sides, checked before timing (relative difference at most 1e-5,
-float32 on a CPU). Pictures have 256, 512 and 1024 pixels a side:
-64, 256 and 1024 tokens. Memory is what torch allocates at the step's peak beyond what was there
-before, weights and optimizer state left out, axpo's as a share of the other's. Operations: how
-many times more the other side needs by formula, for this model and with the sizes of
-Qwen3-VL-8B.""",
-    "whole_step": """Sampling with the zoom tool, grading and one update on the lab's questions,
-against TRL's GRPOTrainer with the same model, prompts and limits. Ratios are per sampled token.""",
-    "extra_samples": """AXPO's step against GRPO's, both in axpo, from the same weights with the
-same questions and the same rollouts; here a ratio is AXPO's time over GRPO's: 1.10 means 10 %
-more. Extra samples are continuations for each rollout, at most 0.25; how many a step takes depends
-on how often tool use fails. Each one calls a tool and is shown a picture, which a rollout need not
-be, so tokens grow by more than samples, and time grows as tokens do.""",
-    "growth": """One axis at a time around 256 image tokens, 128 response tokens, 8 rollouts and
-no tool. Rollouts are of 4 questions; those with tool turns come from the model of the first
-section (40 tokens per turn). A training step is one question's, with half as many continuations as
-rollouts. Operations are the least that the result needs; their share is of the speed of a
-2048 x 2048 matrix product measured in the same process.""",
-    "tools": """First the decode loop: trajectories whose every turn calls the sandboxed `python`,
-the zoom tool or `web_search` over a local corpus, with 200 ms awaited on top of each call (ours)
-against the same tools without (theirs). All trajectories start at once, thinking is ragged, and
-both sides sample the same tokens, which is checked; a ratio is seconds per sampled token, so 1.05
-means 5 % fewer tokens per second. `idle` is the time of a run in which no request was in the
-engine, all trajectories left being in tools; `alone` is the ratio of CPU and idle time together,
-which is wall time without other programs on the machine.
-`Rows per step` is how many tokens a round decodes: where a round costs the same whatever its rows,
-as small batches on a GPU do, tokens per second fall as they fall. Even without its 200 ms, a call
-takes several rounds of the decode loop, since coroutines run between rounds: `per call` is its mean
-time. Then each tool's call through the toolbox as a multiple
-of a call of an `async` function that does nothing; there CPU time is this process's, without the
-sandbox's own.""",
-    "gradings": """Ten thousand answers, 64 graded at once: texts of up to a million characters
-that a scanner may take more than linear time for, formulas from easy to huge, and twenty sums,
-products and integrals, every one another, that compute until they are stopped. Every answer gets a
-verdict. `Block` is the longest time that the event loop stood still (a task that ticks every
-millisecond measures it), `of it CPU` the loop's own processor time between two ticks, which other
-programs on the machine do not add to. `Slowest` is the longest that the grading of an answer took
-that is none of the twenty, waiting behind them included. Memory counts shared pages by share: what
-this process grew by, and all that the math workers and their children have.""",
-}
 COLUMNS: Mapping[str, str] = {
     "image_tokens": "image tokens",
     "response": "response tokens",
@@ -152,13 +73,17 @@ def _tables(name: str, rows: Sequence[Row]) -> list[str]:
         return _tools_tables(rows)
     if name == "gradings":
         return _gradings_table(rows)
+    if name == "cluster":
+        return _cluster_table(rows)
+    if name == "cluster_simulator":
+        return _simulator_table(rows)
     return _table(rows)
 
 
 def _figure(name: str, rows: Sequence[Row]) -> Any:
     if name == "growth":
         return growth_figure(rows)
-    if name in ("tools", "gradings"):
+    if name in ("tools", "gradings", "cluster", "cluster_simulator"):
         return None
     keys = [
         key for key in ("image_tokens", "response", "tool_turns", "turns") if key in _vary(rows)
@@ -169,11 +94,12 @@ def _figure(name: str, rows: Sequence[Row]) -> Any:
 def _provenance(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    load = f", load {machine['load']:.1f}" if "load" in machine else ""
     gpu = "" if machine.get("gpu", "none") == "none" else f", {machine['gpu']}"
     return (
         f"<sub>{result['date']}, `{result['command']}` ({result['seconds']} s), "
-        f"{machine['processor']}, {machine['cores']} cores{gpu}, {machine['threads']} thread(s), "
-        f"{versions}</sub>"
+        f"{machine['processor']}, {machine['cores']} cores{gpu}{load}, "
+        f"{machine['threads']} thread(s), {versions}</sub>"
     )
 
 
@@ -274,6 +200,54 @@ def _gradings_table(rows: Sequence[Row]) -> list[str]:
         cells += [_number(row[key]) for key in ("block_ms", "block_cpu_ms")]
         cells += [f"{ours[key]:.0f}" for key in ("own_mib", "workers_mib")]
         cells.append("; ".join(f"{t} {'✓' if t.met(row) else '✗'}" for t in targets_of(row)))
+        body.append(cells)
+    return _markdown(head, body)
+
+
+def _cluster_table(rows: Sequence[Row]) -> list[str]:
+    """Processor seconds, passes, balance and bytes by ranks, the one process first."""
+    head = ["ranks", "layers", "busiest rank, CPU ratio", "all ranks, CPU ratio"]
+    head += [
+        "busiest, CPU s",
+        "all, CPU s",
+        "passes",
+        "idle",
+        "fullest rank",
+        "gathered, KB a token",
+    ]
+    head += ["reduced, KB a token", "loss", "rounds"]
+
+    def cells(figures: Mapping[str, float], rounds: int) -> list[str]:
+        seconds = [_number(figures[key]) for key in ("busiest_s", "all_s")]
+        passes = [f"{figures[key]:.0f}" for key in ("passes", "idle")]
+        moved = [f"{figures[key] / 1e3:.1f}" for key in ("gathered", "reduced")]
+        loss = f"{figures['loss']:.5f}"
+        return [*seconds, *passes, f"{figures['imbalance']:.2f}", *moved, loss, str(rounds)]
+
+    body = [["one process", "", "1", "1", *cells(rows[0]["theirs"], rows[0]["rounds"])]]
+    for row in rows:
+        case, ratios = row["case"], (spread(row["ratio_cpu"]), spread(row["ratio_all"]))
+        body.append(
+            [str(case["ranks"]), case["layers"], *ratios, *cells(row["ours"], row["rounds"])]
+        )
+    return _markdown(head, body)
+
+
+def _simulator_table(rows: Sequence[Row]) -> list[str]:
+    """One line per distribution and number of ranks, gathered layers beside held ones."""
+    head = ["trees", "ranks", "passes", "idle", "trunk", "filled", "filled, held"]
+    head += ["received / sent, GB", "held, GB"]
+    both: dict[tuple[str, int], dict[str, Mapping[str, float]]] = {}
+    for row in rows:
+        case = row["case"]
+        both.setdefault((case["trees"], case["ranks"]), {})[case["layers"]] = row["ours"]
+    body: list[list[str]] = []
+    for (trees, ranks), found in both.items():
+        some, held = found["gathered"], found["held"]
+        idle = some["idle"] / (some["passes"] + some["idle"])
+        cells = [trees, str(ranks), f"{some['passes']:.0f}", f"{idle:.0%}", f"{some['trunk']:.0%}"]
+        cells += [f"{figures['filled']:.2f}" for figures in (some, held)]
+        cells += [f"{f['gathered'] / 1e9:.0f} / {f['reduced'] / 1e9:.0f}" for f in (some, held)]
         body.append(cells)
     return _markdown(head, body)
 

@@ -125,6 +125,18 @@ def micro_batches(prepared: Sequence[Work], budget: int) -> list[list[Work]]:
     return batches
 
 
+def passes_of(batches: Iterable[Sequence[Work]], budget: int, kl: bool) -> Iterator[Kind]:
+    """The kinds of the passes that train `batches`, in order; with `kl` the reference's are first
+    in each batch."""
+    for batch in batches:
+        kinds: list[Kind] = [Kind.TRAIN]
+        if len(batch) == 1:  # Only then it may exceed the budget.
+            kinds = plan(batch[0].tree, budget)
+        if kl:
+            yield from (Kind.REFERENCE for kind in kinds if kind == Kind.TRAIN)
+        yield from kinds
+
+
 @torch.no_grad()
 def recompute_logprobs(
     checkpoint: Checkpoint,

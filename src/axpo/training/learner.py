@@ -24,6 +24,7 @@ from axpo.training.base import Learner
 from axpo.training.batches import (
     Work,
     micro_batches,
+    passes_of,
     prepare,
     recompute_logprobs,
     with_pixels,
@@ -32,7 +33,7 @@ from axpo.training.figures import Laps, Part, together
 from axpo.training.masters import MasterWeights
 from axpo.training.objective import Objective
 from axpo.training.packing import PER_TOKEN, OldLogprobs, PackedTree, join
-from axpo.training.pieces import plain_logprobs, plan, training_passes
+from axpo.training.pieces import plain_logprobs, training_passes
 from axpo.training.policy import idle_pass
 from axpo.training.ranks import ALONE, Kind, Meet, Ranks
 from axpo.tree import Group
@@ -175,19 +176,8 @@ class LocalLearner(Learner):
         if objective.kl and self.reference is not None:
             checkpoints.append(self.reference)
         pictures = any(work.tree.pictures for batch in batches for work in batch)
-        return self._ranks.passes(
-            checkpoints, self._kinds(batches, objective), self._idle, pictures
-        )
-
-    def _kinds(self, batches: Sequence[Sequence[Work]], objective: Objective) -> Iterator[Kind]:
-        """The kinds of the passes that `_accumulate` makes for `batches`, in order."""
-        for batch in batches:
-            kinds: list[Kind] = [Kind.TRAIN]
-            if len(batch) == 1:  # Only then it may exceed the budget.
-                kinds = plan(batch[0].tree, self.settings.max_tokens_per_micro_batch)
-            if objective.kl:
-                yield from (Kind.REFERENCE for kind in kinds if kind == Kind.TRAIN)
-            yield from kinds
+        kinds = passes_of(batches, self.settings.max_tokens_per_micro_batch, objective.kl)
+        return self._ranks.passes(checkpoints, kinds, self._idle, pictures)
 
     def _idle(self, kind: Kind) -> None:
         """Make an idle pass of `kind`, beside the work of other ranks."""

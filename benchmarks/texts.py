@@ -1,0 +1,109 @@
+"""What the performance page says in words: its opening, and each section's title and text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+INTRO = """# Performance
+
+Every number here comes from `python -m benchmarks`; `{file}` holds them all, with the machine
+and the command. Run it again and this page is written again; `--page-only` renders it from the
+file.
+
+**How to read.** Both sides of a ratio run in turn in one process, round by round, on one CPU
+thread, so that a slow minute hits both. A ratio is the median over rounds with its quartiles in
+brackets; above 1 means that axpo is faster, unless the section says otherwise. CPU time is the
+process's own and the one to trust; wall time is beside it. Models are random and small (about 5
+million parameters) or the lab's: what a ratio comes to at another size is a matter of operations,
+and `operations` columns give it for an 8B model where that can be counted.
+"""
+
+TITLES: Mapping[str, str] = {
+    "rollouts": "Rollouts with a tool",
+    "vllm_rollouts": "Rollouts by vLLM",
+    "training_step": "Training step",
+    "whole_step": "A whole GRPO step",
+    "extra_samples": "What AXPO's extra samples cost",
+    "growth": "How time grows",
+    "tools": "Tools beside the decode loop",
+    "gradings": "Grading hostile answers",
+    "cluster": "Ranks beside one process",
+    "cluster_simulator": "How full many ranks are",
+}
+TEXTS: Mapping[str, str] = {
+    "rollouts": """The same questions, sampled by axpo's engine, by TRL's GRPOTrainer, and by
+`generate` under axpo's own agent with vision features kept. Every side starts with nothing cached.
+Draws differ, so ratios are of seconds a sampled token. Where axpo's time goes at 256 image tokens
+and two calls, by torch's profiler: attention 38 % (decoding reads every row's keys and values, so
+memory bounds it), matrix products 38 %, the first writing of KV memory 6 % (a training run keeps
+it from step to step), everything else 18 %.""",
+    "vllm_rollouts": """vLLM behind axpo's engine against axpo's in-process engine and
+`generate`, on the same prompts with pictures, seeds and lengths, which nobody has seen before. The
+lab's base model answers in few tokens, the other is random (text width 512, 8 layers). Ours is
+vLLM: above 1 means that vLLM is faster. Its CPU seconds are the server's and this process's
+together; by wall time it has a core more than the others.""",
+    "training_step": """One question: 8 rollouts and 4 continuations of a frozen prefix, as AXPO
+trains them. axpo's `Learner.update` on the packed tree against one padded row per trajectory with
+its whole path and pictures (TRL, verl), and against padded rows whose vision tower runs once per
+distinct picture (neither library does this). Padded rows run on transformers' own kernels. Loss
+and gradient are the same on all sides, checked before timing (relative difference at most 1e-5,
+float32 on a CPU). Pictures have 256, 512 and 1024 pixels a side:
+64, 256 and 1024 tokens. Memory is what torch allocates at the step's peak beyond what was there
+before, weights and optimizer state left out, axpo's as a share of the other's. Operations: how
+many times more the other side needs by formula, for this model and with the sizes of
+Qwen3-VL-8B.""",
+    "whole_step": """Sampling with the zoom tool, grading and one update on the lab's questions,
+against TRL's GRPOTrainer with the same model, prompts and limits. Ratios are per sampled token.""",
+    "extra_samples": """AXPO's step against GRPO's, both in axpo, from the same weights with the
+same questions and the same rollouts; here a ratio is AXPO's time over GRPO's: 1.10 means 10 %
+more. Extra samples are continuations for each rollout, at most 0.25; how many a step takes depends
+on how often tool use fails. Each one calls a tool and is shown a picture, which a rollout need not
+be, so tokens grow by more than samples, and time grows as tokens do.""",
+    "growth": """One axis at a time around 256 image tokens, 128 response tokens, 8 rollouts and
+no tool. Rollouts are of 4 questions; those with tool turns come from the model of the first
+section (40 tokens per turn). A training step is one question's, with half as many continuations as
+rollouts. Operations are the least that the result needs; their share is of the speed of a
+2048 x 2048 matrix product measured in the same process.""",
+    "tools": """First the decode loop: trajectories whose every turn calls the sandboxed `python`,
+the zoom tool or `web_search` over a local corpus, with 200 ms awaited on top of each call (ours)
+against the same tools without (theirs). All trajectories start at once, thinking is ragged, and
+both sides sample the same tokens, which is checked; a ratio is seconds per sampled token, so 1.05
+means 5 % fewer tokens per second. `idle` is the time of a run in which no request was in the
+engine, all trajectories left being in tools; `alone` is the ratio of CPU and idle time together,
+which is wall time without other programs on the machine.
+`Rows per step` is how many tokens a round decodes: where a round costs the same whatever its rows,
+as small batches on a GPU do, tokens per second fall as they fall. Even without its 200 ms, a call
+takes several rounds of the decode loop, since coroutines run between rounds: `per call` is its mean
+time. Then each tool's call through the toolbox as a multiple
+of a call of an `async` function that does nothing; there CPU time is this process's, without the
+sandbox's own.""",
+    "gradings": """Ten thousand answers, 64 graded at once: texts of up to a million characters
+that a scanner may take more than linear time for, formulas from easy to huge, and twenty sums,
+products and integrals, every one another, that compute until they are stopped. Every answer gets a
+verdict. `Block` is the longest time that the event loop stood still (a task that ticks every
+millisecond measures it), `of it CPU` the loop's own processor time between two ticks, which other
+programs on the machine do not add to. `Slowest` is the longest that the grading of an answer took
+that is none of the twenty, waiting behind them included. Memory counts shared pages by share: what
+this process grew by, and all that the math workers and their children have.""",
+    "cluster": """The same update on several ranks, each a process with its shard of the
+weights, that meet by gloo. They share two cores with everything else on the machine, so their wall
+time says nothing and is not shown; neither do these figures say anything of a GPU or of a network.
+What they can say is how the work is divided, and what dividing costs. A ratio is the processor
+seconds of the rank that needs most, or of all ranks, over the one process's of the same round: with
+N ranks 1/N would be perfect, and `fullest rank` over N is what the trees' sizes allow. Layers are
+gathered for each pass, or held (once an update). Gloo copies a layer's weights, in float32, for
+each pass of at most 1,024 tokens; passes of 16K tokens do it a sixteenth as often. Bytes are those
+that a rank receives in gathering, and sends in reducing, for each token of the update; they are
+counted where FSDP calls its collectives. The loss is that of all ranks' trees.""",
+    "cluster_simulator": """What 2 to 64 ranks would do with an update's 64 trees, by the
+code that real ranks use (`shared`, `micro_batches`, `passes_of`, `rounds`); a test compares it with
+2 and 4 real ranks, to the byte. Nothing is timed. Trees are made: 8 rollouts of a question and 4
+continuations of one of them, log-normal lengths (the deviation of a question's mean is 0.7, 0.6 and
+0.4 for 12K, 60K and 100K tokens, of a path within its question 0.4, 0.4 and 0.3; no path above
+16K), passes of 16,384 tokens, means of five draws. `Filled` is how much of the room of all training
+passes holds tokens; passes without a gradient for the nodes above a piece come on top (`trunk`, as
+a share of those), cheap ones of at most a node each. `Idle` is the share of passes that a rank
+makes only because others have work. Held layers have no rounds: `filled` is then the mean rank's
+tokens over the fullest's. Traffic is a rank's in an update of Qwen3-VL-8B, received in gathering
+(bfloat16) and sent in reducing (float32).""",
+}
