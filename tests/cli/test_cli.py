@@ -111,7 +111,7 @@ def test_profile_says_what_bounds_a_step_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["show", "none.toml"], ["no file at none.toml", "there are lab, "]),
+        (["show", "none.toml"], ["no file at none.toml", "there are full, "]),
         (["show", str(RECIPE), "rl.stepz=3"], ["rl.stepz: unknown setting; did you mean 'steps'?"]),
         (["show", str(RECIPE), "rollout.tools=['zoom']"], ["rollout.tools", "image_zoom_in_tool"]),
         (["profile", str(RECIPE), "rl.steps=9"], ["rl.steps", "--steps"]),

@@ -50,6 +50,38 @@ def write(name: str, text: str) -> str:
     return name
 
 
+def test_a_recipe_brings_those_that_it_lies_over(tmp_path: Path) -> None:
+    """Right below itself; a file beside it goes before a shipped recipe, wherever one is."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "lora.toml").write_text('over = ["steps"]\n[model.lora]\nrank = 5\n')
+    (inner / "steps").write_text("[rl]\nsteps = 4\nquestions = 6\n[model.lora]\nrank = 9\n")
+    write("inner/top.toml", 'over = "lora"\n[rl]\nsteps = 3\n')
+    config = load_config("base.toml", "inner/top.toml")
+    assert (config.rl.steps, config.rl.questions) == (3, 6)
+    assert config.model.lora is not None and config.model.lora.rank == 5
+    write("alone.toml", 'over = "lora"\n[rl]\nsteps = 3\n')
+    config = load_config("alone.toml", "model.lora.alpha=7")
+    assert config.model.lora is not None and config.model.lora.rank == 32
+    write("typo.toml", 'over = ["lorra"]\n')
+    with pytest.raises(ConfigError, match=r"no recipe lorra ships with axpo; did you mean lora"):
+        load_config("typo.toml")
+    write("round.toml", 'over = "round"\n')
+    with pytest.raises(ConfigError, match=r"round\.toml: over: round lies over it already"):
+        load_config("round.toml")
+
+
+def test_false_takes_adapters_away_and_a_section_brings_them_back() -> None:
+    assert load_config("lora", "model.lora=false").model.lora is None
+    assert load_config("lora", "full").model.lora is None
+    over = load_config("full", "lora").model.lora
+    assert over is not None and over.rank == 32
+    given = load_config("full", "model.lora.rank=8").model.lora
+    assert given is not None and given.rank == 8
+    with pytest.raises(ConfigError, match=r"model\.lora: expected a section"):
+        load_config("model.lora=true")
+
+
 def test_tables_merge_and_the_last_word_wins() -> None:
     write("over.toml", "[rl]\nsteps = 9\n[rl.optimizer]\nbetas = [0.5, 0.6]\n")
     config = axpo.load_config("base.toml", Path("over.toml"), "rl.steps=7", "run.seed=3")

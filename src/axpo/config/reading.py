@@ -4,15 +4,17 @@ Recipes are laid over each other, table by table and in order; then each setting
 ("section.key=value") replaces what it names, a table too. Where a recipe or the settings give a
 section another `name`, what only the former name has goes from what lay below, and what both have
 stays: over a recipe of AXPO, `algorithm.name=grpo` takes `continuations` away and leaves
-`rollouts`. What belongs to neither is refused as ever.
+`rollouts`. What belongs to neither is refused as ever. A recipe that says `over = "lora"` brings
+the recipe `lora`, which lies right below it: a file beside it, or a shipped one.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,8 +39,7 @@ def load_config(*given: str | Path) -> Config:
     files, settings = recipes_and_settings(given)
     values: dict[str, Any] = {}
     layers: list[Layer] = []
-    for file in files:
-        read = _read(file)
+    for file, read in chain.from_iterable(map(_with_below, files)):
         layers.append((f"{file}: ", read))
         _rename(values, read, Config)
         _lay(values, read)
@@ -129,6 +130,19 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
+def _with_below(file: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The recipes that `file` says it lies over, in order, then `file` itself, and their values."""
+    values, above = _read(file), (*above, file)
+    over = values.pop("over", [])
+    for name in [over] if isinstance(over, str) else over:
+        beside = file.parent / name, file.parent / f"{name}.toml"
+        below = next(filter(Path.is_file, beside), None) or recipes.shipped(name)
+        if below in above:
+            raise ConfigError(f"{file}: over: {name} lies over it already")
+        yield from _with_below(below, above)
+    yield file, values
+
+
 def _lay(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
     """Lay a recipe over `values`, table by table."""
     for key, value in layer.items():
@@ -178,6 +192,8 @@ def _part(section: str, given: Any) -> type[Part]:
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, setting: str) -> None:
     for name in path[:-1]:
+        if values.get(name) is False:  # a section that a recipe took away
+            del values[name]
         inner = values.setdefault(name, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"setting {setting!r}: {name} is a value, not a section")
