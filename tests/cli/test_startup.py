@@ -216,8 +216,15 @@ def test_memory_and_positions(tiny: str) -> None:
 def test_a_checkpoint_that_is_not_whole(tiny: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
+    (broken / "config.json").write_text('{"model_type": "mamba"}')
+    assert "model_type 'mamba'; expected 'qwen3_vl' or" in start(
+        "train", *FIND, "model.path=broken"
+    )
+    (broken / "config.json").write_text('{"model_type": "qwen3_5"}')
+    said = start("train", *FIND, "model.path=broken")
+    assert "model_type 'qwen3_5': its linear attention" in said
     (broken / "config.json").write_text('{"model_type": "llama"}')
-    assert "model_type 'llama'; expected 'qwen3_vl'" in start("train", *FIND, "model.path=broken")
+    assert "its tokenizer" in start("train", *FIND, "model.path=broken")
     (broken / "config.json").write_text((Path(tiny) / "config.json").read_text())
     for command in RUNS:
         assert "its tokenizer is not there" in start(command, *DATA, "model.path=broken")

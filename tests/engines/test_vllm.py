@@ -579,7 +579,7 @@ class TestStartUp:
             ({"scheduling": "fcfs"}, "start it with --scheduling-policy priority"),
             ({"max_model_len": 4096}, "context is 4096 tokens.*--max-model-len"),
             ({"device": "cpu", "chunked_prefill": True}, "--no-enable-chunked-prefill"),
-            ({"device": "cpu"}, r"text_config.head_dim is 16, vLLM on a CPU .*32, 64, 80"),
+            ({"device": "cpu"}, r"head_dim is 16, vLLM on a CPU .*32, 64, 80"),
             ({"protocol": 99}, "this version of axpo"),
         ],
     )

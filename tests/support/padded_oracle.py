@@ -47,7 +47,7 @@ class Builder:
             token_id, self.checkpoint.processor.tokenizer, path=self.checkpoint.processor.path
         )
         tokens, spans = self.words(words), []
-        for seed in seeds:
+        for seed in seeds if self.checkpoint.processor.family.sees else ():
             picture = tiny_picture(seed, 64 if seed % 2 else 48)
             digest = picture_digest(picture)
             self.pictures[digest] = picture

@@ -55,6 +55,10 @@ def preflight(
     """
     device = torch_device(config.model)
     processor = load_processor(path, banned=config.rollout.banned)
+    if config.model.lora is not None and config.model.lora.vision and not processor.family.sees:
+        raise ConfigError(
+            f"model.lora.vision: the model at {path} has no vision part; take the setting out"
+        )
     rendering = Rendering(processor, tools, config.task.system)
     prompt = longest_prompt(config, kind, task, rendering)
     if kind == "sft":

@@ -51,7 +51,11 @@ class ControlTokens:
 
 @dataclass(frozen=True, slots=True)
 class ParsedCall:
-    """One attempted call, at tokens [start, end) of its turn; `error` says why it is malformed."""
+    """One attempted call, at tokens [start, end) of its turn; `error` says why it is malformed.
+
+    `start` is the opening tag, or its last token where the tag is spelled by several: what is
+    sampled from a cut behind it goes on with the call.
+    """
 
     start: int
     end: int
@@ -109,10 +113,9 @@ def parse_turn(
     while at is not None:
         close = _find(ids, control.call_end, at + 1)
         if close is None:
-            error = "the call is never closed"  # The policy reads this, so it spells no tag.
-            calls.append(ParsedCall(at, len(ids), error=error))
+            calls.append(unclosed_call(at, len(ids)))
             break
-        calls.append(_read_call(at, close + 1, decode(ids[at + 1 : close])))
+        calls.append(read_call(at, close + 1, decode(ids[at + 1 : close])))
         at = _find(ids, control.call, close + 1)
     answer = "" if calls else decode(ids[content:]).strip()
     return ParsedTurn(tuple(calls), answer, content)
@@ -132,7 +135,13 @@ def _find(ids: list[int], token: int, start: int) -> int | None:
         return None
 
 
-def _read_call(start: int, end: int, text: str) -> ParsedCall:
+def unclosed_call(start: int, end: int) -> ParsedCall:
+    """A call whose closing tag never comes."""
+    return ParsedCall(start, end, error="the call is never closed")  # The policy reads no tag.
+
+
+def read_call(start: int, end: int, text: str) -> ParsedCall:
+    """The call at [start, end) whose tags enclose `text`."""
     expected = 'expected {"name": ..., "arguments": {...}}'
     try:
         call = json.loads(text)

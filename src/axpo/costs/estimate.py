@@ -77,7 +77,7 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
     masks.
     """
     config, found, size = loop.config, sizes(loop, prompt), loop.value_size
-    text, vision = loop.model.config.text_config, loop.model.config.vision_config
+    text, vision = loop.text, loop.vision
     budget = loop.optimizer.max_tokens_per_micro_batch
     tokens = min(budget, found.trees * found.tree)
     pieces = -(-found.tree // budget)
@@ -94,7 +94,7 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
     shown, encoded = _shown(loop, found), 0
     if loop.trains_vision:
         encoded = min(tokens, found.trees * shown) * vision.spatial_merge_size**2
-    features = memory.features(text, vision, shown, size) if pieces > 1 else 0
+    features = memory.features(text, vision, shown, size) if pieces > 1 and shown else 0
     activations, pictures, otherwise = _kept(
         loop, tokens=tokens, keys=keys, mask=mask, patches=encoded
     )
@@ -135,8 +135,7 @@ def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tup
 
     A low-rank adapter keeps the output of A; its input is that of the layer.
     """
-    model, text = loop.config.model, loop.model.config.text_config
-    size, vision = loop.value_size, loop.model.config.vision_config
+    model, text, vision, size = loop.config.model, loop.text, loop.vision, loop.value_size
     found: dict[bool, tuple[int, int]] = {}
     for recompute in (False, True):
         adapted = 0
@@ -150,7 +149,9 @@ def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tup
         )
         found[recompute] = (
             adapted + layers,
-            memory.vision_activations(vision, patches=patches, size=size, recompute=recompute),
+            memory.vision_activations(vision, patches=patches, size=size, recompute=recompute)
+            if patches
+            else 0,
         )
     chosen = model.gradient_checkpointing
     return *found[chosen], sum(found[not chosen])
@@ -159,7 +160,9 @@ def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tup
 def _shown(loop: Loop, found: Sizes) -> int:
     """The picture tokens of the largest tree: the prompt's, and one picture for each result of a
     call or reply of an environment."""
-    config, vision = loop.config, loop.model.config.vision_config
+    config, vision = loop.config, loop.vision
+    if vision is None:
+        return 0
     limits, usual = config.tools.limits, LimitSettings().max_pixels
     pixels = [
         limits[name].max_pixels if name in limits else PIXELS.get(name, usual)

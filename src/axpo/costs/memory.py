@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from axpo.models.families.base import head_dim
+
 FLOAT32 = 4
 
 
@@ -25,8 +27,8 @@ def text_activations(
     `recompute` all layers keep their input, and one layer at a time keeps the rest.
     """
     hidden, inner = text.hidden_size, text.intermediate_size
-    queries = text.num_attention_heads * text.head_dim
-    states = text.num_key_value_heads * text.head_dim
+    queries = text.num_attention_heads * head_dim(text)
+    states = text.num_key_value_heads * head_dim(text)
     # A norm keeps its input in float32, the normalised values and, for the next layer, its output.
     norms = 2 * hidden * (FLOAT32 + 2 * size)
     # These are the query norm, the queries, and the attended values twice (for the projection too).
@@ -71,7 +73,7 @@ def logits(text: Any, tokens: int, at_once: int) -> int:
 
 def keys_values(text: Any, tokens: int, size: int) -> int:
     """The bytes of the keys and values of `tokens` tokens in all layers."""
-    states = text.num_key_value_heads * text.head_dim
+    states = text.num_key_value_heads * head_dim(text)
     return 2 * text.num_hidden_layers * states * tokens * size
 
 

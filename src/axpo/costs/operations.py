@@ -99,7 +99,7 @@ def _forward(
 
 def _read(loop: Loop, found: MemoryEstimate, paths: int, answer: int, at_once: int) -> int:
     """Bytes that decoding `paths` of `answer` tokens reads, `at_once` of them beside each other."""
-    size, text = loop.value_size, loop.model.config.text_config
+    size, text = loop.value_size, loop.text
     waves = -(-paths // min(paths, at_once))
     pairs = causal_pairs([(found.sizes.prompt, answer)] * paths)
     return waves * answer * found.counts.text * size + memory.keys_values(text, pairs, size)

@@ -46,7 +46,19 @@ class Loop:
     def trains_vision(self) -> bool:
         """Whether the vision tower or adapters in it are trained."""
         lora = self.config.model.lora
+        if self.vision is None:
+            return False
         return lora.vision if lora is not None else not self.optimizer.freeze_vision
+
+    @property
+    def text(self) -> Any:
+        """The config of the model's text part."""
+        return self.model.config.get_text_config()
+
+    @property
+    def vision(self) -> Any:
+        """The config of the model's vision part; None without one."""
+        return getattr(self.model.config, "vision_config", None)
 
     @property
     def value_size(self) -> int:
@@ -122,11 +134,12 @@ def assumed_prompt(loop: Loop) -> Segment:
     A path after it fits the model's positions and, in RL, the engine's limit; longer prompts are
     refused.
     """
-    config, room = loop.config, loop.model.config.text_config.max_position_embeddings
+    config, room = loop.config, loop.text.max_position_embeddings
     if loop.kind == "rl" and config.engine.longest_path is not None:
         room = min(room, config.engine.longest_path)
     after = sizes(loop, Segment(ASSUMED, Origin.PROMPT, (0,))).path - 1
-    tokens = max(1, min(ASSUMED_TEXT + ASSUMED_PICTURES, room - after))
+    most = ASSUMED_TEXT + (0 if loop.vision is None else ASSUMED_PICTURES)
+    tokens = max(1, min(most, room - after))
     pictures = max(0, tokens - ASSUMED_TEXT)
     spans = (ImageSpan(ASSUMED, 0, pictures),) if pictures else ()
     return Segment(ASSUMED, Origin.PROMPT, (0,) * tokens, images=spans)
@@ -135,7 +148,7 @@ def assumed_prompt(loop: Loop) -> Segment:
 def check_positions(loop: Loop, prompt: Segment) -> None:
     """Raise `ConfigError` if a path can become longer than the model or the engine allows."""
     config, path = loop.config, sizes(loop, prompt).path
-    limit = loop.model.config.text_config.max_position_embeddings
+    limit = loop.text.max_position_embeddings
     if path > limit:
         attempts = (path - len(prompt)) // config.rollout.max_tokens
         raise ConfigError(

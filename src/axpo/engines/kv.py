@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from axpo.models.families.base import head_dim
+
 
 class SlotMemory(Cache):
     """Keys and values [rows, kv_heads, columns, head_dim] of each layer, at most `slots` rows."""
@@ -19,9 +21,7 @@ class SlotMemory(Cache):
     def __init__(self, config: Any, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(layers=[])
         heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
+        width = head_dim(config)
         self._layers = config.num_hidden_layers
         self._slots = slots
         self._shape = (heads, width)

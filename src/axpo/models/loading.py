@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 
 TEMPLATE = "chat_template.json"
 """The file of older checkpoints' chat template, which their tokenizer does not read."""
+POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS has not fetched."""
 PASSED_ON = ("video_preprocessor_config.json", TEMPLATE)
 """Files that are copied with a checkpoint, because AutoProcessor and vLLM look for them."""
 
@@ -46,7 +48,7 @@ class Processor:
 
     `config` is its model's, of the family `family`. `banned` holds the ids that the policy cannot
     sample, including those of the family; `stop` the ids that end a turn; `passed_on` files for
-    other readers of the checkpoint.
+    other readers of the checkpoint. `image_processor` is None for a model that takes no pictures.
     """
 
     path: str
@@ -156,7 +158,8 @@ class Checkpoint:
             weights = dict(merged_weights(self.model, self.model.state_dict()))
             self.model.save_pretrained(folder, state_dict=weights)
         self.processor.tokenizer.save_pretrained(folder)
-        self.processor.image_processor.save_pretrained(folder)
+        if self.processor.image_processor is not None:
+            self.processor.image_processor.save_pretrained(folder)
         for file in self.processor.passed_on:
             shutil.copyfile(file, folder / file.name)
 
@@ -192,13 +195,30 @@ def read_config(path: str | Path, *, download: bool = True) -> Any:
             f"{path} holds adapters alone; give the merged weights beside them (model/ of a "
             "checkpoint), or merge them with PEFT's merge_and_unload"
         )
+    _check_files(Path(path))
     try:
         config: Any = AutoConfig.from_pretrained(path, local_files_only=not download)
+    except ValueError as error:  # transformers knows no such model_type.
+        raise CheckpointError(f"{path}: {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise NoCheckpointError(_absent(path, error, download)) from error
-    if (why := refusal(config.model_type)) is not None:
+    if (why := refusal(config.model_type) or family_of(config).flaw(config)) is not None:
         raise CheckpointError(f"{path}: {why}")
     return config
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a folder in which files of Git LFS are still pointers."""
+    if not folder.is_dir():
+        return
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            with file.open("rb") as opened:
+                if opened.read(len(POINTER)) == POINTER:
+                    raise CheckpointError(
+                        f"{file} is a pointer of Git LFS, not the file itself: run `git lfs pull` "
+                        "there, or download the model anew"
+                    )
 
 
 def _absent(path: str, error: OSError, download: bool) -> str:
@@ -226,9 +246,16 @@ def load_processor(
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
         if tokenizer.vocab_size <= 1:  # transformers makes this of a folder without its files.
             raise OSError("its tokenizer is not there.")
-        image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **local)
+        image_processor = None
+        if family_of(config).sees:
+            image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **local)
     except OSError as error:
         raise NoCheckpointError(_absent(path, error, download)) from error
+    except Exception as error:  # transformers raises whatever the files' content leads it to.
+        raise CheckpointError(
+            f"{path}: its tokenizer or image processor cannot be read: "
+            f"{repr(error).splitlines()[0]}"
+        ) from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = _chat_template(path, download)
     passed_on = _passed_on(path, download)
@@ -254,6 +281,10 @@ def load_checkpoint(
             loaded: Any = processor.family.architecture.from_pretrained(
                 str(path), dtype=dtype, output_loading_info=True
             )
+    except OSError as error:  # A file of the weights is not there.
+        raise CheckpointError(
+            f"{path}: its weights are not all there: {str(error).splitlines()[0]}"
+        ) from error
     except SafetensorError as error:
         raise CheckpointError(
             f"{path}: its weights cannot be read ({error}): put the file back as it was, or "

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,20 @@ POSITIONS = 262_144
 """The family's max_position_embeddings."""
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 256 words and the family's special tokens."""
+def tiny_tokenizer(
+    special: Sequence[str] = SPECIAL_TOKENS, template: str = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 256 words and the `special` tokens, by default the family's."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # pyright: ignore
     core.decoder = decoders.ByteLevel()  # pyright: ignore
-    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
     )
 
 
@@ -126,8 +129,10 @@ def tiny_model(config: Any, seed: int) -> Any:
             for module in model.modules():
                 if isinstance(module, nn.Linear | nn.Conv3d):
                     module.weight.normal_(0, 1 / math.sqrt(module.weight[0].numel()))
-            model.model.visual.pos_embed.weight.normal_(0, 0.5)
-            model.model.language_model.embed_tokens.weight.normal_(0, 2 / math.sqrt(64))
+            for module in family.vision(model).modules():
+                if isinstance(module, nn.Embedding):
+                    module.weight.normal_(0, 0.5)
+            family.decoder(model).embed_tokens.weight.normal_(0, 2 / math.sqrt(64))
         model.tie_weights()
     family.settle(model)
     return model.eval()

@@ -238,6 +238,7 @@ class Agent:
         elif path.turn >= self.settings.max_turns:
             trajectory.stop = StopReason.MAX_TURNS
         else:
+            reply = self.rendering.visible(reply)
             shown = self.rendering.reply(reply, f"{trajectory.id}/e{path.turn}")
             self._show(path, trajectory, [reply], *shown)
 
@@ -267,7 +268,7 @@ class Agent:
                 trajectory.fault = f"tool {result.error}"
         if trajectory.stop is not None or not results:
             return
-        observations = [result.observation for result in results]
+        observations = [self.rendering.visible(result.observation) for result in results]
         shown = self.rendering.observation(
             path.current_turn, observations, f"{trajectory.id}/o{path.turn}"
         )

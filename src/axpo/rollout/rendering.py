@@ -18,12 +18,13 @@ must stand in the prompt unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from axpo.chat.control import ControlText
-from axpo.chat.parsing import ParsedTurn, parse_turn
+from axpo.chat.parsing import ParsedTurn
 from axpo.engines.base import Picture
 from axpo.errors import CheckpointError, ConfigError, RenderingError
 from axpo.models.loading import Processor
@@ -31,6 +32,8 @@ from axpo.pictures import as_rgb, picture_digest
 from axpo.tasks.base import IMAGE, Example
 from axpo.tools.base import Observation, Tool
 from axpo.tree import ImageSpan, Origin, Segment
+
+Shown = TypeVar("Shown", bound=Observation)
 
 
 def as_picture(image: Any) -> Picture:
@@ -42,8 +45,8 @@ def as_picture(image: Any) -> Picture:
 class Rendering:
     """Renders prompts and observations for one processor and one set of tools.
 
-    Raises `ConfigError` for a tool whose spec spells a control token, and `CheckpointError` for a
-    tokenizer without a chat template.
+    Raises `ConfigError` for a tool whose spec spells a control token or that needs eyes which the
+    model does not have, and `CheckpointError` for a tokenizer without a chat template.
     """
 
     def __init__(
@@ -63,11 +66,21 @@ class Rendering:
                 "thinking; put the model's chat_template.jinja (or chat_template.json) beside its "
                 "tokenizer"
             )
-        self._wire = processor.family.wire(self.tokenizer, self.stop)
-        self._control = self._wire.control
-        self.thinking = self._control.thinking
+        try:
+            self._wire = processor.family.wire(self.tokenizer, self.stop)
+        except CheckpointError as error:
+            raise CheckpointError(f"{processor.path}: {error}") from None
+        self._sees = processor.family.sees
+        self.thinking = self._wire.thinking
         self._text = ControlText(self.tokenizer)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
+        blind = [name for name, tool in tools.items() if tool.needs_eyes and not self._sees]
+        if blind:
+            raise ConfigError(
+                f"rollout.tools: {', '.join(blind)} shows pictures, and the model at "
+                f"{processor.path} takes none: leave it out, or name a model with eyes as "
+                "model.path"
+            )
         for name, spec in zip(tools, self._specs, strict=True):
             if (spelled := self._text.spelled(spec)) is not None:
                 raise ConfigError(
@@ -90,6 +103,12 @@ class Rendering:
 
     def prompt(self, example: Example, id: str) -> tuple[Segment, tuple[Picture, ...]]:
         """The prompt segment, which ends where the policy starts, and its pictures in order."""
+        if example.images and not self._sees:
+            raise ConfigError(
+                f"task: example {example.id} shows {len(example.images)} pictures, and the model "
+                f"at {self._processor.path} takes none: choose a task of text alone, or name a "
+                "model with eyes as model.path"
+            )
         pictures = tuple(as_picture(image) for image in example.images)
         content = self._content(example.question, len(pictures), id)
         messages: list[Any] = [{"role": "user", "content": content}]
@@ -97,6 +116,14 @@ class Rendering:
             messages.insert(0, {"role": "system", "content": self._system})
         tokens = self._wire.prompt(messages, self._specs)
         return self._segment(id, Origin.PROMPT, tokens, pictures), pictures
+
+    def visible(self, shown: Shown) -> Shown:
+        """What the model gets to see of an observation: text alone, with a note in place of the
+        pictures, if it has no eyes."""
+        if self._sees or not shown.views:
+            return shown
+        note = f"({len(shown.views)} pictures, which you cannot see)"
+        return replace(shown, text=f"{shown.text}\n{note}".strip(), views=())
 
     def preprocess(self, pictures: Mapping[str, Image.Image]) -> None:
         """Make the pixels of pictures by digest before an engine in this process needs them."""
@@ -166,8 +193,8 @@ class Rendering:
         return bool(turn) and turn[-1] in self.stop and turn[-1] != self._turn_end
 
     def parse(self, turn: Sequence[int], call_at: int | None = None) -> ParsedTurn:
-        """Parse a turn (`parse_turn`); spans count from the turn's first token."""
-        return parse_turn(turn, self._control, self.decode, call_at)
+        """What a turn says; spans count from the turn's first token."""
+        return self._wire.parse(turn, call_at)
 
     def _segment(
         self, id: str, origin: Origin, tokens: Sequence[int], pictures: Sequence[Picture]

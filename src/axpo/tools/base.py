@@ -89,6 +89,8 @@ class Tool(ABC):
     """The function in OpenAI's format: {"type": "function", "function": {...}}."""
     timeout: float
     """The deadline of one call in seconds; a later call is an infrastructure fault."""
+    needs_eyes: bool = False
+    """Whether calls are of no use to a model that takes no pictures; then it is refused."""
     limits: LimitSettings = LimitSettings()
     """The tool's defaults for the limits that a recipe may set."""
     Settings: ClassVar[type[Section] | None] = None

@@ -37,6 +37,7 @@ class ImageSearchTool(SearchTool[PictureSource]):
         "img_idx", "integer", "Which image, from 0, counting all images so far.",
     )  # fmt: skip
     kind = "picture"
+    needs_eyes = True
 
     def __init__(self, pictures: PictureSource, results: int, caption: int) -> None:
         super().__init__(pictures)

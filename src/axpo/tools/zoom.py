@@ -106,6 +106,7 @@ class ZoomTool(Tool):
     name = NAME
     spec = SPEC
     timeout = 10.0
+    needs_eyes = True
 
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         call = parse_arguments(ZoomArguments, arguments)

@@ -191,7 +191,7 @@ def token_logprobs(
 @cache
 def _index(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """`ids` on `device`, copied once, because every chunk of every pass bans the same ones."""
-    return to_device(torch.tensor(ids), device)
+    return to_device(torch.tensor(ids, dtype=torch.long), device)
 
 
 def _read(

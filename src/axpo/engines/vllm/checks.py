@@ -237,7 +237,7 @@ def expected_facts(trained: TrainedModel) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "config": processor.config.to_dict(),
         "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
-        "pixels": seen_limits(processor.image_processor),
+        "pixels": seen_limits(processor.image_processor) if processor.family.sees else None,
         "dtype": dtype_name(trained.dtype),
         "head_dtype": dtype_name(trained.head_dtype),
         "logprobs_mode": "processed_logprobs",
@@ -260,7 +260,9 @@ def differences(
     advice = {
         "protocol": "start it with this version of axpo",
         "vocabulary": "give it the trainer's tokenizer",
-        "pixels": "pictures come at the trainer's size and must keep it: start it with "
+        "pixels": "serve the same model"
+        if expected["pixels"] is None
+        else "pictures come at the trainer's size and must keep it: start it with "
         f"--mm-processor-kwargs '{json.dumps({'size': expected['pixels']})}'",
         "dtype": f"start it with --dtype {expected['dtype']}",
         "head_dtype": "the trainer's output layer keeps its logits so: start it with "
@@ -289,7 +291,9 @@ def differences(
             "chunked prefill is on, with which seeded requests kill vLLM on a CPU "
             "(start it with --no-enable-chunked-prefill)"
         )
-    if refused := refused_heads(theirs["text_config"]["head_dim"]):
+    text = theirs.get("text_config", theirs)
+    heads = text["hidden_size"] // text["num_attention_heads"]
+    if refused := refused_heads(text.get("head_dim") or heads):
         found.append(refused)
     return found
 
@@ -299,7 +303,7 @@ def refused_heads(size: int) -> str | None:
     if size in CPU_HEADS:
         return None
     return (
-        f"text_config.head_dim is {size}, vLLM on a CPU computes attention for heads of "
+        f"head_dim is {size}, vLLM on a CPU computes attention for heads of "
         f"{', '.join(map(str, CPU_HEADS))} only (a request would kill it): sample with "
         "engine.name = 'transformers', or on a GPU"
     )

@@ -26,6 +26,7 @@ from axpo.engines.vllm.process import (
 )
 from axpo.engines.vllm.settings import CPU_CACHE, VLLM_ENVIRONMENT, Vllm
 from axpo.errors import ConfigError
+from axpo.models.families.base import head_dim
 from axpo.models.loading import Processor
 from axpo.models.vision import seen_limits
 
@@ -63,7 +64,7 @@ def fitting_installation(settings: Vllm, model: Any, dtype: str) -> Installation
     if not found.cpu:
         return found
     text = model.get_text_config()
-    if refused := refused_heads(text.head_dim):
+    if refused := refused_heads(head_dim(text)):
         raise ConfigError(f"engine.name: {refused}")
     space = os.environ.get(CPU_CACHE) or "1"
     size = getattr(torch, dtype).itemsize
@@ -98,9 +99,13 @@ def arguments(
         "--hf-overrides", json.dumps({"head_dtype": dtype if installation.cpu else "float32"}),
         "--worker-extension-cls", f"{MODULE}.Extension",
         "--weight-transfer-config", json.dumps({"backend": "axpo"}),
-        "--limit-mm-per-prompt", json.dumps({"video": 0}),
-        "--mm-processor-kwargs", json.dumps({"size": seen_limits(processor.image_processor)}),
     ]  # fmt: skip
+    if processor.family.sees:
+        size = seen_limits(processor.image_processor)
+        needed += [
+            "--limit-mm-per-prompt", json.dumps({"video": 0}),
+            "--mm-processor-kwargs", json.dumps({"size": size}),
+        ]  # fmt: skip
     if installation.cpu:
         needed += cpu_arguments(settings.max_length)
     if lora is not None:

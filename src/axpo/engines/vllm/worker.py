@@ -227,13 +227,15 @@ class Extension:
         """Facts about the model that this worker serves."""
         settings = self.vllm_config  # type: ignore[attr-defined]
         model = settings.model_config
-        processor = cached_image_processor_from_config(model)
-        given = model.get_multimodal_config().mm_processor_kwargs or {}
+        pixels = None
+        if model.is_multimodal_model:
+            given = model.get_multimodal_config().mm_processor_kwargs or {}
+            pixels = dict(cached_image_processor_from_config(model).size) | given.get("size", {})
         return {
             "protocol": PROTOCOL,
             "config": model.hf_config.to_dict(),
             "vocabulary": _digest(cached_tokenizer_from_config(model).get_vocab()),
-            "pixels": dict(processor.size) | given.get("size", {}),
+            "pixels": pixels,
             "dtype": str(model.dtype).removeprefix("torch."),
             "head_dtype": str(model.head_dtype).removeprefix("torch."),
             "max_model_len": model.max_model_len,

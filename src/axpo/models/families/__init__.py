@@ -16,14 +16,31 @@ from axpo.errors import CheckpointError
 if TYPE_CHECKING:
     from axpo.models.families.base import Family
 
-PAGES = {"qwen3_vl": "axpo.models.families.qwen3_vl:Qwen3VL"}
+PAGES = {
+    "qwen3_vl": "axpo.models.families.qwen3_vl:Qwen3VL",
+    "llama": "axpo.models.families.llama:Llama",
+}
 """By model_type, the page of each family."""
+
+_LINEAR = "its linear attention keeps one state per path, which a tree's branches cannot share"
+REFUSED = {
+    "qwen3_5": _LINEAR,
+    "qwen3_5_text": _LINEAR,
+    "qwen3_5_moe": _LINEAR,
+    "qwen3_next": _LINEAR,
+    "qwen3_vl_moe": "its experts are chosen per token by a router that no page here trains",
+    "smolvlm": "it shows a picture as many tiles, which no page lays out for engine and trainer",
+    "qwen2_vl": "no page has been written for it; Qwen2.5-VL and Qwen3-VL are its successors",
+}
+"""Why models of these model_types, which users ask for, are not among the families."""
 
 
 def refusal(kind: str | None) -> str | None:
     """Why a model of the model_type `kind` cannot be loaded; None if it can."""
     if kind in PAGES:
         return None
+    if kind in REFUSED:
+        return f"model_type {kind!r}: {REFUSED[kind]}; expected {' or '.join(map(repr, PAGES))}"
     return f"model_type {kind!r}; expected {' or '.join(map(repr, PAGES))}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axpo.chat.parsing import ControlTokens
+from axpo.chat.parsing import ParsedTurn
 from axpo.models.vision import Features
 
 Message = dict[str, Any]
@@ -35,6 +35,11 @@ class Dimensions:
     deepstack: int
 
 
+def head_dim(text: Any) -> int:
+    """The size of an attention head in a text model's config, which may leave it out."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
 class Family(ABC):
     """Everything that differs between model families; a family's page derives from it.
 
@@ -46,6 +51,9 @@ class Family(ABC):
     """The `model_type` of its configs."""
     architecture: type[Any]
     """The class of the model with its output layer (`lm_head`), as config.json names it."""
+    sees: bool = True
+    """Whether it takes pictures. One that does not has no image processor, an empty vision part,
+    and refuses tasks and tools that need eyes."""
     unsampled: tuple[str, ...]
     """Tokens that a policy must never sample: placeholders that would have no picture."""
     stop: tuple[str, ...]
@@ -59,13 +67,31 @@ class Family(ABC):
     """By section of the config (None: the config itself), the values that a server's model must
     have in common with the trainer's."""
 
+    def flaw(self, config: Any) -> str | None:
+        """Why a model of the family with this config cannot be trained or sampled exactly; None if
+        it can."""
+        text = config.get_text_config()
+        others = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+        if others:
+            return (
+                f"some of its layers have {' and '.join(sorted(others))}; attention over packed "
+                "trees and the engine's memory know full attention alone"
+            )
+        rope = (text.rope_parameters or {}).get("rope_type", "default")
+        if rope in ("dynamic", "longrope"):
+            return (
+                f"its positions are scaled by the length of a path (rope_type {rope!r}); branches "
+                "of one tree, which share their prefix, would each need another scale"
+            )
+        return None
+
     @abstractmethod
     def decoder(self, model: Any) -> Any:
         """The text model, with `embed_tokens` and `layers`, whose config chooses its attention."""
 
     @abstractmethod
     def vision(self, model: Any) -> nn.Module:
-        """The vision part, whose weights `freeze_vision` freezes."""
+        """The vision part, whose weights `freeze_vision` freezes; an empty module without one."""
 
     @abstractmethod
     def vision_blocks(self, model: Any) -> Sequence[nn.Module]:
@@ -104,7 +130,7 @@ class Family(ABC):
 
     @abstractmethod
     def image_token(self, config: Any) -> int:
-        """The id of the placeholder that stands for a part of a picture."""
+        """The id of the placeholder that stands for a part of a picture; -1 without vision."""
 
     @abstractmethod
     def merge_size(self, config: Any) -> int:
@@ -120,14 +146,14 @@ class Family(ABC):
 
 
 class Wire(ABC):
-    """Writes a family's conversations in token ids, one placeholder per picture.
+    """Writes and reads a family's conversations in token ids, one placeholder per picture.
 
     `generation_prompt` is what stands before every turn of the policy, `turn_end` the token that
-    closes it, and `control` what its turns are parsed by.
+    closes it; `thinking` tells whether the generation prompt has opened thinking.
     """
 
-    control: ControlTokens
     generation_prompt: list[int]
+    thinking: bool
     turn_end: int
 
     @abstractmethod
@@ -142,3 +168,8 @@ class Wire(ABC):
     @abstractmethod
     def reply(self, message: Message) -> list[int]:
         """What follows a turn that the policy closed: a user's message, up to where it goes on."""
+
+    @abstractmethod
+    def parse(self, turn: Sequence[int], call_at: int | None) -> ParsedTurn:
+        """What the policy's `turn` says; spans count from its first token. `call_at` is the
+        `ParsedCall.start` of a call that the turn is known to have begun."""

@@ -21,7 +21,7 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
-from axpo.chat.parsing import ControlTokens, family_id
+from axpo.chat.parsing import ControlTokens, ParsedTurn, family_id, parse_turn
 from axpo.models.attention import VARLEN_VISION
 from axpo.models.device import to_device
 from axpo.models.families.base import Dimensions, Family, Message, Wire
@@ -181,9 +181,11 @@ class Qwen3VLWire(Wire):
         def encode(text: str) -> list[int]:
             return tokenizer.encode(text, add_special_tokens=False)
 
-        self.control = ControlTokens.of(tokenizer, stop)
+        self._tokenizer = tokenizer
+        self._control = ControlTokens.of(tokenizer, stop)
+        self.thinking = self._control.thinking
         self._renderer = Qwen3VLRenderer(tokenizer, Qwen3VLRendererConfig())
-        self._opening = encode("<think>\n") if self.control.thinking else []
+        self._opening = encode("<think>\n") if self.thinking else []
         self._line_break = encode("\n")
         self.generation_prompt = [*encode("<|im_start|>assistant\n"), *self._opening]
         self.turn_end = family_id(tokenizer, "<|im_end|>")
@@ -212,3 +214,9 @@ class Qwen3VLWire(Wire):
     def reply(self, message: Message) -> list[int]:
         # renderers' bridge is not used: it refuses a turn that ended inside its thinking.
         return [*self._line_break, *self.prompt([message], ())]
+
+    def parse(self, turn: Sequence[int], call_at: int | None) -> ParsedTurn:
+        return parse_turn(turn, self._control, self._decode, call_at)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))

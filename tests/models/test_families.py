@@ -1,0 +1,384 @@
+"""Every family on a tiny random model of its classes: what docs/families.md says is proven."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import axpo
+from axpo.algorithms.losses import TokenBatch
+from axpo.chat.parsing import ParsedTurn
+from axpo.config import LoraSettings, OptimizerSettings
+from axpo.engines.scripted import ScriptedEngine
+from axpo.engines.transformers import TransformersEngine
+from axpo.errors import CheckpointError, ConfigError
+from axpo.models.families import PAGES, family_of
+from axpo.models.families.chatml import ChatML
+from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.models.lora import adapter_parameters, add_adapters, targeted_layers
+from axpo.rollout.agent import Agent
+from axpo.rollout.paths import branch_path, start_path
+from axpo.rollout.rendering import Rendering
+from axpo.rollout.sampling import new_group
+from axpo.tasks.base import Example
+from axpo.tools import make_tools
+from axpo.tools.base import Observation, ToolContext, View
+from axpo.training.learner import LocalLearner
+from axpo.training.objective import Objective
+from axpo.training.packing import PackedTree
+from axpo.training.pieces import training_passes
+from axpo.training.policy import policy_logprobs
+from axpo.training.recomputation import recompute_layers
+from tests.support.engine_contract import EngineParity
+from tests.support.families import SMOLLM2, TURNS, family_checkpoint, text_checkpoint
+from tests.support.packing import CLIP, packed
+from tests.support.padded_oracle import (
+    branching_group,
+    demonstration_group,
+    gradients,
+    oracle_loss,
+    trained_logprobs,
+)
+from tests.support.rollouts import GRADE, LIMITS, FakeTool
+from tests.support.tiny import tiny_picture
+
+KINDS = sorted(PAGES)
+SOURCE = Path(axpo.__file__).parent
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    torch.set_num_threads(1)
+    return family_checkpoint(request.param)
+
+
+def test_nothing_outside_the_pages_names_a_family() -> None:
+    """No class of one, no question by its name."""
+    classes = {family_of(family_checkpoint(kind).model.config).architecture for kind in KINDS}
+    names = [re.escape(cls.__name__) for cls in classes] + [rf"[\"']{kind}[\"']" for kind in KINDS]
+    for file in SOURCE.rglob("*.py"):
+        if SOURCE / "models" / "families" not in file.parents:
+            found = re.findall("|".join(names), file.read_text())
+            assert not found, (file, found)
+
+
+def test_packed_trees_are_padded_rows(checkpoint: Checkpoint) -> None:
+    """Logprobs, loss and gradient of a forest, whole and in pieces, against a row per path."""
+    groups = [
+        branching_group(checkpoint, 1, "a"),
+        demonstration_group(checkpoint, 2, "d"),
+        branching_group(checkpoint, 3, "b"),
+    ]
+    forest, pixels = packed(checkpoint, groups)
+    expected = torch.cat(
+        [x[2] for group in groups for x in trained_logprobs(checkpoint, group, padded=True)]
+    )
+    loss = oracle_loss(checkpoint, groups, CLIP, "question_mean", padded=True)
+    slow = gradients(checkpoint, loss)
+
+    logprobs = policy_logprobs(checkpoint, forest, pixels)
+    assert (logprobs - expected).abs().max() < 1e-5
+    found = _loss(forest, logprobs)
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert (gradients(checkpoint, found) - slow).norm() / slow.norm() < 1e-5
+
+    model = checkpoint.model
+    for budget in (23, 60):
+        model.zero_grad(set_to_none=True)
+        for some in training_passes(checkpoint, forest, pixels, 1.0, budget):
+            assert torch.allclose(some.logprobs, expected[some.trained], rtol=0, atol=1e-5)
+            some.backward(_loss(forest, some.logprobs, some.trained))
+        pieces = torch.cat(
+            [
+                torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                for p in model.parameters()
+            ]
+        )
+        assert (pieces - slow).norm() / slow.norm() < 1e-5
+    model.zero_grad(set_to_none=True)
+
+
+def _loss(forest: PackedTree, logprobs: torch.Tensor, at: Any = slice(None)) -> torch.Tensor:
+    batch = TokenBatch(
+        logprobs, forest.old[at], None, forest.advantages[at], forest.weights[at],
+        forest.likelihood[at],
+    )  # fmt: skip
+    return CLIP(batch)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputed_layers_change_nothing(kind: str) -> None:
+    plain, again = family_checkpoint(kind), family_checkpoint(kind)
+    recompute_layers(again.model)
+    found = []
+    for checkpoint in (plain, again):
+        forest, pixels = packed(checkpoint, [branching_group(checkpoint, 1)])
+        loss = policy_logprobs(checkpoint, forest, pixels).sum()
+        found.append(gradients(checkpoint, loss))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_trained_saved_and_resumed_to_the_bit(kind: str, lora: bool, tmp_path: Path) -> None:
+    """What is saved is loaded by transformers' own class, and a run goes on from it."""
+
+    def learner() -> LocalLearner:
+        checkpoint = family_checkpoint(kind)
+        if lora:
+            add_adapters(checkpoint.model, LoraSettings(rank=4, alpha=8), "tiny", 0)
+        return LocalLearner(checkpoint, None, OptimizerSettings(learning_rate=1e-2), 10)
+
+    def step(some: LocalLearner) -> None:
+        some.update([branching_group(some.checkpoint, some.updates)], Objective())
+
+    one = learner()
+    step(one)
+    (tmp_path / "saved").mkdir()
+    one.save(tmp_path / "saved")
+    two = learner()
+    two.load(tmp_path / "saved")
+    step(one)
+    step(two)
+    for (name, a), b in zip(
+        one.checkpoint.model.state_dict().items(),
+        two.checkpoint.model.state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(a, b), name
+
+    folder = tmp_path / "model"
+    one.checkpoint.save(folder)
+    loaded = load_checkpoint(folder, banned=("<|im_start|>",) if kind != "qwen3_vl" else ())
+    architecture = json.loads((folder / "config.json").read_text())["architectures"]
+    assert architecture == [type(one.checkpoint.model).__name__]
+    theirs = loaded.processor.family.architecture.from_pretrained(folder).eval()
+    tokens = torch.tensor([[5, 3, 8, 1, 9, 4]])
+    with torch.no_grad():
+        ours = one.checkpoint.model(input_ids=tokens, use_cache=False).logits
+        assert (theirs(input_ids=tokens, use_cache=False).logits - ours).abs().max() < 1e-4
+    group = branching_group(one.checkpoint, 4)
+    found = [policy_logprobs(c, *packed(c, [group])) for c in (one.checkpoint, loaded)]
+    assert (found[0] - found[1]).abs().max() < 1e-4
+    if lora:
+        layers = targeted_layers(family_checkpoint(kind).model, LoraSettings())
+        assert len(layers) == 3 * 7
+        assert len(adapter_parameters(one.checkpoint.model)) == 2 * len(layers)
+
+
+class TestEngine(EngineParity):
+    """The engine in this process, of every family but the reference, whose tests are its own."""
+
+    @pytest.fixture(params=[kind for kind in KINDS if kind != "qwen3_vl"], autouse=True)
+    def kind(self, request: pytest.FixtureRequest) -> None:
+        self._kind = request.param
+
+    def tiny(self, seed: int) -> Checkpoint:
+        return family_checkpoint(self._kind, seed)
+
+    def make(self, checkpoint: Checkpoint, slots: int = 64) -> TransformersEngine:
+        return TransformersEngine(checkpoint, slots, max_prefill_tokens=512)
+
+
+# ------------------------------------------------------------------ conversations
+
+
+CALL = '<tool_call>\n{"name": "look", "arguments": {"at": [1, 2]}}\n</tool_call>'
+BLIND = [kind for kind in KINDS if not family_checkpoint(kind).processor.family.sees]
+
+
+async def _look(arguments: dict[str, Any], context: ToolContext) -> Observation:
+    return Observation("seen <tool_call> é")
+
+
+def _templated(rendering: Rendering, messages: list[dict[str, str]], **more: Any) -> str:
+    return rendering.tokenizer.apply_chat_template(messages, tokenize=False, **more)
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_turns_are_those_of_the_own_template(kind: str) -> None:
+    """A prompt, a turn that calls, its result, a turn that answers; a system turn of one's own."""
+    processor = family_checkpoint(kind).processor
+    tool = FakeTool(_look)
+    for system in (None, "Be brief."):
+        rendering = Rendering(processor, {"look": tool}, system)
+        shown, _ = rendering.prompt(Example("q", "What is <|im_end|> 1+1?", (), "2"), "p")
+        text = rendering.decode(shown.tokens)
+        ours = [{"role": "user", "content": "What is < |im_end|> 1+1?"}]
+        head = text[: text.index("<|im_start|>user")]
+        assert json.dumps(tool.spec) in head and (system or "") in head
+        said = head.removeprefix("<|im_start|>system\n").removesuffix("<|im_end|>\n")
+        ours.insert(0, {"role": "system", "content": said})
+        assert text == _templated(rendering, ours, add_generation_prompt=True)
+
+        turn = rendering.demonstrated(f"Let me look.\n{CALL}")
+        assert turn is not None
+        assert rendering.parse(turn).calls[0].arguments == {"at": [1, 2]}
+        result, _ = rendering.observation(turn, [Observation("seen < tool_call>")], "o")
+        last = rendering.demonstrated("two")
+        assert last is not None and rendering.parse(last).answer == "two"
+        whole = rendering.decode([*shown.tokens, *turn, *result.tokens, *last]) + "\n"
+        ours += [
+            {"role": "assistant", "content": f"Let me look.\n{CALL}"},
+            {"role": "user", "content": "<tool_response>\nseen < tool_call>\n</tool_response>"},
+            {"role": "assistant", "content": "two"},
+        ]
+        assert whole == _templated(rendering, ours)
+        # A turn that the policy did not close, and one that the environment answers.
+        cut, _ = rendering.observation(turn[:-1], [Observation("seen < tool_call>")], "o")
+        assert [*turn[:-1], *cut.tokens] == [*turn, *result.tokens]
+        reply, _ = rendering.reply(Observation("more"), "e")
+        assert rendering.decode(reply.tokens) == (
+            f"\n<|im_start|>user\nmore<|im_end|>\n{rendering.decode(rendering._generation_prompt)}"
+        )
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_a_model_without_eyes_is_told_at_the_start(kind: str) -> None:
+    processor = family_checkpoint(kind).processor
+    with pytest.raises(ConfigError, match=r"rollout\.tools: image_zoom_in_tool.*takes none"):
+        Rendering(processor, make_tools(["image_zoom_in_tool"]))
+    rendering = Rendering(processor, {})
+    with pytest.raises(ConfigError, match="example q shows 1 pictures"):
+        rendering.prompt(Example("q", "What?", (tiny_picture(1),), "2"), "p")
+    seen = Observation("a plot", (View.whole(tiny_picture(1)),))
+    assert rendering.visible(seen) == Observation("a plot\n(1 pictures, which you cannot see)")
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_a_rollout_calls_and_is_resampled_from_its_cut(kind: str) -> None:
+    """The agent loop to an answer; a continuation from behind the opening tag keeps the call."""
+    checkpoint = family_checkpoint(kind)
+    rendering = Rendering(checkpoint.processor, {"look": FakeTool(_look)})
+    tokens = [rendering.demonstrated(text) for text in (f"Hm. {CALL}", "7")]
+    engine = ScriptedEngine(lambda request: tokens[len(engine.requests) - 1])
+    agent = Agent(engine, rendering, rendering.tools, LIMITS, GRADE)
+    group = new_group(rendering, Example("q", "How many?", (), "7"), "g")
+    rollout = asyncio.run(agent.run(start_path(group), "g/r0", seed=0))
+    group.rollouts = [rollout]
+    (call,) = rollout.calls
+    assert call.arguments == {"at": [1, 2]} and rollout.reward == 1.0
+    prefix = rendering.decode(rollout.segments[0].tokens[: call.start + 1])
+    assert prefix == "Hm. <tool_call>"
+
+    branch = group.fork(rollout, call.start + 1)
+    path = branch_path(group, branch, rendering)
+    rest = rendering.encode('\n{"name": "look", "arguments": {"at": 3}}\n</tool_call><|im_end|>')
+    tokens[:] = [rest, rendering.demonstrated("8")]
+    engine.requests.clear()
+    other = asyncio.run(agent.run(path, "g/c0", seed=0))
+    assert other.calls[0].arguments == {"at": 3}
+    assert (other.calls[0].start, other.answer) == (call.start, "8")
+
+
+class TestSpelledTags:
+    """Tags that are text, in a vocabulary whose tokens go over their ends."""
+
+    @pytest.fixture(scope="class")
+    def wire(self) -> ChatML:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        merges = [(">", "{"), (">", "<"), ("}", "<"), ("}", "</"), ("<", "/"), ("t", "ool"),
+                  ("o", "ol"), ("o", "l"), ("\u0120", "<")]  # fmt: skip
+        merges = [m for m in merges if m != ("}", "</")]
+        vocabulary = [*alphabet, *dict.fromkeys("".join(m) for m in merges)]
+        core = Tokenizer(models.BPE({w: i for i, w in enumerate(vocabulary)}, merges=merges))
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        core.decoder = decoders.ByteLevel()
+        core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in TURNS])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, chat_template=SMOLLM2)
+        return ChatML(tokenizer, tuple(tokenizer.convert_tokens_to_ids(TURNS[::2])))
+
+    def parse(self, wire: ChatML, text: str, call_at: int | None = None) -> ParsedTurn:
+        return wire.parse(wire._encode(text), call_at)
+
+    def test_tokens_over_the_ends_of_tags(self, wire: ChatML) -> None:
+        call = '<tool_call>{"name": "é", "arguments": {"a": "<b>"}}</tool_call>'
+        text = f"so {call}{call}"
+        ids = wire._encode(text)
+        assert len(ids) < len(text.encode())  # some are merged
+        found = wire.parse([*ids, wire.turn_end, 5], None)
+        assert [(c.name, c.arguments) for c in found.calls] == [("é", {"a": "<b>"})] * 2
+        first, second = found.calls
+        assert wire._decode(ids[: first.start + 1]) == "so <tool_call>{"
+        assert wire._decode(ids[: first.end]) == f"so {call}<"
+        assert second.end == len(ids) and first.end <= second.start
+        # From the cut, what follows may be anything; the call stays one.
+        again = wire.parse(ids[: first.start + 1] + wire._encode("nothing"), first.start)
+        assert [(c.start, c.error) for c in again.calls] == [
+            (first.start, "the call is never closed")
+        ]
+
+    def test_what_is_no_call(self, wire: ChatML) -> None:
+        assert self.parse(wire, "  just <tool_call words ").answer == "just <tool_call words"
+        assert self.parse(wire, "").answer == ""
+        (broken,) = self.parse(wire, "<tool_call>{nothing}</tool_call>").calls
+        assert broken.name is None and "not JSON" in (broken.error or "")
+
+    def test_other_turns_are_refused(self, wire: ChatML) -> None:
+        tokenizer = copy.deepcopy(wire._tokenizer)
+        tokenizer.chat_template = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+        with pytest.raises(CheckpointError, match=r"expected ChatML's turns"):
+            ChatML(tokenizer, ())
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_broken_folders_get_one_line(tmp_path: Path) -> None:
+    """A pointer, a missing shard, a missing processor, a vocabulary without turns."""
+    whole = tmp_path / "whole"
+    checkpoint = family_checkpoint("qwen3_vl")
+    checkpoint.save(whole)
+
+    def broken(name: str) -> Path:
+        return Path(shutil.copytree(whole, tmp_path / name))
+
+    def said(folder: Path) -> str:
+        with pytest.raises(CheckpointError) as raised:
+            load_checkpoint(folder)
+        assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
+        return str(raised.value)
+
+    folder = broken("pointer")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x")
+    assert "model.safetensors is a pointer of Git LFS" in said(folder)
+
+    folder = broken("shard")
+    checkpoint.model.save_pretrained(folder, max_shard_size="200KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    shards[1].unlink()
+    assert shards[1].name in said(folder)
+
+    folder = broken("processor")
+    (folder / "preprocessor_config.json").unlink()
+    assert "image processor" in said(folder)
+
+    folder = broken("tokenizer")
+    (folder / "tokenizer.json").write_text("{}")
+    assert "tokenizer" in said(folder)
+
+    folder = broken("strange")
+    (folder / "config.json").write_text('{"model_type": "no_such"}')
+    assert "no_such" in said(folder)
+
+    text = tmp_path / "text"
+    text_checkpoint(
+        "llama",
+        0,
+        TURNS,
+        SMOLLM2,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    ).save(text)
+    assert "scaled by the length of a path" in said(text)

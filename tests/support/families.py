@@ -1,0 +1,55 @@
+"""Tiny random models of every family, in memory: what `tests.support.tiny` is for one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from axpo.models.loading import Checkpoint, Processor
+from axpo.models.tiny import tiny_model, tiny_tokenizer
+from tests.support.tiny import tiny_checkpoint
+
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and message.role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Turns as SmolLM2-Instruct's template writes them: a system turn of its own, no tools."""
+TURNS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+    "dtype": "float32",
+}  # fmt: skip
+
+
+def text_checkpoint(
+    kind: str, seed: int, special: Sequence[str], template: str, **config: Any
+) -> Checkpoint:
+    """A text model of the model_type `kind` with 16 numbers a head, which cannot sample
+    <|im_start|>."""
+    tokenizer = tiny_tokenizer(special, template)
+    return checkpoint_of(kind, seed, tokenizer, vocab_size=len(tokenizer), **TEXT | config)
+
+
+def checkpoint_of(
+    kind: str, seed: int, tokenizer: PreTrainedTokenizerFast, **config: Any
+) -> Checkpoint:
+    model = tiny_model(AutoConfig.for_model(kind, **config), seed)
+    banned = ("<|im_start|>",)
+    processor = Processor.of(f"tiny-{kind}-{seed}", model.config, tokenizer, None, banned)
+    return Checkpoint(processor, model)
+
+
+def family_checkpoint(kind: str, seed: int = 0) -> Checkpoint:
+    """A complete checkpoint of the family without a file; the same weights for the same `seed`."""
+    match kind:
+        case "qwen3_vl":
+            return tiny_checkpoint(seed)
+        case "llama":
+            return text_checkpoint(kind, seed, TURNS, SMOLLM2)
+    raise ValueError(kind)
