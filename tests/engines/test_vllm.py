@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from axpo.engines import broadcast
 from axpo.engines.base import Picture
-from axpo.engines.vllm import broadcast
 from axpo.engines.vllm import engine as vllm_engine
+from axpo.engines.vllm import handover
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
@@ -639,6 +640,7 @@ class TestStartUp:
             return rpc(fake, body) if body["method"] == "axpo_facts" else (200, {"results": [[-1]]})
 
         monkeypatch.setattr(fake, "_rpc", blind)
+        monkeypatch.setattr(handover, "SEEN_SECONDS", 0.0)
         with pytest.raises(ConfigError, match=r"does not see.*engine\.folder"):
             run(setting.engine(checkpoint, [fake]).load_weights(checkpoint.model.state_dict(), 1))
 
@@ -706,7 +708,8 @@ class TestBroadcast:
             name: torch.zeros(size) for name, size in zip("abcde", (2, 3, 9, 1, 4), strict=True)
         }
         found = broadcast.in_buckets(weights)
-        assert [[name for name, _ in bucket] for bucket in found] == [["a", "b"], ["c"], ["d", "e"]]
+        names = [[told["name"] for told in bucket] for bucket in found]
+        assert names == [["a", "b"], ["c"], ["d", "e"]]
         assert broadcast.in_buckets({}) == []
 
 

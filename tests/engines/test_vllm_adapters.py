@@ -21,7 +21,7 @@ import torch
 
 from axpo.config import LoraSettings, load_config
 from axpo.engines.base import Completion
-from axpo.engines.vllm.broadcast import Backend
+from axpo.engines.broadcast import Backend
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine

@@ -23,7 +23,7 @@ import torch
 from axpo.build.runs import rl_run
 from axpo.config import load_config, parse_config
 from axpo.engines.base import Completion, Request
-from axpo.engines.vllm.broadcast import Backend
+from axpo.engines.broadcast import Backend
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine

@@ -238,9 +238,14 @@ class FakeVllm:
             weights: dict[str, torch.Tensor] | None = None
             self.told.append(body["update_info"])
             if "buckets" in body["update_info"]:
-                weights = await asyncio.to_thread(self._receive, body["update_info"]["buckets"])
+                try:
+                    weights = await asyncio.to_thread(self._receive, body["update_info"]["buckets"])
+                except (RuntimeError, distributed.DistError) as error:
+                    self.group, self.updating = None, False
+                    return 500, {"detail": str(error)}
             elif self.kept_from is None or self.updates <= self.kept_from:
-                weights = load_file(body["update_info"]["path"])
+                paths = body["update_info"]["paths"]
+                weights = {k: w for path in paths for k, w in load_file(path).items()}
             if weights is not None and (lora := body["update_info"].get("lora")):
                 weights = self._with_adapter(weights, lora["alpha"] / lora["rank"])
             await self.engine.load_weights(weights or self.checkpoint.model.state_dict(), 0)
@@ -290,8 +295,9 @@ class FakeVllm:
             return 200, {"results": [self.facts]}
         if body["method"] == "axpo_unadapted":
             return 200, {"results": [self.unadapted]}
-        path = Path(body["args"][0])
-        return 200, {"results": [[path.stat().st_size if path.is_file() else -1]]}
+        paths = [Path(path) for path in body["args"]]
+        sizes = [path.stat().st_size if path.is_file() else -1 for path in paths]
+        return 200, {"results": [sizes]}
 
     async def _generate(
         self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -51,7 +51,7 @@ class InFlightModes:
             while self.fake.held < len(requests) - 1:
                 await asyncio.sleep(0.01)
             load = asyncio.create_task(engine.load_weights(self.newer.model.state_dict(), 1))
-            while not list(self.setting.folder.glob("*-1.safetensors")):
+            while not list(self.setting.folder.glob("weights-*-1-0.safetensors")):
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)  # the file is there: now requests wait
             late = asyncio.create_task(engine.generate(requests[-1]))

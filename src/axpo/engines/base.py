@@ -279,6 +279,10 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def groups(self) -> list[str]:
+        """The names of the groups that were joined and have not broken."""
+
+    @abstractmethod
     def join(self, group: str, meeting: Meeting) -> None:
         """Let the process that sends form a group, called `group`, with a server's workers."""
 
@@ -293,9 +297,9 @@ class Source(ABC):
         """Broadcast all weights, one of `buckets` after another, to each of `groups`.
 
         The buckets tell the name, dtype and shape of each tensor; all ranks walk through them in
-        step. Ranks also write what `write` does, in the background: a server that comes back
-        while they are busy is served from the files, which are whole as soon as they are there.
-        One process keeps a copy instead, and can send it again.
+        step. Ranks also write what `write` does, but in the background: a lost server gets the
+        files when it comes back, because the ranks may be busy then and have newer weights. One
+        process writes none; it sends the same again.
         """
 
 

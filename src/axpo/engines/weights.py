@@ -1,16 +1,22 @@
-"""Puts new weights into a module that samples; all are checked before anything is written."""
+"""Puts new weights into a module that samples; all are checked before anything is written.
+
+`Held` gives a process's weights to engines outside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from axpo.engines.base import Handed, Meeting, Source
+from axpo.engines.broadcast import Buckets, Sender, matched
 from axpo.folder import whole_file
 from axpo.models.loading import some_names
+from axpo.models.lora import served_share
 
 
 def copy_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
@@ -72,11 +78,47 @@ def distinct_weights(
     return distinct
 
 
+def weights_file(folder: Path, name: str, rank: int = 0) -> Path:
+    """The file of a process's part of the weights called `name`."""
+    return folder / f"weights-{name}-{rank}.safetensors"
+
+
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, durable=False) as temporary:
         save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, temporary)
+
+
+class Held(Source):
+    """The `weights` of one process, each tensor once; they may be sent again later, so nobody may
+    change them. `scale` is that of adapters, if they are some. `sender` has the groups."""
+
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], scale: float | None, sender: Sender
+    ) -> None:
+        self._weights = weights
+        self._scale = scale
+        self._sender = sender
+
+    def write(self, folder: Path, name: str) -> Handed:
+        save_weights(path := weights_file(folder, name), self._weights)
+        return Handed((path,), self._share(load_file(path)))
+
+    def groups(self) -> list[str]:
+        return self._sender.groups
+
+    def join(self, group: str, meeting: Meeting) -> None:
+        self._sender.join(group, meeting)
+
+    def send(self, groups: Sequence[str], buckets: Buckets, folder: Path, name: str) -> Handed:
+        broken: dict[str, str] = {}
+        for bucket in matched(buckets, self._weights.items()):
+            broken |= self._sender.send(groups, bucket)
+        return Handed((), self._share(self._weights), broken)
+
+    def _share(self, served: Mapping[str, torch.Tensor]) -> float | None:
+        return None if self._scale is None else served_share(self._weights, served, self._scale)
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:

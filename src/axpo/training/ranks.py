@@ -46,6 +46,8 @@ class Ranks:
 
     many = False
     """Whether there are other ranks."""
+    rank, count = 0, 1
+    """This rank's place among all, and their number."""
     idled = 0
     """The passes that this rank has made in the last `passes` only because others had work."""
 

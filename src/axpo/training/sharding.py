@@ -35,6 +35,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from axpo.errors import UserError
 from axpo.models.loading import Checkpoint
 from axpo.training.ranks import Kind, Meet, Ranks, alone, rounds
 
@@ -53,7 +54,8 @@ class Sharded(Ranks):
     many = True
 
     def __init__(self, device: str = "cpu", shard: int | None = None, hold: bool = False) -> None:
-        self._mesh = _mesh(device, distributed.get_world_size(), shard)
+        self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
+        self._mesh = _mesh(device, self.count, shard)
         self._hold = hold
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
 
@@ -79,7 +81,7 @@ class Sharded(Ranks):
         return spread
 
     def gather(self, value: Value) -> list[Value]:
-        found: list[Any] = [None] * distributed.get_world_size()
+        found: list[Any] = [None] * self.count
         distributed.all_gather_object(found, value)
         return found
 
@@ -144,8 +146,8 @@ class Sharded(Ranks):
 
     def _agree(self, own: Exception | None) -> None:
         """Raise the error that a rank has; `own` is this rank's."""
-        if own is not None and not isinstance(own, ValueError):
-            told = RuntimeError(f"rank {distributed.get_rank()}: {own!r}")  # It can be pickled.
+        if own is not None and not isinstance(own, ValueError | UserError):
+            told = RuntimeError(f"rank {self.rank}: {own!r}")  # It can be pickled.
         else:
             told = own
         errors = [error for error in self.gather(told) if error is not None]

@@ -24,7 +24,7 @@ from axpo.models.loading import Checkpoint, Processor
 from axpo.models.lora import adapted_names, adapter_settings
 from axpo.models.vision import seen_limits
 
-PROTOCOL = 3
+PROTOCOL = 4
 """The version of `axpo.engines.vllm.worker` that this side speaks."""
 ADAPTER = "axpo-adapter"
 """The name, and for vLLM the path, of the adapter that a server gets by weight updates."""

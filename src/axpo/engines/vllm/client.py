@@ -141,7 +141,7 @@ class Client:
         return await self._get("/weight_info", lambda answer: str(answer["weight_version"]))
 
     async def join(self, info: dict[str, Any]) -> None:
-        """Have the workers join a process group (`axpo.engines.vllm.broadcast`)."""
+        """Have the workers join a process group (`axpo.engines.broadcast`)."""
         body = {"init_info": info}
         await self._call("POST", "/init_weight_transfer_engine", CONTROL_SECONDS, json=body)
 

@@ -24,17 +24,16 @@ import torch
 from PIL import Image
 
 from axpo.clock import waiting
-from axpo.config import LoraSettings
-from axpo.engines.base import Completion, Engine, Picture, Request
+from axpo.engines.base import Completion, Engine, Picture, Request, Source
+from axpo.engines.broadcast import Backend, Sender, in_buckets
 from axpo.engines.checking import check_request
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
-from axpo.engines.vllm.broadcast import Backend
 from axpo.engines.vllm.checks import Served, TrainedModel, check_alone, check_server
 from axpo.engines.vllm.handover import HandOver, Weights
 from axpo.engines.vllm.pool import Pool, Server
 from axpo.engines.vllm.wire import UNNAMED, picture_url, read_answer, request_body
-from axpo.engines.weights import distinct_weights
+from axpo.engines.weights import Held, distinct_weights
 from axpo.errors import (
     AnswerFault,
     ConfigError,
@@ -45,7 +44,7 @@ from axpo.errors import (
     ServerLost,
 )
 from axpo.models.loading import Processor
-from axpo.models.lora import adapter_weights, served_share
+from axpo.models.lora import adapter_weights
 from axpo.models.vision import as_seen
 from axpo.tree import ImageSpan
 
@@ -89,11 +88,12 @@ class VllmEngine(Engine):
         self._processor = model.processor if isinstance(model, TrainedModel) else model
         self._room, self._slots = room, slots
         self._in_flight = in_flight
-        self._hand = HandOver(folder, backend, in_flight == "keep")
         self.stats = EngineStats()
         self._pool = Pool(servers, self._prepare, self.stats, recovery_seconds)
+        self._hand = HandOver(folder, backend, in_flight == "keep", self._pool.lose)
+        self._sender = Sender()
         self._run = uuid.uuid4().hex[:12]
-        self._ids = itertools.count()
+        self._ids, self._given = itertools.count(), itertools.count()
         self.served_share: float | None = None
         """`axpo.models.lora.served_share` of the weights published last. None without adapters,
         because servers then get the same bytes with which the trainer's forward computes."""
@@ -163,26 +163,47 @@ class VllmEngine(Engine):
         if requests are in flight and `in_flight` is None; and `ValueError` for names or shapes that
         do not fit, with nothing changed.
         """
-        if self._trained is None:
-            raise EngineError(f"weights {version}: the servers have a model of their own")
-        if self._pending and self._in_flight is None:
-            raise EngineError(
-                f"weights {version}: {len(self._pending)} requests are in flight; await or cancel "
-                "them first"
-            )
-        distinct = distinct_weights(self._trained.tensors, weights)
+        trained = self._loading(version)
+        own = _handed(trained, weights)
+        if self._hand.backend is not None:  # The trainer's own may change before one comes back.
+            own = {name: weight.detach().to("cpu", copy=True) for name, weight in own.items()}
+        lora = trained.lora
+        scale = None if lora is None else lora.alpha / lora.rank
+        await self.load_from(Held(own, scale, self._sender), version)
+
+    async def load_from(self, source: Source, version: int) -> None:
+        """`load_weights` for weights that several processes may hold together.
+
+        Errors of `source` are raised; servers then sample with the weights from before.
+        """
+        trained = self._loading(version)
         await self._start()
-        name = f"{self._run}/{version}"
-        kept = await asyncio.to_thread(self._keep, name, distinct, self._trained.lora)
-        async with self._paused():
-            before, self._weights, self.version = self._weights, kept, version
-            self._handed_over.append((name, version))
-            self._pool.retry_lost()
-            await asyncio.gather(*(self._hand_over(s) for s in self._pool.servers if s.up))
-            await self._pool.acquire("")  # If all servers were lost, this waits for one.
-            self._pool.release("")
-        if before is not None and before.path != kept.path:
-            before.forget()
+        told = (
+            {}
+            if trained.lora is None
+            else {"lora": {"rank": trained.lora.rank, "alpha": trained.lora.alpha}}
+        )
+        name = f"{self._run}/{next(self._given)}-{version}"
+        buckets = in_buckets(_handed(trained, trained.tensors))
+        weights, before = Weights(name, source, buckets, told), self._weights
+        try:
+            await self._hand.write(weights)
+            async with self._paused():
+                self._weights = weights
+                self._handed_over.append((name, version))
+                self._pool.retry_lost()
+                up = [server for server in self._pool.servers if server.up]
+                try:
+                    await self._hand.give(up, weights)
+                except BaseException:
+                    self._weights = before
+                    self._handed_over.pop()
+                    raise
+                self.version, self.served_share = version, weights.handed.served_share
+        finally:
+            self._hand.forget(self._run, self._weights)
+        await self._pool.acquire("")  # If all servers were lost, this waits for one.
+        self._pool.release("")
 
     async def close(self) -> None:
         """Stop, and end the servers started here; pending requests raise `EngineError`."""
@@ -193,20 +214,18 @@ class VllmEngine(Engine):
         self._encoder.shutdown(wait=False, cancel_futures=True)
         for server in self._pool.servers:
             await server.client.close()
-        if self._weights is not None:
-            self._weights.forget()
+        self._hand.forget(self._run, None)
 
-    def _keep(
-        self, name: str, weights: Mapping[str, torch.Tensor], lora: LoraSettings | None
-    ) -> Weights:
-        """Put `weights`, a state dict of the model, where servers can get them."""
-        if lora is None:
-            return self._hand.keep(name, weights, {})
-        told = {"lora": {"rank": lora.rank, "alpha": lora.alpha}}
-        adapters = adapter_weights(weights)
-        kept = self._hand.keep(name, adapters, told)
-        self.served_share = served_share(adapters, kept.handed(), lora.alpha / lora.rank)
-        return kept
+    def _loading(self, version: int) -> TrainedModel:
+        """The model whose weights `version` may now be loaded."""
+        if self._trained is None:
+            raise EngineError(f"weights {version}: the servers have a model of their own")
+        if self._pending and self._in_flight is None:
+            raise EngineError(
+                f"weights {version}: {len(self._pending)} requests are in flight; await or cancel "
+                "them first"
+            )
+        return self._trained
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:
@@ -404,14 +423,15 @@ class VllmEngine(Engine):
                 "one --served-model-name"
             )
         self._served, server.places = served, Places(served.places)
-        server.weights, server.context = served.weights, served.context
+        server.weights = None if server.torn else served.weights
+        server.context = served.context
+        if self._update is not None:  # The weights that are due may still change.
+            await self._update.wait()
         while self._weights is not None and server.weights != self._weights.name:
-            await self._hand.load(server, self._weights)
+            await self._hand.again(server, self._weights)
 
-    async def _hand_over(self, server: Server) -> None:
-        """Load the weights that are due; a server that cannot load them is lost."""
-        assert self._weights is not None
-        try:
-            await self._hand.load(server, self._weights)
-        except (ServerLost, AnswerFault, Refused, EngineError) as error:
-            self._pool.lose(server, f"weights {self._weights.name}: {error}")
+
+def _handed(trained: TrainedModel, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What servers get of `weights`, a state dict of the model: its adapters, if it has some."""
+    distinct = distinct_weights(trained.tensors, weights)
+    return distinct if trained.lora is None else adapter_weights(distinct)

@@ -15,7 +15,6 @@ from typing import Any
 
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
-from axpo.engines.vllm.broadcast import Broadcast
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.process import Process, stop_all
 from axpo.errors import EngineError, Fault, Interrupted, ServerLost, UserError
@@ -33,8 +32,9 @@ class Server:
     `coming` maps each picture that a request is bringing to an event, which is set when that is
     over. `asked` counts the requests that the server has to answer, including those that wait for a
     place or a picture; `flying` holds those in flight, at most as many as it has `places`. A path
-    that it is sent has fewer than `context` tokens. `link` is the process group by which it gets
-    weights, if they are broadcast.
+    that it is sent has fewer than `context` tokens. `torn` says that it may hold parts of two
+    versions of the weights, whatever it calls them. `link` is what its workers need of this process
+    to get weights by a broadcast.
     """
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
@@ -47,7 +47,8 @@ class Server:
         self.places = Places(1)
         self.context = 0
         self.weights: str | None = None
-        self.link: Broadcast | None = None
+        self.torn = False
+        self.link: Any = None
         self.asked = 0
         self.flying: set[asyncio.Task[Any]] = set()
         self.watch: asyncio.Task[None] | None = None

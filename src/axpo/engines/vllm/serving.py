@@ -46,7 +46,7 @@ def start_engine(settings: Vllm, start: Start) -> VllmEngine:
     return VllmEngine(
         trained or start.processor,
         servers,
-        start.folder if settings.folder is None else Path(settings.folder),
+        Path(settings.folder) if settings.folder else start.shared or start.folder,
         room=start.room,
         slots=settings.slots,
         in_flight=start.in_flight,

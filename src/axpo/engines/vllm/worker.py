@@ -2,7 +2,7 @@
 
 It is loaded by `--worker-extension-cls` and is the only file here that imports vllm. It adds
 
-- `axpo`, a weight-transfer backend: an update names a file that the trainer has written, or the
+- `axpo`, a weight-transfer backend: an update names files that the trainer has written, or the
   tensors that it broadcasts. If the model has adapters, only these come, and they are never merged
   into the weights below them;
 - logprobs before top-k and top-p: vLLM's `processed_logprobs` include temperature and bias, but are
@@ -44,7 +44,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.transformers_utils.processor import cached_image_processor_from_config
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-PROTOCOL = 3
+PROTOCOL = 4
 """The version of what this file and the trainer's side (`checks`) say to each other."""
 ADAPTER = "axpo-adapter"
 """The path (`--lora-modules NAME=PATH`) of the adapter that weight updates bring."""
@@ -64,14 +64,14 @@ class Joining(WeightTransferInitInfo):
 
 @dataclass
 class Update(WeightTransferUpdateInfo):
-    """All weights by the checkpoint's names, in a file or by a broadcast.
+    """All weights by the checkpoint's names, in files or by a broadcast.
 
-    They are in the safetensors file `path`, or in `buckets` of tensors (name, dtype, shape) that
-    the trainer broadcasts as bytes, one bucket after another. With `lora` (rank, alpha) the tensors
-    are an adapter's, by the names of PEFT's files.
+    They are in the safetensors files `paths`, each tensor in one of them, or in `buckets` of
+    tensors (name, dtype, shape) that the trainer broadcasts as bytes, one bucket after another.
+    With `lora` (rank, alpha) the tensors are an adapter's, by the names of PEFT's files.
     """
 
-    path: str | None = None
+    paths: list[str] | None = None
     buckets: list[list[dict[str, Any]]] | None = None
     lora: dict[str, int] | None = None
 
@@ -90,7 +90,7 @@ _adapter: Adapter | None = None
 
 
 class Transfer(WeightTransferEngine[Joining, Update]):
-    """Loads weights from a file that this process can read, or from the trainer's broadcast."""
+    """Loads weights from files that this process can read, or from the trainer's broadcast."""
 
     init_info_cls = Joining
     update_info_cls = Update
@@ -110,6 +110,13 @@ class Transfer(WeightTransferEngine[Joining, Update]):
             initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: Update) -> None:
+        try:
+            self._receive(update_info)
+        except BaseException:
+            self.group = None  # The trainer must not wait for one that receives no more.
+            raise
+
+    def _receive(self, update_info: Update) -> None:
         global _adapter
         if update_info.lora is not None:
             tensors = {n: t.cpu() for some in self._coming(update_info) for n, t in some}
@@ -132,8 +139,8 @@ class Transfer(WeightTransferEngine[Joining, Update]):
         return self.vllm_config.lora_config is not None
 
     def _coming(self, update: Update) -> Iterator[Iterable[tuple[str, torch.Tensor]]]:
-        if update.path is not None:
-            yield _tensors(update.path)
+        for path in update.paths or ():
+            yield _tensors(path)
         for bucket in update.buckets or ():
             yield _received(self.group, bucket, self.device)
 
@@ -259,9 +266,9 @@ class Extension:
 
         return [name for name in json.loads(names) if here(name) not in adapted]
 
-    def axpo_file_size(self, path: str) -> list[int]:
-        """The size in bytes of a file as this worker sees it; -1 if it does not see it."""
-        return [Path(path).stat().st_size if Path(path).is_file() else -1]
+    def axpo_file_sizes(self, *paths: str) -> list[int]:
+        """The size in bytes of each file as this worker sees it; -1 if it does not see it."""
+        return [Path(path).stat().st_size if Path(path).is_file() else -1 for path in paths]
 
 
 if "axpo" not in WeightTransferEngineFactory._registry:
