@@ -7,6 +7,7 @@ import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,10 @@ async def _look(arguments: dict[str, Any], context: ToolContext) -> Observation:
     return Observation("seen <tool_call> é")
 
 
+def _thinks(rendering: Rendering) -> bool:
+    return "<think>" in rendering.tokenizer.get_vocab()
+
+
 def _templated(rendering: Rendering, messages: list[dict[str, str]], **more: Any) -> str:
     return rendering.tokenizer.apply_chat_template(messages, tokenize=False, **more)
 
@@ -212,6 +217,7 @@ def test_turns_are_those_of_the_own_template(kind: str) -> None:
     tool = FakeTool(_look)
     for system in (None, "Be brief."):
         rendering = Rendering(processor, {"look": tool}, system)
+        thought = "<think>\nHm.\n</think>\n\n" if _thinks(rendering) else ""
         shown, _ = rendering.prompt(Example("q", "What is <|im_end|> 1+1?", (), "2"), "p")
         text = rendering.decode(shown.tokens)
         ours = [{"role": "user", "content": "What is < |im_end|> 1+1?"}]
@@ -221,17 +227,17 @@ def test_turns_are_those_of_the_own_template(kind: str) -> None:
         ours.insert(0, {"role": "system", "content": said})
         assert text == _templated(rendering, ours, add_generation_prompt=True)
 
-        turn = rendering.demonstrated(f"Let me look.\n{CALL}")
+        turn = rendering.demonstrated(f"{thought}Let me look.\n{CALL}")
         assert turn is not None
         assert rendering.parse(turn).calls[0].arguments == {"at": [1, 2]}
         result, _ = rendering.observation(turn, [Observation("seen < tool_call>")], "o")
-        last = rendering.demonstrated("two")
+        last = rendering.demonstrated(f"{thought}two")
         assert last is not None and rendering.parse(last).answer == "two"
         whole = rendering.decode([*shown.tokens, *turn, *result.tokens, *last]) + "\n"
         ours += [
-            {"role": "assistant", "content": f"Let me look.\n{CALL}"},
+            {"role": "assistant", "content": f"{thought}Let me look.\n{CALL}"},
             {"role": "user", "content": "<tool_response>\nseen < tool_call>\n</tool_response>"},
-            {"role": "assistant", "content": "two"},
+            {"role": "assistant", "content": f"{thought}two"},
         ]
         assert whole == _templated(rendering, ours)
         # A turn that the policy did not close, and one that the environment answers.
@@ -241,6 +247,52 @@ def test_turns_are_those_of_the_own_template(kind: str) -> None:
         assert rendering.decode(reply.tokens) == (
             f"\n<|im_start|>user\nmore<|im_end|>\n{rendering.decode(rendering._generation_prompt)}"
         )
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_a_template_that_knows_tools_writes_the_same(kind: str) -> None:
+    """With its own messages of calls and results, two of which share a turn."""
+    tool = FakeTool(_look)
+    rendering = Rendering(family_checkpoint(kind).processor, {"look": tool})
+    thought = "<think>\nHm.\n</think>\n\n" if _thinks(rendering) else ""
+    shown, _ = rendering.prompt(Example("q", "Well?", (), "2"), "p")
+    turn = rendering.demonstrated(f"{thought}So.\n{CALL}\n{CALL}")
+    assert turn is not None
+    results = [Observation("one"), Observation("two")]
+    after, _ = rendering.observation(turn, results, "o")
+    call = {"function": {"name": "look", "arguments": {"at": [1, 2]}}}
+    ours: list[Any] = [
+        {"role": "user", "content": "Well?"},
+        {"role": "assistant", "content": f"{thought}So.", "tool_calls": [call, call]},
+        {"role": "tool", "content": "one"},
+        {"role": "tool", "content": "two"},
+    ]
+    expected = _templated(rendering, ours, tools=[tool.spec], add_generation_prompt=True)
+    assert rendering.decode([*shown.tokens, *turn, *after.tokens]) == expected
+
+
+def test_thinking_that_is_opened_or_sampled() -> None:
+    """A hybrid model's opening tag is its own choice; a Thinking model's is the prompt's."""
+    processor = family_checkpoint("qwen3").processor
+    hybrid = Rendering(processor, {})
+    assert not hybrid.thinking
+    for text, answer in (
+        ("<think>\na <tool_call>\n</think>\n\n4", "4"),
+        ("5", "5"),
+        ("<think>", ""),
+    ):
+        turn = hybrid.demonstrated(text)
+        assert turn is not None and hybrid.parse(turn).answer == answer
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(
+        "{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>\\n' }}"
+    )
+    thinking = Rendering(replace(processor, tokenizer=tokenizer), {})
+    assert thinking.thinking
+    prompt, _ = thinking.prompt(Example("q", "Well?", (), "2"), "p")
+    assert thinking.decode(prompt.tokens).endswith("<|im_start|>assistant\n<think>\n")
+    turn = thinking.demonstrated("a\n</think>\n\n4")
+    assert turn is not None and thinking.parse(turn).answer == "4"
 
 
 @pytest.mark.parametrize("kind", BLIND)

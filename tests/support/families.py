@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerFast
+from trl.chat_template_utils import qwen2_5_chat_template, qwen3_chat_template
 
 from axpo.models.loading import Checkpoint, Processor
 from axpo.models.tiny import tiny_model, tiny_tokenizer
@@ -20,6 +21,8 @@ SMOLLM2 = (
 )
 """Turns as SmolLM2-Instruct's template writes them: a system turn of its own, no tools."""
 TURNS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CALLS = ("<tool_call>", "</tool_call>")
+THOUGHTS = ("<tool_response>", "</tool_response>", "<think>", "</think>")
 TEXT = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": True,
@@ -52,4 +55,9 @@ def family_checkpoint(kind: str, seed: int = 0) -> Checkpoint:
             return tiny_checkpoint(seed)
         case "llama":
             return text_checkpoint(kind, seed, TURNS, SMOLLM2)
+        case "qwen2":
+            return text_checkpoint(kind, seed, (*TURNS, *CALLS), qwen2_5_chat_template)
+        case "qwen3":
+            special = (*TURNS, *CALLS, *THOUGHTS)
+            return text_checkpoint(kind, seed, special, qwen3_chat_template, head_dim=16)
     raise ValueError(kind)

@@ -80,7 +80,7 @@ class ParsedTurn:
 def family_id(tokenizer: Any, token: str) -> int:
     """The id of one of the family's control tokens; raises `RenderingError` where there is none."""
     id = tokenizer.convert_tokens_to_ids(token)
-    if not isinstance(id, int) or id == tokenizer.unk_token_id:
+    if not isinstance(id, int) or (id == tokenizer.unk_token_id and token != tokenizer.unk_token):
         raise RenderingError(f"the tokenizer has no {token!r}, which its model's family needs")
     return id
 

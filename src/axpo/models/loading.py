@@ -178,7 +178,7 @@ def _no_progress_bars() -> Iterator[None]:
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str, path: str) -> int:
     """The id of a special token; raises `CheckpointError` if the vocabulary lacks it."""
     id = tokenizer.convert_tokens_to_ids(token)
-    if not isinstance(id, int) or id == tokenizer.unk_token_id:
+    if not isinstance(id, int) or (id == tokenizer.unk_token_id and token != tokenizer.unk_token):
         raise CheckpointError(
             f"{path}: the tokenizer has no {token!r}, which its model's family needs"
         )

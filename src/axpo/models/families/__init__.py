@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PAGES = {
     "qwen3_vl": "axpo.models.families.qwen3_vl:Qwen3VL",
     "llama": "axpo.models.families.llama:Llama",
+    "qwen3": "axpo.models.families.qwen3:Qwen3",
+    "qwen2": "axpo.models.families.qwen2:Qwen2",
 }
 """By model_type, the page of each family."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -40,6 +41,8 @@ TOOLS = (
 )
 """The part of a system turn that tells of tools, one spec per line: that of Qwen2.5's template."""
 CALL, CALL_END = "<tool_call>", "</tool_call>"
+NONE = -1
+"""The id of a tag that is no token."""
 
 
 class ChatML(Wire):
@@ -63,14 +66,14 @@ class ChatML(Wire):
         self.generation_prompt = self._encode(self._opening)
         self.thinking = detect_thinking(tokenizer)
         self._knows_tools = "probe" in self._templated(asked, [{"function": {"name": "probe"}}])
-        tags = [self._token(tag) for tag in ("</think>", CALL, CALL_END)]
-        if self.thinking and tags[0] is None:
+        self._think, thought = self._token("<think>"), self._token("</think>")
+        if self.thinking and thought == NONE:
             raise CheckpointError(
                 "its turns begin in thinking, but its tokenizer has no token </think>"
             )
-        thought, call, call_end = (-1 if tag is None else tag for tag in tags)
+        call, call_end = self._token(CALL), self._token(CALL_END)
         self._control = None
-        if -1 not in (call, call_end):
+        if NONE not in (call, call_end):
             self._control = ControlTokens(thought, call, call_end, stop, self.thinking)
 
     def prompt(self, messages: Sequence[Message], specs: Sequence[Any]) -> list[int]:
@@ -98,7 +101,10 @@ class ChatML(Wire):
 
     def parse(self, turn: Sequence[int], call_at: int | None) -> ParsedTurn:
         if self._control is not None:
-            return parse_turn(turn, self._control, self._decode, call_at)
+            # A model that may think or not opens its thinking itself.
+            thinking = self.thinking or (bool(turn) and turn[0] == self._think)
+            control = replace(self._control, thinking=thinking)
+            return parse_turn(turn, control, self._decode, call_at)
         end = next((i for i, token in enumerate(turn) if token in self._stop), len(turn))
         ids = list(turn[:end])
         # Ids of a byte-level vocabulary stand for bytes, of which ASCII is written as itself.
@@ -128,9 +134,9 @@ class ChatML(Wire):
             add_generation_prompt=generate,
         )
 
-    def _token(self, tag: str) -> int | None:
+    def _token(self, tag: str) -> int:
         ids = self._encode(tag)
-        return ids[0] if len(ids) == 1 else None
+        return ids[0] if len(ids) == 1 else NONE
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
