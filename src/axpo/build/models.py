@@ -12,15 +12,21 @@ from axpo.errors import CheckpointError
 from axpo.extras import require
 from axpo.folder import CheckpointFolder
 from axpo.models.device import torch_device
+from axpo.models.hollow import load_hollow
 from axpo.models.loading import Checkpoint, Processor, load_checkpoint, load_processor
 from axpo.models.lora import WEIGHTS, add_adapters, base_of, put_adapters
 from axpo.training.recomputation import recompute_layers
 
 
-def load_model(config: Config, path: str | Path) -> Checkpoint:
+def load_model(config: Config, path: str | Path, hollow: bool = False) -> Checkpoint:
     """The checkpoint at `path` on the settings' device, in their dtype, with what they ban; sets
-    this process's threads. Raises `CheckpointError`."""
+    this process's threads. Raises `CheckpointError`.
+
+    A `hollow` one is on the meta device: ranks read its weights when they spread it.
+    """
     device, dtype = torch_device(config.model), getattr(torch, config.model.dtype)
+    if hollow:
+        return load_hollow(path, dtype, banned=config.rollout.banned)
     return load_checkpoint(path, device, dtype, banned=config.rollout.banned)
 
 
@@ -67,13 +73,16 @@ def _better_adapter(path: str | Path) -> Path | None:
     return None if json.loads(merged.read_text()).get("dtype") == "float32" else adapter
 
 
-def load_policy(config: Config, path: str | Path) -> Checkpoint:
+def load_policy(config: Config, path: str | Path, hollow: bool = False) -> Checkpoint:
     """The checkpoint at `path` with `model.lora`'s adapters, recomputing its layers by
-    `model.gradient_checkpointing`. Raises `ConfigError` and `CheckpointError`."""
+    `model.gradient_checkpointing`. Raises `ConfigError` and `CheckpointError`.
+
+    `hollow` is as in `load_model`.
+    """
     settings = config.model
     if settings.lora is not None:
         require("peft", "model.lora")
-    checkpoint = load_model(config, path)
+    checkpoint = load_model(config, path, hollow)
     if settings.lora is not None:
         add_adapters(checkpoint.model, settings.lora, str(path), config.run.seed)
     if settings.gradient_checkpointing:
@@ -81,9 +90,9 @@ def load_policy(config: Config, path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def load_reference(config: Config, path: str | Path) -> Checkpoint | None:
+def load_reference(config: Config, path: str | Path, hollow: bool = False) -> Checkpoint | None:
     """The KL term's reference: `path` once more, None without a KL term and with adapters, for
-    the policy is its own reference with them off."""
+    the policy is its own reference with them off. `hollow` is as in `load_model`."""
     if config.algorithm.kl == 0 or config.model.lora is not None:
         return None
-    return load_model(config, path)
+    return load_model(config, path, hollow)

@@ -276,22 +276,12 @@ def load_checkpoint(
     """
     processor = load_processor(path, banned=banned)
     # A local folder loads in a moment; only a download needs its progress bar.
-    try:
-        with _no_progress_bars() if Path(path).is_dir() else nullcontext():
-            loaded: Any = processor.family.architecture.from_pretrained(
-                str(path), dtype=dtype, output_loading_info=True
-            )
-    except OSError as error:  # A file of the weights is not there.
-        raise CheckpointError(
-            f"{path}: its weights are not all there: {str(error).splitlines()[0]}"
-        ) from error
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: its weights cannot be read ({error}): put the file back as it was, or "
-            "name another checkpoint"
-        ) from error
+    with readable(path), _no_progress_bars() if Path(path).is_dir() else nullcontext():
+        loaded: Any = processor.family.architecture.from_pretrained(
+            str(path), dtype=dtype, output_loading_info=True
+        )
     model, info = loaded
-    _check_whole(str(path), info, processor.family)
+    check_whole(str(path), info, processor.family)
     model = model.to(device).eval()
     processor.family.settle(model)
     return Checkpoint(processor, model)
@@ -315,7 +305,24 @@ def _chat_template(path: str, download: bool) -> str | None:
     return template
 
 
-def _check_whole(path: str, info: Mapping[str, Any], family: Family) -> None:
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """The block reads the weights at `path`; raises `CheckpointError` where a file is damaged or
+    not there."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: its weights are not all there: {str(error).splitlines()[0]}"
+        ) from error
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: its weights cannot be read ({error}): put the file back as it was, or "
+            "name another checkpoint"
+        ) from error
+
+
+def check_whole(path: str, info: Mapping[str, Any], family: Family) -> None:
     """Refuse a checkpoint that lacks weights: transformers would draw them at random."""
     if missing := sorted(info["missing_keys"]):
         unknown = sorted(info["unexpected_keys"])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ def targeted_layers(model: nn.Module, settings: LoraSettings) -> list[nn.Linear]
 def add_adapters(model: nn.Module, settings: LoraSettings, base: str, seed: int) -> None:
     """Put adapters into `model`, in the model's dtype.
 
-    A is drawn by `seed`. `base` is the path or Hub id that PEFT's files will name.
+    A is drawn by `seed`. `base` is the path or Hub id that PEFT's files will name. A model on the
+    meta device gets adapters on the CPU, with their values.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -64,9 +65,26 @@ def add_adapters(model: nn.Module, settings: LoraSettings, base: str, seed: int)
         target_modules=targets(model, settings),
         base_model_name_or_path=base,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _present(targeted_layers(model, settings)):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, _ADAPTER)
+
+
+@contextmanager
+def _present(layers: Iterable[nn.Linear]) -> Iterator[None]:
+    """Within the context, weights on the meta device are on the CPU, where they take no memory.
+
+    PEFT draws adapters there and moves them to where their layer's weight is.
+    """
+    weights = [(layer, layer.weight) for layer in layers if layer.weight.is_meta]
+    for layer, weight in weights:
+        nothing = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+        layer.weight = nn.Parameter(nothing, requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in weights:
+            layer.weight = weight
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
@@ -111,17 +129,26 @@ def merged_weights(
     """
     layers = adapted_layers(model)
     for name in weights:
-        owner, _, rest = name.rpartition(".base_layer.")
-        if owner in layers:
-            tensor = weights[name]
-            if rest == "weight":
-                down = weights[f"{owner}.lora_A.{_ADAPTER}.weight"].float()
-                up = weights[f"{owner}.lora_B.{_ADAPTER}.weight"].float()
-                change = layers[owner].scaling[_ADAPTER] * (up @ down)
-                tensor = (tensor.float() + change).to(tensor.dtype).cpu()
-            yield f"{owner}.{rest}", tensor
-        elif name.partition(".lora_")[0] not in layers:
-            yield name, weights[name]
+        if (plain := plain_name(name, layers)) is None:
+            continue
+        tensor, owner = weights[name], plain.removesuffix(".weight")
+        if owner in layers and owner != plain:
+            down = weights[f"{owner}.lora_A.{_ADAPTER}.weight"].float()
+            up = weights[f"{owner}.lora_B.{_ADAPTER}.weight"].float()
+            change = layers[owner].scaling[_ADAPTER] * (up @ down)
+            tensor = (tensor.float() + change).to(tensor.dtype).cpu()
+        yield plain, tensor
+
+
+def plain_name(name: str, layers: Container[str]) -> str | None:
+    """The name, in the model without adapters, of its weight `name`; None for an adapter's own.
+
+    `layers` are the names of those with adapters.
+    """
+    owner, _, rest = name.rpartition(".base_layer.")
+    if owner in layers:
+        return f"{owner}.{rest}"
+    return None if name.partition(".lora_")[0] in layers else name
 
 
 def adapter_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -54,7 +54,9 @@ class Ranks:
     def spread(self, checkpoint: Checkpoint) -> Checkpoint:
         """`checkpoint` with its model's weights spread over all ranks.
 
-        Which weights are trained must have been decided; those are kept in float32.
+        Which weights are trained must have been decided; those are kept in float32. Many ranks read
+        the weights of a model on the meta device (`axpo.models.hollow`), each its own part, so that
+        none ever holds all of them; a failure to read them is raised on all.
         """
         return checkpoint
 

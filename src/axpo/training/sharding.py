@@ -36,6 +36,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from axpo.errors import UserError
+from axpo.models.hollow import fill
 from axpo.models.loading import Checkpoint
 from axpo.training.ranks import Kind, Meet, Ranks, alone, rounds
 
@@ -77,6 +78,9 @@ class Sharded(Ranks):
             # By default FSDP divides by the number of ranks. Gloo has only the plain sum.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            with self.agreed():
+                fill(spread, self._mesh.device_type, _own_part)
         _settle(spread)
         return spread
 
@@ -237,6 +241,16 @@ def _settle(checkpoint: Checkpoint) -> None:
     for unit in _units(checkpoint.model):
         unit.unshard()
         unit.reshard()
+
+
+def _own_part(value: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    """What of `value` is in this process, and which rows of the whole these are."""
+    if not isinstance(value, DTensor):
+        return value, slice(None)
+    own, mesh, rows = value.to_local(), value.device_mesh, value.shape[0]
+    # FSDP cuts as `torch.chunk` does; of a mesh with two dimensions the second one shards.
+    start = mesh.get_local_rank(mesh.ndim - 1) * -(-rows // mesh.size(mesh.ndim - 1))
+    return own, slice(start, start + own.shape[0])
 
 
 def _zero_gradients(checkpoint: Checkpoint) -> None:
