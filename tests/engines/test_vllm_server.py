@@ -22,6 +22,7 @@ import torch
 
 from axpo.build.runs import rl_run
 from axpo.config import load_config, parse_config
+from axpo.engines import broadcast
 from axpo.engines.base import Completion, Request
 from axpo.engines.broadcast import Backend
 from axpo.engines.vllm.checks import TrainedModel
@@ -53,6 +54,8 @@ from tests.support.vllm_server import (
     HEAD,
     LONG,
     PYTHON,
+    Breaking,
+    Halves,
     ServerContract,
     differences,
     engine_at,
@@ -237,8 +240,12 @@ def test_continuations_reuse_and_agree(server: Process, tmp_path: Path) -> None:
 
 
 @real
-@pytest.mark.parametrize("backend", [None, "gloo"], ids=["file", "broadcast"])
-def test_updates_of_a_tied_model(server: Process, tmp_path: Path, backend: Backend | None) -> None:
+@pytest.mark.parametrize(
+    ("backend", "files"), [(None, 1), (None, 2), ("gloo", 0)], ids=["file", "files", "broadcast"]
+)
+def test_updates_of_a_tied_model(
+    server: Process, tmp_path: Path, backend: Backend | None, files: int
+) -> None:
     """Every update counts at once, pictures that were seen before included."""
     checkpoint = tiny_checkpoint(0, HEAD)
     writer, engine = Writer(checkpoint, 0), engine_at(server, checkpoint, tmp_path, backend=backend)
@@ -249,13 +256,40 @@ def test_updates_of_a_tied_model(server: Process, tmp_path: Path, backend: Backe
         for version in range(1, 6):
             other = tiny_checkpoint(version, HEAD)
             began = time.monotonic()
-            await engine.load_weights(other.model.state_dict(), version)
+            if files == 2:
+                await engine.load_from(Halves(other), version)
+            else:
+                await engine.load_weights(other.model.state_dict(), version)
             seconds.append(time.monotonic() - began)
             done = await ask(engine, requests)
             for request, completion in zip(requests, done, strict=True):
                 assert set(completion.versions) == {version}
                 assert max(differences(other, request, completion)) < 3e-5
         print(f"\nseconds an update: {sorted(seconds)[2]:.2f} (median of {len(seconds)})")
+
+    run(main())
+
+
+@real
+def test_a_broadcast_that_breaks_leaves_the_weights_from_before(
+    server: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has a part of the new ones; it gets those from before again."""
+    monkeypatch.setattr(broadcast, "BUCKET", 2**14)
+    old, new = tiny_checkpoint(0, HEAD), tiny_checkpoint(1, HEAD)
+    engine = engine_at(server, old, tmp_path, backend="gloo")
+    request = Writer(old, 0).request(sizes=(128, 64), max_tokens=20)
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match=r"told of .*lost"):
+            await engine.load_from(Breaking(new), 1)
+        (done,) = await ask(engine, [request])
+        assert set(done.versions) == {0} and engine.stats.servers_lost == 1
+        assert max(differences(old, request, done)) < 3e-5
+        await engine.load_weights(new.model.state_dict(), 2)
+        (done,) = await ask(engine, [replace(request, id="again")])
+        assert set(done.versions) == {2}
+        assert max(differences(new, request, done)) < 3e-5
 
     run(main())
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from axpo.engines.base import Completion, Request
+from axpo.engines.base import Completion, Handed, Request
+from axpo.engines.broadcast import Buckets, Sender
 from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Places, Pool, Server
 from axpo.engines.vllm.process import Process, ServerProcess
+from axpo.engines.weights import Held, save_weights, weights_file
 from axpo.models.loading import Checkpoint
 from tests.support.engine_contract import EngineParity, fresh_logprobs
 
@@ -39,6 +41,29 @@ def engine_at(server: Process, checkpoint: Checkpoint, folder: Path, **settings:
     with ThreadPoolExecutor(1) as beside:  # the caller may be inside an event loop
         beside.submit(asyncio.run, engine.load_weights(weights, 0)).result()
     return engine
+
+
+class Halves(Held):
+    """A model's weights in two files, as two ranks write them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(dict(checkpoint.model.named_parameters()), None, Sender())
+
+    def write(self, folder: Path, name: str) -> Handed:
+        paths = [weights_file(folder, name, rank) for rank in range(2)]
+        for rank, path in enumerate(paths):
+            save_weights(path, dict([*self._weights.items()][rank::2]))
+        return Handed(tuple(paths), None)
+
+
+class Breaking(Halves):
+    """A model's weights whose sender dies."""
+
+    def send(self, groups: Sequence[str], buckets: Buckets, folder: Path, name: str) -> Handed:
+        try:
+            return super().send(groups, [*buckets[:3], [{"name": "lost"}]], folder, name)
+        finally:
+            self._sender = Sender()
 
 
 class ServerContract(EngineParity):

@@ -91,7 +91,7 @@ class Sender:
                 group.broadcast(torch.cat([part.to(device) for part in flat]), 0).wait()
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-            except (RuntimeError, distributed.DistError) as error:
+            except Exception as error:
                 del self._groups[name]
                 broken[name] = str(error)
         return broken

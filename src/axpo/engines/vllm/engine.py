@@ -425,10 +425,11 @@ class VllmEngine(Engine):
         self._served, server.places = served, Places(served.places)
         server.weights = None if server.torn else served.weights
         server.context = served.context
-        if self._update is not None:  # The weights that are due may still change.
-            await self._update.wait()
         while self._weights is not None and server.weights != self._weights.name:
-            await self._hand.again(server, self._weights)
+            if self._update is not None:  # They are being given to the others.
+                await self._update.wait()
+            else:
+                await self._hand.again(server, self._weights)
 
 
 def _handed(trained: TrainedModel, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
