@@ -35,7 +35,7 @@ vllm-env: $(VLLM)/.installed  # vLLM's own environment for a CPU (docs/vllm.md)
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed  # the engine against the real server
 	AXPO_VLLM_PYTHON=$(abspath $(VLLM))/bin/python \
 		$(BIN)/python -m pytest tests/engines/test_vllm_server.py tests/engines/test_vllm_adapters.py \
-			tests/judge/test_server.py -s -rs
+			tests/engines/test_vllm_families.py tests/judge/test_server.py -s -rs
 
 test-wheel: $(VENV)/.installed-dev $(RELEASE)/.installed  # the built files alone (4-7 minutes, network)
 	rm -rf build/wheel

@@ -19,13 +19,13 @@ from transformers import PreTrainedTokenizerFast
 import axpo
 from axpo.algorithms.losses import TokenBatch
 from axpo.chat.parsing import ParsedTurn
-from axpo.config import LoraSettings, OptimizerSettings
+from axpo.config import LoraSettings, OptimizerSettings, RolloutSettings
 from axpo.engines.scripted import ScriptedEngine
 from axpo.engines.transformers import TransformersEngine
 from axpo.errors import CheckpointError, ConfigError
 from axpo.models.families import PAGES, family_of
 from axpo.models.families.chatml import ChatML
-from axpo.models.loading import Checkpoint, load_checkpoint
+from axpo.models.loading import Checkpoint, load_checkpoint, load_processor
 from axpo.models.lora import adapter_parameters, add_adapters, targeted_layers
 from axpo.rollout.agent import Agent
 from axpo.rollout.paths import branch_path, start_path
@@ -39,6 +39,7 @@ from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
 from axpo.training.pieces import training_passes
 from axpo.training.policy import policy_logprobs
+from axpo.training.probe import WeightProbe
 from axpo.training.recomputation import recompute_layers
 from tests.support.engine_contract import EngineParity
 from tests.support.families import SMOLLM2, TURNS, family_checkpoint, text_checkpoint
@@ -305,6 +306,25 @@ def test_a_model_without_eyes_is_told_at_the_start(kind: str) -> None:
         rendering.prompt(Example("q", "What?", (tiny_picture(1),), "2"), "p")
     seen = Observation("a plot", (View.whole(tiny_picture(1)),))
     assert rendering.visible(seen) == Observation("a plot\n(1 pictures, which you cannot see)")
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_the_usual_ban_leaves_out_tags_that_are_text(kind: str, tmp_path: Path) -> None:
+    family_checkpoint(kind).save(tmp_path)
+    usual = RolloutSettings().banned
+    processor = load_processor(tmp_path, banned=usual)
+    known = processor.tokenizer.get_vocab()
+    assert processor.banned == tuple(known[tag] for tag in usual if tag in known)
+    assert len(processor.banned) == (3 if kind == "qwen3" else 1)
+    with pytest.raises(CheckpointError, match="the tokenizer has no '<mine>'"):
+        load_processor(tmp_path, banned=("<mine>",))
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_servers_are_probed_with_text_alone(kind: str) -> None:
+    rendering = Rendering(family_checkpoint(kind).processor, {})
+    probe = WeightProbe(ScriptedEngine(lambda _: (1,)), rendering, dict, 1.0, lambda _: None)
+    assert probe._request.pictures == () and probe._request.tokens
 
 
 @pytest.mark.parametrize("kind", BLIND)

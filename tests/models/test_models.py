@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -97,6 +97,7 @@ def test_positions_name_a_resized_picture() -> None:
         rope_positions(9, [(ImageSpan("a", 2, 4), (1, 2, 6))], 0, 2)
 
 
+@settings(deadline=None)
 @given(width=st.integers(1, 400), height=st.integers(1, 400))
 def test_a_grid_is_known_from_the_size(width: int, height: int) -> None:
     processor = tiny_checkpoint().processor

@@ -33,8 +33,7 @@ TEXT = {
 def text_checkpoint(
     kind: str, seed: int, special: Sequence[str], template: str, **config: Any
 ) -> Checkpoint:
-    """A text model of the model_type `kind` with 16 numbers a head, which cannot sample
-    <|im_start|>."""
+    """A text model of the model_type `kind`, which cannot sample <|im_start|>."""
     tokenizer = tiny_tokenizer(special, template)
     return checkpoint_of(kind, seed, tokenizer, vocab_size=len(tokenizer), **TEXT | config)
 
@@ -48,16 +47,19 @@ def checkpoint_of(
     return Checkpoint(processor, model)
 
 
-def family_checkpoint(kind: str, seed: int = 0) -> Checkpoint:
-    """A complete checkpoint of the family without a file; the same weights for the same `seed`."""
+def family_checkpoint(kind: str, seed: int = 0, head: int = 16) -> Checkpoint:
+    """A complete checkpoint of the family without a file; the same weights for the same `seed`.
+
+    Its attention heads have `head` numbers.
+    """
     match kind:
         case "qwen3_vl":
-            return tiny_checkpoint(seed)
+            return tiny_checkpoint(seed, head)
         case "llama":
-            return text_checkpoint(kind, seed, TURNS, SMOLLM2)
+            return text_checkpoint(kind, seed, TURNS, SMOLLM2, head_dim=head)
         case "qwen2":
             return text_checkpoint(kind, seed, (*TURNS, *CALLS), qwen2_5_chat_template)
         case "qwen3":
             special = (*TURNS, *CALLS, *THOUGHTS)
-            return text_checkpoint(kind, seed, special, qwen3_chat_template, head_dim=16)
+            return text_checkpoint(kind, seed, special, qwen3_chat_template, head_dim=head)
     raise ValueError(kind)

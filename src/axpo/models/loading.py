@@ -75,7 +75,9 @@ class Processor:
         vocabulary lacks one of them or of the family's tokens.
         """
         family = family_of(config)
-        unsampled = dict.fromkeys((*family.unsampled, *banned))
+        known = tokenizer.get_vocab()
+        spelled = {tag for tag in family.spelled if tag not in known}
+        unsampled = [t for t in dict.fromkeys((*family.unsampled, *banned)) if t not in spelled]
         return cls(
             path,
             config,

@@ -70,11 +70,11 @@ class Rendering:
             self._wire = processor.family.wire(self.tokenizer, self.stop)
         except CheckpointError as error:
             raise CheckpointError(f"{processor.path}: {error}") from None
-        self._sees = processor.family.sees
+        self.sees = processor.family.sees
         self.thinking = self._wire.thinking
         self._text = ControlText(self.tokenizer)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
-        blind = [name for name, tool in tools.items() if tool.needs_eyes and not self._sees]
+        blind = [name for name, tool in tools.items() if tool.needs_eyes and not self.sees]
         if blind:
             raise ConfigError(
                 f"rollout.tools: {', '.join(blind)} shows pictures, and the model at "
@@ -103,7 +103,7 @@ class Rendering:
 
     def prompt(self, example: Example, id: str) -> tuple[Segment, tuple[Picture, ...]]:
         """The prompt segment, which ends where the policy starts, and its pictures in order."""
-        if example.images and not self._sees:
+        if example.images and not self.sees:
             raise ConfigError(
                 f"task: example {example.id} shows {len(example.images)} pictures, and the model "
                 f"at {self._processor.path} takes none: choose a task of text alone, or name a "
@@ -120,7 +120,7 @@ class Rendering:
     def visible(self, shown: Shown) -> Shown:
         """What the model gets to see of an observation: text alone, with a note in place of the
         pictures, if it has no eyes."""
-        if self._sees or not shown.views:
+        if self.sees or not shown.views:
             return shown
         note = f"({len(shown.views)} pictures, which you cannot see)"
         return replace(shown, text=f"{shown.text}\n{note}".strip(), views=())

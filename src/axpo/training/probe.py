@@ -1,7 +1,8 @@
 """Checks, after each update, that every server samples with the weights that it was given.
 
-Each time every server gets the same request, a turn of the chat format that shows a picture, so
-that old features in a server's cache are found as well. Three checks find different faults:
+Each time every server gets the same request, a turn of the chat format that shows a picture if the
+model has eyes, so that old features in a server's cache are found as well. Three checks find
+different faults:
 
 - The mean difference from the trainer's logprobs must be within `parity.limit`. This finds weights
   that are grossly wrong, or wrong in a part that matters.
@@ -70,7 +71,7 @@ class WeightProbe:
         self._engine = engine
         self._trained = logprobs
         self._limits = limits
-        example = Example("probe", TEXT, (_picture(),), "")
+        example = Example("probe", TEXT, (_picture(),) if rendering.sees else (), "")
         self._asked = new_group(rendering, example, "probe")
         sampling = Sampling(TOKENS, 0, (), rendering.banned, temperature)
         pictures = tuple(Picture(*shown) for shown in self._asked.pictures.items())

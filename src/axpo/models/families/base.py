@@ -56,6 +56,9 @@ class Family(ABC):
     and refuses tasks and tools that need eyes."""
     unsampled: tuple[str, ...]
     """Tokens that a policy must never sample: placeholders that would have no picture."""
+    spelled: tuple[str, ...] = ()
+    """Tags that some of the family's vocabularies have no token for; a recipe that bans them bans
+    nothing there, because text cannot be banned."""
     stop: tuple[str, ...]
     """The tokens that end a turn; the first is the one that all turns end with."""
     text_layers: str

@@ -18,6 +18,7 @@ class TextFamily(Family):
 
     sees = False
     unsampled = ()
+    spelled = ("<tool_response>", "</tool_response>")
     stop = ("<|im_end|>", "<|endoftext|>")
     text_layers = r"model\.layers\..*\."
     vision_layers = r"(?!)"
