@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.connection import Client, Listener
@@ -18,6 +19,7 @@ from torch import distributed
 from axpo.algorithms.losses import ClipLoss
 from axpo.engines.base import Handed, Meeting, Source
 from axpo.engines.broadcast import Sender
+from axpo.engines.weights import save_weights
 from axpo.errors import Fault
 from axpo.folder import whole_file
 from axpo.training import publishing
@@ -86,6 +88,9 @@ class Rank:
         if self.ranks.rank == 0:
             patch.object(Sender, "send", last).start()
 
+    def write_slowly(self) -> None:
+        patch.object(publishing, "save_weights", _slowly).start()
+
     def mend(self) -> None:
         patch.stopall()
 
@@ -96,6 +101,11 @@ def _half(end: bool, path: Path, weights: Any) -> None:
         if end:
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(28, "No space left on device")
+
+
+def _slowly(path: Path, weights: Any) -> None:
+    time.sleep(0.5)
+    save_weights(path, weights)
 
 
 class Gone(Fault):

@@ -166,7 +166,7 @@ class VllmEngine(Engine):
         trained = self._loading(version)
         own = _handed(trained, weights)
         if self._hand.backend is not None:  # The trainer's own may change before one comes back.
-            own = {name: weight.detach().to("cpu", copy=True) for name, weight in own.items()}
+            own = await asyncio.to_thread(_copied, own)
         lora = trained.lora
         scale = None if lora is None else lora.alpha / lora.rank
         await self.load_from(Held(own, scale, self._sender), version)
@@ -178,11 +178,8 @@ class VllmEngine(Engine):
         """
         trained = self._loading(version)
         await self._start()
-        told = (
-            {}
-            if trained.lora is None
-            else {"lora": {"rank": trained.lora.rank, "alpha": trained.lora.alpha}}
-        )
+        lora = trained.lora
+        told = {} if lora is None else {"lora": {"rank": lora.rank, "alpha": lora.alpha}}
         name = f"{self._run}/{next(self._given)}-{version}"
         buckets = in_buckets(_handed(trained, trained.tensors))
         weights, before = Weights(name, source, buckets, told), self._weights
@@ -436,3 +433,7 @@ def _handed(trained: TrainedModel, weights: Mapping[str, torch.Tensor]) -> dict[
     """What servers get of `weights`, a state dict of the model: its adapters, if it has some."""
     distinct = distinct_weights(trained.tensors, weights)
     return distinct if trained.lora is None else adapter_weights(distinct)
+
+
+def _copied(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
