@@ -7,7 +7,7 @@ written as a whole. Other modules know the content of the files.
     provenance.json                which command made what, where
     trees/step-NNNNNN.parquet      a step's trajectory trees
     pictures/                      what trees show, by content
-    checkpoints/step-NNNNNN/       model/, adapter/, trainer.pt, state.json
+    checkpoints/step-NNNNNN/       model/, adapter/, trainer.pt or trainer/, state.json
     validation.json                the evaluations while training, and which step is the best
     evaluation.json, evaluation/   what `axpo eval` found, and the groups it was made of
     diagnosis.json, diagnosis/, again/
@@ -203,7 +203,8 @@ class GroupsFolder:
 
 class CheckpointFolder:
     """The checkpoint at `path`: the model (loadable on its own, adapters merged into it), its
-    adapters (as PEFT reads them), the state that training goes on with, and the number of steps."""
+    adapters (as PEFT reads them), the state that training goes on with (`trainer` of one process,
+    `shards` of several ranks), and the number of steps."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -211,12 +212,14 @@ class CheckpointFolder:
         self.model_config = self.model / "config.json"
         self.adapter = path / "adapter"
         self.trainer = path / "trainer.pt"
+        self.shards = path / "trainer"
         self.state = path / "state.json"
 
     @property
     def missing(self) -> list[Path]:
         """The files that every checkpoint has and this one lacks."""
-        return [f for f in (self.model_config, self.trainer, self.state) if not f.is_file()]
+        trainer = self.shards / ".metadata" if self.shards.is_dir() else self.trainer
+        return [f for f in (self.model_config, trainer, self.state) if not f.is_file()]
 
 
 def checkpoint_of(checkpoints: Path, step: int) -> CheckpointFolder:

@@ -87,7 +87,8 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, durable=False) as temporary:
-        save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, temporary)
+        ready = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
+        save_file(ready, temporary, metadata={"format": "pt"})  # transformers asks for it.
 
 
 class Held(Source):

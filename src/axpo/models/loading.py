@@ -159,6 +159,19 @@ class Checkpoint:
         with _no_progress_bars():
             weights = dict(merged_weights(self.model, self.model.state_dict()))
             self.model.save_pretrained(folder, state_dict=weights)
+        self._save_processor(folder)
+
+    def save_beside(self, folder: Path) -> None:
+        """Write all that `save` writes beside weights."""
+        config = self.model.config
+        config.dtype = str(self.dtype).removeprefix("torch.")
+        config.architectures = [self.processor.family.architecture.__name__]
+        config.save_pretrained(folder)
+        if self.model.can_generate():
+            self.model.generation_config.save_pretrained(folder)
+        self._save_processor(folder)
+
+    def _save_processor(self, folder: Path) -> None:
         self.processor.tokenizer.save_pretrained(folder)
         if self.processor.image_processor is not None:
             self.processor.image_processor.save_pretrained(folder)

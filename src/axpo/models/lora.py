@@ -209,10 +209,10 @@ def served_share(
     return float(carried / whole) if whole else 1.0
 
 
-def save_adapters(model: nn.Module, folder: Path) -> None:
-    """Write the adapters as PEFT's `PeftModel.from_pretrained(base, folder)` reads them."""
+def save_adapters(model: nn.Module, folder: Path, adapters: Mapping[str, torch.Tensor]) -> None:
+    """Write `adapters` (`adapter_weights` of `model`) as PEFT's
+    `PeftModel.from_pretrained(base, folder)` reads them."""
     folder.mkdir(parents=True)
-    adapters = adapter_weights(model.state_dict())
     found = {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
     save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
     config: Any = model.peft_config
@@ -242,8 +242,13 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
             f"{folder} holds {len(stored)} matrices of other adapters, expected {len(own)}: "
             "resume with the model.lora that it was trained with"
         )
+    check_base(model, folder)
+    for name, tensor in own.items():
+        tensor.copy_(stored[name])
+
+
+def check_base(model: nn.Module, folder: Path) -> None:
+    """Raise `ValueError` if the adapters in `folder` do not belong to the weights of `model`."""
     config: Any = model.peft_config
     if (base := base_of(folder)) != (start := config[_ADAPTER].base_model_name_or_path):
         raise ValueError(f"{folder} adapts {base}, this run starts from {start}: give it that one")
-    for name, tensor in own.items():
-        tensor.copy_(stored[name])

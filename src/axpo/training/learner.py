@@ -19,7 +19,6 @@ from axpo.models.device import to_device
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, adapters_off
 from axpo.models.vision import Pixels
-from axpo.training import saved
 from axpo.training.base import Learner
 from axpo.training.batches import (
     Work,
@@ -36,6 +35,7 @@ from axpo.training.packing import PER_TOKEN, OldLogprobs, PackedTree, join
 from axpo.training.pieces import plain_logprobs, training_passes
 from axpo.training.policy import idle_pass
 from axpo.training.ranks import ALONE, Kind, Meet, Ranks
+from axpo.training.saved import Training
 from axpo.tree import Group
 
 
@@ -88,6 +88,7 @@ class LocalLearner(Learner):
         self._masters = MasterWeights([p for p in model.parameters() if p.requires_grad])
         self.parameters = self._masters.parameters
         self.optimizer = _optimizer(self.parameters, settings)
+        self._training = Training(self.checkpoint, self._masters, self.optimizer)
 
     def update(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
         """Make one optimizer step on all of `groups`; return its metrics (`axpo.metrics`).
@@ -142,31 +143,28 @@ class LocalLearner(Learner):
 
     async def publish(self, version: int) -> None:
         """Give the engine this process's own weights; raises what `Engine.load_weights` does."""
-        self._in_one_process("publish")
+        if self._ranks.many:
+            raise ValueError("publish: ranks give their weights by `axpo.training.publishing`")
         if self._engine is None:
             raise ValueError("publish needs an engine; give the LocalLearner one")
         await self._engine.load_weights(self.checkpoint.model.state_dict(), version)
 
     def save(self, folder: Path) -> None:
-        """Write the model, its adapters, and the training's state, including this process's random
-        states."""
-        self._in_one_process("save")
+        """Write the model, its adapters, and the training's state.
+
+        One process adds its random states. On several ranks, which draw nothing, each writes its
+        parts into the same `folder`, and an error on one is raised on all.
+        """
         if not self._finite():
             raise NonFiniteError(f"the weights after update {self.updates} are not finite")
-        state = {
-            "updates": self.updates,
-            "optimizer": self.optimizer.state_dict(),
-            "masters": self._masters.state(),
-        }
-        saved.write(folder, self.checkpoint, state)
+        self._ranks.write(folder, self._training, self.updates)
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote into `folder`, to the bit."""
-        self._in_one_process("load")
-        state = saved.read(folder, self.checkpoint)
-        self._masters.load(state.get("masters", ()))
-        self.updates = state["updates"]
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        """Go on from what `save` wrote into `folder`, to the bit.
+
+        What several ranks saved is read by any number of them, and by one process.
+        """
+        self.updates = self._ranks.read(folder, self._training)
 
     def _passes(
         self, batches: Sequence[Sequence[Work]], objective: Objective
@@ -275,11 +273,6 @@ class LocalLearner(Learner):
     def _gradient_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return self._ranks.whole(torch.nn.utils.get_total_norm(gradients))
-
-    def _in_one_process(self, what: str) -> None:
-        """Raise `ValueError` where this process has a part of the weights alone."""
-        if self._ranks.many:
-            raise ValueError(f"{what}: weights that are spread over ranks cannot be handed on yet")
 
     def _finite(self) -> bool:
         """Whether every trained weight is a finite number."""

@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from axpo.folder import CheckpointFolder
 from axpo.models.loading import Checkpoint
+from axpo.training import saved
+from axpo.training.saved import Training
 
 Value = TypeVar("Value")
 
@@ -59,6 +63,19 @@ class Ranks:
         none ever holds all of them; a failure to read them is raised on all.
         """
         return checkpoint
+
+    def write(self, folder: Path, training: Training, updates: int) -> None:
+        """Write what a learner's `save` writes; all ranks call this together."""
+        saved.write(folder, training, updates)
+
+    def read(self, folder: Path, training: Training) -> int:
+        """Restore what `write` wrote, here or on another number of ranks; returns the number of
+        updates. Raises what `Learner.load` does."""
+        if CheckpointFolder(folder).shards.is_dir():
+            from axpo.training import saved_shards  # It imports torch.distributed.
+
+            return saved_shards.read(folder, training, self)
+        return saved.read(folder, training)
 
     def gather(self, value: Value) -> list[Value]:
         """The `value` of every rank, in their order."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import pickle
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from axpo.engines.weights import copy_weights
 from axpo.errors import DamagedError
 from axpo.folder import CheckpointFolder
 from axpo.models.loading import Checkpoint
-from axpo.models.lora import adapted_layers, load_adapters, save_adapters
+from axpo.models.lora import adapted_layers, adapter_weights, load_adapters, save_adapters
+from axpo.training.masters import MasterWeights
 
 _DAMAGE = (
     OSError, EOFError, pickle.UnpicklingError, SafetensorError,
@@ -32,24 +35,38 @@ _DAMAGE = (
 reader raises a `RuntimeError` as well."""
 
 
-def write(folder: Path, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
-    """Write the model, the learner's `state` and this process's random states into `folder`."""
-    into = CheckpointFolder(folder)
-    checkpoint.save(into.model)
-    if adapted_layers(checkpoint.model):
-        save_adapters(checkpoint.model, into.adapter)
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a learner's files hold beside the number of updates; `optimizer` has the parameters of
+    `masters`."""
+
+    checkpoint: Checkpoint
+    masters: MasterWeights
+    optimizer: torch.optim.Optimizer
+
+
+def write(folder: Path, training: Training, updates: int) -> None:
+    """Write the model, its training and this process's random states into `folder`."""
+    into, model = CheckpointFolder(folder), training.checkpoint.model
+    training.checkpoint.save(into.model)
+    if adapted_layers(model):
+        save_adapters(model, into.adapter, adapter_weights(model.state_dict()))
+    state = {
+        "updates": updates,
+        "optimizer": training.optimizer.state_dict(),
+        "masters": training.masters.state(),
+    }
     torch.save({"trainer": state, "random": _random_state()}, into.trainer)
 
 
-def read(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Load what `write` wrote, and return the learner's `state`.
+def read(folder: Path, training: Training) -> int:
+    """Restore what `write` wrote; returns the number of updates.
 
     Raises `DamagedError` if a file cannot be read, with nothing changed, and `ValueError`, which
     names `folder`, if it belongs to another model.
     """
-    found, model = CheckpointFolder(folder), checkpoint.model
-    if bool(adapted_layers(model)) != found.adapter.is_dir():
-        raise ValueError(f"{folder}: adapters on one side only; resume with the same model.lora")
+    found, model = CheckpointFolder(folder), training.checkpoint.model
+    check_kind(found, model)
     with reading(found.trainer):
         stored = torch.load(found.trainer, weights_only=True, map_location="cpu")
     if adapted_layers(model):
@@ -65,7 +82,18 @@ def read(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Any]:
                 f"{folder}: {error}; resume with the model it was saved from"
             ) from error
     _set_random_state(stored["random"])
-    return stored["trainer"]
+    state = stored["trainer"]
+    training.masters.load(state.get("masters", ()))
+    training.optimizer.load_state_dict(dict(state["optimizer"]))
+    return state["updates"]
+
+
+def check_kind(found: CheckpointFolder, model: nn.Module) -> None:
+    """Raise `ValueError` if only one of checkpoint and `model` has adapters."""
+    if bool(adapted_layers(model)) != found.adapter.is_dir():
+        raise ValueError(
+            f"{found.path}: adapters on one side only; resume with the same model.lora"
+        )
 
 
 def _read_weights(model: Path) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ Gradients add up over ranks, because tokens' weights hold the whole update's den
 is divided. Trained weights are float32 shards, which are their own masters; a bfloat16 model is
 computed from their roundings, and its gradients are reduced in float32.
 
-Only this module imports `torch.distributed`.
+Only this module and `saved_shards` import `torch.distributed`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -38,7 +39,9 @@ from torch.distributed.tensor import DTensor
 from axpo.errors import UserError
 from axpo.models.hollow import fill
 from axpo.models.loading import Checkpoint
+from axpo.training import saved_shards
 from axpo.training.ranks import Kind, Meet, Ranks, alone, rounds
+from axpo.training.saved import Training
 
 Value = TypeVar("Value")
 _ENTRY = "_axpo_entry"
@@ -83,6 +86,12 @@ class Sharded(Ranks):
                 fill(spread, self._mesh.device_type, _own_part)
         _settle(spread)
         return spread
+
+    def write(self, folder: Path, training: Training, updates: int) -> None:
+        saved_shards.write(folder, training, updates, self, WholeWeights(training.checkpoint))
+
+    def read(self, folder: Path, training: Training) -> int:
+        return saved_shards.read(folder, training, self)
 
     def gather(self, value: Value) -> list[Value]:
         found: list[Any] = [None] * self.count
