@@ -8,18 +8,18 @@ import torch
 from safetensors.torch import load_file
 
 from axpo.config import OptimizerSettings
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from tests.support.tiny import tiny_checkpoint
 
 STEPS = 8
 
 
-def start(seed: int = 0) -> Learner:
+def start(seed: int = 0) -> LocalLearner:
     torch.set_num_threads(1)
     settings = OptimizerSettings(
         learning_rate=1e-3, warmup_steps=2, decay="cosine", weight_decay=0.01
     )
-    return Learner(tiny_checkpoint(seed), tiny_checkpoint(7), settings, STEPS)
+    return LocalLearner(tiny_checkpoint(seed), tiny_checkpoint(7), settings, STEPS)
 
 
 def assert_same(one: Path, other: Path) -> None:

@@ -23,7 +23,7 @@ from axpo.algorithms.losses import ClipLoss
 from axpo.errors import NonFiniteError, UserError
 from axpo.folder import saved_checkpoints
 from axpo.training import checkpoints
-from axpo.training.learner import Learner
+from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from tests.support.checkpoints import STEPS, assert_same, start
 from tests.support.padded_oracle import branching_group
@@ -221,7 +221,7 @@ def test_a_saved_model_loads_on_its_own(tmp_path: Path):
 class TestKeptOnStop:
     """Whatever ends a run, what it has trained is saved once, and never what is broken."""
 
-    def trained(self, updates: int) -> Learner:
+    def trained(self, updates: int) -> LocalLearner:
         trainer = start()
         group = branching_group(trainer.checkpoint, 0, "g")
         for _ in range(updates):
