@@ -60,6 +60,11 @@ def check_names(config: Config, *commands: str) -> None:
         )
     if "train" in wanted and config.eval.every:
         check_validation(config)
+    if "train" in wanted and config.cluster is not None and not config.engine.external:
+        raise ConfigError(
+            f"engine.name: {config.engine.name!r} samples with weights in this process, which has "
+            "none with [cluster]; set it to 'vllm'"
+        )
     if config.model.device not in ("auto", "cpu"):
         from axpo.models.device import torch_device
 
@@ -177,6 +182,7 @@ def missing_packages(config: Config, commands: Set[str]) -> Iterator[str]:
     needed = {
         "tensorboard": ("run.tensorboard", training and config.run.tensorboard),
         "peft": ("model.lora", training and config.model.lora is not None),
+        "ray": ("cluster", config.cluster is not None),
     }
     for module, (key, used) in needed.items():
         try:

@@ -30,7 +30,8 @@
     ├── ServerLost                these four stay within axpo.engines.vllm, which tries again
     ├── AnswerFault
     ├── Refused
-    └── Interrupted
+    ├── Interrupted
+    └── LearnerLost            the loop goes on from its last checkpoint
     ContractError (ValueError)    code that calls axpo, or axpo itself, is wrong: a traceback
     ├── TreeError
     ├── RequestError
@@ -195,6 +196,11 @@ class Refused(Fault):
 
 class Interrupted(Fault):
     """A request was taken back from a vLLM server that is well, for new weights."""
+
+
+class LearnerLost(Fault):
+    """A rank of a learner, or its node, is gone or hangs; the message says which and how. What was
+    trained since the last checkpoint is lost with it."""
 
 
 class ContractError(ValueError):

@@ -11,6 +11,7 @@ import pytest
 
 from axpo.algorithms.axpo import Axpo
 from axpo.algorithms.losses import ClipLoss
+from axpo.checks import check_names
 from axpo.config import Config, load_config
 from axpo.errors import ConfigError
 
@@ -22,6 +23,28 @@ def test_calls_need_a_turn_after_them() -> None:
     with pytest.raises(ConfigError, match=r"rollout.max_turns: 1 with tools"):
         load_config(*alone, 'tools.mcp=[{command=["server"]}]')
     assert load_config(*alone).rollout.max_turns == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("cluster.shard=3", "cluster.shard: 3 does not divide trainers = 4"),
+        ("cluster.address=10.0.0.1:6379", "cluster.address"),
+        ("model.device=cuda:1", "model.device: 'cuda:1' with .cluster"),
+        ("engine.servers=2", "engine.servers: no effect with .cluster., whose cluster.servers"),
+    ],
+)
+def test_settings_that_do_not_fit_a_cluster_are_refused(setting: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config("cluster.trainers=4", "engine.name=vllm", "engine.python=python", setting)
+
+
+def test_training_on_a_cluster_needs_servers() -> None:
+    given = ("lab", "cluster.trainers=2")
+    check_names(load_config(*given), "sft")
+    with pytest.raises(ConfigError, match=r"engine.name: 'transformers' .* set it to 'vllm'"):
+        check_names(load_config(*given), "train")
+    check_names(load_config(*given, "cluster=false"), "train")
 
 
 def test_the_papers_numbers_are_the_defaults() -> None:
@@ -44,7 +67,7 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("rl.stepz=3", ["rl.stepz", "'steps'"]),
-        ("trainer.lr=1", ["trainer", "a recipe has model"]),
+        ("gpu.lr=1", ["gpu", "a recipe has model"]),
         ("rl.learning_rat=1", ["did you mean 'rl.optimizer.learning_rate' or 'sft.opt"]),
         ("eval.gamilies=[]", ["did you mean 'task.families'?"]),
         ("rl.urls=[]", ["did you mean 'engine.urls'?"]),

@@ -6,6 +6,7 @@ the others are our choices and are listed in `docs/paper_map.md`.
 """
 
 from axpo.config.base import NonNegativeInt, Part, PositiveInt, Section
+from axpo.config.cluster import ClusterSettings
 from axpo.config.config import Config, config_class, default_config
 from axpo.config.judge import JudgeSettings
 from axpo.config.model import LoraSettings, ModelSettings
@@ -26,6 +27,7 @@ from axpo.config.rollout import (
 from axpo.config.training import EvalSettings, OptimizerSettings, RunSettings
 
 __all__ = [
+    "ClusterSettings",
     "Config",
     "EvalSettings",
     "JudgeSettings",

@@ -19,6 +19,12 @@ class Section(BaseModel):
     )
 
 
+def taken_away(value: Any) -> Any:
+    """None for false: TOML has no null, with which a recipe could take away the section of one
+    below it."""
+    return None if value is False else value
+
+
 class Part(Section):
     """A section that a recipe exchanges as a whole by its `name` (`axpo.plugins`): a class whose
     fields are its settings and whose methods are what it does."""

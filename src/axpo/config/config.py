@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from axpo import plugins
-from axpo.config.base import Part, Section
+from axpo.config.base import Part, Section, taken_away
+from axpo.config.cluster import ClusterSettings
 from axpo.config.judge import JudgeSettings
 from axpo.config.model import ModelSettings
 from axpo.config.rollout import (
@@ -50,6 +51,9 @@ class Config(Section):
     judge: JudgeSettings | None = None
     """The model that the graders "judge" and "rubric" ask; none by default."""
     run: RunSettings = RunSettings()
+    cluster: Annotated[ClusterSettings | None, BeforeValidator(taken_away)] = None
+    """Train on many GPUs and machines; by default this process trains alone, and where false stands
+    over a recipe's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -80,6 +84,16 @@ class Config(Section):
                 f"eval.load: false needs an engine that samples a model without this process; "
                 f"{self.engine.name!r} samples with the weights that are loaded here: set "
                 "engine.name = 'vllm', or true"
+            )
+        if self.cluster is not None and ":" in self.model.device:
+            raise ValueError(
+                f"model.device: {self.model.device!r} with [cluster], where every rank gets a GPU "
+                "of its own: set it to 'cuda'"
+            )
+        if self.cluster is not None and "servers" in self.engine.model_fields_set:
+            raise ValueError(
+                "engine.servers: no effect with [cluster], whose cluster.servers is the number; "
+                "remove it"
             )
         return self
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from axpo.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from axpo.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, taken_away
 
 TextLayer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -25,11 +25,6 @@ class LoraSettings(Section):
     """Also adapt the linear layers of the vision tower and its mergers."""
 
 
-def _taken_away(value: Any) -> Any:
-    """TOML has no null, with which a recipe could take away the section of one below it."""
-    return None if value is False else value
-
-
 class ModelSettings(Section):
     path: str = "lab-base"
     """Run folder (its newest checkpoint), checkpoint, Hub id, or "lab-base", the shipped model."""
@@ -45,6 +40,6 @@ class ModelSettings(Section):
     gradient_checkpointing: bool = False
     """Training keeps each layer's input alone and computes the rest again: less memory, about a
     third more operations."""
-    lora: Annotated[LoraSettings | None, BeforeValidator(_taken_away)] = None
+    lora: Annotated[LoraSettings | None, BeforeValidator(taken_away)] = None
     """Adapters that are trained instead of the weights; full fine-tuning by default, and where
     false stands over a recipe's."""

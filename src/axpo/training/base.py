@@ -2,7 +2,8 @@
 
 RL, SFT, the parity check and checkpoints use a model that is trained through the methods of
 `Learner` only. It does not know the algorithm: credit says what each token is worth, the
-`Objective` what to do with it.
+`Objective` what to do with it. On many devices any method may raise `LearnerLost`; then `restart`
+and `load` are all that can be called.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
+from axpo.errors import LearnerLost
 from axpo.training.objective import Objective
 from axpo.training.packing import OldLogprobs
 from axpo.tree import Group
@@ -62,3 +64,13 @@ class Learner(ABC):
         ones. Raises `DamagedError` if a file is missing or cannot be read, with nothing changed,
         and `ValueError` if it belongs to another model or another dtype.
         """
+
+    def restart(self, lost: LearnerLost) -> None:
+        """Begin anew, after `lost`, with the weights that the run started from and no update made.
+
+        Raises `UserError`, which says what was lost, if that has happened too often.
+        """
+        raise lost
+
+    def close(self) -> None:  # noqa: B027 - most have nothing
+        """Give back what the learner has beside this process."""
