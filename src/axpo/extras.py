@@ -7,6 +7,7 @@ import importlib.util
 from axpo.errors import MissingError
 
 PACKAGES = {
+    "accelerate": ("Accelerate", "gguf"),
     "datasets": ("datasets", "data"),
     "gguf": ("gguf", "gguf"),
     "imagehash": ("ImageHash", "search"),

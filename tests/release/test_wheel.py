@@ -79,6 +79,16 @@ def gym():
     task.check()
     task.example("train", 0)
 
+def gguf():
+    from axpo.errors import CheckpointError
+    from axpo.models.paths import model_path
+    Path("model.gguf").write_bytes(b"GGUF, and no more")
+    try:
+        model_path("model.gguf")
+    except CheckpointError:
+        return
+    raise AssertionError
+
 def mcp():
     from axpo.build.tools import recipe_tools
     server = f"tools.mcp=[{{command=['{sys.executable}', '{sys.argv[2]}']}}]"
@@ -239,7 +249,7 @@ def test_the_shipped_study_has_its_tables_without_the_repository(base: Environme
 
 
 @pytest.mark.parametrize(
-    "extra", ["lab", "sandbox", "data", "lora", "tracking", "search", "mcp", "gym"]
+    "extra", ["lab", "sandbox", "data", "lora", "tracking", "search", "mcp", "gym", "gguf"]
 )
 def test_each_extra_alone_brings_what_it_promises(
     extra: str, base: Environment, on_top: Callable[..., Environment]

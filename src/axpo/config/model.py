@@ -27,7 +27,8 @@ class LoraSettings(Section):
 
 class ModelSettings(Section):
     path: str = "lab-base"
-    """Run folder (its newest checkpoint), checkpoint, Hub id, or "lab-base", the shipped model."""
+    """Run folder (its newest checkpoint), checkpoint, GGUF file (converted once), Hub id, or
+    "lab-base", the shipped model."""
     device: str = "auto"
     """torch device; "auto" takes a GPU when there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -156,7 +156,7 @@ class Checkpoint:
 
     def save(self, folder: Path) -> None:
         """Write all that `load_checkpoint` reads; adapters are merged into the weights."""
-        with _no_progress_bars():
+        with without_progress_bars():
             weights = dict(merged_weights(self.model, self.model.state_dict()))
             self.model.save_pretrained(folder, state_dict=weights)
         self._save_processor(folder)
@@ -180,7 +180,7 @@ class Checkpoint:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     active = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -291,7 +291,7 @@ def load_checkpoint(
     """
     processor = load_processor(path, banned=banned)
     # A local folder loads in a moment; only a download needs its progress bar.
-    with readable(path), _no_progress_bars() if Path(path).is_dir() else nullcontext():
+    with readable(path), without_progress_bars() if Path(path).is_dir() else nullcontext():
         loaded: Any = processor.family.architecture.from_pretrained(
             str(path), dtype=dtype, output_loading_info=True
         )

@@ -15,11 +15,12 @@ from axpo.folder import (
     saved_checkpoints,
 )
 from axpo.models.families import refusal
+from axpo.models.gguf import SUFFIX, converted
 from axpo.tasks.lab import BASE
 
 EXPECTED = (
-    "expected a run, a checkpoint, a model's folder, a Hub id such as Qwen/Qwen3-VL-4B-Thinking, "
-    'or "lab-base"'
+    "expected a run, a checkpoint, a model's folder, a GGUF file, a Hub id such as "
+    'Qwen/Qwen3-VL-4B-Thinking, or "lab-base"'
 )
 _RUNS = "runs"
 """The folder that recipes and documentation write runs to."""
@@ -30,13 +31,18 @@ def model_path(model: str) -> str:
     """The folder of the model that `model.path` names, or its Hub id.
 
     The folder is that of a run's newest checkpoint, its best one by its evaluations while training
-    (RUN/best), a checkpoint's model, a model's own or the shipped base's. Raises `ConfigError` for
-    a folder that holds none of these, and for the name of a folder that does not exist: it is not
-    looked for on the Hub.
+    (RUN/best), a checkpoint's model, a model's own, what a GGUF file was converted to
+    (`axpo.models.gguf`), or the shipped base's. Raises `ConfigError` for a folder that holds none
+    of these, and for the name of a folder or GGUF file that does not exist: it is not looked for on
+    the Hub. Raises `CheckpointError` for a GGUF file that cannot be converted.
     """
     if model == "lab-base":
         return str(BASE)
     path = Path(model).expanduser()
+    if path.suffix == SUFFIX:
+        if not path.is_file():
+            raise ConfigError(f"model.path: there is no file {model}; {EXPECTED}")
+        return str(converted(path))
     if not path.is_dir():
         if _names_best(path):
             return _best_model(RunFolder(path.parent))
@@ -56,9 +62,9 @@ def model_path(model: str) -> str:
 
 
 def show_path(model: str) -> str:
-    """As `model_path`, but a name that is no folder here is returned unchanged."""
+    """As `model_path`, but a name that is nothing here is returned unchanged."""
     path = Path(model).expanduser()
-    there = path.is_dir() or _names_best(path) or model == "lab-base"
+    there = path.exists() or _names_best(path) or model == "lab-base"
     return model_path(model) if there else model
 
 
