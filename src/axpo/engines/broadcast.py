@@ -20,7 +20,9 @@ from axpo.engines.base import Meeting
 BUCKET = 2**28
 """The most bytes of a bucket; a larger tensor has a bucket of its own."""
 SECONDS = 600.0
-"""Seconds within which the sender and every worker must join, and a broadcast must end."""
+"""Seconds within which the sender and every worker must meet, and all files be written."""
+BUCKET_SECONDS = 120.0
+"""Seconds that a bucket may take: so long a machine that is lost holds up all others."""
 Backend = Literal["nccl", "gloo"]
 Buckets = Sequence[Sequence[Mapping[str, Any]]]
 """The name, dtype and shape of each bucket's tensors, as JSON has them."""
@@ -73,6 +75,7 @@ class Sender:
         store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
             meeting.host, meeting.port, meeting.ranks, is_master=False, timeout=limit
         )
+        limit = timedelta(seconds=BUCKET_SECONDS)
         made = {"nccl": "ProcessGroupNCCL", "gloo": "ProcessGroupGloo"}[meeting.backend]
         device = torch.device("cuda" if meeting.backend == "nccl" else "cpu")
         formed = getattr(distributed, made)(store, 0, meeting.ranks, limit)
