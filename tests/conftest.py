@@ -10,6 +10,8 @@ from collections.abc import Iterator
 # Before anything imports torch. Its threads wait for one another by spinning, which costs the
 # tiny models here more than it gains, and workers of pytest-xdist would take each other's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports Ray: its nodes are at 127.0.0.1, which another machine cannot reach.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import pytest
 

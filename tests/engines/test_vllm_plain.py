@@ -12,8 +12,8 @@ import pytest
 
 from axpo.config import parse_config
 from axpo.engines.base import Completion, Request, Start
-from axpo.engines.vllm.process import ServerProcess, free_port, start_all
-from axpo.engines.vllm.server import cpu_arguments, find_installation
+from axpo.engines.vllm.process import ServerProcess, find_installation, free_port, start_all
+from axpo.engines.vllm.server import cpu_arguments
 from axpo.engines.vllm.settings import Vllm
 from axpo.models.loading import load_processor
 from tests.support.engine_contract import Writer, ask, difference, run

@@ -29,10 +29,15 @@ from axpo.engines.vllm.checks import TrainedModel
 from axpo.engines.vllm.client import Client
 from axpo.engines.vllm.engine import VllmEngine
 from axpo.engines.vllm.pool import Server
-from axpo.engines.vllm.process import Installation, Process, ServerProcess, free_port
+from axpo.engines.vllm.process import (
+    Installation,
+    Process,
+    ServerProcess,
+    find_installation,
+    free_port,
+)
 from axpo.engines.vllm.server import (
     arguments,
-    find_installation,
     fitting_installation,
     start_servers,
 )

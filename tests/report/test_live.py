@@ -10,6 +10,7 @@ from rich.console import Console
 
 from axpo.report import live
 from axpo.report.live import LiveView, sparkline
+from axpo.report.parallel import parallel_text
 from axpo.wording import duration
 
 METRICS = {"tool_rate": 0.34, "all_wrong_tool": 0.42, "accuracy": 0.5, "recovery_rate": 0.13}
@@ -49,6 +50,23 @@ def test_what_was_not_scored_is_shown_while_there_is_any() -> None:
     assert "not scored" not in view.lines()[0]
     view.update(2, METRICS | {"unscored_share": 0.28})
     assert "not scored 28 %" in view.lines()[0]
+
+
+def test_ranks_and_servers_are_said_where_there_are_several() -> None:
+    one = METRICS | {"servers_up": 1, "servers_down": 0, "seconds_sync": 3.0, "loop_lag_max": 0.1}
+    assert parallel_text(one) == ""
+    ranks = {"ranks": 8, "imbalance": 1.04, "passes_idle": 2, "restarts": 1}
+    said = "8 ranks, imbalance 1.04, 2 idle passes, 1 restart"
+    assert parallel_text(ranks) == said
+    every = one | ranks | {"servers_up": 3, "servers_down": 1}
+    said += " · 3 of 4 servers up · weights sent in 3.0 s · lag 0.10 s"
+    view = LiveView("AXPO", console=screen(100, True))
+    view.begin(0, 60)
+    view.update(1, every)
+    console = screen(200, False)
+    console.print(view.render())
+    assert said in " ".join(output(console).replace("│", " ").split())
+    assert view.lines()[0].endswith(said)
 
 
 def test_an_evaluation_is_shown_with_the_best_so_far() -> None:

@@ -50,7 +50,7 @@ Fault = Callable[[dict[str, Any]], Any] | tuple[int, str]
 
 
 class FakeVllm:
-    """Serves `checkpoint` (a copy of its model) on a port of its own until `stop`."""
+    """Serves `checkpoint` (a copy of its model) on `port`, by default a free one, until `stop`."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class FakeVllm:
         places: int = 256,
         slots: int | None = None,
         plain: bool = False,
+        port: int = 0,
     ) -> None:
         self.slots = Places(slots or places)
         images = deepcopy(checkpoint.processor.image_processor)
@@ -91,7 +92,7 @@ class FakeVllm:
         self.held = self.sampling = 0
         self._flying: set[asyncio.Future[Any]] = set()
         self.kept_from: int | None = None
-        self._port = 0
+        self._port = port
         self._connections: set[asyncio.StreamWriter] = set()
         self._dying = threading.Lock()
         self._loop = asyncio.new_event_loop()

@@ -17,7 +17,7 @@ from axpo.config import Config, RolloutSettings
 from axpo.costs.account import Account, account, judge_share
 from axpo.costs.sizes import Kind, Loop, check_positions
 from axpo.engines.vllm.judge import SECTION
-from axpo.engines.vllm.server import find_installation
+from axpo.engines.vllm.process import find_installation
 from axpo.errors import ConfigError, MemoryWarning
 from axpo.models.card import recipe_card
 from axpo.models.device import torch_device

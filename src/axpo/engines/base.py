@@ -319,6 +319,11 @@ class Engine(ABC):
         same names, and none where it costs nothing."""
         return {}
 
+    @property
+    def gauges(self) -> Mapping[str, float]:
+        """How its servers are now, as metrics; none where it has no servers."""
+        return {}
+
     async def serves(self) -> str | None:
         """The name of the model as those who serve it tell it; None if the settings say which.
 

