@@ -1,4 +1,4 @@
-"""The README's diagram: what AXPO does with a question whose tool use is all wrong."""
+"""Diagrams: what AXPO does with a question whose tool use is all wrong; a cluster's processes."""
 
 from __future__ import annotations
 
@@ -84,3 +84,81 @@ def _credit(axis: Any) -> None:
         y = 3 - row
         _piece(axis, 11.55, y, 1.1, CALL, "+" if right else "−")
         axis.plot([11.2, 11.55], [1.5, y], color=SOFT, lw=1.2, zorder=0)
+
+
+def cluster_diagram() -> Any:
+    """The processes of a run on many GPUs, and what goes from one to another."""
+    figure, axes = new_figure(1, 1, 3.9)
+    axis = axes[0][0]
+    axis.set(xlim=(0, 13.2), ylim=(-0.9, 7.2))
+    axis.set_axis_off()
+    texts = ("axpo train", "agents, tools, scores,\ncredit, the run's folder;\nno weights, no GPU")
+    _box(axis, (0.0, 2.3), (3.0, 2.6), FROZEN, *texts)
+    for place in range(4):
+        x = 6.6 + 1.7 * place
+        _box(
+            axis,
+            (x, 5.4),
+            (1.5, 1.3),
+            CALL,
+            "server" if place < 3 else "...",
+            "1 GPU" * (place < 3),
+        )
+        _box(
+            axis,
+            (x, 0.4),
+            (1.5, 1.3),
+            THINKING,
+            "rank" if place < 3 else "...",
+            "1 GPU" * (place < 3),
+        )
+    folder = "a folder that all see", "weights for the servers, checkpoints"
+    _box(axis, (6.6, 2.95), (6.6, 1.2), "#eef0f2", *folder)
+    axis.text(6.6, 6.85, "vLLM servers, each with the whole model", fontsize=8.5, color=SOFT)
+    texts = "ranks, each with a share of the model;\nlayers and gradients go between them"
+    axis.text(6.6, 0.25, texts, fontsize=8.5, color=SOFT, va="top", linespacing=1.3)
+    _arrow(
+        axis,
+        (3.1, 4.7),
+        (6.5, 6.0),
+        "<|-|>",
+        (4.2, 5.6),
+        "token ids, pictures;\ntokens, logprobs",
+        "right",
+    )
+    _arrow(
+        axis,
+        (3.1, 2.5),
+        (6.5, 1.1),
+        "<|-|>",
+        (4.2, 1.35),
+        "trees with credit, each\nto one rank; metrics",
+        "right",
+    )
+    _arrow(axis, (9.9, 1.8), (9.9, 2.9), "-|>", (10.1, 2.3), "each writes some tensors", "left")
+    _arrow(axis, (9.9, 4.2), (9.9, 5.3), "-|>", (10.1, 4.75), "new weights after each step", "left")
+    return figure
+
+
+def _box(
+    axis: Any, at: tuple[float, float], size: tuple[float, float], colour: str, name: str, note: str
+) -> None:
+    (x, y), (width, height) = at, size
+    axis.bar(x + width / 2, height, width, y, color=colour)
+    ink = "white" if colour == FROZEN else "#1b1f24"
+    middle, half = x + width / 2, 0.2 + 0.21 * note.count("\n")
+    named = y + height / 2 + (half if note else 0)
+    axis.text(
+        middle, named, name, fontsize=9, color=ink, ha="center", va="center", fontweight="bold"
+    )
+    axis.text(
+        middle, named - 0.25, note, fontsize=8, color=ink, ha="center", va="top", linespacing=1.25
+    )
+
+
+def _arrow(
+    axis: Any, start: tuple[float, float], end: tuple[float, float], style: str,
+    at: tuple[float, float], text: str, side: str,
+) -> None:  # fmt: skip
+    axis.annotate("", end, start, arrowprops={"arrowstyle": style, "color": SOFT, "lw": 1.2})
+    axis.text(*at, text, fontsize=8, color=SOFT, ha=side, va="center", linespacing=1.25)

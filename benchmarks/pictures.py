@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from axpo.report.plots import save, write_png
-from benchmarks.diagram import diagram
+from benchmarks.diagram import cluster_diagram, diagram
 
 DOCS = Path("docs")
 SIZE = (1040, 800)
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for ending in SCHEMES:
         shutil.copy(page.with_name(f"report{ending}.png"), options.out / f"quickstart{ending}.png")
     save(diagram(), options.out / "axpo.png")
+    save(cluster_diagram(), options.out / "cluster.png")
     screenshots(page, options.out / "trees.png")
 
 

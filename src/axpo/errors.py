@@ -41,6 +41,7 @@
     RunWarning (UserWarning)      the run goes on
     ├── DataWarning
     ├── MemoryWarning
+    ├── CrowdedWarning
     ├── DamagedWarning
     └── UnscoredWarning
 
@@ -252,6 +253,10 @@ class DataWarning(RunWarning):
 
 class MemoryWarning(RunWarning):
     """An estimate exceeds the memory that is there."""
+
+
+class CrowdedWarning(RunWarning):
+    """An update has too few trees to keep all ranks busy."""
 
 
 class DamagedWarning(RunWarning):

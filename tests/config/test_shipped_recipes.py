@@ -39,6 +39,11 @@ def axpo(*words: str) -> str:
 def test_every_recipe_says_what_it_is_for_and_what_machine_it_needs() -> None:
     assert recipes.names() == [
         "full",
+        "gpus-16-full",
+        "gpus-16-lora",
+        "gpus-2",
+        "gpus-8-full",
+        "gpus-8-lora",
         "lab",
         "lora",
         "qwen-instruct",
@@ -79,8 +84,8 @@ def test_a_file_goes_before_a_shipped_recipe_of_its_name(
         ("lap", "no file at lap, and no recipe lap ships with axpo; did you mean lab?"),
         ("recipes/lab.toml", "did you mean lab?"),
         ("src/axpo/recipes/qwen3-vl-6b.toml", "did you mean qwen3-vl-"),
-        ("qwen3-vl-2b/sft", "there are full, lab, "),
-        ("mine.toml", "there are full, lab, "),
+        ("qwen3-vl-2b/sft", "there are full, gpus-16-full, "),
+        ("mine.toml", "there are full, gpus-16-full, "),
         ("../recipes/lab", "did you mean lab?"),
     ],
 )
@@ -184,9 +189,9 @@ def test_shipped_recipes_repeat_no_line() -> None:
         if name != "lab"
         for setting in settings(tomllib.loads(text))
     )
-    assert len(given) > 30
+    assert len(given) > 40
     repeated = {key for (key, _), count in given.items() if count > 1}
-    assert repeated == {"over"}
+    assert repeated == {"over", "cluster.address"}  # the latter of the two recipes of 16 GPUs
 
 
 def test_a_copied_study_still_finds_its_recipe(tmp_path: Path) -> None:

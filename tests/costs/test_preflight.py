@@ -21,7 +21,7 @@ from axpo.costs import memory
 from axpo.costs.estimate import estimate
 from axpo.costs.sizes import Kind, Loop, Sizes, check_positions, counts, sizes
 from axpo.engines.kv import SlotMemory
-from axpo.errors import ConfigError, MemoryWarning
+from axpo.errors import ConfigError, CrowdedWarning, MemoryWarning
 from axpo.models import card
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, add_adapters
@@ -373,3 +373,20 @@ def test_paths_fit_the_servers_that_are_started():
         check_positions(Loop(config, "rl", model), prompt(50, 0))
     check_positions(Loop(config, "sft", model), prompt(50, 0))
     assert estimate(Loop(config, "rl", model), prompt(50, 0), gpu=False).kv == 0
+
+
+@pytest.mark.usefixtures("lab")
+def test_ranks_are_checked_before_weights_are_loaded():
+    """1.4 M float32 parameters on two ranks: 11.3 MB of shards, and the gathered root."""
+
+    def check(memory_gb: float, **more: object) -> None:
+        config = recipe(model={"memory_gb": memory_gb}, cluster={"trainers": 2}, **more)
+        preflight.preflight(config, "sft", BASE, config.task, recipe_tools(config))
+
+    check(1.0)
+    with pytest.raises(ConfigError, match=r"AdamW's moments, a share of 1/2 5\.7 MB.*10\.0 MB"):
+        check(0.01)
+    with pytest.raises(CrowdedWarning, match=r"2 ranks for 7 trees .*1 would be busy"):
+        check(1.0, sft={"batch": 7})
+    with pytest.raises(ConfigError, match="2 ranks for 1 trees of an update"):
+        check(1.0, sft={"batch": 1})

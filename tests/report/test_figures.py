@@ -84,7 +84,9 @@ def test_the_pictures_of_a_run_are_its_curves_its_trees_and_the_diagram(tmp_path
     comparison_png(page.with_suffix(".png"), [RunView.load(tmp_path / "axpo")])
     pictures.main([str(tmp_path), "--out", str(out)])
     made = {
-        f"{name}{page}.png" for name in ("axpo", "quickstart", "trees") for page in ("", "-dark")
+        f"{name}{page}.png"
+        for name in ("axpo", "cluster", "quickstart", "trees")
+        for page in ("", "-dark")
     }
     assert {path.name for path in out.iterdir()} == made
     shades = []

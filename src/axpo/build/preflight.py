@@ -15,10 +15,10 @@ import torch
 
 from axpo.config import Config, RolloutSettings
 from axpo.costs.account import Account, account, judge_share
-from axpo.costs.sizes import Kind, Loop, check_positions
+from axpo.costs.sizes import Kind, Loop, check_positions, crowded
 from axpo.engines.vllm.judge import SECTION
 from axpo.engines.vllm.process import find_installation
-from axpo.errors import ConfigError, MemoryWarning
+from axpo.errors import ConfigError, CrowdedWarning, MemoryWarning
 from axpo.models.card import recipe_card
 from axpo.models.device import torch_device
 from axpo.models.loading import load_processor, read_config
@@ -67,6 +67,8 @@ def preflight(
             check_demonstration(rendering, config.rollout, example)
     loop = Loop(config, kind, without_weights(processor.config))
     check_positions(loop, prompt)
+    if text := crowded(loop):
+        warnings.warn(text, CrowdedWarning, stacklevel=2)
     if kind == "rl":
         config.engine.check(processor.config, config.model.dtype, device)
         _check_judge(config)

@@ -181,7 +181,7 @@ def show(
         check_shown(config)
         say(PYTORCH)
         from axpo.report.dryrun import show
-    show(config, everything)
+    show(config, given, everything)
 
 
 @app.command()

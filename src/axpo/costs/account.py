@@ -1,11 +1,12 @@
 """A recipe's memory against its card: parts that are certain, upper bounds, the servers' share.
 
-Servers start after this sum is made, so their share still counts as free memory.
+Servers start after this sum is made, so their share still counts as free memory. In a cluster they
+have cards of their own, and the sum is that of a trainer's card.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from axpo.config import Config
@@ -17,6 +18,10 @@ from axpo.wording import in_units, listed
 
 if TYPE_CHECKING:
     from axpo.engines.base import Servers
+
+
+CLOSING = "buffer in which gradients are reduced, after the passes"
+"""What `MemoryEstimate.closing` is called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +36,9 @@ class Account:
 
     @property
     def taken(self) -> int:
-        """The bytes of the card that servers take, with the judge's."""
-        return self.judge + (self.servers.taken if self.servers else 0)
+        """The bytes of the trainer's card that servers take, with the judge's."""
+        beside = self.servers is not None and self.loop.config.cluster is None
+        return self.judge + (self.servers.taken if self.servers and beside else 0)
 
     @property
     def total(self) -> int:
@@ -59,7 +65,11 @@ class Account:
         if card.memory is None or found.weights <= card.memory - taken:
             return ""
         ways = ["name a larger card" if card.named else "free some memory"]
-        if self.servers:
+        if self.loop.config.cluster is not None:
+            ways.append("spread it over more GPUs (cluster.trainers, cluster.shard)")
+        elif card.gpu:
+            ways.append("lay a recipe for more GPUs over it (docs/cluster.md)")
+        if self.servers and self.taken > self.judge:
             ways.append("lower the servers' --gpu-memory-utilization (engine.arguments)")
         if self.judge:
             ways.append("lower judge.vllm.share")
@@ -67,7 +77,8 @@ class Account:
             ways.append("train adapters (model.lora)")
             if self.loop.trains_vision:
                 ways.append(f"set {self.loop.kind}.optimizer.freeze_vision")
-        parts = ", ".join(f"{name} {in_units(size)}" for name, size in found.parts.items() if size)
+        sizes = {**found.parts, CLOSING: found.closing}
+        parts = ", ".join(f"{name} {in_units(size)}" for name, size in sizes.items() if size)
         beside = f", of which servers take {in_units(taken)}" if taken else ""
         return (
             f"model: every update needs {in_units(found.weights)} whatever is sampled ({parts}); "
@@ -85,6 +96,8 @@ def account(loop: Loop, prompt: Segment, device: str) -> Account:
     if loop.kind == "rl":
         servers = config.engine.taken(loop.model, config.model.dtype, card, device)
         judge = judge_share(config, card)
+    if servers is not None and config.cluster is not None:
+        servers = replace(servers, count=config.cluster.servers)
     found = estimate(loop, prompt, card.gpu)
     return Account(loop=loop, found=found, card=card, servers=servers, judge=judge)
 

@@ -29,7 +29,8 @@ default size (choice). Any other tool is assumed to show a picture as large as i
 class MemoryEstimate:
     """The `sizes`, the tokens of one pass, the number of `pieces` of the largest tree, and bytes.
 
-    Every update takes the bytes of `parts`. Pieces share `trunk`, which is keys and values of at
+    Every update takes the bytes of `parts`, and on several ranks those of `closing` when their
+    gradients are reduced, after all passes. Pieces share `trunk`, which is keys and values of at
     most `trunk_tokens` at once, and `features` of pictures. `otherwise` is what activations and
     pictures would take with the other value of model.gradient_checkpointing.
     """
@@ -40,6 +41,7 @@ class MemoryEstimate:
     pass_tokens: int
     pieces: int
     parts: Mapping[str, int]
+    closing: int
     trunk_tokens: int
     trunk: int
     features: int
@@ -51,8 +53,9 @@ class MemoryEstimate:
 
     @property
     def weights(self) -> int:
-        """The bytes of the weights and of what the optimizer adds to them."""
-        return sum(self.parts.values())
+        """The bytes that every update takes at once, whatever is sampled: of the weights and of
+        what the optimizer, and several ranks, add to them."""
+        return sum(self.parts.values()) + self.closing
 
     @property
     def total(self) -> int:
@@ -60,7 +63,7 @@ class MemoryEstimate:
         at once."""
         graphs = (self.trunk + self.activations + self.logits, self.pictures)
         worst = max(graphs) if self.pieces > 1 else sum(graphs)
-        return self.weights + self.kv + self.features + worst
+        return sum(self.parts.values()) + max(self.closing, self.kv + self.features + worst)
 
     @property
     def verdict(self) -> str:
@@ -82,6 +85,7 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
     tokens = min(budget, found.trees * found.tree)
     pieces = -(-found.tree // budget)
     counted = counts(loop)
+    parts, closing = _state(loop, counted)
     shared, above = _trunk(loop, found, pieces)
     held = trunk = 0
     if pieces > 1:
@@ -104,7 +108,8 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
         budget=budget,
         pass_tokens=tokens,
         pieces=pieces,
-        parts=_state(loop, counted),
+        parts=parts,
+        closing=closing,
         trunk_tokens=held,
         trunk=trunk,
         features=features * (2 if loop.trains_vision else 1),
@@ -116,17 +121,28 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
     )
 
 
-def _state(loop: Loop, counted: Counts) -> dict[str, int]:
-    """The bytes that no limit of tokens changes."""
-    base = counted.text + counted.vision
-    model, kl = loop.config.model, loop.config.algorithm.kl
-    separate = loop.kind == "rl" and kl > 0 and model.lora is None
-    return memory.state(
-        trained=counted.trained,
-        frozen=base + counted.adapters - counted.trained,
-        reference=base if separate else 0,
-        size=loop.value_size,
+def _state(loop: Loop, counted: Counts) -> tuple[dict[str, int], int]:
+    """The bytes that no limit of tokens changes, and those of the closing pass."""
+    cluster, separate = loop.config.cluster, loop.separate
+    own = {
+        "trained": counted.trained,
+        "frozen": counted.all - counted.trained,
+        "reference": counted.all if separate else 0,
+        "size": loop.value_size,
+    }
+    if cluster is None:
+        return memory.state(**own), 0
+    how = {
+        "depth": loop.text.num_hidden_layers,
+        "hold": cluster.hold,
+        "size": loop.value_size,
+    }
+    parts = memory.shards(**own, ranks=cluster.shard or cluster.trainers)
+    parts |= memory.gathered(root=counted.root, layers=counted.layers, models=1 + separate, **how)
+    gradients, closing = memory.whole_gradients(
+        root=counted.trained_root, layers=counted.trained_layers, **how
     )
+    return parts | gradients, closing
 
 
 def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tuple[int, int, int]:

@@ -82,6 +82,51 @@ def features(text: Any, vision: Any, tokens: int, size: int) -> int:
     return (1 + len(vision.deepstack_visual_indexes)) * text.hidden_size * tokens * size
 
 
+def gathered(
+    *, root: int, layers: int, depth: int, hold: bool, models: int, size: int
+) -> dict[str, int]:
+    """The bytes of whole weights that each of several ranks has during the passes of an update, by
+    part, of `models` that are passed through (the policy, and a reference of its own).
+
+    These are `root` parameters outside of the layers and, with `hold`, all `layers`. Without, the
+    `depth` layers come one after the other: one is computed while the next one comes, and the
+    buffer in which the former came is there until then (torch's FSDP2 prefetches so).
+    """
+    parts = {"gathered embeddings, head, vision": models * root * size}
+    if hold:
+        return parts | {"gathered layers": models * layers * size}
+    return parts | {"three layers on their way": 3 * layers // depth * size}
+
+
+def whole_gradients(
+    *, root: int, layers: int, depth: int, hold: bool, size: int
+) -> tuple[dict[str, int], int]:
+    """The bytes of whole gradients that each of several ranks has during the passes of an update,
+    by part, and those of the buffer that the closing pass reduces at once; of trained parameters
+    in the root and in the `depth` layers.
+
+    Gradients that wait for the closing pass add up in float32. In a dtype of `size` bytes that is
+    not float32, those of one backward pass exist beside the sum: of the whole root, and of a layer.
+    """
+    rounded, layer = 0 if size == FLOAT32 else size, layers // depth
+    parts = {"gradients of embeddings, head, vision": root * (FLOAT32 + rounded)}
+    if hold:
+        parts["gradients of the layers"] = layers * FLOAT32 + layer * rounded
+        # The layers' gradients are gone when the root's, the last, are reduced.
+        return parts, FLOAT32 * max(layer, root - layers)
+    parts["gradient of a layer, reduced"] = layer * (size + FLOAT32)
+    return parts, root * FLOAT32
+
+
+def shards(*, trained: int, frozen: int, reference: int, ranks: int, size: int) -> dict[str, int]:
+    """The bytes of what each of `ranks` has a part of, by part: the same as of one process, but
+    trained weights are float32, which are their own masters."""
+    whole = state(trained=trained, frozen=0, reference=reference, size=FLOAT32)
+    whole |= {"weights": trained * FLOAT32 + frozen * size, "reference": reference * size}
+    share = "" if ranks == 1 else f", a share of 1/{ranks}"
+    return {f"{name}{share}": -(-count // ranks) for name, count in whole.items()}
+
+
 def state(*, trained: int, frozen: int, reference: int, size: int) -> dict[str, int]:
     """The bytes that every update takes, by part: weights, gradients, two moments, the reference.
 

@@ -18,6 +18,9 @@ from axpo.models.lora import targeted_layers
 from axpo.tree import ImageSpan, Origin, Segment
 
 Kind = Literal["sft", "rl"]
+TREES = 4
+"""The trees of an update that each rank should have (choice): of 64 trees 16 ranks are 0.59 to 0.97
+full in simulations, 64 ranks 0.22 to 0.58 (docs/performance.md)."""
 ASSUMED = "assumed"
 """The id of a prompt that is assumed, because none can be rendered."""
 ASSUMED_TEXT = 1024
@@ -61,6 +64,12 @@ class Loop:
         return getattr(self.model.config, "vision_config", None)
 
     @property
+    def separate(self) -> bool:
+        """Whether the KL reference has weights of its own."""
+        kl = self.kind == "rl" and self.config.algorithm.kl > 0
+        return kl and self.config.model.lora is None
+
+    @property
     def value_size(self) -> int:
         """The bytes of a value of the model's dtype."""
         return getattr(torch, self.config.model.dtype).itemsize
@@ -86,12 +95,31 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """The numbers of parameters: of the model's parts, of its adapters, and of those trained."""
+    """The numbers of parameters: of the model's parts, of its adapters, and of those trained; and
+    of these, those in the text model's layers (`layers`, adapters included, and `trained_layers`).
+    """
 
     text: int
     vision: int
     adapters: int
     trained: int
+    layers: int
+    trained_layers: int
+
+    @property
+    def all(self) -> int:
+        """All parameters, those of adapters included."""
+        return self.text + self.vision + self.adapters
+
+    @property
+    def root(self) -> int:
+        """Those outside of the text model's layers: embeddings, head, norm and vision tower."""
+        return self.all - self.layers
+
+    @property
+    def trained_root(self) -> int:
+        """Those of the root that are trained."""
+        return self.trained - self.trained_layers
 
 
 def sizes(loop: Loop, prompt: Segment) -> Sizes:
@@ -120,12 +148,18 @@ def counts(loop: Loop) -> Counts:
     model, lora = loop.model, loop.config.model.lora
     vision = sum(p.numel() for p in family_of(model.config).vision(model).parameters())
     text = sum(p.numel() for p in model.parameters()) - vision
+    blocks = family_of(model.config).decoder(model).layers
+    layers = sum(p.numel() for p in blocks.parameters())
     if lora is not None:
-        layers = targeted_layers(model, lora)
-        added = lora.rank * sum(x.in_features + x.out_features for x in layers)
-        return Counts(text=text, vision=vision, adapters=added, trained=added)
-    trained = text + vision if loop.trains_vision else text
-    return Counts(text=text, vision=vision, adapters=0, trained=trained)
+        within = set(blocks.modules())
+        adapters = {True: 0, False: 0}
+        for layer in targeted_layers(model, lora):
+            adapters[layer in within] += lora.rank * (layer.in_features + layer.out_features)
+        added, inner = sum(adapters.values()), adapters[True]
+        parts = {"adapters": added, "trained": added, "trained_layers": inner}
+        return Counts(text=text, vision=vision, layers=layers + inner, **parts)
+    parts = {"trained": text + vision if loop.trains_vision else text, "trained_layers": layers}
+    return Counts(text=text, vision=vision, layers=layers, adapters=0, **parts)
 
 
 def assumed_prompt(loop: Loop) -> Segment:
@@ -143,6 +177,32 @@ def assumed_prompt(loop: Loop) -> Segment:
     pictures = max(0, tokens - ASSUMED_TEXT)
     spans = (ImageSpan(ASSUMED, 0, pictures),) if pictures else ()
     return Segment(ASSUMED, Origin.PROMPT, (0,) * tokens, images=spans)
+
+
+def crowded(loop: Loop) -> str:
+    """What is to be said of ranks that an update has too few trees for; empty if it has enough.
+
+    One rank trains a tree, so with few of them the largest decides how long an update takes; what
+    comes out is the same. Raises `ConfigError` if some ranks could never have one.
+    """
+    config, cluster = loop.config, loop.config.cluster
+    if cluster is None:
+        return ""
+    trees, setting = config.sft.batch, "sft.batch"
+    if loop.kind == "rl":
+        trees, setting = config.rl.questions // config.rl.updates, "rl.questions / rl.updates"
+    said = f"cluster.trainers: {cluster.trainers} ranks for {trees} trees of an update ({setting})"
+    more = "lower rl.updates" if loop.kind == "rl" and config.rl.updates > 1 else f"raise {setting}"
+    if cluster.trainers > trees:
+        raise ConfigError(
+            f"{said}: some would never have one to train; set it to at most {trees}, or {more}"
+        )
+    if cluster.trainers > 1 and TREES * cluster.trainers > trees:
+        return (
+            f"{said}: above a quarter of them ranks wait for the one with the largest trees; "
+            f"{max(1, trees // TREES)} would be busy, or {more}"
+        )
+    return ""
 
 
 def check_positions(loop: Loop, prompt: Segment) -> None:

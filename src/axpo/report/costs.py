@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from axpo.costs.account import Account, account
+from axpo.costs.account import CLOSING, Account, account
+from axpo.costs.hosts import host_memory
 from axpo.costs.operations import (
     DEVICES,
     REFERENCE,
@@ -23,7 +24,8 @@ from axpo.costs.operations import (
     step_operations,
     validation_operations,
 )
-from axpo.costs.sizes import ASSUMED, Kind, Loop, check_positions
+from axpo.costs.sizes import ASSUMED, Kind, Loop, check_positions, crowded
+from axpo.costs.steps import NODE, exchange, expected_step
 from axpo.errors import ConfigError
 from axpo.tree import Segment
 from axpo.wording import duration, in_units, percent
@@ -40,7 +42,8 @@ def print_costs(console: Console, loop: Loop, prompt: Segment, device: str) -> N
     for name, value in step_costs(told, prompt.id == ASSUMED, device).items():
         table.add_row(name, value)
     console.print(table)
-    table = Table("what", title=f"Memory of {title}", title_justify="left")
+    ranks = "" if loop.config.cluster is None else ", on each trainer's card"
+    table = Table("what", title=f"Memory of {title}{ranks}", title_justify="left")
     table.add_column("at most", justify="right")
     for name, value in memory_lines(told):
         style = CERTAIN if name in {"state", "in all"} or name.startswith("there are") else ""
@@ -48,6 +51,10 @@ def print_costs(console: Console, loop: Loop, prompt: Segment, device: str) -> N
     console.print(table)
     if told.servers is not None:
         console.print(servers_text(told))
+    if loop.config.cluster is not None:
+        console.print(_hosts_text(told))
+    if text := crowded(loop):
+        console.print(Text(text, "yellow"))
     if told.refusal:
         raise ConfigError(told.refusal)
     check_positions(loop, prompt)
@@ -68,10 +75,12 @@ def memory_lines(told: Account) -> list[tuple[str, str]]:
         ("KV cache of the engine in this process", found.kv),
         ("share of the judge's vLLM server started beside", told.judge),
     ]
-    if told.servers is not None:
+    if found.closing:
+        bounds.append((f"{CLOSING}, not beside these", found.closing))
+    if told.servers is not None and told.loop.config.cluster is None:
         bounds.append((f"share of the {told.servers.what} started beside", told.servers.taken))
     lines = [(name, in_units(size)) for name, size in state]
-    lines.append(("state", in_units(found.weights)))
+    lines.append(("state", in_units(sum(found.parts.values()))))
     lines += [(name, in_units(size)) for name, size in bounds if size]
     lines.append(("in all", in_units(told.total)))
     if told.card.memory is not None:
@@ -118,6 +127,7 @@ def step_costs(told: Account, assumed: bool, device: str) -> dict[str, str]:
         "largest possible tree": f"{sizes.tree:,} tokens",
         "max_tokens_per_micro_batch": f"{found.budget:,}: {found.verdict}",
         **_work(work, told.loop.kind, device),
+        **_expected(told, _device(device)),
         **_validation(told, device),
     }
 
@@ -143,6 +153,38 @@ def _work(work: Operations, kind: Kind, device: str) -> dict[str, str]:
     if kind == "sft":
         return {"training": trained}
     return {"sampling, all at their limits": _sampling(work, known), "training on it": trained}
+
+
+def _expected(told: Account, known: Device) -> dict[str, str]:
+    """How long a step is expected to take, and what its ranks exchange."""
+    step = expected_step(told, known)
+    parts = [f"training {duration(step.training)}"]
+    if told.loop.kind == "rl":
+        tail = f"sampling {duration(step.sampling)} (its longest path alone {duration(step.tail)})"
+        beside = " beside it" if step.ahead else ""
+        parts = [tail, f"{parts[0]}{beside}", f"weights to servers {duration(step.sending)}"]
+    lines = {"expected of a step": f"{duration(step.total)}: {', '.join(parts)}"}
+    sent = exchange(told)
+    if sent.gathered_once:
+        each, once = (
+            f"{in_units(gathered)} gathered, {in_units(reduced)} reduced"
+            for gathered, reduced in (
+                (sent.gathered, sent.reduced), (sent.gathered_once, sent.reduced_once)
+            )
+        )  # fmt: skip
+        lines["each rank, for a training pass"] = each
+        lines["and once for an update"] = once
+    return lines
+
+
+def _hosts_text(told: Account) -> str:
+    """What the first machine's main memory must hold."""
+    parts = host_memory(told)
+    told_parts = ", ".join(f"{name} {in_units(size)}" for name, size in parts.items())
+    return (
+        f"The first machine, of {NODE} GPUs, needs about {in_units(sum(parts.values()))} of main "
+        f"memory: {told_parts}."
+    )
 
 
 def _validation(told: Account, device: str) -> dict[str, str]:

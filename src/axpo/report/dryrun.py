@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -28,6 +28,7 @@ from axpo.models.paths import show_path
 from axpo.models.shapes import Shapes, find_shapes
 from axpo.report.contaminated import print_count
 from axpo.report.costs import print_costs
+from axpo.report.fits import print_fits
 from axpo.report.live import output_console
 from axpo.report.monitor import working
 from axpo.report.settings import print_settings
@@ -57,8 +58,9 @@ COLOURS = {
 }  # fmt: skip
 
 
-def show(config: Config, everything: bool = False) -> None:
-    """Print the dry run of `config`; with `everything` all of its settings.
+def show(config: Config, given: Sequence[str], everything: bool = False) -> None:
+    """Print the dry run of `config`, which was read from `given`; with `everything` all of its
+    settings.
 
     Raises `UserError` for what is wrong with the recipe, at the end where it cannot fit its card.
     """
@@ -87,6 +89,10 @@ def show(config: Config, everything: bool = False) -> None:
         console.print(Text("\nNot on this machine:", "bold yellow"))
     for line in missing:
         console.print(Text(f"- {line}", "yellow"), soft_wrap=True)
+    started = config.engine.longest_path is not None
+    if "rl" in prompts and config.model.memory_gb is not None and started:
+        console.print()
+        print_fits(console, config, given, shapes.model, prompts["rl"], device)
     for kind, prompt in prompts.items():
         console.print()
         print_costs(console, Loop(config, kind, shapes.model), prompt, device)
