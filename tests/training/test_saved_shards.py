@@ -295,6 +295,53 @@ def from_four(root: Path) -> dict[str, Weights]:
     return went_on(root, ["plain", "adapters"], "4", 4, Sharded(hold=True))
 
 
+WRONG = {
+    ("plain", "untied, no picture"): "was trained otherwise: resume with the model, ",
+    ("untied, no picture", "plain"): "the model differ in lm_head.weight: resume with the model ",
+    ("plain", "adapters"): "adapters on one side only",
+    ("plain", "rounded"): "was trained otherwise: resume with the model, the model.dtype",
+    ("plain", "broken"): "DamagedError: ",
+}
+"""By the learner's case and the checkpoint's, why the one cannot go on from the other."""
+
+
+def from_one(root: Path) -> dict[str, Any]:
+    """What two ranks come to that go on from one process's checkpoints, and what they refuse."""
+    torch.set_num_threads(1)
+    ranks, told = Sharded(), dict[str, str]()
+    some = {name: learner(CASES[name], ranks) for name in ("plain", "untied, no picture")}
+    before = {name: flat(one.parameters, ranks) for name, one in some.items()}
+    for of, name in WRONG:
+        try:
+            checkpoints.restore(root / "1" / name / "step-000002", some[of])
+        except ValueError as error:
+            told[f"{of} from {name}"] = f"{type(error).__name__}: {error}"
+    for name, one in some.items():
+        assert torch.equal(flat(one.parameters, ranks), before[name])
+        assert not one.optimizer.state
+    return {"told": told, **went_on(root, list(CASES), "1", 2, ranks)}
+
+
+def test_ranks_go_on_from_one_process(root: Path, tmp_path: Path):
+    unbroken = {}
+    for name, case in CASES.items():
+        some = learner(case, ALONE)
+        update(some, case, ALONE, range(2))
+        save(some, ALONE, root / "1" / name, 2)
+        update(some, case, ALONE, range(2, 4))
+        unbroken[name] = flat(some.parameters, ALONE)
+    shutil.copytree(root / "1" / "plain", root / "1" / "broken")
+    cut_short(root / "1" / "broken" / "step-000002" / "trainer.pt")
+    first, second = on_ranks(2, tmp_path, from_one, root)
+    for name, case in CASES.items():
+        apart = distance(first[name].own, unbroken[name])
+        print(f"{name}: 1 -> 2, weights {apart:.0e} apart")
+        assert apart < (1e-3 if case.rounded else 1e-6)
+    assert first["told"] == second["told"]
+    for (of, name), text in WRONG.items():
+        assert text in first["told"][f"{of} from {name}"]
+
+
 def test_other_numbers_of_ranks_go_on(
     root: Path, two: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ):

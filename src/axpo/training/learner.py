@@ -162,7 +162,8 @@ class LocalLearner(Learner):
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote into `folder`, to the bit.
 
-        What several ranks saved is read by any number of them, and by one process.
+        What several ranks saved is read by any number of them and by one process, and what one
+        process saved by ranks.
         """
         self.updates = self._ranks.read(folder, self._training)
 

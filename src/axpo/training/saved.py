@@ -74,7 +74,7 @@ def read(folder: Path, training: Training) -> int:
             load_adapters(model, found.adapter)
     else:
         # They are copied one by one from the host: a second model may not fit on the device.
-        weights = _read_weights(found.model)
+        weights = read_weights(found.model)
         try:
             copy_weights(model, weights)
         except ValueError as error:
@@ -96,7 +96,8 @@ def check_kind(found: CheckpointFolder, model: nn.Module) -> None:
         )
 
 
-def _read_weights(model: Path) -> dict[str, torch.Tensor]:
+def read_weights(model: Path) -> dict[str, torch.Tensor]:
+    """The weights in the folder `model`, mapped into memory; raises `DamagedError`."""
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(model.glob("*.safetensors")):
         with reading(file):

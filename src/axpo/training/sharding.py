@@ -83,7 +83,7 @@ class Sharded(Ranks):
             unit.set_force_sum_reduction_for_comms(True)
         if any(parameter.is_meta for parameter in model.parameters()):
             with self.agreed():
-                fill(spread, self._mesh.device_type, _own_part)
+                fill(spread, self._mesh.device_type, saved_shards.own_part)
         _settle(spread)
         return spread
 
@@ -250,16 +250,6 @@ def _settle(checkpoint: Checkpoint) -> None:
     for unit in _units(checkpoint.model):
         unit.unshard()
         unit.reshard()
-
-
-def _own_part(value: torch.Tensor) -> tuple[torch.Tensor, slice]:
-    """What of `value` is in this process, and which rows of the whole these are."""
-    if not isinstance(value, DTensor):
-        return value, slice(None)
-    own, mesh, rows = value.to_local(), value.device_mesh, value.shape[0]
-    # FSDP cuts as `torch.chunk` does; of a mesh with two dimensions the second one shards.
-    start = mesh.get_local_rank(mesh.ndim - 1) * -(-rows // mesh.size(mesh.ndim - 1))
-    return own, slice(start, start + own.shape[0])
 
 
 def _zero_gradients(checkpoint: Checkpoint) -> None:
