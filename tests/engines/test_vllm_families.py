@@ -19,7 +19,7 @@ from tests.support.engine_contract import Writer, ask, run
 from tests.support.families import family_checkpoint
 from tests.support.vllm_server import HEAD, PYTHON, ServerContract, differences, engine_at, real
 
-KINDS = ["llama"]
+KINDS = ["llama", "qwen2_5_vl"]
 LORA = LoraSettings(rank=8, alpha=16)
 
 

@@ -22,7 +22,7 @@ from axpo.chat.parsing import ParsedTurn
 from axpo.config import LoraSettings, OptimizerSettings, RolloutSettings
 from axpo.engines.scripted import ScriptedEngine
 from axpo.engines.transformers import TransformersEngine
-from axpo.errors import CheckpointError, ConfigError
+from axpo.errors import CheckpointError, ConfigError, ModelError
 from axpo.models.families import PAGES, family_of
 from axpo.models.families.chatml import ChatML
 from axpo.models.loading import Checkpoint, load_checkpoint, load_processor
@@ -31,9 +31,10 @@ from axpo.rollout.agent import Agent
 from axpo.rollout.paths import branch_path, start_path
 from axpo.rollout.rendering import Rendering
 from axpo.rollout.sampling import new_group
-from axpo.tasks.base import Example
+from axpo.tasks.base import IMAGE, Example
 from axpo.tools import make_tools
-from axpo.tools.base import Observation, ToolContext, View
+from axpo.tools.base import Box, Observation, ToolContext, View
+from axpo.tools.zoom import NAME, SPEC
 from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
@@ -161,7 +162,7 @@ def test_trained_saved_and_resumed_to_the_bit(kind: str, lora: bool, tmp_path: P
 
     folder = tmp_path / "model"
     one.checkpoint.save(folder)
-    loaded = load_checkpoint(folder, banned=("<|im_start|>",) if kind != "qwen3_vl" else ())
+    loaded = load_checkpoint(folder, banned=("<|im_start|>",) if kind in BLIND else ())
     architecture = json.loads((folder / "config.json").read_text())["architectures"]
     assert architecture == [type(one.checkpoint.model).__name__]
     theirs = loaded.processor.family.architecture.from_pretrained(folder).eval()
@@ -211,7 +212,7 @@ def _templated(rendering: Rendering, messages: list[dict[str, str]], **more: Any
     return rendering.tokenizer.apply_chat_template(messages, tokenize=False, **more)
 
 
-@pytest.mark.parametrize("kind", BLIND)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "qwen3_vl"])
 def test_turns_are_those_of_the_own_template(kind: str) -> None:
     """A prompt, a turn that calls, its result, a turn that answers; a system turn of one's own."""
     processor = family_checkpoint(kind).processor
@@ -270,6 +271,63 @@ def test_a_template_that_knows_tools_writes_the_same(kind: str) -> None:
     ]
     expected = _templated(rendering, ours, tools=[tool.spec], add_generation_prompt=True)
     assert rendering.decode([*shown.tokens, *turn, *after.tokens]) == expected
+
+
+def test_pictures_in_turns_are_those_of_the_own_template() -> None:
+    """In a question between its words, and in the result of a call behind them."""
+    rendering = Rendering(family_checkpoint("qwen2_5_vl").processor, {"look": FakeTool(_look)})
+    picture = tiny_picture(1, (64, 48))
+    asked = Example("q", f"Here {IMAGE} what?", (picture,), "2")
+    shown, pictures = rendering.prompt(asked, "p")
+    assert len(pictures) == 1 and [span.length for span in shown.images] == [4 * 3]
+    turn = rendering.demonstrated(f"So.\n{CALL}")
+    assert turn is not None
+    result, crops = rendering.observation(turn, [Observation("a", (View.whole(picture),))], "o")
+    assert len(crops) == 1
+    text = rendering.decode([*shown.tokens, *turn, *result.tokens])
+    text = re.sub(r"(<\|image_pad\|>)+", r"\1", text)
+    head = text[: text.index("<|im_start|>user")]
+    system = head.removeprefix("<|im_start|>system\n").removesuffix("<|im_end|>\n")
+    assert system.startswith("You are a helpful assistant.\n\n# Tools")
+
+    def said(text: str) -> dict[str, str]:
+        return {"type": "text", "text": text}
+
+    result_parts = [said("<tool_response>\na"), {"type": "image"}, said("\n</tool_response>")]
+    ours: list[Any] = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": [said("Here "), {"type": "image"}, said(" what?")]},
+        {"role": "assistant", "content": f"So.\n{CALL}"},
+        {"role": "user", "content": result_parts},
+    ]
+    assert text == _templated(rendering, ours, add_generation_prompt=True)
+
+
+def test_a_zoom_in_pixels_of_the_seen_picture() -> None:
+    """A box in pixels of what the model sees is cut from the larger original."""
+    processor = family_checkpoint("qwen2_5_vl").processor
+    rendering = Rendering(processor, make_tools([NAME]))
+    (tool,) = rendering.tools.values()
+    assert "in pixels of the image" in json.dumps(tool.spec)
+    picture = tiny_picture(1, (300, 100))
+    across, down = processor.seen_size(picture)
+    out = processor.image_processor(images=[picture], return_tensors="pt")
+    _, rows, columns = out["image_grid_thw"][0].tolist()
+    assert (across, down) == (columns * 8, rows * 8) != (300, 100)
+    context = ToolContext((View.whole(picture),))
+
+    def box(*corners: float) -> Box:
+        arguments = {"bbox_2d": list(corners), "label": "x", "img_idx": 0}
+        (view,) = asyncio.run(tool(arguments, context)).views
+        return view.box
+
+    assert box(0, 0, across, down) == (0, 0, 300, 100)
+    assert box(0, 0, across // 2, down) == (0, 0, 150, 100)
+    with pytest.raises(ModelError, match=rf"expected an area inside {across} x {down} pixels"):
+        box(across + 1, 0, across + 9, down)
+    relative = Rendering(family_checkpoint("qwen3_vl").processor, make_tools([NAME]))
+    (same,) = relative.tools.values()
+    assert same.spec == SPEC
 
 
 def test_thinking_that_is_opened_or_sampled() -> None:

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerFast
-from trl.chat_template_utils import qwen2_5_chat_template, qwen3_chat_template
+from trl.chat_template_utils import (
+    qwen2_5_chat_template,
+    qwen2_5_vl_chat_template,
+    qwen3_chat_template,
+)
 
+from axpo.models.families.qwen2_5_vl import Qwen25VL
 from axpo.models.loading import Checkpoint, Processor
-from axpo.models.tiny import tiny_model, tiny_tokenizer
-from tests.support.tiny import tiny_checkpoint
+from axpo.models.tiny import tiny_model, tiny_processor, tiny_tokenizer
+from tests.support.tiny import MERGE, PATCH, tiny_checkpoint
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and message.role != 'system' %}"
@@ -62,4 +67,37 @@ def family_checkpoint(kind: str, seed: int = 0, head: int = 16) -> Checkpoint:
         case "qwen3":
             special = (*TURNS, *CALLS, *THOUGHTS)
             return text_checkpoint(kind, seed, special, qwen3_chat_template, head_dim=head)
+        case "qwen2_5_vl":
+            return _windowed(seed, head)
     raise ValueError(kind)
+
+
+def _windowed(seed: int, head: int) -> Checkpoint:
+    """Windows of 32 pixels, 2 x 2 tokens, in two of three vision layers; 64 numbers in heads of `head`."""
+    special = (*TURNS, *CALLS, *Qwen25VL.unsampled)
+    tokenizer = tiny_tokenizer(special, qwen2_5_vl_chat_template)
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (
+        "image_pad", "video_pad", "vision_start", "vision_end")}  # fmt: skip
+    text = TEXT | {
+        "num_attention_heads": 64 // head, "num_key_value_heads": 32 // head,
+        "vocab_size": len(tokenizer),
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0,
+            "mrope_section": [head // 4, head // 8, head // 8],
+        },
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "depth": 3, "num_heads": 2, "intermediate_size": 64,
+        "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2,
+        "out_hidden_size": 64, "window_size": 32, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    config = AutoConfig.for_model(
+        "qwen2_5_vl", text_config=text, vision_config=vision, tie_word_embeddings=True,
+        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
+        dtype="float32",
+    )  # fmt: skip
+    model = tiny_model(config, seed)
+    images = tiny_processor(PATCH, 16 * 16, 128 * 128)
+    processor = Processor.of(f"tiny-qwen2_5_vl-{seed}", config, tokenizer, images)
+    return Checkpoint(processor, model)

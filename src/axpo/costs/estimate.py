@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from axpo.config import LimitSettings
 from axpo.costs import memory
 from axpo.costs.sizes import Counts, Loop, Sizes, counts, sizes
+from axpo.models.families import family_of
 from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.lora import targeted_layers
 from axpo.tools.python import PythonTool
@@ -152,6 +153,7 @@ def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tup
     A low-rank adapter keeps the output of A; its input is that of the layer.
     """
     model, text, vision, size = loop.config.model, loop.text, loop.vision, loop.value_size
+    family = family_of(loop.model.config)
     found: dict[bool, tuple[int, int]] = {}
     for recompute in (False, True):
         adapted = 0
@@ -161,11 +163,23 @@ def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tup
                 adapters = -(-adapters // text.num_hidden_layers)
             adapted = adapters * model.lora.rank * tokens * size
         layers = memory.text_activations(
-            text, tokens=tokens, keys=keys, mask=mask, size=size, recompute=recompute
+            text,
+            tokens=tokens,
+            keys=keys,
+            mask=mask,
+            size=size,
+            recompute=recompute,
+            query_norm=family.query_norm,
         )
         found[recompute] = (
             adapted + layers,
-            memory.vision_activations(vision, patches=patches, size=size, recompute=recompute)
+            memory.vision_activations(
+                vision,
+                patches=patches,
+                size=size,
+                recompute=recompute,
+                gated=family.gated_vision,
+            )
             if patches
             else 0,
         )

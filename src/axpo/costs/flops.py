@@ -39,11 +39,14 @@ def forward_flops(of: Dimensions, work: ForwardPass) -> int:
 def vision_flops(of: Dimensions, tokens: int) -> int:
     """The operations of the vision tower on a picture of `tokens` image tokens."""
     patches, merged = tokens * of.merge**2, of.vision_hidden * of.merge**2
-    layer = 2 * patches * of.vision_hidden * (4 * of.vision_hidden + 2 * of.vision_mlp)
-    attention = 4 * patches**2 * of.vision_hidden
+    mlp = of.vision_matrices * of.vision_mlp
+    layer = 2 * patches * of.vision_hidden * (4 * of.vision_hidden + mlp)
+    whole = of.vision_layers if of.vision_whole is None else of.vision_whole
+    seen = whole * patches + (of.vision_layers - whole) * min(patches, of.vision_window)
+    attention = 4 * patches * seen * of.vision_hidden
     merger = 2 * tokens * merged * (merged + of.hidden)
     embed = 2 * patches * of.patch * of.vision_hidden
-    return embed + of.vision_layers * (layer + attention) + (1 + of.deepstack) * merger
+    return embed + of.vision_layers * layer + attention + (1 + of.deepstack) * merger
 
 
 def causal_pairs(pieces: Iterable[tuple[int, int]]) -> int:

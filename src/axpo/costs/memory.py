@@ -1,7 +1,7 @@
 """The bytes that training and sampling keep per token, from a model's sizes alone.
 
-The activation formulas list what transformers' Qwen3-VL modules leave to autograd, so they hold
-for any size of the family; tests compare them with what autograd really keeps. `size` is the bytes
+The activation formulas list what transformers' modules leave to autograd, so they hold for any size
+of a family; tests compare them with what autograd really keeps. `size` is the bytes
 of a value of the model's dtype. Buffers that live for one operation, the allocator's slack, and the
 interpreter with its libraries are not counted.
 """
@@ -16,7 +16,14 @@ FLOAT32 = 4
 
 
 def text_activations(
-    text: Any, *, tokens: int, keys: int, mask: int, size: int, recompute: bool
+    text: Any,
+    *,
+    tokens: int,
+    keys: int,
+    mask: int,
+    size: int,
+    recompute: bool,
+    query_norm: bool = True,
 ) -> int:
     """The bytes that the text model (`text` is its config) keeps for backward of a pass over
     `tokens`.
@@ -31,8 +38,10 @@ def text_activations(
     states = text.num_key_value_heads * head_dim(text)
     # A norm keeps its input in float32, the normalised values and, for the next layer, its output.
     norms = 2 * hidden * (FLOAT32 + 2 * size)
-    # These are the query norm, the queries, and the attended values twice (for the projection too).
-    attention = queries * (FLOAT32 + 4 * size) + states * (FLOAT32 + size)
+    # These are the queries, and the attended values twice (for the projection too).
+    attention = 3 * queries * size
+    if query_norm:
+        attention += (queries + states) * (FLOAT32 + size)
     # These are the gate before and after its activation, the other branch, and their product.
     gated = 4 * inner * size
     layer = tokens * (norms + attention + gated) + 2 * keys * states * size
@@ -45,7 +54,9 @@ def _layers(count: int, layer: int, entry: int, recompute: bool) -> int:
     return count * entry + layer if recompute else count * layer
 
 
-def vision_activations(vision: Any, *, patches: int, size: int, recompute: bool) -> int:
+def vision_activations(
+    vision: Any, *, patches: int, size: int, recompute: bool, gated: bool = False
+) -> int:
     """The bytes that the vision tower (`vision` is its config) keeps for backward of one call over
     `patches`.
 
@@ -53,13 +64,15 @@ def vision_activations(vision: Any, *, patches: int, size: int, recompute: bool)
     """
     hidden, inner = vision.hidden_size, vision.intermediate_size
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    mergers = 1 + len(vision.deepstack_visual_indexes)
+    mergers = 1 + _deepstack(vision)
     # These are two norms (in and out), rotation, queries, keys, values and attended values twice,
     # and the MLP's middle.
-    block = 11 * hidden + 2 * inner
+    block = size * (11 * hidden + 2 * inner)
+    if gated:  # as in the text model
+        block = 2 * hidden * (FLOAT32 + 2 * size) + size * (7 * hidden + 4 * inner)
     # A merger concatenates neighbouring patches.
-    blocks = _layers(vision.depth, block, hidden, recompute)
-    return patches * size * (pixels + blocks + mergers * 4 * hidden)
+    blocks = _layers(vision.depth, block, hidden * size, recompute)
+    return patches * (size * (pixels + mergers * 4 * hidden) + blocks)
 
 
 def logits(text: Any, tokens: int, at_once: int) -> int:
@@ -79,7 +92,12 @@ def keys_values(text: Any, tokens: int, size: int) -> int:
 
 def features(text: Any, vision: Any, tokens: int, size: int) -> int:
     """The bytes of `tokens` picture tokens' features, at the text model's input and DeepStack's."""
-    return (1 + len(vision.deepstack_visual_indexes)) * text.hidden_size * tokens * size
+    return (1 + _deepstack(vision)) * text.hidden_size * tokens * size
+
+
+def _deepstack(vision: Any) -> int:
+    """The number of vision layers whose output also goes into layers of the text model."""
+    return len(getattr(vision, "deepstack_visual_indexes", ()))
 
 
 def gathered(

@@ -102,6 +102,12 @@ class Processor:
         """`axpo.models.vision.grid_of` this processor."""
         return grid_of(self.image_processor, image)
 
+    def seen_size(self, image: Image.Image) -> tuple[int, int]:
+        """The width and height in pixels at which the model sees the picture."""
+        _, rows, columns = self.grid(image)
+        patch: int = self.image_processor.patch_size
+        return columns * patch, rows * patch
+
     def picture_tokens(self, image: Image.Image) -> int:
         """The number of placeholder tokens that the picture takes in a prompt, from its size alone;
         raises `ValueError` as `grid_of` does."""
@@ -158,7 +164,8 @@ class Checkpoint:
         """Write all that `load_checkpoint` reads; adapters are merged into the weights."""
         with without_progress_bars():
             weights = dict(merged_weights(self.model, self.model.state_dict()))
-            self.model.save_pretrained(folder, state_dict=weights)
+            # Names are the model's own: a run that goes on, and servers, look for these.
+            self.model.save_pretrained(folder, state_dict=weights, save_original_format=False)
         self._save_processor(folder)
 
     def save_beside(self, folder: Path) -> None:

@@ -73,6 +73,9 @@ class Rendering:
         self.sees = processor.family.sees
         self.thinking = self._wire.thinking
         self._text = ControlText(self.tokenizer)
+        if processor.family.absolute:
+            for tool in tools.values():
+                tool.measure(processor.seen_size)
         self._specs: list[Any] = [tool.spec for tool in tools.values()]
         blind = [name for name, tool in tools.items() if tool.needs_eyes and not self.sees]
         if blind:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -106,6 +106,10 @@ class Tool(ABC):
                     f"{cls.__name__}.{name}: a tool has {near[0]!r}; give a member of your own "
                     "another name"
                 )
+
+    def measure(self, size: Callable[[Image.Image], tuple[int, int]]) -> None:  # noqa: B027
+        """It is called once, before the spec is read, for a model that writes places in a picture
+        in its pixels: `size` tells the width and height at which the model sees a picture."""
 
     @abstractmethod
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:

@@ -1,12 +1,15 @@
-"""The Qwen3-VL family's zoom tool crops a region of any picture so far, and enlarges small crops.
+"""The Qwen families' zoom tool crops a region of any picture so far, and enlarges small crops.
 
-Coordinates are relative, 0-1000 on both axes, as the family is trained to write them. A crop of
-a crop is cut from the original picture, so that a chain of zooms never loses resolution.
+Coordinates are relative, 0-1000 on both axes, as Qwen3-VL is trained to write them, or pixels of
+the picture as the model sees it, as Qwen2.5-VL is. A crop of a crop is cut from the original
+picture, so that a chain of zooms never loses resolution.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from PIL import Image
@@ -20,6 +23,8 @@ from axpo.tools.base import Box, Observation, Tool, ToolContext, View
 NAME = "image_zoom_in_tool"
 SCALE = 1000
 """Relative coordinates run from 0 to this (Qwen3-VL's grounding convention)."""
+PIXELS = "The region as [x1, y1, x2, y2], in pixels of the image."
+"""The argument's description for a model that counts pixels."""
 MIN_SIDE = 32
 """The least length in pixels of a crop's shorter side: that of one image token (patch 16 x merge
 2), as in Qwen-Agent's zoom tool for Qwen3-VL."""
@@ -63,23 +68,28 @@ class ZoomArguments(Arguments):
     img_idx: StrictInt = Field(description="an integer")
 
 
-def pixel_box(view: View, bbox: tuple[float, float, float, float]) -> Box:
-    """The original's pixels that the relative `bbox` of `view` covers, rounded outwards.
+def pixel_box(
+    view: View, bbox: tuple[float, float, float, float], units: tuple[int, int] = (SCALE, SCALE)
+) -> Box:
+    """The original's pixels that `bbox` covers, rounded outwards; `units` of its coordinates are
+    the sides of `view`.
 
     Inverted corners are swapped and the region is cut to the picture. Raises `ModelError` if
     nothing is left or the region is too thin.
     """
     left, top, right, bottom = view.box
-    x1, x2 = sorted(min(max(x, 0), SCALE) for x in (bbox[0], bbox[2]))
-    y1, y2 = sorted(min(max(y, 0), SCALE) for y in (bbox[1], bbox[3]))
+    across, down = units
+    x1, x2 = sorted(min(max(x, 0), across) for x in (bbox[0], bbox[2]))
+    y1, y2 = sorted(min(max(y, 0), down) for y in (bbox[1], bbox[3]))
     if x1 == x2 or y1 == y2:
-        raise ModelError(f"bbox_2d is {shorten(list(bbox))}: expected an area inside 0-1000")
+        inside = f"0-{SCALE}" if units == (SCALE, SCALE) else f"{across} x {down} pixels"
+        raise ModelError(f"bbox_2d is {shorten(list(bbox))}: expected an area inside {inside}")
     width, height = right - left, bottom - top
     box = (
-        left + math.floor(x1 * width / SCALE),
-        top + math.floor(y1 * height / SCALE),
-        left + math.ceil(x2 * width / SCALE),
-        top + math.ceil(y2 * height / SCALE),
+        left + math.floor(x1 * width / across),
+        top + math.floor(y1 * height / down),
+        left + math.ceil(x2 * width / across),
+        top + math.ceil(y2 * height / down),
     )
     sides = sorted((box[2] - box[0], box[3] - box[1]))
     if sides[1] > MAX_ASPECT * sides[0]:
@@ -89,9 +99,12 @@ def pixel_box(view: View, bbox: tuple[float, float, float, float]) -> Box:
     return box
 
 
-def crop(view: View, bbox: tuple[float, float, float, float]) -> View:
-    """The relative `bbox` of `view`, cut from its original; small crops are enlarged (bicubic)."""
-    box = pixel_box(view, bbox)
+def crop(
+    view: View, bbox: tuple[float, float, float, float], units: tuple[int, int] = (SCALE, SCALE)
+) -> View:
+    """The `bbox` of `view` (`pixel_box`), cut from its original; small crops are enlarged
+    (bicubic)."""
+    box = pixel_box(view, bbox, units)
     image = view.original.crop(box)
     factor = MIN_SIDE / min(image.size)
     if factor > 1:
@@ -108,6 +121,15 @@ class ZoomTool(Tool):
     timeout = 10.0
     needs_eyes = True
 
+    def __init__(self) -> None:
+        self._units: Callable[[Image.Image], tuple[int, int]] = lambda _: (SCALE, SCALE)
+
+    def measure(self, size: Callable[[Image.Image], tuple[int, int]]) -> None:
+        self._units = size
+        self.spec = copy.deepcopy(SPEC)
+        self.spec["function"]["parameters"]["properties"]["bbox_2d"]["description"] = PIXELS
+
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
         call = parse_arguments(ZoomArguments, arguments)
-        return Observation(views=(crop(chosen_view(context, call.img_idx), call.bbox_2d),))
+        view = chosen_view(context, call.img_idx)
+        return Observation(views=(crop(view, call.bbox_2d, self._units(view.image)),))

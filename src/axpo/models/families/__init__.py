@@ -21,6 +21,7 @@ PAGES = {
     "llama": "axpo.models.families.llama:Llama",
     "qwen3": "axpo.models.families.qwen3:Qwen3",
     "qwen2": "axpo.models.families.qwen2:Qwen2",
+    "qwen2_5_vl": "axpo.models.families.qwen2_5_vl:Qwen25VL",
 }
 """By model_type, the page of each family."""
 

@@ -19,7 +19,12 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dimensions:
-    """A model's widths and depths; `query` and `key` are the text model's heads times head size."""
+    """A model's widths and depths; `query` and `key` are the text model's heads times head size.
+
+    `vision_matrices` is the number of matrices in an MLP of the vision part. Of its layers
+    `vision_whole` see the whole picture, by default all; the others see at most `vision_window`
+    patches.
+    """
 
     hidden: int
     layers: int
@@ -33,6 +38,9 @@ class Dimensions:
     patch: int
     merge: int
     deepstack: int
+    vision_matrices: int = 2
+    vision_window: int = 0
+    vision_whole: int | None = None
 
 
 def head_dim(text: Any) -> int:
@@ -54,6 +62,12 @@ class Family(ABC):
     sees: bool = True
     """Whether it takes pictures. One that does not has no image processor, an empty vision part,
     and refuses tasks and tools that need eyes."""
+    query_norm: bool = True
+    """Whether the text model normalises queries and keys."""
+    gated_vision: bool = False
+    """Whether vision blocks have an MLP with a gate, and norms that compute in float32."""
+    absolute: bool = False
+    """Whether it writes boxes in pixels of the picture as it sees it; otherwise from 0 to 1000."""
     unsampled: tuple[str, ...]
     """Tokens that a policy must never sample: placeholders that would have no picture."""
     spelled: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
 """ChatML conversations with calls as the Qwen families write them, for any tokenizer.
 
 The prompt is what the checkpoint's own chat template writes; if the template knows no tools, they
-stand in the system turn. Everything after it is only appended: results of calls as a user's turn,
-each in `<tool_response>` tags. A template with other turns than ChatML's is refused, because what
-is appended would not be its format.
+stand in the system turn, behind what the template writes there. Everything after the prompt is only
+appended: results of calls as a user's turn, each in `<tool_response>` tags. A template with other
+turns than ChatML's is refused, because what is appended would not be its format.
 
 Where the tags of calls are tokens, only these count (`axpo.chat.parsing`). Where the vocabulary has
 none, tags are text: the policy may spell them by whatever tokens it likes. Then a call begins at
@@ -46,10 +46,13 @@ NONE = -1
 
 
 class ChatML(Wire):
-    """The conversations of one tokenizer. Raises `CheckpointError` for one with other turns."""
+    """The conversations of one tokenizer; `picture` is what stands for one.
 
-    def __init__(self, tokenizer: Any, stop: tuple[int, ...]) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    Raises `CheckpointError` for a template with other turns.
+    """
+
+    def __init__(self, tokenizer: Any, stop: tuple[int, ...], picture: str = "") -> None:
+        self._tokenizer, self._stop, self._picture = tokenizer, stop, picture
         self.turn_end = family_id(tokenizer, "<|im_end|>")
         asked: list[Message] = [{"role": "user", "content": "?"}]
         before, whole = self._templated(asked, generate=False), self._templated(asked)
@@ -63,6 +66,8 @@ class ChatML(Wire):
                 f"its chat template writes {whole[-80:]!r} for a question, expected ChatML's turns "
                 "(<|im_start|>user ... <|im_end|>): no page of models/families writes others"
             )
+        system, _, _ = before.partition("<|im_start|>user\n")
+        self._system = system.removeprefix("<|im_start|>system\n").removesuffix("<|im_end|>\n")
         self.generation_prompt = self._encode(self._opening)
         self.thinking = detect_thinking(tokenizer)
         self._knows_tools = "probe" in self._templated(asked, [{"function": {"name": "probe"}}])
@@ -77,27 +82,27 @@ class ChatML(Wire):
             self._control = ControlTokens(thought, call, call_end, stop, self.thinking)
 
     def prompt(self, messages: Sequence[Message], specs: Sequence[Any]) -> list[int]:
-        said = [message | {"content": _text(message["content"])} for message in messages]
+        said = [message | {"content": self._text(message["content"])} for message in messages]
         if specs and not self._knows_tools:
             lines = "\n".join(json.dumps(spec, ensure_ascii=False) for spec in specs)
             tools = TOOLS.format(specs=lines)
-            if said[0]["role"] == "system":
-                said[0]["content"] += f"\n\n{tools}"
-            else:
-                said.insert(0, {"role": "system", "content": tools})
+            if said[0]["role"] != "system":
+                said.insert(0, {"role": "system", "content": self._system})
+            before = said[0]["content"]
+            said[0]["content"] = f"{before}\n\n{tools}" if before else tools
             specs = ()
         return self._encode(self._templated(said, specs))
 
     def results(self, turn: Sequence[int], messages: Sequence[Message]) -> list[int]:
         closed = bool(turn) and turn[-1] == self.turn_end
         shown = "\n".join(
-            f"<tool_response>\n{_text(message['content'])}\n</tool_response>"
+            f"<tool_response>\n{self._text(message['content'])}\n</tool_response>"
             for message in messages
         )
         return self._encode(("" if closed else "<|im_end|>") + self._user_turn(shown))
 
     def reply(self, message: Message) -> list[int]:
-        return self._encode(self._user_turn(_text(message["content"])))
+        return self._encode(self._user_turn(self._text(message["content"])))
 
     def parse(self, turn: Sequence[int], call_at: int | None) -> ParsedTurn:
         if self._control is not None:
@@ -120,6 +125,11 @@ class ChatML(Wire):
             calls.append(read_call(said.token(at - 1), said.token(over - 1) + 1, inside))
             at = said.opening(after=over)
         return ParsedTurn(tuple(calls), "" if calls else self._decode(ids).strip(), 0)
+
+    def _text(self, content: Any) -> str:
+        if isinstance(content, str):
+            return content
+        return "".join(part.get("text", self._picture) for part in content)
 
     def _user_turn(self, content: str) -> str:
         return f"\n<|im_start|>user\n{content}<|im_end|>\n{self._opening}"
@@ -170,7 +180,3 @@ class _Spelled:
         """The characters [start, end), apart where their tokens are."""
         marks = [start, *(e for e in self._ends if start < e < end), end]
         return [self.text[a:b] for a, b in pairwise(marks)]
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)

@@ -15,4 +15,5 @@ class Llama(TextFamily):
     """`LlamaForCausalLM`, with or without a tied output layer."""
 
     kind = "llama"
+    query_norm = False
     architecture = LlamaForCausalLM

@@ -11,4 +11,5 @@ class Qwen2(TextFamily):
     """The dense models; one with a sliding window in some layers is refused."""
 
     kind = "qwen2"
+    query_norm = False
     architecture = Qwen2ForCausalLM
