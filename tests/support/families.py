@@ -73,7 +73,7 @@ def family_checkpoint(kind: str, seed: int = 0, head: int = 16) -> Checkpoint:
 
 
 def _windowed(seed: int, head: int) -> Checkpoint:
-    """Windows of 32 pixels, 2 x 2 tokens, in two of three vision layers; 64 numbers in heads of `head`."""
+    """Windows of 2 x 2 tokens in two of three vision layers; the text model is 64 wide."""
     special = (*TURNS, *CALLS, *Qwen25VL.unsampled)
     tokenizer = tiny_tokenizer(special, qwen2_5_vl_chat_template)
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (

@@ -65,7 +65,8 @@ def _read(checkpoint: Checkpoint, part: Part) -> None:
     path, model = checkpoint.processor.path, checkpoint.model
     with readable(path):
         files = [safe_open(file, framework="pt") for file in weight_files(path)]
-        stored = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        own_name = checkpoint.processor.family.own_name
+        stored = {own_name(name): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
         tied: dict[torch.Tensor, list[str]] = {}
         layers = adapted_layers(model)
         for name, weight in model.state_dict(keep_vars=True).items():
@@ -77,7 +78,8 @@ def _read(checkpoint: Checkpoint, part: Part) -> None:
         info = {"missing_keys": missing, "unexpected_keys": unknown}
         check_whole(path, info, checkpoint.processor.family)
         for weight, (name, *_) in found.items():
-            whole, (own, rows) = stored[name].get_slice(name), part(weight)
+            file, theirs = stored[name]
+            whole, (own, rows) = file.get_slice(theirs), part(weight)
             if (shape := tuple(whole.get_shape())) != weight.shape:
                 raise CheckpointError(
                     f"{path}: {name} has shape {shape}, its config.json makes it "

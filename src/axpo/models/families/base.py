@@ -102,6 +102,10 @@ class Family(ABC):
             )
         return None
 
+    def own_name(self, stored: str) -> str:
+        """The model's name of the weight that a published checkpoint calls `stored`."""
+        return stored
+
     @abstractmethod
     def decoder(self, model: Any) -> Any:
         """The text model, with `embed_tokens` and `layers`, whose config chooses its attention."""

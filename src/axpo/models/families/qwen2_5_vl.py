@@ -54,6 +54,14 @@ class Qwen25VL(Family):
         )),
     )  # fmt: skip
 
+    def own_name(self, stored: str) -> str:
+        # Published checkpoints are older than the class's names.
+        if stored.startswith("visual."):
+            return f"model.{stored}"
+        first, _, rest = stored.partition(".")
+        own = first != "model" or rest.startswith(("language_model.", "visual."))
+        return stored if own else f"model.language_model.{rest}"
+
     def decoder(self, model: Any) -> Any:
         return model.model.language_model
 
