@@ -220,6 +220,20 @@ def test_parts_of_ranks_are_the_model(found: list[dict], folders: Path, name: st
         assert 0.45 * size < together < 0.55 * size or (WHOLE[name].lora and together < 0.5 * size)
 
 
+@pytest.mark.parametrize("name", ["bfloat16 from float32", "llama"])
+def test_what_is_written_beside_weights_is_the_same(folders: Path, tmp_path: Path, name: str):
+    dtype = WHOLE[name].dtype
+    (folders / name / "generation_config.json").write_text('{"max_new_tokens": 77}')
+    load_hollow(folders / name, dtype).save_beside(tmp_path / "ours")
+    load_checkpoint(folders / name, dtype=dtype).save(tmp_path / "theirs")
+    ours, theirs = (
+        {file.name: file.read_text() for file in (tmp_path / of).iterdir() if file.name != ONE}
+        for of in ("ours", "theirs")
+    )
+    assert ours == theirs
+    assert "77" in ours["generation_config.json"]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_folder_that_lacks_something_is_refused_on_all_ranks(found: list[dict], name: str):
     for part in found:

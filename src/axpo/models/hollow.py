@@ -35,7 +35,10 @@ def load_hollow(
     Raises `CheckpointError`.
     """
     processor = load_processor(path, banned=banned)
-    model = without_weights(copy.deepcopy(processor.config))
+    config = copy.deepcopy(processor.config)
+    for told in (config, *(getattr(config, name) for name in config.sub_configs)):
+        told.dtype = dtype  # As `from_pretrained` leaves it, for readers of config.json.
+    model = without_weights(config)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     with suppress(OSError):  # Not all checkpoints have one.
