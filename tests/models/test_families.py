@@ -23,6 +23,8 @@ from axpo.algorithms.losses import TokenBatch
 from axpo.chat.parsing import ParsedTurn
 from axpo.config import LoraSettings, OptimizerSettings, RolloutSettings
 from axpo.costs import memory
+from axpo.engines.chat.engine import ChatEngine
+from axpo.engines.chat.settings import Chat
 from axpo.engines.scripted import ScriptedEngine
 from axpo.engines.transformers import TransformersEngine
 from axpo.errors import CheckpointError, ConfigError, ModelError
@@ -434,6 +436,13 @@ def test_a_model_without_eyes_is_told_at_the_start(kind: str) -> None:
         rendering.prompt(Example("q", "What?", (tiny_picture(1),), "2"), "p")
     seen = Observation("a plot", (View.whole(tiny_picture(1)),))
     assert rendering.visible(seen) == Observation("a plot\n(1 pictures, which you cannot see)")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen2_5_vl"])
+def test_an_endpoint_s_replies_need_tags_that_are_tokens(kind: str, tmp_path: Path) -> None:
+    settings = Chat(urls=("http://127.0.0.1:1/v1",), model="x")
+    with pytest.raises(ConfigError, match=r"engine\.name: 'chat'.*no '</think>'.*families\.md"):
+        ChatEngine(settings, family_checkpoint(kind).processor, tmp_path / "replies.sqlite")
 
 
 @pytest.mark.parametrize("kind", BLIND)

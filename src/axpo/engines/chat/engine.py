@@ -43,7 +43,7 @@ from axpo.engines.checking import check_request
 from axpo.engines.places import Places
 from axpo.engines.stats import EngineStats
 from axpo.engines.vllm.wire import picture_url
-from axpo.errors import BudgetSpent, ConfigError, EngineError, SourceFault
+from axpo.errors import BudgetSpent, ConfigError, EngineError, RenderingError, SourceFault
 from axpo.pictures import shrunk
 from axpo.recorded.cache import AnswerCache, Key
 
@@ -85,15 +85,22 @@ class ChatEngine(Engine):
     """An engine that asks the endpoint of `settings`, keeps its replies in `record`, and writes
     turns in the tokens of `processor`.
 
-    Raises `MissingError` for a key that is not there, and `UserError` for a file that holds no
-    recorded replies.
+    Raises `MissingError` for a key that is not there, `ConfigError` for a vocabulary without the
+    tags of turns, and `UserError` for a file that holds no recorded replies.
     """
 
     def __init__(self, settings: Chat, processor: Processor, record: Path) -> None:
         self.stats = EngineStats()
         self.chat = ChatStats()
         self._settings, self._processor, self._record = settings, processor, record
-        self._write = Transcriber(processor.tokenizer, processor.image_token, processor.stop)
+        try:
+            self._write = Transcriber(processor.tokenizer, processor.image_token, processor.stop)
+        except RenderingError as error:
+            raise ConfigError(
+                f"engine.name: 'chat' writes an endpoint's replies in tokens of {processor.path}, "
+                f"and {error}: name a model as model.path whose tags are all tokens "
+                "(docs/families.md)"
+            ) from None
         self._client = ChatClient(
             settings.urls,
             api_key(settings.key, "engine.key"),
