@@ -58,9 +58,15 @@ def check_names(config: Config, *commands: str) -> None:
             f"engine.name: axpo diagnose goes on from inside turns, which {config.engine.name!r} "
             "cannot be asked for; axpo eval measures it"
         )
+    if "diagnose" in wanted and config.cluster is not None and not config.loads:
+        raise ConfigError(
+            "eval.load: axpo diagnose measures the entropy of calls with the model's weights, and "
+            "with [cluster] this process loads none; set eval.load = true where it can hold them"
+        )
     if "train" in wanted and config.eval.every:
         check_validation(config)
-    if "train" in wanted and config.cluster is not None and not config.engine.external:
+    inside = config.engine.trains and not config.engine.external
+    if wanted & {"train", *MEASURING} and config.cluster is not None and inside:
         raise ConfigError(
             f"engine.name: {config.engine.name!r} samples with weights in this process, which has "
             "none with [cluster]; set it to 'vllm'"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from axpo.engines.vllm.serving import start_engine
 from axpo.engines.vllm.settings import Vllm
 from axpo.errors import UserError
 from axpo.models.loading import Checkpoint
-from tests.support.clusters import add_node, cluster_of, fake_python
+from tests.support.clusters import add_node, cluster_of, engines, fake_python, gone, running
 from tests.support.engine_contract import Writer, ask
 from tests.support.tiny import tiny_checkpoint
 from tests.support.vllm_fakes import check, prompts
@@ -78,28 +77,6 @@ def of_host(host: Any) -> tuple[int, str]:
     return ray.get(
         host.__ray_call__.remote(lambda _: (os.getpid(), ray.get_runtime_context().get_node_id()))
     )
-
-
-def engines(folder: Path) -> list[int]:
-    """The processes of the fakes' own."""
-    logs = "".join(log.read_text() for log in folder.glob("vllm-*.log"))
-    return [int(line.split()[1]) for line in logs.splitlines() if line.startswith("engine ")]
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def gone(pids: list[int]) -> bool:
-    """Whether all end within some seconds."""
-    for _ in range(100):
-        if not any(map(running, pids)):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def served(engine: VllmEngine, checkpoint: Checkpoint, lose: Callable[[], Any], lost: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,17 +31,18 @@ words = sys.argv
 given = {{name: words[words.index(name) + 1] for name in ("--host", "--port", "--model")}}
 assert given["--host"] == "127.0.0.1"
 fake = FakeVllm(load_checkpoint(given["--model"]), port=int(given["--port"]))
+fake.delay = {delay}
 print("engine", engine.pid, flush=True)
 ended.wait()
 """
 
 
-def fake_python(folder: Path, dies: str = "") -> str:
-    """A program in `folder` that is started as vLLM's python is, and is a fake server; or one that
-    `dies` with these words."""
+def fake_python(folder: Path, dies: str = "", delay: float = 0.0) -> str:
+    """A program in `folder` that is started as vLLM's python is, and is a fake server whose answers
+    take at least `delay` seconds; or one that `dies` with these words."""
     file = folder / "vllm-python"
     path = [entry for entry in sys.path if entry]
-    file.write_text(_SERVER.format(python=sys.executable, path=path, dies=dies))
+    file.write_text(_SERVER.format(python=sys.executable, path=path, dies=dies, delay=delay))
     file.chmod(0o755)
     return str(file)
 
@@ -65,3 +67,26 @@ def cluster_of(*nodes: int) -> Iterator[Cluster]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def engines(folder: Path) -> list[int]:
+    """The processes of the fakes' own."""
+    logs = "".join(log.read_text() for log in folder.glob("vllm-*.log"))
+    return [int(line.split()[1]) for line in logs.splitlines() if line.startswith("engine ")]
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: list[int], seconds: float = 10.0) -> bool:
+    """Whether all end within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while any(map(running, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

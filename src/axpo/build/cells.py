@@ -113,7 +113,7 @@ def bench_cells(
             rows = sum(source.rows for source in task.sources)
             evaluation = EvalSettings(
                 split=TEST, questions=min(questions or rows, rows), samples=samples,
-                k=min(samples, MOST_K), load=config.eval.load,
+                k=min(samples, MOST_K), load=config.loads if config.cluster else config.eval.load,
             )  # fmt: skip
             for arm in own:
                 changed = {"model": model, "task": task, "eval": evaluation}

@@ -111,6 +111,8 @@ def check_sampling(config: Config, path: str | Path) -> None:
             f"engine.max_length: {longest} tokens, but rollout.max_tokens = {after} come after a "
             "prompt: set it to at least the sum of both, or lower rollout.max_tokens"
         )
+    if config.cluster is not None:
+        return  # Each server has the cards of its place alone.
     device = torch_device(config.model)
     card = recipe_card(config.model, device)
     model = without_weights(read_config(path))

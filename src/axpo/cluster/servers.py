@@ -178,6 +178,7 @@ def placing(need: Need, seconds: float, say: Callable[[str], None]) -> Place:
 
     def make(installation: Installation, arguments: Sequence[str], logs: Path) -> Sequence[Process]:
         group = reserved(need, "SPREAD", seconds, say)
+        say(f"starting {need.count} vLLM server{'s' if need.count > 1 else ''}")
         hosts = Hosts(group, installation, arguments, need.gpus)
         folder = logs.absolute()
         return [RemoteProcess(hosts, i, folder / f"vllm-{i}.log") for i in range(need.count)]

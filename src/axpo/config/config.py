@@ -90,17 +90,29 @@ class Config(Section):
                 f"model.device: {self.model.device!r} with [cluster], where every rank gets a GPU "
                 "of its own: set it to 'cuda'"
             )
-        if self.cluster is not None and "servers" in self.engine.model_fields_set:
-            raise ValueError(
-                "engine.servers: no effect with [cluster], whose cluster.servers is the number; "
-                "remove it"
-            )
+        if self.cluster is not None:
+            for name, instead in (
+                ("servers", "whose cluster.servers is the number"),
+                ("port", "where each server takes a free port of its node"),
+            ):
+                if name in self.engine.model_fields_set:
+                    raise ValueError(
+                        f"engine.{name}: no effect with [cluster], {instead}; remove it"
+                    )
         return self
 
     @property
     def loads(self) -> bool:
-        """Whether an evaluation loads the model's weights."""
-        return self.eval.load and self.engine.trains
+        """Whether an evaluation loads the model's weights. With [cluster] it does only where
+        `eval.load` is set."""
+        asked = self.cluster is None or "load" in self.eval.model_fields_set
+        return self.eval.load and asked and self.engine.trains
+
+    @property
+    def at_once(self) -> int:
+        """How many sequences run at once in all servers together."""
+        started = self.cluster is not None and getattr(self.engine, "python", None) is not None
+        return self.engine.at_once * (self.cluster.servers if self.cluster and started else 1)
 
 
 @cache

@@ -58,18 +58,23 @@ class Loaded:
     """The agent that samples, and the model that it samples with; None if the engine serves one
     that is not loaded here.
 
-    A `shared` one's engine and graders are of other measurements too and stay when this one ends;
-    a `compared` one's engine was compared with the model.
+    `leave` is called at the end, after the agent's. A `shared` one's engine and graders are of
+    other measurements too and stay when this one ends; a `compared` one's engine was compared with
+    the model.
     """
 
     agent: Agent
     checkpoint: Checkpoint | None
+    leave: Callable[[], object] = lambda: None
     shared: bool = False
     compared: bool = False
 
     async def close(self) -> None:
         """End what is of this measurement alone."""
-        await (self.agent.end() if self.shared else self.agent.close())
+        try:
+            await (self.agent.end() if self.shared else self.agent.close())
+        finally:
+            self.leave()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,7 @@ def diagnose(run: Measurement, monitor: Monitor) -> dict[str, Any]:
             groups = await _sample(run, loaded.agent, shelf, None)
             probes = choose_prefixes(groups, resampling, config.eval.prefixes, seed)
             monitor.start("diagnose", 0, max(1, len(probes)))
-            sampling = GroupSampler(loaded.agent, samples, seed, config.engine.at_once)
+            sampling = GroupSampler(loaded.agent, samples, seed, config.at_once)
             made_with = {"prefix_samples": samples}
             at = [[p.prefix.source, p.prefix.cut] for p in probes]
             monitor.phase("resampling prefixes")
@@ -259,7 +264,7 @@ async def _sample(
 ) -> list[Group]:
     """The evaluation's groups; what is on the shelf is not sampled again."""
     config = run.config
-    sampling = GroupSampler(agent, config.eval.samples, config.run.seed, config.engine.at_once)
+    sampling = GroupSampler(agent, config.eval.samples, config.run.seed, config.at_once)
     return await sample_examples(sampling, run.asked(), shelf, progress)
 
 

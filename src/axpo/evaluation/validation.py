@@ -30,7 +30,7 @@ async def measure(agent: Agent, config: Config, step: int) -> dict[str, float]:
     Warns (`UnscoredWarning`) where more could not be scored than expected.
     """
     settings, samples = config.eval, config.eval.validation_samples
-    at_once = min(config.engine.at_once, config.rl.questions * config.algorithm.rollouts)
+    at_once = min(config.at_once, config.rl.questions * config.algorithm.rollouts)
     sampler = GroupSampler(agent, samples, config.run.seed, at_once)
     places = asyncio.Semaphore(max(1, at_once // samples))
 

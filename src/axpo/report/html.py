@@ -21,6 +21,7 @@ from axpo.folder import whole_file
 from axpo.report import summary
 from axpo.report.finding import Finding
 from axpo.report.names import (
+    EVENTS,
     MAIN_CHARTS,
     MORE_CHARTS,
     Chart,
@@ -173,7 +174,7 @@ def _curves(
 
 
 def _present(charts: Sequence[Chart], curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The charts that any run has points for."""
+    """The charts that any run has points for; of rare events, if any happened."""
     return [
         {
             "key": c.key,
@@ -184,5 +185,6 @@ def _present(charts: Sequence[Chart], curves: Sequence[Mapping[str, Any]]) -> li
             "sparse": bool(c.kind),
         }
         for c in charts
-        if any(run["series"][c.key] for run in curves)
+        if any(value for run in curves for _, value in run["series"][c.key])
+        or (c.key not in EVENTS and any(run["series"][c.key] for run in curves))
     ]

@@ -70,6 +70,8 @@ MORE_CHARTS = (
     Chart("servers_lost", "Servers lost", "their requests went elsewhere", fraction=False),
     Chart("restarts", "Restarts of the ranks", "each went on from a checkpoint", fraction=False),
 )  # fmt: skip
+EVENTS = ("servers_lost", "restarts")
+"""Curves of what seldom happens, which have a chart only where it did."""
 TOOL_FIGURES = {"rate": "attempt rate", "accuracy": "accuracy", "all_wrong": "all wrong"}
 """The figures of one tool and their names."""
 _FAMILY_CURVE = re.compile("family_(.+)_tool_rate")

@@ -83,6 +83,8 @@ def what_was_run(runs: Sequence[RunView], names: Sequence[str], kind: str) -> st
         sentence += f", {both} {PurePath(str(model)).name}"
     if task := _common(runs, "task", "name"):
         sentence += f", on {task}"
+    if ranks := _common(runs, "cluster", "trainers"):
+        sentence += f", trained by {ranks} rank{'s' if ranks > 1 else ''}"
     return sentence + "."
 
 
@@ -229,7 +231,7 @@ def _totals(run: RunView, prefix: str, kind: str) -> dict[str, float]:
 
 def _common(runs: Sequence[RunView], section: str, key: str) -> Any:
     """The setting's value if all runs share it, else None."""
-    values = [run.config.get(section, {}).get(key) for run in runs]
+    values = [(run.config.get(section) or {}).get(key) for run in runs]
     return values[0] if all(v == values[0] for v in values) else None
 
 

@@ -36,9 +36,9 @@ def run_study(
 ) -> Path:
     """Run the stages that `out` lacks of the study at `path`; return `study.md`.
 
-    `jobs` stages run at once: by default one per core, and one on a GPU. A stage that fails stops
-    only the stages that need it; the tables of the finished ones are written, then `StageError`
-    says what failed. Failed stages are tried again the next time.
+    `jobs` stages run at once: by default one per core, and one on a GPU or a cluster. A stage that
+    fails stops only the stages that need it; the tables of the finished ones are written, then
+    `StageError` says what failed. Failed stages are tried again the next time.
     """
     study = load_study(path, overrides)
     planned = stages(study, out)
@@ -53,7 +53,7 @@ def run_study(
                 write_whole(copy, recipe.read_text(encoding="utf-8"))
         failed = run_stages(
             planned, folder.logs, f"axpo study {out.name}",
-            jobs or default_jobs(study.shared.model.device),
+            jobs or (1 if study.shared.cluster else default_jobs(study.shared.model.device)),
             keep_going=True, starting=partial(write_settings, study),
         )  # fmt: skip
         if failed and not begun(planned):

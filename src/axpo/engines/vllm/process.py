@@ -21,6 +21,7 @@ from typing import Protocol
 
 import httpx
 
+from axpo import stopping
 from axpo.engines.vllm.settings import CPU_CACHE, VLLM_ENVIRONMENT
 from axpo.errors import ConfigError, UserError
 
@@ -215,6 +216,7 @@ def _wait_until_well(servers: Sequence[Process], seconds: float, section: str) -
                 raise UserError(f"{name} did not start: {failure}")
             if time.monotonic() > deadline:
                 raise UserError(f"{name} is not ready after {section}.start_seconds = {seconds:g}")
+        stopping.check()  # Whoever starts them may do so in an event loop.
         time.sleep(0.5)
 
 
