@@ -51,7 +51,7 @@ def print_costs(console: Console, loop: Loop, prompt: Segment, device: str) -> N
     console.print(table)
     if told.servers is not None:
         console.print(servers_text(told))
-    if loop.config.cluster is not None:
+    if loop.config.cluster is not None and told.card.gpu:
         console.print(_hosts_text(told))
     if text := crowded(loop):
         console.print(Text(text, "yellow"))
