@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerFast
-from trl.chat_template_utils import (
-    qwen2_5_chat_template,
-    qwen2_5_vl_chat_template,
-    qwen3_chat_template,
-)
 
 from axpo.models.families.qwen2_5_vl import Qwen25VL
 from axpo.models.loading import Checkpoint, Processor
@@ -33,6 +30,13 @@ TEXT = {
     "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": True,
     "dtype": "float32",
 }  # fmt: skip
+
+
+def shipped(name: str) -> str:
+    """The chat template of published models as TRL ships it; TRL itself is not imported."""
+    found = find_spec("trl")
+    assert found is not None and found.origin is not None
+    return (Path(found.origin).parent / "chat_templates" / f"{name}.jinja").read_text()
 
 
 def text_checkpoint(
@@ -63,10 +67,10 @@ def family_checkpoint(kind: str, seed: int = 0, head: int = 16) -> Checkpoint:
         case "llama":
             return text_checkpoint(kind, seed, TURNS, SMOLLM2, head_dim=head)
         case "qwen2":
-            return text_checkpoint(kind, seed, (*TURNS, *CALLS), qwen2_5_chat_template)
+            return text_checkpoint(kind, seed, (*TURNS, *CALLS), shipped("qwen2_5"))
         case "qwen3":
             special = (*TURNS, *CALLS, *THOUGHTS)
-            return text_checkpoint(kind, seed, special, qwen3_chat_template, head_dim=head)
+            return text_checkpoint(kind, seed, special, shipped("qwen3"), head_dim=head)
         case "qwen2_5_vl":
             return _windowed(seed, head)
     raise ValueError(kind)
@@ -75,7 +79,7 @@ def family_checkpoint(kind: str, seed: int = 0, head: int = 16) -> Checkpoint:
 def _windowed(seed: int, head: int) -> Checkpoint:
     """Windows of 2 x 2 tokens in two of three vision layers; the text model is 64 wide."""
     special = (*TURNS, *CALLS, *Qwen25VL.unsampled)
-    tokenizer = tiny_tokenizer(special, qwen2_5_vl_chat_template)
+    tokenizer = tiny_tokenizer(special, shipped("qwen2_5_vl"))
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (
         "image_pad", "video_pad", "vision_start", "vision_end")}  # fmt: skip
     text = TEXT | {

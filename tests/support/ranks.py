@@ -27,9 +27,10 @@ from axpo.training.ranks import ALONE, Ranks
 from axpo.training.recomputation import recompute_layers
 from axpo.training.sharding import WholeWeights
 from axpo.tree import Group
+from tests.support.families import family_checkpoint
 from tests.support.lora import adapted
 from tests.support.padded_oracle import Builder, branching_group, credit_all
-from tests.support.tiny import in_bfloat16, tiny_checkpoint
+from tests.support.tiny import in_bfloat16
 
 MIXED = ("small0", "tree0", "text1", "text2", "small3")
 """Trees of all kinds: with 200 tokens at once, one is in pieces; some show no picture."""
@@ -56,6 +57,8 @@ class Case:
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     ranks: Mapping[str, Any] = field(default_factory=dict)
     """`Sharded`'s settings."""
+    kind: str = "qwen3_vl"
+    """The model's family."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def made(name: str, checkpoint: Checkpoint, update: int) -> Group:
 
 def model(case: Case, seed: int) -> Checkpoint:
     """The tiny model as `case` wants it, without adapters."""
-    checkpoint = tiny_checkpoint(seed)
+    checkpoint = family_checkpoint(case.kind, seed)
     if case.untied:
         some = checkpoint.model
         some.config.tie_word_embeddings = some.config.text_config.tie_word_embeddings = False
@@ -143,7 +146,7 @@ def handed_on(checkpoint: Checkpoint, ranks: Ranks) -> dict[str, torch.Tensor]:
         weights = WholeWeights(checkpoint)
     else:
         weights = model.state_dict()
-        if model.lm_head.weight is model.model.language_model.embed_tokens.weight:
+        if model.lm_head.weight is model.get_input_embeddings().weight:
             del weights["lm_head.weight"]
     return {name: tensor.clone() for name, tensor in merged_weights(model, weights)}
 

@@ -326,5 +326,7 @@ def test_ranks_do_not_give_their_parts_to_an_engine(checkpoint: Checkpoint):
         many = True
 
     some = LocalLearner(checkpoint, None, OptimizerSettings(), 1, ranks=Many())
-    with pytest.raises(ValueError, match=r"ranks give their weights by `axpo\.training\.publishing`"):
+    with pytest.raises(
+        ValueError, match=r"ranks give their weights by `axpo\.training\.publishing`"
+    ):
         asyncio.run(some.publish(1))

@@ -38,6 +38,8 @@ CASES = {
         "clipped": Case(optimizer={"max_grad_norm": 0.05, "weight_decay": 0.1}),
         "untied": Case(kl=True, untied=True),
         "text adapters": Case(kl=True, lora={}),
+        "a text model": Case(kl=True, kind="llama"),
+        "windows in vision": Case(kl=True, kind="qwen2_5_vl"),
         "rounded, kl": replace(ROUNDED, kl=True, recompute=True),
         "rounded, held": replace(ROUNDED, ranks={"hold": True}),
         "rounded, one picture": replace(ROUNDED, groups=("tree0", "text1")),
