@@ -71,7 +71,7 @@ def check_names(config: Config, *commands: str) -> None:
             f"engine.name: {config.engine.name!r} samples with weights in this process, which has "
             "none with [cluster]; set it to 'vllm'"
         )
-    if config.model.device not in ("auto", "cpu"):
+    if config.model.device not in ("auto", "cpu") and config.cluster is None:
         from axpo.models.device import torch_device
 
         torch_device(config.model)

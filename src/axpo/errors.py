@@ -43,7 +43,8 @@
     ├── MemoryWarning
     ├── CrowdedWarning
     ├── DamagedWarning
-    └── UnscoredWarning
+    ├── UnscoredWarning
+    └── LostWarning
 
 Two stand elsewhere, for the sandbox knows nothing of axpo but `axpo.pictures`: its own
 `SandboxFault`, which the tool `python` turns into an `InfraError`, and `pictures.PictureError`,
@@ -265,3 +266,7 @@ class DamagedWarning(RunWarning):
 
 class UnscoredWarning(RunWarning):
     """More trajectories than expected could not be scored."""
+
+
+class LostWarning(RunWarning):
+    """A run goes on from its last checkpoint, for a rank of its learner was lost."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from axpo import stopping
 from axpo.build.judge import recipe_judge, start_judge
+from axpo.build.learners import gang_learner, join_cluster, local_learner, shared_folder
 from axpo.build.models import load_alone, load_policy, load_reference, load_trained
 from axpo.build.preflight import check_policy_sampling, check_sampling, preflight
 from axpo.build.tools import recipe_tools, rl_files, run_files
@@ -27,10 +31,13 @@ from axpo.tasks.base import Critic
 from axpo.tasks.grading import Graders
 from axpo.tools.base import Tool
 from axpo.training import rl, sft
-from axpo.training.learner import LocalLearner
 from axpo.training.parity import limits_of
 from axpo.training.probe import WeightProbe
 from axpo.training.validation import Validation
+
+if TYPE_CHECKING:
+    from axpo.cluster.start import Joined
+    from axpo.engines.vllm.process import Place
 
 Say = Callable[[str], None]
 """Hears what is being done, where that takes a while."""
@@ -62,19 +69,22 @@ def rl_run(config: Config, out: Path | None = None, say: Say = lambda _: None) -
     judge = recipe_judge(config, *splits)
     path = model_path(config.model.path)
     preflight(config, "rl", path, task, tools)
-    say(LOADING)
-    checkpoint, reference = load_policy(config, path), load_reference(config, path)
     out = Path(tempfile.mkdtemp(prefix="axpo-")) if out is None else out
-    agent = build_agent(config, checkpoint, tools, judge, out, say)
+    with ExitStack() as undo:
+        joined = join_cluster(config, out, path, "ranks", *_server_places(config))
+        if joined is not None:
+            undo.callback(joined.leave)
+        say(LOADING)
+        checkpoint = load_policy(config, path, hollow=joined is not None)
+        reference = load_reference(config, path) if joined is None else None
+        agent = build_agent(config, checkpoint, tools, judge, out, say, joined)
+        if joined is None:
+            learner = local_learner(config, "rl", checkpoint, reference, agent.engine)
+        else:
+            undo.callback(lambda: stopping.run(agent.close()))
+            learner = gang_learner(config, "rl", path, joined, agent.engine, say)
+        undo.pop_all()
     temperature = config.rollout.temperature
-    learner = LocalLearner(
-        checkpoint,
-        reference,
-        config.rl.optimizer,
-        config.rl.steps * config.rl.updates,
-        temperature,
-        agent.engine,
-    )
     probe = None
     if config.engine.external:
         probe = WeightProbe(
@@ -92,10 +102,14 @@ def sft_run(config: Config, out: Path, say: Say = lambda _: None) -> sft.SFTRun:
     path, task, tools = model_path(config.model.path), config.task, recipe_tools(config)
     task.check()
     preflight(config, "sft", path, task, tools)
+    joined = join_cluster(config, out, path, "ranks")
     say(LOADING)
-    checkpoint = load_policy(config, path)
+    checkpoint = load_policy(config, path, hollow=joined is not None)
     rendering = Rendering(checkpoint.processor, tools, task.system)
-    learner = LocalLearner(checkpoint, None, config.sft.optimizer, config.sft.steps)
+    if joined is None:
+        learner = local_learner(config, "sft", checkpoint, None, None)
+    else:
+        learner = gang_learner(config, "sft", path, joined, None, say)
     return sft.SFTRun(config, out, task, rendering, learner, run_files(config, "sft"))
 
 
@@ -133,9 +147,11 @@ def build_agent(
     judge: Judge | None,
     out: Path,
     say: Say = lambda _: None,
+    joined: Joined | None = None,
 ) -> Agent:
     """An agent that samples with the weights of a checkpoint, or, of a processor alone, with those
-    that the engine serves; the logs of engine and judge go to `out`.
+    that the engine serves; the logs of engine and judge go to `out`. Servers are started on the
+    cluster that was `joined`.
 
     Starting them may take a while; raises `UserError` where one does not start.
     """
@@ -145,7 +161,7 @@ def build_agent(
     in_flight = config.rl.in_flight if config.rl.max_staleness else None
     start = Start(
         processor, checkpoint, RunFolder(out).vllm, config.rollout.max_tokens, config.model.dtype,
-        in_flight,
+        in_flight, *_on_cluster(config, joined, out, say),
     )  # fmt: skip
     graders = Graders(judge)
     server = None if judge is None else start_judge(config, judge, start.folder, say)
@@ -157,6 +173,23 @@ def build_agent(
             server.stop()
         raise
     return agent_with(config, engine, rendering, graders)
+
+
+def _server_places(config: Config) -> tuple[str, ...]:
+    """The places that the engine's servers need in a cluster, as `join_cluster` is told."""
+    return ("servers",) if getattr(config.engine, "python", None) is not None else ()
+
+
+def _on_cluster(
+    config: Config, joined: Joined | None, out: Path, say: Say
+) -> tuple[Path | None, Place | None]:
+    """The folder for weights and the place of servers in a cluster; None twice without one."""
+    if joined is None or config.cluster is None:
+        return None, None
+    from axpo.cluster.servers import placing
+
+    place = placing(joined.servers, config.cluster.start_seconds, say)
+    return shared_folder(config, out) / "weights", place
 
 
 def agent_with(config: Config, engine: Engine, rendering: Rendering, graders: Graders) -> Agent:

@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import axpo
+from axpo import stopping
 from axpo.engines.vllm.process import find_installation
 from axpo.errors import ConfigError, UserError
 from axpo.folder import files_digest, writing
@@ -99,6 +100,7 @@ def reserved(
     deadline, said = time.monotonic() + seconds, ""
     try:
         while not group.wait(1):
+            stopping.check()
             told = _waiting(need)
             if time.monotonic() > deadline:
                 raise UserError(

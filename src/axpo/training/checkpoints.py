@@ -20,6 +20,8 @@ from axpo.errors import (
     DamagedError,
     DamagedWarning,
     DiskError,
+    LearnerLost,
+    LostWarning,
     NonFiniteError,
     Stopped,
     UserError,
@@ -34,6 +36,7 @@ from axpo.folder import (
 from axpo.stopping import held
 from axpo.training.base import Learner
 from axpo.training.data import RunData
+from axpo.training.monitor import Monitor
 from axpo.training.saved import reading
 
 
@@ -85,12 +88,14 @@ def kept_on_stop(
     """
     try:
         yield
+    except LearnerLost:
+        raise  # Nothing can be saved; the loop goes on from what is.
     except (Exception, Stopped, CancelledError) as ended:
         step, begun = divmod(learner.updates, updates)
         new = step and checkpoint_of(folder, step).missing
         if new and not begun:
             try:
-                with held(), suppress(NonFiniteError):
+                with held(), suppress(NonFiniteError, LearnerLost):
                     save(folder, step, learner, data, keep=None)
             except DiskError:
                 if isinstance(ended, DiskError):
@@ -171,3 +176,16 @@ def resume(folder: Path, learner: Learner, data: RunData) -> int:
         return 0
     data.check(state.data, checkpoint_of(folder, state.step).path)
     return state.step
+
+
+def restart(folder: Path, learner: Learner, lost: LearnerLost, monitor: Monitor) -> None:
+    """Have the `learner` begin anew after `lost`, so that the run can go on (`resume`) from the
+    newest checkpoint in `folder`, or from its start; a `LostWarning` says so.
+
+    Raises `UserError` if that has happened too often.
+    """
+    monitor.phase("replacing lost ranks")
+    saved = saved_checkpoints(folder)
+    start = saved[-1].path.name if saved else "the start, for there is no checkpoint yet"
+    warnings.warn(f"{lost}: the run goes on from {start}", LostWarning, stacklevel=2)
+    learner.restart(lost)

@@ -2,10 +2,10 @@
 
 The loop knows no algorithm (it asks for `plan` and `credit`), no engine and no tool. Whatever it
 does depends only on the settings, the start checkpoint and the step's number, so a run that was
-killed and goes on from its last checkpoint ends with the same weights as an unbroken one: on a CPU
-to the bit where no tool answers from another process or thread, else, and on a GPU, up to how float
-sums round (docs/gpu.md names the kernels whose sums have no fixed order). Only
-where rollouts are sampled ahead (`rl.max_staleness`) does the outcome depend on time as well.
+killed, or lost a rank of its learner, and goes on from its last checkpoint ends with the same
+weights as an unbroken one: on a CPU to the bit where no tool answers from another process or
+thread, else, and on a GPU, up to how float sums round (docs/gpu.md names the kernels whose sums
+have no fixed order). Only where rollouts are sampled ahead (`rl.max_staleness`) does the outcome depend on time as well.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from axpo.algorithms.subgroups import gap
 from axpo.algorithms.unscored import unscored_figures
 from axpo.clock import Lag
 from axpo.config import Config
+from axpo.errors import LearnerLost
 from axpo.folder import RunFolder, checkpoint_of
 from axpo.metrics import Max, combined
 from axpo.rollout.agent import Agent
@@ -96,9 +97,16 @@ async def _compare_engine(
 
 async def _train(run: RLRun, monitor: Monitor) -> Path:
     try:
-        return await _steps(run, monitor)
+        while True:
+            try:
+                return await _steps(run, monitor)
+            except LearnerLost as lost:
+                checkpoints.restart(RunFolder(run.out).checkpoints, run.learner, lost, monitor)
     finally:
-        await run.agent.close()
+        try:
+            await run.agent.close()
+        finally:
+            run.learner.close()
 
 
 async def _steps(run: RLRun, monitor: Monitor) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from axpo import stopping
 from axpo.config import Config
+from axpo.errors import LearnerLost
 from axpo.folder import RunFolder, checkpoint_of
 from axpo.rollout.demonstrations import demonstrate
 from axpo.rollout.episodes import episodes
@@ -42,7 +43,21 @@ class SFTRun:
 
 
 def train(run: SFTRun, monitor: Monitor) -> Path:
-    """Train on the "sft" split what is left of the run's steps; returns the last checkpoint."""
+    """Train on the "sft" split what is left of the run's steps; returns the last checkpoint.
+
+    The run is used up.
+    """
+    try:
+        while True:
+            try:
+                return _steps(run, monitor)
+            except LearnerLost as lost:
+                checkpoints.restart(RunFolder(run.out).checkpoints, run.learner, lost, monitor)
+    finally:
+        run.learner.close()
+
+
+def _steps(run: SFTRun, monitor: Monitor) -> Path:
     config, learner = run.config, run.learner
     folder = RunFolder(run.out).checkpoints
     data = RunData(run.out, run.task, "sft", run.files)
