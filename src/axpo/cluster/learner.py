@@ -1,4 +1,4 @@
-"""A learner whose ranks are elsewhere: it has no weights, and hands every call on to all of them."""
+"""A learner whose ranks are elsewhere: it has no weights, and hands each call on to all of them."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ class GangLearner(Learner):
         while True:
             if self._in_a_row == self._settings.restarts:
                 raise UserError(
-                    f"{lost}. Ranks were replaced {self._in_a_row} times (cluster.restarts) without "
-                    "getting any further: look at that node, and at its logs in "
-                    "/tmp/ray/session_latest/logs; the same command goes on from the last checkpoint"
+                    f"{lost}. Ranks were replaced {self._in_a_row} times (cluster.restarts), and "
+                    "got no further: look at that node, and at its logs in /tmp/ray/session_latest; "
+                    "the same command goes on from the last checkpoint"
                 ) from lost
             self._in_a_row += 1
             self._restarts += 1

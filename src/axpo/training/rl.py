@@ -5,7 +5,8 @@ does depends only on the settings, the start checkpoint and the step's number, s
 killed, or lost a rank of its learner, and goes on from its last checkpoint ends with the same
 weights as an unbroken one: on a CPU to the bit where no tool answers from another process or
 thread, else, and on a GPU, up to how float sums round (docs/gpu.md names the kernels whose sums
-have no fixed order). Only where rollouts are sampled ahead (`rl.max_staleness`) does the outcome depend on time as well.
+have no fixed order). Only where rollouts are sampled ahead (`rl.max_staleness`) does the outcome
+depend on time as well.
 """
 
 from __future__ import annotations
