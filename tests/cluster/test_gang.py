@@ -210,12 +210,10 @@ class Killer(Lines):
 
 
 def tokens(out: Path, steps: int) -> list[Any]:
-    files = [RunFolder(out).trees(step) for step in range(steps)]
-    return [
-        [segment.tokens for group in load_groups(file, False) for t in group.trajectories()
-         for segment in t.segments]
-        for file in files
-    ]  # fmt: skip
+    folder = RunFolder(out)
+    groups = [load_groups(folder.trees(step), folder.pictures) for step in range(steps)]
+    paths = [[path for group in step for path in group.trajectories()] for step in groups]
+    return [[segment.tokens for path in step for segment in path.segments] for step in paths]
 
 
 def saved(path: Path) -> torch.Tensor:

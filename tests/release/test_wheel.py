@@ -89,6 +89,10 @@ def gguf():
         return
     raise AssertionError
 
+def cluster():
+    check_names(load_config("lab", "cluster.trainers=1"), "sft")
+    from axpo.cluster import learner, servers
+
 def mcp():
     from axpo.build.tools import recipe_tools
     server = f"tools.mcp=[{{command=['{sys.executable}', '{sys.argv[2]}']}}]"
@@ -212,7 +216,7 @@ def test_every_module_imports_without_extras(base: Environment) -> None:
         "import axpo, importlib, pkgutil\n"
         "for module in pkgutil.walk_packages(axpo.__path__, 'axpo.'):\n"
         "    apart = ('axpo.__main__', 'axpo.tools.mcp', 'axpo.engines.vllm.worker')\n"
-        "    if module.name not in apart:\n"
+        "    if module.name not in apart and not module.name.startswith('axpo.cluster.'):\n"
         "        importlib.import_module(module.name)\n"
         "print(axpo.__file__)",
     )  # fmt: skip
@@ -249,7 +253,8 @@ def test_the_shipped_study_has_its_tables_without_the_repository(base: Environme
 
 
 @pytest.mark.parametrize(
-    "extra", ["lab", "sandbox", "data", "lora", "tracking", "search", "mcp", "gym", "gguf"]
+    "extra",
+    ["lab", "sandbox", "data", "lora", "tracking", "search", "mcp", "gym", "gguf", "cluster"],
 )
 def test_each_extra_alone_brings_what_it_promises(
     extra: str, base: Environment, on_top: Callable[..., Environment]

@@ -1,4 +1,5 @@
-"""The loops, the parity check and checkpoints need five methods of a learner and its count."""
+"""The loops, the parity check and checkpoints need five methods of a learner and its count, and
+close it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ class Elsewhere:
         self.asked: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
-        if name not in (*FIVE, "updates"):
+        if name not in (*FIVE, "updates", "close"):
             raise AttributeError(f"a learner elsewhere has no {name}")
         self.asked.add(name)
         return getattr(self._learner, name)
@@ -40,7 +41,7 @@ def test_sft_and_rl_ask_nothing_else(tmp_path: Path) -> None:
     run = sft_run(taught, tmp_path / "sft")
     far = Elsewhere(run.learner)
     last = sft.train(replace(run, learner=cast("Learner", far)), Lines())
-    assert far.asked == {"update", "save"}
+    assert far.asked == {"update", "save", "close"}
 
     learned = starting_at(config(rl={"steps": 1, "old_logprobs": "recompute"}), last / "model")
     for again in (False, True):
@@ -49,7 +50,7 @@ def test_sft_and_rl_ask_nothing_else(tmp_path: Path) -> None:
         run.learner = cast("Learner", far)
         last = rl.train(run, Lines())
         expected = {"load", "publish"} if again else {"update", "logprobs", "publish", "save"}
-        assert far.asked == expected
+        assert far.asked == expected | {"close"}
     model = run.learner.__dict__["_learner"].checkpoint.model
     saved = load_checkpoint(last / "model").model.state_dict()
     assert all(torch.equal(saved[name], w) for name, w in model.state_dict().items())

@@ -101,8 +101,8 @@ class GangLearner(Learner):
         while True:
             if self._in_a_row == self._settings.restarts:
                 raise UserError(
-                    f"{lost}. Ranks were replaced {self._in_a_row} times (cluster.restarts), and "
-                    "got no further: look at that node, and at its logs in /tmp/ray/session_latest; "
+                    f"{lost}. Ranks were replaced {self._in_a_row} times (cluster.restarts) and "
+                    "got no further: look at that node, and at /tmp/ray/session_latest/logs on it; "
                     "the same command goes on from the last checkpoint"
                 ) from lost
             self._in_a_row += 1
