@@ -10,7 +10,7 @@ from typing import Any
 
 from axpo.build.cells import Cell
 from axpo.build.judge import judge_for
-from axpo.build.runs import CHECKING, Say, agent_with, build_agent, measured_model
+from axpo.build.runs import CHECKING, Say, agent_with, measuring
 from axpo.build.tools import recipe_graders, recipe_tools, run_files
 from axpo.evaluation.bench import BASE
 from axpo.evaluation.bench.answers import Answers, read_answers
@@ -35,6 +35,7 @@ class SharedModel:
         self._graders = {name for cell in cells for name in recipe_graders(cell.config, TEST)}
         self._model: Checkpoint | Processor | None = None
         self._first: Agent | None = None
+        self._leave: Callable[[], object] = lambda: None
 
     def measurement(self, cell: Cell) -> Measurement:
         """The cell's measurement with this model."""
@@ -55,14 +56,19 @@ class SharedModel:
         if self._first is None or self._model is None:
             config = self._config
             judge = judge_for(config, self._graders)
-            self._model = measured_model(config, model_path(config.model.path), say)
-            self._first = build_agent(config, self._model, {}, judge, self._out, say)
+            path = model_path(config.model.path)
+            self._model, self._first, self._leave = measuring(
+                config, path, {}, judge, self._out, say
+            )
         return self._first, self._model
 
     async def close(self) -> None:
         """End the engine and the judge, if they were started, and let go of the weights."""
-        if self._first is not None:
-            await self._first.close()
+        try:
+            if self._first is not None:
+                await self._first.close()
+        finally:
+            self._leave()
         self._first = self._model = None
 
 

@@ -122,12 +122,33 @@ def evaluation_run(config: Config, out: Path) -> Measurement:
         say(CHECKING)
         tools = recipe_tools(config)
         judge = recipe_judge(config, config.eval.split)
-        model = measured_model(config, path, say)
-        agent = build_agent(config, model, tools, judge, out, say)
-        return Loaded(agent, model if isinstance(model, Checkpoint) else None)
+        model, agent, leave = measuring(config, path, tools, judge, out, say)
+        return Loaded(agent, model if isinstance(model, Checkpoint) else None, leave)
 
     files = run_files(config, config.eval.split)
     return Measurement(config, out, path, files, load)
+
+
+def measuring(
+    config: Config,
+    path: str,
+    tools: Mapping[str, Tool],
+    judge: Judge | None,
+    out: Path,
+    say: Say,
+) -> tuple[Checkpoint | Processor, Agent, Callable[[], object]]:
+    """What measures the model at `path`: that (`measured_model`), an agent, and what leaves the
+    cluster on which its servers run, at the end. Raises `UserError`."""
+    joined = None
+    if places := _server_places(config):
+        joined = join_cluster(config, out, path, *places)
+    leave = (lambda: None) if joined is None else joined.leave
+    try:
+        model = measured_model(config, path, say)
+        return model, build_agent(config, model, tools, judge, out, say, joined), leave
+    except BaseException:
+        leave()
+        raise
 
 
 def measured_model(config: Config, path: str, say: Say) -> Checkpoint | Processor:
