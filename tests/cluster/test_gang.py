@@ -246,7 +246,7 @@ def trained(fake: FakeVllm, out: Path, lines: Lines, **sections: Mapping[str, An
 def test_rl_on_ranks_samples_the_same_tokens(tmp_path: Path, fakes: Callable[[], FakeVllm]) -> None:
     one = Lines()
     last = trained(fakes(), tmp_path / "one", one)
-    expected = tokens(tmp_path / "one", 3)
+    expected, many = tokens(tmp_path / "one", 3), list[torch.Tensor]()
     for name, lines in {"ranks": Killer(), "killed": Killer("update", 1)}.items():
         if name == "killed":
             with pytest.warns(LostWarning, match="the run goes on from step-000001"):
@@ -259,8 +259,10 @@ def test_rl_on_ranks_samples_the_same_tokens(tmp_path: Path, fakes: Callable[[],
         for (_, _, ours), (_, _, theirs) in zip(lines.steps, one.steps, strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
             assert ours["probe_difference"] < 1e-4
-        assert distance(saved(found), saved(last)) < 1e-5
-        assert not ray.is_initialized() or free()
+        many.append(saved(found))
+        assert distance(many[-1], saved(last)) < 1e-6
+        assert free()
+    assert torch.equal(*many)  # A lost rank leaves no trace in the weights.
 
 
 def test_sft_on_ranks_goes_on_without_a_checkpoint(tmp_path: Path) -> None:
@@ -276,5 +278,5 @@ def test_sft_on_ranks_goes_on_without_a_checkpoint(tmp_path: Path) -> None:
     assert found == checkpoint_of(tmp_path / "ranks" / "checkpoints", 3).path
     for (_, _, ours), (_, _, theirs) in zip(lines.steps, one.steps, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
-    assert distance(saved(found), saved(last)) < 1e-5
+    assert distance(saved(found), saved(last)) < 1e-6
     assert free()

@@ -32,7 +32,7 @@ class ClusterSettings(Section):
     """Seconds that one update, save, or hand-over of weights may take before the ranks are taken
     for hung and replaced (choice)."""
     restarts: PositiveInt = 3
-    """How many times in a row, without an update between, lost ranks are replaced before the run
+    """How many times lost ranks are replaced without getting any further between before the run
     stops (choice)."""
     start_seconds: PositiveFloat = 600.0
     """Seconds that the command waits for its places in the cluster, and then for ranks to load the
