@@ -10,7 +10,8 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,gym,gguf,cluster,bench,dev
 
-.PHONY: quickstart test lint bench pictures gpu vllm-env test-vllm test-wheel release rehearsal clean
+.PHONY: quickstart test lint bench pictures gpu vllm-env test-vllm test-wheel release rehearsal faults \
+	rehearsal-cluster clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart --out $(RUN)
@@ -50,6 +51,12 @@ release: $(VENV)/.installed-dev $(RELEASE)/.installed  # what is uploaded, check
 
 rehearsal: $(VENV)/.installed-rehearsal $(VLLM)/.installed  # a first real run in small
 	$(BIN)/python -m rehearsal --vllm-python $(abspath $(VLLM))/bin/python
+
+faults: $(VENV)/.installed-dev  # every fault of a cluster, at random moments (five minutes)
+	AXPO_FAULTS=1 $(BIN)/python -m pytest tests/cluster/test_faults.py -s
+
+rehearsal-cluster: $(VENV)/.installed-dev $(VLLM)/.installed  # two ranks, two servers, a lost node
+	$(BIN)/python -m rehearsal.cluster --vllm-python $(abspath $(VLLM))/bin/python
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from axpo.folder import RunFolder, checkpoint_of
-from rehearsal.checks import Check, all_checks
+from rehearsal.checks import Check, all_checks, report
 from rehearsal.data import write_data
 from rehearsal.model import write_model
 
@@ -124,10 +124,7 @@ def main() -> None:
         checks = all_checks(folder, _checkpoint(Path(), KILLED_STEPS))
     else:
         checks = rehearse(folder, str(Path(given.vllm_python).absolute()), console)
-    for check in checks:
-        mark = "[green]ok[/green]    " if check.holds else "[red]FAILED[/red]"
-        console.print(f"{mark} {check.claim}: {check.found}")
-    sys.exit(not all(check.holds for check in checks))
+    report(checks, console)
 
 
 if __name__ == "__main__":

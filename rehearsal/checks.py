@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from axpo.folder import CheckpointFolder, RunFolder
@@ -29,6 +32,14 @@ class Check:
     claim: str
     found: str
     holds: bool
+
+
+def report(checks: Sequence[Check], console: Console) -> NoReturn:
+    """Print `checks`; the process ends with status 1 where one fails."""
+    for check in checks:
+        mark = "[green]ok[/green]    " if check.holds else "[red]FAILED[/red]"
+        console.print(f"{mark} {check.claim}: {check.found}")
+    sys.exit(not all(check.holds for check in checks))
 
 
 def all_checks(folder: Path, checkpoint: Path) -> list[Check]:

@@ -24,7 +24,16 @@ from axpo.store import load_groups
 from axpo.tasks.lab import BASE
 from axpo.tools.zoom import ZoomTool
 from axpo.tree import Stream
-from tests.support.runs import SMALL, Lines, config, diagnose, evaluate, train_rl, train_sft
+from tests.support.runs import (
+    SMALL,
+    Lines,
+    config,
+    diagnose,
+    evaluate,
+    toml,
+    train_rl,
+    train_sft,
+)
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -102,7 +111,7 @@ def test_killed_and_resumed_rl_gives_the_same_weights(
     start: Path, trained: tuple[Path, Lines], tmp_path: Path
 ) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(_toml(SMALL))
+    recipe.write_text(toml(SMALL))
     command = [
         sys.executable, "-m", "axpo", "train", str(recipe), f"model.path={start}",
         "--out", str(tmp_path / "run"),
@@ -213,13 +222,3 @@ def test_rl_refuses_sampling_that_biases_it(bad: dict[str, float], tmp_path: Pat
 def test_a_step_without_any_score_stops(start: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"32 of 32 trajectories .*32 x no answer after 1e-09 s"):
         train_rl(config(rollout={"max_seconds": 1e-9}), start, tmp_path, Lines())
-
-
-def _toml(values: Mapping[str, object], path: str = "") -> str:
-    """Nested settings as TOML (numbers and strings only)."""
-    own = [f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
-    text = "\n".join([f"[{path}]", *own]) if path and own else ""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            text += "\n" + _toml(value, f"{path}.{key}" if path else key)
-    return text + "\n"

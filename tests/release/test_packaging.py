@@ -66,7 +66,7 @@ def distributions(folder: str) -> dict[str, set[str]]:
         ("src/axpo", [name for name in EXTRAS if name not in ("bench", "dev")]),
         ("benchmarks", ["bench"]),
         ("lab_base", ["lab"]),
-        ("rehearsal", []),
+        ("rehearsal", ["cluster"]),
         ("studies", []),
         ("tests", list(EXTRAS)),
     ],

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from axpo.config import load_config
 from axpo.folder import CheckpointFolder
 from axpo.models.lora import WEIGHTS
-from rehearsal import checks
+from rehearsal import checks, cluster
 from rehearsal.__main__ import HERE, SHORT
 from rehearsal.data import write_data
 from tests.support.groups import tools_and_plain
@@ -76,3 +76,23 @@ def test_rows_and_demonstrations_are_read_by_the_recipes(tmp_path: Path) -> None
     assert rows.size("train") == 4
     assert rows.example("train", 1).answer == "blue"
     assert load_config(HERE / "axpo.toml", *SHORT).rl.questions == 1
+
+
+def test_runs_are_compared_question_by_question() -> None:
+    def steps(solved: int, tools: int = 4) -> list:
+        rewards = [1.0] * solved + [0.0] * (8 - solved)
+        return [[tools_and_plain(f"q{i}", rewards[i:tools], rewards[tools + i :]) for i in (0, 1)]
+                for _ in range(4)]  # fmt: skip
+
+    def held(one: list, other: list) -> dict[str, bool]:
+        found = cluster.compared(one, other, "ranks")
+        return {check.claim.split(": ")[1].split(" as ")[0]: check.holds for check in found}
+
+    assert set(held(steps(4), steps(4)).values()) == {True}
+    assert not held(steps(2), steps(7))["reward"]
+    assert not held(steps(4), steps(4, tools=7))["tool use"]
+    other = steps(4)
+    other[2][0].example = "another question"
+    assert not held(steps(4), other)["the same questions"]
+    equal = cluster.compared(steps(4), steps(4), "ranks")[0]
+    assert equal.found == "100% of their trees are equal"

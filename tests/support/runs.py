@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,13 @@ class Lines:
 def config(**sections: Mapping[str, object]) -> Config:
     merged = {k: {**v, **sections.get(k, {})} for k, v in SMALL.items()}
     return parse_config(merged | {k: v for k, v in sections.items() if k not in merged})
+
+
+def toml(values: Mapping[str, object], path: str = "") -> str:
+    """Nested settings as TOML (no dates)."""
+    own = [f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
+    text = "\n".join([f"[{path}]", *own]) if path and own else ""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            text += "\n" + toml(value, f"{path}.{key}" if path else key)
+    return text + "\n"
