@@ -226,7 +226,7 @@ def test_every_module_imports_without_extras(base: Environment) -> None:
 
 def test_the_command_line_without_extras(base: Environment) -> None:
     assert base.run("axpo", "--version").stdout == f"axpo {_version(base)}\n"
-    assert base.run("axpo", "recipes").stdout.startswith("lab ")
+    assert "\nlab " in base.run("axpo", "recipes").stdout
     for command in ("quickstart", "sft"):
         done = base.run("axpo", command, *(["lab"] if command == "sft" else []), "--out", "run")
         assert done.returncode == 1 and "pip install 'axpo[lab]'" in done.stderr, done.stderr
