@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from renderers import Qwen3VLRendererConfig
+from renderers.qwen3_vl import Qwen3VLRenderer
 
 from axpo.algorithms.losses import TokenBatch
 from axpo.algorithms.rltf import Rltf, critique_span
@@ -191,7 +193,8 @@ def test_a_critique_renders_as_the_renderers_user_turn() -> None:
     tokens = encode(f"{RIGHT}<|im_end|>")
     parts = rendering.critique(tokens, "not 8", "q")
     opening = rendering._generation_prompt
-    bridged = rendering._renderer.bridge_to_next_turn(
+    renderer = Qwen3VLRenderer(rendering.tokenizer, Qwen3VLRendererConfig())
+    bridged = renderer.bridge_to_next_turn(
         opening, list(tokens), [{"role": "user", "content": "not 8"}]
     )
     assert bridged is not None
