@@ -6,7 +6,6 @@ Exit status 1 where a check fails; the folder keeps every run, log and tree.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from axpo.folder import RunFolder, checkpoint_of
-from rehearsal.checks import Check, all_checks, report
+from rehearsal.checks import Check, all_checks, command
 from rehearsal.data import write_data
 from rehearsal.model import write_model
 
@@ -89,8 +88,8 @@ class Stages:
         ]  # fmt: skip
 
 
-def rehearse(folder: Path, python: str, console: Console) -> list[Check]:
-    """All stages in `folder`, which is emptied first; the checks of what they left."""
+def rehearse(folder: Path, python: str, console: Console) -> None:
+    """All stages in `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     began = time.monotonic()
@@ -104,6 +103,9 @@ def rehearse(folder: Path, python: str, console: Console) -> list[Check]:
     stages.kill("resumed", "train", SHORT, _checkpoint(folder / "resumed", KILLED_AFTER))
     stages.run("resumed", "train", SHORT)
     console.print(f"all of it: {time.monotonic() - began:.0f} s")
+
+
+def _checks(folder: Path) -> list[Check]:
     return all_checks(folder, _checkpoint(Path(), KILLED_STEPS))
 
 
@@ -111,21 +113,5 @@ def _checkpoint(run: Path, step: int) -> Path:
     return checkpoint_of(RunFolder(run).checkpoints, step).path
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m rehearsal", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/rehearsal"))
-    parser.add_argument("--vllm-python", default=".venv-vllm/bin/python")
-    parser.add_argument("--check-only", action="store_true", help="check what --out holds")
-    given = parser.parse_args()
-    console = Console(highlight=False)
-    folder = given.out.absolute()
-    if given.check_only:
-        checks = all_checks(folder, _checkpoint(Path(), KILLED_STEPS))
-    else:
-        checks = rehearse(folder, str(Path(given.vllm_python).absolute()), console)
-    report(checks, console)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, "runs/rehearsal", rehearse, _checks)

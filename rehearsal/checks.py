@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -34,12 +35,27 @@ class Check:
     holds: bool
 
 
-def report(checks: Sequence[Check], console: Console) -> NoReturn:
-    """Print `checks`; the process ends with status 1 where one fails."""
-    for check in checks:
+def command(
+    about: str | None,
+    out: str,
+    rehearse: Callable[[Path, str, Console], object],
+    checks: Callable[[Path], Sequence[Check]],
+) -> NoReturn:
+    """The command of a rehearsal: rehearse in a folder, `out` by default, with vLLM's python, and
+    print the `checks` of what is there. The process ends with status 1 where one fails."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--vllm-python", default=".venv-vllm/bin/python")
+    parser.add_argument("--check-only", action="store_true", help="check what --out holds")
+    given = parser.parse_args()
+    console, folder = Console(highlight=False), given.out.absolute()
+    if not given.check_only:
+        rehearse(folder, str(Path(given.vllm_python).absolute()), console)
+    found = checks(folder)
+    for check in found:
         mark = "[green]ok[/green]    " if check.holds else "[red]FAILED[/red]"
         console.print(f"{mark} {check.claim}: {check.found}")
-    sys.exit(not all(check.holds for check in checks))
+    sys.exit(not all(check.holds for check in found))
 
 
 def all_checks(folder: Path, checkpoint: Path) -> list[Check]:

@@ -9,7 +9,6 @@ status 1 where a check fails; the folder keeps every run, log and tree.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -28,7 +27,7 @@ from rich.console import Console
 from axpo.folder import RunFolder
 from axpo.store import load_groups
 from axpo.tree import Group, Trajectory
-from rehearsal.checks import Check, report
+from rehearsal.checks import Check, command
 
 STEPS, KILLED_IN = 5, 3
 """Of each run, and the one that a node is lost in."""
@@ -124,8 +123,8 @@ def _raylet(node: Any) -> int:
     return node.all_processes["raylet"][0].process.pid
 
 
-def rehearse(folder: Path, python: str, console: Console) -> list[Check]:
-    """All runs in `folder`, which is emptied first; the checks of what they left."""
+def rehearse(folder: Path, python: str, console: Console) -> None:
+    """All runs in `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     runs = Runs(folder, python, console)
@@ -140,7 +139,6 @@ def rehearse(folder: Path, python: str, console: Console) -> list[Check]:
         runs.train("ranks", *on, **where)
         metrics = RunFolder(folder / "killed").metrics
         runs.train("killed", *on, **where, beside=lambda p: kill_node(nodes, metrics, p))
-    return all_checks(folder)
 
 
 # ------------------------------------------------------------------ checks
@@ -220,21 +218,5 @@ def _metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in RunFolder(run).metrics.read_text().splitlines()]
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m rehearsal.cluster", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/rehearsal-cluster"))
-    parser.add_argument("--vllm-python", default=".venv-vllm/bin/python")
-    parser.add_argument("--check-only", action="store_true", help="check what --out holds")
-    given = parser.parse_args()
-    console = Console(highlight=False)
-    folder = given.out.absolute()
-    if given.check_only:
-        checks = all_checks(folder)
-    else:
-        checks = rehearse(folder, str(Path(given.vllm_python).absolute()), console)
-    report(checks, console)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, "runs/rehearsal-cluster", rehearse, all_checks)

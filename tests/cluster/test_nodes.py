@@ -20,10 +20,10 @@ from tests.support.tiny import tiny_checkpoint
 
 HERE = {
     "versions": {"python": "3.11.7", "axpo": "1.0"},
-    "folder": None,
+    "folders": {"/shared": None},
     "model": {"config.json": 10, "model.safetensors": 16_000},
     "memory": 10**9,
-    "gpus": {0: 0.01, 1: 0.01},
+    "gpus": {0: (0.01, 85 * 10**9), 1: (0.01, 85 * 10**9)},
 }
 
 
@@ -50,15 +50,16 @@ def reserved_now() -> list[str]:
 
 def test_nodes_like_the_driver_s_pass(tmp_path: Path, model: str) -> None:
     """And nothing is left in the folder."""
-    check_nodes([places(2)], tmp_path / "shared", model, fake_python(tmp_path))
-    assert list((tmp_path / "shared").iterdir()) == []
+    folders = [tmp_path / "shared", tmp_path / "run"]
+    check_nodes([places(2)], folders, model, fake_python(tmp_path), None)
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
 
 
 def test_other_versions(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every node is named that has them."""
     monkeypatch.setattr(platform, "python_version", lambda: "2.7.18")
     with pytest.raises(ConfigError) as refused:
-        check_nodes([places(2)], tmp_path, model, None)
+        check_nodes([places(2)], [tmp_path], model, None, None)
     lines = str(refused.value).splitlines()
     assert len(lines) == 2
     for line in lines:
@@ -71,34 +72,44 @@ def test_other_versions(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPa
     ("found", "said"),
     [
         ({"versions": {"python": "3.11.7"}}, r"^axpo is None, expected 1\.0"),
-        ({"folder": "cannot be used there"}, r"^cluster\.folder: /shared cannot be used there; na"),
+        (
+            {"folders": {"/shared": "cannot be used there"}},
+            r"^--out, cluster\.folder: /shared cannot be used there; name a folder that",
+        ),
         ({"model": {}}, r"^model\.path: org/m is not the same there \(config\.json\): put it"),
         ({"memory": 1000}, r"^1\.0 KB of memory are free, the model's files take 16\.0 KB: end"),
-        ({"gpus": {0: 0.01, 1: 0.5}}, r"^Ray has 2 GPUs .* others hold memory of 1: end what does"),
+        (
+            {"gpus": {0: (0.01, 85 * 10**9), 1: (0.5, 85 * 10**9)}},
+            r"^Ray has 2 GPUs .* others hold memory of 1: end what does",
+        ),
+        (
+            {"gpus": {0: (0.01, 85 * 10**9), 1: (0.01, 42 * 10**9)}},
+            r"^model\.memory_gb: GPU 1 has 42\.0 GB, the recipe's sum was made for 80\.0 GB: lower",
+        ),
         ("it is gone", "^it is gone$"),
     ],
 )
 def test_what_a_node_lacks(found: Any, said: str) -> None:
     free = {"GPU": 2.0}
-    assert nodes._problems(HERE, HERE, free, Path("/shared"), "org/m") == []
+    assert nodes._problems(HERE, HERE, free, "org/m", 80e9) == []
     there = HERE | found if isinstance(found, dict) else found
-    (problem,) = nodes._problems(there, HERE, free, Path("/shared"), "org/m")
+    (problem,) = nodes._problems(there, HERE, free, "org/m", 80e9)
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(problem)
 
 
 def test_a_folder_that_is_another(tmp_path: Path) -> None:
     token = tmp_path / ".axpo-1"
-    assert "what that wrote is not in it" in look(str(token), "org/m", None)["folder"]
+    assert "what that wrote is not in it" in look([token], "org/m", None)["folders"][str(tmp_path)]
     token.write_text("another")
-    assert look(str(token), "org/m", None)["folder"] == "is another folder there"
+    assert look([token], "org/m", None)["folders"][str(tmp_path)] == "is another folder there"
     token.write_text(token.name)
-    assert look(str(token), "org/m", None)["folder"] is None
+    assert look([token], "org/m", None)["folders"][str(tmp_path)] is None
     assert list(tmp_path.iterdir()) == [token]
 
 
 def test_an_environment_of_vllm_that_is_not_there(tmp_path: Path) -> None:
-    found = look(str(tmp_path), "org/m", "/no/python")["versions"]["vLLM"]
+    found = look([], "org/m", "/no/python")["versions"]["vLLM"]
     assert found.startswith("engine.python: /no/python does not run")
 
 

@@ -112,9 +112,12 @@ def test_files_of_ranks_are_what_one_process_has(gang: Gang, tmp_path: Path, nam
             one.update()
         parts = [load_file(path) for path in gang.write(tmp_path, f"a-{update}").paths]
         expected, found = handed(one), {k: w for part in parts for k, w in part.items()}
-        names = list(expected)
-        shares = [names[::2], names[1::2]] if case.lora is None else [names]
-        assert [sorted(part) for part in parts] == [sorted(share) for share in shares]
+        assert sorted(name for part in parts for name in part) == sorted(expected)
+        if case.lora is None:  # Of adapters the first rank has all.
+            sizes = [sum(w.nbytes for w in part.values()) for part in parts]
+            assert len(sizes) == 2 and max(sizes) < 1.1 * min(sizes)
+        else:
+            assert len(parts) == 1
         for key, weight in expected.items():
             assert found[key].dtype == weight.dtype
             if update == 0:

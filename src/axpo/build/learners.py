@@ -32,7 +32,9 @@ def join_cluster(config: Config, folder: Path, path: str, *needed: str) -> Joine
     require("ray", "cluster")
     from axpo.cluster.start import join
 
-    return join(config, shared_folder(config, folder), path, needed)
+    # Ranks write checkpoints and weights; servers alone write logs.
+    folders = {folder.absolute(), shared_folder(config, folder)} if "ranks" in needed else ()
+    return join(config, sorted(folders), path, needed)
 
 
 def shared_folder(config: Config, folder: Path) -> Path:

@@ -198,7 +198,7 @@ def build_agent(
 
 def _server_places(config: Config) -> tuple[str, ...]:
     """The places that the engine's servers need in a cluster, as `join_cluster` is told."""
-    return ("servers",) if getattr(config.engine, "python", None) is not None else ()
+    return ("servers",) if config.engine.starts_with is not None else ()
 
 
 def _on_cluster(

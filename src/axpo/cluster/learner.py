@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from axpo.cluster.gang import Gang
 from axpo.cluster.nodes import Need
 from axpo.cluster.rank import Make, Spreading
 from axpo.config import ClusterSettings
-from axpo.engines.base import Engine, Handed, Meeting, Source
+from axpo.engines.base import Buckets, Engine, Handed, Meeting, Source
 from axpo.errors import LearnerLost, UserError
 from axpo.metrics import Max, Sum
 from axpo.training.base import Learner
@@ -140,13 +140,7 @@ class Spread(Source):
     def join(self, group: str, meeting: Meeting) -> None:
         self._all("join", group, meeting)
 
-    def send(
-        self,
-        groups: Sequence[str],
-        buckets: Sequence[Sequence[Mapping[str, Any]]],
-        folder: Path,
-        name: str,
-    ) -> Handed:
+    def send(self, groups: Sequence[str], buckets: Buckets, folder: Path, name: str) -> Handed:
         return self._all("send", groups, buckets, folder.absolute(), name)
 
     def _all(self, method: str, *given: Any) -> Any:

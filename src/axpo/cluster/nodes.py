@@ -126,9 +126,16 @@ def _waiting(need: Need) -> str:
     )
 
 
-def check_nodes(needs: Sequence[Need], folder: Path, model: str, python: str | None) -> None:
-    """Look at every node that may be used: its packages, `python` of vLLM's environment, `folder`
-    and the `model`'s, which all nodes must see, its memory and its GPUs.
+def check_nodes(
+    needs: Sequence[Need],
+    folders: Sequence[Path],
+    model: str,
+    python: str | None,
+    card: float | None,
+) -> None:
+    """Look at every node that may be used: its packages, `python` of vLLM's environment, `folders`
+    and the `model`'s, which all nodes must see, its memory and its GPUs, which must have as many
+    bytes as the `card` for which the recipe's sum was made.
 
     Raises `ConfigError` that names each node with what was found and expected, and the next step.
     """
@@ -136,35 +143,36 @@ def check_nodes(needs: Sequence[Need], folder: Path, model: str, python: str | N
     kinds = {need.kind for need in needs}
     nodes = {node["NodeID"]: node for kind in kinds for node in _nodes(kind)}
     free = state.available_resources_per_node()
-    folder = folder.absolute()
     model = str(Path(model).absolute()) if Path(model).is_dir() else model
-    token = folder / f".axpo-{secrets.token_hex(8)}"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        token.write_text(token.name)
+    tokens = [folder.absolute() / f".axpo-{secrets.token_hex(8)}" for folder in folders]
     try:
-        mine = look(str(token), model, python)
-        asked = {id: _asked(id, str(token), model, python) for id in nodes}
+        for token in tokens:
+            with writing(token.parent):
+                token.parent.mkdir(parents=True, exist_ok=True)
+                token.write_text(token.name)
+        mine = look(tokens, model, python)
+        asked = {id: _asked(id, tokens, model, python) for id in nodes}
         problems = [
             f"node {nodes[id]['NodeManagerAddress']}: {problem}"
             for id, ref in asked.items()
-            for problem in _problems(_answer(ref), mine, free.get(id, {}), folder, model)
+            for problem in _problems(_answer(ref), mine, free.get(id, {}), model, card)
         ]
     finally:
-        token.unlink(missing_ok=True)
+        for token in tokens:
+            token.unlink(missing_ok=True)
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def look(token: str, model: str, python: str | None) -> dict[str, Any]:
-    """What there is on the machine where this runs."""
+def look(tokens: Sequence[Path], model: str, python: str | None) -> dict[str, Any]:
+    """What there is on the machine where this runs; the driver wrote `tokens` into its folders."""
     package = Path(axpo.__file__).parent
     found: dict[str, Any] = {"versions": {"python": platform.python_version()}}
     found["versions"] |= {name: version(name) for name in PACKAGES}
     found["versions"]["axpo's code"] = files_digest(sorted(package.rglob("*.py")))
     if python is not None:
         found["versions"]["vLLM"] = _vllm(python)
-    found["folder"] = _folder(Path(token))
+    found["folders"] = {str(token.parent): _folder(token) for token in tokens}
     files = sorted(Path(model).glob("*")) if Path(model).is_dir() else []
     found["model"] = {file.name: file.stat().st_size for file in files}
     with Path("/proc/meminfo").open() as lines:
@@ -197,8 +205,8 @@ def _folder(token: Path) -> str | None:
     return None
 
 
-def _gpus() -> dict[int, float]:
-    """The share of each GPU's memory that is taken, by whatever process."""
+def _gpus() -> dict[int, tuple[float, int]]:
+    """By GPU, the share of its memory that is taken, by whatever process, and its bytes."""
     wanted = "--query-gpu=index,memory.used,memory.total"
     try:
         said = subprocess.run(
@@ -208,10 +216,10 @@ def _gpus() -> dict[int, float]:
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = [[int(value) for value in line.split(",")] for line in said.splitlines()]
-    return {index: used / whole for index, used, whole in rows}
+    return {index: (used / whole, whole * 2**20) for index, used, whole in rows}
 
 
-def _asked(id: str, *given: str | None) -> Any:
+def _asked(id: str, *given: Any) -> Any:
     """`look` on the node `id`, whatever runs there."""
     there = NodeAffinitySchedulingStrategy(id, soft=False)
     task: Any = ray.remote(look)
@@ -237,8 +245,8 @@ def _problems(
     found: dict[str, Any] | str,
     mine: Mapping[str, Any],
     free: Mapping[str, float],
-    folder: Path,
     model: str,
+    card: float | None,
 ) -> list[str]:
     """What a node that `found` this lacks of what the driver has, whose own is `mine`; Ray has
     `free` of it to give."""
@@ -250,11 +258,12 @@ def _problems(
         for name, expected in mine["versions"].items()
         if found["versions"].get(name) != expected
     ]
-    if found["folder"] is not None:
-        said.append(
-            f"cluster.folder: {folder} {found['folder']}; name a folder that all nodes share, and "
-            "mount it there"
-        )
+    said += [
+        f"--out, cluster.folder: {folder} {wrong}; name a folder that all nodes share, and mount "
+        "it there"
+        for folder, wrong in found["folders"].items()
+        if wrong is not None
+    ]
     if found["model"] != mine["model"]:
         differing = found["model"].items() ^ mine["model"].items()
         said.append(
@@ -267,7 +276,14 @@ def _problems(
             f"{in_units(found['memory'])} of memory are free, the model's files take "
             f"{in_units(needed)}: end what runs there, or take the node out (ray stop)"
         )
-    taken = [index for index, used in found["gpus"].items() if used > FREE]
+    small = [(index, size) for index, (_, size) in found["gpus"].items() if size < (card or 0)]
+    said += [
+        f"model.memory_gb: GPU {index} has {in_units(size)}, the recipe's sum was made for "
+        f"{in_units(card or 0)}: lower it to what the smallest GPU has, or start Ray there without "
+        "this one (CUDA_VISIBLE_DEVICES)"
+        for index, size in small
+    ]
+    taken = [index for index, (used, _) in found["gpus"].items() if used > FREE]
     if len(found["gpus"]) - len(taken) < free.get("GPU", 0) and found["gpus"]:
         said.append(
             f"Ray has {free['GPU']:g} GPUs of it to give, but others hold memory of "

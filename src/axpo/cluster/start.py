@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,9 @@ class Joined:
     leave: Callable[[], object]
 
 
-def join(config: Config, folder: Path, model: str, needed: tuple[str, ...]) -> Joined:
+def join(config: Config, folders: Sequence[Path], model: str, needed: tuple[str, ...]) -> Joined:
     """Start or join the cluster at `cluster.address`, and look at its nodes: they must have room
-    for what is `needed` ("ranks", "servers") and see `folder` and the `model`'s.
+    for what is `needed` ("ranks", "servers") and see `folders` and the `model`'s.
 
     If this process has joined one already, that is used and stays. Raises `ConfigError`, which
     names the nodes and what is wrong with them.
@@ -49,8 +49,10 @@ def join(config: Config, folder: Path, model: str, needed: tuple[str, ...]) -> J
         servers = Need("servers", "cluster.servers", settings.servers, gpus)
         joined = Joined(ranks, servers, leave)
         needs = [getattr(joined, what) for what in needed]
-        python = getattr(config.engine, "python", None) if "servers" in needed else None
-        check_nodes(needs, folder, model, python)
+        python = config.engine.starts_with if "servers" in needed else None
+        gigabytes = config.model.memory_gb
+        card = None if gigabytes is None else gigabytes * 1e9
+        check_nodes(needs, folders, model, python, card)
     except BaseException:
         leave()
         raise

@@ -111,7 +111,7 @@ class Config(Section):
     @property
     def at_once(self) -> int:
         """How many sequences run at once in all servers together."""
-        started = self.cluster is not None and getattr(self.engine, "python", None) is not None
+        started = self.cluster is not None and self.engine.starts_with is not None
         return self.engine.at_once * (self.cluster.servers if self.cluster and started else 1)
 
 

@@ -210,6 +210,11 @@ class EngineSettings(Part):
         return "starting the engine"
 
     @property
+    def starts_with(self) -> str | None:
+        """The python of the environment whose servers it starts; None if it starts none."""
+        return None
+
+    @property
     def measured(self) -> Mapping[str, Any]:
         """What an evaluation's outcome depends on beside `model.path`, in plain JSON values: where
         the engine serves another model, its name as "model" and what else changes its answers."""
@@ -233,6 +238,10 @@ class EngineSettings(Part):
     def start(self, start: Start) -> Engine:
         """Start the engine, which may take a while; raises `UserError` if it does not start."""
         raise NotImplementedError(f"{type(self).__name__} has no start()")
+
+
+Buckets = Sequence[Sequence[Mapping[str, Any]]]
+"""The name, dtype and shape of the tensors in each bucket of a broadcast, as JSON has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,13 +296,7 @@ class Source(ABC):
         """Let the process that sends form a group, called `group`, with a server's workers."""
 
     @abstractmethod
-    def send(
-        self,
-        groups: Sequence[str],
-        buckets: Sequence[Sequence[Mapping[str, Any]]],
-        folder: Path,
-        name: str,
-    ) -> Handed:
+    def send(self, groups: Sequence[str], buckets: Buckets, folder: Path, name: str) -> Handed:
         """Broadcast all weights, one of `buckets` after another, to each of `groups`.
 
         The buckets tell the name, dtype and shape of each tensor; all ranks walk through them in

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import distributed
 
-from axpo.engines.base import Meeting
+from axpo.engines.base import Buckets, Meeting
 
 BUCKET = 2**28
 """The most bytes of a bucket; a larger tensor has a bucket of its own."""
@@ -24,8 +24,6 @@ SECONDS = 600.0
 BUCKET_SECONDS = 120.0
 """Seconds that a bucket may take: so long a machine that is lost holds up all others."""
 Backend = Literal["nccl", "gloo"]
-Buckets = Sequence[Sequence[Mapping[str, Any]]]
-"""The name, dtype and shape of each bucket's tensors, as JSON has them."""
 
 
 def in_buckets(weights: Mapping[str, torch.Tensor]) -> Buckets:

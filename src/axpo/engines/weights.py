@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from axpo.engines.base import Handed, Meeting, Source
-from axpo.engines.broadcast import Buckets, Sender, matched
+from axpo.engines.base import Buckets, Handed, Meeting, Source
+from axpo.engines.broadcast import Sender, matched
 from axpo.folder import whole_file
 from axpo.models.loading import some_names
 from axpo.models.lora import served_share

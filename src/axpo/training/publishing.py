@@ -2,8 +2,8 @@
 
 All ranks walk through the same tensors in the same order, and gather one after another: each is
 whole for a moment, in the dtype in which the model computes, which makes it what the forward pass
-computes with. The i-th tensor is kept by rank i modulo their number, which writes it into its file.
-With adapters only these are gathered, and the first rank keeps them all.
+computes with. One rank keeps it (`ranks.dealt`) and writes it into its file. With adapters only
+these are gathered, and the first rank keeps them all.
 
 A broadcast comes from the first rank. Beside it all ranks write the same files, but in the
 background: sampling goes on meanwhile.
@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from axpo.engines.base import Handed, Meeting, Source
-from axpo.engines.broadcast import Buckets, Sender, matched
+from axpo.engines.base import Buckets, Handed, Meeting, Source
+from axpo.engines.broadcast import Sender, matched
 from axpo.engines.weights import save_weights, weights_file
 from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_settings, adapter_weights, served_share
-from axpo.training.ranks import Ranks
+from axpo.training.ranks import Ranks, dealt
 from axpo.training.sharding import WholeWeights
 
 
@@ -81,8 +81,9 @@ class Publisher(Source):
         weights: Mapping[str, torch.Tensor] = WholeWeights(self._checkpoint)
         if self._lora is not None:
             weights = adapter_weights(weights)
-        for i, (name, whole) in enumerate(weights.items()):
-            if self._ranks.rank == (0 if self._lora else i % self._ranks.count):
+        keepers = 1 if self._lora else self._ranks.count
+        for name, whole, rank in dealt(weights.items(), keepers):
+            if rank == self._ranks.rank:
                 own[name] = whole.to("cpu", copy=True)
             yield name, whole
 

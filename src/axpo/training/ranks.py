@@ -8,7 +8,7 @@ an idle one. `Ranks` is one process, alone; `axpo.training.sharding` is many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from pathlib import Path
@@ -143,3 +143,15 @@ def shares(sizes: Sequence[int], ranks: int) -> list[list[int]]:
         found[rank].append(place)
         load[rank] += sizes[place]
     return found
+
+
+def dealt(
+    weights: Iterable[tuple[str, torch.Tensor]], ranks: int
+) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Each of `weights`, by name, with the one of `ranks` that keeps it: that with the fewest bytes
+    so far, which all ranks find alike."""
+    load = [0] * ranks
+    for name, weight in weights:
+        rank = load.index(min(load))
+        load[rank] += weight.nbytes
+        yield name, weight, rank

@@ -39,7 +39,7 @@ from axpo.models.lora import (
     merged_weights,
     save_adapters,
 )
-from axpo.training.ranks import Ranks
+from axpo.training.ranks import Ranks, dealt
 from axpo.training.saved import Training, check_kind, read_weights, reading
 
 _WEIGHT, _UPDATES = "weight", "updates"
@@ -61,10 +61,10 @@ def write(
     into, checkpoint = CheckpointFolder(folder), training.checkpoint
     own: dict[str, torch.Tensor] = {}
     placed: dict[str, int] = {}
-    load = [0] * ranks.count
-    for name, tensor in merged_weights(checkpoint.model, weights):
-        rank = placed[name] = load.index(min(load))
-        load[rank] += tensor.nbytes
+    size = 0
+    for name, tensor, rank in dealt(merged_weights(checkpoint.model, weights), ranks.count):
+        placed[name] = rank
+        size += tensor.nbytes
         if rank == ranks.rank:
             own[name] = tensor.to("cpu", copy=True)
     adapters = adapter_weights(weights)
@@ -73,7 +73,7 @@ def write(
             save_weights(into.model / _file(ranks.rank, ranks.count), own)
         if ranks.rank == 0:
             checkpoint.save_beside(into.model)
-            _write_index(into.model, placed, sum(load), ranks.count)
+            _write_index(into.model, placed, size, ranks.count)
             if adapters:
                 save_adapters(checkpoint.model, into.adapter, adapters)
     state = {_UPDATES: torch.tensor(updates)}

@@ -12,7 +12,7 @@ Gradients add up over ranks, because tokens' weights hold the whole update's den
 is divided. Trained weights are float32 shards, which are their own masters; a bfloat16 model is
 computed from their roundings, and its gradients are reduced in float32.
 
-Only this module and `saved_shards` import `torch.distributed`.
+Only this module imports FSDP.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from axpo.errors import UserError
 from axpo.models.hollow import fill
 from axpo.models.loading import Checkpoint
 from axpo.training import saved_shards
@@ -159,7 +158,7 @@ class Sharded(Ranks):
 
     def _agree(self, own: Exception | None) -> None:
         """Raise the error that a rank has; `own` is this rank's."""
-        if own is not None and not isinstance(own, ValueError | UserError):
+        if own is not None and not isinstance(own, ValueError):
             told = RuntimeError(f"rank {self.rank}: {own!r}")  # It can be pickled.
         else:
             told = own

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from torch import distributed
 
-from axpo.engines.base import Handed, Meeting, Source
-from axpo.engines.broadcast import SECONDS, Backend, Buckets
+from axpo.engines.base import Buckets, Handed, Meeting, Source
+from axpo.engines.broadcast import SECONDS, Backend
 from axpo.engines.vllm.pool import Server
 from axpo.errors import AnswerFault, ConfigError, EngineError, Refused, ServerLost
 

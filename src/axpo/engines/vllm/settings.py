@@ -81,6 +81,11 @@ class Vllm(EngineSettings):
         return self.slots * (len(self.urls) or self.servers)
 
     @property
+    def starts_with(self) -> str | None:
+        """The setting `python`."""
+        return self.python
+
+    @property
     def longest_path(self) -> int | None:
         """The limit of a started server; a running one is asked when it is first used."""
         return None if self.python is None else self.max_length

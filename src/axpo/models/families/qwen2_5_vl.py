@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from axpo.models.attention import VARLEN_VISION
 from axpo.models.device import to_device
-from axpo.models.families.base import Dimensions, Family, Wire, head_dim
+from axpo.models.families.base import Dimensions, Wire, head_dim
 from axpo.models.families.chatml import ChatML
+from axpo.models.families.vision import VisionFamily
 from axpo.models.vision import Features
 
 
-class Qwen25VL(Family):
+class Qwen25VL(VisionFamily):
     """The models from 3B to 72B. Only pictures are shown: for these, positions are Qwen3-VL's."""
 
     kind = "qwen2_5_vl"
@@ -30,12 +30,7 @@ class Qwen25VL(Family):
     query_norm = False
     gated_vision = True
     absolute = True
-    unsampled = (
-        "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-    )  # fmt: skip
     spelled = ("<tool_response>", "</tool_response>")
-    stop = ("<|im_end|>", "<|endoftext|>")
-    text_layers = r"model\.language_model\.layers\..*\."
     vision_layers = (
         r"model\.visual\..*\.(?:qkv|attn\.proj|gate_proj|up_proj|down_proj|merger\.mlp\.[02])"
     )
@@ -62,18 +57,6 @@ class Qwen25VL(Family):
         own = first != "model" or rest.startswith(("language_model.", "visual."))
         return stored if own else f"model.language_model.{rest}"
 
-    def decoder(self, model: Any) -> Any:
-        return model.model.language_model
-
-    def vision(self, model: Any) -> nn.Module:
-        return model.model.visual
-
-    def vision_blocks(self, model: Any) -> Sequence[nn.Module]:
-        return model.model.visual.blocks
-
-    def in_vision(self, name: str) -> bool:
-        return ".visual." in name
-
     def settle(self, model: Any) -> None:
         model.model.visual.config._attn_implementation = VARLEN_VISION
 
@@ -98,12 +81,6 @@ class Qwen25VL(Family):
         return model.model(
             input_ids=tokens, position_ids=positions, mm_encoder_outputs=shown, **kwargs
         ).last_hidden_state
-
-    def image_token(self, config: Any) -> int:
-        return config.image_token_id
-
-    def merge_size(self, config: Any) -> int:
-        return config.vision_config.spatial_merge_size
 
     def dimensions(self, config: Any) -> Dimensions:
         text, vision = config.text_config, config.vision_config

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from renderers import Qwen3VLRendererConfig
 from renderers.qwen3_vl import Qwen3VLRenderer
-from torch import nn
 from torch.nn.functional import linear
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
@@ -24,20 +23,16 @@ from transformers.vision_utils import (
 from axpo.chat.parsing import ControlTokens, ParsedTurn, family_id, parse_turn
 from axpo.models.attention import VARLEN_VISION
 from axpo.models.device import to_device
-from axpo.models.families.base import Dimensions, Family, Message, Wire
+from axpo.models.families.base import Dimensions, Message, Wire
+from axpo.models.families.vision import VisionFamily
 from axpo.models.vision import Features
 
 
-class Qwen3VL(Family):
+class Qwen3VL(VisionFamily):
     """The dense models from 2B to 32B; those with experts (`qwen3_vl_moe`) are another family."""
 
     kind = "qwen3_vl"
     architecture = Qwen3VLForConditionalGeneration
-    unsampled = (
-        "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-    )  # fmt: skip
-    stop = ("<|im_end|>", "<|endoftext|>")
-    text_layers = r"model\.language_model\.layers\..*\."
     vision_layers = r"model\.visual\..*\.(?:qkv|attn\.proj|linear_fc1|linear_fc2)"
     served = (
         ("text_config", (
@@ -53,18 +48,6 @@ class Qwen3VL(Family):
             "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
         )),
     )  # fmt: skip
-
-    def decoder(self, model: Any) -> Any:
-        return model.model.language_model
-
-    def vision(self, model: Any) -> nn.Module:
-        return model.model.visual
-
-    def vision_blocks(self, model: Any) -> Sequence[nn.Module]:
-        return model.model.visual.blocks
-
-    def in_vision(self, name: str) -> bool:
-        return ".visual." in name
 
     def settle(self, model: Any) -> None:
         model.model.visual.config._attn_implementation = VARLEN_VISION
@@ -91,12 +74,6 @@ class Qwen3VL(Family):
             mm_encoder_outputs=encoder_outputs(pictures),
             **kwargs,
         ).last_hidden_state
-
-    def image_token(self, config: Any) -> int:
-        return config.image_token_id
-
-    def merge_size(self, config: Any) -> int:
-        return config.vision_config.spatial_merge_size
 
     def dimensions(self, config: Any) -> Dimensions:
         text, vision = config.text_config, config.vision_config
