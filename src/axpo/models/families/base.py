@@ -48,6 +48,18 @@ def head_dim(text: Any) -> int:
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
+def text_dimensions(text: Any) -> dict[str, int]:
+    """The dimensions of a text model, from its config."""
+    return {
+        "hidden": text.hidden_size,
+        "layers": text.num_hidden_layers,
+        "mlp": text.intermediate_size,
+        "query": text.num_attention_heads * head_dim(text),
+        "key": text.num_key_value_heads * head_dim(text),
+        "vocabulary": text.vocab_size,
+    }
+
+
 class Family(ABC):
     """Everything that differs between model families; a family's page derives from it.
 

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from axpo.models.attention import VARLEN_VISION
 from axpo.models.device import to_device
-from axpo.models.families.base import Dimensions, Wire, head_dim
+from axpo.models.families.base import Dimensions, Wire, text_dimensions
 from axpo.models.families.chatml import ChatML
 from axpo.models.families.vision import VisionFamily
 from axpo.models.vision import Features
@@ -83,14 +83,9 @@ class Qwen25VL(VisionFamily):
         ).last_hidden_state
 
     def dimensions(self, config: Any) -> Dimensions:
-        text, vision = config.text_config, config.vision_config
+        vision = config.vision_config
         return Dimensions(
-            hidden=text.hidden_size,
-            layers=text.num_hidden_layers,
-            mlp=text.intermediate_size,
-            query=text.num_attention_heads * head_dim(text),
-            key=text.num_key_value_heads * head_dim(text),
-            vocabulary=text.vocab_size,
+            **text_dimensions(config.text_config),
             vision_hidden=vision.hidden_size,
             vision_layers=vision.depth,
             vision_mlp=vision.intermediate_size,

@@ -23,7 +23,7 @@ from transformers.vision_utils import (
 from axpo.chat.parsing import ControlTokens, ParsedTurn, family_id, parse_turn
 from axpo.models.attention import VARLEN_VISION
 from axpo.models.device import to_device
-from axpo.models.families.base import Dimensions, Message, Wire
+from axpo.models.families.base import Dimensions, Message, Wire, text_dimensions
 from axpo.models.families.vision import VisionFamily
 from axpo.models.vision import Features
 
@@ -76,14 +76,9 @@ class Qwen3VL(VisionFamily):
         ).last_hidden_state
 
     def dimensions(self, config: Any) -> Dimensions:
-        text, vision = config.text_config, config.vision_config
+        vision = config.vision_config
         return Dimensions(
-            hidden=text.hidden_size,
-            layers=text.num_hidden_layers,
-            mlp=text.intermediate_size,
-            query=text.num_attention_heads * text.head_dim,
-            key=text.num_key_value_heads * text.head_dim,
-            vocabulary=text.vocab_size,
+            **text_dimensions(config.text_config),
             vision_hidden=vision.hidden_size,
             vision_layers=vision.depth,
             vision_mlp=vision.intermediate_size,

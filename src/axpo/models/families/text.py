@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axpo.models.families.base import Dimensions, Family, Wire, head_dim
+from axpo.models.families.base import Dimensions, Family, Wire, text_dimensions
 from axpo.models.families.chatml import ChatML
 from axpo.models.vision import Features
 
@@ -69,12 +69,7 @@ class TextFamily(Family):
 
     def dimensions(self, config: Any) -> Dimensions:
         return Dimensions(
-            hidden=config.hidden_size,
-            layers=config.num_hidden_layers,
-            mlp=config.intermediate_size,
-            query=config.num_attention_heads * head_dim(config),
-            key=config.num_key_value_heads * head_dim(config),
-            vocabulary=config.vocab_size,
+            **text_dimensions(config),
             vision_hidden=0,
             vision_layers=0,
             vision_mlp=0,
