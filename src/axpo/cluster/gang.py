@@ -148,4 +148,5 @@ def _said(method: str, failed: Mapping[int, RayError]) -> str:
     error = failed[rank]
     if isinstance(error, RayTaskError):
         return f"rank {rank} failed in {method!r}: {error.cause!r}"
-    return f"rank {rank} was lost in {method!r}: {str(error).splitlines()[0]}"
+    said = str(error).splitlines()[0].rstrip(".")
+    return f"rank {rank} was lost in {method!r}: {said}"
