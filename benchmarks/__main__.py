@@ -23,14 +23,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks.cells import case_text, spread
 from benchmarks.harness import Row, machine
-from benchmarks.pages import case_text, render, spread
+from benchmarks.pages import render
 from benchmarks.targets import targets_of
 
 BENCHMARKS = (
     "rollouts",
     "vllm_rollouts",
     "training_step",
+    "peers",
     "whole_step",
     "extra_samples",
     "growth",

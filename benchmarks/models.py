@@ -38,7 +38,6 @@ TOKEN_SIDE = PATCH * MERGE
 VOCABULARY = 2048
 WORDS = range(1024, VOCABULARY)
 """Ids of plain words, above all special tokens."""
-PROMPT_WORDS = 32
 CROP_SHARE = 4
 """A crop has this many times fewer tokens than the question's picture."""
 
@@ -48,7 +47,9 @@ class Shape:
     """One question's tree: `response` is the mean of policy tokens per path.
 
     With `turns` t > 0 every second rollout and every continuation calls a tool t times: its
-    policy tokens are cut by t crops of image_tokens / 4.
+    policy tokens are cut by t crops of image_tokens / 4. The prompt has `words` beside its picture
+    (none with 0 image tokens). Each of the first `sources` rollouts has `continuations`, after the
+    share `frozen` of its text before the first call (of the mean text if it is longer).
     """
 
     image_tokens: int
@@ -56,6 +57,9 @@ class Shape:
     turns: int = 0
     rollouts: int = 8
     continuations: int = 4
+    words: int = 32
+    sources: int = 1
+    frozen: float = 0.5
 
 
 def training_checkpoint(
@@ -161,28 +165,35 @@ class _Builder:
 
     def group(self) -> Group:
         shape = self.shape
-        prompt = self.shown("prompt", Origin.PROMPT, shape.image_tokens, PROMPT_WORDS // 2)
+        prompt = self.shown("prompt", Origin.PROMPT, shape.image_tokens, shape.words // 2)
         group = Group("g", prompt, pictures=self.pictures)
         for i, length in enumerate(self.lengths(shape.rollouts)):
             turns = shape.turns if i % 2 == 0 else 0
             group.rollouts.append(self.trajectory(f"r{i}", length, turns))
             self.credit(group.rollouts[i], 0, (1.0, -0.6)[i % 2])
-        if not shape.continuations:
-            return group
-        source = group.rollouts[0]
-        cut = min(shape.response, len(source.segments[0])) // 2
+        if shape.continuations:
+            for source in group.rollouts[: shape.sources]:
+                self.grow(group, source)
+        return group
+
+    def grow(self, group: Group, source: Trajectory) -> None:
+        """Cut `source` and let its continuations grow; its rest is masked."""
+        shape = self.shape
+        cut = int(shape.frozen * min(shape.response, len(source.segments[0])))
         source.credit = [Credit(0, cut, 0.8, Stream.PREFIX, 1 / shape.rollouts)]
         branch = group.fork(source, cut)
-        for k, length in enumerate(self.lengths(shape.continuations)):
+        first = sum(len(some.continuations) for some in group.branches)
+        for k, length in enumerate(self.lengths(shape.continuations, cut), first):
             rest = self.trajectory(f"c{k}", length - cut, shape.turns)
             branch.continuations.append(rest)
             self.credit(rest, cut, (-0.7, 0.9)[k % 2])
-        return group
 
-    def lengths(self, count: int) -> list[int]:
-        """Spread evenly over a quarter around the mean, in random order."""
+    def lengths(self, count: int, frozen: int = 0) -> list[int]:
+        """Spread evenly over a quarter around the mean (at most half of what is not `frozen`), in
+        random order."""
         mean = self.shape.response
-        found = [round(mean * (0.75 + 0.5 * i / max(1, count - 1))) for i in range(count)]
+        part = min(0.25, (1 - frozen / mean) / 2)
+        found = [round(mean * (1 - part + 2 * part * i / max(1, count - 1))) for i in range(count)]
         self.random.shuffle(found)
         return found
 
@@ -208,7 +219,10 @@ class _Builder:
         return tuple(self.random.choice(WORDS) for _ in range(count))
 
     def shown(self, id: str, origin: Origin, image_tokens: int, words: int) -> Segment:
-        """A new square picture of `image_tokens` in its vision tags, `words` on either side."""
+        """A new square picture of `image_tokens` in its vision tags, `words` on either side; only
+        the words with 0 image tokens."""
+        if not image_tokens:
+            return Segment(id, origin, self.words(2 * words))
         side = math.isqrt(image_tokens)
         if side**2 != image_tokens:
             raise ValueError(f"{image_tokens} image tokens are not a square picture")

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from axpo.algorithms.losses import TokenBatch
-from axpo.config import OptimizerSettings
 from axpo.models.families.qwen3_vl import encoder_outputs
 from axpo.models.loading import Checkpoint
 from axpo.models.vision import Pixels, encode_pictures
 from axpo.training.items import Item, item_weights, items
 from axpo.tree import Group, Trajectory
+from benchmarks.trainer import Trainer
 
 if TYPE_CHECKING:
     from axpo.algorithms.losses import Loss
@@ -106,30 +106,14 @@ def _own_logprobs(trajectory: Trajectory) -> list[float]:
     return [p for s in trajectory.segments for p in (s.logprobs or (0.0,) * len(s))]
 
 
-class PaddedTrainer:
-    """Updates `checkpoint`'s model in place with padded rows; AdamW as in `axpo`'s learner."""
-
-    def __init__(self, checkpoint: Checkpoint, settings: OptimizerSettings) -> None:
-        checkpoint.model.requires_grad_(True)
-        self.checkpoint = checkpoint
-        self.parameters = list(checkpoint.model.parameters())
-        self.max_grad_norm = settings.max_grad_norm
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+class PaddedTrainer(Trainer):
+    """Updates a model with padded rows."""
 
     def update(self, rows: Rows, loss_fn: Loss, *, vision_once: bool) -> dict[str, float]:
         """One optimizer step; returns the loss and the gradient's norm before clipping."""
         loss = self.loss(rows, loss_fn, vision_once=vision_once)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.item(), "grad_norm": norm.item()}
+        return self.step(loss.item())
 
     def loss(self, rows: Rows, loss_fn: Loss, *, vision_once: bool) -> torch.Tensor:
         """The update's loss, differentiable."""

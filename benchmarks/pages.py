@@ -11,33 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from axpo.report.plots import picture, save
+from benchmarks.cells import COLUMNS, case_text, number, spread, table, verdicts
 from benchmarks.harness import Row
+from benchmarks.peers_page import peers_table
 from benchmarks.plots import AXES, growth_figure, ratio_figure
 from benchmarks.targets import targets_of
 from benchmarks.texts import INTRO, TEXTS, TITLES
-
-COLUMNS: Mapping[str, str] = {
-    "image_tokens": "image tokens",
-    "response": "response tokens",
-    "tool_turns": "tool turns",
-    "turns": "tool turns",
-    "max_tokens": "max tokens",
-    "thinking": "thinking tokens",
-    "calls_at_once": "calls at once",
-}
-
-
-def case_text(case: Mapping[str, Any]) -> str:
-    """A case in a line: `256 image tokens, 64 response tokens`."""
-    return ", ".join(
-        f"{value} {COLUMNS.get(key, key)}" if not isinstance(value, str) else str(value)
-        for key, value in case.items()
-    )
-
-
-def spread(figure: Mapping[str, float]) -> str:
-    """`3.27 [3.25, 3.28]`."""
-    return f"{figure['median']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def render(results: Mapping[str, Any], page: Path) -> Path:
@@ -67,6 +46,8 @@ def _section(name: str, title: str, result: Mapping[str, Any], folder: Path) -> 
 
 
 def _tables(name: str, rows: Sequence[Row]) -> list[str]:
+    if name == "peers":
+        return peers_table(rows)
     if name == "growth":
         return _growth_tables(rows)
     if name == "tools":
@@ -83,7 +64,7 @@ def _tables(name: str, rows: Sequence[Row]) -> list[str]:
 def _figure(name: str, rows: Sequence[Row]) -> Any:
     if name == "growth":
         return growth_figure(rows)
-    if name in ("tools", "gradings", "cluster", "cluster_simulator"):
+    if name in ("peers", "tools", "gradings", "cluster", "cluster_simulator"):
         return None
     keys = [
         key for key in ("image_tokens", "response", "tool_turns", "turns") if key in _vary(rows)
@@ -130,14 +111,14 @@ def _table(rows: Sequence[Row]) -> list[str]:
         ours, theirs = row["ours"], row["theirs"]
         cells = [str(row["case"].get(key, "")) for key in keys]
         cells += [row["against"], spread(row["ratio_cpu"]), spread(row["ratio_wall"])]
-        cells += [_number(row.get(key, ours.get(key))) for key in figures]
-        cells += [_number(s[clock]) for clock in ("cpu_s", "wall_s") for s in (ours, theirs)]
+        cells += [number(row.get(key, ours.get(key))) for key in figures]
+        cells += [number(s[clock]) for clock in ("cpu_s", "wall_s") for s in (ours, theirs)]
         cells.append(str(row["rounds"]))
         if with_targets:
-            cells.append("; ".join(f"{t} {'✓' if t.met(row) else '✗'}" for t in targets_of(row)))
+            cells.append(verdicts(row))
         body.append(cells)
     text = f"All rows: {case_text(shared)}.\n" if shared else ""
-    return [text, *_markdown([*head, *(["target"] if with_targets else [])], body)]
+    return [text, *table([*head, *(["target"] if with_targets else [])], body)]
 
 
 def _growth_tables(rows: Sequence[Row]) -> list[str]:
@@ -151,14 +132,14 @@ def _growth_tables(rows: Sequence[Row]) -> list[str]:
         body: list[list[str]] = []
         for row in mine:
             axis, ours = row["case"]["axis"], row["ours"]
-            cells = [AXES[axis], str(row["case"][axis]), _number(ours["cpu_s"])]
-            cells += [_number(ours["wall_s"]), f"{ours['flops'] / 1e9:.0f}", f"{ours['share']:.0%}"]
+            cells = [AXES[axis], str(row["case"][axis]), number(ours["cpu_s"])]
+            cells += [number(ours["wall_s"]), f"{ours['flops'] / 1e9:.0f}", f"{ours['share']:.0%}"]
             if padded:
-                cells += [_number(row["theirs"]["cpu_s"]), f"{row['theirs']['flops'] / 1e9:.0f}"]
+                cells += [number(row["theirs"]["cpu_s"]), f"{row['theirs']['flops'] / 1e9:.0f}"]
             else:
                 cells.append(f"{ours['tokens']:.0f}")
             body.append(cells)
-        lines += [f"**{phase.capitalize()}**", "", *_markdown(head, body), ""]
+        lines += [f"**{phase.capitalize()}**", "", *table(head, body), ""]
     return lines
 
 
@@ -178,13 +159,12 @@ def _tools_tables(rows: Sequence[Row]) -> list[str]:
             continue
         cells = [str(case["trajectories"]), case["thinking"], *ratios]
         for key in ("decoded_per_s", "idle_s", "seconds_a_call", "rows_per_step"):
-            cells.append(f"{_number(ours[key])} / {_number(theirs[key])}")
-        verdicts = (f"{t} {'✓' if t.met(row) else '✗'}" for t in targets_of(row))
-        waiting.append([*cells, "; ".join(verdicts)])
-    lines = ["Slow tools / instant ones:", "", *_markdown(head, waiting)]
+            cells.append(f"{number(ours[key])} / {number(theirs[key])}")
+        waiting.append([*cells, verdicts(row)])
+    lines = ["Slow tools / instant ones:", "", *table(head, waiting)]
     if overhead:
         head = ["tool", "calls at once", "CPU ratio", "wall ratio", "ms per call"]
-        lines += ["", "Against an empty call:", "", *_markdown(head, overhead)]
+        lines += ["", "Against an empty call:", "", *table(head, overhead)]
     return lines
 
 
@@ -196,12 +176,12 @@ def _gradings_table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         case, ours = row["case"], row["ours"]
         cells = [case["graders"], str(case["gradings"])]
-        cells += [_number(ours[key]) for key in ("wall_s", "cpu_s", "slowest_s")]
-        cells += [_number(row[key]) for key in ("block_ms", "block_cpu_ms")]
+        cells += [number(ours[key]) for key in ("wall_s", "cpu_s", "slowest_s")]
+        cells += [number(row[key]) for key in ("block_ms", "block_cpu_ms")]
         cells += [f"{ours[key]:.0f}" for key in ("own_mib", "workers_mib")]
-        cells.append("; ".join(f"{t} {'✓' if t.met(row) else '✗'}" for t in targets_of(row)))
+        cells.append(verdicts(row))
         body.append(cells)
-    return _markdown(head, body)
+    return table(head, body)
 
 
 def _cluster_table(rows: Sequence[Row]) -> list[str]:
@@ -218,7 +198,7 @@ def _cluster_table(rows: Sequence[Row]) -> list[str]:
     head += ["reduced, KB a token", "loss", "rounds"]
 
     def cells(figures: Mapping[str, float], rounds: int) -> list[str]:
-        seconds = [_number(figures[key]) for key in ("busiest_s", "all_s")]
+        seconds = [number(figures[key]) for key in ("busiest_s", "all_s")]
         passes = [f"{figures[key]:.0f}" for key in ("passes", "idle")]
         moved = [f"{figures[key] / 1e3:.1f}" for key in ("gathered", "reduced")]
         loss = f"{figures['loss']:.5f}"
@@ -230,7 +210,7 @@ def _cluster_table(rows: Sequence[Row]) -> list[str]:
         body.append(
             [str(case["ranks"]), case["layers"], *ratios, *cells(row["ours"], row["rounds"])]
         )
-    return _markdown(head, body)
+    return table(head, body)
 
 
 def _simulator_table(rows: Sequence[Row]) -> list[str]:
@@ -249,17 +229,4 @@ def _simulator_table(rows: Sequence[Row]) -> list[str]:
         cells += [f"{figures['filled']:.2f}" for figures in (some, held)]
         cells += [f"{f['gathered'] / 1e9:.0f} / {f['reduced'] / 1e9:.0f}" for f in (some, held)]
         body.append(cells)
-    return _markdown(head, body)
-
-
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return lines + [f"| {' | '.join(cells)} |" for cells in body]
-
-
-def _number(figure: Any) -> str:
-    if figure is None:
-        return ""
-    if isinstance(figure, Mapping):
-        return spread(figure)
-    return f"{figure:.3g}" if abs(figure) < 1 else f"{figure:.2f}"
+    return table(head, body)

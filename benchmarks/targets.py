@@ -42,7 +42,7 @@ class Target:
 
 NAMES = {
     "ratio_cpu": "CPU", "ratio_wall": "wall", "memory_ratio": "memory", "ratio_alone": "alone",
-    "block_ms": "longest block, ms,",
+    "block_ms": "longest block, ms,", "share": "share of the floor",
 }  # fmt: skip
 
 
@@ -58,6 +58,12 @@ def _step(
     return Target("training_step", figure, least, most, "padded rows", case)
 
 
+def _peer(
+    figure: str, least: float | None = None, most: float | None = None, **case: Any
+) -> Target:
+    return Target("peers", figure, least, most, "PrefixGrouper", case)
+
+
 _ROLLOUTS = {"image_tokens": 256, "tool_turns": 2}
 
 TARGETS = (
@@ -70,6 +76,16 @@ TARGETS = (
     *(_step(256, response, "memory_ratio", most=0.5) for response in (64, 256)),
     *(_step(1024, response, "memory_ratio", most=0.35) for response in (64, 256)),
     Target("training_step", "ratio_cpu", least=1.6, against="padded rows, pictures once"),
+    *(_peer("ratio_cpu", least=1.0, group="GRPO", words=words) for words in (128, 256, 1024)),
+    _peer("ratio_cpu", least=1.2, group="GRPO", words=4096),
+    _peer("ratio_cpu", least=1.0, group="GRPO, tools"),
+    *(_peer("ratio_cpu", least=1.1, group="AXPO", words=words) for words in (256, 1024)),
+    _peer("ratio_cpu", least=1.3, group="AXPO", words=4096),
+    _peer("ratio_cpu", least=1.1, group="AXPO, tools"),
+    _peer("ratio_cpu", least=1.5, group="AXPO, 4 sources"),
+    _peer("ratio_cpu", least=1.9, group="AXPO, 8 sources"),
+    _peer("memory_ratio", most=0.8),
+    _peer("share", least=0.65),
     Target("whole_step", "ratio_cpu", least=3.0, against="trl"),
     Target("extra_samples", "ratio_wall", most=1.2),
     Target("tools", "ratio_cpu", most=1.1, against="instant tools"),

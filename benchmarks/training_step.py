@@ -21,10 +21,11 @@ from axpo.algorithms.losses import ClipLoss
 from axpo.config import OptimizerSettings
 from axpo.costs.flops import ForwardPass, forward_flops
 from axpo.models.families import family_of
-from axpo.training.items import items
+from axpo.models.loading import Checkpoint
+from axpo.training.batches import prepare
 from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
-from axpo.training.packing import PackedTree, pack
+from axpo.training.packing import PackedTree
 from axpo.tree import Group
 from benchmarks.flops import QWEN3_VL_8B, TRAINING, packed_work, padded_work
 from benchmarks.harness import Row, Side, Timing, interleave, means, peak_bytes, ratio
@@ -80,15 +81,13 @@ class Bench:
         }
 
     def tree(self) -> PackedTree:
-        """The layout that `LocalLearner.update` trains."""
-        processor, found = self.packed.checkpoint.processor, items(self.group)
-        return pack(
-            self.group,
-            found,
-            [1.0] * len(found),
-            lambda digest: processor.pixels(digest, self.group.pictures[digest]).grid,
-            processor.merge_size,
-        )
+        return packed_layout(self.packed.checkpoint, self.group)
+
+
+def packed_layout(checkpoint: Checkpoint, group: Group) -> PackedTree:
+    """The layout that `LocalLearner.update` trains, by its own code."""
+    [work] = prepare(checkpoint.processor, [group], Objective(LOSS, "question_mean"))
+    return work.tree
 
 
 def bench(shape: Shape, device: str = "cpu") -> Bench:
@@ -125,10 +124,19 @@ def parity(bench: Bench) -> dict[str, dict[str, float]]:
     Raises `ParityError` where one is above the tolerance.
     """
     sides = bench.sides()
-    loss, reference = gradient(bench.packed.optimizer, sides[PACKED])
+    others = {name: (bench.padded.optimizer, sides[name]) for name in (PADDED, ONCE)}
+    return differences((bench.packed.optimizer, sides[PACKED]), others)
+
+
+def differences(
+    ours: tuple[torch.optim.Optimizer, Side],
+    others: Mapping[str, tuple[torch.optim.Optimizer, Side]],
+) -> dict[str, dict[str, float]]:
+    """`parity` of any sides, each with the optimizer that its step uses."""
+    loss, reference = gradient(*ours)
     found: dict[str, dict[str, float]] = {}
-    for name in (PADDED, ONCE):
-        other, grads = gradient(bench.padded.optimizer, sides[name])
+    for name, side in others.items():
+        other, grads = gradient(*side)
         found[name] = {
             "loss": abs(other - loss) / abs(loss),
             "gradient": ((grads - reference).norm() / reference.norm()).item(),

@@ -1,0 +1,45 @@
+"""The peers' table on the performance page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.cells import number, spread, table, verdicts
+from benchmarks.harness import Row
+
+HEAD = (
+    "group", "prompt", "response", "shared", "against", "CPU ratio", "wall ratio", "memory",
+    "operations / floor", "8B", "share of floor, ours", "theirs", "ours, CPU s", "theirs, CPU s",
+    "rounds", "target",
+)  # fmt: skip
+
+
+def peers_table(rows: Sequence[Row]) -> list[str]:
+    """A line a peer and tree."""
+    body: list[list[str]] = []
+    for row in rows:
+        case, ours, theirs = row["case"], row["ours"], row["theirs"]
+        prompt = case["words"] + case["image_tokens"]
+        picture = f" ({case['image_tokens']} of a picture)" if case["image_tokens"] else ""
+        calls = f", {case['turns']} crops" if case["turns"] else ""
+        body.append(
+            [
+                case["group"] + calls,
+                f"{prompt}{picture}",
+                str(case["response"]),
+                f"{1 - case['tokens'] / case['paths']:.2f}",
+                f"{row['against']} ({row['way']})" if row["way"] != row["against"] else row["way"],
+                spread(row["ratio_cpu"]),
+                spread(row["ratio_wall"]),
+                number(row["memory_ratio"]),
+                number(row["ratio_flops"]),
+                number(row["ratio_flops_8b"]),
+                f"{ours['share']:.0%}",
+                f"{theirs['share']:.0%}",
+                number(ours["cpu_s"]),
+                number(theirs["cpu_s"]),
+                str(row["rounds"]),
+                verdicts(row),
+            ]
+        )
+    return table(HEAD, body)
