@@ -21,13 +21,13 @@ def peers_table(rows: Sequence[Row]) -> list[str]:
         case, ours, theirs = row["case"], row["ours"], row["theirs"]
         prompt = case["words"] + case["image_tokens"]
         picture = f" ({case['image_tokens']} of a picture)" if case["image_tokens"] else ""
-        calls = f", {case['turns']} crops" if case["turns"] else ""
+        kind = case["group"] + (f", {case['turns']} crops" if case["turns"] else "")
         body.append(
             [
-                case["group"] + calls,
+                kind,
                 f"{prompt}{picture}",
                 str(case["response"]),
-                f"{1 - case['tokens'] / case['paths']:.2f}",
+                f"{1 - case['tokens'] / case['path_tokens']:.2f}",
                 f"{row['against']} ({row['way']})" if row["way"] != row["against"] else row["way"],
                 spread(row["ratio_cpu"]),
                 spread(row["ratio_wall"]),

@@ -53,31 +53,31 @@ float32 on a CPU). Pictures have 256, 512 and 1024 pixels a side:
 before, weights and optimizer state left out, axpo's as a share of the other's. Operations: how
 many times more the other side needs by formula, for this model and with the sizes of
 Qwen3-VL-8B.""",
-    "peers": """One update of one question's tree, against other ways to train it.
-**PrefixGrouper** computes a prefix once for its suffixes, one level deep; a tree with more levels
-is one group, in which frozen tokens are repeated in each continuation, or a group for each prefix,
-a pass each. Both ways are measured, and the faster one bears the plain name. Its attention is one
-SDPA call a suffix, without padding. **Packed sequences** are whole paths one behind the other
-without padding, as many a pass as fit into the tree's tokens. **Depth first** is AReaL-DTA's
-execution (arXiv 2602.00482), written anew: one path's keys and values, one block's activations (at
-most 2,048 tokens), inner nodes computed twice. **Padded rows**, as TRL and verl train them but with
-each picture encoded once, where they are at most 24,000 tokens. Every peer gets what does not
-belong to its idea: pictures go once through the vision tower, with axpo's attention there, the LM
-head covers trained tokens alone, passes are laid out beforehand, while axpo's packing is timed. The
-text model is transformers' own. No side computes the masked rest of a source, but padded rows.
+    "peers": """One update of one question's tree, against other ways to train it. **PrefixGrouper**
+computes a prefix once for its suffixes, one level deep; a tree with more levels is one group, in
+which frozen tokens are repeated in each continuation, or a group for each prefix, a pass each. Both
+ways are measured, and the faster one bears the plain name. Its attention is one SDPA call a suffix,
+without padding. **Packed sequences** are whole paths one behind the other without padding, as many
+a pass as fit into the tree's tokens. **Depth first** is AReaL-DTA's execution (arXiv 2602.00482),
+written anew: one path's keys and values, one block's activations (at most 2,048 tokens), inner
+nodes computed twice. **Padded rows** are trained as by TRL and verl, but with each picture encoded
+once. Of more than 25,000 tokens these and packed sequences are left out, since operations say by
+how much they lose. Every peer gets what does not belong to its idea: pictures go once through the
+vision tower, with axpo's attention there, the LM head covers trained tokens alone, and passes are
+laid out beforehand, while axpo's packing is timed. The text model is transformers' own. Only padded
+rows compute the masked rest of a source.
 
-Groups have 8 rollouts; AXPO's have 4 continuations of a source, half of whose mean response is
-frozen, or of each of 4 or 8 sources, of which 0.8 is. `Shared` is the share of all paths' tokens
-that a tree does not compute again. The text model is 256 wide with 4 layers (2 for trees with many
-sources) and heads of 64. Memory is axpo's peak as a share of the peer's, with gradients, without
-weights and optimizer state. The floor is what any way has to compute: every token once, the pairs
-of query and key that are needed, the head on trained tokens. `Operations / floor` are the peer's,
-for this model and for the sizes of Qwen3-VL-8B; masked halves of rectangles are not counted. `Share
-of floor` is the time that the floor's operations take at the speed of a 2048 x 2048 matrix product,
-as a share of the time that was taken. Loss and gradient are the same on all sides, checked before
-timing (relative difference at most 1e-5). Two runs of the same row differ by up to a tenth on this
-shared machine, sometimes more than their quartiles say: nothing within 0.9 and 1.1 is a
-difference.""",
+Groups have 8 rollouts. AXPO's have 4 continuations of a source, half of whose response is frozen,
+or of each of 4 or 8 sources, of whose responses 0.8 is. `Shared` is the share of all paths' tokens
+that a tree does not compute again. The text model is 256 wide with 2 layers and heads of 64. Memory
+is axpo's peak as a share of the peer's, with gradients, without weights and optimizer state. The
+floor is what any way has to compute: every token once, the pairs of query and key that are needed,
+the head on trained tokens. `Operations / floor` are the peer's, for this model and for the sizes of
+Qwen3-VL-8B; masked halves of rectangles are not counted. `Share of floor` is the time that the
+floor's operations take at the speed of a 2048 x 2048 matrix product, as a share of the time that
+was taken. Loss and gradient are the same on all sides, checked before timing (relative difference
+at most 1e-5). On a shared machine two runs of one row differ by up to a tenth, sometimes by more
+than their quartiles say: nothing between 0.9 and 1.1 is a difference.""",
     "whole_step": """Sampling with the zoom tool, grading and one update on the lab's questions,
 against TRL's GRPOTrainer with the same model, prompts and limits. Ratios are per sampled token.""",
     "extra_samples": """AXPO's step against GRPO's, both in axpo, from the same weights with the

@@ -12,7 +12,7 @@ that are needed, the LM head on trained tokens, each picture once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +26,15 @@ from axpo.training.objective import Objective
 from axpo.training.packing import PackedTree
 from axpo.tree import Group
 from benchmarks.flops import QWEN3_VL_8B, TRAINING, packed_work, padded_work
-from benchmarks.harness import Row, Side, Timing, interleave, matmul_peak, means, peak_bytes, ratio
+from benchmarks.harness import (
+    Row,
+    Side,
+    interleave,
+    matmul_peak,
+    means,
+    peak_bytes,
+    ratio,
+)
 from benchmarks.models import Shape, training_checkpoint, training_group, with_logprobs
 from benchmarks.padded import PaddedTrainer, Rows, padded_rows
 from benchmarks.peers.depth_first import DepthFirst
@@ -40,61 +48,48 @@ GROUPER, SEQUENCES, DEPTH_FIRST = "PrefixGrouper", "packed sequences", "depth fi
 PADDED = "padded rows, pictures once"
 ONE, EACH = "PrefixGrouper, one group", "PrefixGrouper, a group a prefix"
 TEXT = {
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
     "rope_parameters": {
         "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [12, 10, 10],
         "mrope_interleaved": True,
     },
 }  # fmt: skip
-"""Heads of the family's proportions: small ones would make softmax a larger part than it is."""
-PADDED_TOKENS = 24_000
-"""Padded rows of more tokens are left out: they take minutes a round, and lose by as much."""
+"""The training benchmark's width with fewer layers, for long trees, and with larger heads: of small
+ones softmax is a larger part than in real models."""
+ROW_TOKENS = 25_000
+"""Packed sequences and padded rows of more tokens are left out: they take minutes a round, and
+their operations say by how much they lose."""
 ROUNDS = 5
+GRPO, AXPO = "GRPO", "AXPO"
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A tree, and the layers of the model that trains it."""
-
-    name: str
-    shape: Shape
-    layers: int = 4
-
-    def row(self) -> dict[str, Any]:
-        return {"group": self.name, **asdict(self.shape), "layers": self.layers}
+def _text(words: int, response: int, **more: Any) -> Shape:
+    return Shape(0, response, words=words, **more)
 
 
-def _grpo(words: int, response: int, **more: Any) -> Case:
-    return Case("GRPO", Shape(0, response, continuations=0, words=words, **more))
-
-
-def _axpo(words: int, response: int, **more: Any) -> Case:
-    return Case("AXPO", Shape(0, response, words=words, **more))
-
-
-def _nested(image: int, sources: int) -> Case:
-    """Four continuations of each of several sources, 0.8 of whose responses are frozen."""
-    shape = Shape(image, 1024, words=4096 - image, sources=sources, frozen=0.8)
-    return Case(f"AXPO, {sources} sources", shape, layers=2)
+def _nested(image: int, sources: int) -> Shape:
+    """Four continuations of each source, of whose responses 0.8 are frozen."""
+    return Shape(image, 1024, words=4096 - image, sources=sources, frozen=0.8)
 
 
 CASES = (
-    *(_grpo(words, 256) for words in (128, 256, 1024, 4096)),
-    _grpo(256, 64),
-    Case("GRPO, tools", Shape(256, 256, turns=2, continuations=0)),
-    *(_axpo(words, 256) for words in (256, 1024, 4096)),
-    _axpo(256, 64),
-    _axpo(1024, 1024),
-    Case("AXPO, tools", Shape(256, 256, turns=1)),
-    Case("AXPO, tools", Shape(1024, 64, turns=1)),
-    *(_nested(image, sources) for image in (0, 1024) for sources in (4, 8)),
+    *((GRPO, _text(words, 256, continuations=0)) for words in (128, 256, 1024, 4096)),
+    (GRPO, _text(256, 64, continuations=0)),
+    (f"{GRPO}, tools", Shape(256, 256, turns=2, continuations=0)),
+    *((AXPO, _text(words, 256)) for words in (256, 1024, 4096)),
+    (AXPO, _text(256, 64)),
+    (AXPO, _text(1024, 1024)),
+    (f"{AXPO}, tools", Shape(256, 256, turns=1)),
+    (f"{AXPO}, tools", Shape(1024, 64, turns=1)),
+    *((f"{AXPO}, {n} sources", _nested(image, n)) for image in (0, 1024) for n in (4, 8)),
 )
-TINY = Case("AXPO, 2 sources", Shape(16, 12, turns=1, rollouts=3, continuations=2, sources=2))
+"""What kind of group it is, and its tree."""
+TINY = Shape(16, 12, turns=1, rollouts=3, continuations=2, sources=2)
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One tree and everything that trains it."""
+    """One tree and everything that trains it; `pictures` are the image tokens of each."""
 
     group: Group
     packed: LocalLearner
@@ -106,19 +101,18 @@ class Bench:
     def sides(self) -> dict[str, tuple[torch.optim.Optimizer, Side]]:
         """One optimizer step of each side, with the optimizer that it uses."""
 
-        def ours() -> dict[str, float]:
+        def ours() -> Mapping[str, float]:
             return self.packed.update([self.group], Objective(LOSS, "question_mean"))
 
         found: dict[str, tuple[torch.optim.Optimizer, Side]] = {
-            PACKED: (self.packed.optimizer, ours),
-            **{name: (peer.trainer.optimizer, peer.update) for name, peer in self.peers.items()},
+            PACKED: (self.packed.optimizer, ours)
         }
+        for name, peer in self.peers.items():
+            found[name] = peer.trainer.optimizer, peer.update
         if self.padded is not None:
             trainer, rows = self.padded
-            found[PADDED] = (
-                trainer.optimizer,
-                lambda: trainer.update(rows, LOSS, vision_once=True),
-            )
+            step: Side = lambda: trainer.update(rows, LOSS, vision_once=True)  # noqa: E731
+            found[PADDED] = trainer.optimizer, step
         return found
 
     def flops(self, sizes: Dimensions) -> dict[str, float]:
@@ -127,35 +121,33 @@ class Bench:
         pictures = TRAINING * forward_flops(sizes, shown)
         floor = TRAINING * forward_flops(sizes, packed_work(self.tree, ()))
         found = {PACKED: floor + pictures}
-        found |= {name: peer.flops(sizes, pictures) for name, peer in self.peers.items()}
+        found |= {name: peer.flops(sizes) + pictures for name, peer in self.peers.items()}
         if self.padded is not None:
             rows = self.padded[1]
-            work = padded_work(*rows.tokens.shape, rows.prompt, ())
+            count, width = rows.tokens.shape
+            work = padded_work(count, width, rows.prompt, ())
             found[PADDED] = TRAINING * forward_flops(sizes, work) + pictures
         return found
 
 
-def bench(case: Case) -> Bench:
+def bench(shape: Shape) -> Bench:
     """Models with the same weights, a tree whose old logprobs are theirs, and all sides of it."""
-    text = {**TEXT, "num_hidden_layers": case.layers}
-    checkpoint = training_checkpoint(text=text)
+    checkpoint = training_checkpoint(text=TEXT)
     packed = LocalLearner(checkpoint, None, SETTINGS, total_updates=1)
-    group = training_group(checkpoint, case.shape)
+    group = training_group(checkpoint, shape)
     with_logprobs(group, packed.logprobs([group]))
     tree = packed_layout(checkpoint, group)
     processor = checkpoint.processor
     pixels = {digest: processor.pixels(digest, group.pictures[digest]) for digest in tree.pictures}
-    task = Task(tree, pixels, LOSS)
-    trainer = peer_trainer(SETTINGS, text=text)
-    padded = PaddedTrainer(training_checkpoint(stock=True, text=text), SETTINGS)
+    padded = PaddedTrainer(training_checkpoint(stock=True, text=TEXT), SETTINGS)
     rows = padded_rows(padded.checkpoint, group)
     return Bench(
         group,
         packed,
         tree,
         tuple(some.tokens(processor.merge_size) for some in pixels.values()),
-        _peers(trainer, task),
-        None if rows.tokens.numel() > PADDED_TOKENS else (padded, rows),
+        _peers(peer_trainer(SETTINGS, TEXT), Task(tree, pixels, LOSS)),
+        None if rows.tokens.numel() > ROW_TOKENS else (padded, rows),
     )
 
 
@@ -165,64 +157,85 @@ def _peers(trainer: Trainer, task: Task) -> dict[str, Peer]:
         found[ONE] = Grouped(trainer, task, one_group(task.forest))
         if len(groups := group_a_prefix(task.forest)) > 1:
             found[EACH] = Grouped(trainer, task, groups)
-    found[SEQUENCES] = Sequences(trainer, task)
+    if task.forest.path_tokens <= ROW_TOKENS:
+        found[SEQUENCES] = Sequences(trainer, task)
     found[DEPTH_FIRST] = DepthFirst(trainer, task)
     return found
 
 
-def measure(case: Case, rounds: int) -> list[Row]:
+def measure(kind: str, shape: Shape, rounds: int) -> list[Row]:
     """A row for each peer; PrefixGrouper's faster way comes first and bears its plain name."""
-    made = bench(case)
-    sides = made.sides()
-    others = {name: side for name, side in sides.items() if name != PACKED}
-    found = differences(sides[PACKED], others)
-    memory = {name: peak_bytes(side) for name, (_, side) in sides.items()}
+    made = bench(shape)
+    sides, memory = made.sides(), dict[str, int]()
+    for optimizer, _ in sides.values():
+        settle(optimizer)
+
+    def noting(name: str, step: Side) -> Side:
+        """`step`, whose peak of memory is noted."""
+
+        def run() -> Mapping[str, float]:
+            figures: dict[str, float] = {}
+            memory[name] = peak_bytes(lambda: figures.update(step()))
+            return figures
+
+        return run
+
+    noted = {name: (optimizer, noting(name, step)) for name, (optimizer, step) in sides.items()}
+    parity = differences(noted.pop(PACKED), noted)
     matmul = matmul_peak()
-    timings = interleave({name: side for name, (_, side) in sides.items()}, rounds, warmup=0)
+    timings = interleave({name: step for name, (_, step) in sides.items()}, rounds, warmup=0)
+    ratios = {name: ratio(timings[name], timings[PACKED]) for name in sides}
+    ways = sorted({ONE, EACH} & set(sides), key=lambda name: ratios[name].median)
     config = made.packed.checkpoint.model.config
     flops = made.flops(family_of(config).dimensions(config))
     large = made.flops(QWEN3_VL_8B)
-    ways = sorted((name for name in (ONE, EACH) if name in others), key=_median(timings))
-    order = [*ways, *(name for name in others if name not in ways)]
 
     def figures(name: str) -> dict[str, float]:
-        seconds = means(timings[name])
-        return {
-            "cpu_s": seconds["cpu_s"],
-            "wall_s": seconds["wall_s"],
+        seconds = {key: value for key, value in means(timings[name]).items() if key in CLOCKS}
+        return seconds | {
             "flops": flops[name],
             "peak_mib": memory[name] / 2**20,
             "share": flops[PACKED] / matmul / seconds["cpu_s"],
         }
 
+    case = {"group": kind, **asdict(shape)}
     return [
         {
             "benchmark": "peers",
-            "case": case.row() | {"tokens": len(made.tree), "paths": made.tree.path_tokens},
-            "against": GROUPER if [name] == ways[:1] else name,
+            "case": case | {"tokens": len(made.tree), "path_tokens": made.tree.path_tokens},
+            "against": GROUPER if name in ways[:1] else name,
             "way": name,
-            "ratio_cpu": asdict(ratio(timings[name], timings[PACKED], "cpu")),
+            "ratio_cpu": asdict(ratios[name]),
             "ratio_wall": asdict(ratio(timings[name], timings[PACKED], "wall")),
             "memory_ratio": memory[PACKED] / memory[name],
             "ratio_flops": flops[name] / flops[PACKED],
             "ratio_flops_8b": large[name] / large[PACKED],
-            "share": flops[PACKED] / matmul / means(timings[PACKED])["cpu_s"],
+            "share": figures(PACKED)["share"],
             "ours": figures(PACKED),
             "theirs": figures(name),
-            "parity": found[name],
+            "parity": parity[name],
             "rounds": rounds,
         }
-        for name in order
+        for name in (*ways, *(name for name in parity if name not in ways))
     ]
 
 
-def _median(timings: Mapping[str, Timing]) -> Any:
-    return lambda name: ratio(timings[name], timings[PACKED], "cpu").median
+CLOCKS = ("cpu_s", "wall_s")
+
+
+def settle(optimizer: torch.optim.Optimizer) -> None:
+    """Let `optimizer` make its state, so that no side's first step makes it (at rate 0)."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """Every case (about 70 minutes on one CPU thread); `quick` is one tiny tree, one round."""
+    """Every case (about 40 minutes on one CPU thread); `quick` is one tiny tree, one round."""
     if (lack := missing()) is not None:
         yield {"benchmark": "peers", "against": GROUPER, "skipped": lack}
-    for case in (TINY,) if quick else CASES:
-        yield from measure(case, 1 if quick else ROUNDS)
+    cases: Sequence[tuple[str, Shape]] = ((AXPO, TINY),) if quick else CASES
+    for kind, shape in cases:
+        yield from measure(kind, shape, 1 if quick else ROUNDS)

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from axpo.algorithms.losses import TokenBatch
+from axpo.config import OptimizerSettings
 from axpo.costs.flops import ForwardPass, forward_flops
 from axpo.models.attention import VARLEN_VISION
 from axpo.models.families import family_of
@@ -82,9 +83,9 @@ def late_causal(queries: int, keys: int, dtype: torch.dtype = torch.float32) -> 
     return torch.zeros(queries, keys, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
-def peer_trainer(settings: Any, **sizes: Any) -> Trainer:
-    """A model with transformers' own text layers and our vision tower, and its optimizer."""
-    checkpoint = training_checkpoint(stock=True, **sizes)
+def peer_trainer(settings: OptimizerSettings, text: Mapping[str, Any]) -> Trainer:
+    """A model with transformers' own text layers (sizes `text`) and our vision tower."""
+    checkpoint = training_checkpoint(stock=True, text=text)
     visual = checkpoint.model.model.visual
     visual.config._attn_implementation = VARLEN_VISION
     visual.patch_embed.__class__ = LinearPatchEmbed
@@ -171,14 +172,10 @@ class Peer(ABC):
         """What is computed once more, without a graph."""
         return ForwardPass(tokens=0, pairs=0, rows=0, pictures=())
 
-    def flops(self, sizes: Dimensions, pictures: int) -> float:
-        """Operations of an update; those of the `pictures` are given. Masked halves of rectangles
-        and padding inside a kernel's call are not counted."""
-        return (
-            TRAINING * forward_flops(sizes, self.work())
-            + forward_flops(sizes, self.again())
-            + pictures
-        )
+    def flops(self, sizes: Dimensions) -> float:
+        """Operations of an update but for its pictures. Padding and masked halves of rectangles,
+        which a kernel may skip, are not counted."""
+        return TRAINING * forward_flops(sizes, self.work()) + forward_flops(sizes, self.again())
 
     def hidden(self, at: torch.Tensor, pictures: Pictures, attend: Attend) -> torch.Tensor:
         """The last hidden states [n, hidden] of a pass over the places `at` [n]."""

@@ -44,8 +44,7 @@ def test_all_sides_have_one_loss_and_one_gradient(tiny: Bench):
 
 
 def test_they_have_it_without_pictures_too():
-    shape = replace(TINY.shape, image_tokens=0, turns=0, words=40, sources=1, rollouts=2)
-    made = bench(replace(TINY, shape=shape))
+    made = bench(replace(TINY, image_tokens=0, turns=0, words=40, sources=1, rollouts=2))
     assert {ONE, SEQUENCES, DEPTH_FIRST} - WITHOUT < set(found(made))
 
 
