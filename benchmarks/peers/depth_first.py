@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from axpo.costs.flops import ForwardPass, causal_pairs
 from benchmarks.peers.side import (
+    Call,
     Peer,
     Pictures,
     Task,
@@ -81,9 +82,9 @@ class DepthFirst(Peer):
             at = torch.arange(block.start, block.end)
             if push:
                 with torch.no_grad():
-                    self.hidden(at, pictures, stack.pushing(block.above))
+                    self.hidden(at, pictures, Pushing(stack, block.above))
             else:
-                above = stack.popping(block.above)
+                above = Popping(stack, block.above)
                 loss = self.loss(self.hidden(at, pictures, above), block.trained)
                 above.backward(loss, block.pushed)
                 total += loss.item()
@@ -131,12 +132,6 @@ class Stack:
     def __init__(self, buffers: list[torch.Tensor]) -> None:
         self.layers = list(zip(*[iter(buffers)] * 4, strict=True))
 
-    def pushing(self, above: int) -> Pushing:
-        return Pushing(self, above)
-
-    def popping(self, above: int) -> Popping:
-        return Popping(self, above)
-
 
 class Pushing:
     """Attention of a block that comes onto the stack after `above` tokens."""
@@ -145,37 +140,28 @@ class Pushing:
         self.stack, self.above = stack, above
         self.mask: torch.Tensor | None = None
 
-    def seen(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def seen(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values that the block sees."""
-        keys, values, key_grads, value_grads = self.stack.layers[layer]
-        end = self.above + key.shape[2]
-        keys[:, :, self.above : end] = key
-        values[:, :, self.above : end] = value
+        keys, values, key_grads, value_grads = self.stack.layers[call.layer]
+        end = self.above + call.key.shape[2]
+        keys[:, :, self.above : end] = call.key
+        values[:, :, self.above : end] = call.value
         # What an earlier path left here.
         key_grads[:, :, self.above : end] = 0
         value_grads[:, :, self.above : end] = 0
         return keys[:, :, :end], values[:, :, :end]
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float | None,
-    ) -> torch.Tensor:
-        keys, values = self.seen(layer, key, value)
+    def __call__(self, call: Call) -> torch.Tensor:
+        keys, values = self.seen(call)
         if self.above and self.mask is None:
-            self.mask = late_causal(query.shape[2], keys.shape[2])
+            self.mask = late_causal(call.query.shape[2], keys.shape[2])
         out = scaled_dot_product_attention(
-            query,
+            call.query,
             keys,
             values,
             self.mask,
             is_causal=not self.above,
-            scale=scale,
+            scale=call.scale,
             enable_gqa=True,
         )
         return out.transpose(1, 2)
@@ -189,16 +175,14 @@ class Popping(Pushing):
         self.leaves: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def seen(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.own.append((key, value))
+    def seen(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+        self.own.append((call.key, call.value))
         if not self.above:
-            return key, value
-        keys, values, *_ = self.stack.layers[layer]
+            return call.key, call.value
+        keys, values, *_ = self.stack.layers[call.layer]
         k, v = (x[:, :, : self.above].detach().requires_grad_() for x in (keys, values))
         self.leaves.append((k, v))
-        return torch.cat([k, key], dim=2), torch.cat([v, value], dim=2)
+        return torch.cat([k, call.key], dim=2), torch.cat([v, call.value], dim=2)
 
     def backward(self, loss: torch.Tensor, pushed: bool) -> None:
         """Go backward from the loss and from what descendants left; leave the gradients of what is

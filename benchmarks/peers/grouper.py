@@ -23,6 +23,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from axpo.costs.flops import ForwardPass, causal_pairs
 from axpo.training.packing import PackedTree
 from benchmarks.peers.side import (
+    Call,
     Peer,
     Pictures,
     Task,
@@ -135,15 +136,8 @@ class Grouping:
         longest = max(self.lengths)
         self.mask = late_causal(longest, self.prefix + longest)
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float | None,
-    ) -> torch.Tensor:
-        return self.grouper.forward(self.attend, query, key, value, scale)
+    def __call__(self, call: Call) -> torch.Tensor:
+        return self.grouper.forward(self.attend, call.query, call.key, call.value, call.scale)
 
     def attend(
         self,

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from axpo.costs.flops import ForwardPass, causal_pairs
 from benchmarks.peers.side import (
+    Call,
     Peer,
     Pictures,
     Task,
@@ -72,17 +73,10 @@ class Separate:
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float | None,
-    ) -> torch.Tensor:
-        split = (x.split(self.lengths, dim=2) for x in (query, key, value))
+    def __call__(self, call: Call) -> torch.Tensor:
+        split = (x.split(self.lengths, dim=2) for x in (call.query, call.key, call.value))
         out = [
-            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+            scaled_dot_product_attention(q, k, v, is_causal=True, scale=call.scale, enable_gqa=True)
             for q, k, v in zip(*split, strict=True)
         ]
         return torch.cat(out, dim=2).transpose(1, 2)

@@ -12,9 +12,9 @@ transformers' own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -41,18 +41,20 @@ if TYPE_CHECKING:
 ATTENTION = "benchmark_peer"
 
 
-class Attend(Protocol):
-    """How the tokens of a pass attend in a layer: query [1, H, n, D], key and value [1, H_kv, n, D]
-    -> [1, n, H, D]."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A layer's attention in a pass of n tokens: query [1, H, n, D], key and value
+    [1, H_kv, n, D]."""
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float | None,
-    ) -> torch.Tensor: ...
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scale: float | None
+
+
+Attend = Callable[[Call], torch.Tensor]
+"""How the tokens of a pass attend; returns [1, n, H, D]."""
 
 
 def _attention(
@@ -67,7 +69,7 @@ def _attention(
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     layer: Any = module.layer_idx
-    return attend(layer, query, key, value, scaling), None
+    return attend(Call(layer, query, key, value, scaling)), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
