@@ -130,7 +130,7 @@ async def check_parity(
     await together([sample_group(agent, group, ROLLOUTS, seed) for group in groups])
     for group in groups:
         await agent.engine.release(group.id)
-    sampled = _credited(groups)
+    sampled = credited(groups)
     trained = logprobs(sampled)
     found = mismatch(sampled, trained)
     if found is None:
@@ -235,7 +235,7 @@ def vote(
     return Vote(int(counted.sum()), nearer, expected)
 
 
-def _credited(groups: Sequence[Group]) -> list[Group]:
+def credited(groups: Sequence[Group]) -> list[Group]:
     """The groups with a sampled token, credited so that every sampled token is compared."""
     for rollout in (t for group in groups for t in group.rollouts):
         rollout.credit = [Credit(0, rollout.tokens, 1.0, Stream.ROLLOUT, 1.0)]

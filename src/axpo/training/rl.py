@@ -68,7 +68,7 @@ def train(run: RLRun, monitor: Monitor) -> Path:
     return stopping.run(_train(run, monitor))
 
 
-async def _hand_over(run: RLRun, version: int) -> dict[str, float]:
+async def hand_over(run: RLRun, version: int) -> dict[str, float]:
     """Let the engine sample with the learner's weights; figures of how it does, where probed."""
     await run.learner.publish(version)
     share = run.agent.engine.served_share
@@ -117,7 +117,7 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
     data = RunData(run.out, run.task, "train", run.files)
     first = checkpoints.resume(folder, run.learner, data)
     last = checkpoint_of(folder, first).path
-    await _hand_over(run, first)
+    await hand_over(run, first)
     async with Collector(run.agent, run.task, config) as collector, Lag() as lag:
         with checkpoints.kept_on_stop(folder, run.learner, config.rl.updates, data.state):
             start = await _compare_engine(run, collector, first, monitor)
@@ -132,7 +132,7 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
                 groups = await collector.take(step, watch)
                 late = Max(lag.worst())
                 with stopping.held():
-                    metrics = await _learn(run, collector, step, groups, watch)
+                    metrics = await learn(run, collector, step, groups, watch)
                     metrics["loop_lag_max"] = late
                     metrics |= watch.metrics()
                     metrics |= {name: n - before[name] for name, n in work_done(run).items()}
@@ -151,7 +151,7 @@ async def _steps(run: RLRun, monitor: Monitor) -> Path:
     return last
 
 
-async def _learn(
+async def learn(
     run: RLRun, collector: Collector, step: int, groups: Sequence[Group], watch: Stopwatch
 ) -> dict[str, float]:
     """Everything of a step after its rollouts, up to the new weights in the engine."""
@@ -161,7 +161,7 @@ async def _learn(
     collector.prepare(step + 1)
     metrics = await _beside_sampling(run, update, run, groups, watch)
     watch("sync")
-    metrics |= await _hand_over(run, step + 1)
+    metrics |= await hand_over(run, step + 1)
     for group in groups:
         await run.agent.engine.release(group.id)
     settings = run.config.run
