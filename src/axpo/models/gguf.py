@@ -7,6 +7,7 @@ without a word is looked for here, because a model that is nearly right trains a
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import sys
@@ -160,3 +161,9 @@ def _fresh(model: Any) -> Any:
         fresh = type(model)(model.config)
     fresh.generation_config = model.generation_config
     return fresh
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Convert a GGUF file into a folder of the cache.")
+    parser.add_argument("file", type=Path)
+    print(converted(parser.parse_args().file))

@@ -64,7 +64,11 @@ async def _gym(example: Example, answer: str) -> Verdict:
     except GradingError as error:
         raise GradingError(f"the scorer of {name} on {shorten(final)}: {error}") from error
     seen = compared(False, "", final, example.answer).detail
-    return Verdict(min(1.0, max(0.0, score)), f"{name}'s scorer", seen)
+    reward = min(1.0, max(0.0, score))
+    least = example.meta.get("least")
+    if least is None:
+        return Verdict(reward, f"{name}'s scorer", seen)
+    return Verdict(float(reward >= least), f"{name}'s scorer, at least {least:g}", seen)
 
 
 def _check(example: Example) -> None:

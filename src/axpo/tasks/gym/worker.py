@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from axpo.tasks.grading.serving import serve
+from axpo.tasks.gym.programs import program
 
 CHUNK = 1000
 """Questions per instance of a set. Its items draw from seed + index, so that chunks whose seeds
@@ -19,8 +20,9 @@ differ by this share none."""
 
 
 def load() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """What answers {"name", "settings", "number"} with {"question", "answer"}; where an "answer" to
-    the question "asked" is given, with its {"score"}; and with {"error"} what fails."""
+    """What answers {"name", "settings", "number", "program"} with {"question", "answer"}, and with
+    the {"program"} if it is asked for; where an "answer" to the question "asked" is given, with its
+    {"score"}; and with {"error"} what fails."""
     import reasoning_gym
 
     @lru_cache(maxsize=64)
@@ -31,13 +33,14 @@ def load() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         name, number = place["name"], place["number"]
         index = number % CHUNK
         try:
-            found = instance(name, json.dumps(place["settings"], sort_keys=True), number - index)
-            entry = found[index]
+            source = instance(name, json.dumps(place["settings"], sort_keys=True), number - index)
+            entry = source[index]
             if "answer" not in place:
-                return {"question": entry["question"], "answer": entry["answer"]}
+                found = {"question": entry["question"], "answer": entry["answer"]}
+                return found | {"program": program(name, entry)} if place["program"] else found
             if entry["question"] not in place["asked"]:
                 return {"error": "its number makes another question by now"}
-            return {"score": float(found.score_answer(place["answer"], entry))}
+            return {"score": float(source.score_answer(place["answer"], entry))}
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
