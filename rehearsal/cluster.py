@@ -81,7 +81,9 @@ class Runs:
 @contextmanager
 def cluster() -> Iterator[Any]:
     """A Ray cluster of a head without a place, and three nodes with two each."""
-    os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo")
+    os.environ.update(
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", GLOO_SOCKET_IFNAME="lo", RAY_worker_niceness="0"
+    )
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20}

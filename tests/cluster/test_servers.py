@@ -54,7 +54,7 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 
 def started(checkpoint: Checkpoint, folder: Path, python: str) -> VllmEngine:
-    settings = Vllm(python=python, start_seconds=90.0, health_seconds=5.0)
+    settings = Vllm(python=python, start_seconds=180.0, health_seconds=5.0)
     servers = placing(NEED, 30.0, print)
     start = Start(checkpoint.processor, checkpoint, folder, 64, "float32", "keep", servers=servers)
     return start_engine(settings, start)
@@ -100,7 +100,7 @@ def served(engine: VllmEngine, checkpoint: Checkpoint, lose: Callable[[], Any], 
             requests.extend(several)
             done.extend(await ask(engine, several))
 
-    asyncio.run(asyncio.wait_for(main(), 150))
+    asyncio.run(asyncio.wait_for(main(), 300))
     check(newer, engine, requests, done)
     assert stats.servers_lost - before == lost
     assert {server.weights for server in servers} == {servers[0].weights}

@@ -50,8 +50,11 @@ def fake_python(folder: Path, dies: str = "", delay: float = 0.0) -> str:
 def add_node(cluster: Cluster, cpus: int) -> Any:
     """One more node of the cluster, which is there at the end."""
     own: dict[str, Any] = {"object_store_memory": 100_000_000, "include_dashboard": False}
-    if cluster.head_node is None:  # A node's end is seen soon.
-        own["_system_config"] = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    if cluster.head_node is None:  # A node's end is seen soon; workers run beside the tests.
+        own["_system_config"] = {
+            "health_check_period_ms": 500, "health_check_failure_threshold": 4,
+            "worker_niceness": 0,
+        }  # fmt: skip
     return cluster.add_node(num_cpus=cpus, **own)
 
 

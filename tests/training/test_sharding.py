@@ -38,7 +38,7 @@ CASES = {
         "clipped": Case(optimizer={"max_grad_norm": 0.05, "weight_decay": 0.1}),
         "untied": Case(kl=True, untied=True),
         "text adapters": Case(kl=True, lora={}),
-        "a text model": Case(kl=True, kind="llama"),
+        **{f"text: {kind}": Case(kl=True, kind=kind) for kind in ("llama", "qwen2", "qwen3")},
         "windows in vision": Case(kl=True, kind="qwen2_5_vl"),
         "rounded, kl": replace(ROUNDED, kl=True, recompute=True),
         "rounded, held": replace(ROUNDED, ranks={"hold": True}),
@@ -81,7 +81,10 @@ def test_ranks_train_as_one_process(
     assert gradient < 1e-6
     assert losses[0] < 1e-6
     if not case.rounded:
-        assert max(losses) < 1e-6
+        # The second loss is of weights that rounding has moved; its slope is in the tens.
+        assert many.metrics[-1]["loss"] == pytest.approx(
+            one.metrics[-1]["loss"], rel=2e-6, abs=1e-6
+        )
         assert weights < 1e-6
     # Recomputed logprobs are the same to the bit, whichever rank has them.
     assert many.logprobs.keys() == one.logprobs.keys()

@@ -118,8 +118,9 @@ class RemoteProcess:
                 return f"its host did not start ({error})"
             self.start()
             return None
-        except RayTaskError as error:
-            return f"its host cannot start it ({error.cause!r})"
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            return f"its host cannot start it ({cause!r})"
         self._asked = self._host.failure.remote()
         return said
 

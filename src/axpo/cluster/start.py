@@ -65,6 +65,7 @@ def _connect(address: str, cpus: int | None) -> Callable[[], object]:
     if ray.is_initialized():
         return lambda: None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # At Ray's 15 ranks and servers would starve.
     ours = signal.getsignal(signal.SIGTERM)
     try:
         if address == "local":
