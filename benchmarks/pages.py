@@ -13,10 +13,10 @@ from typing import Any
 from axpo.report.plots import picture, save
 from benchmarks.cells import COLUMNS, case_text, number, spread, table, verdicts
 from benchmarks.harness import Row
-from benchmarks.peers_page import peers_table
 from benchmarks.plots import AXES, growth_figure, ratio_figure
 from benchmarks.targets import targets_of
 from benchmarks.texts import INTRO, TEXTS, TITLES
+from benchmarks.update_tables import long_trees_table, peers_table
 
 
 def render(results: Mapping[str, Any], page: Path) -> Path:
@@ -48,6 +48,8 @@ def _section(name: str, title: str, result: Mapping[str, Any], folder: Path) -> 
 def _tables(name: str, rows: Sequence[Row]) -> list[str]:
     if name == "peers":
         return peers_table(rows)
+    if name == "long_trees":
+        return long_trees_table(rows)
     if name == "growth":
         return _growth_tables(rows)
     if name == "tools":
@@ -64,7 +66,7 @@ def _tables(name: str, rows: Sequence[Row]) -> list[str]:
 def _figure(name: str, rows: Sequence[Row]) -> Any:
     if name == "growth":
         return growth_figure(rows)
-    if name in ("peers", "tools", "gradings", "cluster", "cluster_simulator"):
+    if name in ("peers", "long_trees", "tools", "gradings", "cluster", "cluster_simulator"):
         return None
     keys = [
         key for key in ("image_tokens", "response", "tool_turns", "turns") if key in _vary(rows)

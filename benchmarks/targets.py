@@ -43,6 +43,7 @@ class Target:
 NAMES = {
     "ratio_cpu": "CPU", "ratio_wall": "wall", "memory_ratio": "memory", "ratio_alone": "alone",
     "block_ms": "longest block, ms,", "share": "share of the floor",
+    "of_path": "of the path's memory",
 }  # fmt: skip
 
 
@@ -86,6 +87,7 @@ TARGETS = (
     _peer("ratio_cpu", least=1.9, group="AXPO, 8 sources"),
     _peer("memory_ratio", most=0.8),
     _peer("share", least=0.65),
+    *(Target("long_trees", "of_path", most=1.2, case={"room": r}) for r in ("path", "path / 2")),
     Target("whole_step", "ratio_cpu", least=3.0, against="trl"),
     Target("extra_samples", "ratio_wall", most=1.2),
     Target("tools", "ratio_cpu", most=1.1, against="instant tools"),

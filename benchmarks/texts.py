@@ -23,6 +23,7 @@ TITLES: Mapping[str, str] = {
     "vllm_rollouts": "Rollouts by vLLM",
     "training_step": "Training step",
     "peers": "Beside others that share prefixes",
+    "long_trees": "Long trees in pieces",
     "whole_step": "A whole GRPO step",
     "extra_samples": "What AXPO's extra samples cost",
     "growth": "How time grows",
@@ -78,6 +79,17 @@ floor's operations take at the speed of a 2048 x 2048 matrix product, as a share
 was taken. Loss and gradient are the same on all sides, checked before timing (relative difference
 at most 1e-5). On a shared machine two runs of one row differ by up to a tenth, sometimes by more
 than their quartiles say: nothing between 0.9 and 1.1 is a difference.""",
+    "long_trees": """Trees that take more memory than there is are trained in pieces
+(`max_tokens_per_micro_batch`): consecutive parts of the depth-first layout, of which one at a time
+has a graph. Here a piece has at most as many tokens as the tree (one pass), as its longest path, as
+half of it or a quarter; `of the path's` compares with the memory of the longest path alone, in one
+pass. Nodes stay whole where they fit. What later pieces see of a piece is computed once more
+without a graph, and its keys and values stay, with their gradients, until the piece is trained:
+that is what remains when gradient checkpointing lets go of most activations, and why pieces of half
+a path are then the better choice. By formula: every piece as it is cut, Qwen3-VL-8B in bfloat16,
+attention in one call as on a GPU. Measured: trees a sixteenth as long on one layer of the 8B's
+widths, float32, one run each, so seconds are as noisy as the machine. All without weights,
+gradients of weights and optimizer.""",
     "whole_step": """Sampling with the zoom tool, grading and one update on the lab's questions,
 against TRL's GRPOTrainer with the same model, prompts and limits. Ratios are per sampled token.""",
     "extra_samples": """AXPO's step against GRPO's, both in axpo, from the same weights with the

@@ -16,9 +16,9 @@ from benchmarks.peers import DEPTH_FIRST, EACH, ONE, PADDED, SEQUENCES, TINY, Be
 from benchmarks.peers.depth_first import DepthFirst, Popping
 from benchmarks.peers.grouper import group_a_prefix, missing, one_group
 from benchmarks.peers.side import children
-from benchmarks.peers_page import peers_table
 from benchmarks.targets import targets_of
 from benchmarks.training_step import PACKED, ParityError, differences
+from benchmarks.update_tables import peers_table
 
 WITHOUT = {ONE, EACH} if missing() else set()
 """The sides that need a package that is not here."""

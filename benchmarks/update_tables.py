@@ -1,4 +1,4 @@
-"""The peers' table on the performance page."""
+"""The performance page's tables of updates: beside peers, and of long trees in pieces."""
 
 from __future__ import annotations
 
@@ -43,3 +43,20 @@ def peers_table(rows: Sequence[Row]) -> list[str]:
             ]
         )
     return table(HEAD, body)
+
+
+def long_trees_table(rows: Sequence[Row]) -> list[str]:
+    """A line a tree, model and room of a piece."""
+    head = ["tree", "model", "tokens", "longest path", "tokens of a piece", "pieces"]
+    head += ["computed twice", "operations / floor", "peak, GiB", "of the path's", "CPU s"]
+    head += ["share of floor", "target"]
+    body: list[list[str]] = []
+    for row in rows:
+        case, ours = row["case"], row["ours"]
+        cells = [case["tree"], case["model"], str(case["tokens"]), str(case["path"]), case["room"]]
+        cells += [f"{ours[key]:.0f}" for key in ("pieces", "trunk")]
+        cells += [number(row["ratio_flops"]), number(ours["peak_gib"]), number(row["of_path"])]
+        cells.append(number(ours.get("seconds")))
+        cells.append(f"{ours['share']:.0%}" if "share" in ours else "")
+        body.append([*cells, verdicts(row)])
+    return table(head, body)
