@@ -134,7 +134,8 @@ class Cut:
         most = 0
         for piece in self.pieces:
             tokens, above = piece.end - piece.start, self.tokens(self.above(piece))
-            held = 2 * (above + self.tokens(piece.trunk)) + (tokens if above else 0)
+            shared = above + self.tokens(piece.trunk)
+            held = 2 * shared + tokens if shared else 0
             kept = memory.text_activations(
                 text, tokens=tokens, keys=above + tokens, mask=0, size=size, recompute=recompute
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -151,6 +152,18 @@ class TestGroup:
             (5, "e", 6, [70]),
             (0, "b", 0, [30, 31]),
         ]
+
+    def test_lineage_of_all_at_once(self) -> None:
+        group = one_tool_group()
+        c = add(group.fork(group.rollouts[0], 4), "c", policy("c0", 40, 41), seen("c1", 50))
+        d = add(group.fork(c, 5), "d", policy("d0", 60))
+        lineage = group.lineage()
+        assert [lineage.owner(d, i).id for i in range(6)] == ["a", "a", "a", "a", "c", "d"]
+        assert [lineage.offset(t) for t in group.trajectories()] == [0, 0, 4, 5]
+        assert lineage.branch(replace(d)) is None  # another one of the same name
+        group.branches[1].source = "x"
+        with pytest.raises(TreeError, match="group g has no trajectory x"):
+            group.after_prompt(d)
 
     def test_several_branches_at_one_source(self) -> None:
         group = one_tool_group()

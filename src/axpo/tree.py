@@ -359,20 +359,17 @@ class Group:
                 return trajectory
         raise TreeError(f"group {self.id} has no trajectory {id}")
 
+    def lineage(self) -> Lineage:
+        """Where all trajectories grow from, as the group is now."""
+        return Lineage(self)
+
     def branch_of(self, trajectory: Trajectory) -> Branch | None:
         """The branch a continuation grew in; None for a rollout."""
-        for branch in self.branches:
-            if any(c is trajectory for c in branch.continuations):
-                return branch
-        return None
+        return self.lineage().branch(trajectory)
 
     def after_prompt(self, trajectory: Trajectory) -> list[Segment]:
         """The path's segments after the prompt, the source's prefix included."""
-        branch = self.branch_of(trajectory)
-        if branch is None:
-            return list(trajectory.segments)
-        prefix, _ = cut_segments(self.after_prompt(self.trajectory(branch.source)), branch.cut)
-        return prefix + trajectory.segments
+        return self.lineage().after_prompt(trajectory)
 
     def path(self, trajectory: Trajectory) -> list[Segment]:
         """The whole path, prompt first: exactly what the engine saw."""
@@ -380,15 +377,7 @@ class Group:
 
     def offset(self, trajectory: Trajectory) -> int:
         """Path offset of the trajectory's first own token."""
-        branch = self.branch_of(trajectory)
-        return 0 if branch is None else branch.cut
-
-    def owner(self, trajectory: Trajectory, offset: int) -> Trajectory:
-        """Who stores the token at `offset` of a trajectory's path: itself or, before its cut, the
-        source it grew from."""
-        while (branch := self.branch_of(trajectory)) is not None and offset < branch.cut:
-            trajectory = self.trajectory(branch.source)
-        return trajectory
+        return self.lineage().offset(trajectory)
 
     def fork(self, source: Trajectory, cut: int, confidence: float = 0.0) -> Branch:
         """Add a branch at path offset `cut` of `source`; raises `TreeError` on a bad cut."""
@@ -431,3 +420,47 @@ class Group:
         for rollout in self.rollouts:
             grow(rollout, 0, 0)
         return nodes
+
+
+class Lineage:
+    """From which branch each trajectory of a group grows, found once for all of them.
+
+    A question about one trajectory looks through all of a group (`Group.offset`); who asks about
+    every one asks this. It holds while no trajectory is added.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        # By identity: a trajectory that is not in the group grows from nowhere, whatever its name.
+        self._branches = {id(c): branch for branch in group.branches for c in branch.continuations}
+        self._named = {trajectory.id: trajectory for trajectory in group.trajectories()}
+
+    def branch(self, trajectory: Trajectory) -> Branch | None:
+        """The branch a continuation grew in; None for a rollout."""
+        return self._branches.get(id(trajectory))
+
+    def source(self, branch: Branch) -> Trajectory:
+        """The trajectory that `branch` is a cut of."""
+        if branch.source not in self._named:
+            raise TreeError(f"group {self._group.id} has no trajectory {branch.source}")
+        return self._named[branch.source]
+
+    def after_prompt(self, trajectory: Trajectory) -> list[Segment]:
+        """The path's segments after the prompt, the source's prefix included."""
+        branch = self.branch(trajectory)
+        if branch is None:
+            return list(trajectory.segments)
+        prefix, _ = cut_segments(self.after_prompt(self.source(branch)), branch.cut)
+        return prefix + trajectory.segments
+
+    def offset(self, trajectory: Trajectory) -> int:
+        """Path offset of the trajectory's first own token."""
+        branch = self.branch(trajectory)
+        return 0 if branch is None else branch.cut
+
+    def owner(self, trajectory: Trajectory, offset: int) -> Trajectory:
+        """Who stores the token at `offset` of a trajectory's path: itself or, before its cut, the
+        source it grew from."""
+        while (branch := self.branch(trajectory)) is not None and offset < branch.cut:
+            trajectory = self.source(branch)
+        return trajectory

@@ -80,7 +80,7 @@ def test_training_arrays_token_by_token(seed: int, given: bool):
     rows = []
     for item, weight in zip(found, weights, strict=True):
         for offset in item.offsets:
-            owner = group.owner(item.trajectory, offset)
+            owner = group.lineage().owner(item.trajectory, offset)
             recorded = sampled[group.id, owner.id][offset - group.offset(owner)]
             ratio = item.credit.stream in (Stream.ROLLOUT, Stream.PATH)
             factor = math.exp(-0.25) if given and ratio else 1.0

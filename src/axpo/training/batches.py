@@ -164,11 +164,12 @@ def recompute_logprobs(
     ):
         for (work,), pixels in with_pixels(processor, ([work] for work in prepared)):
             args = checkpoint, work.tree, pixels, temperature, budget
+            lineage = work.group.lineage()
             logprobs = plain_logprobs(*args, meet=partial(meet, Kind.PLAIN))
             runs = [run for item in work.items for run in item.runs]
             parts = logprobs.double().cpu().split([run.end - run.start for run in runs])
             for run, values in zip(runs, parts, strict=True):
-                key, start = (work.group.id, run.owner.id), work.group.offset(run.owner)
+                key, start = (work.group.id, run.owner.id), lineage.offset(run.owner)
                 if key not in found:
                     found[key] = torch.full((run.owner.tokens,), math.nan, dtype=torch.float64)
                 found[key][run.start - start : run.end - start] = values

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from axpo.errors import TreeError
-from axpo.tree import Credit, Group, Origin, Stream, Trajectory
+from axpo.tree import Credit, Group, Lineage, Origin, Stream, Trajectory
 
 Aggregation = Literal["question_mean", "token_mean"]
 
@@ -57,11 +57,13 @@ def items(group: Group) -> list[Item]:
     that were not recorded.
     """
     found: list[Item] = []
+    lineage = group.lineage()
     for trajectory in group.trajectories():
         if not trajectory.credit:
             continue
-        path = _policy_runs(group, trajectory)
-        own = group.offset(trajectory)
+        whole = any(credit.stream is Stream.PATH for credit in trajectory.credit)
+        path = _policy_runs(lineage, trajectory, whole)
+        own = lineage.offset(trajectory)
         taken: list[TokenRun] = []
         for credit in trajectory.credit:
             name = (
@@ -89,15 +91,20 @@ def items(group: Group) -> list[Item]:
     return found
 
 
-def _policy_runs(group: Group, trajectory: Trajectory) -> list[tuple[TokenRun, bool]]:
-    """The path's policy segments as runs, each with whether its logprobs were recorded."""
+def _policy_runs(
+    lineage: Lineage, trajectory: Trajectory, whole: bool
+) -> list[tuple[TokenRun, bool]]:
+    """The trajectory's own policy segments as runs, or those of its `whole` path, each with whether
+    its logprobs were recorded."""
     runs: list[tuple[TokenRun, bool]] = []
-    start = 0
+    segments, start = trajectory.segments, lineage.offset(trajectory)
+    if whole:
+        segments, start = lineage.after_prompt(trajectory), 0
     # A path's segments are cut where its trajectories are, so that each has one owner.
-    for segment in group.after_prompt(trajectory):
+    for segment in segments:
         end = start + len(segment)
         if segment.origin is Origin.POLICY:
-            run = TokenRun(group.owner(trajectory, start), start, end)
+            run = TokenRun(lineage.owner(trajectory, start), start, end)
             runs.append((run, bool(segment.logprobs)))
         start = end
     return runs

@@ -19,7 +19,7 @@ import torch
 from axpo.errors import TreeError
 from axpo.models.positions import Grid, rope_positions
 from axpo.training.items import Item, TokenRun
-from axpo.tree import Group, Node, Stream, Trajectory, joined_images
+from axpo.tree import Group, Lineage, Node, Stream, Trajectory, joined_images
 
 OldLogprobs = Mapping[tuple[str, str], torch.Tensor]
 """By (group id, trajectory id) the logprobs [tokens] of the trajectory's own tokens, NaN for tokens
@@ -97,17 +97,17 @@ def pack(
     token.
     """
     layout = _lay_out(_needed(group.nodes(), chosen), grids, merge_size)
-    recorded = _recorded(group, chosen)
+    recorded, lineage = _recorded(group, chosen), group.lineage()
     index: list[torch.Tensor] = []
     olds: list[torch.Tensor] = []
     importance: list[torch.Tensor] = []
     for item in chosen:
         index += [place for run in item.runs for place in layout.places(run)]
-        olds.append(_logprobs(group, item, recorded if old is None else old))
+        olds.append(_logprobs(group, lineage, item, recorded if old is None else old))
         if correction is None or item.credit.stream in LIKELIHOOD:
             importance.append(torch.ones(len(item)))
         else:
-            importance.append(correction(olds[-1], _logprobs(group, item, recorded)))
+            importance.append(correction(olds[-1], _logprobs(group, lineage, item, recorded)))
     lengths = torch.tensor([len(item) for item in chosen])
 
     def each(values: Sequence[float] | Sequence[bool]) -> torch.Tensor:
@@ -243,11 +243,11 @@ def sampled_logprobs(trajectory: Trajectory, missing: float) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _logprobs(group: Group, item: Item, given: OldLogprobs) -> torch.Tensor:
+def _logprobs(group: Group, lineage: Lineage, item: Item, given: OldLogprobs) -> torch.Tensor:
     """The logprobs that are `given` for the item's tokens."""
     parts: list[torch.Tensor] = []
     for run in item.runs:
-        start = group.offset(run.owner)
+        start = lineage.offset(run.owner)
         own = given.get((group.id, run.owner.id), torch.empty(0))
         parts.append(own[run.start - start : run.end - start])
     values = torch.cat(parts)

@@ -103,6 +103,7 @@ def cut(forest: PackedTree, budget: int) -> tuple[PackedTree, list[Piece]]:
         last_part.append(parent)
     ends = [*(nodes[i].start for i in first[1:]), len(forest)]
     home = torch.bucketize(forest.previous[forest.index], torch.tensor(ends), right=True)
+    trained = home.argsort(stable=True).split(home.bincount(minlength=len(first)).tolist())
     pieces = [
         Piece(
             begin,
@@ -110,7 +111,7 @@ def cut(forest: PackedTree, budget: int) -> tuple[PackedTree, list[Piece]]:
             nodes[begin].start,
             end,
             tuple(i for i in range(begin, stop) if forest.subtree_end[nodes[i].start] > end),
-            (home == i).nonzero()[:, 0],
+            trained[i],
         )
         for i, (begin, stop, end) in enumerate(
             zip(first, [*first[1:], len(nodes)], ends, strict=True)
