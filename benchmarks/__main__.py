@@ -2,8 +2,8 @@
 
 Owns the command and the results file. A benchmark is a module with `run(quick, ...)`, which
 gives rows (`harness.Row`); those that can use a GPU take `device`, those that train from an SFT
-start take `start`, those that start a vLLM server `vllm`. Results of benchmarks that are not run
-stay in the file.
+start take `start`, those that start a vLLM server `vllm`, those that look at a run's trees `trees`.
+Results of benchmarks that are not run stay in the file.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0: torch's default")
     parser.add_argument("--start", type=Path, help="checkpoint of the lab that AXPO starts from")
+    parser.add_argument("--trees", type=Path, help="run whose trees the simulator deals out too")
     vllm = os.environ.get("AXPO_VLLM_PYTHON") or None
     text = "python of vLLM's environment (AXPO_VLLM_PYTHON)"
     parser.add_argument("--vllm", metavar="PYTHON", default=vllm, help=text)
@@ -115,8 +116,9 @@ def _run(name: str, options: argparse.Namespace, console: Console) -> tuple[list
 
 
 def _arguments(module: ModuleType, options: argparse.Namespace) -> dict[str, Any]:
-    """Those of device, start and vllm that `module.run` takes."""
-    offered = {"device": options.device, "start": options.start, "vllm": options.vllm}
+    """Those of device, start, trees and vllm that `module.run` takes."""
+    names = "device", "start", "trees", "vllm"
+    offered = {name: getattr(options, name) for name in names}
     taken = inspect.signature(module.run).parameters
     return {key: value for key, value in offered.items() if key in taken}
 

@@ -7,7 +7,8 @@ passes and move the same bytes (`tests/benchmarks/test_cluster.py`).
 
 Trees are made: rollouts of a question, and continuations of one of them, cut in its middle. A
 question's mean length is log-normal around the distribution's, and its paths' are log-normal around
-that, because hard questions take long answers.
+that, because hard questions take long answers. With `trees`, the folder of a run, its recorded
+trees are dealt out as well, by their sizes alone.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from axpo.folder import RunFolder
 from axpo.models.families import family_of
 from axpo.models.shapes import published, without_weights
+from axpo.store import load_groups
 from axpo.training.batches import Work, micro_batches, passes_of, prepare, shared
 from axpo.training.objective import Objective
 from axpo.training.ranks import Kind, rounds
@@ -199,16 +203,43 @@ def _trajectory(id: str, count: int, start: int) -> Trajectory:
     return trajectory
 
 
-def run(quick: bool) -> Iterator[Row]:
-    """Every distribution on every number of ranks (2 minutes); `quick` is small trees on 64."""
+def recorded(run: Path) -> list[list[Group]]:
+    """The trees of a run, those of successive steps put together to `TREES` a time, without the
+    rest; of their content only the sizes are left."""
+    files = RunFolder(run).saved_trees().values()
+    groups = [_without_content(group) for file in files for group in load_groups(file)]
+    if len(groups) < TREES:
+        raise SystemExit(f"benchmarks: {run} has {len(groups)} trees, the simulator needs {TREES}")
+    return [groups[i : i + TREES] for i in range(0, len(groups) - TREES + 1, TREES)]
+
+
+def _without_content(group: Group) -> Group:
+    for trajectory in group.trajectories():
+        trajectory.segments = [_plain(segment) for segment in trajectory.segments]
+    return replace(group, prompt=_plain(group.prompt))
+
+
+def _plain(segment: Segment) -> Segment:
+    return _segment(segment.id, segment.origin, len(segment))
+
+
+def run(quick: bool, trees: Path | None = None) -> Iterator[Row]:
+    """Every distribution on every number of ranks (2 minutes), and the run `trees` if there is one;
+    `quick` is small trees on 64."""
     processor = training_checkpoint().processor
     model = without_weights(published(MODEL))
     model.requires_grad_(True)
+    updates: dict[str, list[list[Group]]] = {}
     for name, lengths in list(DISTRIBUTIONS.items())[: 1 if quick else None]:
-        found: dict[tuple[int, bool], list[Figures]] = {}
         for draw in range(1 if quick else DRAWS):
             rng = random.Random(draw)
             groups = [made_group(f"q{i}", lengths, rng) for i in range(TREES)]
+            updates.setdefault(name, []).append(groups)
+    if trees:
+        updates["recorded"] = recorded(trees)
+    for name, drawn in updates.items():
+        found: dict[tuple[int, bool], list[Figures]] = {}
+        for groups in drawn:
             prepared = prepare(processor, groups, Objective())
             for ranks in RANKS[-1:] if quick else RANKS:
                 weights = Weights.of(model, ranks)

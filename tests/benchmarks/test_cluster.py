@@ -9,11 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from axpo.folder import RunFolder
+from axpo.store import save_groups
 from axpo.training.batches import prepare
 from axpo.training.objective import Objective
 from benchmarks.__main__ import main
 from benchmarks.cluster import GATHERED, HELD, SMALL, Processes
-from benchmarks.cluster_simulator import DISTRIBUTIONS, Figures, Weights, made_group, simulate
+from benchmarks.cluster_simulator import (
+    DISTRIBUTIONS,
+    TREES,
+    Figures,
+    Weights,
+    made_group,
+    recorded,
+    simulate,
+)
 from benchmarks.models import Shape
 from tests.support.tiny import tiny_checkpoint
 
@@ -55,6 +65,22 @@ def test_made_trees_have_about_the_size_that_they_are_said_to_have():
         work = prepare(tiny_checkpoint().processor, groups, Objective())
         mean = sum(len(some.tree) for some in work) / len(work)
         assert mean == pytest.approx(small.tokens, rel=0.1)
+
+
+def test_recorded_trees_are_dealt_out_by_their_sizes(tmp_path: Path):
+    """They have pictures; what the last step has too many of is left out."""
+    policy = SMALL.checkpoint()
+    original, folder = SMALL.groups(policy), RunFolder(tmp_path)
+    assert any(group.pictures for group in original)
+    folder.trees(0).parent.mkdir()
+    for step in range(4):
+        groups = [replace(g, id=f"{step}-{n}-{g.id}") for n in range(9) for g in original]
+        save_groups(folder.trees(step), groups, folder.pictures)
+    updates = recorded(tmp_path)
+    assert [len(update) for update in updates] == [TREES] * (4 * 9 * len(original) // TREES)
+    sizes = [len(some.tree) for some in prepare(policy.processor, original, Objective())]
+    found = prepare(policy.processor, updates[0], Objective())
+    assert [len(some.tree) for some in found] == [sizes[i % len(sizes)] for i in range(TREES)]
 
 
 def test_one_rank_moves_nothing_and_waits_for_nobody():
