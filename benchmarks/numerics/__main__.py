@@ -2,8 +2,7 @@
 
 A case is a recipe's model and engine. Its figures go into the results file under NAME, and the page
 beside it is written anew; the tokens themselves go into runs/numerics/NAME.npz. With --updates the
-recipe's own training runs first, in which the weights are handed over after every update.
-`numerics` among the recipes is the one of this folder.
+recipe's own training runs first, in which the weights are handed over after every step.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from benchmarks.numerics.page import render
 
 RESULTS = Path("docs/numerics/numerics.json")
 RAW = Path("runs/numerics")
-RECIPE = Path(__file__).with_name("recipe.toml")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.results.is_file():
         results = json.loads(options.results.read_text())
     if options.name is not None:
-        given = [str(RECIPE) if one == "numerics" else one for one in options.settings]
-        config = load_config(*given, f"rl.steps={max(1, options.updates)}")
+        config = load_config(*options.settings, f"rl.steps={max(1, options.updates)}")
         raw = options.raw / f"{options.name}.npz"
         began = time.time()
         if not options.again:
@@ -85,7 +82,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", nargs="?", help="of the case; without one the page alone is made")
     parser.add_argument("settings", nargs="*", help="recipes and settings, as of `axpo train`")
     parser.add_argument("--model", help="what the page calls the model (model.path)")
-    parser.add_argument("--updates", type=int, default=0, help="updates before measuring (0)")
+    parser.add_argument("--updates", type=int, default=0, help="steps of training before (0)")
     parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--rollouts", type=int, default=4, help="of each question")
     parser.add_argument("--also", type=int, default=16, help="questions of the further passes")
@@ -94,7 +91,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="figures anew, of the tokens there")
     options = parser.parse_args(arguments)
     if options.name is not None and not options.settings:
-        parser.error("no recipe; `numerics` is the one of this folder")
+        parser.error("no recipe, such as smollm2 (`axpo recipes`)")
     return options
 
 

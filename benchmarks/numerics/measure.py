@@ -33,8 +33,8 @@ SHOWN = (
 
 
 async def measure(run: RLRun, updates: int, questions: int, rollouts: int, also: int) -> Tokens:
-    """Train so many `updates`, each handed over as in training, then compare the logprobs of the
-    `rollouts` of each of the first `questions` of the split that is evaluated.
+    """Train so many steps (`updates`), each handed over as in training, then compare the logprobs
+    of the `rollouts` of each of the first `questions` of the split that is evaluated.
 
     Whatever takes a pass of its own beside the trainer's is computed for the first `also` of them.
     Closes the run.

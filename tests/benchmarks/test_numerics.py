@@ -144,11 +144,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(model: Path, out: Path, name: str, *given: str) -> dict[str, Any]:
     settings = (
         'task.sets=[{name="spell_backward"}]', "rollout.tools=[]", "rollout.max_turn_tokens=60",
-        "rl.questions=2", "algorithm.rollouts=2", "rl.optimizer.learning_rate=1e-3",
+        "algorithm.name=grpo", "rl.questions=2", "rl.updates=1", "algorithm.rollouts=2",
+        "rl.optimizer.learning_rate=1e-3",
     )  # fmt: skip
     files = ("--results", str(out / "numerics.json"), "--raw", str(out / "raw"))
     sizes = ("--questions", "4", "--rollouts", "2", "--also", "2")
-    command.main([name, "numerics", f"model.path={model}", *settings, *given, *sizes, *files])
+    command.main([name, "smollm2", f"model.path={model}", *settings, *given, *sizes, *files])
     return json.loads((out / "numerics.json").read_text())
 
 
