@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,25 +34,31 @@ RAW = Path("runs/numerics")
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options = _options(arguments)
+    told = None if options.name is None else _measured(options)
     results: dict[str, Any] = {}
     if options.results.is_file():
         results = json.loads(options.results.read_text())
-    if options.name is not None:
-        config = load_config(*options.settings, f"rl.steps={max(1, options.updates)}")
-        raw = options.raw / f"{options.name}.npz"
-        began = time.time()
-        if not options.again:
-            run = rl_run(config, options.raw / options.name, lambda what: print(what, flush=True))
-            found = stopping.run(measure(run, options.updates, *_sizes(options)))
-            raw.parent.mkdir(parents=True, exist_ok=True)
-            found.save(raw)
-        told = _figures(config, Tokens.read(raw))
-        print(json.dumps({k: told[k] for k in ("tokens", "size", "weights", "limits")}, indent=1))
-        about = results.get(options.name, {}) if options.again else _about(options, config, began)
-        results[options.name] = about | told
+    if told is not None:
+        results[options.name] = results.get(options.name, {}) | told
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1) + "\n")
     print(f"Page: {render(results, options.results.with_suffix('.md'))}")
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The case's figures, and how they were made unless it was measured before."""
+    config = load_config(*options.settings, f"rl.steps={max(1, options.updates)}")
+    raw, about = options.raw / f"{options.name}.npz", dict[str, Any]()
+    if not options.again:
+        began = time.time()
+        run = rl_run(config, options.raw / options.name, lambda what: print(what, flush=True))
+        found = stopping.run(measure(run, options.updates, *_sizes(options)))
+        raw.parent.mkdir(parents=True, exist_ok=True)
+        found.save(raw)
+        about = _about(options, config, began)
+    told = _figures(config, Tokens.read(raw))
+    print(json.dumps({k: told[k] for k in ("tokens", "size", "weights", "limits")}, indent=1))
+    return about | told
 
 
 def _figures(config: Config, found: Tokens) -> dict[str, Any]:
@@ -65,12 +72,13 @@ def _sizes(options: argparse.Namespace) -> tuple[int, int, int]:
 
 
 def _about(options: argparse.Namespace, config: Config, began: float) -> dict[str, Any]:
+    settings = [re.sub("=/.*/", "=", one) for one in options.settings]  # folders are nobody's
     return {
         "model": options.model or config.model.path,
         "dtype": config.model.dtype,
         "engine": config.engine.name,
         "updates": options.updates,
-        "command": " ".join(["python -m benchmarks.numerics", options.name, *options.settings]),
+        "command": " ".join(["python -m benchmarks.numerics", options.name, *settings]),
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.time() - began),
         "machine": machine(),
