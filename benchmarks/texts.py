@@ -65,8 +65,9 @@ nodes computed twice. **Padded rows** are trained as by TRL and verl, but with e
 once. Of more than 25,000 tokens these and packed sequences are left out, since operations say by
 how much they lose. Every peer gets what does not belong to its idea: pictures go once through the
 vision tower, with axpo's attention there, the LM head covers trained tokens alone, and passes are
-laid out beforehand, while axpo's packing is timed. The text model is transformers' own. Only padded
-rows compute the masked rest of a source.
+laid out beforehand, while axpo's packing is timed. The text model is transformers' own. Only
+padded rows compute the masked rest of a source. **axpo in pieces of a path** is the packed tree in
+pieces of as many tokens as its longest path, which takes more time and less memory.
 
 Groups have 8 rollouts. AXPO's have 4 continuations of a source, half of whose response is frozen,
 or of each of 4 or 8 sources, of whose responses 0.8 is. `Shared` is the share of all paths' tokens

@@ -3,8 +3,10 @@
 One question's tree (`models`) goes through the real `LocalLearner.update` and through the same
 update by each peer: PrefixGrouper (`grouper`), sequence packing without padding (`sequences`),
 depth-first execution as in AReaL-DTA (`depth_first`), and padded rows with pictures encoded once
-(`padded`; what TRL and verl train, but for that). Before anything is timed, all sides must have the
-same loss and the same gradient. The learning rate is 0, so that each round repeats the same work.
+(`padded`; what TRL and verl train, but for that). Beside them stands the packed tree itself in
+pieces of its longest path (`axpo.training.pieces`), for less memory. Before anything is timed, all
+sides must have the same loss and the same gradient. The learning rate is 0, so that each round
+repeats the same work.
 
 The floor is what any way has to compute: every token of the tree once, the pairs of query and key
 that are needed, the LM head on trained tokens, each picture once.
@@ -13,52 +15,20 @@ that are needed, the LM head on trained tokens, each picture once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from axpo.costs.flops import ForwardPass, forward_flops
 from axpo.models.families import family_of
-from axpo.models.families.base import Dimensions
-from axpo.training.learner import LocalLearner
-from axpo.training.objective import Objective
-from axpo.training.packing import PackedTree
-from axpo.tree import Group
-from benchmarks.flops import QWEN3_VL_8B, TRAINING, packed_work, padded_work
-from benchmarks.harness import (
-    Row,
-    Side,
-    interleave,
-    matmul_peak,
-    means,
-    peak_bytes,
-    ratio,
-)
-from benchmarks.models import Shape, training_checkpoint, training_group, with_logprobs
-from benchmarks.padded import PaddedTrainer, Rows, padded_rows
-from benchmarks.peers.depth_first import DepthFirst
-from benchmarks.peers.grouper import Grouped, group_a_prefix, missing, one_group
-from benchmarks.peers.sequences import Sequences
-from benchmarks.peers.side import Peer, Task, peer_trainer
-from benchmarks.trainer import Trainer
-from benchmarks.training_step import LOSS, PACKED, SETTINGS, differences, packed_layout
+from benchmarks.flops import QWEN3_VL_8B
+from benchmarks.harness import Row, Side, interleave, matmul_peak, means, peak_bytes, ratio
+from benchmarks.models import Shape
+from benchmarks.peers.grouper import missing
+from benchmarks.peers.tree_bench import EACH, ONE, bench
+from benchmarks.training_step import PACKED, differences
 
-GROUPER, SEQUENCES, DEPTH_FIRST = "PrefixGrouper", "packed sequences", "depth first"
-PADDED = "padded rows, pictures once"
-ONE, EACH = "PrefixGrouper, one group", "PrefixGrouper, a group a prefix"
-TEXT = {
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-    "rope_parameters": {
-        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [12, 10, 10],
-        "mrope_interleaved": True,
-    },
-}  # fmt: skip
-"""The training benchmark's width with fewer layers, for long trees, and with larger heads: of small
-ones softmax is a larger part than in real models."""
-ROW_TOKENS = 25_000
-"""Packed sequences and padded rows of more tokens are left out: they take minutes a round, and
-their operations say by how much they lose."""
+GROUPER = "PrefixGrouper"
 ROUNDS = 5
 GRPO, AXPO = "GRPO", "AXPO"
 
@@ -85,82 +55,6 @@ CASES = (
 )
 """What kind of group it is, and its tree."""
 TINY = Shape(16, 12, turns=1, rollouts=3, continuations=2, sources=2)
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """One tree and everything that trains it; `pictures` are the image tokens of each."""
-
-    group: Group
-    packed: LocalLearner
-    tree: PackedTree
-    pictures: tuple[int, ...]
-    peers: Mapping[str, Peer]
-    padded: tuple[PaddedTrainer, Rows] | None
-
-    def sides(self) -> dict[str, tuple[torch.optim.Optimizer, Side]]:
-        """One optimizer step of each side, with the optimizer that it uses."""
-
-        def ours() -> Mapping[str, float]:
-            return self.packed.update([self.group], Objective(LOSS, "question_mean"))
-
-        found: dict[str, tuple[torch.optim.Optimizer, Side]] = {
-            PACKED: (self.packed.optimizer, ours)
-        }
-        for name, peer in self.peers.items():
-            found[name] = peer.trainer.optimizer, peer.update
-        if self.padded is not None:
-            trainer, rows = self.padded
-            step: Side = lambda: trainer.update(rows, LOSS, vision_once=True)  # noqa: E731
-            found[PADDED] = trainer.optimizer, step
-        return found
-
-    def flops(self, sizes: Dimensions) -> dict[str, float]:
-        """Operations of an update of each side; ours are the floor's."""
-        shown = ForwardPass(tokens=0, pairs=0, rows=0, pictures=self.pictures)
-        pictures = TRAINING * forward_flops(sizes, shown)
-        floor = TRAINING * forward_flops(sizes, packed_work(self.tree, ()))
-        found = {PACKED: floor + pictures}
-        found |= {name: peer.flops(sizes) + pictures for name, peer in self.peers.items()}
-        if self.padded is not None:
-            rows = self.padded[1]
-            count, width = rows.tokens.shape
-            work = padded_work(count, width, rows.prompt, ())
-            found[PADDED] = TRAINING * forward_flops(sizes, work) + pictures
-        return found
-
-
-def bench(shape: Shape) -> Bench:
-    """Models with the same weights, a tree whose old logprobs are theirs, and all sides of it."""
-    checkpoint = training_checkpoint(text=TEXT)
-    packed = LocalLearner(checkpoint, None, SETTINGS, total_updates=1)
-    group = training_group(checkpoint, shape)
-    with_logprobs(group, packed.logprobs([group]))
-    tree = packed_layout(checkpoint, group)
-    processor = checkpoint.processor
-    pixels = {digest: processor.pixels(digest, group.pictures[digest]) for digest in tree.pictures}
-    padded = PaddedTrainer(training_checkpoint(stock=True, text=TEXT), SETTINGS)
-    rows = padded_rows(padded.checkpoint, group)
-    return Bench(
-        group,
-        packed,
-        tree,
-        tuple(some.tokens(processor.merge_size) for some in pixels.values()),
-        _peers(peer_trainer(SETTINGS, TEXT), Task(tree, pixels, LOSS)),
-        None if rows.tokens.numel() > ROW_TOKENS else (padded, rows),
-    )
-
-
-def _peers(trainer: Trainer, task: Task) -> dict[str, Peer]:
-    found: dict[str, Peer] = {}
-    if missing() is None:
-        found[ONE] = Grouped(trainer, task, one_group(task.forest))
-        if len(groups := group_a_prefix(task.forest)) > 1:
-            found[EACH] = Grouped(trainer, task, groups)
-    if task.forest.path_tokens <= ROW_TOKENS:
-        found[SEQUENCES] = Sequences(trainer, task)
-    found[DEPTH_FIRST] = DepthFirst(trainer, task)
-    return found
 
 
 def measure(kind: str, shape: Shape, rounds: int) -> list[Row]:

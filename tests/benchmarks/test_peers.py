@@ -12,16 +12,27 @@ import torch
 
 from benchmarks import peers
 from benchmarks.flops import packed_work
-from benchmarks.peers import DEPTH_FIRST, EACH, ONE, PADDED, SEQUENCES, TINY, Bench, bench
+from benchmarks.peers import TINY, tree_bench
 from benchmarks.peers.depth_first import DepthFirst, Popping
 from benchmarks.peers.grouper import group_a_prefix, missing, one_group
 from benchmarks.peers.side import children
+from benchmarks.peers.tree_bench import (
+    DEPTH_FIRST,
+    EACH,
+    ONE,
+    PADDED,
+    PIECES,
+    SEQUENCES,
+    Bench,
+    bench,
+)
 from benchmarks.targets import targets_of
 from benchmarks.training_step import PACKED, ParityError, differences
 from benchmarks.update_tables import peers_table
 
 WITHOUT = {ONE, EACH} if missing() else set()
 """The sides that need a package that is not here."""
+OTHERS = {ONE, EACH, SEQUENCES, DEPTH_FIRST, PADDED, PIECES} - WITHOUT
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +50,7 @@ def found(made: Bench) -> dict[str, dict[str, float]]:
 def test_all_sides_have_one_loss_and_one_gradient(tiny: Bench):
     differing = found(tiny)
     print(differing)
-    assert set(differing) == {ONE, EACH, SEQUENCES, DEPTH_FIRST, PADDED} - WITHOUT
+    assert set(differing) == OTHERS
     assert all(error < 1e-5 for some in differing.values() for error in some.values())
 
 
@@ -144,7 +155,7 @@ def test_rows_and_their_table():
     rows = list(peers.run(quick=True))
     if missing():
         assert rows.pop(0)["skipped"] == missing()
-    assert {row["way"] for row in rows} == {ONE, EACH, SEQUENCES, DEPTH_FIRST, PADDED} - WITHOUT
+    assert {row["way"] for row in rows} == OTHERS
     for row in rows:
         assert 0 < row["share"] < 1
         assert row["ratio_flops"] >= 1
@@ -165,7 +176,8 @@ def test_rows_and_their_table():
 
 
 def test_a_missing_package_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peers, "missing", lambda: "not installed")
+    for module in (peers, tree_bench):
+        monkeypatch.setattr(module, "missing", lambda: "not installed")
     skipped, *rows = peers.run(quick=True)
     assert skipped == {"benchmark": "peers", "against": "PrefixGrouper", "skipped": "not installed"}
-    assert {row["against"] for row in rows} == {SEQUENCES, DEPTH_FIRST, PADDED}
+    assert {row["against"] for row in rows} == {SEQUENCES, DEPTH_FIRST, PADDED, PIECES}
