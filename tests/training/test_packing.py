@@ -16,7 +16,7 @@ from axpo.errors import TreeError
 from axpo.models.loading import Checkpoint
 from axpo.training import attention, policy
 from axpo.training.items import item_weights, items
-from axpo.training.packing import PackedNode, join, pack
+from axpo.training.packing import PackedNode, PackedTree, join, pack
 from axpo.training.policy import policy_logprobs
 from axpo.tree import Credit, Group, Origin, Segment, Stream, Trajectory
 from tests.support.packing import CLIP, pack_text, packed, text_group
@@ -86,14 +86,41 @@ def test_uncredited_trajectories_are_left_out():
 
 
 def test_join_keeps_trees_apart():
-    one = pack_text(text_group())
-    both = join([one, one])
+    one, group = pack_text(text_group()), text_group()
+    group.prompt = replace(group.prompt, tokens=(3, 2))
+    other = pack_text(group)
+    both = join([one, other])
     n = len(one)
     assert both.previous[n:].tolist() == [-1, *(one.previous[1:] + n).tolist()]
     assert both.subtree_end[n:].tolist() == (one.subtree_end + n).tolist()
     assert both.tokens[both.index].tolist() == one.tokens[one.index].tolist() * 2
     assert [node.parent for node in both.nodes] == [-1, 0, 0, 2, 2, -1, 5, 5, 7, 7]
     assert both.groups == ("g", "g")
+
+
+def test_what_all_prompts_begin_with_is_laid_out_once():
+    trees = list[PackedTree]()
+    for prompt in ((1, 2, 3, 4), (1, 2, 3), (1, 2, 5)):
+        group = text_group()
+        group.prompt = replace(group.prompt, tokens=prompt)
+        trees.append(pack_text(group))
+    joined = join(trees)
+    answers = [10, 11, 12, 13, 20, 30, 40, 31, 41]
+    assert joined.tokens.tolist() == [1, 2, 3, 4, *answers, 3, *answers, 5, *answers]
+    assert joined.previous[[0, 1, 2, 3, 4, 8, 13, 14, 23, 24]].tolist() == [
+        -1, 0, 1, 2, 3, 3, 1, 13, 1, 23,
+    ]  # fmt: skip
+    assert joined.subtree_end[[0, 1, 2, 13, 23]].tolist() == [33, 33, 13, 23, 33]
+    assert joined.positions[0][[2, 3, 4, 13, 14, 23, 24]].tolist() == [2, 3, 4, 2, 3, 2, 3]
+    assert [(n.start, n.end, n.parent) for n in joined.nodes[:3]] == [
+        (0, 2, -1), (2, 4, 0), (4, 8, 1),
+    ]  # fmt: skip
+    assert [n.parent for n in joined.nodes] == [-1, 0, 1, 1, 3, 3, 0, 6, 6, 8, 8, 0, 11, 11, 13, 13]
+    assert joined.tokens[joined.index].tolist() == answers * 3
+    # A prompt that is another's beginning keeps one token, from which its answers are predicted.
+    short = join([trees[0], trees[1]])
+    assert short.tokens.tolist() == [1, 2, 3, 4, *answers, 3, *answers]
+    assert len(join([trees[0]])) == len(trees[0])
 
 
 @settings(max_examples=60, deadline=None)

@@ -260,23 +260,46 @@ def _logprobs(group: Group, lineage: Lineage, item: Item, given: OldLogprobs) ->
 
 
 def join(trees: Sequence[PackedTree]) -> PackedTree:
-    """Several trees side by side, none of which sees another."""
-    starts = accumulate((len(tree) for tree in trees[:-1]), initial=0)
-    firsts = accumulate((len(tree.nodes) for tree in trees[:-1]), initial=0)
+    """Several trees side by side, none of which sees another.
+
+    What all their prompts begin with (a system turn with its tools is most of a text prompt) is
+    laid out once, as a node above their roots.
+    """
+    n = _shared(trees)
+    starts = accumulate((len(tree) - n for tree in trees[:-1]), initial=0)
+    root = [PackedNode(0, n, -1)] if n else []
+    firsts = accumulate((len(tree.nodes) for tree in trees[:-1]), initial=len(root))
     pairs = list(zip(trees, starts, strict=True))
+    previous = [t.previous[n:] + s * (t.previous[n:] >= n) for t, s in pairs]
+    nodes = [
+        PackedNode(max(o.start, n) + s, o.end + s, o.parent + f if o.parent >= 0 else len(root) - 1)
+        for (t, s), f in zip(pairs, firsts, strict=True)
+        for o in t.nodes
+    ]
     return PackedTree(
-        tokens=torch.cat([t.tokens for t in trees]),
-        positions=torch.cat([t.positions for t in trees], dim=1),
-        previous=torch.cat([t.previous + s * (t.previous >= 0) for t, s in pairs]),
-        subtree_end=torch.cat([t.subtree_end + s for t, s in pairs]),
-        nodes=tuple(
-            PackedNode(n.start + s, n.end + s, n.parent + f if n.parent >= 0 else -1)
-            for (t, s), f in zip(pairs, firsts, strict=True)
-            for n in t.nodes
+        tokens=torch.cat([trees[0].tokens[:n], *(t.tokens[n:] for t in trees)]),
+        positions=torch.cat([trees[0].positions[:, :n], *(t.positions[:, n:] for t in trees)], 1),
+        previous=torch.cat([trees[0].previous[:n], *previous]),
+        subtree_end=torch.cat(
+            [torch.full((n,), nodes[-1].end), *(t.subtree_end[n:] + s for t, s in pairs)]
         ),
+        nodes=(*root, *nodes),
         pictures=tuple(p for t in trees for p in t.pictures),
         index=torch.cat([t.index + s for t, s in pairs]),
         **{name: torch.cat([getattr(t, name) for t in trees]) for name in PER_TOKEN},
         groups=tuple(g for t in trees for g in t.groups),
         path_tokens=sum(t.path_tokens for t in trees),
     )
+
+
+def _shared(trees: Sequence[PackedTree]) -> int:
+    """The number of tokens with which the roots of all trees begin; each root keeps one at least.
+
+    0 if there are pictures: the placeholders of one belong to one tree.
+    """
+    if len(trees) < 2 or any(tree.pictures for tree in trees):
+        return 0
+    most = min(tree.nodes[0].end for tree in trees) - 1
+    first = trees[0].tokens[:most]
+    same = torch.stack([tree.tokens[:most] == first for tree in trees]).all(dim=0)
+    return int(same.long().cumprod(dim=0).sum())
