@@ -27,12 +27,13 @@ from axpo.models.loading import Checkpoint
 from axpo.models.lora import adapter_parameters, add_adapters
 from axpo.models.vision import encode_pictures
 from axpo.tasks.lab import BASE
-from axpo.training import pieces
+from axpo.training import pieces, policy
 from axpo.training.attention import tree_layout
 from axpo.training.policy import hidden_states, policy_logprobs, show, token_logprobs
 from axpo.training.recomputation import recompute_layers
 from axpo.tree import ImageSpan, Origin, Segment
 from axpo.wording import in_units
+from tests.support.bpe import bpe_checkpoint
 from tests.support.packing import packed
 from tests.support.padded_oracle import branching_group
 from tests.support.runs import Lines, starting_at, train_sft
@@ -140,6 +141,27 @@ def test_the_peak_of_a_training_step(made, recompute: bool):
     print(f"{made.__name__}, recompute {recompute}: {peak:,} bytes, estimate {found / peak:.2f}")
     # The layers that run again, one of the text and one of the tower, are not there at once.
     assert 1 < found / peak < (1.5 if recompute else 1.2)
+
+
+def test_logits_of_a_large_vocabulary_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak of a training step with 49,152 words, all logits at once and a few at a time."""
+    torch.set_num_threads(1)
+    checkpoint = bpe_checkpoint("llama", vocab_size=49_152)
+    model = checkpoint.model
+    forest, pixels = packed(checkpoint, [branching_group(checkpoint, n, str(n)) for n in range(4)])
+    predicted = len(forest.previous[forest.index].unique())
+    gradient = 4 * model.lm_head.weight.numel()  # as large as the embedding's, added to it
+    found: list[tuple[int, int]] = []
+    for most in (2**26, 4 * 49_152):
+        monkeypatch.setattr(policy, "LOGITS_AT_ONCE", most)
+        peak = allocated(lambda: policy_logprobs(checkpoint, forest, pixels).sum().backward())
+        model.zero_grad(set_to_none=True)
+        found.append((peak - 2 * gradient, memory.logits(model.config, predicted, most)))
+    for peak, told in found:
+        print(f"{predicted} predictions: {peak:,} bytes beside gradients, estimate {told:,}")
+    (whole, told_whole), (few, told_few) = found
+    assert told_whole > 20 * told_few
+    assert told_whole < whole < 1.4 * told_whole and few < whole / 8
 
 
 @pytest.mark.parametrize("recompute", [False, True])

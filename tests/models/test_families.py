@@ -6,7 +6,6 @@ import asyncio
 import copy
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ from axpo.training.policy import hidden_states, policy_logprobs, show
 from axpo.training.probe import WeightProbe
 from axpo.training.recomputation import recompute_layers
 from tests.support.engine_contract import EngineParity
-from tests.support.families import SMOLLM2, TURNS, family_checkpoint, text_checkpoint
+from tests.support.families import SMOLLM2, TURNS, family_checkpoint
 from tests.support.packing import CLIP, packed
 from tests.support.padded_oracle import (
     branching_group,
@@ -222,6 +221,42 @@ def test_published_names_are_read_by_one_process_and_by_many(tmp_path: Path) -> 
             strict=True,
         ):
             assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_output_layer_is_the_embedding_where_the_config_says_so(
+    kind: str, tied: bool, tmp_path: Path
+) -> None:
+    """Also where each process would read its part, and one reads all."""
+    checkpoint = family_checkpoint(kind)
+    model = checkpoint.model
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+    checkpoint.save(tmp_path)
+    hollow = load_hollow(tmp_path)
+    fill(hollow, "cpu", lambda weight: (weight, slice(None)))
+    for loaded in (load_checkpoint(tmp_path), hollow):
+        head, embedding = (
+            part.weight for part in (loaded.model.lm_head, loaded.model.get_input_embeddings())
+        )
+        assert (head is embedding) == tied
+        assert torch.equal(head, model.lm_head.weight)
+        assert torch.equal(embedding, model.get_input_embeddings().weight)
+
+
+def test_two_weights_where_the_config_has_one_are_not_lost(tmp_path: Path) -> None:
+    """transformers keeps both; a model whose parts are read has room for one."""
+    checkpoint = family_checkpoint("llama")
+    model = checkpoint.model
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+    checkpoint.save(tmp_path)
+    assert torch.equal(load_checkpoint(tmp_path).model.lm_head.weight, model.lm_head.weight)
+    hollow = load_hollow(tmp_path)
+    with pytest.raises(CheckpointError, match=r"ties .* hold two different ones: set \"tie_word"):
+        fill(hollow, "cpu", lambda weight: (weight, slice(None)))
 
 
 def test_estimates_are_what_autograd_keeps(checkpoint: Checkpoint) -> None:
@@ -403,6 +438,8 @@ def test_a_zoom_in_pixels_of_the_seen_picture() -> None:
     assert box(0, 0, across // 2, down) == (0, 0, 150, 100)
     with pytest.raises(ModelError, match=rf"expected an area inside {across} x {down} pixels"):
         box(across + 1, 0, across + 9, down)
+    with pytest.raises(ModelError, match=r"x1, y1, x2, y2\], numbers, in pixels of the image$"):
+        box(0, 0, 9)
     relative = Rendering(family_checkpoint("qwen3_vl").processor, make_tools([NAME]))
     (same,) = relative.tools.values()
     assert same.spec == SPEC
@@ -544,56 +581,3 @@ class TestSpelledTags:
         tokenizer.chat_template = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
         with pytest.raises(CheckpointError, match=r"expected ChatML's turns"):
             ChatML(tokenizer, ())
-
-
-# ------------------------------------------------------------------ folders
-
-
-def test_broken_folders_get_one_line(tmp_path: Path) -> None:
-    """A pointer, a missing shard, a missing processor, a vocabulary without turns."""
-    whole = tmp_path / "whole"
-    checkpoint = family_checkpoint("qwen3_vl")
-    checkpoint.save(whole)
-
-    def broken(name: str) -> Path:
-        return Path(shutil.copytree(whole, tmp_path / name))
-
-    def said(folder: Path) -> str:
-        with pytest.raises(CheckpointError) as raised:
-            load_checkpoint(folder)
-        assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
-        return str(raised.value)
-
-    folder = broken("pointer")
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x")
-    assert "model.safetensors is a pointer of Git LFS" in said(folder)
-
-    folder = broken("shard")
-    checkpoint.model.save_pretrained(folder, max_shard_size="200KB")
-    (folder / "model.safetensors").unlink(missing_ok=True)
-    shards = sorted(folder.glob("model-*.safetensors"))
-    assert len(shards) > 2
-    shards[1].unlink()
-    assert shards[1].name in said(folder)
-
-    folder = broken("processor")
-    (folder / "preprocessor_config.json").unlink()
-    assert "image processor" in said(folder)
-
-    folder = broken("tokenizer")
-    (folder / "tokenizer.json").write_text("{}")
-    assert "tokenizer" in said(folder)
-
-    folder = broken("strange")
-    (folder / "config.json").write_text('{"model_type": "no_such"}')
-    assert "no_such" in said(folder)
-
-    text = tmp_path / "text"
-    text_checkpoint(
-        "llama",
-        0,
-        TURNS,
-        SMOLLM2,
-        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
-    ).save(text)
-    assert "scaled by the length of a path" in said(text)

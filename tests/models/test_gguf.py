@@ -227,16 +227,20 @@ def test_what_is_no_model_is_refused(
 ) -> None:
     tensors = gguf_tensors(model)
     whole = write(tmp_path / "whole.gguf", tensors)
-    text = tmp_path / "text.gguf"
-    text.write_text("version https://git-lfs.github.com/spec/v1")
-    short = tmp_path / "short.gguf"
-    short.write_bytes(whole.read_bytes()[:-1000])
+    text, pointer = tmp_path / "text.gguf", tmp_path / "pointer.gguf"
+    text.write_text("<html>404 Not Found</html>")
+    pointer.write_text("version https://git-lfs.github.com/spec/v1")
+    held = whole.read_bytes()
+    cuts = {tmp_path / f"cut-{at}.gguf": at for at in (4, 24, 1_000, 6_000, len(held) // 2, -1)}
+    for file, at in cuts.items():  # in the head, in settings and tokens, in weights
+        file.write_bytes(held[:at])
     lacking = {name: array for name, array in tensors.items() if "ffn_up" not in name}
     scales = tensors | {"rope_freqs.weight": np.ones(8, np.float32)}
     bias = tensors | {"blk.0.attn_q.bias": np.ones(64, np.float32)}
     for file, message in (
         (text, "is not a GGUF file"),
-        (short, "cut short"),
+        (pointer, "is a pointer of Git LFS"),
+        *((file, "cut short") for file in cuts),
         (write(tmp_path / "bert.gguf", tensors, architecture="bert"), "bert"),
         (write(tmp_path / "gemma.gguf", tensors, architecture="gemma2"), "'gemma2'; expected"),
         (write(tmp_path / "lacks.gguf", lacking), "lacks the weights model.layers.0.mlp.up_proj"),
@@ -246,8 +250,9 @@ def test_what_is_no_model_is_refused(
         (write(tmp_path / "pre.gguf", tensors, pre="viking"), "splits text as 'viking'"),
         (write(tmp_path / "base.gguf", tensors, template=""), "no chat template"),
     ):
-        with pytest.raises(CheckpointError, match=f"{file.name}.*{message}"):
+        with pytest.raises(CheckpointError, match=f"{file.name}.*{message}") as raised:
             model_path(str(file))
+        assert "\n" not in str(raised.value)
     assert {path.name for path in cache.iterdir()} == {".lock"}
     with pytest.raises(ConfigError, match=r"there is no file pretrained/a\.gguf; expected"):
         model_path("pretrained/a.gguf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import os
@@ -13,16 +14,23 @@ from pathlib import Path
 import pytest
 
 from axpo.config import parse_config
+from axpo.models.loading import load_processor
 from axpo.report import html as page_builder
+from axpo.report.command import reading, strings
 from axpo.report.finding import finding
 from axpo.report.html import build_report, script_json
 from axpo.report.runs import RunView
 from axpo.report.trees import HELD_OUT, TreePayload, category, spread
 from axpo.report.validation import validation_text
+from axpo.rollout.rendering import Rendering
+from axpo.tools import make_tools
+from axpo.tools.base import ToolContext, View
 from axpo.tree import Call, CallStatus, Group, Origin, Segment
+from tests.support.families import family_checkpoint
 from tests.support.findings import AHEAD, KEPT, LOST, START
 from tests.support.pages import build
 from tests.support.reported import HOSTILE, decode, make_group, make_run, make_validation
+from tests.support.tiny import tiny_picture
 
 CHROMIUM = next((p for n in ("chromium", "google-chrome") if (p := shutil.which(n))), None)
 QUIET = (
@@ -297,6 +305,36 @@ def test_a_call_without_a_box_draws_none(arguments: object) -> None:
     assert payload.groups[0]["rollouts"][0]["calls"][0]["box"] is None
 
 
+def test_a_page_reads_boxes_as_the_zoom_of_the_family_does(tmp_path: Path) -> None:
+    """Pixels of the picture as it is seen, which the zoom cuts; or a thousandth of a side."""
+    picture = tiny_picture(1, (300, 100))
+    for kind in ("qwen2_5_vl", "qwen3_vl"):
+        family_checkpoint(kind).save(tmp_path / kind)
+        decode, sides = reading(tmp_path / kind)
+        processor = load_processor(tmp_path / kind)
+        across, down = sides(picture)
+        absolute = kind == "qwen2_5_vl"
+        assert (across, down) == (processor.seen_size(picture) if absolute else (1000, 1000))
+        (tool,) = Rendering(processor, make_tools(["image_zoom_in_tool"])).tools.values()
+        half = {"bbox_2d": [across / 2, 0, across, down], "label": "x", "img_idx": 0}
+        (view,) = asyncio.run(tool(half, ToolContext((View.whole(picture),)))).views
+        assert view.box == (150, 0, 300, 100)
+        assert "".join(decode(processor.tokenizer.encode("one\n2"))) == "one\n2"
+
+
+def test_a_character_of_several_tokens_stands_at_the_first() -> None:
+    """A cut leaves what nobody can read: its part stands there as one such sign per token."""
+    text = "aé😀\ufffd b".encode()
+
+    def read(bytes_: bytes) -> list[str]:
+        return strings(lambda ids: bytes(ids).decode("utf-8", "replace"), list(bytes_))
+
+    assert read(text[:-5]) == ["a", "é", "", "😀", "", "", ""]
+    assert read("é".encode()[:1] + b"b") == ["\ufffd", "b"]
+    assert read("😀".encode()[:3]) == ["\ufffd"] * 3
+    assert read(b"") == []
+
+
 def test_a_decoder_that_loses_a_token_is_named() -> None:
     payload = TreePayload(lambda tokens: [""] * (len(tokens) - 1))
     with pytest.raises(ValueError, match="q/prompt: decode gave 18 strings for 19 tokens"):
@@ -389,6 +427,26 @@ def test_browser_shows_held_out_answers_and_keeps_the_question_from_run_to_run(s
     assert seen["heldOut"] == "Held out: evaluated, not trained on."
     first, second = seen["sameQuestion"]
     assert first == second and first.startswith("eval/")
+
+
+def test_a_box_in_other_units_is_drawn_where_it_was_cut(tmp_path: Path) -> None:
+    """On a page of a model in whose boxes a picture is 2000 wide and 500 high."""
+    view = RunView.load(make_run(tmp_path, "grpo", steps=2, groups=1))
+    page = build_report(
+        tmp_path / "r.html", [view], {}, decode, finding({}, {}), sides=lambda _: (2000, 500)
+    )
+    dom = chromium(page, tmp_path / "profile", "--window-size=1280,900", "--dump-dom")
+    style = r'class="box [^>]*style="left: ([\d.]+)%; top: ([\d.]+)%; width: ([\d.]+)%; height: '
+    drawn = {tuple(map(float, found)) for found in re.findall(style + r"([\d.]+)%", dom)}
+    made = [make_group(f"q{step}-0", 6 * step, "grpo") for step in (0, 1)]
+    boxes = [c.arguments["bbox_2d"] for g in made for t in g.rollouts for c in t.calls]
+    assert any(y > 500 for _, y, _, _ in boxes) and any(y2 < 500 for *_, y2 in boxes)
+    expected = {
+        tuple(round(v, 3) for v in (x1 / 20, top, (x2 - x1) / 20, min(100, y2 / 5) - top))
+        for x1, y1, x2, y2 in boxes
+        for top in [min(100, y1 / 5)]
+    }
+    assert len(drawn) == 3 and {tuple(round(v, 3) for v in box) for box in drawn} <= expected
 
 
 SCROLLED = """

@@ -67,7 +67,8 @@ def family_checkpoint(kind: str, seed: int = 0, head: int = 16) -> Checkpoint:
         case "llama":
             return text_checkpoint(kind, seed, TURNS, SMOLLM2, head_dim=head)
         case "qwen2":
-            return text_checkpoint(kind, seed, (*TURNS, *CALLS), shipped("qwen2_5"))
+            special = (*TURNS, *CALLS)
+            return text_checkpoint(kind, seed, special, shipped("qwen2_5"), **_heads(head))
         case "qwen3":
             special = (*TURNS, *CALLS, *THOUGHTS)
             return text_checkpoint(kind, seed, special, shipped("qwen3"), head_dim=head)
@@ -76,14 +77,18 @@ def family_checkpoint(kind: str, seed: int = 0, head: int = 16) -> Checkpoint:
     raise ValueError(kind)
 
 
+def _heads(head: int) -> dict[str, int]:
+    """Heads of `head` numbers that make up the text model's width, as Qwen2.5's do."""
+    return {"num_attention_heads": 64 // head, "num_key_value_heads": 32 // head}
+
+
 def _windowed(seed: int, head: int) -> Checkpoint:
     """Windows of 2 x 2 tokens in two of three vision layers; the text model is 64 wide."""
     special = (*TURNS, *CALLS, *Qwen25VL.unsampled)
     tokenizer = tiny_tokenizer(special, shipped("qwen2_5_vl"))
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (
         "image_pad", "video_pad", "vision_start", "vision_end")}  # fmt: skip
-    text = TEXT | {
-        "num_attention_heads": 64 // head, "num_key_value_heads": 32 // head,
+    text = TEXT | _heads(head) | {
         "vocab_size": len(tokenizer),
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 10000.0,

@@ -276,6 +276,14 @@ def test_too_slow_keeps_the_state_if_it_can_be_interrupted(notebook: Notebook) -
     assert "NameError" in notebook("x").text
 
 
+def test_a_program_that_prints_for_ever_is_stopped_and_its_text_cut(notebook: Notebook) -> None:
+    text = notebook("i = 0\nwhile True:\n    print(i)\n    i += 1").text
+    assert text.startswith("0\n1\n") and "characters left out" in text
+    assert text.endswith("\nStopped after 2 s: too slow. Variables are kept.")
+    assert len(text) < BOUNDS.characters + 200
+    assert notebook("i > 1000").text == "True"
+
+
 def test_out_of_memory_is_an_error_of_the_cell(notebook: Notebook) -> None:
     notebook("kept = 5")
     assert "MemoryError" in notebook("x = []\nwhile True: x.append(bytes(1 << 28))").text

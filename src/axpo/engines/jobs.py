@@ -15,6 +15,7 @@ from axpo.engines.base import Completion, Finish, Request
 from axpo.engines.checking import check_request
 from axpo.engines.runner import Prefill
 from axpo.engines.slots import Slot
+from axpo.errors import EngineError
 from axpo.models.loading import Processor
 from axpo.models.positions import rope_positions
 from axpo.models.vision import Pixels
@@ -25,7 +26,8 @@ from axpo.tree import ImageSpan
 class Job:
     """A checked request with its positions [3, length], its random generator and its sample so far.
 
-    `wait` is over as soon as the job has a row.
+    `wait` is over as soon as the job has a row. `room` is the number of tokens that the model's
+    positions leave for the sample.
     """
 
     request: Request
@@ -37,6 +39,7 @@ class Job:
     random: random.Random
     future: asyncio.Future[Completion]
     wait: Wait
+    room: int
     slot: Slot | None = None
     reused: int = 0
     sampled: list[int] = field(default_factory=list)
@@ -64,8 +67,15 @@ class Job:
         self.sampled.append(token)
         self.logprobs.append(logprob)
         sampling = self.request.sampling
-        over = token in sampling.stop or len(self.sampled) >= sampling.max_tokens
+        over = token in sampling.stop or len(self.sampled) >= min(sampling.max_tokens, self.room)
         return over or not self.finite
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the sample ended because the model has no more positions."""
+        sampling = self.request.sampling
+        stopped = self.sampled[-1] in sampling.stop
+        return not stopped and self.room <= len(self.sampled) < sampling.max_tokens
 
     def record_top(self, highest: Sequence[float]) -> None:
         """Keep as many of the `highest` logprobs at the next token as the request asks for."""
@@ -95,16 +105,29 @@ def accept(
     future: asyncio.Future[Completion],
     wait: Wait,
 ) -> Job:
-    """Check `request` against the model and prepare it; raises `RequestError`."""
+    """Check `request` against the model and prepare it; raises `RequestError`, and `EngineError`
+    if it leaves no position to sample at."""
     spans = check_request(request, processor)
+    positions = processor.config.get_text_config().max_position_embeddings
+    room = positions - len(request.tokens)
+    if room < 1:
+        raise EngineError(f"request {request.id}: {too_long(len(request.tokens), positions)}")
     pixels = tuple(processor.pixels(p.digest, p.image) for p in request.pictures)
     grids = [picture.grid for picture in pixels]
-    positions, following = rope_positions(
+    places, following = rope_positions(
         len(request.tokens), zip(spans, grids, strict=True), 0, processor.merge_size
     )
     draws = random.Random(request.sampling.seed)
     tokens = list(request.tokens)
-    return Job(request, tokens, spans, pixels, positions, following, draws, future, wait)
+    return Job(request, tokens, spans, pixels, places, following, draws, future, wait, room)
+
+
+def too_long(tokens: int, positions: int) -> str:
+    """That a path of so many tokens has used up the model's positions, and what to do."""
+    return (
+        f"{tokens} tokens, and the model has {positions} positions: leave this question out, show "
+        "smaller pictures, or lower rollout.max_tokens"
+    )
 
 
 def prefill_batches(jobs: Sequence[Job], max_tokens: int) -> Iterator[tuple[int, list[Job]]]:

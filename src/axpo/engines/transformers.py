@@ -17,7 +17,7 @@ import torch
 
 from axpo.clock import waiting
 from axpo.engines.base import Completion, Engine, Request
-from axpo.engines.jobs import Job, accept, prefill_batches
+from axpo.engines.jobs import Job, accept, prefill_batches, too_long
 from axpo.engines.kv import SlotMemory
 from axpo.engines.runner import Runner
 from axpo.engines.sampling import Sampler
@@ -260,7 +260,13 @@ class TransformersEngine(Engine):
                 self._fail([job], ArithmeticError("the logits are not finite"))
                 continue
             self._retire(job, keep=True)
-            if not job.future.done():
+            if job.future.done():
+                continue
+            if job.beyond:
+                asked = len(job.request.tokens)
+                said = too_long(asked + len(job.sampled), asked + job.room)
+                job.future.set_exception(EngineError(f"request {job.request.id}: {said}"))
+            else:
                 job.future.set_result(job.completion(self.version))
 
     def _fail(self, jobs: Iterable[Job], error: Exception) -> None:

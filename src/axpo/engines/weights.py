@@ -15,7 +15,7 @@ from torch import nn
 from axpo.engines.base import Buckets, Handed, Meeting, Source
 from axpo.engines.broadcast import Sender, matched
 from axpo.folder import whole_file
-from axpo.models.loading import some_names
+from axpo.models.intact import some_names
 from axpo.models.lora import served_share
 
 

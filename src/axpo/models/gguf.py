@@ -19,6 +19,7 @@ from axpo.errors import CheckpointError
 from axpo.extras import require
 from axpo.folder import cache_folder, whole_folder
 from axpo.models.families import family_of, refusal
+from axpo.models.intact import check_fetched, check_whole, first_line
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -37,6 +38,7 @@ def converted(file: Path) -> Path:
     """
     for module in ("gguf", "accelerate"):
         require(module, f"model.path={file}")
+    check_fetched(file)
     with file.open("rb") as opened:
         if opened.read(len(MAGIC)) != MAGIC:
             raise CheckpointError(f"{file} is not a GGUF file: it does not begin with 'GGUF'")
@@ -69,7 +71,7 @@ def _convert(file: Path, folder: Path) -> None:
     from gguf import GGUFReader
     from transformers import AutoConfig, AutoTokenizer
 
-    from axpo.models.loading import check_whole, without_progress_bars
+    from axpo.models.loading import without_progress_bars
 
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(file.parent.resolve()),
@@ -90,7 +92,7 @@ def _convert(file: Path, folder: Path) -> None:
         raise
     except Exception as error:  # transformers and gguf raise whatever the content leads them to
         raise CheckpointError(
-            f"{file}: cannot be read as a GGUF file ({str(error).splitlines()[0]}): it may be cut "
+            f"{file}: cannot be read as a GGUF file ({first_line(error)}): it may be cut "
             "short, or of a kind that transformers does not know; copy it anew, or give another"
         ) from error
     model, info = loaded

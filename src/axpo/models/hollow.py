@@ -7,7 +7,6 @@ memory for the parts that a process holds (`axpo.training.sharding`) and reads t
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,13 +17,13 @@ from transformers import GenerationConfig
 from transformers.utils.hub import cached_file
 
 from axpo.errors import CheckpointError, NoCheckpointError
-from axpo.models.loading import Checkpoint, check_whole, load_processor, readable
+from axpo.models.intact import INDEX, WEIGHTS, check_whole, read_object, readable
+from axpo.models.loading import Checkpoint, load_processor
 from axpo.models.lora import adapted_layers, plain_name
 from axpo.models.shapes import without_weights
 
 Part = Callable[[torch.Tensor], tuple[torch.Tensor, slice]]
 """From a weight to what of it is in this process, and which rows of the whole these are."""
-_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load_hollow(
@@ -56,6 +55,7 @@ def fill(checkpoint: Checkpoint, device: str, part: Part) -> None:
     """
     model = checkpoint.model
     model._apply(lambda own: torch.empty_like(own, device=device) if own.is_meta else own)
+    model.tie_weights()  # Each layer got memory of its own, unless the model is spread.
     for module in model.modules():
         if any(True for _ in module.buffers(recurse=False)):
             model._init_weights(module)  # No file has them: they are computed from the config.
@@ -78,16 +78,28 @@ def _read(checkpoint: Checkpoint, part: Part) -> None:
         found = {weight: [n for n in names if n in stored] for weight, names in tied.items()}
         missing = [tied[weight][0] for weight, names in found.items() if not names]
         unknown = stored.keys() - {name for names in tied.values() for name in names}
-        info = {"missing_keys": missing, "unexpected_keys": unknown}
+        shapes = [
+            (name, file.get_slice(theirs).get_shape(), weight.shape)
+            for weight, names in found.items()
+            for name in names
+            for file, theirs in [stored[name]]
+        ]
+        info = {
+            "missing_keys": missing,
+            "unexpected_keys": unknown,
+            "mismatched_keys": [told for told in shapes if tuple(told[1]) != told[2]],
+        }
         check_whole(path, info, checkpoint.processor.family)
-        for weight, (name, *_) in found.items():
+        for weight, (name, *others) in found.items():
             file, theirs = stored[name]
             whole, (own, rows) = file.get_slice(theirs), part(weight)
-            if (shape := tuple(whole.get_shape())) != weight.shape:
-                raise CheckpointError(
-                    f"{path}: {name} has shape {shape}, its config.json makes it "
-                    f"{tuple(weight.shape)}: give the config that belongs to the weights"
-                )
+            for other in others:
+                file, theirs = stored[other]
+                if own.numel() and not torch.equal(whole[rows], file.get_slice(theirs)[rows]):
+                    raise CheckpointError(
+                        f"{path}: its config.json ties {other} to {name}, and its files hold two "
+                        'different ones: set "tie_word_embeddings" to false there'
+                    )
             if own.numel():
                 own.copy_(whole[rows].to(checkpoint.dtype))
 
@@ -95,18 +107,18 @@ def _read(checkpoint: Checkpoint, part: Part) -> None:
 def weight_files(path: str) -> list[Path]:
     """The safetensors files of the checkpoint at `path` (folder or Hub id), as its index lists
     them; raises `NoCheckpointError` and `OSError`."""
-    for names in ([_ONE], [_INDEX]):
+    for names in ([WEIGHTS], [INDEX]):
         with suppress(OSError):
             found = _cached(path, names)
             break
     else:
         raise NoCheckpointError(
-            f"{path} has neither {_ONE} nor {_INDEX}, of which ranks read their parts: convert its "
-            "weights to safetensors (save_pretrained of transformers writes them)"
+            f"{path} has neither {WEIGHTS} nor {INDEX}, of which ranks read their parts: convert "
+            "its weights to safetensors (save_pretrained of transformers writes them)"
         )
-    if found[0].name == _ONE:
+    if found[0].name == WEIGHTS:
         return found
-    return _cached(path, sorted(set(json.loads(found[0].read_text())["weight_map"].values())))
+    return _cached(path, sorted(set(read_object(found[0])["weight_map"].values())))
 
 
 def _cached(path: str, names: Sequence[str]) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -27,6 +26,7 @@ from transformers.utils.hub import cached_file
 from axpo.errors import CheckpointError, NoCheckpointError
 from axpo.models.families import family_of, refusal
 from axpo.models.families.base import Family
+from axpo.models.intact import check_folder, check_read_by, check_whole, first_line, readable
 from axpo.models.lora import CONFIG as ADAPTER_CONFIG
 from axpo.models.lora import merged_weights
 from axpo.models.paths import absent, is_local
@@ -36,8 +36,6 @@ Result = TypeVar("Result")
 
 TEMPLATE = "chat_template.json"
 """The file of older checkpoints' chat template, which their tokenizer does not read."""
-POINTER = b"version https://git-lfs"
-"""How a file begins that Git LFS has not fetched."""
 PASSED_ON = ("video_preprocessor_config.json", TEMPLATE)
 """Files that are copied with a checkpoint, because AutoProcessor and vLLM look for them."""
 
@@ -217,11 +215,11 @@ def read_config(path: str | Path, *, download: bool = True) -> Any:
             f"{path} holds adapters alone; give the merged weights beside them (model/ of a "
             "checkpoint), or merge them with PEFT's merge_and_unload"
         )
-    _check_files(Path(path))
+    check_folder(Path(path))
     try:
         config: Any = AutoConfig.from_pretrained(path, local_files_only=not download)
     except ValueError as error:  # transformers knows no such model_type.
-        raise CheckpointError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
     except OSError as error:
         raise NoCheckpointError(_absent(path, error, download)) from error
     if (why := refusal(config.model_type) or family_of(config).flaw(config)) is not None:
@@ -229,26 +227,12 @@ def read_config(path: str | Path, *, download: bool = True) -> Any:
     return config
 
 
-def _check_files(folder: Path) -> None:
-    """Refuse a folder in which files of Git LFS are still pointers."""
-    if not folder.is_dir():
-        return
-    for file in sorted(folder.iterdir()):
-        if file.is_file():
-            with file.open("rb") as opened:
-                if opened.read(len(POINTER)) == POINTER:
-                    raise CheckpointError(
-                        f"{file} is a pointer of Git LFS, not the file itself: run `git lfs pull` "
-                        "there, or download the model anew"
-                    )
-
-
 def _absent(path: str, error: OSError, download: bool) -> str:
     if not download:
         bring = "copy the rest there" if is_local(path) else f"`hf download {path}` brings it"
         return f"{path} is not on this machine, or not all of it: {bring}."
     return (
-        f"no checkpoint at {path!r}: {str(error).splitlines()[0]} "
+        f"no checkpoint at {path!r}: {first_line(error)} "
         "Give a local folder or a Hub id such as Qwen/Qwen3-VL-4B-Thinking."
     )
 
@@ -263,6 +247,7 @@ def load_processor(
     """
     path = str(path)
     config = read_config(path, download=download)
+    check_read_by(path, family_of(config).sees)
     local: dict[str, Any] = {"local_files_only": not download}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
@@ -275,8 +260,8 @@ def load_processor(
         raise NoCheckpointError(_absent(path, error, download)) from error
     except Exception as error:  # transformers raises whatever the files' content leads it to.
         raise CheckpointError(
-            f"{path}: its tokenizer or image processor cannot be read: "
-            f"{repr(error).splitlines()[0]}"
+            f"{path}: its tokenizer or image processor cannot be read "
+            f"({type(error).__name__}: {first_line(error)}): download these files anew"
         ) from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = _chat_template(path, download)
@@ -300,7 +285,7 @@ def load_checkpoint(
     # A local folder loads in a moment; only a download needs its progress bar.
     with readable(path), without_progress_bars() if Path(path).is_dir() else nullcontext():
         loaded: Any = processor.family.architecture.from_pretrained(
-            str(path), dtype=dtype, output_loading_info=True
+            str(path), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     model, info = loaded
     check_whole(str(path), info, processor.family)
@@ -325,40 +310,6 @@ def _chat_template(path: str, download: bool) -> str | None:
     if not isinstance(template, str):
         raise CheckpointError(f"{path}: {TEMPLATE} holds a {type(template).__name__}, not a text")
     return template
-
-
-@contextmanager
-def readable(path: str | Path) -> Iterator[None]:
-    """The block reads the weights at `path`; raises `CheckpointError` where a file is damaged or
-    not there."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: its weights are not all there: {str(error).splitlines()[0]}"
-        ) from error
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: its weights cannot be read ({error}): put the file back as it was, or "
-            "name another checkpoint"
-        ) from error
-
-
-def check_whole(path: str, info: Mapping[str, Any], family: Family) -> None:
-    """Refuse a checkpoint that lacks weights: transformers would draw them at random."""
-    if missing := sorted(info["missing_keys"]):
-        unknown = sorted(info["unexpected_keys"])
-        there = f"; it has {some_names(unknown)}, which the model does not know" if unknown else ""
-        raise CheckpointError(
-            f"{path} lacks the weights {some_names(missing)}{there}: they would be random. Give a "
-            f"complete checkpoint, with the names that {family.architecture.__name__} has"
-        )
-
-
-def some_names(names: Sequence[str]) -> str:
-    """The first three of `names`, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _passed_on(path: str, download: bool) -> tuple[Path, ...]:

@@ -3,7 +3,6 @@ base. This module does not import torch."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from axpo.errors import ConfigError
@@ -16,6 +15,7 @@ from axpo.folder import (
 )
 from axpo.models.families import refusal
 from axpo.models.gguf import SUFFIX, converted
+from axpo.models.intact import read_object
 from axpo.tasks.lab import BASE
 
 EXPECTED = (
@@ -34,7 +34,7 @@ def model_path(model: str) -> str:
     (RUN/best), a checkpoint's model, a model's own, what a GGUF file was converted to
     (`axpo.models.gguf`), or the shipped base's. Raises `ConfigError` for a folder that holds none
     of these, and for the name of a folder or GGUF file that does not exist: it is not looked for on
-    the Hub. Raises `CheckpointError` for a GGUF file that cannot be converted.
+    the Hub. Raises `CheckpointError` for a config.json or a GGUF file that cannot be read.
     """
     if model == "lab-base":
         return str(BASE)
@@ -116,8 +116,6 @@ def _best_model(run: RunFolder) -> str:
 
 
 def _model_type(config: Path) -> str | None:
-    """The `model_type` of a model's config.json; None for other files, such as a run's settings."""
-    try:
-        return json.loads(config.read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return None
+    """The `model_type` of a model's config.json; None for other files, such as a run's settings.
+    Raises `CheckpointError` for a file that is broken."""
+    return read_object(config).get("model_type") if config.is_file() else None

@@ -23,7 +23,7 @@ from axpo.report.bench import (
     mean_lines,
     table_lines,
 )
-from axpo.report.command import decoder
+from axpo.report.command import reading
 from axpo.report.html import MAX_BYTES, render, script_json
 from axpo.report.names import capital
 from axpo.report.trees import CATEGORIES, HELD_OUT, TreePayload, telling
@@ -100,9 +100,10 @@ def _trees(cells: Sequence[Cell], picked: Mapping[str, Sequence[str]]) -> TreePa
     """The picked questions' trees, each cell's within its share of the page's bytes."""
     payload = TreePayload(lambda _: [])
     limit = MAX_BYTES - RESERVED_BYTES
-    decoders = {model: decoder(model_path(model)) for model in {c.config.model.path for c in cells}}
+    models = {cell.config.model.path for cell in cells}
+    readings = {model: reading(model_path(model)) for model in models}
     for place, cell in enumerate(cells):
-        payload.decode = decoders[cell.config.model.path]
+        payload.decode, payload.sides = readings[cell.config.model.path]
         groups = _groups(cell, picked[cell.benchmark.name])
         for group in groups:
             load_pictures(RunFolder(cell.folder).pictures, group)

@@ -16,8 +16,14 @@ from axpo.report.html import build_report
 from axpo.report.names import MAIN_CHARTS, START
 from axpo.report.plots import comparison_png
 from axpo.report.runs import RunView, distinct_names, main_kind
+from axpo.report.trees import Decode, Sides
+from axpo.tools.zoom import relative
 
 PREFIX_METRICS = ("recovery_rate", "distinct_calls")
+BROKEN = "\ufffd"
+"""What stands for bytes that are no whole character."""
+LONGEST = 8
+"""The most tokens that are read together to find whole characters."""
 
 
 def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None]) -> Finding:
@@ -44,8 +50,11 @@ def write_report(folders: Sequence[Path], out: Path, say: Callable[[str], None])
     say("drawing the curves, writing the page")
     if any(run.series(chart.key, kind) for run in trained for chart in MAIN_CHARTS):
         comparison_png(out.with_suffix(".png"), trained, found.tools)
-    decode = decoder(checkpoint)
-    build_report(out, trained, evaluations, decode, found, comparisons=comparisons, failed=failed)
+    decode, sides = reading(checkpoint)
+    build_report(
+        out, trained, evaluations, decode, found,
+        sides=sides, comparisons=comparisons, failed=failed,
+    )  # fmt: skip
     write_finding(found, out)
     return found
 
@@ -91,9 +100,28 @@ def _checkpoint(folders: Sequence[Path]) -> Path | str:
     )
 
 
-def decoder(checkpoint: Path | str) -> Callable[[Sequence[int]], list[str]]:
-    """A function from token ids to one string per token."""
-    from transformers import AutoTokenizer
+def reading(checkpoint: Path | str) -> tuple[Decode, Sides]:
+    """How the checkpoint's tokens and boxes are read (`TreePayload`)."""
+    from axpo.models.loading import load_processor
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-    return lambda ids: [tokenizer.decode([i]) for i in ids]
+    processor = load_processor(checkpoint)
+    tokenizer: Any = processor.tokenizer
+
+    def decode(ids: Sequence[int]) -> list[str]:
+        return strings(tokenizer.decode, ids)
+
+    return decode, processor.seen_size if processor.family.absolute else relative
+
+
+def strings(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
+    """One string per token, all together the text: a character whose bytes are in several tokens
+    stands at the first of them, and the others are empty."""
+    found: list[str] = []
+    while (at := len(found)) < len(ids):
+        for end in range(at + 1, min(at + LONGEST, len(ids)) + 1):
+            if BROKEN not in (text := decode(list(ids[at:end]))):
+                break
+        else:  # A token without the rest of its character, as at a cut.
+            text, end = decode([ids[at]]), at + 1
+        found += [text, *[""] * (end - at - 1)]
+    return found

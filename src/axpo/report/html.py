@@ -32,9 +32,10 @@ from axpo.report.names import (
 )
 from axpo.report.runs import RunView, distinct_names, main_kind
 from axpo.report.timing import timing_view
-from axpo.report.trees import CATEGORIES, HELD_OUT, Decode, collect
+from axpo.report.trees import CATEGORIES, HELD_OUT, Decode, Sides, collect
 from axpo.report.validation import best_metric, best_step, validation_text
 from axpo.report.where import in_a_line, where_from
+from axpo.tools.zoom import relative
 from axpo.training.monitor import VALIDATION
 from axpo.wording import count_text, percent, seconds_text
 
@@ -54,6 +55,7 @@ def build_report(
     decode: Decode,
     found: Finding,
     *,
+    sides: Sides = relative,
     comparisons: summary.Comparisons | None = None,
     failed: Sequence[str] = (),
 ) -> Path:
@@ -61,7 +63,7 @@ def build_report(
 
     `evaluations` maps a shown name ("start", "GRPO", "AXPO") to an evaluation's JSON, and
     `comparisons` maps (model, baseline) to a paired comparison's; `found` is what they show, and
-    `failed` says what could not be compared. `decode` turns token ids into one string per token.
+    `failed` says what could not be compared. `decode` and `sides` are as in `TreePayload`.
     `MAX_BYTES` limits how many trees are embedded.
     """
     names = distinct_names(runs)
@@ -86,7 +88,7 @@ def build_report(
     data |= {"families": of_families, "main": main, "more": more}
     data |= {"validation": _present(validated, curves)}
     spent = len(json.dumps(data)) + RESERVED_BYTES
-    payload = collect(runs, decode, max(0, MAX_BYTES - spent))
+    payload = collect(runs, decode, sides, max(0, MAX_BYTES - spent))
     data |= {"categories": CATEGORIES, "strings": payload.strings}
     data |= {"pictures": payload.pictures, "groups": payload.groups}
     differing, shared = summary.settings_table(runs)

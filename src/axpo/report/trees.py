@@ -24,9 +24,11 @@ from axpo.folder import RunFolder
 from axpo.pictures import as_rgb
 from axpo.report.runs import RunView
 from axpo.store import load_pictures
+from axpo.tools.zoom import relative
 from axpo.tree import Call, Group, Segment, Trajectory
 
 Decode = Callable[[Sequence[int]], list[str]]
+Sides = Callable[[Image.Image], tuple[int, int]]
 Placed = tuple[int, int, Group]
 """The index of a run, a step, and a group of that step."""
 T = TypeVar("T")
@@ -66,9 +68,14 @@ def category(group: Group) -> str:
 
 @dataclass(slots=True)
 class TreePayload:
-    """What the page embeds: groups, the string table that they index, and pictures by digest."""
+    """What the page embeds: groups, the string table that they index, and pictures by digest.
+
+    The model that wrote the groups added next wrote tokens, which `decode` turns into one string
+    each, and boxes, in which a picture's sides are `sides` long.
+    """
 
     decode: Decode
+    sides: Sides = relative
     groups: list[dict[str, Any]] = field(default_factory=list)
     strings: list[str] = field(default_factory=list)
     pictures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -107,6 +114,11 @@ class TreePayload:
             "category": category(group),
             "prompt": self._pieces(group.prompt, 0),
             "promptTokens": len(group.prompt),
+            "sides": {
+                digest: self.sides(group.pictures[digest])
+                for digest in _digests(group)
+                if digest in group.pictures
+            },
             "rollouts": [self._trajectory(r, 0) for r in group.rollouts],
             "branches": [
                 {
@@ -190,9 +202,9 @@ class TreePayload:
         return self._index[text]
 
 
-def collect(runs: Sequence[RunView], decode: Decode, limit: int) -> TreePayload:
+def collect(runs: Sequence[RunView], decode: Decode, sides: Sides, limit: int) -> TreePayload:
     """The most instructive groups of the runs' saved steps, as many as fit into `limit` bytes."""
-    payload = TreePayload(decode)
+    payload = TreePayload(decode, sides)
     _add_held_out(payload, runs, limit // HELD_OUT_PART)
     queues = [
         _in_turn(_by_category(index, step, run.groups(step)))
@@ -275,13 +287,12 @@ def _call(call: Call) -> dict[str, Any]:
 
 
 def _box(value: Any) -> list[float] | None:
-    """The corners on the 0-1000 scale, in order and inside the picture; None if it is no box."""
+    """The corners as the model wrote them, in any order and place; None if it is no box."""
     if not isinstance(value, list | tuple) or len(value) != 4:
         return None
     if not all(type(v) in (int, float) and -1e9 < v < 1e9 for v in value):
         return None
-    x1, y1, x2, y2 = (min(1000.0, max(0.0, float(v))) for v in value)
-    return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+    return [float(v) for v in value]
 
 
 def _picture(picture: Image.Image) -> dict[str, Any]:

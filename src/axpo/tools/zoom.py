@@ -30,6 +30,7 @@ MIN_SIDE = 32
 2), as in Qwen-Agent's zoom tool for Qwen3-VL."""
 
 Coordinate = StrictInt | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Corners = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
 
 SPEC: dict[str, Any] = {
     "type": "function",
@@ -61,11 +62,20 @@ SPEC: dict[str, Any] = {
 class ZoomArguments(Arguments):
     """The arguments of one call, checked without coercion."""
 
-    bbox_2d: tuple[Coordinate, Coordinate, Coordinate, Coordinate] = Field(
-        description="[x1, y1, x2, y2], numbers from 0 to 1000"
-    )
+    bbox_2d: Corners = Field(description=f"[x1, y1, x2, y2], numbers from 0 to {SCALE}")
     label: StrictStr = Field(description="a string")
     img_idx: StrictInt = Field(description="an integer")
+
+
+class PixelArguments(ZoomArguments):
+    """Those of a model that counts pixels."""
+
+    bbox_2d: Corners = Field(description="[x1, y1, x2, y2], numbers, in pixels of the image")
+
+
+def relative(picture: Image.Image) -> tuple[int, int]:
+    """The sides of every picture in relative coordinates."""
+    return SCALE, SCALE
 
 
 def pixel_box(
@@ -122,14 +132,15 @@ class ZoomTool(Tool):
     needs_eyes = True
 
     def __init__(self) -> None:
-        self._units: Callable[[Image.Image], tuple[int, int]] = lambda _: (SCALE, SCALE)
+        self._units: Callable[[Image.Image], tuple[int, int]] = relative
+        self._arguments = ZoomArguments
 
     def measure(self, size: Callable[[Image.Image], tuple[int, int]]) -> None:
-        self._units = size
+        self._units, self._arguments = size, PixelArguments
         self.spec = copy.deepcopy(SPEC)
         self.spec["function"]["parameters"]["properties"]["bbox_2d"]["description"] = PIXELS
 
     async def __call__(self, arguments: dict[str, Any], context: ToolContext) -> Observation:
-        call = parse_arguments(ZoomArguments, arguments)
+        call = parse_arguments(self._arguments, arguments)
         view = chosen_view(context, call.img_idx)
         return Observation(views=(crop(view, call.bbox_2d, self._units(view.image)),))

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from axpo.engines.weights import save_weights
 from axpo.errors import DamagedError
 from axpo.folder import CheckpointFolder, write_whole, writing
-from axpo.models.loading import some_names
+from axpo.models.intact import some_names
 from axpo.models.lora import (
     WEIGHTS,
     adapted_layers,

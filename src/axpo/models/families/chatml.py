@@ -112,8 +112,9 @@ class ChatML(Wire):
             return parse_turn(turn, control, self._decode, call_at)
         end = next((i for i, token in enumerate(turn) if token in self._stop), len(turn))
         ids = list(turn[:end])
-        # Ids of a byte-level vocabulary stand for bytes, of which ASCII is written as itself.
-        said = _Spelled(self._tokenizer.convert_ids_to_tokens(ids))
+        # Ids of a byte-level vocabulary stand for bytes, of which ASCII is written as itself. The
+        # padding of a model's vocabulary stands for nothing.
+        said = _Spelled([piece or "" for piece in self._tokenizer.convert_ids_to_tokens(ids)])
         at, calls = said.opening(call_at), list[ParsedCall]()
         while at >= 0:
             close = said.text.find(CALL_END, at)

@@ -50,7 +50,7 @@ const promptPictures = (group) => group.prompt.filter((p) => p.picture).map((p) 
 
 /** Invisible characters made visible, so that every token can be seen and pointed at. */
 function visible(text) {
-  if (text === "") return "∅";
+  if (text === "") return "\u2009"; // a part of the character before it
   const shown = text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, (c) => (c === "\u007f" ? "␡" : String.fromCharCode(0x2400 + c.charCodeAt(0))));
   return /^\s+$/.test(text) ? shown.replaceAll("\n", "↵\n") : shown;
 }
@@ -80,13 +80,15 @@ function picture(digest, caption, marks = []) {
   const data = DATA.pictures[digest];
   if (!data) return el("p", { class: "small" }, caption + ": not embedded");
   const frame = el("div", { class: "frame" }, el("img", { src: data.src, alt: caption, width: data.width, height: data.height }));
+  const percent = (a, b, side) => [a, b].map((v) => Math.min(100, Math.max(0, (100 * v) / side))).sort((u, v) => u - v);
   for (const { t, call, level } of marks) {
-    const [x1, y1, x2, y2] = call.box;
+    const [across, down] = state.group.sides[digest];
+    const [x1, x2] = percent(call.box[0], call.box[2], across), [y1, y2] = percent(call.box[1], call.box[3], down);
     const box = el("button", {
       type: "button", class: `box ${outcome(t)} ${level}${t.branch ? " grown" : ""}`, tabindex: -1,
       title: `${t.name}: ${outcome(t)}, call ${call.status}`, "data-trajectory": t.id, onclick: () => choose(t),
-    }, el("span", { class: y1 < 80 ? "tag below" : "tag" }, t.name + " " + sign[outcome(t)]));
-    Object.assign(box.style, { left: x1 / 10 + "%", top: y1 / 10 + "%", width: (x2 - x1) / 10 + "%", height: (y2 - y1) / 10 + "%" });
+    }, el("span", { class: y1 < 8 ? "tag below" : "tag" }, t.name + " " + sign[outcome(t)]));
+    Object.assign(box.style, { left: x1 + "%", top: y1 + "%", width: x2 - x1 + "%", height: y2 - y1 + "%" });
     frame.append(box);
   }
   return el("figure", { class: "picture" }, frame, el("figcaption", {}, `${caption} · ${data.width}×${data.height}`));
