@@ -1,4 +1,4 @@
-"""What bfloat16 and the block attention bring on a GPU: seconds and memory of an update, decoding.
+"""What bfloat16 brings on a GPU: seconds and memory of an update, decoding.
 
 `python -m benchmarks.gpu_update` prints one line per case, and whether an update in pieces takes
 the memory that `axpo.costs.memory` says. The model is random, 2,048 wide like Qwen3-VL-2B with
@@ -13,7 +13,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from functools import partial
-from unittest import mock
 
 import torch
 from transformers import Qwen3VLForConditionalGeneration
@@ -26,7 +25,6 @@ from axpo.engines.transformers import TransformersEngine
 from axpo.models.families import family_of
 from axpo.models.head import LOGITS_AT_ONCE
 from axpo.models.loading import Checkpoint
-from axpo.training import attention
 from axpo.training.batches import prepare
 from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
@@ -56,22 +54,21 @@ def wide_checkpoint(device: str, dtype: torch.dtype, width: int, layers: int) ->
     return dataclasses.replace(small, model=model.eval())
 
 
-def updates(checkpoint: Checkpoint, groups: Sequence[Group], blocks: bool, rounds: int) -> dict:
+def updates(checkpoint: Checkpoint, groups: Sequence[Group], rounds: int) -> dict:
     """Median seconds of an update and the most memory it took."""
     cuda = checkpoint.model.device.type == "cuda"
     settings = OptimizerSettings(learning_rate=1e-6, max_tokens_per_micro_batch=32768)
     learner = LocalLearner(checkpoint, None, settings, rounds)
     seconds = []
-    with mock.patch.object(attention, "in_blocks", lambda device: blocks and cuda):
-        for _ in range(rounds + 2):
-            if cuda:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
-            metrics = learner.update(groups, OBJECTIVE)
-            if cuda:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
+    for _ in range(rounds + 2):
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        metrics = learner.update(groups, OBJECTIVE)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
     middle = sorted(seconds[2:])[rounds // 2]
     return {
         "seconds": round(middle, 4),
@@ -103,7 +100,7 @@ def pieces_memory(checkpoint: Checkpoint, group: Group, budget: int) -> dict:
     predicted = (
         memory.keys_values(text, 2 * (above + own) + budget, size)
         + memory.text_activations(
-            text, tokens=budget, keys=above + budget, mask=0, size=size, recompute=False
+            text, tokens=budget, keys=above + budget, size=size, recompute=False
         )
         + memory.logits(text, budget, LOGITS_AT_ONCE)
         + sum(p.numel() for p in learner.parameters) * memory.FLOAT32
@@ -168,9 +165,8 @@ def main() -> None:
         ]
         for rows in (8, 64):
             print({"dtype": name, **decoding(checkpoint, groups[0], rows, 64)}, flush=True)
-        for blocks in (False, True):
-            found = updates(checkpoint, groups, blocks, options.rounds)
-            print({"dtype": name, "blocks": blocks, **found}, flush=True)
+        found = updates(checkpoint, groups, options.rounds)
+        print({"dtype": name, **found}, flush=True)
     shape = Shape(256, options.response, 1)
     found = pieces_memory(checkpoint, training_group(checkpoint, shape), options.response * 2)
     print({"dtype": name, **found}, flush=True)

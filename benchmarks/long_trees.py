@@ -137,7 +137,7 @@ class Cut:
             shared = above + self.tokens(piece.trunk)
             held = 2 * shared + tokens if shared else 0
             kept = memory.text_activations(
-                text, tokens=tokens, keys=above + tokens, mask=0, size=size, recompute=recompute
+                text, tokens=tokens, keys=above + tokens, size=size, recompute=recompute
             )
             states = memory.keys_values(text, held, size)
             logits = memory.logits(text, piece.trained.numel(), LOGITS_AT_ONCE)

@@ -75,7 +75,7 @@ def test_bytes_of_one_pass_and_of_a_piece_by_hand(checkpoint: Checkpoint, nested
     whole = Cut.of(tree, len(tree))
     logits = memory.logits(text, tree.index.numel(), LOGITS_AT_ONCE)
     assert whole.bytes(config, 2, recompute=False) == logits + memory.text_activations(
-        text, tokens=len(tree), keys=len(tree), mask=0, size=2, recompute=False
+        text, tokens=len(tree), keys=len(tree), size=2, recompute=False
     )
     parts = Cut.of(tree, 64)
     last = Cut(parts.tree, parts.pieces[-1:])
@@ -83,7 +83,7 @@ def test_bytes_of_one_pass_and_of_a_piece_by_hand(checkpoint: Checkpoint, nested
     above, own = parts.tokens(parts.above(piece)), piece.end - piece.start
     assert piece.trunk == ()
     assert last.bytes(config, 2, recompute=False) == (
-        memory.text_activations(text, tokens=own, keys=above + own, mask=0, size=2, recompute=False)
+        memory.text_activations(text, tokens=own, keys=above + own, size=2, recompute=False)
         + memory.keys_values(text, 2 * above + own, 2)
         + memory.logits(text, piece.trained.numel(), 2**60)
     )

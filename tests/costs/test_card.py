@@ -152,9 +152,10 @@ def test_the_sum_of_the_2b_recipe_by_hand():
     # four layers of them, in bfloat16, and their gradients.
     shown = (15_360 + 40 * 2 * 1024) * 2048 * 4 * 2
     assert told.found.features == 2 * shown
-    layer = tokens * (2 * 2048 * (4 + 2 * 2) + 2048 * (4 + 4 * 2) + 1024 * (4 + 2) + 4 * 6144 * 2)
+    norms, heads = 2 * (2 * 2048 * 2 + 4), (2048 + 1024) * 2 + (16 + 8) * 4
+    layer = tokens * (norms + heads + 2 * 2048 * 2 + 16 * 4 + 2 * 6144 * 2)
     copies = 2 * (above + tokens) * 1024 * 2
-    inputs, norm = 28 * tokens * 2048 * 2, tokens * 2048 * (4 + 2 * 2)
+    inputs, norm = 28 * tokens * 2048 * 2, tokens * (2048 * 2 + 4)
     assert told.found.activations == layer + copies + inputs + norm
     assert told.found.logits == 3 * 2**26 * 4
     assert told.taken == round(0.24 * 80e9)

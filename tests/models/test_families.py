@@ -264,20 +264,15 @@ def test_estimates_are_what_autograd_keeps(checkpoint: Checkpoint) -> None:
     forest, pixels = packed(checkpoint, [branching_group(checkpoint, 1)])
     model, family = checkpoint.model, checkpoint.processor.family
     pictures = list(dict.fromkeys(forest.pictures))
-    layout = tree_layout(forest.nodes, torch.float32)
+    layout = tree_layout(forest.nodes)
     with SavedBytes(model.parameters()) as saved:
         features = encode_pictures(model, [pixels[d] for d in pictures])
         shown = show(checkpoint, forest, pictures, features)
         vision = saved.live
         hidden = hidden_states(checkpoint, forest, slice(None), shown, layout)
         text = saved.live - vision
-    seen = [
-        sum(layout.sizes[i] for i in (*run.above, *range(run.first, run.last)))
-        for run in layout.runs
-    ]
     found = memory.text_activations(
-        model.config.get_text_config(), tokens=len(forest), keys=sum(seen), size=4,
-        mask=sum(run.mask.numel() for run in layout.runs if run.mask is not None),
+        model.config.get_text_config(), tokens=len(forest), keys=len(forest), size=4,
         recompute=False, query_norm=family.query_norm,
     )  # fmt: skip
     assert found == pytest.approx(text, rel=0.05) and len(hidden) == len(forest)

@@ -64,7 +64,7 @@ def attention_errors(
     rng = random.Random(seed)
     nodes = random_forest(rng, rng.randint(2, 9), longest)
     chosen = sorted(rng.sample(range(len(nodes)), rng.randint(1, len(nodes))))
-    blocks = attention._blocks(nodes, {n: i for i, n in enumerate(chosen)}, torch.device(device))
+    blocks = attention.blocks(nodes, chosen, torch.device(device))
     seen = oracle(nodes, chosen, (*blocks.given, *chosen)).to(device)
     generator = torch.Generator().manual_seed(seed)
 
@@ -84,6 +84,22 @@ def attention_errors(
         for name, a, b in zip(("query", "key", "value"), ours, theirs, strict=True):
             errors[name] = relative(a, b)
     return (queries, keys), errors
+
+
+def by_plain_sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BlockMask,
+    scaling: float | None,
+) -> torch.Tensor:
+    """`forest_attention` by PyTorch's own SDPA, with the mask written out."""
+    zero = torch.zeros((), dtype=torch.long, device=query.device)
+    rows, columns = (torch.arange(x.shape[2], device=x.device) for x in (query, key))
+    seen = mask.mask_mod(zero, zero, rows[:, None], columns[None])
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, scale=scaling, enable_gqa=True
+    )
 
 
 def short_and_long(
@@ -111,8 +127,7 @@ def _side_by_side(lengths: list[int], device: str) -> BlockMask:
     """The mask of trees of one node each."""
     ends = list(accumulate(lengths))
     nodes = [PackedNode(end - n, end, -1) for n, end in zip(lengths, ends, strict=True)]
-    place = {i: i for i in range(len(nodes))}
-    return attention._blocks(nodes, place, torch.device(device)).mask
+    return attention.blocks(nodes, range(len(nodes)), torch.device(device)).mask
 
 
 def gradient(

@@ -113,10 +113,10 @@ def test_pictures_are_encoded_without_waiting():
 def test_blocks_are_built_without_waiting():
     checkpoint = tiny_checkpoint(0)
     forest, _ = packed(checkpoint, [branching_group(checkpoint, s, f"g{s}") for s in range(3)])
-    place = {i: i for i in range(len(forest.nodes))}
-    expected = attention._blocks(forest.nodes, place, torch.device("cpu")).mask
+    chosen = range(len(forest.nodes))
+    expected = attention.blocks(forest.nodes, chosen, torch.device("cpu")).mask
     with gpu() as counts:
-        mask = attention._blocks(forest.nodes, place, device()).mask
+        mask = attention.blocks(forest.nodes, chosen, device()).mask
     assert {kind for kind, _ in counts} == {"to device"}
     for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
         assert torch.equal(values(getattr(mask, name)), getattr(expected, name)), name

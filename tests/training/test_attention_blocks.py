@@ -1,4 +1,4 @@
-"""A forest's attention in blocks: its mask against a dense oracle, its results against the runs.
+"""A forest's attention in blocks: its mask against a dense oracle, its results against the parts.
 
 PyTorch has no backward of it on a CPU: gradients and the compiled kernel are in `test_gpu.py`.
 """
@@ -56,8 +56,7 @@ def test_mask_is_the_tree(seed: int):
     chosen = list(range(len(nodes)))
     if seed % 2:
         chosen = sorted(rng.sample(chosen, rng.randint(1, len(chosen))))
-    place = {node: i for i, node in enumerate(chosen)}
-    blocks = attention._blocks(nodes, place, torch.device("cpu"))
+    blocks = attention.blocks(nodes, chosen, torch.device("cpu"))
     last = nodes[chosen[-1]].end - nodes[chosen[-1]].start
     expected = padded(oracle(nodes, chosen, (*blocks.given, *chosen)), last)
     assert blocks.mask.seq_lengths == expected.shape
@@ -85,7 +84,7 @@ def test_mask_is_the_tree(seed: int):
 
 @torch.no_grad()
 @pytest.mark.usefixtures("always_blocks")
-def test_blocks_equal_runs(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+def test_blocks_equal_parts(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
     forest, pixels = packed(
         checkpoint,
         [
@@ -98,10 +97,10 @@ def test_blocks_equal_runs(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPat
     blocks = policy_logprobs(checkpoint, forest, pixels)
     cut = pieces.plain_logprobs(checkpoint, forest, pixels, 1.0, budget=BLOCK)
     monkeypatch.setattr(attention, "in_blocks", lambda device: False)
-    runs = policy_logprobs(checkpoint, forest, pixels)
-    print(f"blocks {(blocks - runs).abs().max():.1e}, in pieces {(cut - runs).abs().max():.1e}")
-    torch.testing.assert_close(blocks, runs, rtol=0, atol=1e-5)
-    torch.testing.assert_close(cut, runs, rtol=0, atol=1e-5)
+    parts = policy_logprobs(checkpoint, forest, pixels)
+    print(f"blocks {(blocks - parts).abs().max():.1e}, in pieces {(cut - parts).abs().max():.1e}")
+    torch.testing.assert_close(blocks, parts, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cut, parts, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

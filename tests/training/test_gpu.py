@@ -26,7 +26,7 @@ from axpo.engines.vllm.server import start_servers
 from axpo.engines.vllm.settings import Vllm
 from axpo.models.head import head_logits
 from axpo.models.loading import Checkpoint, load_processor
-from axpo.training import attention, checkpoints, flex, policy
+from axpo.training import checkpoints, flex, policy
 from axpo.training.flex import BLOCK, block_mask, forest_attention
 from axpo.training.learner import LocalLearner
 from axpo.training.objective import Objective
@@ -158,21 +158,21 @@ def test_float32_equals_the_cpu(budget: int):
     assert right
 
 
-def test_bfloat16_blocks_are_as_exact_as_runs(monkeypatch: pytest.MonkeyPatch):
+def test_bfloat16_blocks_are_as_exact_as_sdpa(monkeypatch: pytest.MonkeyPatch):
     """Against float32 arithmetic with the same weights."""
     exact = in_bfloat16(tiny_checkpoint(0))
     exact.model.float()
     expected, slope = gradient(exact)
     found, ours = gradient(on_gpu(rounded=True))
-    monkeypatch.setattr(attention, "in_blocks", lambda device: False)
-    by_runs, theirs = gradient(on_gpu(rounded=True))
-    errors = [(x - expected).square().mean().sqrt().item() for x in (found, by_runs)]
+    monkeypatch.setattr(flex, "forest_attention", asked.by_plain_sdpa)
+    by_sdpa, theirs = gradient(on_gpu(rounded=True))
+    errors = [(x - expected).square().mean().sqrt().item() for x in (found, by_sdpa)]
     off = [relative(x, slope) for x in (ours, theirs)]
     right = errors[0] < max(0.04, 1.5 * errors[1]) and off[0] < 1.5 * off[1] + 0.01
     figures = (
         f"logprobs rms {errors[0]:.3f} and {errors[1]:.3f}, gradient {off[0]:.3f}, {off[1]:.3f}"
     )
-    verdict("bfloat16: blocks as exact as runs", f"{'yes' if right else 'NO'}, {figures}")
+    verdict("bfloat16: blocks as exact as SDPA", f"{'yes' if right else 'NO'}, {figures}")
     assert right
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from axpo.training import attention, flex
 from tests.support import gpu_questions as asked
 from tests.support.tiny import in_bfloat16, tiny_checkpoint
 
@@ -34,6 +35,17 @@ def test_a_wrong_mask_is_seen(monkeypatch: pytest.MonkeyPatch):
 def test_a_path_alone_and_in_a_forest():
     found = asked.short_and_long(torch.float32, "cpu", before=200, behind=90)
     assert max(found.values()) < 1e-6
+
+
+def test_plain_sdpa_over_the_blocks_mask(monkeypatch: pytest.MonkeyPatch):
+    """The whole way of a GPU with another kernel, gradients and pieces included."""
+    expected, slope = asked.gradient(tiny_checkpoint(0))
+    monkeypatch.setattr(attention, "in_blocks", lambda device: True)
+    monkeypatch.setattr(flex, "forest_attention", asked.by_plain_sdpa)
+    for budget in (8192, 61):
+        found, ours = asked.gradient(tiny_checkpoint(0), budget)
+        assert (found - expected).abs().max() < 1e-5
+        assert asked.relative(ours, slope) < 1e-5
 
 
 def test_a_step_twice_is_the_same_to_the_bit_on_a_cpu():

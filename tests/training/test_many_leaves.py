@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from axpo.training.attention import tree_layout
 from axpo.training.items import items
 from axpo.training.packing import pack
@@ -46,7 +44,7 @@ def looked(sources: int) -> int:
     found = items(group)
     forest = pack(group, found, [1.0] * len(found), lambda _: (1, 1, 1), 2)
     parts, pieces = cut(forest, 24)
-    tree_layout(parts.nodes, torch.float32)
+    tree_layout(parts.nodes)
     assert len(plan(forest, 24)) >= len(pieces) > sources
     assert len(forest) == 3 + sources * (4 + 4 * 8)
     return group.branches.times

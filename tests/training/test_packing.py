@@ -82,7 +82,7 @@ def test_uncredited_trajectories_are_left_out():
     tree = pack_text(group)
     assert tree.tokens.tolist() == [1, 2, 20, 31, 41]
     assert tree.previous.tolist() == [-1, 0, 1, 2, 3]
-    assert len(attention.tree_layout(tree.nodes, torch.float32).runs) == 1
+    assert attention.parts(tree.nodes, range(3)).runs == (slice(0, 5),)
 
 
 def test_join_keeps_trees_apart():
@@ -167,9 +167,9 @@ def test_paths_follow_from_any_layout(seed: int):
             walk.append(tree.tokens[at].item())
             at = int(tree.previous[at])
         assert walk[::-1] == upto == seen
-    runs = attention.tree_layout(tree.nodes, torch.float32).runs
+    found = attention.parts(tree.nodes, range(len(tree.nodes)))
     parents = {node.parent for node in tree.nodes}
-    assert len(runs) == len(set(range(len(tree.nodes))) - parents)
+    assert len(found.runs) == len(set(range(len(tree.nodes))) - parents)
 
 
 # ------------------------------------------------------------------ credit

@@ -175,11 +175,12 @@ def checked(engine: TransformersEngine, trained: Checkpoint) -> Parity:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_right_engine_passes_in_bfloat16(seed: int) -> None:
-    """The same operations on other batches: 0.002 to 0.004 nats, limit 0.11; ratio within 0.001."""
+    """The same operations on other batches, and attention merged from parts: 0.007 to 0.009 nats,
+    limit 0.11; ratio within 0.001."""
     trained = in_bfloat16(tiny_checkpoint(seed))
     found = checked(TransformersEngine(trained), trained)
     assert found.tokens > 900
-    assert 0 < found.mean < 0.01
+    assert 0 < found.mean < 0.012
     assert abs(found.ratio - 1) < 0.005
 
 

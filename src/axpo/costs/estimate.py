@@ -77,10 +77,9 @@ class MemoryEstimate:
 def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
     """The upper bounds in bytes of the loop if `prompt` is the longest prompt.
 
-    On a GPU attention is one call, which copies keys only if a piece sees the trunk, and keeps no
-    masks.
+    On a GPU the keys above a piece are copied in front of its own.
     """
-    config, found, size = loop.config, sizes(loop, prompt), loop.value_size
+    found, size = sizes(loop, prompt), loop.value_size
     text, vision = loop.text, loop.vision
     budget = loop.optimizer.max_tokens_per_micro_batch
     tokens = min(budget, found.trees * found.tree)
@@ -94,15 +93,12 @@ def estimate(loop: Loop, prompt: Segment, gpu: bool) -> MemoryEstimate:
         # the next one. To these come the keys and values of the whole piece.
         held = min(shared, above + tokens, 2 * above - found.prompt)
         trunk = memory.keys_values(text, 2 * held + tokens, size)
-    runs = -(-tokens // config.rollout.max_tokens)
-    keys, mask = (above + tokens, 0) if gpu else (runs * found.path, tokens * found.path)
+    keys = above + tokens if gpu else tokens
     shown, encoded = _shown(loop, found), 0
     if loop.trains_vision:
         encoded = min(tokens, found.trees * shown) * vision.spatial_merge_size**2
     features = memory.features(text, vision, shown, size) if pieces > 1 and shown else 0
-    activations, pictures, otherwise = _kept(
-        loop, tokens=tokens, keys=keys, mask=mask, patches=encoded
-    )
+    activations, pictures, otherwise = _kept(loop, tokens=tokens, keys=keys, patches=encoded)
     return MemoryEstimate(
         sizes=found,
         counts=counted,
@@ -146,7 +142,7 @@ def _state(loop: Loop, counted: Counts) -> tuple[dict[str, int], int]:
     return parts | gradients, closing
 
 
-def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tuple[int, int, int]:
+def _kept(loop: Loop, *, tokens: int, keys: int, patches: int) -> tuple[int, int, int]:
     """The bytes kept for backward of text, of pictures, and of both with the other gradient
     checkpointing.
 
@@ -166,7 +162,6 @@ def _kept(loop: Loop, *, tokens: int, keys: int, mask: int, patches: int) -> tup
             text,
             tokens=tokens,
             keys=keys,
-            mask=mask,
             size=size,
             recompute=recompute,
             query_norm=family.query_norm,

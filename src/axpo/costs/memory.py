@@ -1,9 +1,9 @@
 """The bytes that training and sampling keep per token, from a model's sizes alone.
 
-The activation formulas list what transformers' modules leave to autograd, so they hold for any size
-of a family; tests compare them with what autograd really keeps. `size` is the bytes
-of a value of the model's dtype. Buffers that live for one operation, the allocator's slack, and the
-interpreter with its libraries are not counted.
+The activation formulas list what modules leave to autograd (norms and gated MLPs are those of
+`axpo.models.lean`), so they hold for any size of a family; tests compare them with what autograd
+really keeps. `size` is the bytes of a value of the model's dtype. Buffers that live for one
+operation, the allocator's slack, and the interpreter with its libraries are not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ def text_activations(
     *,
     tokens: int,
     keys: int,
-    mask: int,
     size: int,
     recompute: bool,
     query_norm: bool = True,
@@ -28,26 +27,24 @@ def text_activations(
     """The bytes that the text model (`text` is its config) keeps for backward of a pass over
     `tokens`.
 
-    Attention keeps the `keys` that it is given, with their values. With one call per run these are
-    a copy of each run's, and its mask (`mask` is the sum of queries times keys). With one call for
-    all runs they are the pass's own, or a copy of these after those of other passes. With
-    `recompute` all layers keep their input, and one layer at a time keeps the rest.
+    Attention keeps `keys` keys with their values: on a CPU the pass's own, in blocks a copy of
+    these behind those of other passes. With `recompute` all layers keep their input, and one layer
+    at a time keeps the rest.
     """
     hidden, inner = text.hidden_size, text.intermediate_size
-    queries = text.num_attention_heads * head_dim(text)
-    states = text.num_key_value_heads * head_dim(text)
-    # A norm keeps its input in float32, the normalised values and, for the next layer, its output.
-    norms = 2 * hidden * (FLOAT32 + 2 * size)
-    # These are the queries, and the attended values twice (for the projection too).
-    attention = 3 * queries * size
-    if query_norm:
-        attention += (queries + states) * (FLOAT32 + size)
-    # These are the gate before and after its activation, the other branch, and their product.
-    gated = 4 * inner * size
+    heads, pairs = text.num_attention_heads, text.num_key_value_heads
+    queries, states = heads * head_dim(text), pairs * head_dim(text)
+    # A norm keeps its input, its scale and, for the layers behind it, its output.
+    norms = 2 * (2 * hidden * size + FLOAT32)
+    # These are the queries, the attended values and the logarithms of their sums.
+    attention = 2 * queries * size + heads * FLOAT32
+    if query_norm:  # Their outputs are rotated and not kept.
+        attention += (queries + states) * size + (heads + pairs) * FLOAT32
+    gated = 2 * inner * size
     layer = tokens * (norms + attention + gated) + 2 * keys * states * size
-    last_norm = hidden * (FLOAT32 + 2 * size)
+    last_norm = hidden * size + FLOAT32
     layers = _layers(text.num_hidden_layers, layer, tokens * hidden * size, recompute)
-    return layers + tokens * last_norm + mask * size
+    return layers + tokens * last_norm
 
 
 def _layers(count: int, layer: int, entry: int, recompute: bool) -> int:
@@ -69,7 +66,7 @@ def vision_activations(
     # and the MLP's middle.
     block = size * (11 * hidden + 2 * inner)
     if gated:  # as in the text model
-        block = 2 * hidden * (FLOAT32 + 2 * size) + size * (7 * hidden + 4 * inner)
+        block = 2 * (2 * hidden * size + FLOAT32) + size * (7 * hidden + 2 * inner)
     # A merger concatenates neighbouring patches.
     blocks = _layers(vision.depth, block, hidden * size, recompute)
     return patches * (size * (pixels + mergers * 4 * hidden) + blocks)

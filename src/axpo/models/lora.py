@@ -96,6 +96,15 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
+def adapters_of(layer: nn.Module) -> list[tuple[nn.Linear, nn.Linear, float]]:
+    """A, B and their scale, by which the layer's result changes; empty if it has none or they are
+    off."""
+    if getattr(layer, "disable_adapters", True):
+        return []
+    found: Any = layer
+    return [(found.lora_A[_ADAPTER], found.lora_B[_ADAPTER], found.scaling[_ADAPTER])]
+
+
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The matrices A and B of every adapter."""
     return [

@@ -1,10 +1,9 @@
-"""Attention over a packed forest: on a CPU by runs of the tree, on a GPU in one call over blocks.
+"""Attention over a packed forest: a token sees its path, wherever this lies in the layout.
 
-A *run* is a chain of nodes in which each is the first child of the one before. It is contiguous in
-the preorder layout, so it costs one attention call, with its tokens as queries and its path as
-keys. There are as many runs as leaves. No [L, L] mask exists anywhere. On a GPU the launches of so
-many calls would take most of the time, and SDPA would choose among several kernels, each with its
-own rounding; `axpo.training.flex` is one call and one kernel for all.
+In the preorder layout the queries that see a node's keys are one range: its subtree. From these
+ranges a pass is attended in one of two ways, neither of which writes out an [L, L] mask. On a CPU
+rectangles are computed one by one and merged (`axpo.training.merged`). On a GPU the launches of so
+many calls would take most of the time; there it is one call over blocks (`axpo.training.flex`).
 
 A pass may compute only some of the nodes: the keys and values of the nodes above come from earlier
 passes (`TreeLayout.given`), and its own can be kept for later passes (`TreeLayout.kept`).
@@ -16,53 +15,29 @@ trainer and in-process engine share one module and may alternate freely.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from axpo.models.families import family_of
-from axpo.training.flex import block_mask, forest_attention
+from axpo.training.flex import Blocks, block_mask
+from axpo.training.merged import KeysValues, Parts
 from axpo.training.packing import PackedNode
 
 TREE_SDPA = "axpo_tree_sdpa"
 
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 NodeStates = dict[tuple[int, int], KeysValues]
 """By (node, layer), the node's keys (rotated) and values, each [1, H_kv, tokens, D]."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRun:
-    """The queries of the pass's nodes [first, last), which see their path and themselves.
-
-    The path consists of the nodes `given`, which another pass computed, then the nodes `above` of
-    this pass. `mask` [queries, keys] is additive; None if plain causal order is enough.
-    """
-
-    first: int
-    last: int
-    given: tuple[int, ...]
-    above: tuple[int, ...]
-    mask: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """All queries of the pass in one call; its keys are the nodes `given` and the pass's own."""
-
-    given: tuple[int, ...]
-    mask: BlockMask
+Span = tuple[int, int]
+"""The queries [first, end) of a pass."""
 
 
 class TreeLayout:
-    """How one pass attends: the `sizes` of its nodes, and either `runs` over them or `blocks`.
+    """How one pass attends: the `sizes` of its nodes, and what their queries see.
 
     `given` holds the states of nodes outside the pass. `keep` holds pairs of a node's place in the
     pass and its number in the forest; their states are put into `kept` as layers are computed.
@@ -71,33 +46,31 @@ class TreeLayout:
     would be kept in the copy, and the gradients of `given` would go astray.
     """
 
-    __slots__ = ("blocks", "given", "keep", "kept", "runs", "sizes")
+    __slots__ = ("given", "keep", "kept", "seen", "sizes")
 
     def __init__(
         self,
         sizes: tuple[int, ...],
-        runs: tuple[NodeRun, ...],
+        seen: Parts | Blocks,
         given: Mapping[tuple[int, int], KeysValues],
         keep: tuple[tuple[int, int], ...],
-        blocks: Blocks | None,
     ) -> None:
-        self.sizes, self.runs, self.given, self.keep, self.blocks = sizes, runs, given, keep, blocks
+        self.sizes, self.seen, self.given, self.keep = sizes, seen, given, keep
         self.kept: NodeStates = {}
 
     def without_keeping(self) -> TreeLayout:
         """The same layout, which keeps no states."""
-        return TreeLayout(self.sizes, self.runs, self.given, (), self.blocks)
+        return TreeLayout(self.sizes, self.seen, self.given, ())
 
 
 def tree_layout(
     nodes: Sequence[PackedNode],
-    dtype: torch.dtype,
     device: torch.device | str = "cpu",
     chosen: Sequence[int] | None = None,
     given: Mapping[tuple[int, int], KeysValues] | None = None,
     keep: Sequence[int] = (),
 ) -> TreeLayout:
-    """How all layers attend over the forest's `nodes`, with masks of `dtype` on `device`.
+    """How all layers attend over the forest's `nodes` on `device`.
 
     A pass over some of the nodes names them in `chosen` (ascending); the ancestors that it leaves
     out must be in `given`. The states of the nodes `keep` are kept.
@@ -105,76 +78,81 @@ def tree_layout(
     device = torch.device(device)
     chosen = range(len(nodes)) if chosen is None else chosen
     place = {node: i for i, node in enumerate(chosen)}
-    sizes = tuple(nodes[node].end - nodes[node].start for node in chosen)
-    blocks = _blocks(nodes, place, device) if in_blocks(device) else None
     return TreeLayout(
-        sizes,
-        () if blocks else _runs(nodes, place, dtype, device),
+        tuple(nodes[node].end - nodes[node].start for node in chosen),
+        blocks(nodes, chosen, device) if in_blocks(device) else parts(nodes, chosen),
         given or {},
         tuple((place[node], node) for node in keep),
-        blocks,
     )
 
 
 def in_blocks(device: torch.device) -> bool:
-    """Whether attention on `device` uses the block kernel.
-
-    It always does on a GPU: there SDPA would choose a run's kernel by its mask, its length and its
-    heads, and each kernel rounds in its own way.
-    """
+    """Whether attention on `device` uses the block kernel."""
     return device.type == "cuda"
 
 
-def _runs(
-    nodes: Sequence[PackedNode],
-    place: Mapping[int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[NodeRun, ...]:
-    """The runs of the nodes in `place`, which maps each node to its place in the pass."""
-    chosen = list(place)
-    sizes = [node.end - node.start for node in nodes]
-    runs: list[NodeRun] = []
+def parts(nodes: Sequence[PackedNode], chosen: Sequence[int]) -> Parts:
+    """What the pass over the nodes `chosen` computes on a CPU.
+
+    A run is a chain of nodes in which each is the first child of the one before, so it lies in one
+    piece. There are as many runs as leaves.
+    """
+    spans = _spans(nodes, chosen)
+    runs: list[slice] = []
+    branches: list[tuple[slice, slice]] = []
     first = 0
-    for i in range(1, len(chosen) + 1):
-        if i < len(chosen) and nodes[chosen[i]].parent == chosen[i - 1]:
-            continue
-        above = _ancestors(nodes, chosen[first])
-        mask = None
-        if above:
-            queries = sum(sizes[node] for node in chosen[first:i])
-            path = sum(sizes[node] for node in above)
-            hidden = torch.ones(queries, path + queries, dtype=torch.bool, device=device)
-            mask = torch.zeros(queries, path + queries, dtype=dtype, device=device)
-            mask.masked_fill_(hidden.triu_(path + 1), float("-inf"))
-        outside = tuple(node for node in above if node not in place)
-        inside = tuple(place[node] for node in above if node in place)
-        runs.append(NodeRun(first, i, outside, inside, mask))
-        first = i
-    return tuple(runs)
+    for node, following in zip(chosen, [*chosen[1:], -1], strict=True):
+        begin, last = spans[node]
+        end = begin + nodes[node].end - nodes[node].start
+        goes_on = following >= 0 and nodes[following].parent == node
+        # Other children come behind what is below the first one.
+        behind = spans[following][1] if goes_on else end
+        if behind < last:
+            branches.append((slice(behind, last), slice(first, end)))
+        if not goes_on:
+            runs.append(slice(first, end))
+            first = end
+    given = _given(spans, chosen)
+    return Parts(tuple(runs), tuple(branches), given, tuple(slice(*spans[i]) for i in given))
 
 
-def _blocks(nodes: Sequence[PackedNode], place: Mapping[int, int], device: torch.device) -> Blocks:
-    """The blocks of a pass: each node's keys are seen by its subtree, whose queries are contiguous
-    in the pass."""
-    spans: dict[int, tuple[int, int]] = {}
-    queries = 0
-    for node in place:
-        end = queries + nodes[node].end - nodes[node].start
-        for above in (*_ancestors(nodes, node), node):
-            spans[above] = (spans[above][0] if above in spans else queries, end)
-        queries = end
-    outside = tuple(sorted(node for node in spans if node not in place))
-    keys = (*outside, *place)
+def blocks(nodes: Sequence[PackedNode], chosen: Sequence[int], device: torch.device) -> Blocks:
+    """What the pass over the nodes `chosen` computes on a GPU."""
+    spans = _spans(nodes, chosen)
+    given = _given(spans, chosen)
+    keys = (*given, *chosen)
     sizes = [nodes[node].end - nodes[node].start for node in keys]
-    return Blocks(outside, block_mask(sizes, [spans[node] for node in keys], queries, device))
+    queries = spans[chosen[-1]][1]
+    return Blocks(given, block_mask(sizes, [spans[node] for node in keys], queries, device))
 
 
-def _ancestors(nodes: Sequence[PackedNode], i: int) -> tuple[int, ...]:
-    path: list[int] = []
-    while (i := nodes[i].parent) >= 0:
-        path.append(i)
-    return tuple(reversed(path))
+def _given(spans: Mapping[int, Span], chosen: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(spans.keys() - set(chosen)))
+
+
+def _spans(nodes: Sequence[PackedNode], chosen: Sequence[int]) -> dict[int, Span]:
+    """By node, the queries of the pass over `chosen` that see it: of every node with any."""
+    spans: dict[int, Span] = {}
+    path: list[tuple[int, int]] = []  # The nodes above a query, with the first query of each.
+    queries = 0
+
+    def leave(parent: int) -> None:
+        while path and path[-1][0] > parent:
+            node, first = path.pop()
+            spans[node] = first, queries
+
+    for node in chosen:
+        new = [node]
+        while True:
+            parent = nodes[new[-1]].parent
+            leave(parent)
+            if parent < 0 or (path and path[-1][0] == parent):
+                break
+            new.append(parent)  # of another pass
+        path += [(above, queries) for above in reversed(new)]
+        queries += nodes[node].end - nodes[node].start
+    leave(-1)
+    return spans
 
 
 def tree_attention(
@@ -201,47 +179,14 @@ def tree_attention(
             scaling=scaling,
             **kwargs,  # pyright: ignore[reportArgumentType]
         )
-    # All runs share one split, whose backward is one concatenation. The backward of a slice per run
-    # would write a gradient of the full length each time.
-    queries, keys, values = (x.split(tree.sizes, dim=2) for x in (query, key, value))
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
-    tree.kept.update({(node, layer): (keys[i], values[i]) for i, node in tree.keep})
-    if tree.blocks is None:
-        attended = _along_runs(queries, keys, values, tree, layer, scaling)
-    else:
-        if before := [tree.given[node, layer] for node in tree.blocks.given]:
-            key = torch.cat([*(k for k, _ in before), key], dim=2)
-            value = torch.cat([*(v for _, v in before), value], dim=2)
-        attended = forest_attention(query, key, value, tree.blocks.mask, scaling)
-    return attended.transpose(1, 2), None
-
-
-def _along_runs(
-    queries: tuple[torch.Tensor, ...],
-    keys: tuple[torch.Tensor, ...],
-    values: tuple[torch.Tensor, ...],
-    tree: TreeLayout,
-    layer: int,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Attention [1, H, L, D] in one call per run; arguments are split by the pass's nodes."""
-    out: list[torch.Tensor] = []
-    for run in tree.runs:
-        # Nodes of earlier passes come first on every path, as nodes follow their ancestors.
-        before = [tree.given[node, layer] for node in run.given]
-        path = [*run.above, *range(run.first, run.last)]
-        out.append(
-            scaled_dot_product_attention(
-                torch.cat(queries[run.first : run.last], dim=2),
-                torch.cat([*(k for k, _ in before), *(keys[i] for i in path)], dim=2),
-                torch.cat([*(v for _, v in before), *(values[i] for i in path)], dim=2),
-                attn_mask=run.mask,
-                is_causal=run.mask is None,
-                scale=scaling,
-                enable_gqa=queries[0].shape[1] != keys[0].shape[1],
-            )
-        )
-    return torch.cat(out, dim=2)
+    if tree.keep:
+        # One split, whose backward is one concatenation: that of a slice per node would write a
+        # gradient of the full length each time.
+        keys, values = (x.split(tree.sizes, dim=2) for x in (key, value))
+        tree.kept.update({(node, layer): (keys[i], values[i]) for i, node in tree.keep})
+    given = [tree.given[node, layer] for node in tree.seen.given]
+    return tree.seen.attend(query, key, value, given, scaling).transpose(1, 2), None
 
 
 AttentionInterface.register(TREE_SDPA, tree_attention)

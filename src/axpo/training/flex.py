@@ -1,15 +1,17 @@
 """A forest's attention in one call: flex_attention over the blocks that the tree leaves.
 
-On a GPU the launches of one call per run would take most of the time. Here one kernel serves every
-pass, however short, so that a token is rounded in the same way whatever tree it is in. The queries
-that see a key are one range, because a subtree is contiguous in preorder: the key's own query and
-those after it up to the end of its subtree; for a key of another pass, the queries below its node.
-Blocks that no such range touches cost nothing. PyTorch has no backward of this on a CPU.
+On a GPU the launches of many calls would take most of the time, and SDPA would choose among several
+kernels, each of which rounds in its own way. Here one kernel serves every pass, however short, so
+that a token is rounded in the same way whatever tree it is in. The queries that see a key are one
+range, because a subtree is contiguous in preorder: the key's own query and those after it up to the
+end of its subtree; for a key of another pass, the queries below its node. Blocks that no such range
+touches cost nothing. PyTorch has no backward of this on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -17,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from axpo.models.device import to_device
+from axpo.training.merged import KeysValues
 
 BLOCK = 128
 """The number of queries and keys in one block of the mask: flex_attention's own default."""
@@ -29,6 +32,30 @@ COMPILATIONS = 32
 """The most compilations. Passes need fewer: they differ in having gradients for all, some or none
 of queries, keys and values, and in having keys of other passes; and three compilations pass before
 torch knows that all lengths vary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """All queries of a pass in one call; its keys are the nodes `given`, which are of other passes,
+    and the pass's own."""
+
+    given: tuple[int, ...]
+    mask: BlockMask
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        given: Sequence[KeysValues],
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """The attention [1, H, L, D] of query [1, H, L, D] over key and value [1, H_kv, L, D] and
+        the states of `given`."""
+        if given:
+            key = torch.cat([*(k for k, _ in given), key], dim=2)
+            value = torch.cat([*(v for _, v in given), value], dim=2)
+        return forest_attention(query, key, value, self.mask, scaling)
 
 
 def block_mask(

@@ -282,7 +282,7 @@ class _Split:
         self, chosen: Sequence[int], keep: Sequence[int]
     ) -> tuple[torch.Tensor, NodeStates]:
         nodes, model = self.forest.nodes, self.checkpoint.model
-        layout = tree_layout(nodes, model.dtype, model.device, chosen, self.states, keep)
+        layout = tree_layout(nodes, model.device, chosen, self.states, keep)
         at = torch.cat([torch.arange(nodes[i].start, nodes[i].end) for i in chosen])
         return hidden_states(self.checkpoint, self.forest, at, self.shown, layout), layout.kept
 

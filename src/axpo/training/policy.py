@@ -72,7 +72,7 @@ def policy_logprobs(
         pictures = distinct_pictures(forest)
         features = encode_pictures(model, [pixels[digest] for digest in pictures])
         shown = show(checkpoint, forest, pictures, features)
-        layout = tree_layout(forest.nodes, model.dtype, model.device)
+        layout = tree_layout(forest.nodes, model.device)
         hidden = hidden_states(checkpoint, forest, slice(None), shown, layout)
         rows, tokens = forest.previous[forest.index], forest.tokens[forest.index]
         return token_logprobs(checkpoint, hidden, rows, tokens, temperature, read)

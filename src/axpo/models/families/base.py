@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from axpo.chat.parsing import ParsedTurn
+from axpo.models.lean import use_lean_layers
 from axpo.models.vision import Features
 
 Message = dict[str, Any]
@@ -134,9 +135,10 @@ class Family(ABC):
     def in_vision(self, name: str) -> bool:
         """Whether the layer or weight of this full name belongs to the vision part."""
 
-    @abstractmethod
     def settle(self, model: Any) -> None:
-        """Make a model that was just made compute with our faster code, where there is some."""
+        """Make a model that was just made compute with our code, where it takes less time or
+        memory than transformers'."""
+        use_lean_layers(self.decoder(model))
 
     @abstractmethod
     def encode(self, model: Any, values: torch.Tensor, grids: torch.Tensor) -> list[Features]:

@@ -19,6 +19,7 @@ from axpo.models.device import to_device
 from axpo.models.families.base import Dimensions, Wire, text_dimensions
 from axpo.models.families.chatml import ChatML
 from axpo.models.families.vision import VisionFamily
+from axpo.models.lean import use_lean_layers
 from axpo.models.vision import Features
 
 
@@ -58,7 +59,9 @@ class Qwen25VL(VisionFamily):
         return stored if own else f"model.language_model.{rest}"
 
     def settle(self, model: Any) -> None:
+        super().settle(model)
         model.model.visual.config._attn_implementation = VARLEN_VISION
+        use_lean_layers(model.model.visual)
 
     def encode(self, model: Any, values: torch.Tensor, grids: torch.Tensor) -> list[Features]:
         visual = model.model.visual

@@ -50,6 +50,7 @@ class Qwen3VL(VisionFamily):
     )  # fmt: skip
 
     def settle(self, model: Any) -> None:
+        super().settle(model)
         model.model.visual.config._attn_implementation = VARLEN_VISION
         model.model.visual.patch_embed.__class__ = LinearPatchEmbed
 

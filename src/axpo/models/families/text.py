@@ -41,9 +41,6 @@ class TextFamily(Family):
     def in_vision(self, name: str) -> bool:
         return False
 
-    def settle(self, model: Any) -> None:
-        """Nothing is faster than transformers' own code here."""
-
     def encode(self, model: Any, values: torch.Tensor, grids: torch.Tensor) -> list[Features]:
         raise TypeError(f"{self.kind} takes no pictures")
 
