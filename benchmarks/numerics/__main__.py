@@ -97,7 +97,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"({RESULTS})")
     parser.add_argument("--raw", type=Path, default=RAW, help=f"folder for tokens ({RAW})")
     parser.add_argument("--again", action="store_true", help="figures anew, of the tokens there")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # settings may follow options
     if options.name is not None and not options.settings:
         parser.error("no recipe, such as smollm2 (`axpo recipes`)")
     return options

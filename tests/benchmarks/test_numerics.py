@@ -149,7 +149,7 @@ def measured(model: Path, out: Path, name: str, *given: str) -> dict[str, Any]:
     )  # fmt: skip
     files = ("--results", str(out / "numerics.json"), "--raw", str(out / "raw"))
     sizes = ("--questions", "4", "--rollouts", "2", "--also", "2")
-    command.main([name, "smollm2", f"model.path={model}", *settings, *given, *sizes, *files])
+    command.main([name, "smollm2", f"model.path={model}", *settings, *sizes, *given, *files])
     return json.loads((out / "numerics.json").read_text())
 
 

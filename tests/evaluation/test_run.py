@@ -344,7 +344,7 @@ def test_a_server_of_other_weights_is_refused_before_anything_is_sampled(
     tiny_checkpoint(0).save(tmp_path / "model")
     fakes = {seed: FakeVllm(tiny_checkpoint(seed)) for seed in (0, 1)}
     try:
-        with pytest.raises(UserError, match=r"differ from the model's by .*the limit is 0\.02"):
+        with pytest.raises(UserError, match=r"differ from the model's by .*the limit is 0\.001"):
             monitor = CountingMonitor()
             at = f"engine.urls=[{fakes[1].url!r}]"
             settings = config("engine.name=vllm", at, "rollout.max_turn_tokens=8")

@@ -43,13 +43,15 @@ class RLSettings(Section):
     updates: PositiveInt = 2
     """Optimizer updates per step; from 2 on the clip is alive."""
     old_logprobs: Literal["engine", "recompute"] = "engine"
-    """pi_old: the engine's own numbers, or the trainer's before the first update."""
+    """pi_old: the engine's own numbers, or the trainer's before the first update. In bfloat16 up to
+    0.6 % of the engine's are outside the clip before anything is trained (docs/numerics.md)."""
     importance_cap: PositiveFloat | None = None
     """Truncated importance sampling: a token's surrogate weighs min(pi_old / pi_engine, cap), its
     KL term stays whole; 2 is TRL's default. Off by default: an engine that differs is refused at
     the start. Needs "recompute"."""
     importance_level: Literal["token", "sequence"] = "token"
-    """"sequence" takes the ratio of a credited run as a whole."""
+    """"sequence" takes the ratio of a credited run as a whole. In bfloat16 rounding moves its log
+    by 0.03 to 0.08 times the root of its tokens: hundreds are too many (docs/numerics.md)."""
     max_staleness: NonNegativeInt = 0
     """Sample ahead while a step is trained: so many versions the weights that sampled may lie
     behind those that are trained. 0 is strictly on-policy; needs an engine outside this process."""
