@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from axpo.engines.kv import SlotMemory
+from axpo.engines.sharing import Shared, sharing
 from axpo.models.device import to_device
 from axpo.models.families import family_of
 from axpo.models.head import head_logits
@@ -85,14 +86,25 @@ class Runner:
         return head_logits(self._model, hidden[rows, last])
 
     def step(
-        self, tokens: Sequence[int], columns: Sequence[int], positions: Sequence[int]
+        self,
+        tokens: Sequence[int],
+        columns: Sequence[int],
+        positions: Sequence[int],
+        shared: Shared | None = None,
     ) -> torch.Tensor:
-        """The logits [n, V] after one more token in each of the rows 0, 1, ..., n - 1."""
+        """The logits [n, V] after one more token in each of the rows 0, 1, ..., n - 1.
+
+        The prompts that rows have in common are read once where they are `shared`.
+        """
         index = to_device(torch.tensor([tokens, columns, positions]), self._model.device)
         position = index[2, None, :, None].expand(3, -1, -1)
         aligned, width = len(set(columns)) == 1, max(columns) + 1
         new, at = index[0, :, None], index[1, :, None]
-        hidden = self._forward(0, width, aligned, new, position, at)
+        if shared is None:
+            hidden = self._forward(0, width, aligned, new, position, at)
+        else:
+            with sharing(self._family.decoder(self._model)):
+                hidden = self._forward(0, width, aligned, new, position, at, shared=shared)
         return head_logits(self._model, hidden[:, 0])
 
     def _forward(
@@ -104,6 +116,7 @@ class Runner:
         positions: torch.Tensor,
         columns: torch.Tensor,
         pictures: Sequence[Features] = (),
+        **kwargs: Any,
     ) -> torch.Tensor:
         """The hidden states [n, q, hidden] of `tokens` [n, q], which go to `columns` [n, q].
 
@@ -122,6 +135,7 @@ class Runner:
             attention_mask=self._mask(columns[:1] if aligned else columns, width),
             past_key_values=self._memory,
             use_cache=True,
+            **kwargs,
         )
 
     def _mask(self, columns: torch.Tensor, width: int) -> torch.Tensor:

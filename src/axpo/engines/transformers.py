@@ -21,6 +21,7 @@ from axpo.engines.jobs import Job, accept, prefill_batches, too_long
 from axpo.engines.kv import SlotMemory
 from axpo.engines.runner import Runner
 from axpo.engines.sampling import Sampler
+from axpo.engines.sharing import Shared, can_share, shared_prompts
 from axpo.engines.slots import SlotPool
 from axpo.engines.stats import EngineStats
 from axpo.engines.weights import copy_weights
@@ -59,6 +60,7 @@ class TransformersEngine(Engine):
         self._waiting: list[Job] = []  # Jobs are in the order in which they get a row.
         self._running: list[Job] = []  # Row i of the memory computes for _running[i].
         self._sampler: Sampler | None = None
+        self._shared: Shared | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._patience = PATIENCE
@@ -221,15 +223,18 @@ class TransformersEngine(Engine):
         jobs = self._running
         steps = [len(job.sampled) - 1 for job in jobs]
         try:
+            if self._sampler is None:  # There are other rows than in the last step.
+                self._sampler = _sampler(jobs, self._model.device)
+                if can_share(self._model):
+                    self._shared = shared_prompts(self._pool.slots[: len(jobs)])
             logits = self._runner.step(
                 [job.sampled[-1] for job in jobs],
                 [len(job.tokens) + n for job, n in zip(jobs, steps, strict=True)],
                 [job.next_position + n for job, n in zip(jobs, steps, strict=True)],
+                self._shared,
             )
             for slot in self._pool.slots[: len(jobs)]:
                 slot.length += 1
-            if self._sampler is None:
-                self._sampler = _sampler(jobs, logits.device)
             over = self._sample(jobs, logits, self._sampler)
         except Exception as error:
             self._fail(list(jobs), error)
