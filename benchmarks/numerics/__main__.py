@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.results.is_file():
         results = json.loads(options.results.read_text())
     if told is not None:
+        assert options.name is not None
         results[options.name] = results.get(options.name, {}) | told
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1) + "\n")
