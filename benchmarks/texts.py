@@ -86,8 +86,8 @@ has a graph. Here a piece has at most as many tokens as the tree (one pass), as 
 half of it or a quarter; `of the path's` compares with the memory of the longest path alone, in one
 pass. Nodes stay whole where they fit. What later pieces see of a piece is computed once more
 without a graph, and its keys and values stay, with their gradients, until the piece is trained:
-that is what remains when gradient checkpointing lets go of most activations, and why pieces of half
-a path are then the better choice. By formula: every piece as it is cut, Qwen3-VL-8B in bfloat16,
+that is what remains when gradient checkpointing lets go of most activations, and why smaller
+pieces are then the better choice. By formula: every piece as it is cut, Qwen3-VL-8B in bfloat16,
 attention in one call as on a GPU. Measured: trees a sixteenth as long on one layer of the 8B's
 widths, float32, one run each, so seconds are as noisy as the machine. All without weights,
 gradients of weights and optimizer.""",
