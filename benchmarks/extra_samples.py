@@ -106,6 +106,7 @@ def row(weights: str, timings: Mapping[str, Timing], loop: Loop) -> Row:
     axpo, grpo = timings[AXPO], timings[GRPO]
     ours, theirs = means(axpo), means(grpo)
     config = loop.run.config
+    tokens = ours["tokens_packed"] / theirs["tokens_packed"]
     return {
         "benchmark": "extra_samples",
         "case": {
@@ -118,7 +119,8 @@ def row(weights: str, timings: Mapping[str, Timing], loop: Loop) -> Row:
         "ratio_cpu": asdict(ratio(axpo, grpo, "cpu")),
         "ratio_wall": asdict(ratio(axpo, grpo, "wall")),
         "ratio_all_wall": ours["wall_s"] / theirs["wall_s"],
-        "ratio_tokens": ours["tokens_packed"] / theirs["tokens_packed"],
+        "ratio_tokens": tokens,
+        "ratio_over_tokens": ours["cpu_s"] / theirs["cpu_s"] / tokens,
         "ours": ours,
         "theirs": theirs,
         "rounds": len(axpo.cpu),

@@ -99,6 +99,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     figures = {
         "ratio_step_cpu": "CPU a step", "memory_ratio": "memory", "ratio_flops": "operations",
         "ratio_all_wall": "wall, all steps together", "ratio_tokens": "tokens trained on",
+        "ratio_over_tokens": "time / tokens",
         "ratio_flops_8b": "operations, 8B",
     }  # fmt: skip
     figures = {key: text for key, text in figures.items() if any(key in row for row in rows)}
