@@ -8,7 +8,7 @@ passes and move the same bytes (`tests/benchmarks/test_cluster.py`).
 Trees are made: rollouts of a question, and continuations of one of them, cut in its middle. A
 question's mean length is log-normal around the distribution's, and its paths' are log-normal around
 that, because hard questions take long answers. With `trees`, the folder of a run, its recorded
-trees are dealt out as well, by their sizes alone.
+trees are dealt out as well, by their sizes alone, in passes of the run's own budget.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from axpo.folder import RunFolder
+from axpo.folder import RunFolder, read_json
 from axpo.models.families import family_of
 from axpo.models.shapes import published, without_weights
 from axpo.store import load_groups
@@ -229,22 +229,23 @@ def run(quick: bool, trees: Path | None = None) -> Iterator[Row]:
     processor = training_checkpoint().processor
     model = without_weights(published(MODEL))
     model.requires_grad_(True)
-    updates: dict[str, list[list[Group]]] = {}
+    updates: dict[tuple[str, int], list[list[Group]]] = {}
     for name, lengths in list(DISTRIBUTIONS.items())[: 1 if quick else None]:
         for draw in range(1 if quick else DRAWS):
             rng = random.Random(draw)
             groups = [made_group(f"q{i}", lengths, rng) for i in range(TREES)]
-            updates.setdefault(name, []).append(groups)
+            updates.setdefault((name, BUDGET), []).append(groups)
     if trees:
-        updates["recorded"] = recorded(trees)
-    for name, drawn in updates.items():
+        optimizer = read_json(RunFolder(trees).settings)["rl"]["optimizer"]
+        updates["recorded", optimizer["max_tokens_per_micro_batch"]] = recorded(trees)
+    for (name, budget), drawn in updates.items():
         found: dict[tuple[int, bool], list[Figures]] = {}
         for groups in drawn:
             prepared = prepare(processor, groups, Objective())
             for ranks in RANKS[-1:] if quick else RANKS:
                 weights = Weights.of(model, ranks)
                 for hold in (False, True):
-                    figures = simulate(groups, prepared, ranks, BUDGET, hold, weights=weights)
+                    figures = simulate(groups, prepared, ranks, budget, hold, weights=weights)
                     found.setdefault((ranks, hold), []).append(figures)
         for (ranks, hold), draws in found.items():
             values = [asdict(figures) for figures in draws]

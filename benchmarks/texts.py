@@ -156,8 +156,10 @@ continuations of one of them, log-normal lengths (the deviation of a question's 
 16K), passes of 16,384 tokens, means of five draws. `Filled` is how much of the room of all training
 passes holds tokens; passes without a gradient for the nodes above a piece come on top (`trunk`, as
 a share of those), cheap ones of at most a node each. `Idle` is the share of passes that a rank
-makes only because others have work. `Recorded` trees are those of the quickstart's AXPO run, 64 of
-successive steps at a time (`--trees RUN`). Held layers have no rounds: `filled` is then the mean
-rank's tokens over the fullest's. Traffic is a rank's in an update of Qwen3-VL-8B, received in
-gathering (bfloat16) and sent in reducing (float32).""",
+makes only because others have work. `Recorded` trees are 64 of successive steps of a run,
+in passes of its own budget (`--trees RUN`; here GRPO of the recipe `smollm2`: small trees, two
+thirds of which are not trained, for all their rewards are the same, and 2,048 tokens a pass). Held
+layers have no rounds: `filled` is then the mean rank's tokens over the fullest's. Traffic is a
+rank's in an update of Qwen3-VL-8B, received in gathering (bfloat16) and sent in reducing
+(float32).""",
 }
