@@ -120,16 +120,21 @@ def test_updates_below_rounding_pass(started: Callable[..., RandomTraining], see
 
 
 @pytest.mark.parametrize(
-    ("size", "message"),
+    ("sizes", "message"),
     [
-        (0.3, r"took the weights 2, but its logprobs differ.*by \d.*nats.*other weights"),
-        (1e-3, r"took the weights 2, but it still samples with those from before"),
+        ((0.3, 0.3), r"took the weights 2, but its logprobs differ.*by \d.*nats.*other weights"),
+        ((2e-5, 1e-3), r"took the weights 2, but it still samples with those from before"),
     ],
 )
 def test_a_server_that_ignores_an_update_is_caught(
-    checkpoint: Checkpoint, started: Callable[..., RandomTraining], size: float, message: str
+    checkpoint: Checkpoint,
+    started: Callable[..., RandomTraining],
+    sizes: tuple[float, float],
+    message: str,
 ) -> None:
-    """However small the update, and though the server names the new version."""
+    """However small the update (of float32, of bfloat16), though the server names the new
+    version."""
+    size = sizes[checkpoint.model.dtype == torch.bfloat16]
     run = started(checkpoint, servers=2)
     run.fakes[1].kept_from = 2
     with pytest.raises(UserError, match=f"{run.fakes[1].url} said that it {message}"):
