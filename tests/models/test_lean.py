@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from axpo.config import LoraSettings
 from axpo.models.families import PAGES, family_of
-from axpo.models.lean import LeanMLP, LeanNorm
+from axpo.models.lean import LeanMLP, LeanNorm, use_lean_layers
 from axpo.models.lora import adapters_of, add_adapters
 from tests.support.families import family_checkpoint
 from tests.support.lora import adapted
@@ -110,6 +110,15 @@ def kept(call: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, model
         out = call(rows)
     assert out.requires_grad
     return saved.live
+
+
+@pytest.mark.parametrize(("gate", "lean"), [(nn.GELU(), False), (nn.SiLU(), True)])
+def test_an_mlp_with_another_gate_stays_as_it_is(gate: nn.Module, lean: bool):
+    found = lean_modules(family_checkpoint("llama").model).values()
+    mlp = plain(next(module for module in found if isinstance(module, LeanMLP)))
+    mlp.act_fn = gate
+    use_lean_layers(mlp)
+    assert isinstance(mlp, LeanMLP) == lean
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,21 +14,24 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import linear, silu
+from transformers.activations import SiLUActivation
 
 from axpo.models.lora import adapters_of
 
+SILU = nn.SiLU, SiLUActivation
 _silu_backward = torch.ops.aten.silu_backward
 
 
 def use_lean_layers(part: nn.Module) -> None:
     """Let the RMS norms and gated MLPs in `part` keep less from now on.
 
-    They are told by transformers' names for what is in them.
+    They are told by transformers' names for what is in them. An MLP with another gate than silu
+    stays as it is.
     """
     for module in part.modules():
         if hasattr(module, "variance_epsilon"):
             module.__class__ = _lean(LeanNorm, type(module))
-        elif hasattr(module, "gate_proj"):
+        elif hasattr(module, "gate_proj") and isinstance(module.act_fn, SILU):
             module.__class__ = _lean(LeanMLP, type(module))
 
 
