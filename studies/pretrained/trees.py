@@ -1,0 +1,125 @@
+"""Chosen trajectory trees of a training run as Markdown, for docs/study/pretrained/trees.md.
+
+    python -m studies.pretrained.trees MODEL RUN GROUP [RUN GROUP ...]
+
+MODEL is a folder with the tokenizer, RUN a training run's folder, GROUP an id such as s3/q1: step
+3, second question. A tree shows its resampled rollouts whole with their continuations, or, where
+nothing was resampled, some rollouts with and without a call, right ones first; the others have a
+line each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from axpo.algorithms.subgroups import family_of
+from axpo.folder import RunFolder
+from axpo.report.trees import CATEGORIES, category
+from axpo.store import load_groups
+from axpo.tree import Branch, Group, Trajectory
+
+TURNS = (
+    ("<|im_end|>\n<|im_start|>user\n", "\n"),
+    ("<|im_end|>\n<|im_start|>assistant\n", "\n"),
+    ("<|im_end|>", ""),
+)
+"""The markers of ChatML's turns, and what is shown instead."""
+WHOLE = 2
+"""Rollouts shown whole where nothing was resampled: so many with a call, so many without."""
+
+Decode = Callable[[list[int]], str]
+
+
+def markdown(run: Path, id: str, decode: Decode) -> Iterator[str]:
+    """The lines of one tree."""
+    step = int(id[1:].split("/")[0])
+    groups = load_groups(RunFolder(run).saved_trees()[step])
+    group = next(g for g in groups if g.id == id)
+    variant, seed = run.parts[-2:]
+    yield f"## {family_of(group)}: {CATEGORIES[category(group)]} ({variant}, {seed}, step {step})"
+    yield ""
+    yield from (f"> {line}".rstrip() for line in group.question.splitlines())
+    yield ""
+    yield f"Right is `{group.truths[0]}`. {_counts(group)}"
+    shown = [group.trajectory(branch.source) for branch in group.branches] or _examples(group)
+    for rollout in shown:
+        yield from _whole(group, rollout, decode)
+    if rest := [r for r in group.rollouts if r not in shown]:
+        yield ""
+        yield "The other rollouts:"
+        yield ""
+        yield from (f"- {_told(r)}, answer `{r.answer}`" for r in rest)
+    yield ""
+
+
+def _counts(group: Group) -> str:
+    parts = []
+    for name, uses in (("with a call", True), ("without", False)):
+        some = [r for r in group.rollouts if r.uses_tool is uses]
+        parts.append(f"{sum(bool(r.solved) for r in some)} of {len(some)} {name}")
+    return f"Right rollouts: {', '.join(parts)}."
+
+
+def _examples(group: Group) -> list[Trajectory]:
+    right_first = sorted(group.rollouts, key=lambda r: not r.solved)
+    with_call = [r for r in right_first if r.uses_tool]
+    without = [r for r in right_first if not r.uses_tool]
+    return with_call[:WHOLE] + without[:WHOLE]
+
+
+def _whole(group: Group, rollout: Trajectory, decode: Decode) -> Iterator[str]:
+    branch = next((b for b in group.branches if b.source == rollout.id), None)
+    cut = None if branch is None else branch.cut
+    yield ""
+    resampled = "" if branch is None else ", resampled from the mark `⟂`"
+    yield f"**{_told(rollout)}{resampled}**"
+    yield from _text(rollout, decode, cut)
+    if branch is not None:
+        yield from _continuations(branch, decode)
+
+
+def _continuations(branch: Branch, decode: Decode) -> Iterator[str]:
+    for continuation in branch.continuations:
+        yield ""
+        yield f"Continuation {_told(continuation)}"
+        yield from _text(continuation, decode, None)
+
+
+def _told(trajectory: Trajectory) -> str:
+    """Its name in the group, its verdict and its advantages."""
+    name = trajectory.id.split("/", 2)[-1]
+    verdict = {True: "right", False: "wrong", None: "unscored"}[trajectory.solved]
+    advantages = list(dict.fromkeys(f"{c.advantage:+.2f}" for c in trajectory.credit))
+    credit = f"advantage {' and '.join(advantages)}" if advantages else "no credit"
+    call = "" if trajectory.uses_tool else ", no call"
+    return f"{name}: {verdict}{call}, {credit}"
+
+
+def _text(trajectory: Trajectory, decode: Decode, cut: int | None) -> Iterator[str]:
+    tokens = [token for segment in trajectory.segments for token in segment.tokens]
+    text = decode(tokens) if cut is None else f"{decode(tokens[:cut])} ⟂{decode(tokens[cut:])}"
+    for marker, shown in TURNS:
+        text = text.replace(marker, shown)
+    yield ""
+    yield "```text"
+    yield from text.rstrip().splitlines()
+    yield "```"
+
+
+def main(model: str, *chosen: str) -> None:
+    """Print the trees."""
+    tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
+
+    def decode(tokens: list[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=False))
+
+    for run, id in zip(chosen[::2], chosen[1::2], strict=True):
+        print("\n".join(markdown(Path(run), id, decode)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
