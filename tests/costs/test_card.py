@@ -12,7 +12,7 @@ import torch
 from axpo.build import preflight
 from axpo.build.preflight import check_sampling
 from axpo.config import Config, load_config, parse_config
-from axpo.costs.account import Account, account
+from axpo.costs.account import Account, account, fitting_budget
 from axpo.costs.estimate import estimate
 from axpo.costs.operations import REFERENCE, step_operations
 from axpo.costs.sizes import Loop, assumed_prompt, check_positions
@@ -58,6 +58,10 @@ def real(name: str, stage: str = "axpo", *overrides: str) -> Loop:
 def reckon(name: str, stage: str = "axpo", *overrides: str) -> Account:
     loop = real(name, stage, *overrides)
     return account(loop, assumed_prompt(loop), "cpu")
+
+
+def budget(tokens: int) -> str:
+    return f"rl.optimizer.max_tokens_per_micro_batch={tokens}"
 
 
 # ------------------------------------------------------------------ shapes
@@ -204,6 +208,20 @@ def test_what_fitted_before_and_cannot_fit_is_refused():
     assert not told.refusal and not told.exceeds
 
 
+@pytest.mark.parametrize("more", [[], ["model.gradient_checkpointing=false"]])
+def test_a_number_of_tokens_that_fits_is_found_by_halving(more: list[str]):
+    loop = real("2b", "axpo", budget(131072), *more)
+    prompt = assumed_prompt(loop)
+    told = account(loop, prompt, "cpu")
+    assert told.exceeds and not told.refusal
+    fits = fitting_budget(told, prompt)
+    assert fits == (1024 if more else 16384)
+    assert not reckon("2b", "axpo", budget(fits), *more).exceeds
+    assert reckon("2b", "axpo", budget(2 * fits), *more).exceeds
+    small = replace(told, card=replace(told.card, memory=told.found.weights + told.taken))
+    assert fitting_budget(small, prompt) is None
+
+
 def test_the_servers_share_is_subtracted():
     """2B as it was passed an 80 GB card without a word: 68 GB beside a server of 28."""
     before = "engine.arguments=['--gpu-memory-utilization=0.35']"
@@ -344,11 +362,11 @@ def test_a_smaller_card_than_the_recipes_is_a_warning(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (39 * 10**9, 40 * 10**9))
     told = reckon("2b")
     with pytest.warns(MemoryWarning, match=r"a card of 80\.0 GB \(model\.memory_gb\), 39\.0 GB"):
-        preflight._warn(told, "cuda:0")
+        preflight._warn(told, assumed_prompt(told.loop), "cuda:0")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (84 * 10**9, 85 * 10**9))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        preflight._warn(told, "cuda:0")
+        preflight._warn(told, assumed_prompt(told.loop), "cuda:0")
 
 
 def test_sampling_alone_is_checked_as_well(tmp_path: Path):

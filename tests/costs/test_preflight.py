@@ -333,9 +333,9 @@ def test_too_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch):
         preflight.preflight(config, "rl", BASE, task, tools)
     # 1.4 M parameters: 28 MB of state, and what is sampled.
     monkeypatch.setattr(card, "main_memory", lambda: 30 * 10**6)
-    for kind, key in (("rl", "rl.optimizer"), ("sft", "sft.optimizer")):
-        message = rf"may be needed; there are 30.0 MB free .* {key}.max_tokens_per_micro_batch"
-        with pytest.raises(MemoryWarning, match=message):
+    for kind, budget in (("rl", "4000"), ("sft", "8192")):
+        said = rf"{kind}.optimizer.max_tokens_per_micro_batch = {budget} .* \(no smaller one fits"
+        with pytest.raises(MemoryWarning, match=f"may be needed; there are 30.0 MB free .* {said}"):
             preflight.preflight(config, kind, BASE, task, tools)
 
 

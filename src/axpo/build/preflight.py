@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from axpo.config import Config, RolloutSettings
-from axpo.costs.account import Account, account, judge_share
+from axpo.costs.account import Account, account, fitting_budget, judge_share
 from axpo.costs.sizes import Kind, Loop, check_positions, crowded
 from axpo.engines.vllm.judge import SECTION
 from axpo.engines.vllm.process import find_installation
@@ -75,19 +75,22 @@ def preflight(
     told = account(loop, prompt, device)
     if told.refusal:
         raise ConfigError(told.refusal)
-    _warn(told, device)
+    _warn(told, prompt, device)
 
 
-def _warn(told: Account, device: str) -> None:
+def _warn(told: Account, prompt: Segment, device: str) -> None:
     """Warn of what need not come true, and of another card than the recipe's."""
     card, found, kind = told.card, told.found, told.loop.kind
     if told.exceeds:
         beside = f", {in_units(told.taken)} of it by servers" if told.taken else ""
+        fits = fitting_budget(told, prompt)
+        budget = "no smaller one fits by itself" if fits is None else f"{fits} would fit"
         warnings.warn(
             f"up to {in_units(told.total)} may be needed{beside}; there are {card.what} "
             f"(axpo show lists what takes it). {kind}.optimizer.max_tokens_per_micro_batch = "
-            f"{found.budget} bounds activations, rollout.max_turn_tokens and rollout.max_tokens "
-            "the trunk of a tree in pieces, engine.slots the KV cache of this process.",
+            f"{found.budget} bounds activations ({budget}), rollout.max_turn_tokens and "
+            "rollout.max_tokens the trunk of a tree in pieces, engine.slots the KV cache of this "
+            "process.",
             MemoryWarning,
             stacklevel=3,
         )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CLOSING = "buffer in which gradients are reduced, after the passes"
 """What `MemoryEstimate.closing` is called."""
+LEAST_BUDGET = 256
+"""The fewest tokens of a pass that are proposed (choice)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,24 @@ def account(loop: Loop, prompt: Segment, device: str) -> Account:
         servers = replace(servers, count=config.cluster.servers)
     found = estimate(loop, prompt, card.gpu)
     return Account(loop=loop, found=found, card=card, servers=servers, judge=judge)
+
+
+def fitting_budget(told: Account, prompt: Segment) -> int | None:
+    """The recipe's max_tokens_per_micro_batch, halved until the upper bound fits the card; None if
+    none above `LEAST_BUDGET` does. Smaller pieces of a tree take less memory, and more of the tree
+    goes forward twice."""
+    loop, budget = told.loop, told.found.budget
+    while told.exceeds and budget >= 2 * LEAST_BUDGET:
+        budget //= 2
+        section = getattr(loop.config, loop.kind)
+        update = {"max_tokens_per_micro_batch": budget}
+        section = section.model_copy(
+            update={"optimizer": section.optimizer.model_copy(update=update)}
+        )
+        smaller = replace(loop, config=loop.config.model_copy(update={loop.kind: section}))
+        found = estimate(smaller, prompt, told.card.gpu)
+        told = replace(told, loop=smaller, found=found)
+    return None if told.exceeds else budget
 
 
 def judge_share(config: Config, card: Card) -> int:
