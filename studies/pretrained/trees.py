@@ -28,6 +28,13 @@ TURNS = (
     ("<|im_end|>", ""),
 )
 """The markers of ChatML's turns, and what is shown instead."""
+HEAD = """# Trajectory trees of the pretrained study
+
+Made by `python -m studies.pretrained.trees` from trees that the runs saved;
+[the page](../../pretrained.md#five-trees) says what they show. Prompts and the markers of turns are
+left out. A continuation begins at the mark `⟂` of the rollout above it, whose thinking it shares.
+Advantages are what training weighed the tokens with; a resampled rollout's is its thinking's.
+"""
 WHOLE = 2
 """Rollouts shown whole where nothing was resampled: so many with a call, so many without."""
 
@@ -52,7 +59,7 @@ def markdown(run: Path, id: str, decode: Decode) -> Iterator[str]:
         yield ""
         yield "The other rollouts:"
         yield ""
-        yield from (f"- {_told(r)}, answer `{r.answer}`" for r in rest)
+        yield from (f"- {_told(r)}, answer `{' '.join((r.answer or '').split())}`" for r in rest)
     yield ""
 
 
@@ -117,6 +124,7 @@ def main(model: str, *chosen: str) -> None:
     def decode(tokens: list[int]) -> str:
         return str(tokenizer.decode(tokens, skip_special_tokens=False))
 
+    print(HEAD)
     for run, id in zip(chosen[::2], chosen[1::2], strict=True):
         print("\n".join(markdown(Path(run), id, decode)))
 
