@@ -16,11 +16,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from axpo.algorithms.subgroups import family_of
+from axpo.algorithms.subgroups import family_of, subgroup
 from axpo.folder import RunFolder
 from axpo.report.trees import CATEGORIES, category
 from axpo.store import load_groups
-from axpo.tree import Branch, Group, Trajectory
+from axpo.tree import Group, Trajectory
 
 TURNS = (
     ("<|im_end|>\n<|im_start|>user\n", "\n"),
@@ -43,9 +43,7 @@ Decode = Callable[[list[int]], str]
 
 def markdown(run: Path, id: str, decode: Decode) -> Iterator[str]:
     """The lines of one tree."""
-    step = int(id[1:].split("/")[0])
-    groups = load_groups(RunFolder(run).saved_trees()[step])
-    group = next(g for g in groups if g.id == id)
+    step, group = _saved(run, id)
     variant, seed = run.parts[-2:]
     yield f"## {family_of(group)}: {CATEGORIES[category(group)]} ({variant}, {seed}, step {step})"
     yield ""
@@ -63,10 +61,19 @@ def markdown(run: Path, id: str, decode: Decode) -> Iterator[str]:
     yield ""
 
 
+def _saved(run: Path, id: str) -> tuple[int, Group]:
+    """The group and its step."""
+    for step, file in RunFolder(run).saved_trees().items():
+        for group in load_groups(file) if id.startswith(f"s{step}/") else ():
+            if group.id == id:
+                return step, group
+    raise SystemExit(f"{id}: {run} has saved no such tree; expected a group such as s3/q1")
+
+
 def _counts(group: Group) -> str:
     parts = []
     for name, uses in (("with a call", True), ("without", False)):
-        some = [r for r in group.rollouts if r.uses_tool is uses]
+        some = subgroup(group, tool=uses)
         parts.append(f"{sum(bool(r.solved) for r in some)} of {len(some)} {name}")
     return f"Right rollouts: {', '.join(parts)}."
 
@@ -85,12 +92,7 @@ def _whole(group: Group, rollout: Trajectory, decode: Decode) -> Iterator[str]:
     resampled = "" if branch is None else ", resampled from the mark `⟂`"
     yield f"**{_told(rollout)}{resampled}**"
     yield from _text(rollout, decode, cut)
-    if branch is not None:
-        yield from _continuations(branch, decode)
-
-
-def _continuations(branch: Branch, decode: Decode) -> Iterator[str]:
-    for continuation in branch.continuations:
+    for continuation in branch.continuations if branch else ():
         yield ""
         yield f"Continuation {_told(continuation)}"
         yield from _text(continuation, decode, None)
@@ -117,8 +119,10 @@ def _text(trajectory: Trajectory, decode: Decode, cut: int | None) -> Iterator[s
     yield "```"
 
 
-def main(model: str, *chosen: str) -> None:
+def main(model: str = "", *chosen: str) -> None:
     """Print the trees."""
+    if not chosen or len(chosen) % 2:
+        raise SystemExit(__doc__)
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
 
     def decode(tokens: list[int]) -> str:

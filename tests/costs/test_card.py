@@ -216,6 +216,8 @@ def test_a_number_of_tokens_that_fits_is_found_by_halving(more: list[str]):
     assert told.exceeds and not told.refusal
     fits = fitting_budget(told, prompt)
     assert fits == (1024 if more else 16384)
+    with pytest.warns(MemoryWarning, match=rf"= 131072 bounds activations \({fits} would fit\)"):
+        preflight._warn(told, prompt, "cpu")
     assert not reckon("2b", "axpo", budget(fits), *more).exceeds
     assert reckon("2b", "axpo", budget(2 * fits), *more).exceeds
     small = replace(told, card=replace(told.card, memory=told.found.weights + told.taken))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from axpo.algorithms.axpo import Axpo
+from axpo.algorithms.subgroups import FAMILY
 from axpo.folder import RunFolder
 from axpo.store import save_groups
 from axpo.tree import Group
@@ -18,6 +21,7 @@ def numbers(tokens: Sequence[int]) -> str:
 
 
 def page(tmp_path: Path, group: Group) -> str:
+    group.meta[FAMILY] = "sums"
     for id, items in Axpo().credit(group).items():
         group.trajectory(id).credit = items
     run = tmp_path / "axpo" / "seed-1"
@@ -34,7 +38,7 @@ def test_a_resampled_rollout_is_marked_at_its_cut_and_shown_with_its_continuatio
     group = tools_and_plain("s3/q1", [0, 0], [1])
     grow(group, "s3/q1/t0", [1, 0])
     found = page(tmp_path, group)
-    assert found.startswith("## None: recovered by resampling (axpo, seed-1, step 3)\n\n> ?\n")
+    assert found.startswith("## sums: recovered by resampling (axpo, seed-1, step 3)\n\n> ?\n")
     assert "Right is `7`. Right rollouts: 0 of 2 with a call, 1 of 1 without." in found
     # The prefix counts as right, among 1 0 1: (1 - 2/3) / sqrt(1/3). Its own call has no credit.
     assert "**t0: wrong, advantage +0.58, resampled from the mark `⟂`**" in found
@@ -51,3 +55,10 @@ def test_without_resampling_right_rollouts_are_shown_first(tmp_path: Path) -> No
     found = page(tmp_path, tools_and_plain("s3/q0", [0, 0, 1], []))
     shown = [line.split(":")[0] for line in found.splitlines() if line.startswith(("**", "- "))]
     assert shown == ["**t2", "**t0", "- t1"]
+
+
+def test_a_tree_that_is_not_there_is_named(tmp_path: Path) -> None:
+    page(tmp_path, tools_and_plain("s3/q0", [0], []))
+    for id in ("s3/q9", "s4/q0", "q0"):
+        with pytest.raises(SystemExit, match=f"{id}: .*seed-1 has saved no such tree; expected"):
+            list(markdown(tmp_path / "axpo" / "seed-1", id, numbers))

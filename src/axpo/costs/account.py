@@ -106,7 +106,7 @@ def account(loop: Loop, prompt: Segment, device: str) -> Account:
 
 def fitting_budget(told: Account, prompt: Segment) -> int | None:
     """The recipe's max_tokens_per_micro_batch, halved until the upper bound fits the card; None if
-    none above `LEAST_BUDGET` does. Smaller pieces of a tree take less memory, and more of the tree
+    none of at least `LEAST_BUDGET` does. Smaller pieces of a tree take less memory, and more of it
     goes forward twice."""
     loop, budget = told.loop, told.found.budget
     while told.exceeds and budget >= 2 * LEAST_BUDGET:
