@@ -106,8 +106,8 @@ def account(loop: Loop, prompt: Segment, device: str) -> Account:
 
 def fitting_budget(told: Account, prompt: Segment) -> int | None:
     """The recipe's max_tokens_per_micro_batch, halved until the upper bound fits the card; None if
-    none of at least `LEAST_BUDGET` does. Smaller pieces of a tree take less memory, and more of it
-    goes forward twice."""
+    none of at least `LEAST_BUDGET` does. The smaller the pieces of a tree, the less memory they
+    take, and the more of the tree goes forward twice."""
     loop, budget = told.loop, told.found.budget
     while told.exceeds and budget >= 2 * LEAST_BUDGET:
         budget //= 2
