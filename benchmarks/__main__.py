@@ -33,6 +33,7 @@ BENCHMARKS = (
     "vllm_rollouts",
     "training_step",
     "peers",
+    "update_profile",
     "long_trees",
     "whole_step",
     "extra_samples",

@@ -6,7 +6,7 @@ parts of the case that differ between rows; what all rows share stands above the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from benchmarks.harness import Row
 from benchmarks.plots import AXES, growth_figure, ratio_figure
 from benchmarks.targets import targets_of
 from benchmarks.texts import INTRO, TEXTS, TITLES
-from benchmarks.update_tables import long_trees_table, peers_table
+from benchmarks.update_tables import long_trees_table, peers_table, update_profile_table
 
 
 def render(results: Mapping[str, Any], page: Path) -> Path:
@@ -41,32 +41,14 @@ def _section(name: str, title: str, result: Mapping[str, Any], folder: Path) -> 
         if figure is not None:
             path = save(figure, folder / f"{name}.png")
             lines += [picture(f"{folder.name}/{path.name}", title), ""]
-        lines += _tables(name, measured)
+        lines += TABLES.get(name, _table)(measured)
     return "\n".join([*lines, "", _provenance(result), ""])
-
-
-def _tables(name: str, rows: Sequence[Row]) -> list[str]:
-    if name == "peers":
-        return peers_table(rows)
-    if name == "long_trees":
-        return long_trees_table(rows)
-    if name == "growth":
-        return _growth_tables(rows)
-    if name == "tools":
-        return _tools_tables(rows)
-    if name == "gradings":
-        return _gradings_table(rows)
-    if name == "cluster":
-        return _cluster_table(rows)
-    if name == "cluster_simulator":
-        return _simulator_table(rows)
-    return _table(rows)
 
 
 def _figure(name: str, rows: Sequence[Row]) -> Any:
     if name == "growth":
         return growth_figure(rows)
-    if name in ("peers", "long_trees", "tools", "gradings", "cluster", "cluster_simulator"):
+    if name in TABLES:
         return None
     keys = [
         key for key in ("image_tokens", "response", "tool_turns", "turns") if key in _vary(rows)
@@ -233,3 +215,16 @@ def _simulator_table(rows: Sequence[Row]) -> list[str]:
         cells += [f"{f['gathered'] / 1e9:.0f} / {f['reduced'] / 1e9:.0f}" for f in (some, held)]
         body.append(cells)
     return table(head, body)
+
+
+TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
+    "peers": peers_table,
+    "update_profile": update_profile_table,
+    "long_trees": long_trees_table,
+    "growth": _growth_tables,
+    "tools": _tools_tables,
+    "gradings": _gradings_table,
+    "cluster": _cluster_table,
+    "cluster_simulator": _simulator_table,
+}
+"""The benchmarks whose tables have columns of their own."""

@@ -23,6 +23,7 @@ TITLES: Mapping[str, str] = {
     "vllm_rollouts": "Rollouts by vLLM",
     "training_step": "Training step",
     "peers": "Beside others that share prefixes",
+    "update_profile": "Where an update's time goes",
     "long_trees": "Long trees in pieces",
     "whole_step": "A whole GRPO step",
     "extra_samples": "What AXPO's extra samples cost",
@@ -86,6 +87,12 @@ floor's operations take at the speed of a 2048 x 2048 matrix product, as a share
 was taken. Loss and gradient are the same on all sides, checked before timing (relative difference
 at most 1e-5). On a shared machine two runs of one row differ by up to a tenth, sometimes by more
 than their quartiles say: nothing between 0.9 and 1.1 is a difference.""",
+    "update_profile": """The packed tree's update and PrefixGrouper's faster way, for some of the
+trees above: processor seconds of the fastest of five rounds, divided as torch's profiler divides
+its operators' own time in one more. Behind attention and products stands their speed: the time that
+their part of the floor takes at the speed of a 2048 x 2048 matrix product, over the time that they
+took. Python is what no operator took.
+What pictures take stands in a row of its own; it is in both others, and not in the floor.""",
     "long_trees": """Trees that take more memory than there is are trained in pieces
 (`max_tokens_per_micro_batch`): consecutive parts of the depth-first layout, of which one at a time
 has a graph. Here a piece has at most as many tokens as the tree (one pass), as its longest path, as

@@ -1,4 +1,4 @@
-"""The performance page's tables of updates: beside peers, and of long trees in pieces."""
+"""The performance page's tables of updates: beside peers, by kind of operation, in pieces."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.cells import number, spread, table, verdicts
 from benchmarks.harness import Row
+from benchmarks.update_profile import KINDS
 
 HEAD = (
     "group", "prompt", "response", "shared", "against", "CPU ratio", "wall ratio", "memory",
@@ -43,6 +44,22 @@ def peers_table(rows: Sequence[Row]) -> list[str]:
             ]
         )
     return table(HEAD, body)
+
+
+def update_profile_table(rows: Sequence[Row]) -> list[str]:
+    """A line a tree and way: each kind's share of the seconds, and its speed where the floor has
+    operations of the kind."""
+    head = ["group", "prompt", "response", "tokens", "way", "CPU s", *KINDS, "share of floor"]
+    body: list[list[str]] = []
+    for row in rows:
+        case, ours, floor = row["case"], row["ours"], row["floor"]
+        cells = [case["group"], str(case["words"] + case["image_tokens"])]
+        cells += [str(case["response"]), str(case["tokens"]), row["way"], number(ours["cpu_s"])]
+        for kind in KINDS:
+            speed = f" ({floor[kind] / ours[kind]:.0%} of matmul)" if kind in floor else ""
+            cells.append(f"{ours[kind] / ours['cpu_s']:.0%}{speed}")
+        body.append([*cells, f"{sum(floor.values()) / ours['cpu_s']:.0%}" if floor else ""])
+    return table(head, body)
 
 
 def long_trees_table(rows: Sequence[Row]) -> list[str]:

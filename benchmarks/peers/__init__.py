@@ -33,25 +33,26 @@ ROUNDS = 5
 GRPO, AXPO = "GRPO", "AXPO"
 
 
-def _text(words: int, response: int, **more: Any) -> Shape:
+def text(words: int, response: int, **more: Any) -> Shape:
+    """A tree without pictures."""
     return Shape(0, response, words=words, **more)
 
 
-def _nested(image: int, sources: int) -> Shape:
+def nested(image: int, sources: int) -> Shape:
     """Four continuations of each source, of whose responses 0.8 are frozen."""
     return Shape(image, 1024, words=4096 - image, sources=sources, frozen=0.8)
 
 
 CASES = (
-    *((GRPO, _text(words, 256, continuations=0)) for words in (128, 256, 1024, 4096)),
-    (GRPO, _text(256, 64, continuations=0)),
+    *((GRPO, text(words, 256, continuations=0)) for words in (128, 256, 1024, 4096)),
+    (GRPO, text(256, 64, continuations=0)),
     (f"{GRPO}, tools", Shape(256, 256, turns=2, continuations=0)),
-    *((AXPO, _text(words, 256)) for words in (256, 1024, 4096)),
-    (AXPO, _text(256, 64)),
-    (AXPO, _text(1024, 1024)),
+    *((AXPO, text(words, 256)) for words in (256, 1024, 4096)),
+    (AXPO, text(256, 64)),
+    (AXPO, text(1024, 1024)),
     (f"{AXPO}, tools", Shape(256, 256, turns=1)),
     (f"{AXPO}, tools", Shape(1024, 64, turns=1)),
-    *((f"{AXPO}, {n} sources", _nested(image, n)) for image in (0, 1024) for n in (4, 8)),
+    *((f"{AXPO}, {n} sources", nested(image, n)) for image in (0, 1024) for n in (4, 8)),
 )
 """What kind of group it is, and its tree."""
 TINY = Shape(16, 12, turns=1, rollouts=3, continuations=2, sources=2)

@@ -112,7 +112,7 @@ class Pictures:
         self._made = show(trainer.checkpoint, forest, names, found)
         self.shown: Shown | None = None
         if self._made is not None:
-            leaves = [x.detach().requires_grad_() for x in _tensors(self._made.features)]
+            leaves = [x.detach().requires_grad_() for x in tensors(self._made.features)]
             self.shown = Shown(Features(leaves[0], tuple(leaves[1:])), self._made.rows)
 
     def placed(self, at: torch.Tensor) -> list[Features]:
@@ -123,18 +123,19 @@ class Pictures:
         rows = rows[rows >= 0]
         if not rows.numel():
             return []
-        embeds, *deepstack = (x[rows] for x in _tensors(self.shown.features))
+        embeds, *deepstack = (x[rows] for x in tensors(self.shown.features))
         return [Features(embeds, tuple(deepstack))]
 
     def backward(self) -> None:
         """Go on backward from the features' gradients, after the last pass."""
         if self.shown is None or self._made is None:
             return
-        leaves = _tensors(self.shown.features)
-        torch.autograd.backward(_tensors(self._made.features), [leaf.grad for leaf in leaves])
+        leaves = tensors(self.shown.features)
+        torch.autograd.backward(tensors(self._made.features), [leaf.grad for leaf in leaves])
 
 
-def _tensors(features: Features) -> tuple[torch.Tensor, ...]:
+def tensors(features: Features) -> tuple[torch.Tensor, ...]:
+    """All that a picture's features consist of."""
     return features.embeds, *features.deepstack
 
 

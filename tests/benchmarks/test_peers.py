@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import peers
+from benchmarks import peers, update_profile
 from benchmarks.flops import packed_work
 from benchmarks.peers import TINY, tree_bench
 from benchmarks.peers.depth_first import DepthFirst, Popping
@@ -28,11 +28,20 @@ from benchmarks.peers.tree_bench import (
 )
 from benchmarks.targets import targets_of
 from benchmarks.training_step import PACKED, ParityError, differences
-from benchmarks.update_tables import peers_table
+from benchmarks.update_profile import (
+    ATTENTION,
+    COPIES,
+    KINDS,
+    OTHERS,
+    PICTURES,
+    PRODUCTS,
+    kind_of,
+)
+from benchmarks.update_tables import peers_table, update_profile_table
 
 WITHOUT = {ONE, EACH} if missing() else set()
 """The sides that need a package that is not here."""
-OTHERS = {ONE, EACH, SEQUENCES, DEPTH_FIRST, PADDED, PIECES} - WITHOUT
+PEERS = {ONE, EACH, SEQUENCES, DEPTH_FIRST, PADDED, PIECES} - WITHOUT
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,7 @@ def found(made: Bench) -> dict[str, dict[str, float]]:
 def test_all_sides_have_one_loss_and_one_gradient(tiny: Bench):
     differing = found(tiny)
     print(differing)
-    assert set(differing) == OTHERS
+    assert set(differing) == PEERS
     assert all(error < 1e-5 for some in differing.values() for error in some.values())
 
 
@@ -155,7 +164,7 @@ def test_rows_and_their_table():
     rows = list(peers.run(quick=True))
     if missing():
         assert rows.pop(0)["skipped"] == missing()
-    assert {row["way"] for row in rows} == OTHERS
+    assert {row["way"] for row in rows} == PEERS
     for row in rows:
         assert 0 < row["share"] < 1
         assert row["ratio_flops"] >= 1
@@ -173,6 +182,34 @@ def test_rows_and_their_table():
         faster, slower = (row["ratio_cpu"]["median"] for row in rows[:2])
         assert faster <= slower
         assert f"PrefixGrouper ({first['way']})" in lines[2]
+
+
+def test_where_an_updates_time_goes():
+    rows = list(update_profile.run(quick=True))
+    assert rows[0]["way"] == PACKED
+    assert rows[-1]["way"] == PICTURES
+    assert len(rows) == (2 if WITHOUT else 3)
+    assert all(row["way"] in {ONE, EACH} for row in rows[1:-1])
+    for row in rows:
+        ours = row["ours"]
+        assert all(ours[kind] > 0 for kind in (ATTENTION, PRODUCTS, COPIES, OTHERS))
+        # Operators may be slower under the profiler; Python's part is never below zero.
+        assert sum(ours[kind] for kind in KINDS) >= 0.999 * ours["cpu_s"]
+    for row in rows[:-1]:
+        assert 0 < row["floor"][ATTENTION] < row["floor"][PRODUCTS] < row["ours"]["cpu_s"]
+    lines = update_profile_table(rows)
+    assert len(lines) == 2 + len(rows)
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+def test_operators_by_kind():
+    for name, kind in {
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward": ATTENTION,
+        "aten::addmm": PRODUCTS,
+        "aten::copy_": COPIES,
+        "aten::silu": OTHERS,
+    }.items():
+        assert kind_of(name) == kind
 
 
 def test_a_missing_package_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch):
