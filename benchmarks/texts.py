@@ -36,16 +36,18 @@ TITLES: Mapping[str, str] = {
 TEXTS: Mapping[str, str] = {
     "rollouts": """The same questions, sampled by axpo's engine, by TRL's GRPOTrainer, and by
 `generate` under axpo's own agent with vision features kept. Every side starts with nothing cached.
-Draws differ, so ratios are of seconds a sampled token. The table is of before
-decoding read what the rows of a question begin with once (`axpo.engines.sharing`). Where the CPU
-seconds go at 256 image tokens and two calls, before that: decoding 42 % (attention 20, products
-11), vision 25 %, prefill 21 % (products 10, attention 6), agents, tools and the preparing of
-pictures 9 %, the engine's own work 4 % (sampling 0.7). `generate` with cached vision has the same
-vision and agents to pay for, a third of our time, which bounds that ratio. Reading prompts once,
-paired runs of the same draws on a shared machine (load 5 to 8): 1.18 times as fast with 4 questions
-of 256 image tokens, 16 rollouts each and no tool (3 rounds, all within 1 %); nothing
-certain at 256 image tokens and two calls (1.02 [0.99, 1.04], 3 rounds), where the rows' own tokens
-are the larger part: that target was missed there with it and without (2.81 and 2.91).""",
+Draws differ, so ratios are of seconds a sampled token. Small products of few rows are most of our
+time and large ones of theirs, so the ratio depends on the processor: on 2026-11-21 the machine at
+hand gave 2.97 at 256 image tokens and two calls (6.91 against TRL), and the code of that day takes
+as long as today's on today's machine (eight runs each, in turn: 0.92 and 0.93 ms a token there,
+0.63 and 0.62 at 64 image tokens and one call). Where the CPU seconds went there at 256 image tokens
+and two calls: decoding 42 % (attention 20, products 11), vision 25 %, prefill 21 % (products 10,
+attention 6), agents, tools and the preparing of pictures 9 %, the engine's own work 4 % (sampling
+0.7). `generate` with cached vision has the same vision and agents to pay for, a third of our time,
+which bounds that ratio. Since then decoding reads what the rows of a question begin with once
+(`axpo.engines.sharing`): 1.18 times as fast with 4 questions of 256 image tokens, 16 rollouts each
+and no tool (3 rounds, all within 1 %); nothing certain at two calls (1.02 [0.99, 1.04]), where the
+rows' own tokens are the larger part.""",
     "vllm_rollouts": """vLLM behind axpo's engine against axpo's in-process engine and
 `generate`, on the same prompts with pictures, seeds and lengths, which nobody has seen before. The
 lab's base model answers in few tokens, the other is random (text width 512, 8 layers). Ours is
@@ -92,7 +94,15 @@ trees above: processor seconds of the fastest of five rounds, divided as torch's
 its operators' own time in one more. Behind attention and products stands their speed: the time that
 their part of the floor takes at the speed of a 2048 x 2048 matrix product, over the time that they
 took. Python is what no operator took.
-What pictures take stands in a row of its own; it is in both others, and not in the floor.""",
+What pictures take stands in a row of its own; it is in both others, and not in the floor.
+
+**What bounds the targets that are missed.** Both sides use one attention kernel, whose speed in
+causal order is what it is ([design](design.md#what-a-training-pass-keeps)), and the same products.
+With a prompt of 4,096 tokens these are 0.93 of our time in a GRPO group; were they all of it, the
+ratio would be 1.20. With crops the pictures are half of our time and the same on either side;
+without them the ratio is 1.09. Memory is missed where PrefixGrouper trains a group for each prefix:
+one at a time is held, of two or of nine. There the tree in pieces of a path needs less: 376 MiB
+against 517 with 8 sources, in 1.02 times its time in one pass.""",
     "long_trees": """Trees that take more memory than there is are trained in pieces
 (`max_tokens_per_micro_batch`): consecutive parts of the depth-first layout, of which one at a time
 has a graph. Here a piece has at most as many tokens as the tree (one pass), as its longest path, as
