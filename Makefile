@@ -94,7 +94,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
-	@touch $@ $(VENV)/.installed-pretrained
+	@touch $@
 
 $(VENV)/.installed-pretrained: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[gguf,gym,sandbox]"
