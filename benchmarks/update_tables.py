@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.cells import number, spread, table, verdicts
 from benchmarks.harness import Row
+from benchmarks.peers.tree_bench import EACH, ONE
 from benchmarks.update_profile import KINDS
 
 HEAD = (
@@ -13,37 +14,58 @@ HEAD = (
     "operations / floor", "8B", "share of floor, ours", "theirs", "ours, CPU s", "theirs, CPU s",
     "rounds", "target",
 )  # fmt: skip
+WAYS = (ONE, EACH)
+"""PrefixGrouper's slower way has its own name, and no column of the summary."""
 
 
 def peers_table(rows: Sequence[Row]) -> list[str]:
-    """A line a peer and tree."""
-    body: list[list[str]] = []
+    """A line a tree with the ratio and the memory of each peer, then a line a peer and tree."""
+    trees: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in rows:
-        case, ours, theirs = row["case"], row["ours"], row["theirs"]
-        prompt = case["words"] + case["image_tokens"]
-        picture = f" ({case['image_tokens']} of a picture)" if case["image_tokens"] else ""
-        kind = case["group"] + (f", {case['turns']} crops" if case["turns"] else "")
-        body.append(
-            [
-                kind,
-                f"{prompt}{picture}",
-                str(case["response"]),
-                f"{1 - case['tokens'] / case['path_tokens']:.2f}",
-                f"{row['against']} ({row['way']})" if row["way"] != row["against"] else row["way"],
-                spread(row["ratio_cpu"]),
-                spread(row["ratio_wall"]),
-                number(row["memory_ratio"]),
-                number(row["ratio_flops"]),
-                number(row["ratio_flops_8b"]),
-                f"{ours['share']:.0%}",
-                f"{theirs['share']:.0%}",
-                number(ours["cpu_s"]),
-                number(theirs["cpu_s"]),
-                str(row["rounds"]),
-                verdicts(row),
-            ]
-        )
-    return table(HEAD, body)
+        trees.setdefault(_tree(row), {})[row["against"]] = row
+    peers = [name for name in dict.fromkeys(row["against"] for row in rows) if name not in WAYS]
+    summary: list[list[str]] = []
+    for tree, against in trees.items():
+        cells = [
+            f"{spread(row['ratio_cpu'])}; {number(row['memory_ratio'])}" if row else ""
+            for row in map(against.get, peers)
+        ]
+        summary.append([*tree, *cells])
+    lines = ["CPU ratio; axpo's memory as a share of the peer's:", ""]
+    lines += [*table([*HEAD[:4], *peers], summary), "", "All figures:", ""]
+    return lines + table(HEAD, [_figures(row) for row in rows])
+
+
+def _tree(row: Row) -> tuple[str, str, str, str]:
+    """Kind, prompt, response and shared part of a row's tree."""
+    case = row["case"]
+    picture = f" ({case['image_tokens']} of a picture)" if case["image_tokens"] else ""
+    crops = {0: "", 1: ", 1 crop"}.get(case["turns"], f", {case['turns']} crops")
+    return (
+        case["group"] + crops,
+        f"{case['words'] + case['image_tokens']}{picture}",
+        str(case["response"]),
+        f"{1 - case['tokens'] / case['path_tokens']:.2f}",
+    )
+
+
+def _figures(row: Row) -> list[str]:
+    ours, theirs = row["ours"], row["theirs"]
+    return [
+        *_tree(row),
+        f"{row['against']} ({row['way']})" if row["way"] != row["against"] else row["way"],
+        spread(row["ratio_cpu"]),
+        spread(row["ratio_wall"]),
+        number(row["memory_ratio"]),
+        number(row["ratio_flops"]),
+        number(row["ratio_flops_8b"]),
+        f"{ours['share']:.0%}",
+        f"{theirs['share']:.0%}",
+        number(ours["cpu_s"]),
+        number(theirs["cpu_s"]),
+        str(row["rounds"]),
+        verdicts(row),
+    ]
 
 
 def update_profile_table(rows: Sequence[Row]) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import peers, update_profile
 from benchmarks.flops import packed_work
+from benchmarks.harness import Row
 from benchmarks.peers import TINY, tree_bench
 from benchmarks.peers.depth_first import DepthFirst, Popping
 from benchmarks.peers.grouper import group_a_prefix, missing, one_group
@@ -169,9 +170,12 @@ def test_rows_and_their_table():
         assert 0 < row["share"] < 1
         assert row["ratio_flops"] >= 1
         assert row["memory_ratio"] > 0
-    lines = peers_table(rows)
+    page = peers_table(rows)
+    lines = page[page.index("All figures:") + 2 :]
     assert len(lines) == 2 + len(rows)
     assert all(line.count("|") == lines[0].count("|") for line in lines)
+    summary = page[4]  # the one tree's line
+    assert all(f"{row['ratio_cpu']['median']:.2f} [" in summary for row in rows if _shown(row))
     if not WITHOUT:
         first = rows[0]
         assert first["against"] == "PrefixGrouper"
@@ -182,6 +186,10 @@ def test_rows_and_their_table():
         faster, slower = (row["ratio_cpu"]["median"] for row in rows[:2])
         assert faster <= slower
         assert f"PrefixGrouper ({first['way']})" in lines[2]
+
+
+def _shown(row: Row) -> bool:
+    return row["against"] not in (ONE, EACH)
 
 
 def test_where_an_updates_time_goes():
