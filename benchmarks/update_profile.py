@@ -112,8 +112,7 @@ def measure(kind: str, shape: Shape, rounds: int) -> list[Row]:
     return [
         {
             "benchmark": "update_profile",
-            "case": case,
-            "way": name,
+            "case": case | {"way": name},
             "ours": {"cpu_s": fastest[name], "wall_s": min(timings[name].wall)}
             | seconds_by_kind(sides[name], fastest[name]),
             "floor": {} if name == PICTURES else floor_by_kind(made, matmul),

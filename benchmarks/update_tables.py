@@ -19,7 +19,7 @@ WAYS = (ONE, EACH)
 
 
 def peers_table(rows: Sequence[Row]) -> list[str]:
-    """A line a tree with the ratio and the memory of each peer, then a line a peer and tree."""
+    """One line per tree, with each peer's ratio and memory, then one per tree and peer."""
     trees: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in rows:
         trees.setdefault(_tree(row), {})[row["against"]] = row
@@ -69,14 +69,14 @@ def _figures(row: Row) -> list[str]:
 
 
 def update_profile_table(rows: Sequence[Row]) -> list[str]:
-    """A line a tree and way: each kind's share of the seconds, and its speed where the floor has
-    operations of the kind."""
+    """One line per tree and way: each kind's share of the seconds, and its speed where the floor
+    has operations of the kind."""
     head = ["group", "prompt", "response", "tokens", "way", "CPU s", *KINDS, "share of floor"]
     body: list[list[str]] = []
     for row in rows:
         case, ours, floor = row["case"], row["ours"], row["floor"]
         cells = [case["group"], str(case["words"] + case["image_tokens"])]
-        cells += [str(case["response"]), str(case["tokens"]), row["way"], number(ours["cpu_s"])]
+        cells += [str(case["response"]), str(case["tokens"]), case["way"], number(ours["cpu_s"])]
         for kind in KINDS:
             speed = f" ({floor[kind] / ours[kind]:.0%} of matmul)" if kind in floor else ""
             cells.append(f"{ours[kind] / ours['cpu_s']:.0%}{speed}")
@@ -85,7 +85,7 @@ def update_profile_table(rows: Sequence[Row]) -> list[str]:
 
 
 def long_trees_table(rows: Sequence[Row]) -> list[str]:
-    """A line a tree, model and room of a piece."""
+    """One line per tree, model and room of a piece."""
     head = ["tree", "model", "tokens", "longest path", "tokens of a piece", "pieces"]
     head += ["computed twice", "operations / floor", "peak, GiB", "of the path's", "CPU s"]
     head += ["share of floor", "target"]
