@@ -36,11 +36,11 @@ TITLES: Mapping[str, str] = {
 TEXTS: Mapping[str, str] = {
     "rollouts": """The same questions, sampled by axpo's engine, by TRL's GRPOTrainer, and by
 `generate` under axpo's own agent with vision features kept. Every side starts with nothing cached.
-Draws differ, so ratios are of seconds a sampled token. Another
-machine gave 2.97 on 2026-11-21 at 256 image tokens and two calls (6.91 against TRL). The code is not
-why: the one of 2026-11-22 takes as long as today's on today's machine (medians of eight runs each,
-in turn, beside other work: 0.92 and 0.93 ms per token there, 0.64 and 0.63 at 64 image tokens and
-one call). Where the CPU seconds went in November at 256 image tokens
+Draws differ, so ratios are of seconds per sampled token. Another machine gave 2.97 on 2026-11-21 at
+256 image tokens and two calls (6.91 against TRL). The code is not why: the one of 2026-11-22 takes
+as long as today's on today's machine (medians of eight runs each, in turn, beside other work: 0.92
+and 0.93 ms per token there, 0.64 and 0.63 at 64 image tokens and one call). Where the CPU seconds
+went earlier at 256 image tokens
 and two calls: decoding 42 % (attention 20, products 11), vision 25 %, prefill 21 % (products 10,
 attention 6), agents, tools and the preparing of pictures 9 %, the engine's own work 4 % (sampling
 0.7). `generate` with cached vision has the same vision and agents to pay for, a third of our time,
@@ -98,9 +98,8 @@ What pictures take stands in a row of its own; it is in both others, and not in 
 
 **What bounds the targets that are missed.** Both sides use one attention kernel, whose speed in
 causal order is what it is ([design](design.md#what-a-training-pass-keeps)), and the same products.
-Of
-the seven trees below 65 % of the floor above, three were profiled, and all three were above it then
-(75, 73 and 66 %, by the fastest round): noise is part of that, slow attention the rest. With a
+Of the seven trees below 65 % of the floor above, three were profiled, and all three were above it
+then (75, 73 and 66 %, by the fastest round): noise is part of that, slow attention the rest. With a
 prompt of 4,096 tokens these are 0.93 of our time in a GRPO group; were they all of it, the
 ratio would be 1.20. With crops the pictures are half of our time and the same on either side;
 without them the ratio is 1.09. Memory is missed where PrefixGrouper trains a group for each prefix:
