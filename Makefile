@@ -34,6 +34,7 @@ test-pretrained: pretrained  # two steps of SFT and of RL with it (three minutes
 	$(BIN)/axpo sft smollm2 --out build/smollm2/sft model.path=$(SMOLLM2) sft.steps=2 sft.batch=2
 	$(BIN)/axpo train smollm2 --out build/smollm2/axpo model.path=build/smollm2/sft \
 		rl.steps=2 rl.questions=2 algorithm.rollouts=4
+	rm -rf build/smollm2
 
 test: $(VENV)/.installed-dev  # on every core; a class, or a file's functions, stay on one
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope
@@ -94,7 +95,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
-	@touch $@
+	@touch $@ $(VENV)/.installed-pretrained
 
 $(VENV)/.installed-pretrained: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[gguf,gym,sandbox]"

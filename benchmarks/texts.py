@@ -96,15 +96,15 @@ their part of the floor takes at the speed of a 2048 x 2048 matrix product, over
 took. Python is what no operator took.
 What pictures take stands in a row of its own; it is in both others, and not in the floor.
 
-**What bounds the targets that are missed.** Both sides use one attention kernel, whose speed in
-causal order is what it is ([design](design.md#what-a-training-pass-keeps)), and the same products.
-Of the seven trees below 65 % of the floor above, three were profiled, and all three were above it
-then (75, 73 and 66 %, by the fastest round): noise is part of that, slow attention the rest. With a
-prompt of 4,096 tokens these are 0.93 of our time in a GRPO group; were they all of it, the
-ratio would be 1.20. With crops the pictures are half of our time and the same on either side;
-without them the ratio is 1.09. Memory is missed where PrefixGrouper trains a group for each prefix:
-one at a time is held, of two or of nine. There the tree in pieces of a path needs less: 376 MiB
-against 517 with 8 sources, in 1.02 times its time in one pass.""",
+**What bounds the targets that are missed.** Both sides use one attention kernel and the same
+products. With a prompt of 4,096 tokens these are 0.99 of our time in a GRPO group and 0.96 in an
+AXPO group; were they all of it, the ratios would be 1.09 and 1.21. Attention there runs at 0.67 and
+0.72 of a large product's speed, by the floor's count, in which no backward pass makes the scores
+again, as the kernel's does. With crops of a large picture the pictures are half of our time and the
+same on either side; without them the ratio is 1.13. With 8 sources and pictures the peer's
+operations are 1.90 times the floor's. Memory is missed where PrefixGrouper trains a group for each
+prefix: one at a time is held, of two or of nine. There the tree in pieces of a path needs less: 300
+MiB against 490 with 8 sources, in 1.02 times its time in one pass.""",
     "long_trees": """Trees that take more memory than there is are trained in pieces
 (`max_tokens_per_micro_batch`): consecutive parts of the depth-first layout, of which one at a time
 has a graph. Here a piece has at most as many tokens as the tree (one pass), as its longest path, as

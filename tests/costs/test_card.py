@@ -161,7 +161,7 @@ def test_the_sum_of_the_2b_recipe_by_hand():
     copies = 2 * (above + tokens) * 1024 * 2
     inputs, norm = 28 * tokens * 2048 * 2, tokens * (2048 * 2 + 4)
     assert told.found.activations == layer + copies + inputs + norm
-    assert told.found.logits == 3 * 2**26 * 4
+    assert told.found.logits == 2 * 2**26 * 4
     assert told.taken == round(0.24 * 80e9)
     tower = tokens * 4 * 2 * (1536 + 24 * 1024 + (11 * 1024 + 2 * 4096) + 4 * 4 * 1024)
     assert told.found.pictures == tower
@@ -172,7 +172,7 @@ def test_the_sum_of_the_2b_recipe_by_hand():
     assert lines["in all"] == f"{told.total / 1e9:.1f} GB"
     assert lines["there are 80.0 GB (model.memory_gb)"] == "fits"
     assert told.total == sum(
-        (20 * p, keys_values, 2 * shown, layer, copies, inputs, norm, 3 * 2**28, told.taken)
+        (20 * p, keys_values, 2 * shown, layer, copies, inputs, norm, 2 * 2**28, told.taken)
     )
 
 

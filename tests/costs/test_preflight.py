@@ -89,7 +89,7 @@ def test_estimates_are_what_autograd_keeps(made, dtype: torch.dtype):
         print(f"{name}: estimated {estimates[name]:,}, kept {kept:,}: {estimates[name] / kept:.3f}")
         assert estimates[name] == pytest.approx(kept, rel=0.05), name
     assert head_kept < memory.logits(text, len(before.unique()), 2**26) < 3 * head_kept
-    assert memory.logits(text, 10**6, 1000) == 3 * 4 * 1000
+    assert memory.logits(text, 10**6, 1000) == 2 * 4 * 1000
 
 
 def allocated(step: Callable[[], object]) -> int:
@@ -139,17 +139,18 @@ def test_logits_of_a_large_vocabulary_are_bounded(monkeypatch: pytest.MonkeyPatc
     forest, pixels = packed(checkpoint, [branching_group(checkpoint, n, str(n)) for n in range(4)])
     predicted = len(forest.previous[forest.index].unique())
     gradient = 4 * model.lm_head.weight.numel()  # as large as the embedding's, added to it
+    # The gradients come when the logits are gone; of a few logits they are the peak.
     found: list[tuple[int, int]] = []
     for most in (2**26, 4 * 49_152):
         monkeypatch.setattr(policy, "LOGITS_AT_ONCE", most)
         peak = allocated(lambda: policy_logprobs(checkpoint, forest, pixels).sum().backward())
         model.zero_grad(set_to_none=True)
-        found.append((peak - 2 * gradient, memory.logits(model.config, predicted, most)))
+        found.append((peak, memory.logits(model.config, predicted, most)))
     for peak, told in found:
-        print(f"{predicted} predictions: {peak:,} bytes beside gradients, estimate {told:,}")
+        print(f"{predicted} predictions: {peak:,} bytes, of logits by estimate {told:,}")
     (whole, told_whole), (few, told_few) = found
     assert told_whole > 20 * told_few
-    assert told_whole < whole < 1.4 * told_whole and few < whole / 8
+    assert told_whole < whole < 1.1 * told_whole and few - 2 * gradient < whole / 6
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -51,11 +51,11 @@ class InFlightModes:
             while self.fake.held < len(requests) - 1:
                 await asyncio.sleep(0.01)
             load = asyncio.create_task(engine.load_weights(self.newer.model.state_dict(), 1))
-            while not list(self.setting.folder.glob("weights-*-1-0.safetensors")):
+            while engine._update is None:
                 await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)  # the file is there: now requests wait
             late = asyncio.create_task(engine.generate(requests[-1]))
-            await asyncio.sleep(0.1)
+            if engine._in_flight == "keep":  # Otherwise the weights wait for the requests.
+                await load
             self.fake.go_on()
             await load
             return [*await work, await late]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from axpo.training.attention import parts
-from axpo.training.merged import Parts
+from axpo.training.merged import LONGEST, Parts
 from axpo.training.packing import PackedNode
 from tests.support.forests import oracle, random_forest
 from tests.support.saved_bytes import SavedBytes
@@ -98,6 +98,8 @@ SHAPES = {
     "a chain": chain(3, 1, 40, 7),
     "long against short": star(300, 2, 1, 3),
     "short against long": star(1, 90, 130, 70),
+    "in halves": star(LONGEST, LONGEST + 1, LONGEST, 2 * LONGEST + 1),
+    "in halves of halves, across nodes": chain(1, 300, 2, 4 * LONGEST, 7),
     "wide": star(20, *([5, 1, 9] * 12)),
     "roots side by side": [PackedNode(0, 5, -1), PackedNode(5, 6, -1), PackedNode(6, 30, -1)],
     "nested, both children branch": [
@@ -165,17 +167,36 @@ def pairs(found: Parts, sizes: dict[int, int]) -> int:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_each_pair_is_computed_once_in_few_calls(seed: int):
-    """One call per leaf, and one per node with several children."""
+    """One call per leaf, and one per node with several children; more where runs are long."""
     rng = random.Random(seed)
-    nodes = random_forest(rng, rng.randint(2, 30), 5)
+    nodes = random_forest(rng, rng.randint(2, 30), rng.choice([5, 2 * LONGEST]))
     chosen = range(rng.randrange(len(nodes)), len(nodes))
     found = parts(nodes, chosen)
     sizes = {i: tokens(nodes, [i]) for i in range(len(nodes))}
-    assert pairs(found, sizes) == oracle(nodes, chosen, (*found.given, *chosen)).sum()
+    needed = oracle(nodes, chosen, (*found.given, *chosen)).sum()
+    assert pairs(found, sizes) == pairs(found.halved(), sizes) == needed
     branching = {i for i in chosen if sum(node.parent == i for node in nodes) > 1}
     leaves = set(chosen) - {node.parent for node in nodes}
     assert len(found.runs) == len(leaves)
     assert len(found.branches) == len(branching)
+
+
+def test_a_long_run_is_computed_in_halves():
+    """321 tokens: the first half fits into one call, the second is halved again."""
+    one = 2 * LONGEST + 1
+    found = Parts((slice(0, 9), slice(9, 9 + one)), ((slice(9, 11), slice(0, 9)),), (), ())
+    first, third = 9 + one // 2, 9 + one // 2 + (one - one // 2) // 2
+    assert found.halved() == Parts(
+        runs=(slice(0, 9), slice(9, first), slice(first, third), slice(third, 9 + one)),
+        branches=(
+            (slice(third, 9 + one), slice(first, third)),
+            (slice(first, 9 + one), slice(9, first)),
+            (slice(9, 11), slice(0, 9)),
+        ),
+        given=(),
+        below=(),
+    )
+    assert max(length(run) for run in found.halved().runs) == LONGEST
 
 
 def test_a_parts_own_keys_are_neither_copied_nor_masked():

@@ -75,10 +75,9 @@ def vision_activations(
 def logits(text: Any, tokens: int, at_once: int) -> int:
     """The bytes of the output layer's float32 arrays for `tokens` predictions.
 
-    They have at most `at_once` logits. Three exist at once: the logits, the logits with banned ids
-    masked, and their gradient.
+    They have at most `at_once` logits. Two exist at once: the logits and their gradient.
     """
-    return 3 * min(tokens * text.vocab_size, max(at_once, text.vocab_size)) * FLOAT32
+    return 2 * min(tokens * text.vocab_size, max(at_once, text.vocab_size)) * FLOAT32
 
 
 def keys_values(text: Any, tokens: int, size: int) -> int:

@@ -8,13 +8,16 @@ the branches that leave it is seen whole by their queries, which lie side by sid
 query and key is computed once, keys and values are never copied, and no mask exists. Nodes of other
 passes are seen in the same way.
 
-The kernel is the one that SDPA takes on a CPU. SDPA itself does not return the logarithms.
+The kernel is the one that SDPA takes on a CPU (ATen's `FlashAttentionKernel.cpp`). SDPA itself does
+not return the logarithms. In causal order the kernel computes whole blocks of 512 keys and masks
+those behind a query; a long run is therefore computed as its two halves, each in the same way, and
+the rectangle between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -23,6 +26,9 @@ import torch
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 Part = tuple[slice, torch.Tensor, torch.Tensor, bool]
 """Queries, the keys and values that they see, and whether in causal order."""
+
+LONGEST = 160
+"""Tokens of a run that one call attends: of fewer, two calls take longer than the masked pairs."""
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -52,8 +58,17 @@ class Parts:
     ) -> torch.Tensor:
         """The attention [1, H, L, D] of query [1, H, L, D] over key and value [1, H_kv, L, D] and
         the states of `given`."""
+        # In 16 bits each merge converts what it merges: there halves take longer at any length.
+        parts = self.halved() if query.dtype == _wide(query) else self
         states = chain.from_iterable(given)
-        return _Merged.apply(self, scaling, query, key, value, *states)  # pyright: ignore
+        return _Merged.apply(parts, scaling, query, key, value, *states)  # pyright: ignore
+
+    def halved(self) -> Parts:
+        """The same pairs, with runs of at most `LONGEST` tokens."""
+        pieces = [piece for run in self.runs for piece in _in_order(run)]
+        short = tuple(queries for queries, keys in pieces if queries == keys)
+        across = (piece for piece in pieces if piece[0] != piece[1])
+        return replace(self, runs=short, branches=(*across, *self.branches))
 
     def over(
         self, key: torch.Tensor, value: torch.Tensor, given: Sequence[torch.Tensor]
@@ -65,6 +80,19 @@ class Parts:
             yield queries, key[:, :, keys], value[:, :, keys], False
         for queries, keys, values in zip(self.below, given[::2], given[1::2], strict=True):
             yield queries, keys, values, False
+
+
+def _in_order(run: slice) -> Iterator[tuple[slice, slice]]:
+    """Queries and the keys that they see, which together are a run in causal order: the same short
+    run twice, or the second half's queries and the first half's keys."""
+    if run.stop - run.start <= LONGEST:
+        yield run, run
+        return
+    middle = (run.start + run.stop) // 2
+    before, behind = slice(run.start, middle), slice(middle, run.stop)
+    yield from _in_order(before)
+    yield from _in_order(behind)
+    yield behind, before
 
 
 class _Merged(torch.autograd.Function):

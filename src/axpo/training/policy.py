@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
@@ -40,11 +41,28 @@ from which `tokens[i]` were drawn."""
 
 
 def log_probability(logits: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The log-probabilities [t] of the tokens (nats).
+    """The log-probabilities [t] of the tokens (nats)."""
+    return _LogProbability.apply(logits, row, tokens)  # pyright: ignore
 
-    logsumexp and a gather take no second array of the logits' size, as a log-softmax would.
-    """
-    return logits[row, tokens] - logits.logsumexp(dim=-1)[row]
+
+class _LogProbability(torch.autograd.Function):
+    """Beside the logits, one array of their size exists: their gradient, in the backward pass."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, logits: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        sums = logits.logsumexp(dim=-1)
+        ctx.save_for_backward(logits, sums, row, tokens)
+        return logits[row, tokens] - sums[row]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (gradient,) = gradients
+        logits, sums, row, tokens = ctx.saved_tensors
+        weights = torch.zeros_like(sums).index_add_(0, row, gradient)
+        found = torch.sub(logits, sums[:, None]).exp_().mul_(-weights[:, None])
+        return found.index_put_((row, tokens), gradient, accumulate=True), None, None
 
 
 def entropy(logits: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -204,5 +222,8 @@ def _read(
 ) -> torch.Tensor:
     """What `read` takes from the distributions after `hidden`, with ban and temperature."""
     logits = head_logits(checkpoint.model, hidden)
-    logits = logits.index_fill(1, _index(checkpoint.processor.banned, logits.device), float("-inf"))
-    return read(logits if temperature == 1.0 else logits / temperature, row, tokens)
+    with torch.no_grad():  # In place, and without a gradient: those of banned logits are 0.
+        logits.index_fill_(1, _index(checkpoint.processor.banned, logits.device), float("-inf"))
+    if temperature != 1.0:
+        logits = logits / temperature
+    return read(logits, row, tokens)
