@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import torch
 
-from axpo.training.policy import log_probability
+from axpo.training import policy
+from axpo.training.policy import log_probability, token_logprobs
+from tests.support.head import VOCABULARY, layer
 from tests.support.saved_bytes import SavedBytes
 
 WORDS = 37
@@ -55,3 +60,29 @@ def test_a_second_backward_pass_finds_the_same() -> None:
         torch.autograd.grad(found, logits, slopes, retain_graph=True)[0] for _ in range(2)
     )
     assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("at_once", [2**26, 2 * VOCABULARY])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradients_through_ban_temperature_and_chunks(
+    temperature: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hidden states and weights, all logits at once and recomputed two rows at a time."""
+    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", at_once)
+    model, hidden = layer(torch.float32)
+    model.device = torch.device("cpu")
+    processor = SimpleNamespace(vocabulary=VOCABULARY, banned=tuple(BANNED))
+    checkpoint = cast("Any", SimpleNamespace(model=model, processor=processor))
+    slopes, weight = torch.randn(len(ROW)), model.lm_head.weight
+    found = token_logprobs(checkpoint, hidden, ROW, TOKENS, temperature)
+    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    logits = (wide[0] @ wide[1].t() / temperature).index_fill(
+        1, torch.tensor(BANNED), float("-inf")
+    )
+    wanted = logits.log_softmax(dim=-1)[ROW, TOKENS]
+    assert (found.double() - wanted).abs().max() < 1e-5
+    rights = torch.autograd.grad(wanted, wide, slopes.double())
+    for some, right in zip(
+        torch.autograd.grad(found, (hidden, weight), slopes), rights, strict=True
+    ):
+        assert (some.double() - right).norm() < 3e-6 * right.norm()

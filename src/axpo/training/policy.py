@@ -46,7 +46,10 @@ def log_probability(logits: torch.Tensor, row: torch.Tensor, tokens: torch.Tenso
 
 
 class _LogProbability(torch.autograd.Function):
-    """Beside the logits, one array of their size exists: their gradient, in the backward pass."""
+    """Beside the logits, one array of their size exists: their gradient, in the backward pass.
+
+    torch's `cross_entropy` takes as long and keeps the log-softmax as well.
+    """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
